@@ -1,0 +1,14 @@
+//! The contract of kernel and daemon: everything that both sides must agree on, and nothing else.
+//!
+//! `no_std`, no allocation, no clock: the kernel programs compile the very same arithmetic that
+//! the daemon and its property tests run.
+#![cfg_attr(not(test), no_std)]
+
+pub mod limit;
+pub mod map;
+pub mod reason;
+pub mod source;
+
+pub use limit::{Rate, Verdict};
+pub use reason::{Blame, Plane, Reason};
+pub use source::Source;

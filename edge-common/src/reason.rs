@@ -1,0 +1,186 @@
+//! The one closed list of reasons: why a packet, a connection or a request ended as it did.
+//!
+//! The same word labels the kernel's counters, the metrics, the event log, `edgectl explain`
+//! and `docs/reasons.md`.
+
+/// Where a reason is settled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plane {
+    /// By the XDP program, for a packet.
+    Packet,
+    /// By the daemon, for a connection that carried no request (yet).
+    Connection,
+    /// By the daemon, for a request.
+    Request,
+}
+
+/// Who caused a refusal. Only the client's faults may become abuse signals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blame {
+    /// Nothing was refused, or nobody can be held to it.
+    Nobody,
+    /// The peer that sent the packet or the request.
+    Client,
+    /// The server behind the edge.
+    Upstream,
+    /// The edge itself: its capacity, its configuration or a bug.
+    Edge,
+}
+
+macro_rules! reasons {
+    ($($plane:ident { $($(#[doc = $doc:literal])+ $variant:ident = $name:literal, $blame:ident;)+ })+) => {
+        /// Why a packet, a connection or a request ended as it did. Each is counted exactly once.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum Reason {
+            $($($(#[doc = $doc])+ $variant,)+)+
+        }
+
+        impl Reason {
+            /// Every reason, in the order of its number.
+            pub const ALL: &'static [Self] = &[$($(Self::$variant,)+)+];
+
+            /// The word for this reason, everywhere.
+            pub const fn name(self) -> &'static str {
+                match self { $($(Self::$variant => $name,)+)+ }
+            }
+
+            /// Where it is settled.
+            pub const fn plane(self) -> Plane {
+                match self { $($(Self::$variant => Plane::$plane,)+)+ }
+            }
+
+            /// Who caused it.
+            pub const fn blame(self) -> Blame {
+                match self { $($(Self::$variant => Blame::$blame,)+)+ }
+            }
+
+            /// One sentence for a person.
+            pub const fn meaning(self) -> &'static str {
+                match self { $($(Self::$variant => concat!($($doc),+),)+)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    Packet {
+        /// No rule spoke against the packet; it was handed to the network stack.
+        Pass = "pass", Nobody;
+        /// Not IPv4 or IPv6 (ARP, LLDP, ...); handed to the network stack.
+        NotIp = "not_ip", Nobody;
+        /// The source is on the allow list; no other rule was asked.
+        AllowList = "allow_list", Nobody;
+        /// The source is on the deny list.
+        DenyList = "deny_list", Client;
+        /// The source is banned for abuse, until a stated time.
+        Ban = "ban", Client;
+        /// The source sent more packets than its limit.
+        PacketRate = "packet_rate", Client;
+        /// The source opened TCP connections faster than its limit.
+        ConnectionRate = "connection_rate", Client;
+        /// The source holds as many open TCP connections as it may.
+        OpenConnections = "open_connections", Client;
+        /// A header is cut short or contradicts itself.
+        MalformedPacket = "malformed_packet", Client;
+        /// More nested headers than the program follows.
+        UnparsedPacket = "unparsed_packet", Client;
+    }
+    Connection {
+        /// The TLS handshake completed.
+        Handshake = "handshake", Nobody;
+        /// The TLS handshake was broken off or was not TLS at all.
+        HandshakeFailed = "handshake_failed", Client;
+        /// The TLS handshake did not complete in time.
+        HandshakeTimeout = "handshake_timeout", Client;
+        /// The edge holds as many connections as it may.
+        ConnectionsFull = "connections_full", Edge;
+    }
+    Request {
+        /// The upstream's answer was passed on.
+        Serve = "serve", Nobody;
+        /// Plain HTTP was sent to HTTPS.
+        Redirect = "redirect", Nobody;
+        /// The request has no single meaning.
+        MalformedRequest = "malformed_request", Client;
+        /// The request target is longer than the bound.
+        UriTooLong = "uri_too_long", Client;
+        /// The header section is larger than the bound.
+        HeadersTooLarge = "headers_too_large", Client;
+        /// The body is larger than the bound.
+        BodyTooLarge = "body_too_large", Client;
+        /// The request did not arrive in time.
+        RequestTimeout = "request_timeout", Client;
+        /// The route asks for a credential and none came.
+        CredentialMissing = "credential_missing", Client;
+        /// The credential is malformed or unknown.
+        CredentialInvalid = "credential_invalid", Client;
+        /// The credential has expired.
+        CredentialExpired = "credential_expired", Client;
+        /// The credential was revoked.
+        CredentialRevoked = "credential_revoked", Client;
+        /// A credential came in the URL, where logs and caches see it.
+        CredentialInUrl = "credential_in_url", Client;
+        /// The caller is known but may not do this.
+        NotPermitted = "not_permitted", Client;
+        /// No route serves this host and path.
+        NoRoute = "no_route", Client;
+        /// The route does not take this method.
+        MethodNotAllowed = "method_not_allowed", Client;
+        /// The source sent more requests than its limit.
+        SourceRate = "source_rate", Client;
+        /// The key sent more requests than its limit.
+        KeyRate = "key_rate", Client;
+        /// All clients together sent more requests than the edge admits.
+        GlobalRate = "global_rate", Edge;
+        /// The edge holds as many requests in flight as it may.
+        Overload = "overload", Edge;
+        /// No upstream could be reached.
+        UpstreamUnreachable = "upstream_unreachable", Upstream;
+        /// The upstream did not answer in time.
+        UpstreamTimeout = "upstream_timeout", Upstream;
+        /// The upstream's answer was not HTTP or broke off.
+        UpstreamInvalid = "upstream_invalid", Upstream;
+        /// The client went away before its answer was complete.
+        ClientGone = "client_gone", Nobody;
+        /// A fault inside the edge.
+        InternalError = "internal_error", Edge;
+    }
+}
+
+impl Reason {
+    /// How many reasons there are; the length of the kernel's counter array.
+    pub const COUNT: usize = Self::ALL.len();
+
+    /// Whether the packet goes on to the network stack.
+    #[must_use]
+    pub const fn passes(self) -> bool {
+        matches!(self, Self::Pass | Self::NotIp | Self::AllowList)
+    }
+
+    /// The reason with this number, as the kernel wrote it into an event.
+    #[must_use]
+    pub fn from_index(index: u32) -> Option<Self> {
+        Self::ALL.get(index as usize).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_and_names_are_one_to_one() {
+        for (i, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, i);
+            assert_eq!(Reason::from_index(i as u32), Some(*reason));
+            assert_eq!(Reason::ALL.iter().filter(|r| r.name() == reason.name()).count(), 1);
+        }
+        assert_eq!(Reason::from_index(Reason::COUNT as u32), None);
+    }
+
+    #[test]
+    fn what_passes_blames_nobody() {
+        assert!(Reason::ALL.iter().filter(|r| r.passes()).all(|r| r.blame() == Blame::Nobody));
+    }
+}

@@ -1,0 +1,2 @@
+//! Facts in, decisions out. No I/O, no clock, no runtime: time and bytes are arguments.
+#![forbid(unsafe_code)]

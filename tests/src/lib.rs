@@ -1,0 +1,1 @@
+//! The harness: namespaces, packets, an origin, the daemon and its clients, as a small language.
