@@ -1,0 +1,340 @@
+//! The daemon's life: build all that can fail, give up every power, then run, then drain.
+
+use std::{
+    net::TcpListener,
+    path::PathBuf,
+    rc::Rc,
+    sync::{
+        Arc,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use arc_swap::ArcSwap;
+use edge_common::limit::Set;
+use edge_policy::{
+    key::{KeyRing, Pepper},
+    limit::Table,
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{oneshot, watch},
+    task::{LocalSet, spawn_local},
+};
+
+use crate::{
+    config::{self, Settings},
+    control::{self, Command, Control, Peer, Refused, Reply},
+    events::{Event, EventLog, Events},
+    kernel::{Drops, Kernel},
+    listen,
+    metrics::{KernelView, Metrics},
+    notify::notify,
+    plan,
+    privilege,
+    request::{self, Edge, Entrance},
+    scrape, store,
+    verdict::{Order, Writer},
+};
+
+/// Everything that was loaded, attached, bound and opened, and nothing that runs yet.
+pub struct App {
+    config: PathBuf,
+    settings: Settings,
+    edge: Arc<Edge>,
+    writer: Writer,
+    orders: Receiver<Order>,
+    drops: Drops,
+    event_log: EventLog,
+    /// For each worker, its listeners.
+    listeners: Vec<Vec<(TcpListener, Entrance)>>,
+    control: Control,
+    metrics: TcpListener,
+}
+
+impl App {
+    /// Does everything that can fail or needs a privilege.
+    pub fn build(config: PathBuf, settings: Settings) -> anyhow::Result<Self> {
+        let plan = plan::plan(&settings)?;
+        let workers = match settings.server.workers {
+            0 => thread::available_parallelism()?.get(),
+            workers => workers,
+        };
+        raise_descriptor_limit()?;
+        let (events, event_log) =
+            Events::open(&settings.log.events).context("cannot open the event log")?;
+        let store = store::Store::open(&settings.state.dir)?;
+        let pepper = store::pepper(&settings.keys.pepper_file).with_context(|| {
+            format!("cannot use the pepper {}", settings.keys.pepper_file.display())
+        })?;
+        let listeners = bind(&settings, workers)?;
+        let metrics = listen::bind(settings.metrics.listen, 1)
+            .with_context(|| format!("cannot listen on {}", settings.metrics.listen))?
+            .remove(0);
+        let control = Control::bind(&settings.control.socket)?;
+
+        let (queue, orders) = sync_channel(ORDERS_MAX);
+        let edge = Arc::new(Edge {
+            plan: ArcSwap::from_pointee(plan),
+            keys: ArcSwap::from_pointee(KeyRing::default()),
+            pepper: Pepper::new(pepper),
+            sources: Table::new(SOURCE_SETS, random_seed()?),
+            everyone: Set::default(),
+            orders: queue,
+            metrics: Arc::new(Metrics::new(workers)),
+            events,
+        });
+        // The tables are filled before the program that reads them sees its first packet.
+        let mut kernel = Kernel::load(&settings.kernel)?;
+        let drops = kernel.drops()?;
+        let writer = Writer::new(kernel, store, settings.clone(), Arc::clone(&edge))?;
+        Ok(Self { config, settings, edge, writer, orders, drops, event_log, listeners, control, metrics })
+    }
+
+    /// Attaches, gives up every capability, serves until SIGTERM or SIGINT, drains.
+    pub fn run(mut self) -> anyhow::Result<()> {
+        for attached in self.writer.attach()? {
+            tracing::info!(interface = attached.interface, mode = %attached.mode, "attached");
+        }
+        privilege::drop_all()?;
+
+        let (stop, stopping) = watch::channel(false);
+        let (event_log, writer, orders) = (self.event_log, self.writer, self.orders);
+        spawn("events", move || event_log.run())?;
+        let writer = spawn("verdicts", move || writer.run(&orders))?;
+        let mut workers = Vec::new();
+        for (index, listeners) in self.listeners.into_iter().enumerate() {
+            let (edge, stopping) = (Arc::clone(&self.edge), stopping.clone());
+            let drain = self.settings.server.drain_timeout;
+            let work = move || request::run(edge, index, listeners, stopping, drain);
+            workers.push(spawn(&format!("worker-{index}"), work)?);
+        }
+        let edge = Arc::clone(&self.edge);
+        let operator = Operator { edge: self.edge, config: self.config, settings: self.settings };
+        serve_control(operator, self.control, self.metrics, self.drops)?;
+
+        notify("STOPPING=1");
+        edge.events.tell(Event::Stopped);
+        stop.send_replace(true);
+        for worker in workers {
+            join(worker)??;
+        }
+        edge.orders.send(Order::Stop).context("the verdict writer is gone")?;
+        join(writer)
+    }
+}
+
+/// The control plane, on the main thread: it answers while the workers are flooded.
+fn serve_control(
+    operator: Operator,
+    control: Control,
+    metrics: TcpListener,
+    drops: Drops,
+) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(LocalSet::new().run_until(async move {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        let edge = Arc::clone(&operator.edge);
+        let operator = Rc::new(tokio::sync::Mutex::new(operator));
+
+        let listener = tokio::net::TcpListener::from_std(metrics)?;
+        let scraped = Arc::clone(&edge);
+        spawn_local(scrape::serve(listener, move || exposition(Arc::clone(&scraped))));
+        spawn_local(tell_drops(drops, Arc::clone(&edge)));
+        let commanded = Rc::clone(&operator);
+        spawn_local(control.serve(move |command, peer| {
+            let operator = Rc::clone(&commanded);
+            async move { operator.lock().await.obey(command, peer).await }
+        }));
+
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
+        edge.events.tell(Event::Started { version: env!("CARGO_PKG_VERSION") });
+        notify("READY=1");
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+                _ = hangup.recv() => {
+                    // Failure is logged, counted and shown by `edgectl status`.
+                    let _ = operator.lock().await.reload().await;
+                }
+            }
+        }
+    }))
+}
+
+/// What an operator reaches: the configuration's file, and the writer behind the edge.
+struct Operator {
+    edge: Arc<Edge>,
+    config: PathBuf,
+    settings: Settings,
+}
+
+impl Operator {
+    async fn obey(&mut self, command: Command, peer: Peer) -> Reply {
+        if matches!(command, Command::Reload) {
+            return match self.reload().await {
+                Ok(()) => Reply::Done,
+                Err(error) => Reply::Refused(Refused { why: format!("{error:#}") }),
+            };
+        }
+        let (answer, answered) = oneshot::channel();
+        let sent = send(&self.edge.orders, Order::Command(command, peer, answer)).await;
+        match (sent, answered.await) {
+            (Ok(()), Ok(reply)) => reply,
+            _ => Reply::Refused(Refused { why: "the verdict writer is gone".into() }),
+        }
+    }
+
+    /// Reads the configuration again. Nothing changes unless all of it can be put in force.
+    async fn reload(&mut self) -> anyhow::Result<()> {
+        notify("RELOADING=1");
+        let result = self.try_reload().await;
+        let metrics = &self.edge.metrics;
+        let (count, word) = match &result {
+            Ok(()) => (&metrics.reloads_ok, "ok"),
+            Err(error) => {
+                tracing::error!(error = %format!("{error:#}"), "reload refused; nothing changed");
+                (&metrics.reloads_refused, "refused")
+            }
+        };
+        count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.edge.events.tell(Event::Reload { result: word });
+        let told = result.as_ref().map(|()| ()).map_err(|error| format!("{error:#}"));
+        let _ = send(&self.edge.orders, Order::Reloaded(told)).await;
+        notify("READY=1");
+        result
+    }
+
+    async fn try_reload(&mut self) -> anyhow::Result<()> {
+        let (settings, warnings) = config::load(&self.config)?;
+        for warning in warnings.iter() {
+            tracing::warn!("{warning}");
+        }
+        refuse_what_needs_a_restart(&self.settings, &settings)?;
+        let plan = plan::plan(&settings)?;
+        let (answer, answered) = oneshot::channel();
+        send(&self.edge.orders, Order::Apply(Box::new(settings.clone()), answer)).await?;
+        answered.await.context("the verdict writer is gone")??;
+        self.edge.plan.store(Arc::new(plan));
+        self.settings = settings;
+        Ok(())
+    }
+}
+
+/// What only the start can do, because the powers for it are gone.
+fn refuse_what_needs_a_restart(old: &Settings, new: &Settings) -> anyhow::Result<()> {
+    let changed = [
+        ("kernel.interfaces", old.kernel.interfaces != new.kernel.interfaces),
+        ("kernel.attach", old.kernel.attach != new.kernel.attach),
+        ("kernel.pin_dir", old.kernel.pin_dir != new.kernel.pin_dir),
+        ("kernel.debug", old.kernel.debug != new.kernel.debug),
+        ("kernel.ipv6_prefix", old.kernel.ipv6_prefix != new.kernel.ipv6_prefix),
+        ("server.https", old.server.https != new.server.https),
+        ("server.http", old.server.http != new.server.http),
+        ("server.workers", old.server.workers != new.server.workers),
+        ("server.drain_timeout", old.server.drain_timeout != new.server.drain_timeout),
+        ("keys.pepper_file", old.keys.pepper_file != new.keys.pepper_file),
+        ("state.dir", old.state != new.state),
+        ("control.socket", old.control != new.control),
+        ("metrics.listen", old.metrics != new.metrics),
+        ("log", old.log != new.log),
+    ];
+    let changed: Vec<_> = changed.iter().filter(|(_, is)| *is).map(|(key, _)| *key).collect();
+    if !changed.is_empty() {
+        bail!("needs a restart: {} changed", changed.join(", "));
+    }
+    Ok(())
+}
+
+async fn exposition(edge: Arc<Edge>) -> String {
+    let (answer, answered) = oneshot::channel();
+    let view: Option<KernelView> = match send(&edge.orders, Order::View(answer)).await {
+        Ok(()) => answered.await.ok(),
+        Err(_) => None,
+    };
+    edge.metrics.expose(view.as_ref(), edge.events.lost())
+}
+
+/// Passes the kernel's drop events on to the event log.
+async fn tell_drops(mut drops: Drops, edge: Arc<Edge>) {
+    loop {
+        match drops.next().await {
+            Ok(drop) => edge.events.tell(Event::PacketDropped {
+                source: drop.source.into(),
+                reason: edge_common::Reason::from_index(drop.reason).map_or("?", |r| r.name()),
+                port: drop.port,
+                protocol: drop.protocol,
+            }),
+            Err(error) => {
+                tracing::error!(%error, "cannot read drop events any more");
+                return;
+            }
+        }
+    }
+}
+
+/// Puts an order in the queue, however full signals have made it: an operator is never lost.
+async fn send(orders: &SyncSender<Order>, mut order: Order) -> anyhow::Result<()> {
+    use std::sync::mpsc::TrySendError::{Disconnected, Full};
+    loop {
+        match orders.try_send(order) {
+            Ok(()) => return Ok(()),
+            Err(Full(unsent)) => order = unsent,
+            Err(Disconnected(_)) => bail!("the verdict writer is gone"),
+        }
+        tokio::time::sleep(QUEUE_PAUSE).await;
+    }
+}
+
+fn bind(
+    settings: &Settings,
+    workers: usize,
+) -> anyhow::Result<Vec<Vec<(TcpListener, Entrance)>>> {
+    let https = settings.server.https.iter().map(|address| (*address, Entrance::Https));
+    let http = settings.server.http.iter().map(|address| (*address, Entrance::Http));
+    let mut listeners: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
+    for (address, entrance) in https.chain(http) {
+        let sockets = listen::bind(address, workers)
+            .with_context(|| format!("cannot listen on {address}"))?;
+        for (own, socket) in listeners.iter_mut().zip(sockets) {
+            own.push((socket, entrance));
+        }
+    }
+    Ok(listeners)
+}
+
+/// A connection is a descriptor or two: takes as many as the system gives.
+fn raise_descriptor_limit() -> anyhow::Result<()> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
+}
+
+fn random_seed() -> anyhow::Result<u64> {
+    let mut seed = [0; 8];
+    getrandom::fill(&mut seed).context("no randomness")?;
+    Ok(u64::from_ne_bytes(seed))
+}
+
+fn spawn<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> anyhow::Result<JoinHandle<T>> {
+    Ok(thread::Builder::new().name(name.to_owned()).spawn(work)?)
+}
+
+fn join<T>(thread: JoinHandle<T>) -> anyhow::Result<T> {
+    thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))
+}
+
+/// Signals and commands that wait for the writer; ~64 bytes each.
+const ORDERS_MAX: usize = 16_384;
+/// Sets of the request limiter: 262 144 sources in 2 MiB.
+const SOURCE_SETS: usize = 65_536;
+const QUEUE_PAUSE: Duration = Duration::from_millis(1);

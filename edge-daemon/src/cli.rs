@@ -1,0 +1,100 @@
+//! The command line of `edged`.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::filter::LevelFilter;
+
+use crate::{
+    app::App,
+    config::{self, Settings, settings::Level},
+    kernel,
+};
+
+/// An edge that protects itself: XDP packet filter and TLS front of an API in one daemon.
+#[derive(Parser)]
+#[command(name = "edged", version, after_help = EXIT_CODES)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Load the packet filter, open the listeners and serve until SIGTERM
+    Run(Config),
+    /// Check the configuration and everything it names, then exit
+    Check(Config),
+    /// Take the packet filter off its interfaces and forget its tables
+    ///
+    /// The filter outlives the daemon, whether it stops, crashes or is upgraded. This is how an
+    /// interface is given back.
+    Detach(Config),
+}
+
+#[derive(clap::Args)]
+struct Config {
+    /// The configuration file
+    #[arg(long, default_value = "/etc/edged/edged.toml")]
+    config: PathBuf,
+}
+
+/// Runs the program with the process's arguments.
+#[must_use]
+pub fn main() -> ExitCode {
+    let (verb, config) = match Arguments::parse().verb {
+        Verb::Run(arguments) => (run as fn(_, _) -> _, arguments.config),
+        Verb::Check(arguments) => (check as fn(_, _) -> _, arguments.config),
+        Verb::Detach(arguments) => (detach as fn(_, _) -> _, arguments.config),
+    };
+    let settings = match config::load(&config) {
+        Ok((settings, warnings)) => {
+            eprint!("{warnings}");
+            settings
+        }
+        Err(mistakes) => {
+            eprint!("{mistakes}");
+            return ExitCode::from(BAD_CONFIGURATION);
+        }
+    };
+    match verb(config, settings) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("edged: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(config: PathBuf, settings: Settings) -> anyhow::Result<()> {
+    log_to_stderr(settings.log.level);
+    App::build(config, settings)?.run()
+}
+
+fn check(config: PathBuf, settings: Settings) -> anyhow::Result<()> {
+    crate::plan::plan(&settings)?;
+    println!("{}: fine", config.display());
+    Ok(())
+}
+
+fn detach(_: PathBuf, settings: Settings) -> anyhow::Result<()> {
+    for freed in kernel::detach(&settings.kernel.pin_dir)? {
+        println!("{freed}");
+    }
+    Ok(())
+}
+
+fn log_to_stderr(level: Level) {
+    let level = match level {
+        Level::Error => LevelFilter::ERROR,
+        Level::Warn => LevelFilter::WARN,
+        Level::Info => LevelFilter::INFO,
+        Level::Debug => LevelFilter::DEBUG,
+        Level::Trace => LevelFilter::TRACE,
+    };
+    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).init();
+}
+
+const BAD_CONFIGURATION: u8 = 78;
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage, 78 the configuration is wrong.";

@@ -1,0 +1,87 @@
+//! The two clocks: boot time, which rates and bans go by, and the calendar, which people read.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use nix::time::{ClockId, clock_gettime};
+
+/// Nanoseconds since boot, suspend included: the clock that the kernel programs compare bans to.
+#[must_use]
+pub fn boot_ns() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("the clock exists since Linux 2.6.39");
+    u64::try_from(Duration::from(now).as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Milliseconds since 1970.
+#[must_use]
+pub fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The boot time at which the calendar shows `unix_ms`; 0 if that was before boot.
+#[must_use]
+pub fn boot_ns_at(unix_ms: u64) -> u64 {
+    let now = self::unix_ms();
+    if unix_ms >= now {
+        boot_ns().saturating_add((unix_ms - now).saturating_mul(NS_PER_MS))
+    } else {
+        boot_ns().saturating_sub((now - unix_ms).saturating_mul(NS_PER_MS))
+    }
+}
+
+/// What the calendar shows at that boot time, in milliseconds since 1970.
+#[must_use]
+pub fn unix_ms_at(boot_ns: u64) -> u64 {
+    let now = self::boot_ns();
+    if boot_ns >= now {
+        unix_ms().saturating_add((boot_ns - now) / NS_PER_MS)
+    } else {
+        unix_ms().saturating_sub((now - boot_ns) / NS_PER_MS)
+    }
+}
+
+/// `2026-01-31T23:59:59.123Z`, for a time in milliseconds since 1970.
+#[must_use]
+pub fn rfc3339(unix_ms: u64) -> String {
+    let (days, ms) = (unix_ms / MS_PER_DAY, unix_ms % MS_PER_DAY);
+    let (year, month, day) = civil(days);
+    let (hour, minute, second) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", ms % 1000)
+}
+
+/// Days since 1970 as year, month and day of the Gregorian calendar, counted in 400-year eras
+/// that begin on 1 March, so that the leap day is the last of its year.
+fn civil(days: u64) -> (u64, u64, u64) {
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
+}
+
+const NS_PER_MS: u64 = 1_000_000;
+const MS_PER_DAY: u64 = 86_400_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calendar_dates() {
+        assert_eq!(rfc3339(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(rfc3339(951_782_400_000), "2000-02-29T00:00:00.000Z");
+        assert_eq!(rfc3339(1_795_305_599_123), "2026-11-21T23:59:59.123Z");
+        assert_eq!(rfc3339(4_107_542_400_000), "2100-03-01T00:00:00.000Z");
+    }
+
+    #[test]
+    fn the_clocks_convert_into_each_other() {
+        let later = unix_ms() + 90_000;
+        assert!(unix_ms_at(boot_ns_at(later)).abs_diff(later) <= 2);
+        assert_eq!(boot_ns_at(0), 0);
+    }
+}

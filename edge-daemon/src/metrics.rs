@@ -1,0 +1,363 @@
+//! What is counted, and its exposition for Prometheus.
+//!
+//! Each worker counts into memory of its own; a scrape sums them up. Nothing on the request path
+//! touches a cache line that another core writes, except the two gauges that are also bounds.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use edge_common::{Plane, Reason, map::Count};
+use http::StatusCode;
+use prometheus::{
+    TextEncoder,
+    proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType},
+};
+
+/// One worker's counters.
+#[repr(align(128))]
+pub struct Counters {
+    reasons: [AtomicU64; Reason::COUNT],
+    served: [AtomicU64; STATUSES],
+    signals: [AtomicU64; Reason::COUNT],
+    /// From the request's last header to the end of its answer.
+    pub request: Spread,
+    /// From the request's way upstream to the first byte of the upstream's answer.
+    pub upstream: Spread,
+    /// From the accepted connection to the completed TLS handshake.
+    pub handshake: Spread,
+}
+
+impl Counters {
+    /// Counts the end of a connection, or of a request that was not served.
+    pub fn count(&self, reason: Reason) {
+        self.reasons[reason as usize].fetch_add(1, Relaxed);
+    }
+
+    /// Counts a served request by the status of its answer.
+    pub fn serve(&self, status: StatusCode) {
+        self.served[usize::from(status.as_u16()) % STATUSES].fetch_add(1, Relaxed);
+    }
+
+    /// Counts a misdeed that was reported to the verdict writer.
+    pub fn signal(&self, reason: Reason) {
+        self.signals[reason as usize].fetch_add(1, Relaxed);
+    }
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            reasons: [const { AtomicU64::new(0) }; Reason::COUNT],
+            served: [const { AtomicU64::new(0) }; STATUSES],
+            signals: [const { AtomicU64::new(0) }; Reason::COUNT],
+            request: Spread::default(),
+            upstream: Spread::default(),
+            handshake: Spread::default(),
+        }
+    }
+}
+
+/// A histogram of durations.
+#[derive(Default)]
+pub struct Spread {
+    buckets: [AtomicU64; EDGES.len() + 1],
+    sum_ns: AtomicU64,
+}
+
+impl Spread {
+    /// Counts one duration.
+    pub fn observe(&self, duration: Duration) {
+        let seconds = duration.as_secs_f64();
+        let bucket = EDGES.partition_point(|edge| *edge < seconds);
+        self.buckets[bucket].fetch_add(1, Relaxed);
+        let ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        self.sum_ns.fetch_add(ns, Relaxed);
+    }
+}
+
+/// Everything that is counted in the daemon.
+pub struct Metrics {
+    workers: Vec<Arc<Counters>>,
+    /// Client connections now.
+    pub connections: AtomicUsize,
+    /// Requests in flight now.
+    pub requests: AtomicUsize,
+    /// Signals that a full queue lost.
+    pub signals_lost: AtomicU64,
+    /// Bans written to the kernel.
+    pub bans: AtomicU64,
+    /// Bans that the kernel refused.
+    pub bans_failed: AtomicU64,
+    /// Bans in force, as of the last look.
+    pub bans_active: AtomicU64,
+    /// Keys that are neither expired nor revoked, as of the last look.
+    pub keys_active: AtomicU64,
+    /// From the misdeed to the kernel's map.
+    pub ban_latency: Spread,
+    /// Reloads that took effect.
+    pub reloads_ok: AtomicU64,
+    /// Reloads that were refused.
+    pub reloads_refused: AtomicU64,
+}
+
+/// What the kernel counted, read for one scrape.
+pub struct KernelView {
+    /// Packets and bytes by reason.
+    pub counts: [Count; Reason::COUNT],
+    /// Name, entries if they are counted, and capacity of each table.
+    pub tables: Vec<(&'static str, Option<u64>, u64)>,
+    /// Drop events that the kernel kept back.
+    pub drops_lost: u64,
+}
+
+impl Metrics {
+    /// Counters for so many workers.
+    #[must_use]
+    pub fn new(workers: usize) -> Self {
+        Self {
+            workers: (0..workers).map(|_| Arc::default()).collect(),
+            connections: AtomicUsize::new(0),
+            requests: AtomicUsize::new(0),
+            signals_lost: AtomicU64::new(0),
+            bans: AtomicU64::new(0),
+            bans_failed: AtomicU64::new(0),
+            bans_active: AtomicU64::new(0),
+            keys_active: AtomicU64::new(0),
+            ban_latency: Spread::default(),
+            reloads_ok: AtomicU64::new(0),
+            reloads_refused: AtomicU64::new(0),
+        }
+    }
+
+    /// The counters of one worker.
+    #[must_use]
+    pub fn worker(&self, index: usize) -> Arc<Counters> {
+        Arc::clone(&self.workers[index])
+    }
+
+    /// All of it in Prometheus' text format.
+    #[must_use]
+    pub fn expose(&self, kernel: Option<&KernelView>, events_lost: u64) -> String {
+        let mut families = vec![
+            self.requests_family(),
+            self.connections_family(),
+            self.signals_family(),
+            self.spread("request_duration_seconds", "Duration of requests.", |c| &c.request),
+            self.spread("upstream_duration_seconds", "Wait for upstreams.", |c| &c.upstream),
+            self.spread("handshake_duration_seconds", "Duration of TLS handshakes.", |c| {
+                &c.handshake
+            }),
+            histogram("ban_latency_seconds", "From a misdeed to the kernel's map.", &[
+                &self.ban_latency,
+            ]),
+            reloads(&self.reloads_ok, &self.reloads_refused),
+            build_info(),
+        ];
+        families.extend(self.plain(events_lost));
+        families.extend(kernel.into_iter().flat_map(kernel_families));
+        TextEncoder::new().encode_to_string(&families).unwrap_or_else(|error| {
+            tracing::error!(%error, "cannot encode metrics");
+            String::new()
+        })
+    }
+
+    fn sum(&self, of: impl Fn(&Counters) -> &AtomicU64) -> u64 {
+        self.workers.iter().map(|worker| of(worker).load(Relaxed)).sum()
+    }
+
+    fn requests_family(&self) -> MetricFamily {
+        let refused = Reason::ALL.iter().filter(|r| r.plane() == Plane::Request).map(|reason| {
+            let status = edge_policy::denied::status(*reason);
+            (*reason, status.as_u16(), self.sum(|c| &c.reasons[*reason as usize]))
+        });
+        let served = (0..STATUSES).map(|status| {
+            (Reason::Serve, status as u16, self.sum(|c| &c.served[status]))
+        });
+        let metrics = refused.chain(served).filter(|(.., count)| *count > 0).map(
+            |(reason, status, count)| {
+                counter(&[("reason", reason.name()), ("status", &status.to_string())], count)
+            },
+        );
+        family("requests_total", "Requests by outcome.", MetricType::COUNTER, metrics)
+    }
+
+    fn connections_family(&self) -> MetricFamily {
+        let reasons = Reason::ALL.iter().filter(|r| r.plane() == Plane::Connection);
+        let metrics = reasons.map(|reason| {
+            counter(&[("reason", reason.name())], self.sum(|c| &c.reasons[*reason as usize]))
+        });
+        family("connections_total", "TLS connections by outcome.", MetricType::COUNTER, metrics)
+    }
+
+    fn signals_family(&self) -> MetricFamily {
+        let counts = Reason::ALL.iter().map(|r| (r, self.sum(|c| &c.signals[*r as usize])));
+        let metrics = counts
+            .filter(|(_, count)| *count > 0)
+            .map(|(reason, count)| counter(&[("reason", reason.name())], count));
+        family("signals_total", "Misdeeds reported for scoring.", MetricType::COUNTER, metrics)
+    }
+
+    fn spread(&self, name: &str, help: &str, of: impl Fn(&Counters) -> &Spread) -> MetricFamily {
+        let parts: Vec<_> = self.workers.iter().map(|worker| of(worker)).collect();
+        histogram(name, help, &parts)
+    }
+
+    fn plain(&self, events_lost: u64) -> Vec<MetricFamily> {
+        let total = |name, help, value| {
+            family(name, help, MetricType::COUNTER, [counter(&[], value)])
+        };
+        let now = |name, help, value| family(name, help, MetricType::GAUGE, [gauge(&[], value)]);
+        let load = |value: &AtomicU64| value.load(Relaxed);
+        vec![
+            now("connections_open", "Client connections.", self.connections.load(Relaxed) as u64),
+            now("requests_in_flight", "Requests in flight.", self.requests.load(Relaxed) as u64),
+            total("signals_lost_total", "Signals a full queue lost.", load(&self.signals_lost)),
+            total("events_lost_total", "Security events that were lost.", events_lost),
+            total("bans_total", "Bans written to the kernel.", load(&self.bans)),
+            total("bans_failed_total", "Bans the kernel refused.", load(&self.bans_failed)),
+            now("bans_active", "Bans in force.", load(&self.bans_active)),
+            now("keys_active", "Keys that would be accepted.", load(&self.keys_active)),
+        ]
+    }
+}
+
+fn kernel_families(view: &KernelView) -> Vec<MetricFamily> {
+    let packet = || Reason::ALL.iter().filter(|r| r.plane() == Plane::Packet);
+    let by_reason = |of: fn(&Count) -> u64| {
+        packet().map(move |reason| {
+            counter(&[("reason", reason.name())], of(&view.counts[*reason as usize]))
+        })
+    };
+    let used = view.tables.iter().filter_map(|(map, used, _)| Some((map, (*used)?)));
+    let lost = counter(&[], view.drops_lost);
+    let (total, now) = (MetricType::COUNTER, MetricType::GAUGE);
+    vec![
+        family("packets_total", "Packets by outcome.", total, by_reason(|c| c.packets)),
+        family("packet_bytes_total", "Packet bytes by outcome.", total, by_reason(|c| c.bytes)),
+        family("map_entries", "Entries of a kernel table.", now, used.map(|(m, n)| {
+            gauge(&[("map", m)], n)
+        })),
+        family("map_capacity", "Capacity of a kernel table.", now, view.tables.iter().map(
+            |(map, _, capacity)| gauge(&[("map", map)], *capacity),
+        )),
+        family("drop_events_lost_total", "Drop events the kernel kept back.", total, [lost]),
+    ]
+}
+
+fn reloads(ok: &AtomicU64, refused: &AtomicU64) -> MetricFamily {
+    let results = [("ok", ok), ("refused", refused)];
+    let metrics = results.map(|(result, n)| counter(&[("result", result)], n.load(Relaxed)));
+    family("reloads_total", "Reloads by result.", MetricType::COUNTER, metrics)
+}
+
+fn build_info() -> MetricFamily {
+    let version = [("version", env!("CARGO_PKG_VERSION"))];
+    family("build_info", "The build, as labels.", MetricType::GAUGE, [gauge(&version, 1)])
+}
+
+fn family(
+    name: &str,
+    help: &str,
+    kind: MetricType,
+    metrics: impl IntoIterator<Item = Metric>,
+) -> MetricFamily {
+    let mut family = MetricFamily::new();
+    family.set_name(format!("edged_{name}"));
+    family.set_help(help.to_owned());
+    family.set_field_type(kind);
+    family.set_metric(metrics.into_iter().collect());
+    family
+}
+
+fn counter(labels: &[(&str, &str)], value: u64) -> Metric {
+    let mut counter = Counter::new();
+    counter.set_value(value as f64);
+    let mut metric = labelled(labels);
+    metric.set_counter(counter);
+    metric
+}
+
+fn gauge(labels: &[(&str, &str)], value: u64) -> Metric {
+    let mut gauge = Gauge::new();
+    gauge.set_value(value as f64);
+    let mut metric = labelled(labels);
+    metric.set_gauge(gauge);
+    metric
+}
+
+fn histogram(name: &str, help: &str, parts: &[&Spread]) -> MetricFamily {
+    let mut count = 0;
+    let mut buckets = Vec::with_capacity(EDGES.len());
+    for (i, edge) in EDGES.iter().enumerate() {
+        count += parts.iter().map(|p| p.buckets[i].load(Relaxed)).sum::<u64>();
+        let mut bucket = Bucket::new();
+        bucket.set_upper_bound(*edge);
+        bucket.set_cumulative_count(count);
+        buckets.push(bucket);
+    }
+    count += parts.iter().map(|p| p.buckets[EDGES.len()].load(Relaxed)).sum::<u64>();
+    let sum_ns: u64 = parts.iter().map(|p| p.sum_ns.load(Relaxed)).sum();
+    let mut histogram = Histogram::new();
+    histogram.set_bucket(buckets);
+    histogram.set_sample_count(count);
+    histogram.set_sample_sum(sum_ns as f64 / 1e9);
+    let mut metric = labelled(&[]);
+    metric.set_histogram(histogram);
+    family(name, help, MetricType::HISTOGRAM, [metric])
+}
+
+fn labelled(labels: &[(&str, &str)]) -> Metric {
+    Metric::from_label(
+        labels
+            .iter()
+            .map(|(name, value)| {
+                let mut pair = LabelPair::new();
+                pair.set_name((*name).to_owned());
+                pair.set_value((*value).to_owned());
+                pair
+            })
+            .collect(),
+    )
+}
+
+/// Upper edges of the duration buckets, in seconds: a ban is a matter of microseconds, an
+/// upstream's answer one of seconds.
+const EDGES: [f64; 17] = [
+    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25,
+    0.5, 1.0, 2.5, 5.0, 10.0,
+];
+
+/// Status codes have three digits; what lies beyond 599 is not HTTP.
+const STATUSES: usize = 600;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_are_summed_and_each_outcome_has_one_line() {
+        let metrics = Metrics::new(2);
+        metrics.worker(0).serve(StatusCode::OK);
+        metrics.worker(1).serve(StatusCode::OK);
+        metrics.worker(1).count(Reason::SourceRate);
+        metrics.worker(0).request.observe(Duration::from_millis(3));
+        metrics.worker(1).request.observe(Duration::from_secs(60));
+        let text = metrics.expose(None, 7);
+        for line in [
+            "edged_requests_total{reason=\"serve\",status=\"200\"} 2",
+            "edged_requests_total{reason=\"source_rate\",status=\"429\"} 1",
+            "edged_request_duration_seconds_bucket{le=\"0.0025\"} 0",
+            "edged_request_duration_seconds_bucket{le=\"0.005\"} 1",
+            "edged_request_duration_seconds_bucket{le=\"+Inf\"} 2",
+            "edged_request_duration_seconds_count 2",
+            "edged_events_lost_total 7",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! From the configuration as checked to what requests are judged by.
+
+use edge_common::Reason;
+use edge_policy::{
+    abuse::{self, Scores},
+    head,
+    limit::Limits,
+    route::{Access, Route, Routes},
+};
+
+use crate::{
+    config::settings::{self, Auth, Settings},
+    request::Plan,
+    tls::{self, TlsError},
+};
+
+/// Makes the plan; reads the certificate and its key.
+pub fn plan(settings: &Settings) -> Result<Plan, PlanError> {
+    let bounds = settings.bounds.clone();
+    let routes = settings.routes.iter().map(|route| self::route(settings, route)).collect();
+    Ok(Plan {
+        head: head::Bounds {
+            uri_bytes_max: bounds.uri_bytes_max,
+            headers_max: bounds.headers_max,
+            header_bytes_max: bounds.header_bytes_max,
+        },
+        bounds,
+        limits: Limits {
+            source: settings.limits.per_source,
+            key: settings.limits.per_key,
+            global: settings.limits.global,
+        },
+        routes: Routes::new(routes).map_err(|_| PlanError::Routes)?,
+        upstreams: settings.upstreams.clone(),
+        tls: tls::load(&settings.tls)?,
+        key_prefix: settings.keys.prefix.clone(),
+        url_parameters: settings.keys.url_parameters.clone(),
+        scores: scores(&settings.abuse.scores),
+        ipv6_prefix: settings.kernel.ipv6_prefix,
+        https_port: settings.server.https.first().map_or(443, std::net::SocketAddr::port),
+    })
+}
+
+/// How misdeeds are judged.
+#[must_use]
+pub fn abuse(settings: &settings::Abuse) -> abuse::Settings {
+    abuse::Settings {
+        scores: scores(&settings.scores),
+        threshold: f64::from(settings.threshold),
+        half_life_ns: ns(settings.half_life),
+        ban_first_ns: ns(settings.ban_first),
+        ban_factor: u64::from(settings.ban_factor),
+        ban_max_ns: ns(settings.ban_max),
+        forget_after_ns: ns(settings.forget_after),
+        clients_max: settings.clients_max,
+    }
+}
+
+fn route(settings: &Settings, route: &settings::Route) -> Route {
+    Route {
+        host: route.host.clone(),
+        path: route.path.clone(),
+        methods: route.methods.clone(),
+        access: match route.auth {
+            Auth::None => Access::Anyone,
+            Auth::Key => Access::Key { scopes: route.scopes.clone() },
+        },
+        upstream: settings.upstreams[route.upstream].name.clone(),
+    }
+}
+
+fn scores(scores: &settings::Scores) -> Scores {
+    use Reason as R;
+    Scores::new(
+        [
+            (&[R::CredentialInvalid, R::CredentialExpired, R::CredentialRevoked][..], scores.credential_invalid),
+            (&[R::CredentialInUrl], scores.credential_in_url),
+            (&[R::CredentialMissing], scores.credential_missing),
+            (&[R::SourceRate, R::KeyRate], scores.rate_limited),
+            (&[R::MalformedRequest, R::UriTooLong, R::HeadersTooLarge, R::BodyTooLarge, R::RequestTimeout], scores.malformed_request),
+            (&[R::NotPermitted], scores.not_permitted),
+            (&[R::NoRoute, R::MethodNotAllowed], scores.no_route),
+            (&[R::HandshakeFailed, R::HandshakeTimeout], scores.handshake_failed),
+        ]
+        .into_iter()
+        .flat_map(|(reasons, points)| reasons.iter().map(move |r| (*r, f64::from(points)))),
+    )
+}
+
+fn ns(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Why a configuration that reads well cannot be put in force.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// Two routes answer the same requests. The configuration's reader has said so already.
+    #[error("routes contradict each other")]
+    Routes,
+    /// The certificate cannot be served.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}

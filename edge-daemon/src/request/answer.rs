@@ -1,0 +1,59 @@
+//! What leaves: the only file that makes a response for a client.
+
+use bytes::Bytes;
+use edge_policy::{
+    denied::{self, Denied},
+    shield,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+use hyper::body::Incoming;
+
+use super::{
+    body::{Answer, Ending},
+    path::Trace,
+    upstream::Lease,
+};
+use crate::clock;
+
+/// The upstream's answer, without what the outside should not see.
+pub(crate) fn pass(
+    response: Response<Incoming>,
+    lease: Lease,
+    trace: &Trace,
+    mut ending: Ending,
+) -> Response<Answer> {
+    let (mut parts, body) = response.into_parts();
+    // The connection to the client is the edge's own, whatever the upstream speaks.
+    parts.version = http::Version::default();
+    ending.status = parts.status;
+    shield::strip_response(&mut parts.headers);
+    if let Some(standing) = trace.standing {
+        standing.write(&mut parts.headers, clock::unix_ms());
+    }
+    finish(&mut parts.headers, trace);
+    Response::from_parts(parts, Answer::passed(body, lease, ending))
+}
+
+/// A refusal. This and [`denied::problem`] are all that the outside ever learns of one.
+pub(crate) fn refuse(denied: &Denied, trace: &Trace, ending: Ending) -> Response<Answer> {
+    let problem = denied::problem(denied, &trace.id, clock::unix_ms());
+    let (mut parts, body) = problem.into_parts();
+    finish(&mut parts.headers, trace);
+    Response::from_parts(parts, Answer::whole(Bytes::from(body), ending))
+}
+
+/// From plain HTTP to HTTPS; the method and the body stay (RFC 9110, 15.4.9).
+pub(crate) fn redirect(location: HeaderValue, trace: &Trace, ending: Ending) -> Response<Answer> {
+    let mut response = Response::new(Answer::whole(Bytes::new(), ending));
+    *response.status_mut() = StatusCode::PERMANENT_REDIRECT;
+    response.headers_mut().insert(header::LOCATION, location);
+    finish(response.headers_mut(), trace);
+    response
+}
+
+fn finish(headers: &mut HeaderMap, trace: &Trace) {
+    shield::secure(headers, trace.key.is_some());
+    if let Ok(id) = HeaderValue::try_from(&trace.id) {
+        headers.insert(HeaderName::from_static("x-request-id"), id);
+    }
+}

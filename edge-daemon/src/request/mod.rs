@@ -1,0 +1,208 @@
+//! The request plane: from the accepted socket to the last byte of the answer.
+//!
+//! It never touches the kernel's tables. What it sees of abuse it reports as a [`Signal`];
+//! `verdict` decides and writes.
+
+mod answer;
+mod body;
+mod path;
+mod serve;
+mod upstream;
+mod watch;
+
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    net::{IpAddr, TcpListener},
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::Ordering::Relaxed,
+        mpsc::{SyncSender, TrySendError},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use edge_common::{Blame, Reason, limit::Set};
+use edge_policy::{
+    abuse::Scores,
+    head,
+    key::{KeyRing, Pepper},
+    limit::{Limits, Table},
+    route::Routes,
+};
+use tokio::{sync::watch::Receiver, task::LocalSet};
+
+pub use self::serve::Entrance;
+use self::upstream::Upstream;
+use crate::{
+    clock, config,
+    events::Events,
+    metrics::{Counters, Metrics},
+    tls,
+    verdict::{Order, Signal},
+};
+
+/// What all workers share.
+pub struct Edge {
+    /// What requests are judged by; replaced whole at a reload.
+    pub plan: ArcSwap<Plan>,
+    /// The keys that are known; replaced whole when one is made or revoked.
+    pub keys: ArcSwap<KeyRing>,
+    /// The secret of the keys' digests.
+    pub pepper: Pepper,
+    /// Request rates of sources.
+    pub sources: Table,
+    /// Request rate of all clients together.
+    pub everyone: Set,
+    /// The way to the verdict writer.
+    pub orders: SyncSender<Order>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Security events.
+    pub events: Events,
+}
+
+/// What requests are judged by: the part of the configuration that the request plane reads.
+pub struct Plan {
+    /// Bounds of connections and requests.
+    pub bounds: config::Bounds,
+    /// Bounds of a request's head, as `edge-policy` wants them.
+    pub head: head::Bounds,
+    /// Request rates.
+    pub limits: Limits,
+    /// Where requests go and who may send them there.
+    pub routes: Routes,
+    /// Where they go, by the names in `routes`.
+    pub upstreams: Vec<config::Upstream>,
+    /// The certificate.
+    pub tls: Arc<tls::ServerConfig>,
+    /// What keys begin with.
+    pub key_prefix: String,
+    /// Query parameters in which a credential is refused.
+    pub url_parameters: Vec<String>,
+    /// What each misdeed weighs; what weighs nothing is not reported.
+    pub scores: Scores,
+    /// Bits of an IPv6 address that stand for one client.
+    pub ipv6_prefix: u32,
+    /// The port that plain HTTP is sent to.
+    pub https_port: u16,
+}
+
+/// One worker: what its thread has for itself.
+pub(crate) struct Worker {
+    pub(crate) edge: Arc<Edge>,
+    pub(crate) counters: Arc<Counters>,
+    /// The plan in force and this worker's connections to its upstreams.
+    view: RefCell<Rc<View>>,
+    /// Number of the next request, and the secret that hides it.
+    next_request: Cell<(u64, u64)>,
+}
+
+/// A plan with one worker's connections to its upstreams.
+pub(crate) struct View {
+    pub(crate) plan: Arc<Plan>,
+    upstreams: Vec<Rc<Upstream>>,
+}
+
+impl View {
+    fn new(plan: Arc<Plan>) -> Self {
+        let upstreams = plan.upstreams.iter().cloned().map(Upstream::new).collect();
+        Self { plan, upstreams }
+    }
+}
+
+impl Worker {
+    fn new(edge: Arc<Edge>, index: usize) -> io::Result<Self> {
+        let mut secret = [0; 8];
+        getrandom::fill(&mut secret).map_err(io::Error::other)?;
+        let view = RefCell::new(Rc::new(View::new(edge.plan.load_full())));
+        let counters = edge.metrics.worker(index);
+        let next_request = Cell::new((0, u64::from_ne_bytes(secret)));
+        Ok(Self { edge, counters, view, next_request })
+    }
+
+    /// The plan in force. A new one begins with fresh upstream connections; requests under the
+    /// old one keep what they hold.
+    pub(crate) fn view(&self) -> Rc<View> {
+        let current = self.edge.plan.load();
+        let mut view = self.view.borrow_mut();
+        if !Arc::ptr_eq(&view.plan, &current) {
+            *view = Rc::new(View::new(Arc::clone(&current)));
+        }
+        Rc::clone(&view)
+    }
+
+    /// A name for a request that no other has and that tells nothing of how many there were.
+    fn request_id(&self) -> String {
+        let (number, secret) = self.next_request.get();
+        self.next_request.set((number + 1, secret));
+        let hash = blake3_of(secret, number);
+        hash.iter().fold(String::with_capacity(32), |mut id, byte| {
+            id.push(char::from_digit(u32::from(byte >> 4), 16).expect("a nibble"));
+            id.push(char::from_digit(u32::from(byte & 15), 16).expect("a nibble"));
+            id
+        })
+    }
+
+    /// Reports a client's misdeed, unless it weighs nothing. Never waits.
+    pub(crate) fn misdeed(&self, address: IpAddr, reason: Reason, request_id: Option<&str>) {
+        debug_assert_eq!(reason.blame(), Blame::Client);
+        if self.view().plan.scores.of(reason) <= 0.0 {
+            return;
+        }
+        let request_id = request_id.map(str::to_owned);
+        let signal = Signal { address, reason, at_ns: clock::boot_ns(), request_id };
+        self.counters.signal(reason);
+        if let Err(TrySendError::Full(_)) = self.edge.orders.try_send(Order::Signal(signal)) {
+            self.edge.metrics.signals_lost.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Counts, tells and reports a client's fault that no request carries.
+    fn refuse_connection(&self, address: IpAddr, reason: Reason) {
+        self.counters.count(reason);
+        self.edge.events.refused(address, reason);
+        self.misdeed(address, reason, None);
+    }
+}
+
+/// Sixteen bytes that look random and differ for each number.
+fn blake3_of(secret: u64, number: u64) -> [u8; 16] {
+    let mut input = [0; 16];
+    input[..8].copy_from_slice(&secret.to_le_bytes());
+    input[8..].copy_from_slice(&number.to_le_bytes());
+    let mut id = [0; 16];
+    id.copy_from_slice(&blake3::hash(&input).as_bytes()[..16]);
+    id
+}
+
+/// One worker's life, on a thread of its own: accept, until `stopping` turns true; then drain.
+pub fn run(
+    edge: Arc<Edge>,
+    index: usize,
+    listeners: Vec<(TcpListener, Entrance)>,
+    mut stopping: Receiver<bool>,
+    drain_timeout: Duration,
+) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (tasks, worker) = (LocalSet::new(), Rc::new(Worker::new(edge, index)?));
+    let _guard = runtime.enter();
+    for (listener, entrance) in listeners {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        tasks.spawn_local(serve::accept(Rc::clone(&worker), listener, entrance, stopping.clone()));
+    }
+    runtime.block_on(tasks.run_until(async {
+        let _ = stopping.wait_for(|stop| *stop).await;
+    }));
+    // Kept upstream connections are tasks too and would never end; dropping the last reference
+    // to their senders ends them.
+    let plan = Arc::clone(&worker.view().plan);
+    *worker.view.borrow_mut() = Rc::new(View { plan, upstreams: Vec::new() });
+    let drained = runtime.block_on(async { tokio::time::timeout(drain_timeout, tasks).await });
+    if drained.is_err() {
+        tracing::warn!(worker = index, "connections were cut off at the drain deadline");
+    }
+    Ok(())
+}

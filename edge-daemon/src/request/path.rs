@@ -1,0 +1,199 @@
+//! The path of a request, top to bottom: each line settles it or hands it on.
+
+use std::rc::Rc;
+
+use edge_common::{Blame, Reason};
+use edge_policy::{
+    access, credential,
+    denied::Denied,
+    head,
+    key::{self, Key},
+    limit::{self, Standing},
+    shield,
+    target::Target,
+};
+use http::{HeaderMap, HeaderValue, Request, Response, Uri, header};
+use hyper::body::Incoming;
+
+use super::{
+    Plan, Worker, answer,
+    body::{Answer, Ending, Upload},
+    serve::{Entrance, Never, Visitor},
+    upstream::Lease,
+};
+use crate::{clock, events::Event};
+
+/// What is known of a request so far: for its answer, whatever that will be, and for the log.
+pub(crate) struct Trace {
+    pub(crate) id: String,
+    method: String,
+    path: String,
+    pub(crate) key: Option<std::sync::Arc<Key>>,
+    /// The tightest of the limits it was charged to.
+    pub(crate) standing: Option<Standing>,
+}
+
+/// Answers a request. Whatever happens, the answer is counted once, by its [`Ending`].
+pub(crate) async fn answer(
+    worker: Rc<Worker>,
+    visitor: Visitor,
+    entrance: Entrance,
+    request: Request<Incoming>,
+) -> Result<Response<Answer>, Never> {
+    let (mut ending, in_flight) = Ending::begin(Rc::clone(&worker), visitor.progress.clone());
+    let mut trace = Trace {
+        id: worker.request_id(),
+        method: request.method().to_string(),
+        path: request.uri().path().to_owned(),
+        key: None,
+        standing: None,
+    };
+    let outcome = match entrance {
+        Entrance::Http => redirect(&worker.view().plan, &request).map(Outcome::Redirect),
+        Entrance::Https => settle(&worker, &visitor, in_flight, &mut trace, request).await,
+    };
+    Ok(match outcome {
+        Ok(Outcome::Passed(response, lease)) => answer::pass(*response, lease, &trace, ending),
+        Ok(Outcome::Redirect(location)) => {
+            ending.settle(Reason::Redirect);
+            answer::redirect(location, &trace, ending)
+        }
+        Err(denied) => {
+            ending.settle(denied.reason);
+            report(&worker, &visitor, &denied, &trace);
+            answer::refuse(&denied, &trace, ending)
+        }
+    })
+}
+
+enum Outcome {
+    Passed(Box<Response<Incoming>>, Lease),
+    Redirect(HeaderValue),
+}
+
+/// Who is it, may it, how much, is it well-formed, where to.
+///
+/// The source's own limit comes before the look at its credential, so that guessing is slowed
+/// however it is done; the key's and the edge's come after it, so that they are charged only to
+/// those who may.
+async fn settle(
+    worker: &Worker,
+    visitor: &Visitor,
+    in_flight: usize,
+    trace: &mut Trace,
+    request: Request<Incoming>,
+) -> Result<Outcome, Denied> {
+    let (edge, view, now_ns) = (&worker.edge, worker.view(), clock::boot_ns());
+    let plan = &view.plan;
+    if in_flight > plan.bounds.requests_max {
+        return Err(Reason::Overload.into());
+    }
+    let (mut parts, body) = request.into_parts();
+
+    let host = head::check(&parts.method, &parts.uri, parts.version, &parts.headers, &plan.head)?;
+    let target = Target::parse(path_and_query(&parts.uri), plan.bounds.uri_bytes_max)?;
+    trace.path.clone_from(&target.path);
+
+    let client = edge_common::Source::from(visitor.address).client(plan.ipv6_prefix);
+    trace.standing = limit::admit_source(&edge.sources, &client, plan.limits.source, now_ns)?;
+
+    let query = target.query.as_deref();
+    let credential = credential::present(&parts.headers, query, &plan.url_parameters)?;
+    trace.key = credential.map(|text| identify(worker, plan, text)).transpose()?;
+
+    let route = plan.routes.find(&host.name, &target.path, &parts.method)?;
+    access::authorize(route, trace.key.as_deref())?;
+
+    if let Some(key) = &trace.key {
+        let standing = limit::admit_key(&key.usage, plan.limits.key, now_ns)?;
+        trace.standing = Standing::tighter(trace.standing, standing);
+    }
+    let standing = limit::admit_global(&edge.everyone, plan.limits.global, now_ns)?;
+    trace.standing = Standing::tighter(trace.standing, standing);
+
+    let body_max = plan.bounds.body_bytes_max;
+    if declared_length(&parts.headers).is_some_and(|length| length > body_max) {
+        return Err(Reason::BodyTooLarge.into());
+    }
+
+    shield::strip_request(&mut parts.headers);
+    shield::forward(&mut parts.headers, &shield::Forward {
+        client: visitor.address,
+        host: &host.to_string(),
+        request_id: &trace.id,
+        principal: trace.key.as_ref().map(|key| shield::Principal {
+            id: &key.record.id,
+            name: &key.record.name,
+        }),
+    });
+    let (upload, state) = Upload::new(body, body_max);
+    let mut outgoing = Request::new(upload);
+    *outgoing.method_mut() = parts.method;
+    *outgoing.uri_mut() =
+        target.path_and_query().parse().map_err(|_| Denied::from(Reason::MalformedRequest))?;
+    *outgoing.headers_mut() = parts.headers;
+    set_host(outgoing.headers_mut(), &host.to_string())?;
+
+    let index = plan.upstreams.iter().position(|upstream| upstream.name == route.upstream);
+    let upstream = index.and_then(|i| view.upstreams.get(i)).ok_or(Reason::InternalError)?;
+    let _wait = visitor.progress.wait();
+    let sent_at = std::time::Instant::now();
+    let (response, lease) = upstream.send(outgoing, &state).await?;
+    worker.counters.upstream.observe(sent_at.elapsed());
+    Ok(Outcome::Passed(Box::new(response), lease))
+}
+
+fn identify(
+    worker: &Worker,
+    plan: &Plan,
+    text: &str,
+) -> Result<std::sync::Arc<Key>, Reason> {
+    if !key::well_formed(text, &plan.key_prefix) {
+        return Err(Reason::CredentialInvalid);
+    }
+    let digest = worker.edge.pepper.digest(text);
+    worker.edge.keys.load().find(&digest, clock::unix_ms()).cloned()
+}
+
+/// Where plain HTTP is sent: the same target, over TLS.
+fn redirect(plan: &Plan, request: &Request<Incoming>) -> Result<HeaderValue, Denied> {
+    let (uri, headers) = (request.uri(), request.headers());
+    let host = head::check(request.method(), uri, request.version(), headers, &plan.head)?;
+    let target = Target::parse(path_and_query(uri), plan.bounds.uri_bytes_max)?;
+    let port = if plan.https_port == 443 { String::new() } else { format!(":{}", plan.https_port) };
+    let location = format!("https://{}{port}{}", host.name, target.path_and_query());
+    HeaderValue::try_from(location).map_err(|_| Reason::MalformedRequest.into())
+}
+
+/// Tells of a refusal that is the client's fault, and reports it for scoring.
+fn report(worker: &Worker, visitor: &Visitor, denied: &Denied, trace: &Trace) {
+    if denied.reason.blame() != Blame::Client {
+        tracing::warn!(
+            reason = denied.reason.name(), request_id = trace.id, path = trace.path, "not served"
+        );
+        return;
+    }
+    worker.misdeed(visitor.address, denied.reason, Some(&trace.id));
+    worker.edge.events.tell(Event::RequestRefused {
+        source: visitor.address,
+        reason: denied.reason.name(),
+        request_id: trace.id.clone(),
+        method: trace.method.clone(),
+        path: trace.path.clone(),
+        key_id: trace.key.as_ref().map(|key| key.record.id.clone()),
+    });
+}
+
+fn path_and_query(uri: &Uri) -> &str {
+    uri.path_and_query().map_or("", |target| target.as_str())
+}
+
+fn declared_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+fn set_host(headers: &mut HeaderMap, host: &str) -> Result<(), Denied> {
+    let value = HeaderValue::try_from(host).map_err(|_| Denied::from(Reason::MalformedRequest))?;
+    headers.insert(header::HOST, value);
+    Ok(())
+}

@@ -1,0 +1,290 @@
+//! From the listening socket to the requests on a connection: one worker's accept loops.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    io,
+    net::{IpAddr, SocketAddr},
+    pin::{Pin, pin},
+    rc::Rc,
+    sync::atomic::Ordering::Relaxed,
+    time::{Duration, Instant},
+};
+
+use edge_common::Reason;
+use hyper::{
+    Request,
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::spawn_local,
+    time::{sleep, timeout},
+};
+
+use super::{
+    Worker, path,
+    watch::{Overdue, Progress, Watched},
+};
+use crate::{metrics::Metrics, tls};
+
+/// What a listener serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entrance {
+    /// Requests over TLS.
+    Https,
+    /// Redirects to HTTPS.
+    Http,
+}
+
+/// Accepts until `stopping` turns true.
+pub(crate) async fn accept(
+    worker: Rc<Worker>,
+    listener: TcpListener,
+    entrance: Entrance,
+    mut stopping: watch::Receiver<bool>,
+) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stopping.wait_for(|stop| *stop) => return,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let Some(slot) = Slot::take(&worker) else { continue };
+                let visit = connection(Rc::clone(&worker), stream, peer, entrance, stopping.clone());
+                spawn_local(async move {
+                    visit.await;
+                    drop(slot);
+                });
+            }
+            Err(error) => {
+                // Out of descriptors or memory: it does not pass by asking again at once.
+                tracing::warn!(%error, "cannot accept");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// One of the connections that the edge may hold.
+struct Slot(Rc<Worker>);
+
+impl Slot {
+    fn take(worker: &Rc<Worker>) -> Option<Self> {
+        let slot = Self(Rc::clone(worker));
+        let open = slot.metrics().connections.fetch_add(1, Relaxed) + 1;
+        if open > worker.view().plan.bounds.connections_max {
+            worker.counters.count(Reason::ConnectionsFull);
+            return None;
+        }
+        Some(slot)
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.0.edge.metrics
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.metrics().connections.fetch_sub(1, Relaxed);
+    }
+}
+
+async fn connection(
+    worker: Rc<Worker>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    entrance: Entrance,
+    stopping: watch::Receiver<bool>,
+) {
+    let visitor = Visitor { address: peer.ip().to_canonical(), progress: Progress::new() };
+    if stream.set_nodelay(true).is_err() {
+        return;
+    }
+    match entrance {
+        Entrance::Http => serve_http1(worker, visitor, stream, entrance, stopping).await,
+        Entrance::Https => {
+            let Some(stream) = handshake(&worker, visitor.address, stream).await else { return };
+            if tls::is_h2(&stream) {
+                serve_http2(worker, visitor, stream, stopping).await;
+            } else {
+                serve_http1(worker, visitor, stream, entrance, stopping).await;
+            }
+        }
+    }
+}
+
+/// The client of one connection.
+#[derive(Clone)]
+pub(crate) struct Visitor {
+    /// Its address, IPv4 never in IPv6's clothes.
+    pub(crate) address: IpAddr,
+    pub(crate) progress: Rc<Progress>,
+}
+
+async fn handshake(
+    worker: &Worker,
+    address: IpAddr,
+    stream: TcpStream,
+) -> Option<tls::TlsStream<TcpStream>> {
+    let plan = std::sync::Arc::clone(&worker.view().plan);
+    let started = Instant::now();
+    let acceptor = tls::TlsAcceptor::from(plan.tls.clone());
+    let reason = match timeout(plan.bounds.handshake_timeout, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => {
+            worker.counters.count(Reason::Handshake);
+            worker.counters.handshake.observe(started.elapsed());
+            return Some(stream);
+        }
+        // Hanging up before the end is what port scans and health checks do; only what was said
+        // wrongly is held against the client.
+        Ok(Err(error)) if error.kind() != io::ErrorKind::InvalidData => {
+            worker.counters.count(Reason::HandshakeFailed);
+            return None;
+        }
+        Ok(Err(_)) => Reason::HandshakeFailed,
+        Err(_) => Reason::HandshakeTimeout,
+    };
+    worker.counters.count(reason);
+    worker.misdeed(address, reason, None);
+    worker.edge.events.refused(address, reason);
+    None
+}
+
+async fn serve_http1<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
+    worker: Rc<Worker>,
+    visitor: Visitor,
+    io: IO,
+    entrance: Entrance,
+    stopping: watch::Receiver<bool>,
+) {
+    let bounds = worker.view().plan.bounds.clone();
+    let io = Watched { io, progress: Rc::clone(&visitor.progress), heads: true };
+    let (own, guest) = (Rc::clone(&worker), visitor.clone());
+    let service = service_fn(move |request: Request<Incoming>| {
+        path::answer(Rc::clone(&own), guest.clone(), entrance, request)
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .max_headers(bounds.headers_max)
+        .max_buf_size(bounds.header_bytes_max.max(HYPER_BUFFER_MIN) + bounds.uri_bytes_max)
+        .serve_connection(TokioIo::new(io), service);
+    let stop = |c: Pin<&mut http1::Connection<_, _>>| c.graceful_shutdown();
+    drive(&worker, &visitor, connection, stop, stopping).await;
+}
+
+async fn serve_http2<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
+    worker: Rc<Worker>,
+    visitor: Visitor,
+    io: IO,
+    stopping: watch::Receiver<bool>,
+) {
+    let bounds = worker.view().plan.bounds.clone();
+    let io = Watched { io, progress: Rc::clone(&visitor.progress), heads: false };
+    let (own, guest) = (Rc::clone(&worker), visitor.clone());
+    let service = service_fn(move |request: Request<Incoming>| {
+        path::answer(Rc::clone(&own), guest.clone(), Entrance::Https, request)
+    });
+    let connection = http2::Builder::new(OnThisThread)
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(bounds.streams_max)
+        .max_header_list_size(u32::try_from(bounds.header_bytes_max).unwrap_or(u32::MAX))
+        .keep_alive_interval(Some(PING_EVERY))
+        .keep_alive_timeout(bounds.header_timeout)
+        .serve_connection(TokioIo::new(io), service);
+    let stop = |c: Pin<&mut http2::Connection<_, _, _>>| c.graceful_shutdown();
+    drive(&worker, &visitor, connection, stop, stopping).await;
+}
+
+/// Drives a connection to its end: its own, a deadline's or the daemon's.
+async fn drive<C: Future<Output = hyper::Result<()>>>(
+    worker: &Worker,
+    visitor: &Visitor,
+    connection: C,
+    stop: impl Fn(Pin<&mut C>),
+    mut stopping: watch::Receiver<bool>,
+) {
+    let view = worker.view();
+    let bounds = &view.plan.bounds;
+    let (mut connection, mut asked_to_stop) = (pin!(connection), false);
+    let mut look = Duration::ZERO;
+    loop {
+        tokio::select! {
+            result = connection.as_mut() => {
+                if let Err(error) = result {
+                    broken_off(worker, visitor.address, &error);
+                }
+                return;
+            }
+            _ = stopping.wait_for(|stop| *stop), if !asked_to_stop => {
+                asked_to_stop = true;
+                stop(connection.as_mut());
+            }
+            () = sleep(look) => {
+                match visitor.progress.overdue(bounds.header_timeout, bounds.idle_timeout) {
+                    Err(later) => look = later.max(LOOK_MIN),
+                    Ok(Overdue::Idle) if !asked_to_stop => {
+                        asked_to_stop = true;
+                        look = STOP_GRACE;
+                        stop(connection.as_mut());
+                    }
+                    Ok(Overdue::Head) => {
+                        worker.refuse_connection(visitor.address, Reason::RequestTimeout);
+                        return;
+                    }
+                    Ok(Overdue::Idle | Overdue::Stalled) => return,
+                }
+            }
+        }
+    }
+}
+
+/// A connection that hyper gave up on. It has answered what does not parse by itself.
+fn broken_off(worker: &Worker, address: IpAddr, error: &hyper::Error) {
+    tracing::debug!(%address, error = %Chain(error), "connection broken off");
+    if error.is_parse_too_large() {
+        worker.refuse_connection(address, Reason::HeadersTooLarge);
+    } else if error.is_parse() {
+        worker.refuse_connection(address, Reason::MalformedRequest);
+    }
+}
+
+/// An error with its causes, in one line.
+struct Chain<'a>(&'a dyn std::error::Error);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        std::iter::successors(self.0.source(), |e| e.source()).try_for_each(|e| write!(f, ": {e}"))
+    }
+}
+
+/// Runs a connection's tasks on its worker's thread.
+#[derive(Clone)]
+struct OnThisThread;
+
+impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for OnThisThread {
+    fn execute(&self, future: F) {
+        spawn_local(future);
+    }
+}
+
+/// What `path::answer` gives hyper: refusals are answers, so there is no error.
+pub(crate) type Never = Infallible;
+
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long a connection that was asked to stop may take over it.
+const STOP_GRACE: Duration = Duration::from_secs(2);
+/// Deadlines are looked at no more often than this.
+const LOOK_MIN: Duration = Duration::from_millis(20);
+/// A silent HTTP/2 peer is asked whether it still lives.
+const PING_EVERY: Duration = Duration::from_secs(20);
+/// hyper refuses to work with a smaller buffer.
+const HYPER_BUFFER_MIN: usize = 8192;

@@ -1,0 +1,66 @@
+//! The metrics endpoint: `GET /metrics` for Prometheus, on a listener of its own.
+
+use std::{convert::Infallible, future::Future, io, rc::Rc, time::Duration};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{net::TcpListener, sync::Semaphore, task::spawn_local, time::timeout};
+
+/// Serves scrapes until it is dropped. `render` makes the text for one.
+pub async fn serve<F, T>(listener: TcpListener, render: F) -> io::Result<()>
+where
+    F: Fn() -> T + 'static,
+    T: Future<Output = String> + 'static,
+{
+    let (render, slots) = (Rc::new(render), Rc::new(Semaphore::new(SCRAPES_MAX)));
+    loop {
+        let Ok(_slot) = slots.acquire().await else { return Ok(()) };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a scrape");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let (render, slots) = (Rc::clone(&render), Rc::clone(&slots));
+        spawn_local(async move {
+            let _slot = slots.acquire().await;
+            let service = service_fn(move |request| answer(Rc::clone(&render), request));
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .keep_alive(false)
+                .serve_connection(TokioIo::new(stream), service);
+            // A scraper that hangs or breaks off is its own problem.
+            let _ = timeout(SCRAPE_TIMEOUT, connection).await;
+        });
+    }
+}
+
+async fn answer<F, T>(
+    render: Rc<F>,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, Infallible>
+where
+    F: Fn() -> T,
+    T: Future<Output = String>,
+{
+    let mut response = Response::new(Full::default());
+    match (request.method(), request.uri().path()) {
+        (&Method::GET, "/metrics") => {
+            *response.body_mut() = Full::from(render().await);
+            let text = header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+            response.headers_mut().insert(header::CONTENT_TYPE, text);
+        }
+        (_, "/metrics") => *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED,
+        _ => *response.status_mut() = StatusCode::NOT_FOUND,
+    }
+    Ok(response)
+}
+
+const SCRAPES_MAX: usize = 8;
+const SCRAPE_TIMEOUT: Duration = Duration::from_secs(10);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

@@ -1,0 +1,320 @@
+//! The one writer of verdicts: every ban and every list entry in the kernel is written here,
+//! whether the request plane's signals or an operator's command asked for it.
+//!
+//! It has a thread of its own and takes one order after the other. The kernel comes first, the
+//! disk after it: a ban takes effect in microseconds and is durable within a second.
+
+mod command;
+mod lists;
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::{Arc, atomic::Ordering::Relaxed, mpsc::{Receiver, RecvTimeoutError}},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use edge_common::{Reason, Source, map};
+use edge_policy::{
+    abuse::{Book, Outcome},
+    key::{KeyRecord, KeyRing},
+};
+use tokio::sync::oneshot;
+
+use self::lists::List;
+use crate::{
+    clock,
+    config::Settings,
+    control::{Command, Peer, Reply},
+    events::Event,
+    kernel::Kernel,
+    metrics::KernelView,
+    plan,
+    request::Edge,
+    store::{BanRecord, Store},
+};
+
+/// A client's misdeed, on its way to the writer.
+#[derive(Clone, Debug)]
+pub struct Signal {
+    /// Who.
+    pub address: IpAddr,
+    /// What.
+    pub reason: Reason,
+    /// When, in boot time.
+    pub at_ns: u64,
+    /// In which request.
+    pub request_id: Option<String>,
+}
+
+/// What the writer can be asked to do.
+pub enum Order {
+    /// Score a misdeed.
+    Signal(Signal),
+    /// Do what an operator says.
+    Command(Command, Peer, oneshot::Sender<Reply>),
+    /// Put another configuration in force.
+    Apply(Box<Settings>, oneshot::Sender<anyhow::Result<()>>),
+    /// Read the kernel's tables for a scrape.
+    View(oneshot::Sender<KernelView>),
+    /// Make everything durable and end.
+    Stop,
+}
+
+/// The kernel's tables, the store behind them and the book of misdeeds.
+pub struct Writer {
+    kernel: Kernel,
+    store: Store,
+    book: Book,
+    settings: Settings,
+    allow: List,
+    deny: List,
+    keys: BTreeMap<String, KeyRecord>,
+    /// Bans in force, by client. The kernel holds the same and ends each by itself.
+    bans: BTreeMap<Source, BanRecord>,
+    /// Bans that are in the kernel and not yet on disk.
+    unsaved: Vec<BanRecord>,
+    edge: Arc<Edge>,
+    started: Instant,
+    last_reload: Option<(u64, Result<(), String>)>,
+}
+
+impl Writer {
+    /// Reads what is known of the past: keys, operators' lists and bans, from the store and from
+    /// the kernel's own tables, which may have outlived the last daemon.
+    pub fn new(
+        kernel: Kernel,
+        store: Store,
+        settings: Settings,
+        edge: Arc<Edge>,
+    ) -> anyhow::Result<Self> {
+        let past = store.load()?;
+        let mut writer = Self {
+            kernel,
+            store,
+            book: Book::new(plan::abuse(&settings.abuse)),
+            settings: settings.clone(),
+            allow: List::new(past.allow),
+            deny: List::new(past.deny),
+            keys: past.keys.into_iter().map(|key| (key.id.clone(), key)).collect(),
+            bans: BTreeMap::new(),
+            unsaved: Vec::new(),
+            edge,
+            started: Instant::now(),
+            last_reload: None,
+        };
+        writer.restore(past.bans)?;
+        writer.publish_keys();
+        writer.apply(settings)?;
+        Ok(writer)
+    }
+
+    /// Brings the bans of the store and those of the kernel together. Where both know a client,
+    /// the kernel is right: it has the hits, and the store may be a second behind.
+    fn restore(&mut self, stored: Vec<BanRecord>) -> anyhow::Result<()> {
+        let now_ms = clock::unix_ms();
+        let mut bans: BTreeMap<Source, BanRecord> =
+            stored.into_iter().map(|record| (record.source, record)).collect();
+        for (source, ban) in self.kernel.bans()? {
+            bans.insert(source, BanRecord {
+                source,
+                since_ms: clock::unix_ms_at(ban.since_ns),
+                until_ms: clock::unix_ms_at(ban.until_ns),
+                strikes: ban.strikes,
+                reason: reason_of(&ban),
+            });
+        }
+        for (source, record) in bans {
+            let until_ns = clock::boot_ns_at(record.until_ms);
+            self.book.restore(source, record.strikes, until_ns);
+            if record.until_ms <= now_ms {
+                continue;
+            }
+            if self.kernel.ban(&source)?.is_none() {
+                self.kernel.put_ban(&source, &map::Ban {
+                    since_ns: clock::boot_ns_at(record.since_ms),
+                    until_ns,
+                    hits: 0,
+                    first_hit_ns: 0,
+                    reason: record.reason as u32,
+                    strikes: record.strikes,
+                })?;
+            }
+            self.bans.insert(source, record);
+        }
+        Ok(())
+    }
+
+    /// Takes orders until it is told to stop.
+    pub fn run(mut self, orders: &Receiver<Order>) {
+        let mut next_look = Instant::now();
+        loop {
+            match orders.recv_timeout(next_look.saturating_duration_since(Instant::now())) {
+                Ok(Order::Signal(signal)) => self.judge(&signal),
+                Ok(Order::Command(command, peer, answer)) => {
+                    // An operator who has gone away is not told; the work is done all the same.
+                    let _ = answer.send(self.obey(command, peer));
+                }
+                Ok(Order::Apply(settings, answer)) => {
+                    let _ = answer.send(self.apply(*settings));
+                }
+                Ok(Order::View(answer)) => {
+                    let _ = answer.send(self.view());
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => return self.save_bans(),
+            }
+            if Instant::now() >= next_look {
+                self.look_after();
+                next_look = Instant::now() + LOOK_EVERY;
+            }
+        }
+    }
+
+    /// Puts a configuration in force: at the start as at every reload.
+    fn apply(&mut self, settings: Settings) -> anyhow::Result<()> {
+        self.allow.configure(&settings.lists.allow);
+        self.deny.configure(&settings.lists.deny);
+        self.kernel.configure(&settings.kernel).context("cannot configure the kernel programs")?;
+        self.sync_lists()?;
+        self.book.configure(plan::abuse(&settings.abuse));
+        self.settings = settings;
+        Ok(())
+    }
+
+    fn sync_lists(&mut self) -> anyhow::Result<()> {
+        // Allow first: between the two writes, too much is let in rather than kept out.
+        self.kernel.sync_allow(&self.allow.compile()).context("cannot write the allow list")?;
+        self.kernel.sync_deny(&self.deny.compile()).context("cannot write the deny list")?;
+        Ok(())
+    }
+
+    /// Scores a misdeed; over the line, writes the ban.
+    fn judge(&mut self, signal: &Signal) {
+        let address = Source::from(signal.address);
+        if self.kernel.is_allowed(&address) {
+            return;
+        }
+        let client = address.client(self.settings.kernel.ipv6_prefix);
+        let outcome = self.book.record(client, signal.reason, signal.at_ns);
+        let Outcome::Ban { duration_ns, strikes } = outcome else { return };
+        if let Err(error) = self.enforce(client, signal, duration_ns, strikes) {
+            // The client is as free as before; its next misdeed tries again.
+            self.book.pardon(&client);
+            self.edge.metrics.bans_failed.fetch_add(1, Relaxed);
+            tracing::error!(%client, error = %format!("{error:#}"), "cannot ban");
+            let why = format!("{error:#}");
+            self.edge.events.tell(Event::BanFailed { source: client.into(), why });
+        }
+    }
+
+    fn enforce(
+        &mut self,
+        client: Source,
+        signal: &Signal,
+        duration_ns: u64,
+        strikes: u32,
+    ) -> anyhow::Result<()> {
+        let since_ns = clock::boot_ns();
+        let until_ns = since_ns.saturating_add(duration_ns);
+        let reason = signal.reason;
+        let ban = map::Ban {
+            since_ns,
+            until_ns,
+            hits: 0,
+            first_hit_ns: 0,
+            reason: reason as u32,
+            strikes,
+        };
+        self.kernel.put_ban(&client, &ban)?;
+        let latency = Duration::from_nanos(clock::boot_ns().saturating_sub(signal.at_ns));
+        let metrics = &self.edge.metrics;
+        metrics.bans.fetch_add(1, Relaxed);
+        metrics.ban_latency.observe(latency);
+        let (since_ms, until_ms) = (clock::unix_ms_at(since_ns), clock::unix_ms_at(until_ns));
+        let record = BanRecord { source: client, since_ms, until_ms, strikes, reason };
+        self.unsaved.push(record.clone());
+        self.bans.insert(client, record);
+        metrics.bans_active.store(self.bans.len() as u64, Relaxed);
+        self.edge.events.tell(Event::Ban {
+            source: client.into(),
+            reason: reason.name(),
+            request_id: signal.request_id.clone(),
+            until: clock::rfc3339(until_ms),
+            strikes,
+            latency_us: u64::try_from(latency.as_micros()).unwrap_or(u64::MAX),
+        });
+        Ok(())
+    }
+
+    /// What is due now and then: saving bans, clearing away what has ended.
+    fn look_after(&mut self) {
+        self.save_bans();
+        let now_ms = clock::unix_ms();
+        let ended: Vec<Source> =
+            self.bans.values().filter(|b| b.until_ms <= now_ms).map(|b| b.source).collect();
+        for source in ended {
+            self.lift(&source, "expired");
+        }
+        let over: Vec<_> = self.allow.expire(now_ms).into_iter().map(|r| (LIST_ALLOW, r)).collect();
+        let over = over.into_iter().chain(self.deny.expire(now_ms).into_iter().map(|r| (LIST_DENY, r)));
+        let over: Vec<_> = over.collect();
+        for (list, record) in &over {
+            if let Err(error) = self.store.remove_list(*list, &record.net) {
+                tracing::error!(net = %record.net, %error, "cannot forget an expired entry");
+            }
+        }
+        if !over.is_empty() && let Err(error) = self.sync_lists() {
+            tracing::error!(error = %format!("{error:#}"), "cannot clear expired entries away");
+        }
+        let active = |key: &&KeyRecord| {
+            key.revoked_ms.is_none() && key.expires_ms.is_none_or(|expires| expires > now_ms)
+        };
+        let metrics = &self.edge.metrics;
+        metrics.keys_active.store(self.keys.values().filter(active).count() as u64, Relaxed);
+        metrics.bans_active.store(self.bans.len() as u64, Relaxed);
+    }
+
+    /// Ends a ban. The store keeps the strikes until they are forgotten.
+    fn lift(&mut self, client: &Source, why: &'static str) {
+        self.bans.remove(client);
+        if let Err(error) = self.kernel.remove_ban(client) {
+            tracing::error!(%client, error = %format!("{error:#}"), "cannot lift a ban");
+        }
+        self.edge.events.tell(Event::Unban { source: (*client).into(), reason: why });
+    }
+
+    fn save_bans(&mut self) {
+        if self.unsaved.is_empty() {
+            return;
+        }
+        match self.store.put_bans(&self.unsaved) {
+            Ok(()) => self.unsaved.clear(),
+            Err(error) => tracing::error!(%error, "cannot save bans; they hold until a reboot"),
+        }
+    }
+
+    fn publish_keys(&self) {
+        let previous = self.edge.keys.load();
+        let ring = KeyRing::new(self.keys.values().cloned(), Some(&previous));
+        self.edge.keys.store(Arc::new(ring));
+    }
+
+    fn view(&self) -> KernelView {
+        KernelView {
+            counts: self.kernel.counts().unwrap_or_else(|error| {
+                tracing::error!(%error, "cannot read the packet counters");
+                [map::Count::default(); Reason::COUNT]
+            }),
+            tables: self.kernel.occupancy(),
+            drops_lost: self.kernel.drops_lost(),
+        }
+    }
+}
+
+fn reason_of(ban: &map::Ban) -> Reason {
+    Reason::from_index(ban.reason).unwrap_or(Reason::InternalError)
+}
+
+const LOOK_EVERY: Duration = Duration::from_secs(1);
