@@ -231,9 +231,8 @@ mod tests {
         let rate = Rate::new(1, 3600 * SECOND, 50).unwrap();
         let set = Set::default();
         let total: usize = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..4)
-                .map(|_| scope.spawn(|| admitted(&set, 3 << 48, rate, 0..5_000)))
-                .collect();
+            let threads: Vec<_> =
+                (0..4).map(|_| scope.spawn(|| admitted(&set, 3 << 48, rate, 0..5_000))).collect();
             threads.into_iter().map(|t| t.join().unwrap()).sum()
         });
         assert_eq!(total, 50);

@@ -1,1 +1,91 @@
-//! To be written.
+//! The configuration file: read as written, checked whole, handed on as plain data.
+//!
+//! Reading never stops at the first mistake: whoever repairs a file wants to know them all.
+
+mod files;
+pub mod mistake;
+mod reader;
+mod route;
+mod sections;
+pub mod settings;
+pub mod text;
+mod value;
+mod whole;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+
+use mistake::Source;
+pub use mistake::{Mistake, Mistakes, Warnings};
+use reader::{Notes, Table};
+pub use settings::Settings;
+use toml::de::DeTable;
+
+/// The largest configuration file that is read, in bytes.
+const FILE_BYTES_MAX: u64 = 4 << 20;
+
+/// Reads and checks the configuration at `path` and the files it names.
+///
+/// Relative paths in it are taken from the folder that holds the file.
+///
+/// # Errors
+/// Every mistake that was found, in the order of the file.
+pub fn load(path: &Path) -> Result<(Settings, Warnings), Mistakes> {
+    let text = files::text(path, FILE_BYTES_MAX).map_err(|fault| {
+        Mistakes(vec![Mistake::of_file(
+            path.to_owned(),
+            format!("cannot read the configuration: {fault}"),
+            "name another file with --config".to_owned(),
+        )])
+    })?;
+    read(path, &text, |settings, document, notes| {
+        let base = path.parent().unwrap_or(Path::new(""));
+        files::resolve(settings, base);
+        files::inspect(settings, base, document, notes);
+    })
+}
+
+/// Checks a configuration's text alone; the files it names are neither read nor missed.
+///
+/// # Errors
+/// Every mistake that was found, in the order of the file.
+pub fn parse(path: &Path, text: &str) -> Result<(Settings, Warnings), Mistakes> {
+    read(path, text, |_, _, _| ())
+}
+
+fn read(
+    path: &Path,
+    text: &str,
+    outside: impl FnOnce(&mut Settings, &DeTable<'_>, &Notes<'_>),
+) -> Result<(Settings, Warnings), Mistakes> {
+    let (document, syntax) = DeTable::parse_recoverable(text);
+    let document = document.get_ref();
+    let notes = Notes::new(Source::new(path, text), &syntax);
+    let mut settings = Table::document(document, &notes, settings);
+    outside(&mut settings, document, &notes);
+    whole::check(&settings, document, &notes);
+    let (mistakes, warnings) = notes.into_parts();
+    if mistakes.is_empty() { Ok((settings, Warnings(warnings))) } else { Err(Mistakes(mistakes)) }
+}
+
+fn settings(document: &Table<'_>) -> Settings {
+    let upstreams = document.tables("upstream", sections::upstream);
+    Settings {
+        kernel: document.table("kernel", sections::kernel),
+        lists: document.table("lists", sections::lists),
+        server: document.table("server", sections::server),
+        tls: document.table("tls", sections::tls),
+        bounds: document.table("bounds", sections::bounds),
+        limits: document.table("limits", sections::limits),
+        keys: document.table("keys", sections::keys),
+        routes: document.tables("route", |table| route::route(table, &upstreams)),
+        upstreams,
+        abuse: document.table("abuse", sections::abuse),
+        state: document.table("state", sections::state),
+        control: document.table("control", sections::control),
+        metrics: document.table("metrics", sections::metrics),
+        log: document.table("log", sections::log),
+    }
+}

@@ -1,0 +1,275 @@
+//! The sections of the file, key by key: names, defaults and ranges.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use edge_common::{Rate, map};
+
+use super::{
+    files::EVERY_ADDRESS,
+    reader::{Item, Table},
+    settings::{
+        Abuse, Attach, Bounds, Control, Events, Kernel, Keys, Level, Limits, List, ListFile, Lists,
+        Log, Metrics, Scores, Server, State, Tls, Upstream,
+    },
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3_600);
+const DAY: Duration = Duration::from_secs(86_400);
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+
+pub(super) fn kernel(table: &Table<'_>) -> Kernel {
+    let attach = [("auto", Attach::Auto), ("native", Attach::Native), ("generic", Attach::Generic)];
+    Kernel {
+        interfaces: table.need("interfaces", "[\"eth0\"]", Vec::new(), interfaces),
+        attach: table.or("attach", Attach::Auto, |item| item.choice(&attach)),
+        pin_dir: table.or("pin_dir", "/sys/fs/bpf/edged".into(), Item::path),
+        ipv6_prefix: table.or("ipv6_prefix", 64, |item| small(item, 1, 64)),
+        packet_rate: rate(table, "packet_rate", 20_000, SECOND, 40_000),
+        connection_rate: rate(table, "connection_rate", 100, SECOND, 200),
+        open_connections_max: table
+            .or("open_connections_max", 512, |item| small(item, 0, map::OPEN_MAX)),
+        event_rate: rate(table, "event_rate", 100, SECOND, 100),
+        debug: table.or("debug", false, Item::flag),
+    }
+}
+
+fn interfaces(item: &Item<'_>) -> Option<Vec<String>> {
+    // IFNAMSIZ is 16, of which one is the closing zero.
+    let name = |item: &Item<'_>| {
+        item.word(15, "printable characters but '/' and ':'", |c| {
+            c.is_ascii_graphic() && !"/:".contains(c)
+        })
+    };
+    some_of(item, "an array of interface names: [\"eth0\"]", name)
+}
+
+pub(super) fn lists(table: &Table<'_>) -> Lists {
+    let networks = "an array of networks: [\"192.0.2.0/24\"]";
+    let allowed = |item: &Item<'_>| match item.net()? {
+        net if net.prefix_len() == 0 => {
+            item.wrong(format!("{net} allows every address"), EVERY_ADDRESS)
+        }
+        net => Some(net),
+    };
+    let list = |nets, files| List {
+        nets: table.or(nets, Vec::new(), |item| {
+            let read = if nets == "allow" { &allowed } else { &Item::net as &dyn Fn(&_) -> _ };
+            item.list(networks, read)
+        }),
+        files: table.or(files, Vec::new(), |item| {
+            let file = |item: &Item<'_>| Some(ListFile { path: item.path()?, nets: Vec::new() });
+            item.list("an array of paths", file)
+        }),
+    };
+    Lists { allow: list("allow", "allow_files"), deny: list("deny", "deny_files") }
+}
+
+pub(super) fn server(table: &Table<'_>) -> Server {
+    let listeners = "an array of addresses with ports: [\"0.0.0.0:443\"]";
+    let http = vec![SocketAddr::from(([0, 0, 0, 0], 80))];
+    Server {
+        https: table.need("https", "[\"0.0.0.0:443\"]", Vec::new(), |item| {
+            some_of(item, listeners, Item::address)
+        }),
+        http: table.or("http", http, |item| item.list(listeners, Item::address)),
+        workers: table.or("workers", 0, |item| count(item, 0, 1_024)),
+        drain_timeout: table.or("drain_timeout", 10 * SECOND, |item| item.duration(HOUR)),
+    }
+}
+
+pub(super) fn tls(table: &Table<'_>) -> Tls {
+    let path = |key, example| table.need(key, example, PathBuf::new(), Item::path);
+    Tls {
+        certificate: path("certificate", "\"/etc/edged/tls/cert.pem\""),
+        key: path("key", "\"/etc/edged/tls/key.pem\""),
+    }
+}
+
+pub(super) fn bounds(table: &Table<'_>) -> Bounds {
+    let timeout = |key, default| table.or(key, default, |item| item.duration(HOUR));
+    let number = |key, default, most| table.or(key, default, |item| count(item, 1, most));
+    let size = |key, default, least, most| table.or(key, default, |item| item.size(least, most));
+    Bounds {
+        connections_max: number("connections_max", 10_000, 10_000_000),
+        requests_max: number("requests_max", 4_096, 1_000_000),
+        streams_max: table.or("streams_max", 100, |item| small(item, 1, 10_000)),
+        handshake_timeout: timeout("handshake_timeout", 5 * SECOND),
+        header_timeout: timeout("header_timeout", 10 * SECOND),
+        idle_timeout: timeout("idle_timeout", MINUTE),
+        uri_bytes_max: narrow(size("uri_bytes_max", 8 * KIB, 64, 64 * KIB)),
+        headers_max: number("headers_max", 100, 1_000),
+        header_bytes_max: narrow(size("header_bytes_max", 16 * KIB, KIB, MIB)),
+        body_bytes_max: size("body_bytes_max", 10 * MIB, 0, 1 << 40),
+    }
+}
+
+pub(super) fn limits(table: &Table<'_>) -> Limits {
+    Limits {
+        per_source: rate(table, "per_source", 600, MINUTE, 100),
+        per_key: rate(table, "per_key", 6_000, MINUTE, 500),
+        global: rate(table, "global", 10_000, SECOND, 20_000),
+    }
+}
+
+pub(super) fn keys(table: &Table<'_>) -> Keys {
+    let parameters = ["api_key", "apikey", "access_token", "key", "token"];
+    let alphanumeric = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let parameter = |item: &Item<'_>| {
+        let word = item.word(64, "visible characters but '&', '=' and '#'", |c| {
+            c.is_ascii_graphic() && !"&=#".contains(c)
+        })?;
+        Some(word.to_ascii_lowercase())
+    };
+    Keys {
+        prefix: table.or("prefix", "edged".to_owned(), |item| {
+            item.word(16, "lower-case letters and digits", alphanumeric)
+        }),
+        pepper_file: table.or("pepper_file", "/var/lib/edged/pepper".into(), Item::path),
+        expires: table.or("expires", Some(90 * DAY), |item| item.duration_or_never(36_500 * DAY)),
+        url_parameters: table.or("url_parameters", parameters.map(str::to_owned).into(), |item| {
+            item.list("an array of parameter names", parameter)
+        }),
+    }
+}
+
+pub(super) fn upstream(table: &Table<'_>) -> Upstream {
+    let letters = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    Upstream {
+        name: table.need("name", "\"api\"", String::new(), |item| {
+            item.word(64, "letters, digits, '-', '_' and '.'", letters)
+        }),
+        servers: table.need("servers", "[\"127.0.0.1:8080\"]", Vec::new(), |item| {
+            some_of(item, "an array of addresses with ports: [\"127.0.0.1:8080\"]", server_address)
+        }),
+        connect_timeout: table.or("connect_timeout", 2 * SECOND, |item| item.duration(HOUR)),
+        response_timeout: table.or("response_timeout", 30 * SECOND, |item| item.duration(DAY)),
+        connections_max: table.or("connections_max", 256, |item| count(item, 1, 65_535)),
+    }
+}
+
+/// A server that can be connected to.
+fn server_address(item: &Item<'_>) -> Option<SocketAddr> {
+    let address = item.address()?;
+    if address.port() == 0 || address.ip().is_unspecified() {
+        return item
+            .wrong(format!("nothing answers at {address}"), "a server's own address and port");
+    }
+    Some(address)
+}
+
+pub(super) fn abuse(table: &Table<'_>) -> Abuse {
+    let duration = |key, default| table.or(key, default, |item| item.duration(3_650 * DAY));
+    Abuse {
+        threshold: table.or("threshold", 20, |item| small(item, 1, 1_000_000)),
+        half_life: duration("half_life", MINUTE),
+        ban_first: duration("ban_first", 10 * MINUTE),
+        ban_factor: table.or("ban_factor", 4, |item| small(item, 1, 1_000)),
+        ban_max: duration("ban_max", DAY),
+        forget_after: duration("forget_after", 7 * DAY),
+        clients_max: table.or("clients_max", 100_000, |item| count(item, 1, 10_000_000)),
+        scores: table.table("scores", scores),
+    }
+}
+
+fn scores(table: &Table<'_>) -> Scores {
+    let points = |key, default| table.or(key, default, |item| small(item, 0, 1_000_000));
+    Scores {
+        credential_invalid: points("credential_invalid", 4),
+        credential_in_url: points("credential_in_url", 2),
+        credential_missing: points("credential_missing", 1),
+        rate_limited: points("rate_limited", 1),
+        malformed_request: points("malformed_request", 4),
+        not_permitted: points("not_permitted", 2),
+        no_route: points("no_route", 1),
+        handshake_failed: points("handshake_failed", 1),
+    }
+}
+
+pub(super) fn state(table: &Table<'_>) -> State {
+    State { dir: table.or("dir", "/var/lib/edged".into(), Item::path) }
+}
+
+pub(super) fn control(table: &Table<'_>) -> Control {
+    // What `sockaddr_un` holds, less the closing zero.
+    let socket = |item: &Item<'_>| match item.path()? {
+        path if path.as_os_str().len() > 107 => {
+            item.wrong("the path of the socket is too long", "at most 107 bytes")
+        }
+        path => Some(path),
+    };
+    Control { socket: table.or("socket", "/run/edged/control.sock".into(), socket) }
+}
+
+pub(super) fn metrics(table: &Table<'_>) -> Metrics {
+    let listen = SocketAddr::from(([127, 0, 0, 1], 9_464));
+    Metrics { listen: table.or("listen", listen, Item::address) }
+}
+
+pub(super) fn log(table: &Table<'_>) -> Log {
+    let levels = [
+        ("error", Level::Error),
+        ("warn", Level::Warn),
+        ("info", Level::Info),
+        ("debug", Level::Debug),
+        ("trace", Level::Trace),
+    ];
+    // A bare word is more likely a misspelt "stdout" than a file in the working directory.
+    let events = |item: &Item<'_>| match item.text("\"stdout\" or a path")? {
+        "stdout" => Some(Events::Stdout),
+        path if path.contains('/') => Some(Events::File(path.into())),
+        word => {
+            item.wrong(format!("'events' cannot be '{word}'"), "\"stdout\", or a path with a '/'")
+        }
+    };
+    Log {
+        level: table.or("level", Level::Info, |item| item.choice(&levels)),
+        events: table.or("events", Events::Stdout, events),
+    }
+}
+
+/// An array of at least one value, none of them twice.
+pub(super) fn some_of<'n, T: PartialEq>(
+    item: &Item<'n>,
+    wanted: &str,
+    read: impl Fn(&Item<'n>) -> Option<T>,
+) -> Option<Vec<T>> {
+    let before = std::cell::RefCell::new(Vec::new());
+    let faulty = std::cell::Cell::new(false);
+    item.list(wanted, |item| {
+        match read(item) {
+            Some(value) if before.borrow().contains(&value) => {
+                return item.wrong(format!("'{}' names this twice", item.key), "leave one out");
+            }
+            Some(value) => before.borrow_mut().push(value),
+            None => faulty.set(true),
+        }
+        None::<()>
+    })?;
+    let values = before.into_inner();
+    if values.is_empty() && !faulty.get() {
+        return item.wrong(format!("'{}' is empty", item.key), format!("should be {wanted}"));
+    }
+    Some(values)
+}
+
+fn rate(table: &Table<'_>, key: &'static str, count: u64, period: Duration, burst: u64) -> Rate {
+    let period = u64::try_from(period.as_nanos()).expect("a default period is short");
+    let default = Rate::new(count, period, burst).expect("a default rate is in range");
+    table.or(key, default, Item::rate)
+}
+
+fn small(item: &Item<'_>, least: u32, most: u32) -> Option<u32> {
+    u32::try_from(item.number(least.into(), most.into())?).ok()
+}
+
+fn count(item: &Item<'_>, least: u64, most: u64) -> Option<usize> {
+    usize::try_from(item.number(least, most)?).ok()
+}
+
+/// A size that was checked to be small.
+fn narrow(size: u64) -> usize {
+    usize::try_from(size).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,320 @@
+//! The configuration as checked: plain data, every value in its final type and within its range.
+//!
+//! `config/edged.toml` annotates every key; the names here are the names there.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use edge_common::Rate;
+use http::Method;
+use ipnet::IpNet;
+
+/// The whole configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// `[kernel]`: what happens to packets.
+    pub kernel: Kernel,
+    /// `[lists]`: networks by hand.
+    pub lists: Lists,
+    /// `[server]`: where clients connect.
+    pub server: Server,
+    /// `[tls]`: the certificate.
+    pub tls: Tls,
+    /// `[bounds]`: what one client may occupy.
+    pub bounds: Bounds,
+    /// `[limits]`: requests over time.
+    pub limits: Limits,
+    /// `[keys]`: API keys.
+    pub keys: Keys,
+    /// `[[upstream]]`, in the order of the file; names are unique.
+    pub upstreams: Vec<Upstream>,
+    /// `[[route]]`, in the order of the file; host and path are unique together.
+    pub routes: Vec<Route>,
+    /// `[abuse]`: from misdeeds to bans.
+    pub abuse: Abuse,
+    /// `[state]`: what persists.
+    pub state: State,
+    /// `[control]`: where `edgectl` connects.
+    pub control: Control,
+    /// `[metrics]`: where Prometheus connects.
+    pub metrics: Metrics,
+    /// `[log]`: what is told, and where.
+    pub log: Log,
+}
+
+/// `[kernel]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kernel {
+    /// Interfaces to attach to; never empty, no name twice.
+    pub interfaces: Vec<String>,
+    /// How to attach.
+    pub attach: Attach,
+    /// Where links and maps are pinned.
+    pub pin_dir: PathBuf,
+    /// Bits of an IPv6 address that stand for one client: 1 to 64.
+    pub ipv6_prefix: u32,
+    /// Packets per client.
+    pub packet_rate: Rate,
+    /// New TCP connections per client.
+    pub connection_rate: Rate,
+    /// Open TCP connections per client; 0 switches it off.
+    pub open_connections_max: u32,
+    /// Drop events in all.
+    pub event_rate: Rate,
+    /// Whether every packet is logged.
+    pub debug: bool,
+}
+
+/// How the packet program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attach {
+    /// In the driver if it can, else in the generic hook.
+    Auto,
+    /// In the generic hook, after the socket buffer was made.
+    Generic,
+    /// In the driver, or not at all.
+    Native,
+}
+
+/// `[lists]`
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lists {
+    /// Networks that are never dropped.
+    pub allow: List,
+    /// Networks that are dropped.
+    pub deny: List,
+}
+
+/// The networks of one list: those in the configuration and those in its files.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct List {
+    /// Networks in the configuration file itself.
+    pub nets: Vec<IpNet>,
+    /// List files; empty of networks until `load` has read them.
+    pub files: Vec<ListFile>,
+}
+
+/// A list file and what it held when it was read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ListFile {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// Its networks.
+    pub nets: Vec<IpNet>,
+}
+
+impl List {
+    /// Every network, with the list file it is from (`None`: the configuration itself).
+    pub fn iter(&self) -> impl Iterator<Item = (IpNet, Option<&Path>)> {
+        let own = self.nets.iter().map(|net| (*net, None));
+        let filed = self.files.iter();
+        own.chain(filed.flat_map(|f| f.nets.iter().map(|net| (*net, Some(f.path.as_path())))))
+    }
+}
+
+/// `[server]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// Listeners for HTTPS; never empty.
+    pub https: Vec<SocketAddr>,
+    /// Listeners that redirect to HTTPS.
+    pub http: Vec<SocketAddr>,
+    /// Threads of the request plane; 0 is one per core.
+    pub workers: usize,
+    /// How long open requests may take after SIGTERM.
+    pub drain_timeout: Duration,
+}
+
+/// `[tls]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tls {
+    /// PEM, leaf first.
+    pub certificate: PathBuf,
+    /// PEM; not readable by everyone.
+    pub key: PathBuf,
+}
+
+/// `[bounds]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Client connections at once.
+    pub connections_max: usize,
+    /// Requests in flight.
+    pub requests_max: usize,
+    /// HTTP/2 streams per connection.
+    pub streams_max: u32,
+    /// From the first byte of a connection to the end of its TLS handshake.
+    pub handshake_timeout: Duration,
+    /// From the first byte of a request to its last header.
+    pub header_timeout: Duration,
+    /// A connection without a request; a body without a byte.
+    pub idle_timeout: Duration,
+    /// Bytes of a request target.
+    pub uri_bytes_max: usize,
+    /// Header fields.
+    pub headers_max: usize,
+    /// Bytes of a header section.
+    pub header_bytes_max: usize,
+    /// Bytes of a request body.
+    pub body_bytes_max: u64,
+}
+
+/// `[limits]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Requests per client.
+    pub per_source: Rate,
+    /// Requests per API key.
+    pub per_key: Rate,
+    /// Requests of all clients together.
+    pub global: Rate,
+}
+
+/// `[keys]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Keys {
+    /// What a key starts with: 1 to 16 lower-case letters and digits.
+    pub prefix: String,
+    /// The secret under which digests are made; created at first start.
+    pub pepper_file: PathBuf,
+    /// Life of a new key; `None`: without end.
+    pub expires: Option<Duration>,
+    /// Query parameters that are refused because credentials travel in them; lower case.
+    pub url_parameters: Vec<String>,
+}
+
+/// `[[upstream]]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upstream {
+    /// What routes call it.
+    pub name: String,
+    /// Servers, tried in turn; never empty.
+    pub servers: Vec<SocketAddr>,
+    /// To an open connection.
+    pub connect_timeout: Duration,
+    /// To the first byte of the answer.
+    pub response_timeout: Duration,
+    /// Connections per worker.
+    pub connections_max: usize,
+}
+
+/// `[[route]]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Path prefix, matched by whole segments; starts with `/`.
+    pub path: String,
+    /// The host it serves, in lower case; `None`: any.
+    pub host: Option<String>,
+    /// Methods it takes; never empty.
+    pub methods: Vec<Method>,
+    /// Who may pass.
+    pub auth: Auth,
+    /// Scopes that a key must hold, all of them.
+    pub scopes: Vec<String>,
+    /// Index into [`Settings::upstreams`].
+    pub upstream: usize,
+}
+
+/// What a route asks of its callers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Auth {
+    /// An API key.
+    Key,
+    /// Nothing.
+    None,
+}
+
+/// `[abuse]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Abuse {
+    /// Score that bans.
+    pub threshold: u32,
+    /// Time in which a score halves.
+    pub half_life: Duration,
+    /// Length of the first ban.
+    pub ban_first: Duration,
+    /// How many times longer each further ban is; at least 1.
+    pub ban_factor: u32,
+    /// Length of the longest ban; at least `ban_first`.
+    pub ban_max: Duration,
+    /// A client that behaved this long starts anew.
+    pub forget_after: Duration,
+    /// Clients that are watched at once.
+    pub clients_max: usize,
+    /// Points per misdeed.
+    pub scores: Scores,
+}
+
+/// `[abuse.scores]`: points per misdeed; 0 ignores it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scores {
+    /// A malformed or unknown credential.
+    pub credential_invalid: u32,
+    /// A credential in the URL.
+    pub credential_in_url: u32,
+    /// No credential where one is needed.
+    pub credential_missing: u32,
+    /// More requests than the limit.
+    pub rate_limited: u32,
+    /// A request without a single meaning.
+    pub malformed_request: u32,
+    /// A known caller who may not do this.
+    pub not_permitted: u32,
+    /// A request that no route takes.
+    pub no_route: u32,
+    /// A TLS handshake that was broken off or was none.
+    pub handshake_failed: u32,
+}
+
+/// `[state]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct State {
+    /// Folder of the store.
+    pub dir: PathBuf,
+}
+
+/// `[control]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Control {
+    /// The unix socket.
+    pub socket: PathBuf,
+}
+
+/// `[metrics]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Metrics {
+    /// Where Prometheus scrapes.
+    pub listen: SocketAddr,
+}
+
+/// `[log]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// The least that is logged.
+    pub level: Level,
+    /// Where security events go.
+    pub events: Events,
+}
+
+/// How much is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Level {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+/// Where security events go, one JSON object a line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Events {
+    /// To standard output.
+    Stdout,
+    /// Appended to a file.
+    File(PathBuf),
+}

@@ -1,0 +1,152 @@
+//! Durations, sizes, rates and networks as people write them.
+
+use std::{net::IpAddr, time::Duration};
+
+use edge_common::Rate;
+use ipnet::IpNet;
+
+/// Reads `250ms`, `10s`, `5m`, `24h` or `90d`.
+///
+/// # Errors
+/// Says what would be right.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let (count, unit) = split(text);
+    let millis = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return Err("a number and its unit, ms, s, m, h or d: \"10s\"".to_owned()),
+    };
+    let millis = parse(count, millis).ok_or("a number and its unit, not above 36500d")?;
+    if millis > 36_500 * 86_400_000 {
+        return Err("not above 36500d".to_owned());
+    }
+    Ok(Duration::from_millis(millis))
+}
+
+/// Reads `512B`, `64KiB`, `10MiB` or `1GiB`, in bytes.
+///
+/// # Errors
+/// Says what would be right.
+pub fn size(text: &str) -> Result<u64, String> {
+    let (count, unit) = split(text);
+    let bytes = match unit {
+        "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return Err("a number and its unit, B, KiB, MiB or GiB: \"64KiB\"".to_owned()),
+    };
+    parse(count, bytes).ok_or_else(|| "a whole number and its unit: \"64KiB\"".to_owned())
+}
+
+/// Reads `100/s`, `600/m`, `5000/h` or `10000/d`; `burst` defaults to the count.
+///
+/// # Errors
+/// Says what would be right.
+pub fn rate(text: &str, burst: Option<u64>) -> Result<Rate, String> {
+    let (count, unit) = split(text);
+    let seconds = match unit {
+        "/s" => 1,
+        "/m" => 60,
+        "/h" => 3_600,
+        "/d" => 86_400,
+        _ => return Err("a count per s, m, h or d: \"600/m\", or \"off\"".to_owned()),
+    };
+    let count: u64 = count.parse().map_err(|_| "a whole number per unit: \"600/m\"")?;
+    if count == 0 {
+        return Err("at least 1; \"off\" switches the limit off".to_owned());
+    }
+    Rate::new(count, seconds * 1_000_000_000, burst.unwrap_or(count))
+        .ok_or_else(|| "at most 125000000/s, and a burst that refills within 12 days".to_owned())
+}
+
+/// Reads a network or an address, and says whether bits beyond the prefix were cleared.
+///
+/// # Errors
+/// Says what would be right.
+pub fn net(text: &str) -> Result<(IpNet, bool), String> {
+    let net = match text.parse::<IpNet>() {
+        Ok(net) => net,
+        Err(_) => match text.parse::<IpAddr>() {
+            Ok(address) => IpNet::from(address),
+            Err(_) => return Err("an address or a network: \"192.0.2.0/24\"".to_owned()),
+        },
+    };
+    Ok((net.trunc(), net.trunc() != net))
+}
+
+/// The largest unit that shows a size exactly.
+#[must_use]
+pub fn show_size(size: u64) -> String {
+    let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    let exact = units.into_iter().find(|(unit, _)| size != 0 && size.is_multiple_of(*unit));
+    let (unit, name) = exact.unwrap_or((1, "B"));
+    format!("{}{name}", size / unit)
+}
+
+/// The largest unit that shows a duration exactly.
+#[must_use]
+pub fn show_duration(duration: Duration) -> String {
+    let millis = duration.as_millis();
+    let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s")];
+    let exact = units.into_iter().find(|(unit, _)| millis != 0 && millis.is_multiple_of(*unit));
+    let (unit, name) = exact.unwrap_or((1, "ms"));
+    format!("{}{name}", millis / unit)
+}
+
+fn split(text: &str) -> (&str, &str) {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    text.split_at(end)
+}
+
+fn parse(count: &str, unit: u64) -> Option<u64> {
+    count.parse::<u64>().ok()?.checked_mul(unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_read_and_shown_alike() {
+        for text in ["250ms", "10s", "5m", "24m", "90d", "7h", "0ms", "90s"] {
+            assert_eq!(show_duration(duration(text).unwrap()), text);
+        }
+        assert_eq!(duration("24h"), duration("1d"));
+        for text in ["", "10", "s", "-1s", "1.5s", "10 s", "1w", "36501d", "99999999999999999999s"]
+        {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn rates_have_a_burst() {
+        assert_eq!(rate("600/m", Some(100)), Ok(Rate::new(600, 60_000_000_000, 100).unwrap()));
+        assert_eq!(rate("10/s", None).unwrap().burst(), 10);
+        for text in ["", "10", "/s", "0/s", "10/w", "10/ s", "-1/s", "999999999/s", "1/d/d"] {
+            assert!(rate(text, None).is_err(), "{text}");
+        }
+        assert!(rate("1/d", Some(13)).is_err());
+    }
+
+    #[test]
+    fn networks_lose_their_host_bits() {
+        assert_eq!(net("192.0.2.7"), Ok(("192.0.2.7/32".parse().unwrap(), false)));
+        assert_eq!(net("192.0.2.7/24"), Ok(("192.0.2.0/24".parse().unwrap(), true)));
+        assert_eq!(net("2001:db8::/32"), Ok(("2001:db8::/32".parse().unwrap(), false)));
+        assert!(net("192.0.2.0/33").is_err() && net("eth0").is_err() && net("").is_err());
+    }
+
+    #[test]
+    fn sizes_have_binary_units() {
+        assert_eq!(size("64KiB"), Ok(65_536));
+        assert_eq!(size("10MiB"), Ok(10 << 20));
+        assert_eq!(size("7B"), Ok(7));
+        for text in ["", "10", "10MB", "10kb", "1.5MiB", "99999999999999999GiB"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! What no single key can tell: names that clash, addresses that collide, lists that cut off.
+
+use std::{collections::HashMap, net::IpAddr, ops::Range};
+
+use ipnet::IpNet;
+use toml::de::{DeTable, DeValue};
+
+use super::{
+    reader::Notes,
+    settings::{List, Settings},
+    text,
+};
+
+pub(super) fn check(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'_>) {
+    check_names(settings, document, notes);
+    check_routes(settings, document, notes);
+    check_listeners(settings, document, notes);
+    check_bans(settings, document, notes);
+    check_denied_upstreams(settings, document, notes);
+    if !settings.metrics.listen.ip().is_loopback() {
+        let span = place(document, "metrics", "listen");
+        notes.doubt(span, "the metrics are reachable from outside", "\"127.0.0.1:9464\" is not");
+    }
+}
+
+/// Where the value of a key in a section stands; the start of the file if nowhere.
+pub(super) fn place(document: &DeTable<'_>, section: &str, key: &str) -> Range<usize> {
+    let table = document.get(section).and_then(|section| section.get_ref().as_table());
+    table.and_then(|table| table.get(key)).map_or(0..0, toml::Spanned::span)
+}
+
+/// Where the string in an array under a key stands that `is_it` knows.
+pub(super) fn place_in(
+    document: &DeTable<'_>,
+    section: &str,
+    key: &str,
+    is_it: impl Fn(&str) -> bool,
+) -> Range<usize> {
+    let table = document.get(section).and_then(|section| section.get_ref().as_table());
+    let array = table.and_then(|table| table.get(key)).and_then(|value| value.get_ref().as_array());
+    array
+        .and_then(|array| array.iter().find(|value| value.get_ref().as_str().is_some_and(&is_it)))
+        .map_or_else(|| place(document, section, key), toml::Spanned::span)
+}
+
+/// Where a key of the n-th table of an array of tables stands.
+fn place_nth(document: &DeTable<'_>, array: &str, n: usize, key: &str) -> Range<usize> {
+    let tables = document.get(array).and_then(|tables| tables.get_ref().as_array());
+    let table = tables.and_then(|tables| tables.get(n));
+    let value = table.and_then(|table| match table.get_ref() {
+        DeValue::Table(keys) => keys.get(key).or(Some(table)),
+        _ => None,
+    });
+    value.map_or(0..0, toml::Spanned::span)
+}
+
+fn check_names(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'_>) {
+    for (n, upstream) in settings.upstreams.iter().enumerate() {
+        let earlier = || settings.upstreams[..n].iter().any(|u| u.name == upstream.name);
+        let span = place_nth(document, "upstream", n, "name");
+        if !upstream.name.is_empty() && earlier() {
+            let what = format!("two upstreams are called '{}'", upstream.name);
+            notes.wrong(span, what, "rename one, or list its servers in the other");
+        } else if notes.is_clean() && !settings.routes.iter().any(|route| route.upstream == n) {
+            notes.doubt(span, format!("no route uses '{}'", upstream.name), "is a route missing?");
+        }
+    }
+}
+
+fn check_routes(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'_>) {
+    if settings.routes.is_empty() && notes.is_clean() {
+        notes.doubt(0..0, "there is no [[route]]", "every request will be refused");
+    }
+    let mut seen = HashMap::new();
+    for (n, route) in settings.routes.iter().enumerate().filter(|(_, r)| !r.path.is_empty()) {
+        if let Some(first) = seen.insert((&route.host, &route.path), n) {
+            let host = route.host.as_deref().unwrap_or("*");
+            let what = format!("route {} is the same as route {}", n + 1, first + 1);
+            let help = format!("one route serves {} of host {host}", route.path);
+            notes.wrong(place_nth(document, "route", n, "path"), what, help);
+        }
+    }
+}
+
+fn check_listeners(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'_>) {
+    let of = |key, addresses: &[_]| addresses.iter().map(|a| (key, *a)).collect::<Vec<_>>();
+    let mut listeners = of("https", &settings.server.https);
+    listeners.extend(of("http", &settings.server.http));
+    listeners.push(("listen", settings.metrics.listen));
+    for (n, (key, address)) in listeners.iter().enumerate().filter(|(_, l)| l.1.port() != 0) {
+        let collides = |other: &std::net::SocketAddr| {
+            let (a, b) = (address.ip(), other.ip());
+            let any = a.is_ipv4() == b.is_ipv4() && (a.is_unspecified() || b.is_unspecified());
+            address.port() == other.port() && (a == b || any)
+        };
+        if let Some((with, other)) = listeners[..n].iter().find(|(_, other)| collides(other)) {
+            let span = match *key {
+                "listen" => place(document, "metrics", "listen"),
+                key => place_in(document, "server", key, |text| text.parse() == Ok(*address)),
+            };
+            let help = format!("'{with}' listens on {other} already");
+            notes.wrong(span, format!("two listeners on one address: {address}"), help);
+        }
+    }
+}
+
+fn check_bans(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'_>) {
+    let abuse = &settings.abuse;
+    let (first, most) =
+        (place(document, "abuse", "ban_first"), place(document, "abuse", "ban_max"));
+    if abuse.ban_first > abuse.ban_max && notes.is_clean_at(&first) && notes.is_clean_at(&most) {
+        let help = format!("'ban_max' is {}", text::show_duration(abuse.ban_max));
+        let span = if first.is_empty() { most } else { first };
+        notes.wrong(span, "the first ban is longer than the longest", help);
+    }
+}
+
+/// An edge that drops its own upstream's answers serves nobody.
+fn check_denied_upstreams(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'_>) {
+    let on_loopback = settings.kernel.interfaces.iter().any(|name| name == "lo");
+    let servers =
+        settings.upstreams.iter().flat_map(|u| u.servers.iter().map(move |s| (u, s.ip())));
+    for (upstream, server) in servers {
+        if server.is_loopback() && !on_loopback || covering(&settings.lists.allow, server).is_some()
+        {
+            continue;
+        }
+        let Some((net, file)) = covering(&settings.lists.deny, server) else { continue };
+        let span = match file {
+            None => place_in(document, "lists", "deny", |text| {
+                text::net(text).is_ok_and(|(written, _)| written == net)
+            }),
+            Some(_) => place(document, "lists", "deny_files"),
+        };
+        let from = file.map_or_else(String::new, |file| format!(" (in {})", file.display()));
+        let what = format!("{net}{from} denies the upstream '{}' at {server}", upstream.name);
+        notes.wrong(span, what, format!("remove it, or put {server} into 'allow'"));
+    }
+}
+
+fn covering(list: &List, address: IpAddr) -> Option<(IpNet, Option<&std::path::Path>)> {
+    list.iter().find(|(net, _)| net.contains(&address))
+}
