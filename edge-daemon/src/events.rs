@@ -14,7 +14,7 @@ use std::{
 use edge_common::Reason;
 use serde::Serialize;
 
-use crate::{clock, config};
+use crate::{clock, config::settings};
 
 /// What happened. The variants are the closed list of events; `event` names them in the line.
 #[derive(Clone, Debug, Serialize)]
@@ -134,10 +134,10 @@ pub struct Events {
 
 impl Events {
     /// Opens the destination. The log writes once it is [`EventLog::run`].
-    pub fn open(to: &config::Events) -> io::Result<(Self, EventLog)> {
+    pub fn open(to: &settings::Events) -> io::Result<(Self, EventLog)> {
         let sink: Box<dyn Write + Send> = match to {
-            config::Events::Stdout => Box::new(io::stdout()),
-            config::Events::File(path) => {
+            settings::Events::Stdout => Box::new(io::stdout()),
+            settings::Events::File(path) => {
                 Box::new(OpenOptions::new().create(true).append(true).open(path)?)
             }
         };

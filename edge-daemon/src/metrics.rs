@@ -160,6 +160,8 @@ impl Metrics {
         ];
         families.extend(self.plain(events_lost));
         families.extend(kernel.into_iter().flat_map(kernel_families));
+        // The encoder refuses a family that has not counted anything yet.
+        families.retain(|family| !family.get_metric().is_empty());
         TextEncoder::new().encode_to_string(&families).unwrap_or_else(|error| {
             tracing::error!(%error, "cannot encode metrics");
             String::new()
@@ -266,7 +268,7 @@ fn family(
     kind: MetricType,
     metrics: impl IntoIterator<Item = Metric>,
 ) -> MetricFamily {
-    let mut family = MetricFamily::new();
+    let mut family = MetricFamily::default();
     family.set_name(format!("edged_{name}"));
     family.set_help(help.to_owned());
     family.set_field_type(kind);
@@ -275,7 +277,7 @@ fn family(
 }
 
 fn counter(labels: &[(&str, &str)], value: u64) -> Metric {
-    let mut counter = Counter::new();
+    let mut counter = Counter::default();
     counter.set_value(value as f64);
     let mut metric = labelled(labels);
     metric.set_counter(counter);
@@ -283,7 +285,7 @@ fn counter(labels: &[(&str, &str)], value: u64) -> Metric {
 }
 
 fn gauge(labels: &[(&str, &str)], value: u64) -> Metric {
-    let mut gauge = Gauge::new();
+    let mut gauge = Gauge::default();
     gauge.set_value(value as f64);
     let mut metric = labelled(labels);
     metric.set_gauge(gauge);
@@ -295,14 +297,14 @@ fn histogram(name: &str, help: &str, parts: &[&Spread]) -> MetricFamily {
     let mut buckets = Vec::with_capacity(EDGES.len());
     for (i, edge) in EDGES.iter().enumerate() {
         count += parts.iter().map(|p| p.buckets[i].load(Relaxed)).sum::<u64>();
-        let mut bucket = Bucket::new();
+        let mut bucket = Bucket::default();
         bucket.set_upper_bound(*edge);
         bucket.set_cumulative_count(count);
         buckets.push(bucket);
     }
     count += parts.iter().map(|p| p.buckets[EDGES.len()].load(Relaxed)).sum::<u64>();
     let sum_ns: u64 = parts.iter().map(|p| p.sum_ns.load(Relaxed)).sum();
-    let mut histogram = Histogram::new();
+    let mut histogram = Histogram::default();
     histogram.set_bucket(buckets);
     histogram.set_sample_count(count);
     histogram.set_sample_sum(sum_ns as f64 / 1e9);
@@ -316,7 +318,7 @@ fn labelled(labels: &[(&str, &str)]) -> Metric {
         labels
             .iter()
             .map(|(name, value)| {
-                let mut pair = LabelPair::new();
+                let mut pair = LabelPair::default();
                 pair.set_name((*name).to_owned());
                 pair.set_value((*value).to_owned());
                 pair

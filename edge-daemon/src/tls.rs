@@ -10,13 +10,13 @@ use rustls::{
 };
 pub use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use crate::config;
+use crate::config::settings;
 
 /// Reads the certificate and its key and checks that they belong together.
 ///
 /// TLS 1.2 and 1.3 with the library's safe suites, post-quantum key exchange first, stateless
 /// session tickets whose keys rotate by themselves, `h2` before `http/1.1`.
-pub fn load(settings: &config::Tls) -> Result<Arc<ServerConfig>, TlsError> {
+pub fn load(settings: &settings::Tls) -> Result<Arc<ServerConfig>, TlsError> {
     let chain = certificates(&settings.certificate)?;
     let key = PrivateKeyDer::from_pem_file(&settings.key)
         .map_err(|source| TlsError::Read { path: settings.key.clone(), source })?;

@@ -130,7 +130,7 @@ impl Body for Answer {
                     Some(Err(_)) => this.ending.settle(Reason::UpstreamInvalid),
                     None => {
                         this.ending.settle(Reason::Serve);
-                        lease.take().map_or((), Lease::give_back);
+                        give_back(lease);
                     }
                 }
                 Poll::Ready(frame.map(|f| f.map_err(Into::into)))
@@ -162,8 +162,14 @@ impl Drop for Answer {
             && incoming.is_end_stream()
         {
             self.ending.settle(Reason::Serve);
-            lease.take().map_or((), Lease::give_back);
+            give_back(lease);
         }
+    }
+}
+
+fn give_back(lease: &mut Option<Lease>) {
+    if let Some(lease) = lease.take() {
+        lease.give_back();
     }
 }
 

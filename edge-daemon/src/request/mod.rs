@@ -37,7 +37,8 @@ use tokio::{sync::watch::Receiver, task::LocalSet};
 pub use self::serve::Entrance;
 use self::upstream::Upstream;
 use crate::{
-    clock, config,
+    clock,
+    config::settings,
     events::Events,
     metrics::{Counters, Metrics},
     tls,
@@ -67,7 +68,7 @@ pub struct Edge {
 /// What requests are judged by: the part of the configuration that the request plane reads.
 pub struct Plan {
     /// Bounds of connections and requests.
-    pub bounds: config::Bounds,
+    pub bounds: settings::Bounds,
     /// Bounds of a request's head, as `edge-policy` wants them.
     pub head: head::Bounds,
     /// Request rates.
@@ -75,7 +76,7 @@ pub struct Plan {
     /// Where requests go and who may send them there.
     pub routes: Routes,
     /// Where they go, by the names in `routes`.
-    pub upstreams: Vec<config::Upstream>,
+    pub upstreams: Vec<settings::Upstream>,
     /// The certificate.
     pub tls: Arc<tls::ServerConfig>,
     /// What keys begin with.

@@ -108,8 +108,7 @@ async fn settle(
         let standing = limit::admit_key(&key.usage, plan.limits.key, now_ns)?;
         trace.standing = Standing::tighter(trace.standing, standing);
     }
-    let standing = limit::admit_global(&edge.everyone, plan.limits.global, now_ns)?;
-    trace.standing = Standing::tighter(trace.standing, standing);
+    limit::admit_global(&edge.everyone, plan.limits.global, now_ns)?;
 
     let body_max = plan.bounds.body_bytes_max;
     if declared_length(&parts.headers).is_some_and(|length| length > body_max) {

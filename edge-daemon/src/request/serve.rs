@@ -172,7 +172,8 @@ async fn serve_http1<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
         path::answer(Rc::clone(&own), guest.clone(), entrance, request)
     });
     let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
+        // The deadlines are `Progress`'s; hyper's would also end connections that merely wait.
+        .header_read_timeout(None)
         .max_headers(bounds.headers_max)
         .max_buf_size(bounds.header_bytes_max.max(HYPER_BUFFER_MIN) + bounds.uri_bytes_max)
         .serve_connection(TokioIo::new(io), service);

@@ -21,11 +21,11 @@ use tokio::{
 };
 
 use super::body::{Upload, UploadState};
-use crate::config;
+use crate::config::settings;
 
 /// One upstream, as one worker sees it.
 pub(crate) struct Upstream {
-    settings: config::Upstream,
+    settings: settings::Upstream,
     /// Connections that wait for a request, the latest last: the warmest is taken first and
     /// the others get a chance to grow old.
     idle: RefCell<Vec<Idle>>,
@@ -56,7 +56,7 @@ impl Lease {
 }
 
 impl Upstream {
-    pub(crate) fn new(settings: config::Upstream) -> Rc<Self> {
+    pub(crate) fn new(settings: settings::Upstream) -> Rc<Self> {
         let slots = std::sync::Arc::new(Semaphore::new(settings.connections_max));
         Rc::new(Self { settings, idle: RefCell::default(), slots, turn: Cell::new(0) })
     }
