@@ -89,12 +89,9 @@ pub fn admit_key(usage: &Set, rate: Rate, now_ns: u64) -> Result<Option<Standing
 /// Admits one request of anyone, or refuses it for [`Reason::GlobalRate`].
 ///
 /// # Errors
-/// If all clients together have no request left. The refusal does not tell where the edge stands.
-pub fn admit_global(usage: &Set, rate: Rate, now_ns: u64) -> Result<(), Denied> {
-    match admit(usage, ALONE, rate, now_ns, Reason::GlobalRate) {
-        Ok(_) => Ok(()),
-        Err(denied) => Err(Denied { standing: None, ..denied }),
-    }
+/// If all clients together have no request left.
+pub fn admit_global(usage: &Set, rate: Rate, now_ns: u64) -> Result<Option<Standing>, Denied> {
+    admit(usage, ALONE, rate, now_ns, Reason::GlobalRate)
 }
 
 fn admit(
@@ -192,8 +189,7 @@ mod tests {
         assert!(admit_key(&key, rate, 0).is_ok());
         assert_eq!(admit_key(&key, rate, 0).unwrap_err().reason, Reason::KeyRate);
         assert!(admit_global(&global, rate, 0).is_ok());
-        let denied = admit_global(&global, rate, 0).unwrap_err();
-        assert_eq!((denied.reason, denied.standing), (Reason::GlobalRate, None));
+        assert_eq!(admit_global(&global, rate, 0).unwrap_err().reason, Reason::GlobalRate);
         assert_eq!(admit_key(&key, Rate::OFF, 0), Ok(None));
     }
 

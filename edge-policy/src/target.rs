@@ -171,7 +171,7 @@ mod tests {
             ("/a|b{c}", "/a%7Cb%7Bc%7D"),
             ("/%252e%252e/", "/%252e%252e/"),
             ("/a;v=1/b", "/a;v=1/b"),
-            ("/a?b=/../%2f&c=%zz".split("&c").next().unwrap(), "/a?b=/../%2f"),
+            ("/a?b=/../%2f", "/a?b=/../%2f"),
         ] {
             assert_eq!(normal(given).as_deref(), Ok(expected), "{given}");
         }

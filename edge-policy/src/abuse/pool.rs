@@ -19,10 +19,6 @@ impl Pool {
         self.clients.len()
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.clients.is_empty()
-    }
-
     pub(super) fn find(&self, source: &Source) -> Option<Client> {
         self.index.get(source).map(|at| self.clients[*at].1)
     }

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-pub use read::{Fault, NetFault, Reading, parse_net, read};
+pub use read::{Fault, NetFault, Reading, TEXT_MAX, parse_net, read};
 
 /// The `until` of an entry that never ends.
 pub const FOREVER: u64 = u64::MAX;
