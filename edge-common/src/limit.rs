@@ -72,13 +72,19 @@ impl Rate {
     /// Units that a full bucket holds.
     #[must_use]
     pub const fn burst(&self) -> u64 {
-        if self.interval == 0 { 0 } else { self.capacity / self.interval }
+        match self.capacity.checked_div(self.interval) {
+            Some(burst) => burst,
+            None => 0,
+        }
     }
 
     /// Units that still fit into a bucket that drains in `ahead` ticks.
     #[must_use]
     pub const fn remaining(&self, ahead: u64) -> u64 {
-        if self.interval == 0 { 0 } else { self.capacity.saturating_sub(ahead) / self.interval }
+        match self.capacity.saturating_sub(ahead).checked_div(self.interval) {
+            Some(units) => units,
+            None => 0,
+        }
     }
 
     /// Whether one more unit fits into a bucket that drains in `ahead` ticks.

@@ -4,6 +4,7 @@
 //! touches a cache line that another core writes, except the two gauges that are also bounds.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -138,6 +139,16 @@ impl Metrics {
     #[must_use]
     pub fn worker(&self, index: usize) -> Arc<Counters> {
         Arc::clone(&self.workers[index])
+    }
+
+    /// Connections and requests by the name of their reason, for the status.
+    #[must_use]
+    pub fn by_reason(&self) -> BTreeMap<String, u64> {
+        let count = |reason: &Reason| match reason {
+            Reason::Serve => (0..STATUSES).map(|status| self.sum(|c| &c.served[status])).sum(),
+            _ => self.sum(|c| &c.reasons[*reason as usize]),
+        };
+        Reason::ALL.iter().map(|reason| (reason.name().to_owned(), count(reason))).collect()
     }
 
     /// All of it in Prometheus' text format.

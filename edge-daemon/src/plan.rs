@@ -10,6 +10,7 @@ use edge_policy::{
 
 use crate::{
     config::settings::{self, Auth, Settings},
+    kernel,
     request::Plan,
     tls::{self, TlsError},
 };
@@ -56,6 +57,18 @@ pub fn abuse(settings: &settings::Abuse) -> abuse::Settings {
     }
 }
 
+/// What the kernel programs go by.
+#[must_use]
+pub fn kernel_limits(settings: &settings::Kernel) -> kernel::Limits {
+    kernel::Limits {
+        packet_rate: settings.packet_rate,
+        connection_rate: settings.connection_rate,
+        event_rate: settings.event_rate,
+        open_max: settings.open_connections_max,
+        ipv6_bits: settings.ipv6_prefix,
+    }
+}
+
 fn route(settings: &Settings, route: &settings::Route) -> Route {
     Route {
         host: route.host.clone(),
@@ -77,7 +90,7 @@ fn scores(scores: &settings::Scores) -> Scores {
             (&[R::CredentialInUrl], scores.credential_in_url),
             (&[R::CredentialMissing], scores.credential_missing),
             (&[R::SourceRate, R::KeyRate], scores.rate_limited),
-            (&[R::MalformedRequest, R::UriTooLong, R::HeadersTooLarge, R::BodyTooLarge, R::RequestTimeout], scores.malformed_request),
+            (&[R::MalformedRequest, R::UriTooLong, R::HeadersTooLarge, R::RequestTimeout], scores.malformed_request),
             (&[R::NotPermitted], scores.not_permitted),
             (&[R::NoRoute, R::MethodNotAllowed], scores.no_route),
             (&[R::HandshakeFailed, R::HandshakeTimeout], scores.handshake_failed),

@@ -10,6 +10,7 @@ mod lists;
 use std::{
     collections::BTreeMap,
     net::IpAddr,
+    path::PathBuf,
     sync::{Arc, atomic::Ordering::Relaxed, mpsc::{Receiver, RecvTimeoutError}},
     time::{Duration, Instant},
 };
@@ -26,9 +27,9 @@ use self::lists::List;
 use crate::{
     clock,
     config::Settings,
-    control::{Command, Peer, Reply},
+    control::{Command, ListName, Peer, Reply},
     events::Event,
-    kernel::Kernel,
+    kernel::{self, Attached, Kernel},
     metrics::KernelView,
     plan,
     request::Edge,
@@ -56,6 +57,8 @@ pub enum Order {
     Command(Command, Peer, oneshot::Sender<Reply>),
     /// Put another configuration in force.
     Apply(Box<Settings>, oneshot::Sender<anyhow::Result<()>>),
+    /// Note how a reload went, for the status.
+    Reloaded(Result<(), String>),
     /// Read the kernel's tables for a scrape.
     View(oneshot::Sender<KernelView>),
     /// Make everything durable and end.
@@ -76,8 +79,10 @@ pub struct Writer {
     /// Bans that are in the kernel and not yet on disk.
     unsaved: Vec<BanRecord>,
     edge: Arc<Edge>,
+    config: PathBuf,
     started: Instant,
     last_reload: Option<(u64, Result<(), String>)>,
+    next_purge_ms: u64,
 }
 
 impl Writer {
@@ -86,10 +91,14 @@ impl Writer {
     pub fn new(
         kernel: Kernel,
         store: Store,
+        config: PathBuf,
         settings: Settings,
         edge: Arc<Edge>,
     ) -> anyhow::Result<Self> {
-        let past = store.load()?;
+        let past = store.load_all()?;
+        for record in &past.unreadable {
+            tracing::error!(record, "the store holds a record that cannot be read");
+        }
         let mut writer = Self {
             kernel,
             store,
@@ -101,48 +110,56 @@ impl Writer {
             bans: BTreeMap::new(),
             unsaved: Vec::new(),
             edge,
+            config,
             started: Instant::now(),
             last_reload: None,
+            next_purge_ms: 0,
         };
+        writer.allow.written(writer.kernel.tables.allow.entries()?);
+        writer.deny.written(writer.kernel.tables.deny.entries()?);
         writer.restore(past.bans)?;
         writer.publish_keys();
         writer.apply(settings)?;
         Ok(writer)
     }
 
+    /// Attaches the packet program, once the tables that it reads are filled.
+    pub fn attach(&mut self) -> anyhow::Result<&[Attached]> {
+        let settings = &self.settings.kernel;
+        self.kernel.attach(&settings.interfaces, settings.attach.into())?;
+        Ok(self.kernel.attached())
+    }
+
     /// Brings the bans of the store and those of the kernel together. Where both know a client,
     /// the kernel is right: it has the hits, and the store may be a second behind.
     fn restore(&mut self, stored: Vec<BanRecord>) -> anyhow::Result<()> {
         let now_ms = clock::unix_ms();
-        let mut bans: BTreeMap<Source, BanRecord> =
-            stored.into_iter().map(|record| (record.source, record)).collect();
-        for (source, ban) in self.kernel.bans()? {
-            bans.insert(source, BanRecord {
-                source,
-                since_ms: clock::unix_ms_at(ban.since_ns),
-                until_ms: clock::unix_ms_at(ban.until_ns),
-                strikes: ban.strikes,
-                reason: reason_of(&ban),
-            });
-        }
-        for (source, record) in bans {
+        for record in stored {
+            let client = Source::from(record.source);
             let until_ns = clock::boot_ns_at(record.until_ms);
-            self.book.restore(source, record.strikes, until_ns);
-            if record.until_ms <= now_ms {
-                continue;
-            }
-            if self.kernel.ban(&source)?.is_none() {
-                self.kernel.put_ban(&source, &map::Ban {
+            self.book.restore(client, record.strikes, until_ns);
+            if record.until_ms > now_ms && self.kernel.tables.bans.lookup(client)?.is_none() {
+                self.kernel.tables.bans.ban(client, map::Ban {
                     since_ns: clock::boot_ns_at(record.since_ms),
                     until_ns,
                     hits: 0,
                     first_hit_ns: 0,
-                    reason: record.reason as u32,
+                    reason: reason_named(&record.reason) as u32,
                     strikes: record.strikes,
                 })?;
             }
-            self.bans.insert(source, record);
         }
+        for (client, ban) in self.kernel.tables.bans.entries()? {
+            self.book.restore(client, ban.strikes, ban.until_ns);
+            self.bans.insert(client, BanRecord {
+                source: client.into(),
+                since_ms: clock::unix_ms_at(ban.since_ns),
+                until_ms: clock::unix_ms_at(ban.until_ns),
+                strikes: ban.strikes,
+                reason: reason_of(&ban).name().into(),
+            });
+        }
+        self.unsaved.extend(self.bans.values().cloned());
         Ok(())
     }
 
@@ -159,6 +176,7 @@ impl Writer {
                 Ok(Order::Apply(settings, answer)) => {
                     let _ = answer.send(self.apply(*settings));
                 }
+                Ok(Order::Reloaded(result)) => self.last_reload = Some((clock::unix_ms(), result)),
                 Ok(Order::View(answer)) => {
                     let _ = answer.send(self.view());
                 }
@@ -176,25 +194,56 @@ impl Writer {
     fn apply(&mut self, settings: Settings) -> anyhow::Result<()> {
         self.allow.configure(&settings.lists.allow);
         self.deny.configure(&settings.lists.deny);
-        self.kernel.configure(&settings.kernel).context("cannot configure the kernel programs")?;
-        self.sync_lists()?;
+        self.kernel
+            .tables
+            .update_limits(plan::kernel_limits(&settings.kernel))
+            .context("cannot configure the kernel programs")?;
+        // Allow first: between the two writes, too much is let in rather than kept out.
+        self.write_list(ListName::Allow)?;
+        self.write_list(ListName::Deny)?;
         self.book.configure(plan::abuse(&settings.abuse));
         self.settings = settings;
         Ok(())
     }
 
-    fn sync_lists(&mut self) -> anyhow::Result<()> {
-        // Allow first: between the two writes, too much is let in rather than kept out.
-        self.kernel.sync_allow(&self.allow.compile()).context("cannot write the allow list")?;
-        self.kernel.sync_deny(&self.deny.compile()).context("cannot write the deny list")?;
-        Ok(())
+    fn list(&self, list: ListName) -> &List {
+        match list {
+            ListName::Allow => &self.allow,
+            ListName::Deny => &self.deny,
+        }
+    }
+
+    fn list_mut(&mut self, list: ListName) -> &mut List {
+        match list {
+            ListName::Allow => &mut self.allow,
+            ListName::Deny => &mut self.deny,
+        }
+    }
+
+    fn table(&self, list: ListName) -> &kernel::List {
+        match list {
+            ListName::Allow => &self.kernel.tables.allow,
+            ListName::Deny => &self.kernel.tables.deny,
+        }
+    }
+
+    /// Brings a list's table in the kernel up to date.
+    fn write_list(&mut self, list: ListName) -> anyhow::Result<()> {
+        let tables = &mut self.kernel.tables;
+        let (list, table) = match list {
+            ListName::Allow => (&mut self.allow, &mut tables.allow),
+            ListName::Deny => (&mut self.deny, &mut tables.deny),
+        };
+        list.write(table)
     }
 
     /// Scores a misdeed; over the line, writes the ban.
     fn judge(&mut self, signal: &Signal) {
         let address = Source::from(signal.address);
-        if self.kernel.is_allowed(&address) {
-            return;
+        match self.kernel.tables.allow.covers(signal.address, signal.at_ns) {
+            Ok(false) => {}
+            Ok(true) => return,
+            Err(error) => return tracing::error!(%error, "cannot read the allow list: no verdict"),
         }
         let client = address.client(self.settings.kernel.ipv6_prefix);
         let outcome = self.book.record(client, signal.reason, signal.at_ns);
@@ -227,13 +276,19 @@ impl Writer {
             reason: reason as u32,
             strikes,
         };
-        self.kernel.put_ban(&client, &ban)?;
+        self.kernel.tables.bans.ban(client, ban)?;
         let latency = Duration::from_nanos(clock::boot_ns().saturating_sub(signal.at_ns));
         let metrics = &self.edge.metrics;
         metrics.bans.fetch_add(1, Relaxed);
         metrics.ban_latency.observe(latency);
         let (since_ms, until_ms) = (clock::unix_ms_at(since_ns), clock::unix_ms_at(until_ns));
-        let record = BanRecord { source: client, since_ms, until_ms, strikes, reason };
+        let record = BanRecord {
+            source: client.into(),
+            since_ms,
+            until_ms,
+            strikes,
+            reason: reason.name().into(),
+        };
         self.unsaved.push(record.clone());
         self.bans.insert(client, record);
         metrics.bans_active.store(self.bans.len() as u64, Relaxed);
@@ -253,36 +308,45 @@ impl Writer {
         self.save_bans();
         let now_ms = clock::unix_ms();
         let ended: Vec<Source> =
-            self.bans.values().filter(|b| b.until_ms <= now_ms).map(|b| b.source).collect();
-        for source in ended {
-            self.lift(&source, "expired");
-        }
-        let over: Vec<_> = self.allow.expire(now_ms).into_iter().map(|r| (LIST_ALLOW, r)).collect();
-        let over = over.into_iter().chain(self.deny.expire(now_ms).into_iter().map(|r| (LIST_DENY, r)));
-        let over: Vec<_> = over.collect();
-        for (list, record) in &over {
-            if let Err(error) = self.store.remove_list(*list, &record.net) {
-                tracing::error!(net = %record.net, %error, "cannot forget an expired entry");
+            self.bans.iter().filter(|(_, b)| b.until_ms <= now_ms).map(|(c, _)| *c).collect();
+        for client in ended {
+            if let Err(error) = self.lift(&client, "expired") {
+                tracing::error!(%client, error = %format!("{error:#}"), "cannot clear a ban away");
             }
         }
-        if !over.is_empty() && let Err(error) = self.sync_lists() {
-            tracing::error!(error = %format!("{error:#}"), "cannot clear expired entries away");
+        for list in [ListName::Allow, ListName::Deny] {
+            if let Err(error) = self.expire(list, now_ms) {
+                let error = format!("{error:#}");
+                tracing::error!(list = list.name(), error, "cannot clear expired entries away");
+            }
         }
-        let active = |key: &&KeyRecord| {
-            key.revoked_ms.is_none() && key.expires_ms.is_none_or(|expires| expires > now_ms)
-        };
-        let metrics = &self.edge.metrics;
-        metrics.keys_active.store(self.keys.values().filter(active).count() as u64, Relaxed);
-        metrics.bans_active.store(self.bans.len() as u64, Relaxed);
+        let active = self.keys.values().filter(|key| key.check(now_ms).is_ok()).count();
+        self.edge.metrics.keys_active.store(active as u64, Relaxed);
+        self.edge.metrics.bans_active.store(self.bans.len() as u64, Relaxed);
+        if now_ms >= self.next_purge_ms {
+            self.next_purge_ms = now_ms + PURGE_EVERY_MS;
+            if let Err(error) = self.store.purge(now_ms, self.settings.abuse.forget_after) {
+                tracing::error!(%error, "cannot purge the store");
+            }
+        }
+    }
+
+    /// Forgets the entries that operators made for a time that is over. The kernel has not been
+    /// minding them since.
+    fn expire(&mut self, list: ListName, now_ms: u64) -> anyhow::Result<()> {
+        let over = self.list_mut(list).expire(now_ms);
+        for record in &over {
+            self.store.remove_list(list, record.net)?;
+        }
+        if over.is_empty() { Ok(()) } else { self.write_list(list) }
     }
 
     /// Ends a ban. The store keeps the strikes until they are forgotten.
-    fn lift(&mut self, client: &Source, why: &'static str) {
+    fn lift(&mut self, client: &Source, why: &'static str) -> anyhow::Result<()> {
         self.bans.remove(client);
-        if let Err(error) = self.kernel.remove_ban(client) {
-            tracing::error!(%client, error = %format!("{error:#}"), "cannot lift a ban");
-        }
+        self.kernel.tables.bans.unban(*client)?;
         self.edge.events.tell(Event::Unban { source: (*client).into(), reason: why });
+        Ok(())
     }
 
     fn save_bans(&mut self) {
@@ -302,13 +366,14 @@ impl Writer {
     }
 
     fn view(&self) -> KernelView {
+        let tables = &self.kernel.tables;
         KernelView {
-            counts: self.kernel.counts().unwrap_or_else(|error| {
+            counts: tables.counts().unwrap_or_else(|error| {
                 tracing::error!(%error, "cannot read the packet counters");
                 [map::Count::default(); Reason::COUNT]
             }),
-            tables: self.kernel.occupancy(),
-            drops_lost: self.kernel.drops_lost(),
+            tables: tables.occupancy().iter().map(|o| (o.map, o.used, o.capacity)).collect(),
+            drops_lost: tables.drops_lost().unwrap_or_default(),
         }
     }
 }
@@ -317,4 +382,10 @@ fn reason_of(ban: &map::Ban) -> Reason {
     Reason::from_index(ban.reason).unwrap_or(Reason::InternalError)
 }
 
+fn reason_named(name: &str) -> Reason {
+    let named = |reason: &&Reason| reason.name() == name;
+    Reason::ALL.iter().find(named).copied().unwrap_or(Reason::InternalError)
+}
+
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+const PURGE_EVERY_MS: u64 = 3_600_000;

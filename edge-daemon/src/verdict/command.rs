@@ -1,0 +1,276 @@
+//! What operators say, done by the writer.
+
+use anyhow::{Context as _, bail};
+use edge_common::Source;
+use edge_policy::key::{KeyRecord, Secret};
+use ipnet::IpNet;
+
+use super::{Writer, lists::Origin};
+use crate::{
+    clock,
+    control::{
+        Command, ListName, Peer, Reply,
+        guard::{self, Protected},
+        protocol::{
+            BanEntry, Entries, Explanation, InterfaceStatus, KeyCreated, KeyEntry, Life, ListEntry,
+            ReloadStatus, Status,
+        },
+    },
+    events::Event,
+    store::ListRecord,
+};
+
+impl Writer {
+    pub(super) fn obey(&mut self, command: Command, peer: Peer) -> Reply {
+        self.try_obey(command, peer).unwrap_or_else(|error| Reply::Refused(format!("{error:#}")))
+    }
+
+    fn try_obey(&mut self, command: Command, peer: Peer) -> anyhow::Result<Reply> {
+        Ok(match command {
+            Command::Status => Reply::Status(Box::new(self.status()?)),
+            Command::ListAdd { list, net, ttl_ms, reason, force, ssh_peer } => {
+                if list == ListName::Deny && !force {
+                    self.refuse_lockout(net, ssh_peer)?;
+                }
+                let added_ms = clock::unix_ms();
+                let until_ms = ttl_ms.map(|ttl| added_ms.saturating_add(ttl));
+                let by = format!("uid {}", peer.uid);
+                self.add(list, ListRecord { net, until_ms, reason, added_ms, by }, peer)?
+            }
+            Command::ListRemove { list, net } => self.remove(list, net, peer)?,
+            Command::ListShow { list } => Reply::List(Entries::of(self.show(list)?)),
+            Command::BanList => Reply::Bans(Entries::of(self.show_bans()?)),
+            Command::BanRemove { source } => self.unban(source.into())?,
+            Command::Explain { address } => Reply::Explanation(Box::new(self.explain(address)?)),
+            Command::KeyCreate { name, scopes, life } => self.create_key(name, scopes, life, peer)?,
+            Command::KeyList => Reply::Keys(Entries::of(self.keys.values().map(entry_of).collect())),
+            Command::KeyRevoke { id } => self.revoke_key(&id, peer)?,
+            Command::Reload => bail!("a reload is not the writer's to do"),
+        })
+    }
+
+    /// On disk first: an entry that the kernel has and the disk has not would be gone after a
+    /// restart without anybody being told.
+    fn add(&mut self, list: ListName, record: ListRecord, peer: Peer) -> anyhow::Result<Reply> {
+        let net = record.net;
+        self.store.put_list(list, &record)?;
+        self.list_mut(list).put(record);
+        if let Err(error) = self.write_list(list) {
+            self.list_mut(list).remove(&net);
+            self.store.remove_list(list, net)?;
+            return Err(error);
+        }
+        self.tell_change(list, "add", net, peer);
+        Ok(Reply::Done(format!("{net} is on the {} list", list.name())))
+    }
+
+    fn remove(&mut self, list: ListName, net: IpNet, peer: Peer) -> anyhow::Result<Reply> {
+        if self.list_mut(list).remove(&net).is_none() {
+            if self.list(list).is_configured(&net) {
+                bail!("{net} is in the configuration; remove it there and reload");
+            }
+            bail!("{net} is not on the {} list", list.name());
+        }
+        self.store.remove_list(list, net)?;
+        self.write_list(list)?;
+        self.tell_change(list, "remove", net, peer);
+        let left = if self.list(list).is_configured(&net) { "; the configuration keeps it" } else { "" };
+        Ok(Reply::Done(format!("{net} is off the operators' {} list{left}", list.name())))
+    }
+
+    fn refuse_lockout(&self, net: IpNet, ssh_peer: Option<std::net::IpAddr>) -> anyhow::Result<()> {
+        let protect = |what: String| move |address| Protected { what: what.clone(), address };
+        let mut protected: Vec<_> =
+            ssh_peer.into_iter().map(protect("your own SSH session".into())).collect();
+        protected.extend(guard::gateways().into_iter().map(protect("the gateway".into())));
+        for upstream in &self.settings.upstreams {
+            let servers = upstream.servers.iter().map(std::net::SocketAddr::ip);
+            protected.extend(servers.map(protect(format!("the upstream '{}'", upstream.name))));
+        }
+        guard::lockout(net, &protected).map_or(Ok(()), |why| bail!(why))
+    }
+
+    fn show(&self, list: ListName) -> anyhow::Result<Vec<ListEntry>> {
+        let hits = self.table(list).hits()?;
+        let entries = self.list(list).entries().map(|(net, origin)| {
+            let hits = hits.get(&net).copied().unwrap_or_default();
+            match origin {
+                Origin::Configuration(file) => ListEntry {
+                    net,
+                    until_ms: None,
+                    reason: None,
+                    source: file
+                        .map_or_else(|| "config".into(), |file| format!("file {}", file.display())),
+                    hits,
+                    added_ms: None,
+                },
+                Origin::Operator(record) => ListEntry {
+                    net,
+                    until_ms: record.until_ms,
+                    reason: record.reason.clone(),
+                    source: "operator".into(),
+                    hits,
+                    added_ms: Some(record.added_ms),
+                },
+            }
+        });
+        Ok(entries.collect())
+    }
+
+    fn show_bans(&self) -> anyhow::Result<Vec<BanEntry>> {
+        let mut entries = Vec::with_capacity(self.bans.len());
+        for (client, record) in &self.bans {
+            let ban = self.kernel.tables.bans.lookup(*client)?;
+            entries.push(BanEntry {
+                source: record.source,
+                since_ms: record.since_ms,
+                until_ms: record.until_ms,
+                reason: record.reason.clone(),
+                strikes: record.strikes,
+                hits: ban.map_or(0, |ban| ban.hits),
+                first_drop_us: ban
+                    .filter(|ban| ban.first_hit_ns > 0)
+                    .map(|ban| ban.first_hit_ns.saturating_sub(ban.since_ns) / 1000),
+            });
+        }
+        Ok(entries)
+    }
+
+    fn unban(&mut self, address: Source) -> anyhow::Result<Reply> {
+        let client = address.client(self.settings.kernel.ipv6_prefix);
+        if !self.bans.contains_key(&client) {
+            bail!("{client} is not banned");
+        }
+        self.unsaved.retain(|record| Source::from(record.source) != client);
+        self.store.remove_ban(client.into())?;
+        self.book.pardon(&client);
+        self.lift(&client, "operator")?;
+        Ok(Reply::Done(format!("{client} is free and its misdeeds are forgotten")))
+    }
+
+    /// Asked of the kernel's own tables, not of what the daemon believes to be in them.
+    fn explain(&self, address: std::net::IpAddr) -> anyhow::Result<Explanation> {
+        let found = self.kernel.tables.explain(address)?;
+        let (now_ns, client) = (clock::boot_ns(), found.client);
+        let ban = found.ban.filter(|_| found.network.is_none());
+        let until_ns = match (&found.network, &ban) {
+            (Some((_, entry)), _) => Some(entry.until_ns),
+            (None, Some(ban)) => Some(ban.until_ns),
+            (None, None) => None,
+        };
+        Ok(Explanation {
+            address,
+            verdict: found.reason.name().into(),
+            meaning: found.reason.meaning().trim().into(),
+            rule: found
+                .network
+                .map(|(net, _)| net.to_string())
+                .or_else(|| ban.map(|ban| format!("ban of {client} for {}", super::reason_of(&ban).name()))),
+            until_ms: until_ns
+                .filter(|until| *until != edge_common::map::FOREVER)
+                .map(clock::unix_ms_at),
+            hits: found.network.map(|(_, e)| e.hits).or(ban.map(|b| b.hits)).unwrap_or_default(),
+            open_connections: found.open.into(),
+            score: self.book.score(&client, now_ns),
+            threshold: self.settings.abuse.threshold,
+            strikes: self.book.strikes(&client, now_ns),
+        })
+    }
+
+    fn create_key(
+        &mut self,
+        name: String,
+        scopes: Vec<String>,
+        life: Life,
+        peer: Peer,
+    ) -> anyhow::Result<Reply> {
+        let mut random = [0; 32];
+        getrandom::fill(&mut random).context("no randomness")?;
+        let secret = Secret::mint(&self.settings.keys.prefix, &random);
+        let digest = self.edge.pepper.digest(secret.expose());
+        let created_ms = clock::unix_ms();
+        let life_ms = match life {
+            Life::Default => self.settings.keys.expires.map(|life| life.as_millis() as u64),
+            Life::Forever => None,
+            Life::Ms(ms) => Some(ms),
+        };
+        let record = KeyRecord {
+            id: digest.id(),
+            name,
+            scopes,
+            created_ms,
+            expires_ms: life_ms.map(|ms| created_ms.saturating_add(ms)),
+            revoked_ms: None,
+            digest,
+        };
+        self.store.put_key(&record)?;
+        let (key_id, expires_ms) = (record.id.clone(), record.expires_ms);
+        let event = Event::KeyCreated { key_id, name: record.name.clone(), uid: peer.uid };
+        let created =
+            KeyCreated { id: record.id.clone(), secret: secret.expose().into(), expires_ms };
+        self.keys.insert(record.id.clone(), record);
+        self.publish_keys();
+        self.edge.events.tell(event);
+        Ok(Reply::KeyCreated(created))
+    }
+
+    fn revoke_key(&mut self, id: &str, peer: Peer) -> anyhow::Result<Reply> {
+        let Some(record) = self.keys.get(id) else { bail!("there is no key {id}") };
+        if record.revoked_ms.is_some() {
+            bail!("the key {id} was revoked already");
+        }
+        let record = KeyRecord { revoked_ms: Some(clock::unix_ms()), ..record.clone() };
+        self.store.put_key(&record)?;
+        self.keys.insert(id.to_owned(), record);
+        self.publish_keys();
+        self.edge.events.tell(Event::KeyRevoked { key_id: id.to_owned(), uid: peer.uid });
+        Ok(Reply::Done(format!("the key {id} is revoked")))
+    }
+
+    fn status(&self) -> anyhow::Result<Status> {
+        let packets = self.kernel.tables.counts()?;
+        let mut counts = self.edge.metrics.by_reason();
+        for (reason, packet) in edge_common::Reason::ALL.iter().zip(packets) {
+            *counts.entry(reason.name().into()).or_default() += packet.packets;
+        }
+        counts.retain(|_, count| *count > 0);
+        let interfaces = self.kernel.attached().iter().map(|attached| InterfaceStatus {
+            name: attached.interface.clone(),
+            mode: attached.mode.to_string(),
+        });
+        let now_ms = clock::unix_ms();
+        Ok(Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            uptime_s: self.started.elapsed().as_secs(),
+            interfaces: interfaces.collect(),
+            counts,
+            bans: self.bans.len() as u64,
+            allow: self.allow.len() as u64,
+            deny: self.deny.len() as u64,
+            keys: self.keys.values().filter(|key| key.check(now_ms).is_ok()).count() as u64,
+            config: self.config.clone(),
+            last_reload: self.last_reload.as_ref().map(|(at_ms, result)| ReloadStatus {
+                at_ms: *at_ms,
+                ok: result.is_ok(),
+                message: result.clone().err().unwrap_or_else(|| "in force".into()),
+            }),
+        })
+    }
+
+    fn tell_change(&self, list: ListName, change: &'static str, net: IpNet, peer: Peer) {
+        let (list, net) = (list.name(), net.to_string());
+        self.edge.events.tell(Event::ListChanged { list, change, net, uid: peer.uid });
+    }
+}
+
+fn entry_of(key: &KeyRecord) -> KeyEntry {
+    KeyEntry {
+        id: key.id.clone(),
+        name: key.name.clone(),
+        scopes: key.scopes.clone(),
+        created_ms: key.created_ms,
+        expires_ms: key.expires_ms,
+        revoked_ms: key.revoked_ms,
+    }
+}
