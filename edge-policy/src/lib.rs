@@ -1,2 +1,18 @@
 //! Facts in, decisions out. No I/O, no clock, no runtime: time and bytes are arguments.
+//!
+//! Times are named after their unit and clock: `now_ns` is monotonic nanoseconds, `now_ms` is
+//! unix time in milliseconds.
 #![forbid(unsafe_code)]
+
+pub mod abuse;
+pub mod access;
+pub mod credential;
+pub mod denied;
+pub mod head;
+pub mod key;
+pub mod limit;
+pub mod list;
+pub mod rate;
+pub mod route;
+pub mod shield;
+pub mod target;

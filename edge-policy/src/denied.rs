@@ -1,0 +1,180 @@
+//! A refusal, and the one place that turns it into an answer.
+
+use edge_common::Reason;
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{Method, Response, StatusCode};
+use serde::Serialize;
+
+use crate::limit::{Standing, retry_after_s};
+
+/// Why a request is not served, and what its sender may know about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Denied {
+    /// Why; for the counters and the log, never for the client.
+    pub reason: Reason,
+    /// When to try again, from now.
+    pub wait_ns: Option<u64>,
+    /// Where the caller stands within the limit it hit.
+    pub standing: Option<Standing>,
+    /// What the route takes instead, for [`Reason::MethodNotAllowed`].
+    pub allow: Vec<Method>,
+}
+
+impl Denied {
+    /// A refusal that tells no more than its status.
+    #[must_use]
+    pub const fn new(reason: Reason) -> Self {
+        Self { reason, wait_ns: None, standing: None, allow: Vec::new() }
+    }
+}
+
+impl From<Reason> for Denied {
+    fn from(reason: Reason) -> Self {
+        Self::new(reason)
+    }
+}
+
+/// The status of the answer to a request that ended for this reason.
+#[must_use]
+pub const fn status(reason: Reason) -> StatusCode {
+    match reason {
+        Reason::Serve => StatusCode::OK,
+        Reason::Redirect => StatusCode::PERMANENT_REDIRECT,
+        Reason::MalformedRequest | Reason::CredentialInUrl => StatusCode::BAD_REQUEST,
+        Reason::CredentialMissing
+        | Reason::CredentialInvalid
+        | Reason::CredentialExpired
+        | Reason::CredentialRevoked => StatusCode::UNAUTHORIZED,
+        Reason::NotPermitted => StatusCode::FORBIDDEN,
+        Reason::NoRoute => StatusCode::NOT_FOUND,
+        Reason::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+        // A client that went away gets no answer; this is what the access log shows for it.
+        Reason::RequestTimeout | Reason::ClientGone => StatusCode::REQUEST_TIMEOUT,
+        Reason::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        Reason::UriTooLong => StatusCode::URI_TOO_LONG,
+        Reason::SourceRate | Reason::KeyRate | Reason::GlobalRate => StatusCode::TOO_MANY_REQUESTS,
+        Reason::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+        Reason::UpstreamUnreachable | Reason::UpstreamInvalid => StatusCode::BAD_GATEWAY,
+        Reason::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
+        Reason::Overload | Reason::ConnectionsFull => StatusCode::SERVICE_UNAVAILABLE,
+        // Reasons of the packet and connection planes never end a request.
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+/// The answer to a refused request: a problem document (RFC 9457) that tells the status, the
+/// request id and nothing of the reason behind it.
+#[must_use]
+pub fn problem(denied: &Denied, request_id: &str, now_ms: u64) -> Response<Vec<u8>> {
+    let status = status(denied.reason);
+    let title = status.canonical_reason().unwrap_or("Error");
+    let body = Problem { kind: "about:blank", title, status: status.as_u16(), request_id };
+    let body = serde_json::to_vec(&body).expect("strings and a number always serialize");
+    let mut answer = Response::new(body);
+    *answer.status_mut() = status;
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    if status == StatusCode::UNAUTHORIZED {
+        let challenge = HeaderValue::from_static(r#"ApiKey realm="edged""#);
+        headers.insert(WWW_AUTHENTICATE, challenge);
+    }
+    if status == StatusCode::METHOD_NOT_ALLOWED {
+        headers.insert(ALLOW, allow(&denied.allow));
+    }
+    if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+        let wait_s = retry_after_s(denied.wait_ns.unwrap_or(0));
+        headers.insert(RETRY_AFTER, HeaderValue::from(wait_s));
+    }
+    if let Some(standing) = denied.standing {
+        standing.write(headers, now_ms);
+    }
+    answer
+}
+
+#[derive(Serialize)]
+struct Problem<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    title: &'a str,
+    status: u16,
+    request_id: &'a str,
+}
+
+fn allow(methods: &[Method]) -> HeaderValue {
+    let names: Vec<_> = methods.iter().map(Method::as_str).collect();
+    HeaderValue::from_str(&names.join(", ")).expect("a method is a token")
+}
+
+#[cfg(test)]
+mod tests {
+    use edge_common::{Blame, Plane};
+
+    use super::*;
+
+    fn shown(reason: Reason) -> (u16, String) {
+        let answer = problem(&Denied::new(reason), "r-1", 0);
+        (answer.status().as_u16(), String::from_utf8(answer.into_body()).unwrap())
+    }
+
+    #[test]
+    fn every_refusal_of_a_request_has_a_fitting_status() {
+        for reason in Reason::ALL.iter().filter(|r| r.plane() == Plane::Request) {
+            let status = status(*reason);
+            match reason.blame() {
+                Blame::Client => assert!(status.is_client_error(), "{reason:?}"),
+                Blame::Upstream => assert!(status.is_server_error(), "{reason:?}"),
+                Blame::Edge | Blame::Nobody => {}
+            }
+        }
+        assert_eq!(status(Reason::InternalError), StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(status(Reason::GlobalRate), StatusCode::TOO_MANY_REQUESTS);
+    }
+
+    #[test]
+    fn all_failed_credentials_look_the_same() {
+        let missing = shown(Reason::CredentialMissing);
+        assert_eq!(missing.0, 401);
+        let document =
+            r#"{"type":"about:blank","title":"Unauthorized","status":401,"request_id":"r-1"}"#;
+        assert_eq!(missing.1, document);
+        for reason in
+            [Reason::CredentialInvalid, Reason::CredentialExpired, Reason::CredentialRevoked]
+        {
+            assert_eq!(shown(reason), missing);
+        }
+    }
+
+    #[test]
+    fn no_answer_names_its_reason() {
+        for reason in Reason::ALL.iter().filter(|r| r.plane() == Plane::Request) {
+            let body = shown(*reason).1;
+            assert!(!body.contains(reason.name()) && !body.contains(reason.meaning()), "{body}");
+        }
+    }
+
+    #[test]
+    fn each_status_carries_the_headers_it_needs() {
+        let denied = |reason| problem(&Denied::new(reason), "r", 0);
+        let missing = denied(Reason::CredentialMissing);
+        assert_eq!(missing.headers()["www-authenticate"], r#"ApiKey realm="edged""#);
+        assert_eq!(missing.headers()["content-type"], "application/problem+json");
+        assert_eq!(denied(Reason::Overload).headers()["retry-after"], "1");
+        assert!(!denied(Reason::NoRoute).headers().contains_key("retry-after"));
+        let allow = vec![Method::GET, Method::HEAD];
+        let wrong = Denied { allow, ..Denied::new(Reason::MethodNotAllowed) };
+        assert_eq!(problem(&wrong, "r", 0).headers()["allow"], "GET, HEAD");
+        let standing = Some(Standing { limit: 5, remaining: 0, reset_ns: 3_000_000_000 });
+        let wait_ns = Some(1_500_000_000);
+        let limited = Denied { wait_ns, standing, ..Denied::new(Reason::KeyRate) };
+        let answer = problem(&limited, "r", 10_000);
+        assert_eq!(answer.headers()["retry-after"], "2");
+        assert_eq!(answer.headers()["x-ratelimit-reset"], "13");
+    }
+
+    #[test]
+    fn a_request_id_cannot_break_out_of_the_document() {
+        let answer = problem(&Denied::new(Reason::NoRoute), "a\"},{\"", 0);
+        let read: serde_json::Value = serde_json::from_slice(answer.body()).unwrap();
+        assert_eq!(read["request_id"], "a\"},{\"");
+    }
+}

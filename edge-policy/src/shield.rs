@@ -1,0 +1,302 @@
+//! What the edge takes from and adds to the headers of requests and answers that pass.
+
+use std::net::IpAddr;
+
+use http::HeaderMap;
+use http::header::{self, AUTHORIZATION, CACHE_CONTROL, CONNECTION, HeaderName, HeaderValue};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+use crate::credential::{X_API_KEY, is_api_key};
+
+/// What the upstream is told of the client.
+#[derive(Clone, Copy, Debug)]
+pub struct Forward<'a> {
+    /// The client's address.
+    pub client: IpAddr,
+    /// The host it asked for, with the port if it named one.
+    pub host: &'a str,
+    /// Names the request in our logs and the upstream's.
+    pub request_id: &'a str,
+    /// Who it is, if a key was presented and good.
+    pub principal: Option<Principal<'a>>,
+}
+
+/// The holder of a good key.
+#[derive(Clone, Copy, Debug)]
+pub struct Principal<'a> {
+    /// The key's public id.
+    pub id: &'a str,
+    /// What its owner calls it.
+    pub name: &'a str,
+}
+
+/// Takes from a request what is for this hop only, our credentials, and all that could make the
+/// upstream believe another client, host, target or method than the edge checked.
+pub fn strip_request(headers: &mut HeaderMap) {
+    strip_hop(headers);
+    headers.remove(header::EXPECT);
+    headers.remove(&X_API_KEY);
+    if headers.get_all(AUTHORIZATION).iter().any(is_api_key) {
+        headers.remove(AUTHORIZATION);
+    }
+    strip(headers, is_claim);
+}
+
+/// Tells the upstream whom the request is from. Comes after [`strip_request`].
+pub fn forward(headers: &mut HeaderMap, facts: &Forward<'_>) {
+    let mut set = |name: &'static str, value: &str| {
+        // What a header cannot hold is left out: the upstream sees no claim rather than a false one.
+        if let Ok(value) = HeaderValue::from_str(value) {
+            headers.insert(HeaderName::from_static(name), value);
+        }
+    };
+    set("x-forwarded-for", &facts.client.to_canonical().to_string());
+    set("x-forwarded-proto", "https");
+    set("x-forwarded-host", facts.host);
+    set("x-request-id", facts.request_id);
+    if let Some(principal) = facts.principal {
+        set("x-edged-key-id", principal.id);
+        set("x-edged-key-name", &utf8_percent_encode(principal.name, NAME_ESCAPES).to_string());
+    }
+}
+
+/// Takes from an answer what is for this hop only, and what tells an attacker of the software.
+pub fn strip_response(headers: &mut HeaderMap) {
+    strip_hop(headers);
+    strip(headers, |name| TELLTALES.contains(&name) || name.starts_with("x-edged-"));
+}
+
+/// Adds the security headers to an answer. An upstream knows its own pages and may set its own
+/// policies, but not do without HSTS, `nosniff`, or `no-store` on an authenticated answer.
+pub fn secure(headers: &mut HeaderMap, authenticated: bool) {
+    for (name, value) in ALWAYS {
+        headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+    }
+    for (name, value) in UNLESS_SET {
+        let name = HeaderName::from_static(name);
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
+    }
+    if authenticated {
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
+}
+
+/// Removes the headers of one connection: the known ones and those that `Connection` names.
+fn strip_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        // Nobody may have the edge drop what says where a message ends and whom it is for.
+        .filter(|name| name != header::HOST && name != header::CONTENT_LENGTH)
+        .collect();
+    for name in named {
+        headers.remove(name);
+    }
+    for name in HOP {
+        headers.remove(name);
+    }
+}
+
+fn strip(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
+    // Servers that turn headers into variables take `_` for `-`.
+    let spelled = |name: &HeaderName| name.as_str().replace('_', "-");
+    let gone: Vec<_> = headers.keys().filter(|n| unwanted(&spelled(n))).cloned().collect();
+    for name in gone {
+        headers.remove(name);
+    }
+}
+
+/// Whether a request header claims what only the edge may say.
+fn is_claim(name: &str) -> bool {
+    name == X_API_KEY.as_str()
+        || CLAIMS.contains(&name)
+        || name.starts_with("x-forwarded-")
+        || name.starts_with("x-edged-")
+}
+
+const HOP: [&str; 11] = [
+    "connection",
+    "http2-settings",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "trailers",
+    "transfer-encoding",
+    "upgrade",
+];
+
+const CLAIMS: [&str; 16] = [
+    "client-ip",
+    "forwarded",
+    "true-client-ip",
+    "via",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-forwarded",
+    "x-host",
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+    "x-original-host",
+    "x-original-url",
+    "x-real-ip",
+    "x-request-id",
+    "x-rewrite-url",
+];
+
+const TELLTALES: [&str; 12] = [
+    "alt-svc",
+    "server",
+    "via",
+    "x-aspnet-version",
+    "x-aspnetmvc-version",
+    "x-backend-server",
+    "x-drupal-cache",
+    "x-generator",
+    "x-powered-by",
+    "x-runtime",
+    "x-served-by",
+    "x-version",
+];
+
+const ALWAYS: [(&str, &str); 2] = [
+    ("strict-transport-security", "max-age=63072000; includeSubDomains"),
+    ("x-content-type-options", "nosniff"),
+];
+
+const UNLESS_SET: [(&str, &str); 6] = [
+    ("content-security-policy", "default-src 'none'; frame-ancestors 'none'"),
+    ("cross-origin-opener-policy", "same-origin"),
+    ("cross-origin-resource-policy", "same-origin"),
+    ("permissions-policy", "camera=(), geolocation=(), microphone=(), payment=(), usb=()"),
+    ("referrer-policy", "no-referrer"),
+    ("x-frame-options", "DENY"),
+];
+
+const NAME_ESCAPES: &AsciiSet =
+    &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(fields: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
+        }
+        headers
+    }
+
+    fn names(headers: &HeaderMap) -> Vec<&str> {
+        let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        names
+    }
+
+    #[test]
+    fn a_request_loses_its_hop_its_key_and_its_claims() {
+        let mut given = headers(&[
+            ("host", "a"),
+            ("content-length", "3"),
+            ("cookie", "c"),
+            ("connection", "close, X-Hop, content-length, host"),
+            ("x-hop", "1"),
+            ("te", "trailers"),
+            ("upgrade", "h2c"),
+            ("transfer-encoding", "chunked"),
+            ("expect", "100-continue"),
+            ("x-api-key", "k"),
+            ("x_api_key", "k"),
+            ("authorization", "APIKEY k"),
+            ("forwarded", "for=1.2.3.4"),
+            ("x-forwarded-for", "1.2.3.4"),
+            ("x_forwarded_for", "1.2.3.4"),
+            ("x-forwarded_proto", "http"),
+            ("x-real-ip", "1.2.3.4"),
+            ("x-request-id", "1"),
+            ("x-edged-key-id", "root"),
+            ("x_edged_key_id", "root"),
+            ("x-original-url", "/admin"),
+            ("x-http-method-override", "DELETE"),
+        ]);
+        strip_request(&mut given);
+        assert_eq!(names(&given), ["content-length", "cookie", "host"]);
+    }
+
+    #[test]
+    fn a_credential_for_the_upstream_passes_on() {
+        let mut given = headers(&[("authorization", "Bearer t")]);
+        strip_request(&mut given);
+        assert_eq!(given["authorization"], "Bearer t");
+    }
+
+    #[test]
+    fn the_upstream_is_told_of_the_client() {
+        let mut told = HeaderMap::new();
+        let principal = Some(Principal { id: "k1", name: "B\u{fc}ro 7\r\n" });
+        let client = "::ffff:192.0.2.7".parse().unwrap();
+        forward(&mut told, &Forward { client, host: "a:8443", request_id: "r1", principal });
+        assert_eq!(told["x-forwarded-for"], "192.0.2.7");
+        assert_eq!(told["x-forwarded-proto"], "https");
+        assert_eq!(told["x-forwarded-host"], "a:8443");
+        assert_eq!(told["x-request-id"], "r1");
+        assert_eq!(told["x-edged-key-id"], "k1");
+        assert_eq!(told["x-edged-key-name"], "B%C3%BCro%207%0D%0A");
+        let mut told = HeaderMap::new();
+        forward(&mut told, &Forward { client, host: "a", request_id: "r1", principal: None });
+        assert!(!told.contains_key("x-edged-key-id"));
+    }
+
+    #[test]
+    fn an_answer_does_not_tell_of_the_software() {
+        let mut given = headers(&[
+            ("server", "nginx/1.2"),
+            ("x-powered-by", "PHP"),
+            ("x_powered_by", "PHP"),
+            ("x-aspnet-version", "4"),
+            ("via", "1.1 inner"),
+            ("connection", "x-inner"),
+            ("x-inner", "1"),
+            ("keep-alive", "timeout=5"),
+            ("x-edged-key-id", "k"),
+            ("etag", "e"),
+            ("set-cookie", "a=b"),
+        ]);
+        strip_response(&mut given);
+        assert_eq!(names(&given), ["etag", "set-cookie"]);
+    }
+
+    #[test]
+    fn security_headers_are_on_by_default() {
+        let mut given = HeaderMap::new();
+        secure(&mut given, true);
+        assert_eq!(given.len(), ALWAYS.len() + UNLESS_SET.len() + 1);
+        assert_eq!(given["cache-control"], "no-store");
+        assert_eq!(given["x-frame-options"], "DENY");
+        let mut open = headers(&[("cache-control", "max-age=60")]);
+        secure(&mut open, false);
+        assert_eq!(open["cache-control"], "max-age=60");
+    }
+
+    #[test]
+    fn an_upstream_sets_its_own_policies_but_not_without_ours() {
+        let mut given = headers(&[
+            ("content-security-policy", "default-src 'self'"),
+            ("strict-transport-security", "max-age=0"),
+            ("x-content-type-options", "x"),
+            ("cache-control", "public, max-age=60"),
+        ]);
+        secure(&mut given, true);
+        assert_eq!(given["content-security-policy"], "default-src 'self'");
+        assert_eq!(given["strict-transport-security"], ALWAYS[0].1);
+        assert_eq!(given["x-content-type-options"], "nosniff");
+        assert_eq!(given["cache-control"], "no-store");
+    }
+}

@@ -1,0 +1,252 @@
+//! The request target in its one normal form, by which routing, policy and the upstream all go.
+//!
+//! Only the origin form (`/path?query`) is taken. In the path, escapes of unreserved characters
+//! are decoded, the hex of all others is in upper case, characters that should have been escaped
+//! are, repeated slashes are merged and then dot segments removed. What different servers would
+//! read differently is refused. The query is checked, and passed on as it came.
+
+use std::fmt::Write;
+
+use edge_common::Reason;
+
+/// A request target in normal form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The path; begins with a slash.
+    pub path: String,
+    /// What follows the question mark, if there is one.
+    pub query: Option<String>,
+}
+
+impl Target {
+    /// Parses and normalises a target of at most `uri_bytes_max` bytes.
+    ///
+    /// # Errors
+    /// [`Reason::UriTooLong`], or [`Reason::MalformedRequest`] if it has no single meaning.
+    pub fn parse(path_and_query: &str, uri_bytes_max: usize) -> Result<Self, Reason> {
+        if path_and_query.len() > uri_bytes_max {
+            return Err(Reason::UriTooLong);
+        }
+        let (path, query) = match path_and_query.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (path_and_query, None),
+        };
+        if !path.starts_with('/') {
+            return Err(Reason::MalformedRequest);
+        }
+        let path = resolve(&unescape(path)?)?;
+        let query = query.map(check_query).transpose()?;
+        Ok(Self { path, query })
+    }
+
+    /// The whole target, for the upstream.
+    #[must_use]
+    pub fn path_and_query(&self) -> String {
+        self.query.as_ref().map_or_else(|| self.path.clone(), |q| format!("{}?{q}", self.path))
+    }
+}
+
+/// Brings the escapes of a path into their one form.
+fn unescape(path: &str) -> Result<String, Reason> {
+    let mut out = String::with_capacity(path.len());
+    let mut rest = path.as_bytes();
+    while let [byte, after @ ..] = rest {
+        rest = after;
+        if *byte != b'%' {
+            plain(*byte, &mut out)?;
+            continue;
+        }
+        let escaped = hex_pair(rest).ok_or(Reason::MalformedRequest)?;
+        rest = &rest[2..];
+        match escaped {
+            // An encoded slash, backslash or NUL is a separator or an end to some, data to others.
+            0 | b'/' | b'\\' => return Err(Reason::MalformedRequest),
+            byte if is_unreserved(byte) => out.push(char::from(byte)),
+            byte => escape(byte, &mut out),
+        }
+    }
+    Ok(out)
+}
+
+/// One byte of a path that is not part of an escape.
+fn plain(byte: u8, out: &mut String) -> Result<(), Reason> {
+    match byte {
+        b'/' | b':' | b'@' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b','
+        | b';' | b'=' => out.push(char::from(byte)),
+        byte if is_unreserved(byte) => out.push(char::from(byte)),
+        // Clients do send these as they are; escaped they mean the same.
+        b'"' | b'<' | b'>' | b'[' | b']' | b'^' | b'`' | b'{' | b'|' | b'}' => escape(byte, out),
+        _ => return Err(Reason::MalformedRequest),
+    }
+    Ok(())
+}
+
+/// Merges slashes and removes dot segments; a path that climbs above its root is refused.
+fn resolve(path: &str) -> Result<String, Reason> {
+    let mut kept: Vec<&str> = Vec::new();
+    let mut open = true;
+    for segment in path.split('/') {
+        // The last segment decides whether the path ends in a slash.
+        open = matches!(segment, "" | "." | "..");
+        match segment {
+            "" | "." => {}
+            ".." => {
+                kept.pop().ok_or(Reason::MalformedRequest)?;
+            }
+            // Some servers drop what follows the semicolon and then climb.
+            _ if is_dots_with_parameter(segment) => return Err(Reason::MalformedRequest),
+            _ => kept.push(segment),
+        }
+    }
+    let mut out = String::with_capacity(path.len());
+    for segment in &kept {
+        out.push('/');
+        out.push_str(segment);
+    }
+    if open {
+        out.push('/');
+    }
+    Ok(out)
+}
+
+fn is_dots_with_parameter(segment: &str) -> bool {
+    let name = segment.split(';').next().unwrap_or_default();
+    let name = name.split("%3B").next().unwrap_or_default();
+    name.len() < segment.len() && matches!(name, "." | "..")
+}
+
+fn check_query(query: &str) -> Result<String, Reason> {
+    let mut rest = query.as_bytes();
+    while let [byte, after @ ..] = rest {
+        rest = match byte {
+            b'%' if matches!(hex_pair(after), Some(1..)) => &after[2..],
+            b'%' | b'#' | b'\\' => return Err(Reason::MalformedRequest),
+            0x21..=0x7e => after,
+            _ => return Err(Reason::MalformedRequest),
+        };
+    }
+    Ok(query.to_owned())
+}
+
+fn hex_pair(bytes: &[u8]) -> Option<u8> {
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    let [high, low, ..] = bytes else { return None };
+    u8::try_from(digit(*high)? << 4 | digit(*low)?).ok()
+}
+
+fn escape(byte: u8, out: &mut String) {
+    write!(out, "%{byte:02X}").expect("writing to a string does not fail");
+}
+
+const fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn normal(text: &str) -> Result<String, Reason> {
+        Target::parse(text, 1000).map(|target| target.path_and_query())
+    }
+
+    #[test]
+    fn a_target_has_one_form() {
+        for (given, expected) in [
+            ("/", "/"),
+            ("/a/b?c=d", "/a/b?c=d"),
+            ("/a?", "/a?"),
+            ("/%61%2D%7e%c3%a9", "/a-~%C3%A9"),
+            ("/a/./b/../c", "/a/c"),
+            ("/a/%2e%2E/c", "/c"),
+            ("/a/.%2e/c", "/c"),
+            ("//a///b", "/a/b"),
+            ("/a//../b", "/b"),
+            ("/a/..", "/"),
+            ("/a/.", "/a/"),
+            ("/a/b/", "/a/b/"),
+            ("/.a/..b/...", "/.a/..b/..."),
+            ("/a|b{c}", "/a%7Cb%7Bc%7D"),
+            ("/%252e%252e/", "/%252e%252e/"),
+            ("/a;v=1/b", "/a;v=1/b"),
+            ("/a?b=/../%2f&c=%zz".split("&c").next().unwrap(), "/a?b=/../%2f"),
+        ] {
+            assert_eq!(normal(given).as_deref(), Ok(expected), "{given}");
+        }
+    }
+
+    #[test]
+    fn what_has_no_single_meaning_is_refused() {
+        for text in [
+            "",
+            "*",
+            "a",
+            "?a",
+            "http://h/",
+            "/..",
+            "/a/../..",
+            "/%2e%2e",
+            "/a%2fb",
+            "/a%2Fb",
+            "/a%5cb",
+            "/a\\b",
+            "/%00",
+            "/a b",
+            "/a\tb",
+            "/\u{e9}",
+            "/%",
+            "/%4",
+            "/%4g",
+            "/%+1",
+            "/a#b",
+            "/..;/a",
+            "/.;x/a",
+            "/..%3b/a",
+            "/a?b c",
+            "/a?%zz",
+            "/a?%0",
+            "/a?%00",
+            "/a?\u{e9}",
+            "/a?b#c",
+            "/a?\u{7f}",
+            "/a?\\",
+            "/\u{7f}",
+            "/%2%65",
+        ] {
+            assert_eq!(normal(text), Err(Reason::MalformedRequest), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_long_target_is_told_from_a_bad_one() {
+        assert_eq!(Target::parse("/abc", 3), Err(Reason::UriTooLong));
+        assert!(Target::parse("/abc", 4).is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn normalising_twice_is_normalising_once(text in "/[a./%25eEfF0-9;|~/]{0,40}(\\?[a%23=]{0,8})?") {
+            if let Ok(once) = normal(&text) {
+                prop_assert_eq!(normal(&once), Ok(once));
+            }
+        }
+
+        #[test]
+        fn the_normal_form_hides_nothing(text in "/[ab./%25eE2fF3bBcC5;]{0,40}") {
+            if let Ok(target) = Target::parse(&text, 1000) {
+                let decoded = percent_encoding::percent_decode_str(&target.path).decode_utf8_lossy();
+                prop_assert!(target.path.starts_with('/'));
+                prop_assert!(!target.path.contains("//") && !decoded.contains(['\\', '\0']));
+                prop_assert!(target.path.split('/').all(|s| s != "." && s != ".."));
+                prop_assert_eq!(decoded.matches('/').count(), target.path.matches('/').count());
+            }
+        }
+
+        #[test]
+        fn no_text_breaks_the_parser(text in "\\PC{0,60}") {
+            let _ = normal(&text);
+        }
+    }
+}
