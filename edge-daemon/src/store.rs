@@ -303,8 +303,9 @@ fn create(path: &Path) -> Result<Database, DatabaseError> {
 /// Whether a fault lies in the file's contents, and not in the machine or in another process.
 fn is_damage(fault: &DatabaseError) -> bool {
     match fault {
-        DatabaseError::RepairAborted | DatabaseError::UpgradeRequired(_) => true,
-        DatabaseError::Storage(StorageError::Corrupted(_)) => true,
+        DatabaseError::RepairAborted
+        | DatabaseError::UpgradeRequired(_)
+        | DatabaseError::Storage(StorageError::Corrupted(_)) => true,
         DatabaseError::Storage(StorageError::Io(fault)) => {
             matches!(fault.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
         }

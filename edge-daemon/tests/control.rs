@@ -119,7 +119,7 @@ fn nonsense_is_refused_and_the_daemon_goes_on() {
     let cases: [(&[u8], &str); 6] = [
         (b"", "not a command"),
         (b"hello\n", "not a command"),
-        (b"{\"command\":\"status\",\"x\":1}\n", "not a command"),
+        (b"{\"command\":\"ban_remove\",\"source\":\"::1\",\"x\":1}\n", "not a command"),
         (b"{\"command\":\"explode\"}\n", "not a command"),
         (&long, "at most"),
         (evil, "control characters"),
