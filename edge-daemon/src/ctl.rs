@@ -1,1 +1,126 @@
-//! To be written.
+//! `edgectl`: what an operator types, turned into one command, and the reply into words.
+
+mod args;
+mod print;
+
+use std::{
+    env,
+    io::{self, Write as _},
+    net::IpAddr,
+    process::ExitCode,
+};
+
+pub use args::Args;
+use args::{Act, Verb};
+use clap::{CommandFactory as _, Parser as _};
+
+use crate::control::{Reply, client};
+
+/// The daemon did what was asked.
+pub const DONE: u8 = 0;
+/// The daemon refused, or the caller may not ask.
+pub const REFUSED: u8 = 1;
+/// The command line makes no sense.
+pub const USAGE: u8 = 2;
+/// No daemon answered.
+pub const NO_DAEMON: u8 = 3;
+
+/// Runs the command line of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    match Args::try_parse() {
+        Ok(args) => ExitCode::from(run(&args)),
+        Err(told) => {
+            // Help and version are answers, and go to standard output.
+            let code = if told.use_stderr() { USAGE } else { DONE };
+            let _ = told.print();
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn run(args: &Args) -> u8 {
+    let command = match args.verb.act(ssh_peer) {
+        Act::Ask(command) => command,
+        Act::Complete(shell) => {
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Args::command(), "edgectl", &mut text);
+            return say(&text);
+        }
+    };
+    match client::ask(&args.socket, &command) {
+        Ok(Reply::Refused(why)) => complain(&why, REFUSED),
+        Ok(reply) => say(show(args, &reply).as_bytes()),
+        Err(fault @ client::Fault::NotPermitted(_)) => complain(&fault, REFUSED),
+        Err(fault) => complain(&fault, NO_DAEMON),
+    }
+}
+
+fn show(args: &Args, reply: &Reply) -> String {
+    if args.json { print::json(reply) } else { print::text(reply, now_ms()) }
+}
+
+/// Writes the answer; a reader that went away early (`| head`) has seen what it wanted.
+fn say(text: &[u8]) -> u8 {
+    let mut out = io::stdout().lock();
+    match out.write_all(text).and_then(|()| out.flush()) {
+        Err(fault) if fault.kind() != io::ErrorKind::BrokenPipe => complain(&fault, REFUSED),
+        _ => DONE,
+    }
+}
+
+fn complain(what: &dyn std::fmt::Display, code: u8) -> u8 {
+    // Nothing is left to be done if even this cannot be written.
+    let _ = writeln!(io::stderr(), "edgectl: {what}");
+    code
+}
+
+/// Where the caller's SSH session comes from, if there is one.
+fn ssh_peer() -> Option<IpAddr> {
+    let told = |name| env::var(name).ok().as_deref().and_then(parse_ssh_peer);
+    told("SSH_CONNECTION").or_else(|| told("SSH_CLIENT"))
+}
+
+/// Both variables begin with the client's address; IPv6 may carry a zone.
+fn parse_ssh_peer(value: &str) -> Option<IpAddr> {
+    let address = value.split_whitespace().next()?;
+    let address = address.split('%').next()?;
+    address.parse::<IpAddr>().ok().map(|address| address.to_canonical())
+}
+
+fn now_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+impl Verb {
+    /// What this verb asks of the daemon, or does by itself.
+    fn act(&self, ssh_peer: impl FnOnce() -> Option<IpAddr>) -> Act {
+        use crate::control::Command;
+        let command = match self {
+            Self::Completions { shell } => return Act::Complete(*shell),
+            Self::Status => Command::Status,
+            Self::Allow(verb) => verb.command(crate::control::ListName::Allow, ssh_peer),
+            Self::Deny(verb) => verb.command(crate::control::ListName::Deny, ssh_peer),
+            Self::Ban(verb) => verb.command(),
+            Self::Explain { address } => Command::Explain { address: address.to_canonical() },
+            Self::Key(verb) => verb.command(),
+            Self::Reload => Command::Reload,
+        };
+        Act::Ask(command)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ssh_peer_is_the_first_word() {
+        let peer = |value| parse_ssh_peer(value).map(|address| address.to_string());
+        assert_eq!(peer("198.51.100.7 50000 192.0.2.1 22").as_deref(), Some("198.51.100.7"));
+        assert_eq!(peer("fe80::1%eth0 50000 22").as_deref(), Some("fe80::1"));
+        assert_eq!(peer("::ffff:192.0.2.1 1 22").as_deref(), Some("192.0.2.1"));
+        assert_eq!((peer(""), peer("nobody 1 2")), (None, None));
+    }
+}

@@ -1,1 +1,497 @@
-//! To be written.
+//! What survives a restart: keys, the operator's lists, bans and how often they were earned.
+//!
+//! One embedded database with a table each. A call that changes something has made it durable
+//! when it returns; it waits for the disk, so it belongs on the control thread.
+
+use std::{
+    fmt,
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Read as _, Write as _},
+    net::IpAddr,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use edge_policy::key::KeyRecord;
+use ipnet::IpNet;
+use redb::{
+    Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, StorageError,
+    TableDefinition,
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::control::ListName;
+
+/// A table of JSON records under a text key.
+type Records = TableDefinition<'static, &'static str, &'static [u8]>;
+
+const KEYS: Records = TableDefinition::new("keys");
+const ALLOW: Records = TableDefinition::new("allow");
+const DENY: Records = TableDefinition::new("deny");
+const BANS: Records = TableDefinition::new("bans");
+
+/// The database reads little and seldom; its default cache would be 1 GiB.
+const CACHE_BYTES: usize = 8 << 20;
+
+/// A network that an operator put on a list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListRecord {
+    /// The network.
+    pub net: IpNet,
+    /// When it ends, in unix milliseconds; `None`: never.
+    pub until_ms: Option<u64>,
+    /// Why, in the operator's words.
+    pub reason: Option<String>,
+    /// When it was added, in unix milliseconds.
+    pub added_ms: u64,
+    /// Who added it.
+    pub by: String,
+}
+
+/// A ban, in force or past: a past one tells how often the client was banned.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BanRecord {
+    /// The client.
+    pub source: IpAddr,
+    /// When it began, in unix milliseconds.
+    pub since_ms: u64,
+    /// When it ends, in unix milliseconds.
+    pub until_ms: u64,
+    /// How many bans this client has had, this one included.
+    pub strikes: u32,
+    /// Name of the [`edge_common::Reason`] of the last signal.
+    pub reason: String,
+}
+
+/// Everything in the store.
+#[derive(Clone, Debug, Default)]
+pub struct Contents {
+    /// API keys, the revoked and expired ones included.
+    pub keys: Vec<KeyRecord>,
+    /// The operator's allow list.
+    pub allow: Vec<ListRecord>,
+    /// The operator's deny list.
+    pub deny: Vec<ListRecord>,
+    /// Bans, those past included.
+    pub bans: Vec<BanRecord>,
+    /// Records that could not be read, by table and key; they stay where they are.
+    pub unreadable: Vec<String>,
+}
+
+/// A fault of the store.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// The folder or a file cannot be used.
+    #[error("cannot use {0}")]
+    File(PathBuf, #[source] io::Error),
+    /// Another process holds the database.
+    #[error("{0} is in use: is another edged running?")]
+    InUse(PathBuf),
+    /// The database failed.
+    #[error("the store failed")]
+    Database(#[from] redb::Error),
+    /// A record cannot be encoded.
+    #[error("a record cannot be encoded")]
+    Encode(#[from] serde_json::Error),
+}
+
+macro_rules! database_faults {
+    ($($fault:ty),+) => {$(
+        impl From<$fault> for Fault {
+            fn from(fault: $fault) -> Self {
+                Self::Database(fault.into())
+            }
+        }
+    )+};
+}
+database_faults!(redb::TransactionError, redb::TableError, redb::CommitError, StorageError);
+
+/// The open store.
+pub struct Store {
+    database: Database,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Store")
+    }
+}
+
+impl Store {
+    /// Opens `edged.redb` in `dir`, which is created if it is missing.
+    ///
+    /// A damaged file is set aside under a name that ends in `now_s` (unix seconds), and told of
+    /// in the second value; the store then starts empty.
+    ///
+    /// # Errors
+    /// If the folder cannot be used, another process holds the file or the disk fails.
+    pub fn open(dir: &Path, now_s: u64) -> Result<(Self, Option<String>), Fault> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(|fault| Fault::File(dir.to_owned(), fault))?;
+        let path = dir.join("edged.redb");
+        let (database, warning) = match create(&path) {
+            Ok(database) => (database, None),
+            Err(fault) if is_damage(&fault) => {
+                let aside = dir.join(format!("edged.redb.corrupt-{now_s}"));
+                fs::rename(&path, &aside).map_err(|fault| Fault::File(path.clone(), fault))?;
+                let warning = format!(
+                    "the store was damaged ({fault}); it lies aside as {} and a fresh one is used",
+                    aside.display()
+                );
+                (create(&path).map_err(|fault| opening(fault, &path))?, Some(warning))
+            }
+            Err(fault) => return Err(opening(fault, &path)),
+        };
+        let store = Self { database };
+        store.make_tables()?;
+        Ok((store, warning))
+    }
+
+    /// Everything in the store.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn load_all(&self) -> Result<Contents, Fault> {
+        let mut unreadable = Vec::new();
+        Ok(Contents {
+            keys: self.records(KEYS, &mut unreadable)?,
+            allow: self.records(ALLOW, &mut unreadable)?,
+            deny: self.records(DENY, &mut unreadable)?,
+            bans: self.records(BANS, &mut unreadable)?,
+            unreadable,
+        })
+    }
+
+    /// Writes a key, new or changed.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn put_key(&self, key: &KeyRecord) -> Result<(), Fault> {
+        self.put(KEYS, [(key.id.clone(), key)])
+    }
+
+    /// Writes an entry of a list; an earlier one for the same network is replaced.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn put_list(&self, list: ListName, record: &ListRecord) -> Result<(), Fault> {
+        self.put(table(list), [(record.net.to_string(), record)])
+    }
+
+    /// Removes an entry of a list, and says whether there was one.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn remove_list(&self, list: ListName, net: IpNet) -> Result<bool, Fault> {
+        self.remove(table(list), &net.to_string())
+    }
+
+    /// Writes bans, all or none of them; earlier ones of the same clients are replaced.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn put_bans(&self, bans: &[BanRecord]) -> Result<(), Fault> {
+        self.put(BANS, bans.iter().map(|ban| (ban.source.to_string(), ban)))
+    }
+
+    /// Removes a client's ban and with it its history; says whether there was one.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn remove_ban(&self, source: IpAddr) -> Result<bool, Fault> {
+        self.remove(BANS, &source.to_string())
+    }
+
+    /// Removes list entries that have ended and bans that ended `forget_after` ago; says how many.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn purge(&self, now_ms: u64, forget_after: Duration) -> Result<usize, Fault> {
+        let forget_ms = u64::try_from(forget_after.as_millis()).unwrap_or(u64::MAX);
+        let is_ended = |record: ListRecord| record.until_ms.is_some_and(|until| until <= now_ms);
+        let is_old = |ban: BanRecord| ban.until_ms.saturating_add(forget_ms) <= now_ms;
+        let write = self.database.begin_write()?;
+        let mut count = retain(&write, ALLOW, is_ended)?;
+        count += retain(&write, DENY, is_ended)?;
+        count += retain(&write, BANS, is_old)?;
+        write.commit()?;
+        Ok(count)
+    }
+
+    fn make_tables(&self) -> Result<(), Fault> {
+        let write = self.database.begin_write()?;
+        for table in [KEYS, ALLOW, DENY, BANS] {
+            write.open_table(table)?;
+        }
+        Ok(write.commit()?)
+    }
+
+    fn records<T: DeserializeOwned>(
+        &self,
+        table: Records,
+        unreadable: &mut Vec<String>,
+    ) -> Result<Vec<T>, Fault> {
+        let read = self.database.begin_read()?;
+        let open = read.open_table(table)?;
+        let mut records = Vec::new();
+        for record in open.iter()? {
+            let (key, value) = record?;
+            match serde_json::from_slice(value.value()) {
+                Ok(record) => records.push(record),
+                Err(_) => unreadable.push(format!("{table} {}", key.value())),
+            }
+        }
+        Ok(records)
+    }
+
+    fn put<'r, T: Serialize + 'r>(
+        &self,
+        table: Records,
+        records: impl IntoIterator<Item = (String, &'r T)>,
+    ) -> Result<(), Fault> {
+        let write = self.database.begin_write()?;
+        {
+            let mut open = write.open_table(table)?;
+            for (key, record) in records {
+                open.insert(key.as_str(), serde_json::to_vec(record)?.as_slice())?;
+            }
+        }
+        Ok(write.commit()?)
+    }
+
+    fn remove(&self, table: Records, key: &str) -> Result<bool, Fault> {
+        let write = self.database.begin_write()?;
+        let was_there = write.open_table(table)?.remove(key)?.is_some();
+        write.commit()?;
+        Ok(was_there)
+    }
+}
+
+/// Removes the records of a table that `is_gone` names; those it cannot read stay.
+fn retain<T: DeserializeOwned>(
+    write: &redb::WriteTransaction,
+    table: Records,
+    is_gone: impl Fn(T) -> bool,
+) -> Result<usize, Fault> {
+    let mut count = 0;
+    write.open_table(table)?.retain(|_, value| {
+        let gone = serde_json::from_slice(value).is_ok_and(&is_gone);
+        count += usize::from(gone);
+        !gone
+    })?;
+    Ok(count)
+}
+
+const fn table(list: ListName) -> Records {
+    match list {
+        ListName::Allow => ALLOW,
+        ListName::Deny => DENY,
+    }
+}
+
+fn create(path: &Path) -> Result<Database, DatabaseError> {
+    // The folder may be an older one with wider rights than ours would have.
+    OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+    // An unchecked page could bring the process down later; checking them takes milliseconds.
+    Database::builder().set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true).create(path)
+}
+
+/// Whether a fault lies in the file's contents, and not in the machine or in another process.
+fn is_damage(fault: &DatabaseError) -> bool {
+    match fault {
+        DatabaseError::RepairAborted
+        | DatabaseError::UpgradeRequired(_)
+        | DatabaseError::Storage(StorageError::Corrupted(_)) => true,
+        DatabaseError::Storage(StorageError::Io(fault)) => {
+            matches!(fault.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
+        }
+        _ => false,
+    }
+}
+
+fn opening(fault: DatabaseError, path: &Path) -> Fault {
+    match fault {
+        DatabaseError::DatabaseAlreadyOpen => Fault::InUse(path.to_owned()),
+        DatabaseError::Storage(StorageError::Io(fault)) => Fault::File(path.to_owned(), fault),
+        fault => Fault::Database(fault.into()),
+    }
+}
+
+/// The secret under which key digests are made: read from `path`, or made there at first start
+/// with mode 0600, whole or not at all.
+///
+/// # Errors
+/// If the file cannot be used, is not 32 bytes long or may be read by anyone but its owner.
+pub fn pepper(path: &Path) -> io::Result<[u8; 32]> {
+    match File::open(path) {
+        Ok(file) => read_pepper(file),
+        Err(fault) if fault.kind() == io::ErrorKind::NotFound => make_pepper(path),
+        Err(fault) => Err(fault),
+    }
+}
+
+fn read_pepper(file: File) -> io::Result<[u8; 32]> {
+    let metadata = file.metadata()?;
+    if metadata.mode() & 0o077 != 0 {
+        return Err(io::Error::other("others than its owner may read it: chmod 0600"));
+    }
+    let mut bytes = Vec::new();
+    file.take(33).read_to_end(&mut bytes)?;
+    bytes.try_into().map_err(|_| {
+        io::Error::other("it is not 32 bytes long; every key would be refused under another")
+    })
+}
+
+fn make_pepper(path: &Path) -> io::Result<[u8; 32]> {
+    let mut pepper = [0; 32];
+    getrandom::fill(&mut pepper).map_err(|fault| io::Error::other(fault.to_string()))?;
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    let temporary = path.with_extension(format!("new-{}", std::process::id()));
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+    let written = file
+        .write_all(&pepper)
+        .and_then(|()| file.sync_all())
+        // A link, unlike a rename, never replaces what another process made meanwhile.
+        .and_then(|()| fs::hard_link(&temporary, path))
+        .and_then(|()| File::open(dir)?.sync_all());
+    fs::remove_file(&temporary)?;
+    written.map(|()| pepper)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use edge_policy::key::Digest;
+    use tempfile::{TempDir, tempdir};
+
+    use super::*;
+
+    fn open(dir: &TempDir) -> Store {
+        let (store, warning) = Store::open(dir.path(), 7).unwrap();
+        assert_eq!(warning, None);
+        store
+    }
+
+    fn key(id: &str) -> KeyRecord {
+        KeyRecord {
+            id: id.to_owned(),
+            name: "ci".to_owned(),
+            scopes: vec!["read".to_owned()],
+            created_ms: 1,
+            expires_ms: Some(2),
+            revoked_ms: None,
+            digest: Digest([9; 32]),
+        }
+    }
+
+    fn listed(net: &str, until_ms: Option<u64>) -> ListRecord {
+        let (net, reason) = (net.parse().unwrap(), Some("noise".to_owned()));
+        ListRecord { net, until_ms, reason, added_ms: 5, by: "root".to_owned() }
+    }
+
+    fn ban(source: &str, until_ms: u64) -> BanRecord {
+        let (source, reason) = (source.parse().unwrap(), "source_rate".to_owned());
+        BanRecord { source, since_ms: 1, until_ms, strikes: 2, reason }
+    }
+
+    #[test]
+    fn everything_survives_a_reopen() {
+        let dir = tempdir().unwrap();
+        let store = open(&dir);
+        store.put_key(&key("k1")).unwrap();
+        store.put_key(&KeyRecord { revoked_ms: Some(3), ..key("k1") }).unwrap();
+        store.put_list(ListName::Allow, &listed("192.0.2.0/24", None)).unwrap();
+        store.put_list(ListName::Deny, &listed("2001:db8::/32", Some(9))).unwrap();
+        store.put_list(ListName::Deny, &listed("198.51.100.7/32", None)).unwrap();
+        store.put_bans(&[ban("203.0.113.1", 10), ban("2001:db8::", 20)]).unwrap();
+        assert!(store.remove_list(ListName::Deny, "198.51.100.7/32".parse().unwrap()).unwrap());
+        assert!(!store.remove_list(ListName::Allow, "198.51.100.7/32".parse().unwrap()).unwrap());
+        assert!(store.remove_ban("203.0.113.1".parse().unwrap()).unwrap());
+        drop(store);
+
+        let contents = open(&dir).load_all().unwrap();
+        assert_eq!(contents.keys, [KeyRecord { revoked_ms: Some(3), ..key("k1") }]);
+        assert_eq!(contents.allow, [listed("192.0.2.0/24", None)]);
+        assert_eq!(contents.deny, [listed("2001:db8::/32", Some(9))]);
+        assert_eq!(contents.bans, [ban("2001:db8::", 20)]);
+        assert_eq!(contents.unreadable, [""; 0]);
+    }
+
+    #[test]
+    fn what_has_ended_is_purged_and_strikes_are_kept_for_a_while() {
+        let dir = tempdir().unwrap();
+        let store = open(&dir);
+        store.put_list(ListName::Deny, &listed("192.0.2.0/24", Some(100))).unwrap();
+        store.put_list(ListName::Deny, &listed("192.0.3.0/24", Some(101))).unwrap();
+        store.put_list(ListName::Allow, &listed("192.0.2.0/24", None)).unwrap();
+        store.put_bans(&[ban("203.0.113.1", 50), ban("203.0.113.2", 51)]).unwrap();
+        assert_eq!(store.purge(100, Duration::from_millis(50)).unwrap(), 2);
+        let contents = store.load_all().unwrap();
+        assert_eq!(contents.deny, [listed("192.0.3.0/24", Some(101))]);
+        assert_eq!(contents.allow.len(), 1);
+        assert_eq!(contents.bans, [ban("203.0.113.2", 51)]);
+    }
+
+    #[test]
+    fn a_damaged_file_is_set_aside() {
+        let pristine = tempdir().unwrap();
+        open(&pristine).put_bans(&vec![ban("203.0.113.1", 50); 1]).unwrap();
+        let whole = fs::read(pristine.path().join("edged.redb")).unwrap();
+        let mut scrambled = whole.clone();
+        scrambled.iter_mut().skip(64).for_each(|byte| *byte ^= 0x5a);
+        let damages: [&[u8]; 4] =
+            [b"not a database at all", &whole[..whole.len() / 2], &whole[..100], &scrambled];
+        for damage in damages {
+            let dir = tempdir().unwrap();
+            fs::write(dir.path().join("edged.redb"), damage).unwrap();
+            let (store, warning) = Store::open(dir.path(), 1_700_000_000).unwrap();
+            let aside = dir.path().join("edged.redb.corrupt-1700000000");
+            assert!(warning.unwrap().contains(&aside.display().to_string()));
+            assert_eq!(fs::read(aside).unwrap().len(), damage.len());
+            store.put_key(&key("k1")).unwrap();
+            drop(store);
+            assert_eq!(open(&dir).load_all().unwrap().keys.len(), 1);
+        }
+    }
+
+    #[test]
+    fn the_store_is_for_its_owner_alone() {
+        let dir = tempdir().unwrap();
+        let state = dir.path().join("var/state");
+        let _store = Store::open(&state, 7).unwrap();
+        assert_eq!(fs::metadata(&state).unwrap().mode() & 0o777, 0o700);
+        assert_eq!(fs::metadata(state.join("edged.redb")).unwrap().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn two_processes_do_not_share_a_store() {
+        let dir = tempdir().unwrap();
+        let _first = open(&dir);
+        assert!(matches!(Store::open(dir.path(), 7), Err(Fault::InUse(_))));
+    }
+
+    #[test]
+    fn the_pepper_is_made_once_and_guarded() {
+        let dir = tempdir().unwrap();
+        let path = dir.path().join("sub/pepper");
+        let first = pepper(&path).unwrap();
+        assert_ne!(first, [0; 32]);
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(pepper(&path).unwrap(), first);
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        assert!(pepper(&path).unwrap_err().to_string().contains("chmod 0600"));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        for length in [0, 31, 33] {
+            fs::write(&path, vec![1; length]).unwrap();
+            assert!(pepper(&path).unwrap_err().to_string().contains("32 bytes"));
+        }
+    }
+}

@@ -1,2 +1,7 @@
-//! The control program.
-fn main() {}
+//! The control program of edged.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    edge_daemon::ctl::main()
+}

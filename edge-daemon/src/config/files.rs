@@ -122,7 +122,7 @@ struct Lines {
     warnings: Vec<Mistake>,
 }
 
-/// Reads a list. A line that cannot be read is a mistake in an allow list, whose gaps lock
+/// Reads a list: the first word of each line, up to `#` or `;`. A line that cannot be read is a mistake in an allow list, whose gaps lock
 /// people out, and a warning in a deny list, which is often somebody else's feed.
 fn lines(path: &Path, text: &str, is_allow: bool) -> Lines {
     let source = Source::new(path, text);
@@ -130,8 +130,9 @@ fn lines(path: &Path, text: &str, is_allow: bool) -> Lines {
     let mut start = 0;
     for line in text.split_inclusive('\n') {
         let entry = line.split(['#', ';']).next().unwrap_or_default();
-        let word = entry.trim();
-        let at = start + (entry.len() - entry.trim_start().len());
+        let entry = entry.trim_start_matches('\u{feff}');
+        let word = entry.split_whitespace().next().unwrap_or_default();
+        let at = start + line.find(word).unwrap_or(0);
         start += line.len();
         if word.is_empty() {
             continue;

@@ -358,13 +358,7 @@ fn mistakes_in_added_sections_are_told_with_their_place() {
             "allows every address",
             "nothing would be protected",
         ),
-        (
-            "[lists]\nallow = [\"::/0\"]",
-            22,
-            10,
-            "allows every address",
-            "nothing would be protected",
-        ),
+        ("[lists]\nallow = [\"::/0\"]", 22, 10, "not a network: '::/0'", "it contains all of IPv4"),
         (
             "[lists]\ndeny = [\"10.0.0.0/33\"]",
             22,
@@ -508,7 +502,7 @@ fn folder() -> tempfile::TempDir {
     let put = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
     put("cert.pem", "certificate");
     put("key.pem", "key");
-    put("allow.txt", "# friends\n192.0.2.1\n\n2001:db8::/32 ; office\n");
+    put("allow.txt", "\u{feff}# friends\n192.0.2.1 since May\r\n\n2001:db8::/32; office\n");
     put("deny.txt", "198.51.100.0/24\r\n203.0.113.9/24\n");
     fs::set_permissions(folder.path().join("key.pem"), fs::Permissions::from_mode(0o640)).unwrap();
     let lists = "[lists]\nallow_files = [\"allow.txt\"]\ndeny_files = [\"deny.txt\"]";

@@ -1,8 +1,9 @@
 //! Durations, sizes, rates and networks as people write them.
 
-use std::{net::IpAddr, time::Duration};
+use std::time::Duration;
 
 use edge_common::Rate;
+use edge_policy::{list::NetFault, rate::RateFault};
 use ipnet::IpNet;
 
 /// Reads `250ms`, `10s`, `5m`, `24h` or `90d`.
@@ -42,25 +43,20 @@ pub fn size(text: &str) -> Result<u64, String> {
     parse(count, bytes).ok_or_else(|| "a whole number and its unit: \"64KiB\"".to_owned())
 }
 
-/// Reads `100/s`, `600/m`, `5000/h` or `10000/d`; `burst` defaults to the count.
+/// Reads `100/s`, `600/m`, `5000/h`, `10000/d` or `off`; `burst` defaults to the count.
 ///
 /// # Errors
 /// Says what would be right.
 pub fn rate(text: &str, burst: Option<u64>) -> Result<Rate, String> {
-    let (count, unit) = split(text);
-    let seconds = match unit {
-        "/s" => 1,
-        "/m" => 60,
-        "/h" => 3_600,
-        "/d" => 86_400,
-        _ => return Err("a count per s, m, h or d: \"600/m\", or \"off\"".to_owned()),
-    };
-    let count: u64 = count.parse().map_err(|_| "a whole number per unit: \"600/m\"")?;
-    if count == 0 {
-        return Err("at least 1; \"off\" switches the limit off".to_owned());
-    }
-    Rate::new(count, seconds * 1_000_000_000, burst.unwrap_or(count))
-        .ok_or_else(|| "at most 125000000/s, and a burst that refills within 12 days".to_owned())
+    edge_policy::rate::parse(text, burst).map_err(|fault| {
+        let help = match fault {
+            RateFault::Form | RateFault::Unit => "a count per s, m, h or d: \"600/m\", or \"off\"",
+            RateFault::Count => "at least 1; \"off\" switches the limit off",
+            RateFault::Burst => "a burst of at least 1",
+            RateFault::Range => "at most 125000000/s, and a burst that refills within 12 days",
+        };
+        help.to_owned()
+    })
 }
 
 /// Reads a network or an address, and says whether bits beyond the prefix were cleared.
@@ -68,14 +64,14 @@ pub fn rate(text: &str, burst: Option<u64>) -> Result<Rate, String> {
 /// # Errors
 /// Says what would be right.
 pub fn net(text: &str) -> Result<(IpNet, bool), String> {
-    let net = match text.parse::<IpNet>() {
-        Ok(net) => net,
-        Err(_) => match text.parse::<IpAddr>() {
-            Ok(address) => IpNet::from(address),
-            Err(_) => return Err("an address or a network: \"192.0.2.0/24\"".to_owned()),
-        },
-    };
-    Ok((net.trunc(), net.trunc() != net))
+    match edge_policy::list::parse_net(text) {
+        Ok(net) => Ok((net, false)),
+        Err(NetFault::HostBits(net)) => Ok((net, true)),
+        Err(NetFault::NotANetwork) => Err("an address or a network: \"192.0.2.0/24\"".to_owned()),
+        Err(NetFault::CoversIpv4) => {
+            Err("it contains all of IPv4; 2000::/3 is the IPv6 internet".to_owned())
+        }
+    }
 }
 
 /// The largest unit that shows a size exactly.

@@ -65,9 +65,6 @@ impl Item<'_> {
 
     fn plain_rate(&self, burst: Option<u64>) -> Option<Rate> {
         let written = self.text("a rate: \"600/m\"")?;
-        if written == "off" {
-            return Some(Rate::OFF);
-        }
         match text::rate(written, burst) {
             Ok(rate) => Some(rate),
             Err(help) => self.wrong(format!("not a rate: '{written}'"), help),

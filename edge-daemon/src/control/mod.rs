@@ -1,1 +1,9 @@
-//! To be written.
+//! The control plane's wire: commands over a private unix socket, one line of JSON each way.
+
+pub mod client;
+pub mod guard;
+pub mod protocol;
+pub mod server;
+
+pub use protocol::{Command, ListName, Reply};
+pub use server::{Peer, bind, serve};

@@ -1,0 +1,319 @@
+//! What can be asked of the daemon, and what it answers.
+//!
+//! A connection carries one command and one reply, each a single line of JSON. Times are unix
+//! milliseconds.
+
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// The longest command, in bytes.
+pub const COMMAND_BYTES_MAX: usize = 64 << 10;
+
+/// The longest reply, in bytes: [`ENTRIES_MAX`] entries of ordinary length.
+pub const REPLY_BYTES_MAX: usize = 64 << 20;
+
+/// Entries that one reply holds at most; it tells the total beside them.
+pub const ENTRIES_MAX: usize = 100_000;
+
+/// The longest free text (a name, a reason) in a command, in bytes.
+pub const TEXT_BYTES_MAX: usize = 256;
+
+/// What can be asked of the daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Command {
+    /// How it is doing. Answer: [`Reply::Status`].
+    Status,
+    /// Puts a network on a list. Answer: [`Reply::Done`].
+    ListAdd {
+        /// Which list.
+        list: ListName,
+        /// The network.
+        net: IpNet,
+        /// How long it stays; `None`: until it is removed.
+        ttl_ms: Option<u64>,
+        /// Why, for whoever reads the list.
+        reason: Option<String>,
+        /// Whether to deny even what keeps the host reachable.
+        force: bool,
+        /// Where the caller's own SSH session comes from.
+        ssh_peer: Option<IpAddr>,
+    },
+    /// Removes what an operator put on a list. Answer: [`Reply::Done`].
+    ListRemove {
+        /// Which list.
+        list: ListName,
+        /// The network, as it was added.
+        net: IpNet,
+    },
+    /// The entries of a list. Answer: [`Reply::List`].
+    ListShow {
+        /// Which list.
+        list: ListName,
+    },
+    /// The bans in force. Answer: [`Reply::Bans`].
+    BanList,
+    /// Ends a ban and forgets the client's misdeeds. Answer: [`Reply::Done`].
+    BanRemove {
+        /// The client, or any address of it.
+        source: IpAddr,
+    },
+    /// What would happen to a packet from an address, and why. Answer: [`Reply::Explanation`].
+    Explain {
+        /// The address.
+        address: IpAddr,
+    },
+    /// Makes an API key. Answer: [`Reply::KeyCreated`].
+    KeyCreate {
+        /// What its owner is called.
+        name: String,
+        /// What it may do.
+        scopes: Vec<String>,
+        /// How long it lives.
+        life: Life,
+    },
+    /// The API keys. Answer: [`Reply::Keys`].
+    KeyList,
+    /// Revokes an API key for good. Answer: [`Reply::Done`].
+    KeyRevoke {
+        /// Its public name.
+        id: String,
+    },
+    /// Reads the configuration again. Answer: [`Reply::Done`].
+    Reload,
+}
+
+/// A list that an operator may change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ListName {
+    /// Networks that are never dropped.
+    Allow,
+    /// Networks that are dropped.
+    Deny,
+}
+
+impl ListName {
+    /// The word for this list.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+        }
+    }
+}
+
+/// How long a new key lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Life {
+    /// As long as the configuration says.
+    Default,
+    /// Until it is revoked.
+    Forever,
+    /// So many milliseconds.
+    Ms(u64),
+}
+
+/// What the daemon answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "reply", content = "with", rename_all = "snake_case")]
+pub enum Reply {
+    /// It is done; a sentence about it.
+    Done(String),
+    /// It was not done; a sentence that says why.
+    Refused(String),
+    /// How the daemon is doing.
+    Status(Box<Status>),
+    /// Entries of a list.
+    List(Entries<ListEntry>),
+    /// Bans in force.
+    Bans(Entries<BanEntry>),
+    /// What would happen to a packet.
+    Explanation(Box<Explanation>),
+    /// A new key; the only time that its secret is told.
+    KeyCreated(KeyCreated),
+    /// API keys.
+    Keys(Entries<KeyEntry>),
+}
+
+/// Some entries, and how many there are in all.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entries<T> {
+    /// The first of them, at most [`ENTRIES_MAX`].
+    pub entries: Vec<T>,
+    /// How many there are.
+    pub total: u64,
+}
+
+impl<T> Entries<T> {
+    /// The first [`ENTRIES_MAX`] of all entries.
+    #[must_use]
+    pub fn of(mut all: Vec<T>) -> Self {
+        let total = all.len() as u64;
+        all.truncate(ENTRIES_MAX);
+        Self { entries: all, total }
+    }
+}
+
+/// How the daemon is doing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Its version.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub uptime_s: u64,
+    /// Where its packet program is attached.
+    pub interfaces: Vec<InterfaceStatus>,
+    /// Packets, connections and requests so far, by the name of their reason.
+    pub counts: BTreeMap<String, u64>,
+    /// Bans in force.
+    pub bans: u64,
+    /// Entries of the allow list.
+    pub allow: u64,
+    /// Entries of the deny list.
+    pub deny: u64,
+    /// API keys that are neither expired nor revoked.
+    pub keys: u64,
+    /// The configuration file.
+    pub config: PathBuf,
+    /// The last attempt to read it again.
+    pub last_reload: Option<ReloadStatus>,
+}
+
+/// An interface with the packet program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceStatus {
+    /// Its name.
+    pub name: String,
+    /// "native" or "generic".
+    pub mode: String,
+}
+
+/// An attempt to read the configuration again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadStatus {
+    /// When.
+    pub at_ms: u64,
+    /// Whether it was taken.
+    pub ok: bool,
+    /// What there is to say about it.
+    pub message: String,
+}
+
+/// An entry of a list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListEntry {
+    /// The network.
+    pub net: IpNet,
+    /// When it ends; `None`: never.
+    pub until_ms: Option<u64>,
+    /// Why, in the operator's words.
+    pub reason: Option<String>,
+    /// Where it is from: "config", "file NAME" or "operator".
+    pub source: String,
+    /// Packets it decided.
+    pub hits: u64,
+    /// When an operator added it.
+    pub added_ms: Option<u64>,
+}
+
+/// A ban in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BanEntry {
+    /// The client.
+    pub source: IpAddr,
+    /// When it began.
+    pub since_ms: u64,
+    /// When it ends.
+    pub until_ms: u64,
+    /// The name of the reason of the last signal.
+    pub reason: String,
+    /// How many bans this client has had, this one included.
+    pub strikes: u32,
+    /// Packets it dropped.
+    pub hits: u64,
+}
+
+/// What would happen to a packet from an address, and why.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// The address that was asked about.
+    pub address: IpAddr,
+    /// The name of the reason for which a packet from it would end.
+    pub verdict: String,
+    /// What that reason means.
+    pub meaning: String,
+    /// The rule that decides: a network of a list, or the client that is banned.
+    pub rule: Option<String>,
+    /// When that rule ends; `None`: never, or there is none.
+    pub until_ms: Option<u64>,
+    /// Packets that the rule decided.
+    pub hits: u64,
+    /// TCP connections that the client holds open.
+    pub open_connections: u64,
+    /// The client's score of misdeeds.
+    pub score: f64,
+    /// The score that bans.
+    pub threshold: u32,
+    /// How many bans the client has had.
+    pub strikes: u32,
+}
+
+/// A new API key.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyCreated {
+    /// Its public name.
+    pub id: String,
+    /// The key itself.
+    pub secret: String,
+    /// When it ends; `None`: never.
+    pub expires_ms: Option<u64>,
+}
+
+impl std::fmt::Debug for KeyCreated {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "KeyCreated({})", self.id)
+    }
+}
+
+/// An API key, without anything secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyEntry {
+    /// Its public name.
+    pub id: String,
+    /// What its owner is called.
+    pub name: String,
+    /// What it may do.
+    pub scopes: Vec<String>,
+    /// When it was made.
+    pub created_ms: u64,
+    /// When it ends; `None`: never.
+    pub expires_ms: Option<u64>,
+    /// When it was revoked.
+    pub revoked_ms: Option<u64>,
+}
+
+impl Command {
+    /// Says what is wrong with the free text of a command, if anything is.
+    ///
+    /// Control characters could rewrite the terminal of whoever lists the entries later.
+    #[must_use]
+    pub fn fault(&self) -> Option<String> {
+        let texts: Vec<&String> = match self {
+            Self::ListAdd { reason, .. } => reason.iter().collect(),
+            Self::KeyCreate { name, scopes, .. } => std::iter::once(name).chain(scopes).collect(),
+            Self::KeyRevoke { id } => vec![id],
+            _ => return None,
+        };
+        let bad = texts.into_iter().find(|text| {
+            text.is_empty() || text.len() > TEXT_BYTES_MAX || text.chars().any(char::is_control)
+        })?;
+        Some(format!("not 1 to {TEXT_BYTES_MAX} bytes without control characters: {bad:?}"))
+    }
+}

@@ -1,0 +1,297 @@
+//! The command line of `edgectl`.
+
+use std::{net::IpAddr, path::PathBuf, time::Duration};
+
+use clap::{Parser, Subcommand};
+use clap_complete::Shell;
+use ipnet::IpNet;
+
+use crate::{
+    config::text,
+    control::{Command, ListName, protocol::Life},
+};
+
+/// Exit codes, for `--help`.
+const EXIT_CODES: &str = "Exit codes:\n  0  done\n  1  refused by the daemon\n  2  the command line makes no sense\n  3  no daemon answered";
+
+/// Controls edged, the edge-protection daemon
+#[derive(Debug, Parser)]
+#[command(name = "edgectl", version, after_help = EXIT_CODES, subcommand_required = true)]
+pub struct Args {
+    /// The daemon's control socket
+    #[arg(long, global = true, value_name = "PATH", default_value = "/run/edged/control.sock")]
+    pub socket: PathBuf,
+    /// Print the answer as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Show how the daemon is doing
+    Status,
+    /// Networks that are never dropped
+    #[command(subcommand)]
+    Allow(ListVerb),
+    /// Networks that are dropped
+    #[command(subcommand)]
+    Deny(ListVerb),
+    /// Clients that are dropped for abuse
+    #[command(subcommand)]
+    Ban(BanVerb),
+    /// Tell what happens to packets from an address, and why
+    Explain {
+        /// The address
+        #[arg(value_name = "IP")]
+        address: IpAddr,
+    },
+    /// API keys
+    #[command(subcommand)]
+    Key(KeyVerb),
+    /// Read the configuration again; a bad one is refused and changes nothing
+    Reload,
+    /// Print a completion script
+    Completions {
+        /// For which shell
+        shell: Shell,
+    },
+}
+
+/// What to do with a list.
+#[derive(Debug, Subcommand)]
+pub enum ListVerb {
+    /// Add a network; one that is there already is replaced
+    Add {
+        /// An address or a network
+        #[arg(value_name = "CIDR", value_parser = net)]
+        net: IpNet,
+        /// Remove it again after this time: 10m, 24h, 90d
+        #[arg(long, value_name = "DURATION", value_parser = duration)]
+        ttl: Option<Duration>,
+        /// Why, for whoever reads the list
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+        /// Add it even if it locks out your SSH session, the gateway or an upstream
+        #[arg(long)]
+        force: bool,
+    },
+    /// Remove a network that was added here
+    Remove {
+        /// The address or network, as it was added
+        #[arg(value_name = "CIDR", value_parser = net)]
+        net: IpNet,
+    },
+    /// Show the entries, those of the configuration included
+    List,
+}
+
+/// What to do with bans.
+#[derive(Debug, Subcommand)]
+pub enum BanVerb {
+    /// Show the bans in force
+    List,
+    /// End a ban and forget the client's misdeeds
+    Remove {
+        /// The client's address
+        #[arg(value_name = "ADDR")]
+        source: IpAddr,
+    },
+}
+
+/// What to do with API keys.
+#[derive(Debug, Subcommand)]
+pub enum KeyVerb {
+    /// Make a key and print it, this once
+    Create {
+        /// What its owner is called
+        #[arg(long)]
+        name: String,
+        /// What it may do; may be given several times
+        #[arg(long = "scope", value_name = "SCOPE")]
+        scopes: Vec<String>,
+        /// How long it lives: 90d, or never [default: as configured]
+        #[arg(long, value_name = "DURATION", value_parser = life)]
+        expires: Option<Life>,
+    },
+    /// Show the keys
+    List,
+    /// Revoke a key for good
+    Revoke {
+        /// Its public name, from `key list`
+        id: String,
+    },
+}
+
+/// What a command line comes to.
+pub(super) enum Act {
+    /// To ask the daemon.
+    Ask(Command),
+    /// To print a completion script.
+    Complete(Shell),
+}
+
+impl ListVerb {
+    pub(super) fn command(
+        &self,
+        list: ListName,
+        ssh_peer: impl FnOnce() -> Option<IpAddr>,
+    ) -> Command {
+        match self {
+            Self::Add { net, ttl, reason, force } => Command::ListAdd {
+                list,
+                net: *net,
+                ttl_ms: ttl.map(millis),
+                reason: reason.clone(),
+                force: *force,
+                ssh_peer: ssh_peer(),
+            },
+            Self::Remove { net } => Command::ListRemove { list, net: *net },
+            Self::List => Command::ListShow { list },
+        }
+    }
+}
+
+impl BanVerb {
+    pub(super) fn command(&self) -> Command {
+        match self {
+            Self::List => Command::BanList,
+            Self::Remove { source } => Command::BanRemove { source: source.to_canonical() },
+        }
+    }
+}
+
+impl KeyVerb {
+    pub(super) fn command(&self) -> Command {
+        match self {
+            Self::Create { name, scopes, expires } => Command::KeyCreate {
+                name: name.clone(),
+                scopes: scopes.clone(),
+                life: expires.unwrap_or(Life::Default),
+            },
+            Self::List => Command::KeyList,
+            Self::Revoke { id } => Command::KeyRevoke { id: id.clone() },
+        }
+    }
+}
+
+/// A network without stray host bits: whoever typed them may have meant another one.
+fn net(text: &str) -> Result<IpNet, String> {
+    match text::net(text)? {
+        (net, false) => Ok(net),
+        (net, true) => Err(format!("it has bits beyond its prefix; the network is {net}")),
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    text::duration(text).and_then(|duration| match duration {
+        Duration::ZERO => Err("more than nothing".to_owned()),
+        duration => Ok(duration),
+    })
+}
+
+fn life(text: &str) -> Result<Life, String> {
+    if text == "never" { Ok(Life::Forever) } else { duration(text).map(|d| Life::Ms(millis(d))) }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn command(line: &str) -> Command {
+        let args = Args::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));
+        match args.verb.act(|| Some("198.51.100.7".parse().unwrap())) {
+            Act::Ask(command) => command,
+            Act::Complete(_) => panic!("{line}: no command"),
+        }
+    }
+
+    #[test]
+    fn clap_finds_no_contradiction() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn each_line_is_one_command() {
+        let net: IpNet = "192.0.2.0/24".parse().unwrap();
+        let address: IpAddr = "2001:db8::1".parse().unwrap();
+        let host: IpNet = "192.0.2.7/32".parse().unwrap();
+        let (allow, deny) = (ListName::Allow, ListName::Deny);
+        let add = |list, net, ttl_ms, reason: Option<&str>, force| Command::ListAdd {
+            list,
+            net,
+            ttl_ms,
+            reason: reason.map(str::to_owned),
+            force,
+            ssh_peer: Some("198.51.100.7".parse().unwrap()),
+        };
+        let create = |scopes: &[&str], life| Command::KeyCreate {
+            name: "ci".to_owned(),
+            scopes: scopes.iter().map(|&s| s.to_owned()).collect(),
+            life,
+        };
+        let table = [
+            ("edgectl status", Command::Status),
+            ("edgectl --json status", Command::Status),
+            ("edgectl status --json --socket /x", Command::Status),
+            ("edgectl deny add 192.0.2.0/24", add(deny, net, None, None, false)),
+            (
+                "edgectl deny add 192.0.2.7 --ttl 10m --reason noise --force",
+                add(deny, host, Some(600_000), Some("noise"), true),
+            ),
+            (
+                "edgectl allow add 192.0.2.0/24 --ttl 90d",
+                add(allow, net, Some(7_776_000_000), None, false),
+            ),
+            ("edgectl allow remove 192.0.2.0/24", Command::ListRemove { list: allow, net }),
+            ("edgectl deny remove 192.0.2.0/24", Command::ListRemove { list: deny, net }),
+            ("edgectl deny list", Command::ListShow { list: deny }),
+            ("edgectl ban list", Command::BanList),
+            ("edgectl ban remove 2001:db8::1", Command::BanRemove { source: address }),
+            ("edgectl explain 2001:db8::1", Command::Explain { address }),
+            ("edgectl key create --name ci", create(&[], Life::Default)),
+            (
+                "edgectl key create --name ci --scope a --scope b --expires never",
+                create(&["a", "b"], Life::Forever),
+            ),
+            ("edgectl key create --name ci --expires 1h", create(&[], Life::Ms(3_600_000))),
+            ("edgectl key list", Command::KeyList),
+            ("edgectl key revoke 0a1b", Command::KeyRevoke { id: "0a1b".to_owned() }),
+            ("edgectl reload", Command::Reload),
+        ];
+        for (line, wanted) in table {
+            assert_eq!(command(line), wanted, "{line}");
+        }
+    }
+
+    #[test]
+    fn senseless_lines_are_refused() {
+        for line in [
+            "edgectl",
+            "edgectl frobnicate",
+            "edgectl deny",
+            "edgectl deny add",
+            "edgectl deny add eth0",
+            "edgectl deny add 192.0.2.1/24",
+            "edgectl deny add 192.0.2.0/24 --ttl 10",
+            "edgectl deny add 192.0.2.0/24 --ttl 0s",
+            "edgectl deny remove 192.0.2.0/33",
+            "edgectl ban remove 192.0.2.0/24",
+            "edgectl explain example.com",
+            "edgectl key create",
+            "edgectl key create --name ci --expires soon",
+            "edgectl completions tcsh2",
+        ] {
+            assert!(Args::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
+    }
+}

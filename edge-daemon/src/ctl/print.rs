@@ -1,0 +1,267 @@
+//! Replies as people and programs read them.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use crate::{
+    config::text::show_duration,
+    control::{
+        Reply,
+        protocol::{BanEntry, Entries, Explanation, KeyCreated, KeyEntry, ListEntry, Status},
+    },
+};
+
+/// The payload alone, pretty-printed.
+pub(super) fn json(reply: &Reply) -> String {
+    let pretty = match reply {
+        Reply::Done(message) => render(&serde_json::json!({ "done": message })),
+        Reply::Refused(why) => render(&serde_json::json!({ "refused": why })),
+        Reply::Status(status) => render(status),
+        Reply::List(list) => render(list),
+        Reply::Bans(bans) => render(bans),
+        Reply::Explanation(explanation) => render(explanation),
+        Reply::KeyCreated(key) => render(key),
+        Reply::Keys(keys) => render(keys),
+    };
+    pretty + "\n"
+}
+
+fn render(payload: &impl Serialize) -> String {
+    serde_json::to_string_pretty(payload).expect("the payloads hold only text, numbers and lists")
+}
+
+/// Sentences and tables; `now_ms` turns ends into time left.
+pub(super) fn text(reply: &Reply, now_ms: u64) -> String {
+    match reply {
+        Reply::Done(message) | Reply::Refused(message) => format!("{message}\n"),
+        Reply::Status(status) => status_text(status),
+        Reply::List(list) => list_text(list, now_ms),
+        Reply::Bans(bans) => bans_text(bans, now_ms),
+        Reply::Explanation(explanation) => explanation_text(explanation, now_ms),
+        Reply::KeyCreated(key) => created_text(key),
+        Reply::Keys(keys) => keys_text(keys, now_ms),
+    }
+}
+
+fn status_text(status: &Status) -> String {
+    let interfaces =
+        status.interfaces.iter().map(|i| format!("{} ({})", i.name, i.mode)).collect::<Vec<_>>();
+    let reload = status.last_reload.as_ref().map_or_else(
+        || "none".to_owned(),
+        |r| format!("{} {}: {}", utc(r.at_ms), if r.ok { "taken" } else { "refused" }, r.message),
+    );
+    let mut text = pairs(&[
+        ("version", status.version.clone()),
+        ("process", status.pid.to_string()),
+        ("uptime", length(status.uptime_s.saturating_mul(1_000))),
+        ("interfaces", interfaces.join(", ")),
+        ("configuration", status.config.display().to_string()),
+        ("last reload", reload),
+        ("bans", status.bans.to_string()),
+        ("allow list", status.allow.to_string()),
+        ("deny list", status.deny.to_string()),
+        ("keys", status.keys.to_string()),
+    ]);
+    if !status.counts.is_empty() {
+        let rows = status.counts.iter().map(|(name, count)| vec![name.clone(), count.to_string()]);
+        text.push('\n');
+        text += &table(&["REASON", "COUNT"], rows);
+    }
+    text
+}
+
+fn list_text(list: &Entries<ListEntry>, now_ms: u64) -> String {
+    let rows = list.entries.iter().map(|entry| {
+        vec![
+            entry.net.to_string(),
+            left(entry.until_ms, now_ms),
+            entry.hits.to_string(),
+            entry.source.clone(),
+            entry.reason.clone().unwrap_or_default(),
+        ]
+    });
+    table(&["NETWORK", "ENDS", "HITS", "SOURCE", "REASON"], rows) + &rest(list)
+}
+
+fn bans_text(bans: &Entries<BanEntry>, now_ms: u64) -> String {
+    let rows = bans.entries.iter().map(|ban| {
+        vec![
+            ban.source.to_string(),
+            left(Some(ban.until_ms), now_ms),
+            ban.strikes.to_string(),
+            ban.hits.to_string(),
+            utc(ban.since_ms),
+            ban.reason.clone(),
+        ]
+    });
+    table(&["CLIENT", "ENDS", "STRIKES", "HITS", "SINCE", "REASON"], rows) + &rest(bans)
+}
+
+fn keys_text(keys: &Entries<KeyEntry>, now_ms: u64) -> String {
+    let rows = keys.entries.iter().map(|key| {
+        let ends = match key.revoked_ms {
+            Some(at) => format!("revoked {}", utc(at)),
+            None => left(key.expires_ms, now_ms),
+        };
+        vec![key.id.clone(), key.name.clone(), key.scopes.join(","), utc(key.created_ms), ends]
+    });
+    table(&["ID", "NAME", "SCOPES", "CREATED", "ENDS"], rows) + &rest(keys)
+}
+
+fn created_text(key: &KeyCreated) -> String {
+    let ends = key.expires_ms.map_or_else(|| "never".to_owned(), utc);
+    let pairs = pairs(&[("id", key.id.clone()), ("key", key.secret.clone()), ("expires", ends)]);
+    pairs + "\nThe key is shown this once; only its digest is kept.\n"
+}
+
+fn explanation_text(explanation: &Explanation, now_ms: u64) -> String {
+    let mut lines = vec![
+        ("address", explanation.address.to_string()),
+        ("verdict", explanation.verdict.clone()),
+        ("meaning", explanation.meaning.clone()),
+    ];
+    if let Some(rule) = &explanation.rule {
+        lines.push(("rule", rule.clone()));
+        lines.push(("ends", left(explanation.until_ms, now_ms)));
+        lines.push(("hits", explanation.hits.to_string()));
+    }
+    lines.push(("open connections", explanation.open_connections.to_string()));
+    lines.push(("score", format!("{:.1} of {}", explanation.score, explanation.threshold)));
+    lines.push(("strikes", explanation.strikes.to_string()));
+    pairs(&lines)
+}
+
+/// How many entries the reply left out, if any.
+fn rest<T>(entries: &Entries<T>) -> String {
+    match entries.total.saturating_sub(entries.entries.len() as u64) {
+        0 => String::new(),
+        more => format!("... and {more} more\n"),
+    }
+}
+
+fn pairs(pairs: &[(&str, String)]) -> String {
+    let width = pairs.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    pairs.iter().fold(String::new(), |mut text, (name, value)| {
+        let _ = writeln!(text, "{name:width$}  {value}");
+        text
+    })
+}
+
+/// Columns as wide as their widest cell; the last one ends where its text ends.
+fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let mut lines = vec![head.iter().map(|&cell| cell.to_owned()).collect::<Vec<_>>()];
+    lines.extend(rows);
+    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max();
+    let widths: Vec<_> = (0..head.len()).map(|column| width(column).unwrap_or(0)).collect();
+    lines.iter().fold(String::new(), |mut text, line| {
+        let start = text.len();
+        for (cell, width) in line.iter().zip(&widths) {
+            let _ = write!(text, "{cell:width$}  ");
+        }
+        text.truncate(start + text[start..].trim_end().len());
+        text.push('\n');
+        text
+    })
+}
+
+/// "never", "over", or the time left, in its two largest units.
+fn left(until_ms: Option<u64>, now_ms: u64) -> String {
+    match until_ms {
+        None => "never".to_owned(),
+        Some(until) if until <= now_ms => "over".to_owned(),
+        Some(until) => format!("in {}", length(until - now_ms)),
+    }
+}
+
+/// A length of time in its two largest units: "1d 3h".
+fn length(millis: u64) -> String {
+    let seconds = millis / 1_000;
+    if seconds == 0 {
+        return show_duration(std::time::Duration::from_millis(millis));
+    }
+    let units = [(86_400, "d"), (3_600, "h"), (60, "m"), (1, "s")];
+    let first = units.iter().position(|(unit, _)| seconds >= *unit).unwrap_or(3);
+    let mut rest = seconds;
+    let mut parts = Vec::new();
+    for (unit, name) in units.iter().skip(first).take(2) {
+        if rest / unit > 0 {
+            parts.push(format!("{}{name}", rest / unit));
+        }
+        rest %= unit;
+    }
+    parts.join(" ")
+}
+
+/// A time as `2026-01-31 23:59:59Z`.
+fn utc(at_ms: u64) -> String {
+    let seconds = at_ms / 1_000;
+    let (year, month, day) = date(seconds / 86_400);
+    let (hour, minute, second) = (seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}Z")
+}
+
+/// The Gregorian date of a day after 1970-01-01.
+///
+/// Years are counted from March, so that the leap day is the last of its year, in eras of 400
+/// years, which all have 146 097 days.
+fn date(days: u64) -> (u64, u64, u64) {
+    let days = days + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * from_march + 2) / 5 + 1;
+    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
+    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_utc() {
+        assert_eq!(utc(0), "1970-01-01 00:00:00Z");
+        assert_eq!(utc(951_782_400_000), "2000-02-29 00:00:00Z");
+        assert_eq!(utc(1_735_689_599_999), "2024-12-31 23:59:59Z");
+        assert_eq!(utc(4_107_542_400_000), "2100-03-01 00:00:00Z");
+    }
+
+    #[test]
+    fn lengths_have_two_units() {
+        let cases = [
+            (250, "250ms"),
+            (1_000, "1s"),
+            (61_000, "1m 1s"),
+            (3_600_000, "1h"),
+            (90_061_000, "1d 1h"),
+            (86_400_000, "1d"),
+        ];
+        for (millis, text) in cases {
+            assert_eq!(length(millis), text);
+        }
+        assert_eq!((left(None, 5), left(Some(5), 5)), ("never".into(), "over".into()));
+        assert_eq!(left(Some(60_005), 5), "in 1m");
+    }
+
+    #[test]
+    fn tables_are_aligned_and_tell_what_they_leave_out() {
+        let entry = |net: &str, hits, reason: Option<&str>| ListEntry {
+            net: net.parse().unwrap(),
+            until_ms: None,
+            reason: reason.map(str::to_owned),
+            source: "operator".to_owned(),
+            hits,
+            added_ms: Some(0),
+        };
+        let entries = vec![entry("192.0.2.0/24", 12_345, Some("noise")), entry("::1/128", 0, None)];
+        let text = text(&Reply::List(Entries { entries, total: 5 }), 0);
+        let wanted = "NETWORK       ENDS   HITS   SOURCE    REASON\n\
+                      192.0.2.0/24  never  12345  operator  noise\n\
+                      ::1/128       never  0      operator\n\
+                      ... and 3 more\n";
+        assert_eq!(text, wanted);
+    }
+}
