@@ -42,6 +42,16 @@ pub struct Edged<'a> {
     child: Child,
 }
 
+impl Lab {
+    /// A daemon for this lab, to be configured further and started.
+    ///
+    /// # Errors
+    /// As [`Setup::new`].
+    pub fn edged(&self) -> Result<Setup<'_>> {
+        Setup::new(self)
+    }
+}
+
 impl<'a> Setup<'a> {
     /// The shipped configuration, with what the lab must change.
     ///

@@ -9,6 +9,7 @@ mod ci;
 mod demo;
 mod setup;
 mod shell;
+mod sources;
 mod test;
 
 /// The project's own tasks.
