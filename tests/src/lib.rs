@@ -6,6 +6,7 @@ pub mod lab;
 pub mod metrics;
 pub mod netns;
 pub mod origin;
+pub mod source;
 
 pub use daemon::Edged;
 pub use lab::Lab;

@@ -54,7 +54,7 @@ fn packets_are_counted_exactly_once_by_reason() -> Result<()> {
     let edged = lab.edged()?.start()?;
     let total = |name: &str| Ok::<_, anyhow::Error>(edged.metrics()?.sum(name, &[]));
     let socket = lab.attacker.enter(|| std::net::UdpSocket::bind((LISTED, 0)))?;
-    reaches(&lab, LISTED, 9);
+    let _ = reaches(&lab, LISTED, 9);
     let before = edged.metrics()?;
     for _ in 0..100 {
         socket.send_to(&[0; 58], (edge_tests::lab::EDGE, 9))?;
@@ -115,7 +115,7 @@ fn events_say_who_what_and_why() -> Result<()> {
     assert_eq!(event["reason"], "credential_invalid");
     assert_eq!(event["request_id"], id);
     assert!(event["time"].as_str().is_some_and(|t| t.len() >= 20 && t.contains('T')), "{event}");
-    reaches(&lab, LISTED, 443);
+    let _ = reaches(&lab, LISTED, 443);
     assert_eq!(edged.event("packet_dropped", LISTED)?["reason"], "deny_list");
     Ok(())
 }
