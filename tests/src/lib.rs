@@ -1,1 +1,13 @@
 //! The harness: namespaces, packets, an origin, the daemon and its clients, as a small language.
+
+pub mod client;
+pub mod daemon;
+pub mod lab;
+pub mod metrics;
+pub mod netns;
+pub mod origin;
+pub mod source;
+
+pub use daemon::Edged;
+pub use lab::Lab;
+pub use origin::Origin;

@@ -1,9 +1,47 @@
-//! The project's own tasks. One verb, one file.
+//! The project's own tasks. One verb, one file; nothing of the product is linked in.
+
+use anyhow::Result;
 use clap::Parser;
 
-#[derive(Parser)]
-enum Task {}
+mod bench;
+mod bpf;
+mod ci;
+mod demo;
+mod setup;
+mod shell;
+mod sources;
+mod test;
 
-fn main() {
-    let _ = Task::parse();
+/// The project's own tasks.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Task {
+    /// Install what the project needs and this host lacks.
+    Setup(setup::Setup),
+    /// Show the main job on real traffic, in network namespaces.
+    Demo(demo::Demo),
+    /// Run every test, those in the kernel and in namespaces included.
+    Test(test::Test),
+    /// Everything that must hold before a change goes in: format, lints, docs, object, tests.
+    Ci,
+    /// Measure beside the best-known others, in one interleaved run.
+    Bench(bench::Bench),
+    /// Build the kernel programs into the committed object.
+    Bpf {
+        /// Prove that the committed object is what the source gives, and change nothing.
+        #[arg(long)]
+        check: bool,
+    },
+}
+
+fn main() -> Result<()> {
+    match Task::parse() {
+        Task::Setup(setup) => setup.run(),
+        Task::Demo(demo) => demo.run(),
+        Task::Test(test) => test.run(),
+        Task::Ci => ci::run(),
+        Task::Bench(bench) => bench.run(),
+        Task::Bpf { check: true } => bpf::check(),
+        Task::Bpf { check: false } => bpf::build(),
+    }
 }

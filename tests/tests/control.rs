@@ -1,0 +1,151 @@
+//! edgectl: what each verb does, says and returns.
+
+use std::process::Output;
+
+use anyhow::Result;
+use edge_tests::{
+    Lab, Origin,
+    client::reaches,
+    daemon::binary,
+    lab::{ATTACKER, CLIENT, DENIED, FRIEND, LISTED, ORIGIN},
+};
+
+fn words(output: &Output) -> String {
+    String::from_utf8_lossy(&[output.stdout.clone(), output.stderr.clone()].concat()).into_owned()
+}
+
+#[test]
+fn every_read_verb_speaks_json() -> Result<()> {
+    let lab = Lab::new()?;
+    let edged = lab.edged()?.start()?;
+    edged.tell(&format!("deny add {ATTACKER} --ttl 10m --reason noise"))?;
+    edged.key("one")?;
+    for verb in ["status", "allow list", "deny list", "ban list", "key list"] {
+        let answer = edged.ask(verb)?;
+        assert!(answer.is_object() || answer.is_array(), "{verb}: {answer}");
+        assert!(!edged.tell(verb)?.is_empty(), "{verb} speaks to people too");
+    }
+    assert!(edged.ask("status")?.to_string().contains("edge0"));
+    assert!(edged.ask("deny list")?.to_string().contains("noise"));
+    assert!(edged.ask(&format!("explain {ATTACKER}"))?.to_string().contains("deny_list"));
+    Ok(())
+}
+
+#[test]
+fn explain_names_the_reason() -> Result<()> {
+    let lab = Lab::new()?;
+    let edged = lab.edged()?.start()?;
+    for (source, reason) in [(LISTED, "deny_list"), (FRIEND, "allow_list"), (CLIENT, "pass")] {
+        let answer = edged.tell(&format!("explain {source}"))?;
+        assert!(answer.contains(reason), "{source}: {answer}");
+    }
+    assert!(edged.tell(&format!("explain {LISTED}"))?.contains(DENIED));
+    Ok(())
+}
+
+#[test]
+fn exit_codes_mean_something() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut edged = lab.edged()?.start()?;
+    let code = |line: &str| edged.ctl(line).map(|o| o.status.code());
+    assert_eq!(code("status")?, Some(0));
+    assert_eq!(code("key revoke nobody")?, Some(1));
+    assert_eq!(code("deny remove 198.51.100.250")?, Some(1));
+    assert_eq!(code("deny add not-a-network")?, Some(2));
+    assert_eq!(code("frobnicate")?, Some(2));
+    assert_eq!(code("deny add 198.51.100.9 --ttl soon")?, Some(2));
+    edged.kill9()?;
+    assert_eq!(edged.ctl("status")?.status.code(), Some(3));
+    Ok(())
+}
+
+#[test]
+fn an_operator_is_not_locked_out_by_mistake() -> Result<()> {
+    let lab = Lab::new()?;
+    let edged = lab.edged()?.start()?;
+    lab.edge.ip("route add default via 198.51.100.254 dev edge0")?;
+    for network in [ORIGIN, "192.0.2.0/24", "198.51.100.254", "0.0.0.0/0"] {
+        let refused = edged.ctl(&format!("deny add {network}"))?;
+        assert_eq!(refused.status.code(), Some(1), "{network}: {}", words(&refused));
+        assert!(words(&refused).contains("--force"), "{}", words(&refused));
+        assert!(!edged.tell("deny list")?.contains(network));
+    }
+    edged.tell("deny add 192.0.2.0/24 --force")?;
+    assert!(edged.tell("deny list")?.contains("192.0.2.0/24"));
+    Ok(())
+}
+
+#[test]
+fn the_callers_own_ssh_peer_is_protected() -> Result<()> {
+    let lab = Lab::new()?;
+    let _edged = lab.edged()?.start()?;
+    let ctl = |network: &str| {
+        lab.edge
+            .command(binary("edgectl")?)
+            .env("SSH_CONNECTION", "198.51.100.66 50000 198.51.100.1 22")
+            .arg("--socket")
+            .arg(lab.dir().join("control.sock"))
+            .args(["deny", "add", network])
+            .output()
+            .map_err(anyhow::Error::from)
+    };
+    assert_eq!(ctl("198.51.100.64/28")?.status.code(), Some(1));
+    assert!(reaches(&lab, ATTACKER, 443));
+    assert_eq!(ctl("203.0.113.0/25")?.status.code(), Some(0));
+    Ok(())
+}
+
+#[test]
+fn the_socket_is_private() -> Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    let lab = Lab::new()?;
+    let _edged = lab.edged()?.start()?;
+    let mode = std::fs::metadata(lab.dir().join("control.sock"))?.mode();
+    assert_eq!(mode & 0o007, 0, "{mode:o}");
+    Ok(())
+}
+
+#[test]
+fn a_key_lives_until_it_is_revoked_and_is_shown_once() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab.edged()?.start()?;
+    let key = edged.key("short")?;
+    assert_eq!(edged.get(CLIENT, "/").key(&key).send()?.status, 200);
+    let list = edged.ask("key list")?;
+    assert!(!list.to_string().contains(&key), "a key is shown once");
+    let entry = list.as_array().or_else(|| list["keys"].as_array()).and_then(|l| l.first());
+    let id = entry.and_then(|e| e["id"].as_str()).unwrap_or("short").to_owned();
+    edged.tell(&format!("key revoke {id}"))?;
+    assert_eq!(edged.get(CLIENT, "/").key(&key).send()?.status, 401);
+    Ok(())
+}
+
+#[test]
+fn completions_are_printed() -> Result<()> {
+    for shell in ["bash", "zsh", "fish"] {
+        let done =
+            std::process::Command::new(binary("edgectl")?).args(["completions", shell]).output()?;
+        assert!(done.status.success() && words(&done).contains("edgectl"), "{shell}");
+    }
+    Ok(())
+}
+
+#[test]
+fn check_reports_every_mistake_with_its_place() -> Result<()> {
+    let lab = Lab::new()?;
+    let setup = lab.edged()?;
+    let config = setup.write()?;
+    let text = std::fs::read_to_string(&config)?;
+    let bad =
+        text.replace("threshold = 20", "treshold = 20").replace("\"10m\"", "\"10 lightyears\"");
+    std::fs::write(&config, bad)?;
+    let done =
+        lab.edge.command(binary("edged")?).args(["check", "--config"]).arg(&config).output()?;
+    assert!(!done.status.success());
+    let words = words(&done);
+    for part in ["treshold", "threshold", "10 lightyears", "edged.toml:"] {
+        assert!(words.contains(part), "{part}: {words}");
+    }
+    Ok(())
+}

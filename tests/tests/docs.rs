@@ -1,0 +1,74 @@
+//! What the documentation tells a user to type is what the programs take.
+//!
+//! Every line of a `sh` block that begins with `edged`, `edgectl` or `cargo xtask` is given to
+//! that program with `--help` after it: the program parses what comes before and does nothing.
+
+use std::process::Command;
+
+use anyhow::Result;
+use edge_tests::{
+    client::installed,
+    daemon::{binary, root},
+    netns::run,
+    source::{Source, sources},
+};
+
+fn pages() -> Result<Vec<Source>> {
+    let mut pages = sources("docs", ".md")?;
+    for name in ["README.md", "ARCHITECTURE.md", "BENCHMARKS.md"] {
+        if let Ok(text) = std::fs::read_to_string(root().join(name)) {
+            pages.push(Source { path: name.to_owned(), text });
+        }
+    }
+    Ok(pages)
+}
+
+/// The commands in a page's `sh` blocks, without prompt, `sudo` and comment.
+fn commands(page: &str) -> Vec<String> {
+    let blocks = page.split("```").skip(1).step_by(2);
+    blocks
+        .filter_map(|block| block.strip_prefix("sh\n"))
+        .flat_map(str::lines)
+        .map(|line| line.split(" #").next().unwrap_or_default())
+        .map(|line| line.trim().trim_start_matches("$ ").trim_start_matches("sudo ").to_owned())
+        .collect()
+}
+
+#[test]
+fn every_documented_command_is_one() -> Result<()> {
+    let mut seen = 0;
+    for page in pages()? {
+        for line in commands(&page.text) {
+            let words: Vec<_> = line.split_whitespace().collect();
+            let (program, args) = match words.as_slice() {
+                ["cargo", "xtask", args @ ..] => ("xtask", args),
+                [program @ ("edged" | "edgectl"), args @ ..] => (*program, args),
+                _ => continue,
+            };
+            let done = Command::new(binary(program)?).args(args).arg("--help").output()?;
+            let words = String::from_utf8_lossy(&done.stderr).into_owned();
+            assert!(done.status.success(), "{}: `{line}`: {words}", page.path);
+            seen += 1;
+        }
+    }
+    assert!(seen > 5, "only {seen} commands are documented");
+    Ok(())
+}
+
+#[test]
+fn the_service_unit_is_sound_and_confined() -> Result<()> {
+    if !installed("systemd-analyze") {
+        return Ok(());
+    }
+    let unit = root().join("config/edged.service");
+    let mut analyze = Command::new("systemd-analyze");
+    // Tenths: an unconfined service has 96.
+    let args = ["security", "--offline=true", "--threshold=30"];
+    run(analyze.args(args).arg(unit)).map(drop)
+}
+
+#[test]
+fn commands_are_found_in_a_page() {
+    let page = "a\n```sh\n$ sudo edgectl status # look\n```\n```toml\nedged x\n```\n";
+    assert_eq!(commands(page), ["edgectl status"]);
+}

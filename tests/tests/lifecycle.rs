@@ -1,0 +1,198 @@
+//! The daemon may crash, restart, reload and end: the filter holds and nothing is forgotten.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use edge_common::Reason;
+use edge_tests::{
+    Edged, Lab, Origin,
+    client::{reaches, until},
+    lab::{ATTACKER, CLIENT, LISTED},
+};
+
+fn ban(edged: &Edged<'_>) -> Result<()> {
+    for _ in 0..5 {
+        let _ = edged.get(ATTACKER, "/").key("wrong").arg("--max-time", "1").send();
+    }
+    until("a ban", Duration::from_secs(2), || edged.banned(ATTACKER)).map(drop)
+}
+
+#[test]
+fn the_filter_outlives_a_crash_and_a_restart_adopts_it() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let mut edged = lab.edged()?.set("abuse.ban_first", r#""1m""#).start()?;
+    edged.tell("deny add 198.51.100.200")?;
+    ban(&edged)?;
+    assert!(!reaches(&lab, LISTED, 443));
+    let before = edged.metrics()?;
+    edged.kill9()?;
+    // Nobody listens any more: a passed packet is answered by a reset, a dropped one by nothing.
+    assert!(reaches(&lab, CLIENT, 443));
+    assert!(!reaches(&lab, LISTED, 443));
+    assert!(!reaches(&lab, ATTACKER, 443));
+    edged.start_again()?;
+    let after = edged.metrics()?;
+    for reason in [Reason::DenyList, Reason::Ban] {
+        assert!(after.packets(reason) > before.packets(reason), "{}", reason.name());
+    }
+    assert!(edged.banned(ATTACKER)?);
+    assert!(edged.tell("deny list")?.contains("198.51.100.200"));
+    assert!(!reaches(&lab, LISTED, 443));
+    assert!(!reaches(&lab, ATTACKER, 443));
+    Ok(())
+}
+
+#[test]
+fn a_ban_ends_while_the_daemon_is_dead() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut edged = lab.edged()?.set("abuse.ban_first", r#""2s""#).start()?;
+    ban(&edged)?;
+    edged.kill9()?;
+    assert!(!reaches(&lab, ATTACKER, 443));
+    until("the kernel ends the ban", Duration::from_secs(4), || Ok(reaches(&lab, ATTACKER, 443)))?;
+    Ok(())
+}
+
+#[test]
+fn keys_lists_and_bans_survive_an_orderly_restart_without_their_pins() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let mut edged = lab.edged()?.start()?;
+    let key = edged.key("lasting")?;
+    edged.tell("deny add 198.51.100.200")?;
+    edged.tell("allow add 198.51.100.201")?;
+    ban(&edged)?;
+    edged.terminate()?;
+    edge_tests::daemon::detach(&lab.edge, &edged.config);
+    assert!(reaches(&lab, LISTED, 443), "detached");
+    edged.start_again()?;
+    assert_eq!(edged.get(CLIENT, "/").key(&key).send()?.status, 200);
+    assert!(edged.tell("deny list")?.contains("198.51.100.200"));
+    assert!(edged.tell("allow list")?.contains("198.51.100.201"));
+    assert!(edged.banned(ATTACKER)?);
+    assert!(!reaches(&lab, ATTACKER, 443));
+    Ok(())
+}
+
+#[test]
+fn a_reload_under_load_loses_no_request() -> Result<()> {
+    let lab = Lab::new()?;
+    let origin = Origin::start(&lab)?;
+    let edged = lab.edged()?.set("limits.per_source", r#""off""#).start()?;
+    let stop = AtomicBool::new(false);
+    let sent = std::thread::scope(|scope| -> Result<usize> {
+        let load = scope.spawn(|| -> Result<usize> {
+            let mut sent = 0;
+            while !stop.load(Relaxed) {
+                for flag in ["--http1.1", "--http2"] {
+                    let statuses = edged.get(CLIENT, "/health").flag(flag).send_many(50)?;
+                    assert!(statuses.iter().all(|s| *s == 200), "{statuses:?}");
+                    sent += statuses.len();
+                }
+            }
+            Ok(sent)
+        });
+        for threshold in 21..31 {
+            edged.edit("abuse.threshold", &threshold.to_string())?;
+            edged.tell("reload")?;
+        }
+        stop.store(true, Relaxed);
+        load.join().expect("the load asserts")
+    })?;
+    assert_eq!(origin.seen(), sent as u64);
+    assert!(edged.metrics()?.value(r#"edged_reloads_total{result="ok"}"#) >= 10.0);
+    Ok(())
+}
+
+#[test]
+fn a_reload_takes_effect_and_a_bad_one_changes_nothing() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab.edged()?.start()?;
+    edged.edit("lists.deny", r#"["198.51.100.66"]"#)?;
+    edged.tell("reload")?;
+    assert!(!reaches(&lab, ATTACKER, 443));
+    assert!(reaches(&lab, LISTED, 443), "no longer listed");
+    edged.edit("lists.deny", r#"["not a network"]"#)?;
+    edged.edit("abuse.treshold", "3")?;
+    let refused = edged.ctl("reload")?;
+    assert_eq!(refused.status.code(), Some(1));
+    let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(words.contains("not a network") && words.contains("treshold"), "all at once: {words}");
+    assert!(words.contains("threshold"), "with a suggestion: {words}");
+    assert!(!reaches(&lab, ATTACKER, 443), "the good one holds");
+    assert_eq!(edged.get(CLIENT, "/health").send()?.status, 200);
+    assert_eq!(edged.metrics()?.value(r#"edged_reloads_total{result="refused"}"#), 1.0);
+    Ok(())
+}
+
+#[test]
+fn a_hangup_signal_reloads() -> Result<()> {
+    let lab = Lab::new()?;
+    let edged = lab.edged()?.start()?;
+    edged.edit("lists.deny", r#"["198.51.100.66"]"#)?;
+    edged.signal(nix::sys::signal::Signal::SIGHUP)?;
+    until("the reload", Duration::from_secs(3), || Ok(!reaches(&lab, ATTACKER, 443)))?;
+    Ok(())
+}
+
+#[test]
+fn a_termination_lets_open_requests_finish() -> Result<()> {
+    let lab = Lab::new()?;
+    let origin = Origin::start(&lab)?;
+    let mut edged = lab.edged()?.set("route.1.auth", r#""none""#).start()?;
+    std::thread::scope(|scope| -> Result<()> {
+        let request = edged.get(CLIENT, "/slow?ms=1500");
+        let slow = scope.spawn(move || request.send());
+        until("the request is at the origin", Duration::from_secs(3), || Ok(origin.seen() == 1))?;
+        edged.signal(nix::sys::signal::Signal::SIGTERM)?;
+        let response = slow.join().expect("no panic")?;
+        assert_eq!((response.status, response.text().as_str()), (200, "late"));
+        Ok(())
+    })?;
+    let start = Instant::now();
+    assert!(edged.terminate()?.success());
+    assert!(start.elapsed() < Duration::from_secs(2), "nothing was left to wait for");
+    Ok(())
+}
+
+#[test]
+fn the_process_that_reads_clients_holds_no_capability() -> Result<()> {
+    let lab = Lab::new()?;
+    let edged = lab.edged()?.start()?;
+    let mut threads = 0;
+    for task in std::fs::read_dir(format!("/proc/{}/task", edged.pid()))? {
+        let status = std::fs::read_to_string(task?.path().join("status"))?;
+        let field = |name: &str| {
+            let line = status.lines().find_map(|l| l.strip_prefix(name));
+            line.map(|v| v.trim_start_matches(':').trim().to_owned()).context(name.to_owned())
+        };
+        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+            assert_eq!(field(set)?, "0000000000000000", "{set}\n{status}");
+        }
+        assert_eq!(field("NoNewPrivs")?, "1");
+        threads += 1;
+    }
+    assert!(threads >= 2, "the control plane has a thread of its own");
+    // Without any of them, it still writes the kernel's tables.
+    edged.tell(&format!("deny add {ATTACKER}"))?;
+    assert!(!reaches(&lab, ATTACKER, 443));
+    Ok(())
+}
+
+#[test]
+fn detach_takes_the_filter_away() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut edged = lab.edged()?.start()?;
+    assert!(!reaches(&lab, LISTED, 443));
+    edged.terminate()?;
+    assert!(!reaches(&lab, LISTED, 443), "an orderly end leaves the filter on");
+    edge_tests::daemon::detach(&lab.edge, &edged.config);
+    assert!(reaches(&lab, LISTED, 443));
+    assert!(!std::path::Path::new(&lab.pin_dir()).exists());
+    Ok(())
+}

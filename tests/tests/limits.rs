@@ -1,0 +1,89 @@
+//! What one client may send, opened and held, is limited in the kernel, and only for that client.
+
+use std::{
+    net::{TcpStream, UdpSocket},
+    time::Duration,
+};
+
+use anyhow::Result;
+use edge_common::Reason;
+use edge_tests::{
+    Lab,
+    client::{connect, reaches, until},
+    lab::{ATTACKER, CLIENT, EDGE, FRIEND},
+};
+
+fn flood(lab: &Lab, source: &str, count: u32) -> Result<()> {
+    let socket = lab.home(source).enter(|| UdpSocket::bind((source, 0)))?;
+    for _ in 0..count {
+        // The edge answers with ICMP; that error is not this sender's concern.
+        let _ = socket.send_to(b"flood", (EDGE, 9));
+    }
+    Ok(())
+}
+
+fn connections(lab: &Lab, source: &str, count: u32) -> Vec<TcpStream> {
+    let wait = Duration::from_millis(20);
+    (0..count).filter_map(|_| connect(lab, source, 443, wait).ok()).collect()
+}
+
+#[test]
+fn a_packet_flood_is_cut_to_the_rate() -> Result<()> {
+    let lab = Lab::new()?;
+    let rate = r#"{ rate = "100/s", burst = 200 }"#;
+    let edged = lab.edged()?.set("kernel.packet_rate", rate).start()?;
+    flood(&lab, ATTACKER, 3000)?;
+    let metrics = edged.metrics()?;
+    assert!(metrics.packets(Reason::PacketRate) > 2000.0, "{}", edged.scrape()?);
+    assert!(reaches(&lab, CLIENT, 443), "another client is untouched");
+    flood(&lab, FRIEND, 3000)?;
+    let after = edged.metrics()?.packets(Reason::PacketRate);
+    assert_eq!(after, metrics.packets(Reason::PacketRate), "the allow list is above the limits");
+    Ok(())
+}
+
+#[test]
+fn new_connections_are_limited() -> Result<()> {
+    let lab = Lab::new()?;
+    let rate = r#"{ rate = "5/s", burst = 10 }"#;
+    let edged = lab.edged()?.set("kernel.connection_rate", rate).start()?;
+    let opened = connections(&lab, ATTACKER, 40).len();
+    // Thirty refusals take 20 ms each, in which the rate lets in three or four more.
+    assert!((10..=18).contains(&opened), "{opened}");
+    assert!(edged.metrics()?.packets(Reason::ConnectionRate) >= 20.0);
+    assert!(reaches(&lab, CLIENT, 443));
+    Ok(())
+}
+
+#[test]
+fn open_connections_are_limited_exactly() -> Result<()> {
+    let lab = Lab::new()?;
+    let edged = lab.edged()?.set("kernel.open_connections_max", "8").start()?;
+    let held = connections(&lab, ATTACKER, 12);
+    assert_eq!(held.len(), 8);
+    assert!(edged.metrics()?.packets(Reason::OpenConnections) >= 4.0);
+    assert!(reaches(&lab, CLIENT, 443), "another client is untouched");
+    drop(held);
+    until("closed connections free their places", Duration::from_secs(5), || {
+        Ok(reaches(&lab, ATTACKER, 443))
+    })?;
+    Ok(())
+}
+
+#[test]
+fn connections_are_bounded_for_all_together() -> Result<()> {
+    let lab = Lab::new()?;
+    let edged = lab
+        .edged()?
+        .set("bounds.connections_max", "10")
+        .set("bounds.handshake_timeout", r#""1s""#)
+        .start()?;
+    let _held = connections(&lab, ATTACKER, 30);
+    until("the bound is counted", Duration::from_secs(5), || {
+        Ok(edged.metrics()?.connections(Reason::ConnectionsFull) > 0.0)
+    })?;
+    until("silent connections time out", Duration::from_secs(5), || {
+        Ok(edged.metrics()?.connections(Reason::HandshakeTimeout) > 0.0)
+    })?;
+    Ok(())
+}

@@ -1,0 +1,116 @@
+//! The loop: misbehaviour seen in requests becomes a ban in the kernel, and the ban ends.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use edge_common::Reason;
+use edge_tests::{
+    Edged, Lab, Origin,
+    client::{raw_https, reaches, until},
+    lab::{ATTACKER, ATTACKER6, CLIENT, FRIEND},
+};
+
+/// Guesses keys until the kernel no longer answers; how many guesses were answered.
+fn brute_force(edged: &Edged<'_>, source: &str) -> Result<usize> {
+    for guess in 0..30 {
+        let key = format!("edged_{guess:043}_000000");
+        let Ok(response) = edged.get(source, "/").key(&key).arg("--max-time", "1").send() else {
+            return Ok(guess);
+        };
+        assert_eq!(response.status, 401);
+    }
+    Ok(30)
+}
+
+#[test]
+fn brute_force_is_banned_in_the_kernel_within_milliseconds() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab.edged()?.start()?;
+    // Five wrong keys of 4 points each reach the threshold of 20.
+    assert_eq!(brute_force(&edged, ATTACKER)?, 5);
+    assert!(!reaches(&lab, ATTACKER, 443));
+    let ban = edged.event("ban", ATTACKER)?;
+    assert_eq!(ban["reason"], Reason::CredentialInvalid.name());
+    assert_eq!(ban["strikes"], 1);
+    assert!(ban["latency_us"].as_u64().is_some_and(|us| us < 50_000), "{ban}");
+    assert!(edged.banned(ATTACKER)?);
+    let metrics = edged.metrics()?;
+    assert!(metrics.packets(Reason::Ban) > 0.0);
+    assert_eq!(metrics.value("edged_bans_total"), 1.0);
+    assert_eq!(metrics.value("edged_bans_active"), 1.0);
+    assert_eq!(metrics.value("edged_ban_latency_seconds_count"), 1.0);
+    assert_eq!(edged.get(CLIENT, "/health").send()?.status, 200, "others are untouched");
+    Ok(())
+}
+
+#[test]
+fn an_ipv6_client_is_banned_with_its_whole_prefix() -> Result<()> {
+    let lab = Lab::new()?;
+    let edged = lab.edged()?.start()?;
+    brute_force(&edged, ATTACKER6)?;
+    let neighbour = "2001:db8:0:66::67";
+    lab.attacker.ip(&format!("addr add {neighbour}/32 dev eth0"))?;
+    assert!(!reaches(&lab, neighbour, 443));
+    Ok(())
+}
+
+#[test]
+fn a_ban_ends_by_itself_and_the_next_lasts_longer() -> Result<()> {
+    let lab = Lab::new()?;
+    let edged = lab.edged()?.set("abuse.ban_first", r#""1s""#).start()?;
+    brute_force(&edged, ATTACKER)?;
+    assert!(edged.banned(ATTACKER)?);
+    let first = until("the ban ends", Duration::from_secs(4), || Ok(reaches(&lab, ATTACKER, 443)))?;
+    assert!(!edged.banned(ATTACKER)?);
+    brute_force(&edged, ATTACKER)?;
+    let second =
+        until("the ban ends", Duration::from_secs(8), || Ok(reaches(&lab, ATTACKER, 443)))?;
+    assert!(second > first + Duration::from_millis(1500), "{first:?}, then {second:?}");
+    let strikes = edged.events()?.into_iter().filter(|e| e["event"] == "ban");
+    assert_eq!(strikes.map(|e| e["strikes"].as_u64()).collect::<Vec<_>>(), [Some(1), Some(2)]);
+    Ok(())
+}
+
+#[test]
+fn an_allowlisted_source_is_never_banned() -> Result<()> {
+    let lab = Lab::new()?;
+    let edged = lab.edged()?.start()?;
+    assert_eq!(brute_force(&edged, FRIEND)?, 30);
+    assert!(reaches(&lab, FRIEND, 443));
+    assert!(edged.bans()?.is_empty());
+    assert_eq!(edged.metrics()?.value("edged_bans_total"), 0.0);
+    Ok(())
+}
+
+#[test]
+fn an_operator_frees_a_banned_source() -> Result<()> {
+    let lab = Lab::new()?;
+    let edged = lab.edged()?.start()?;
+    brute_force(&edged, ATTACKER)?;
+    assert!(edged.tell(&format!("explain {ATTACKER}"))?.contains(Reason::Ban.name()));
+    edged.tell(&format!("ban remove {ATTACKER}"))?;
+    assert!(reaches(&lab, ATTACKER, 443));
+    assert!(!edged.banned(ATTACKER)?);
+    Ok(())
+}
+
+#[test]
+fn every_kind_of_misdeed_counts() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab
+        .edged()?
+        .set("abuse.threshold", "11")
+        .set("limits.per_source", r#"{ rate = "1/m", burst = 1 }"#)
+        .start()?;
+    edged.get(ATTACKER, "/health").send()?;
+    edged.get(ATTACKER, "/health").send_many(3)?;
+    for _ in 0..2 {
+        raw_https(&lab, ATTACKER, b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n")?;
+    }
+    let signals = edged.metrics()?;
+    assert_eq!(signals.value(r#"edged_signals_total{reason="source_rate"}"#), 3.0);
+    until("the sum reaches the threshold", Duration::from_secs(2), || edged.banned(ATTACKER))?;
+    Ok(())
+}

@@ -1,0 +1,251 @@
+//! The request path, as curl and openssl see it.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use edge_common::Reason;
+use edge_tests::{
+    Edged, Lab, Origin,
+    client::{HOST, Response, handshake, raw_https, until},
+    lab::{ATTACKER, CLIENT, CLIENT6, FRIEND, ORIGIN},
+};
+
+/// A refusal has the status, is a problem document, carries a request id and tells nothing else.
+fn refused(response: &Response, status: u16) {
+    assert_eq!(response.status, status, "{response:?}");
+    assert_eq!(response.header("content-type"), Some("application/problem+json"));
+    let problem = response.json();
+    assert_eq!(problem["status"], status, "{problem}");
+    let id = problem["request_id"].as_str().unwrap_or_default();
+    assert!(id.len() >= 16, "{problem}");
+    assert!(!response.text().contains(ORIGIN), "{problem}");
+    shielded(response);
+}
+
+/// The security headers are on, and the software behind is not named.
+fn shielded(response: &Response) {
+    for name in ["strict-transport-security", "x-content-type-options", "x-frame-options"] {
+        assert!(response.header(name).is_some(), "{name}: {response:?}");
+    }
+    assert_eq!(response.header("x-powered-by"), None);
+    assert!(!response.header("server").unwrap_or_default().contains("origin"));
+}
+
+#[test]
+fn a_good_key_is_served_over_both_protocols() -> Result<()> {
+    let lab = Lab::new()?;
+    let origin = Origin::start(&lab)?;
+    let edged = lab.edged()?.start()?;
+    let key = edged.key("good")?;
+    for (flag, version) in [("--http1.1", "HTTP/1.1"), ("--http2", "HTTP/2")] {
+        let response = edged.get(CLIENT, "/").key(&key).flag(flag).send()?;
+        assert_eq!((response.status, response.version.as_str()), (200, version));
+        assert_eq!(response.text(), "hello");
+        assert!(response.header("x-ratelimit-remaining").is_some(), "{response:?}");
+        shielded(&response);
+    }
+    let authorization = format!("ApiKey {key}");
+    let response = edged.get(CLIENT6, "/").header("Authorization", &authorization).send()?;
+    assert_eq!(response.status, 200);
+    assert_eq!(origin.seen(), 3);
+    assert_eq!(edged.metrics()?.requests(Reason::Serve), 3.0);
+    Ok(())
+}
+
+#[test]
+fn each_fault_has_its_status() -> Result<()> {
+    let lab = Lab::new()?;
+    let origin = Origin::start(&lab)?;
+    let health = "[[route]]\npath = \"/only\"\nhost = \"edge.test\"\nmethods = [\"GET\"]\n\
+                  auth = \"key\"\nscopes = [\"admin\"]\nupstream = \"api\"";
+    let edged = lab.edged()?.set("route.1.path", "\"/api\"").append(health)?.start()?;
+    let key = edged.key("plain")?;
+    let wrong = format!("edged_{}_{}", "0".repeat(43), "0".repeat(6));
+    // From an allowlisted source, so that the misdeeds do not add up to a ban.
+    let get = |path: &str| edged.get(FRIEND, path).key(&key);
+    refused(&edged.get(FRIEND, "/api").send()?, 401);
+    refused(&edged.get(FRIEND, "/api").key("nonsense").send()?, 401);
+    refused(&edged.get(FRIEND, "/api").key(&wrong).send()?, 401);
+    refused(&get("/only").send()?, 403);
+    refused(&get("/nowhere").send()?, 404);
+    refused(&get("/apiary").send()?, 404);
+    refused(&get("/health").method("POST").send()?, 405);
+    refused(&get(&format!("/api/{}", "a".repeat(9000))).send()?, 414);
+    refused(&get("/api").header("X-Long", &"a".repeat(20_000)).flag("--http1.1").send()?, 431);
+    refused(&get("/api").method("POST").body(vec![0; 11 << 20]).send()?, 413);
+    refused(&edged.get(FRIEND, &format!("/api?api_key={key}")).send()?, 400);
+    assert_eq!(origin.seen(), 0, "nothing of it reached the origin");
+    let challenge = edged.get(FRIEND, "/api").send()?;
+    assert!(challenge.header("www-authenticate").is_some(), "{challenge:?}");
+    let allow = get("/health").method("DELETE").send()?;
+    assert_eq!(allow.header("allow"), Some("GET, HEAD"));
+    Ok(())
+}
+
+#[test]
+fn a_request_without_one_meaning_is_refused() -> Result<()> {
+    let lab = Lab::new()?;
+    let origin = Origin::start(&lab)?;
+    let edged = lab.edged()?.start()?;
+    for head in [
+        "GET /health HTTP/1.1\r\n\r\n",
+        "GET /health HTTP/1.1\r\nHost: edge.test\r\nHost: other.test\r\n\r\n",
+        "GET /health HTTP/1.1\r\nHost: edge.test\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "GET /health HTTP/1.1\r\nHost: edge.test\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+        "GET /health HTTP/1.1\r\nHost : edge.test\r\n\r\n",
+        "GET /health HTTP/9.9\r\nHost: edge.test\r\n\r\n",
+        "nonsense\r\n\r\n",
+    ] {
+        let answer = raw_https(&lab, FRIEND, head.as_bytes())?;
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{head:?}: {answer}");
+    }
+    assert_eq!(origin.seen(), 0);
+    assert!(edged.metrics()?.requests(Reason::MalformedRequest) >= 5.0);
+    Ok(())
+}
+
+#[test]
+fn too_many_requests_are_told_when_to_return() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab.edged()?.set("limits.per_source", r#"{ rate = "60/m", burst = 5 }"#).start()?;
+    let statuses = edged.get(CLIENT, "/health").send_many(8)?;
+    assert_eq!(statuses.iter().filter(|s| **s == 200).count(), 5, "{statuses:?}");
+    let response = edged.get(CLIENT, "/health").send()?;
+    refused(&response, 429);
+    let number = |name: &str| response.header(name).and_then(|v| v.parse::<u64>().ok());
+    assert_eq!(number("x-ratelimit-limit"), Some(5));
+    assert_eq!(number("x-ratelimit-remaining"), Some(0));
+    assert!(number("x-ratelimit-reset").is_some() && number("retry-after") >= Some(1));
+    assert_eq!(edged.get(ATTACKER, "/health").send()?.status, 200, "another source is untouched");
+    Ok(())
+}
+
+#[test]
+fn a_key_has_a_limit_of_its_own() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab.edged()?.set("limits.per_key", r#"{ rate = "60/m", burst = 5 }"#).start()?;
+    let (one, other) = (edged.key("one")?, edged.key("other")?);
+    edged.get(CLIENT, "/").key(&one).send_many(5)?;
+    refused(&edged.get(CLIENT6, "/").key(&one).send()?, 429);
+    assert_eq!(edged.get(CLIENT, "/").key(&other).send()?.status, 200);
+    assert_eq!(edged.metrics()?.requests(Reason::KeyRate), 1.0);
+    Ok(())
+}
+
+#[test]
+fn plain_http_only_redirects() -> Result<()> {
+    let lab = Lab::new()?;
+    let origin = Origin::start(&lab)?;
+    let edged = lab.edged()?.start()?;
+    let response = edged.get(CLIENT, "http://edge.test/a/b?c=1").send()?;
+    assert_eq!(response.status, 308);
+    assert_eq!(response.header("location"), Some("https://edge.test/a/b?c=1"));
+    assert_eq!(origin.seen(), 0);
+    assert_eq!(edged.metrics()?.requests(Reason::Redirect), 1.0);
+    Ok(())
+}
+
+#[test]
+fn the_upstream_gets_our_identity_headers_and_no_one_elses() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab.edged()?.start()?;
+    let key = edged.key("caller")?;
+    let echo = edged
+        .get(CLIENT, "/echo?a=1")
+        .key(&key)
+        .header("X-Forwarded-For", "203.0.113.9")
+        .header("X-Real-IP", "203.0.113.9")
+        .header("X_Forwarded_For", "203.0.113.9")
+        .header("Forwarded", "for=203.0.113.9")
+        .header("X-Forwarded-Host", "evil.test")
+        .header("X-Kept", "yes")
+        .send()?;
+    let seen = echo.json();
+    let text = seen.to_string();
+    assert_eq!(seen["target"], "/echo?a=1");
+    assert!(!text.contains("203.0.113.9") && !text.contains("evil.test"), "{text}");
+    assert!(!text.contains(&key), "the key stays at the edge: {text}");
+    assert!(text.contains(CLIENT) && text.contains("X-Kept") || text.contains("x-kept"), "{text}");
+    let id = echo.header("x-request-id").unwrap_or_default();
+    assert!(!id.is_empty() && text.contains(id), "one request id in both: {id} {text}");
+    Ok(())
+}
+
+#[test]
+fn bodies_stream_both_ways() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab.edged()?.start()?;
+    let key = edged.key("big")?;
+    for flag in ["--http1.1", "--http2"] {
+        let down = edged.get(CLIENT, "/big?bytes=33554432").key(&key).flag(flag).send()?;
+        assert_eq!((down.status, down.body.len()), (200, 32 << 20));
+        let up = edged.get(CLIENT, "/upload").key(&key).flag(flag).method("POST");
+        assert_eq!(up.body(vec![7; 9 << 20]).send()?.text(), (9 << 20).to_string());
+    }
+    Ok(())
+}
+
+#[test]
+fn an_upstream_at_fault_never_costs_the_client() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let dead = "[[upstream]]\nname = \"dead\"\nservers = [\"192.0.2.2:81\"]\n\
+                [[route]]\npath = \"/dead\"\nmethods = [\"GET\"]\nauth = \"none\"\nupstream = \"dead\"";
+    let edged = lab
+        .edged()?
+        .set("upstream.0.response_timeout", r#""300ms""#)
+        .set("route.1.auth", r#""none""#)
+        .set("abuse.threshold", "4")
+        .append(dead)?
+        .start()?;
+    for _ in 0..5 {
+        refused(&edged.get(CLIENT, "/slow?ms=2000").send()?, 504);
+        refused(&edged.get(CLIENT, "/dead").send()?, 502);
+        refused(&edged.get(CLIENT, "/garbage").send()?, 502);
+        assert!(edged.get(CLIENT, "/drop").send().is_err());
+    }
+    let metrics = edged.metrics()?;
+    assert_eq!(metrics.requests(Reason::UpstreamTimeout), 5.0);
+    assert_eq!(metrics.requests(Reason::UpstreamUnreachable), 5.0);
+    assert_eq!(metrics.requests(Reason::UpstreamInvalid), 10.0);
+    assert!(edged.bans()?.is_empty());
+    Ok(())
+}
+
+#[test]
+fn an_upstreams_error_is_passed_on() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab.edged()?.start()?;
+    let key = edged.key("k")?;
+    for status in [204, 304, 404, 500, 503] {
+        let response = edged.get(CLIENT, &format!("/status/{status}")).key(&key).send()?;
+        assert_eq!(response.status, status);
+        shielded(&response);
+    }
+    Ok(())
+}
+
+#[test]
+fn old_tls_is_refused() -> Result<()> {
+    let lab = Lab::new()?;
+    let edged = lab.edged()?.start()?;
+    let legacy = ["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"];
+    assert!(!handshake(&lab, &legacy)?.contains("Protocol  : TLSv1.1\n    Cipher    : ECDHE"));
+    assert!(handshake(&lab, &["-tls1_2"])?.contains("New, TLSv1.2, Cipher is ECDHE"));
+    assert!(handshake(&lab, &["-tls1_3"])?.contains("New, TLSv1.3, Cipher is TLS_"));
+    let alpn = handshake(&lab, &["-alpn", "h2,http/1.1"])?;
+    assert!(alpn.contains("ALPN protocol: h2"), "{alpn}");
+    until("handshakes are counted", Duration::from_secs(2), || {
+        let metrics = edged.metrics()?;
+        let (good, bad) =
+            (metrics.connections(Reason::Handshake), metrics.connections(Reason::HandshakeFailed));
+        Ok(good == 3.0 && bad == 1.0)
+    })?;
+    assert!(Edged::get(&edged, CLIENT, &format!("https://{HOST}/health")).send().is_ok());
+    Ok(())
+}

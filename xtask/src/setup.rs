@@ -1,0 +1,85 @@
+//! `cargo xtask setup`: installs what the project needs and this host lacks.
+
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::{
+    bpf,
+    shell::{installed, need_root, run},
+};
+
+/// What to install beyond what the demo and the tests need.
+#[derive(Args)]
+pub(crate) struct Setup {
+    /// The others that the benches measure beside, and their load generators.
+    #[arg(long)]
+    peers: bool,
+    /// The toolchain that rebuilds the committed kernel object.
+    #[arg(long)]
+    bpf: bool,
+}
+
+impl Setup {
+    pub(crate) fn run(self) -> Result<()> {
+        need()?;
+        if self.peers {
+            need_peers()?;
+        }
+        if self.bpf {
+            bpf::install_toolchain()?;
+        }
+        Ok(())
+    }
+}
+
+/// What the demo and the tests need.
+pub(crate) fn need() -> Result<()> {
+    install(NEEDED)?;
+    mount_bpf()
+}
+
+/// What the benches measure beside.
+pub(crate) fn need_peers() -> Result<()> {
+    install(PEERS)
+}
+
+/// Installs the packages whose program is missing.
+fn install(table: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<_> =
+        table.iter().filter(|(program, _)| !installed(program)).map(|(_, p)| *p).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    need_root(&format!("installing {}", missing.join(", ")))?;
+    println!("installing {}", missing.join(", "));
+    let apt = |args: &[&str]| {
+        run(Command::new("apt-get").args(args).env("DEBIAN_FRONTEND", "noninteractive"))
+    };
+    apt(&["-qq", "update"])?;
+    apt(&[&["-qq", "-y", "install", "--no-install-recommends"], &*missing].concat())
+        .with_context(|| format!("these packages are needed: {}", missing.join(" ")))
+}
+
+/// Mounts the BPF file system where maps are pinned; containers often lack it.
+fn mount_bpf() -> Result<()> {
+    let mounts = std::fs::read_to_string("/proc/mounts")?;
+    if mounts.lines().any(|l| l.split(' ').nth(1) == Some("/sys/fs/bpf")) {
+        return Ok(());
+    }
+    need_root("mounting /sys/fs/bpf")?;
+    run(Command::new("mount").args(["-t", "bpf", "bpf", "/sys/fs/bpf"]))
+}
+
+/// Program and the Debian package that holds it.
+const NEEDED: &[(&str, &str)] = &[("ip", "iproute2"), ("curl", "curl"), ("openssl", "openssl")];
+
+/// As [`NEEDED`], for the benches.
+const PEERS: &[(&str, &str)] = &[
+    ("nft", "nftables"),
+    ("ethtool", "ethtool"),
+    ("nginx", "nginx-light"),
+    ("wrk", "wrk"),
+    ("taskset", "util-linux"),
+];
