@@ -4,7 +4,9 @@
 //! which its bucket will be empty again. That time and a fingerprint of the source share a 64-bit
 //! word, so that one compare-and-swap charges a source exactly, from any number of CPUs.
 
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::AtomicU64;
+
+use crate::atomic;
 
 /// Words in a set: the places a source may live in. 4 x 8 bytes never span two cache lines.
 pub const WAYS: usize = 4;
@@ -72,19 +74,13 @@ impl Rate {
     /// Units that a full bucket holds.
     #[must_use]
     pub const fn burst(&self) -> u64 {
-        match self.capacity.checked_div(self.interval) {
-            Some(burst) => burst,
-            None => 0,
-        }
+        if self.interval == 0 { 0 } else { self.capacity / self.interval }
     }
 
     /// Units that still fit into a bucket that drains in `ahead` ticks.
     #[must_use]
     pub const fn remaining(&self, ahead: u64) -> u64 {
-        match self.capacity.saturating_sub(ahead).checked_div(self.interval) {
-            Some(units) => units,
-            None => 0,
-        }
+        if self.interval == 0 { 0 } else { self.capacity.saturating_sub(ahead) / self.interval }
     }
 
     /// Whether one more unit fits into a bucket that drains in `ahead` ticks.
@@ -118,7 +114,7 @@ pub fn charge(set: &Set, hash: u64, rate: Rate, now_ns: u64) -> Verdict {
         let Verdict::Admit { ahead } = verdict else { return verdict };
         let charged = mark | (now.wrapping_add(ahead) & CLOCK);
         // `way` is below WAYS by construction; the mask lets the kernel's verifier see it.
-        if set[way & (WAYS - 1)].compare_exchange(word, charged, Relaxed, Relaxed).is_ok() {
+        if atomic::replace(&set[way & (WAYS - 1)], word, charged) {
             return verdict;
         }
         attempt += 1;
@@ -142,7 +138,7 @@ fn place(set: &Set, mark: u64, rate: Rate, now: u64) -> (usize, u64) {
     let mut least = u64::MAX;
     let mut way = 0;
     while way < WAYS {
-        let word = set[way].load(Relaxed);
+        let word = atomic::load(&set[way]);
         if word & !CLOCK == mark {
             return (way, word);
         }

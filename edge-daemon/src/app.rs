@@ -1,7 +1,9 @@
 //! The daemon's life: build all that can fail, give up every power, then run, then drain.
 
 use std::{
+    io,
     net::TcpListener,
+    os::unix::net::UnixListener,
     path::PathBuf,
     rc::Rc,
     sync::{
@@ -14,7 +16,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use arc_swap::ArcSwap;
-use edge_common::limit::Set;
+use edge_common::{Reason, limit::Set, map};
 use edge_policy::{
     key::{KeyRing, Pepper},
     limit::Table,
@@ -26,10 +28,11 @@ use tokio::{
 };
 
 use crate::{
+    clock,
     config::{self, Settings},
-    control::{self, Command, Control, Peer, Refused, Reply},
+    control::{self, Command, Peer, Reply},
     events::{Event, EventLog, Events},
-    kernel::{Drops, Kernel},
+    kernel::{self, DebugLog, Drops, Kernel, LoadSettings},
     listen,
     metrics::{KernelView, Metrics},
     notify::notify,
@@ -47,11 +50,11 @@ pub struct App {
     edge: Arc<Edge>,
     writer: Writer,
     orders: Receiver<Order>,
-    drops: Drops,
+    told: Told,
     event_log: EventLog,
     /// For each worker, its listeners.
     listeners: Vec<Vec<(TcpListener, Entrance)>>,
-    control: Control,
+    control: UnixListener,
     metrics: TcpListener,
 }
 
@@ -66,7 +69,10 @@ impl App {
         raise_descriptor_limit()?;
         let (events, event_log) =
             Events::open(&settings.log.events).context("cannot open the event log")?;
-        let store = store::Store::open(&settings.state.dir)?;
+        let (store, damage) = store::Store::open(&settings.state.dir, clock::unix_ms() / 1000)?;
+        if let Some(damage) = damage {
+            tracing::error!(damage, "the store was damaged");
+        }
         let pepper = store::pepper(&settings.keys.pepper_file).with_context(|| {
             format!("cannot use the pepper {}", settings.keys.pepper_file.display())
         })?;
@@ -74,7 +80,8 @@ impl App {
         let metrics = listen::bind(settings.metrics.listen, 1)
             .with_context(|| format!("cannot listen on {}", settings.metrics.listen))?
             .remove(0);
-        let control = Control::bind(&settings.control.socket)?;
+        let control = control::bind(&settings.control.socket)
+            .with_context(|| format!("cannot listen on {}", settings.control.socket.display()))?;
 
         let (queue, orders) = sync_channel(ORDERS_MAX);
         let edge = Arc::new(Edge {
@@ -88,10 +95,15 @@ impl App {
             events,
         });
         // The tables are filled before the program that reads them sees its first packet.
-        let mut kernel = Kernel::load(&settings.kernel)?;
-        let drops = kernel.drops()?;
-        let writer = Writer::new(kernel, store, settings.clone(), Arc::clone(&edge))?;
-        Ok(Self { config, settings, edge, writer, orders, drops, event_log, listeners, control, metrics })
+        let mut kernel = Kernel::load(&LoadSettings {
+            pin_dir: settings.kernel.pin_dir.clone(),
+            debug: settings.kernel.debug,
+            limits: plan::kernel_limits(&settings.kernel),
+        })?;
+        let told = Told { drops: kernel.drops.take(), debug: kernel.debug_log.take() };
+        let edge_too = Arc::clone(&edge);
+        let writer = Writer::new(kernel, store, config.clone(), settings.clone(), edge_too)?;
+        Ok(Self { config, settings, edge, writer, orders, told, event_log, listeners, control, metrics })
     }
 
     /// Attaches, gives up every capability, serves until SIGTERM or SIGINT, drains.
@@ -114,7 +126,7 @@ impl App {
         }
         let edge = Arc::clone(&self.edge);
         let operator = Operator { edge: self.edge, config: self.config, settings: self.settings };
-        serve_control(operator, self.control, self.metrics, self.drops)?;
+        serve_control(operator, self.control, self.metrics, self.told)?;
 
         notify("STOPPING=1");
         edge.events.tell(Event::Stopped);
@@ -130,9 +142,9 @@ impl App {
 /// The control plane, on the main thread: it answers while the workers are flooded.
 fn serve_control(
     operator: Operator,
-    control: Control,
+    control: UnixListener,
     metrics: TcpListener,
-    drops: Drops,
+    told: Told,
 ) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(LocalSet::new().run_until(async move {
@@ -145,9 +157,14 @@ fn serve_control(
         let listener = tokio::net::TcpListener::from_std(metrics)?;
         let scraped = Arc::clone(&edge);
         spawn_local(scrape::serve(listener, move || exposition(Arc::clone(&scraped))));
-        spawn_local(tell_drops(drops, Arc::clone(&edge)));
+        if let Some(drops) = told.drops {
+            spawn_local(tell_drops(drops, Arc::clone(&edge)));
+        }
+        if let Some(log) = told.debug {
+            spawn_local(tell_debug(log));
+        }
         let commanded = Rc::clone(&operator);
-        spawn_local(control.serve(move |command, peer| {
+        spawn_local(control::serve(control, move |command, peer| {
             let operator = Rc::clone(&commanded);
             async move { operator.lock().await.obey(command, peer).await }
         }));
@@ -179,15 +196,15 @@ impl Operator {
     async fn obey(&mut self, command: Command, peer: Peer) -> Reply {
         if matches!(command, Command::Reload) {
             return match self.reload().await {
-                Ok(()) => Reply::Done,
-                Err(error) => Reply::Refused(Refused { why: format!("{error:#}") }),
+                Ok(()) => Reply::Done("the configuration is in force".into()),
+                Err(error) => Reply::Refused(format!("{error:#}")),
             };
         }
         let (answer, answered) = oneshot::channel();
         let sent = send(&self.edge.orders, Order::Command(command, peer, answer)).await;
         match (sent, answered.await) {
             (Ok(()), Ok(reply)) => reply,
-            _ => Reply::Refused(Refused { why: "the verdict writer is gone".into() }),
+            _ => Reply::Refused("the verdict writer is gone".into()),
         }
     }
 
@@ -213,8 +230,8 @@ impl Operator {
 
     async fn try_reload(&mut self) -> anyhow::Result<()> {
         let (settings, warnings) = config::load(&self.config)?;
-        for warning in warnings.iter() {
-            tracing::warn!("{warning}");
+        if !warnings.0.is_empty() {
+            tracing::warn!("{warnings}");
         }
         refuse_what_needs_a_restart(&self.settings, &settings)?;
         let plan = plan::plan(&settings)?;
@@ -261,22 +278,29 @@ async fn exposition(edge: Arc<Edge>) -> String {
     edge.metrics.expose(view.as_ref(), edge.events.lost())
 }
 
+/// What the kernel programs tell.
+struct Told {
+    drops: Option<Drops>,
+    debug: Option<DebugLog>,
+}
+
 /// Passes the kernel's drop events on to the event log.
-async fn tell_drops(mut drops: Drops, edge: Arc<Edge>) {
-    loop {
-        match drops.next().await {
-            Ok(drop) => edge.events.tell(Event::PacketDropped {
-                source: drop.source.into(),
-                reason: edge_common::Reason::from_index(drop.reason).map_or("?", |r| r.name()),
-                port: drop.port,
-                protocol: drop.protocol,
-            }),
-            Err(error) => {
-                tracing::error!(%error, "cannot read drop events any more");
-                return;
-            }
-        }
-    }
+async fn tell_drops(drops: Drops, edge: Arc<Edge>) -> io::Result<()> {
+    let tell = |drop: map::Drop| {
+        edge.events.tell(Event::PacketDropped {
+            source: drop.source.into(),
+            reason: Reason::from_index(drop.reason).unwrap_or(Reason::InternalError).name(),
+            port: drop.port,
+            protocol: drop.protocol,
+        });
+    };
+    kernel::whenever_ready(drops, |drops| std::iter::from_fn(|| drops.next_drop()).for_each(tell))
+        .await
+}
+
+/// Passes the kernel programs' own log on to the daemon's.
+async fn tell_debug(log: DebugLog) -> io::Result<()> {
+    kernel::whenever_ready(log, DebugLog::flush).await
 }
 
 /// Puts an order in the queue, however full signals have made it: an operator is never lost.

@@ -114,3 +114,13 @@ pub enum PlanError {
     #[error(transparent)]
     Tls(#[from] TlsError),
 }
+
+impl From<settings::Attach> for kernel::AttachMode {
+    fn from(attach: settings::Attach) -> Self {
+        match attach {
+            settings::Attach::Auto => Self::Auto,
+            settings::Attach::Generic => Self::Generic,
+            settings::Attach::Native => Self::Native,
+        }
+    }
+}

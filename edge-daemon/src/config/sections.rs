@@ -30,7 +30,7 @@ pub(super) fn kernel(table: &Table<'_>) -> Kernel {
         packet_rate: rate(table, "packet_rate", 20_000, SECOND, 40_000),
         connection_rate: rate(table, "connection_rate", 100, SECOND, 200),
         open_connections_max: table
-            .or("open_connections_max", 512, |item| small(item, 0, map::OPEN_MAX)),
+            .or("open_connections_max", 512, |item| small(item, 0, map::SOCKETS_MAX)),
         event_rate: rate(table, "event_rate", 100, SECOND, 100),
         debug: table.or("debug", false, Item::flag),
     }

@@ -238,6 +238,8 @@ pub struct BanEntry {
     pub strikes: u32,
     /// Packets it dropped.
     pub hits: u64,
+    /// From its beginning to the first packet it dropped, in microseconds.
+    pub first_drop_us: Option<u64>,
 }
 
 /// What would happen to a packet from an address, and why.

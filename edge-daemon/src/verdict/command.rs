@@ -1,5 +1,7 @@
 //! What operators say, done by the writer.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context as _, bail};
 use edge_common::Source;
 use edge_policy::key::{KeyRecord, Secret};
@@ -91,9 +93,9 @@ impl Writer {
     }
 
     fn show(&self, list: ListName) -> anyhow::Result<Vec<ListEntry>> {
-        let hits = self.table(list).hits()?;
+        let table: BTreeMap<_, _> = self.table(list).entries()?.into_iter().collect();
         let entries = self.list(list).entries().map(|(net, origin)| {
-            let hits = hits.get(&net).copied().unwrap_or_default();
+            let hits = table.get(&net).map_or(0, |entry| entry.hits);
             match origin {
                 Origin::Configuration(file) => ListEntry {
                     net,

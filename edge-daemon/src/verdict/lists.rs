@@ -2,11 +2,10 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use edge_common::map::Entry;
 use edge_policy::list;
 use ipnet::IpNet;
 
-use crate::{clock, config, kernel, store::ListRecord};
+use crate::{clock, config, store::ListRecord};
 
 /// One of the two lists: the configuration's networks and the operators'.
 #[derive(Default)]
@@ -14,8 +13,6 @@ pub(crate) struct List {
     configured: Vec<(IpNet, Option<PathBuf>)>,
     /// By network: an operator's word on it replaces the last one.
     operators: BTreeMap<IpNet, ListRecord>,
-    /// What the kernel's table holds: networks and their ends, in boot time.
-    written: BTreeMap<IpNet, u64>,
 }
 
 /// Who put a network on a list.
@@ -29,12 +26,7 @@ pub(crate) enum Origin<'a> {
 impl List {
     pub(crate) fn new(records: impl IntoIterator<Item = ListRecord>) -> Self {
         let operators = records.into_iter().map(|record| (record.net, record)).collect();
-        Self { operators, ..Self::default() }
-    }
-
-    /// Takes note of what the kernel's table holds from before.
-    pub(crate) fn written(&mut self, entries: Vec<(IpNet, Entry)>) {
-        self.written = entries.into_iter().map(|(net, entry)| (net, entry.until_ns)).collect();
+        Self { configured: Vec::new(), operators }
     }
 
     /// Takes the configuration's networks from `list`, in place of the former.
@@ -65,27 +57,10 @@ impl List {
         self.operators.extract_if(.., |_, record| over(record)).map(|(_, record)| record).collect()
     }
 
-    /// Brings the kernel's table up to date, and writes only what differs.
-    ///
-    /// The table is the smallest in which the longest match speaks for every network on the
-    /// list. New entries are written before old ones go, so that a network is never uncovered
-    /// while another takes its place.
-    pub(crate) fn write(&mut self, table: &mut kernel::List) -> anyhow::Result<()> {
-        let wanted = list::compile(self.entries().map(|(net, origin)| (net, origin.until_ns())));
-        for (net, until_ns) in &wanted {
-            let is = self.written.get(net);
-            if is.is_none_or(|is| is.abs_diff(*until_ns) > CLOCK_SKEW_NS) {
-                table.put(net, *until_ns)?;
-                self.written.insert(*net, *until_ns);
-            }
-        }
-        let gone: Vec<_> =
-            self.written.keys().filter(|net| !wanted.contains_key(net)).copied().collect();
-        for net in gone {
-            table.remove(&net)?;
-            self.written.remove(&net);
-        }
-        Ok(())
+    /// The smallest table in which the longest match speaks for every network on the list, with
+    /// ends in boot time.
+    pub(crate) fn compile(&self) -> BTreeMap<IpNet, u64> {
+        list::compile(self.entries().map(|(net, origin)| (net, origin.until_ns())))
     }
 
     pub(crate) fn entries(&self) -> impl Iterator<Item = (IpNet, Origin<'_>)> {
@@ -104,6 +79,3 @@ impl Origin<'_> {
         }
     }
 }
-
-/// Ends that differ by less are the same: each is computed anew from the calendar's milliseconds.
-const CLOCK_SKEW_NS: u64 = 50_000_000;

@@ -115,8 +115,6 @@ impl Writer {
             last_reload: None,
             next_purge_ms: 0,
         };
-        writer.allow.written(writer.kernel.tables.allow.entries()?);
-        writer.deny.written(writer.kernel.tables.deny.entries()?);
         writer.restore(past.bans)?;
         writer.publish_keys();
         writer.apply(settings)?;
@@ -229,12 +227,15 @@ impl Writer {
 
     /// Brings a list's table in the kernel up to date.
     fn write_list(&mut self, list: ListName) -> anyhow::Result<()> {
-        let tables = &mut self.kernel.tables;
-        let (list, table) = match list {
-            ListName::Allow => (&mut self.allow, &mut tables.allow),
-            ListName::Deny => (&mut self.deny, &mut tables.deny),
+        let wanted = self.list(list).compile();
+        let table = match list {
+            ListName::Allow => &mut self.kernel.tables.allow,
+            ListName::Deny => &mut self.kernel.tables.deny,
         };
-        list.write(table)
+        let changes = table.sync(&wanted);
+        let changes = changes.with_context(|| format!("cannot write the {} list", list.name()))?;
+        tracing::debug!(list = list.name(), ?changes, "written");
+        Ok(())
     }
 
     /// Scores a misdeed; over the line, writes the ban.
