@@ -365,7 +365,7 @@ fn make_pepper(path: &Path) -> io::Result<[u8; 32]> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::{os::unix::fs::PermissionsExt as _, sync::LazyLock};
 
     use edge_policy::key::Digest;
     use tempfile::{TempDir, tempdir};
@@ -492,6 +492,44 @@ mod tests {
         for length in [0, 31, 33] {
             fs::write(&path, vec![1; length]).unwrap();
             assert!(pepper(&path).unwrap_err().to_string().contains("32 bytes"));
+        }
+    }
+
+    /// A store with something in most tables, as bytes.
+    static FILLED: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        let dir = tempdir().unwrap();
+        let store = open(&dir);
+        store.put_key(&key("k1")).unwrap();
+        store.put_list(ListName::Deny, &listed("192.0.2.0/24", None)).unwrap();
+        let bans: Vec<_> = (0..500).map(|n| ban(&format!("2001:db8::{n:x}"), n)).collect();
+        store.put_bans(&bans).unwrap();
+        drop(store);
+        fs::read(dir.path().join("edged.redb")).unwrap()
+    });
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(48))]
+
+        /// Whatever happened to the file, the daemon starts with a store that works.
+        #[test]
+        fn no_damage_stops_the_start(
+            cut in 0.2_f64..1.0,
+            flips in proptest::collection::vec((0.0_f64..1.0, 1_u8..), 0..40),
+        ) {
+            let mut bytes = FILLED.clone();
+            let at = |part: f64, bytes: &[u8]| (part * bytes.len() as f64) as usize;
+            if cut < 0.8 {
+                bytes.truncate(at(cut, &bytes));
+            }
+            for (part, mask) in flips {
+                let place = at(part, &bytes);
+                bytes[place] ^= mask;
+            }
+            let dir = tempdir().unwrap();
+            fs::write(dir.path().join("edged.redb"), bytes).unwrap();
+            let (store, _) = Store::open(dir.path(), 7).unwrap();
+            store.load_all().unwrap();
+            store.put_key(&key("k2")).unwrap();
         }
     }
 }

@@ -1,4 +1,5 @@
 //! The control plane over a real socket: the server, the client and the built `edgectl`.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
 use std::{
     io::{Read as _, Write as _},

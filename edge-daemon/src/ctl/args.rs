@@ -221,6 +221,24 @@ mod tests {
     }
 
     #[test]
+    fn the_manual_names_every_verb_and_option() {
+        const MANUAL: &str = include_str!("../../../docs/edgectl.md");
+        let top = Args::command();
+        for verb in top.get_subcommands() {
+            assert!(MANUAL.contains(&format!("edgectl {}", verb.get_name())), "{verb}");
+            for inner in verb.get_subcommands() {
+                let line = format!("edgectl {} {}", verb.get_name(), inner.get_name());
+                // The two lists share their examples.
+                let shared = line.replace("allow", "deny");
+                assert!(MANUAL.contains(&line) || MANUAL.contains(&shared), "{line}");
+                for option in inner.get_opts().filter_map(clap::Arg::get_long) {
+                    assert!(MANUAL.contains(&format!("--{option}")), "{line} --{option}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn each_line_is_one_command() {
         let net: IpNet = "192.0.2.0/24".parse().unwrap();
         let address: IpAddr = "2001:db8::1".parse().unwrap();
