@@ -411,8 +411,12 @@ fn await_ready(socket: &UnixDatagram, child: &mut Child) -> Result<()> {
     bail!("edged was not ready within 10 seconds")
 }
 
-/// Writes a certificate authority, and a certificate that it signed for the edge.
-fn certify(dir: &Path) -> Result<PathBuf> {
+/// Writes a certificate authority, and a certificate that it signed for the edge; where the
+/// authority's is.
+///
+/// # Errors
+/// If the directory cannot be written.
+pub fn certify(dir: &Path) -> Result<PathBuf> {
     let ca_path = dir.join("ca.pem");
     if ca_path.exists() {
         return Ok(ca_path);

@@ -16,7 +16,7 @@ pub(crate) struct Demo {
     /// Leave the lab up, and say how to explore it.
     #[arg(long, conflicts_with = "clean")]
     keep: bool,
-    /// Let the ban last one second instead of three.
+    /// Let the ban last two seconds instead of four.
     #[arg(long, conflicts_with = "clean")]
     quick: bool,
     /// Only remove a lab that was kept.
