@@ -100,10 +100,11 @@ fn nft(list: &List, effort: Effort) -> Result<f64> {
     let lab = Lab::new()?;
     let rules = format!(
         "table netdev bench {{\n\
-         set denied {{ type ipv4_addr; flags interval; elements = {{ {} }} }}\n\
-         chain ingress {{ type filter hook ingress device edge0 priority 0;\n\
-         ip saddr @denied counter name dropped drop }}\n\
-         counter dropped {{ }}\n}}\n",
+         counter dropped {{\n}}\n\
+         set denied {{ type ipv4_addr; flags interval; elements = {{ {} }}\n}}\n\
+         chain ingress {{\n\
+         type filter hook ingress device edge0 priority 0;\n\
+         ip saddr @denied counter name dropped drop\n}}\n}}\n",
         list.networks.join(", ")
     );
     let file = write(&lab, "rules.nft", &rules)?;
