@@ -97,7 +97,7 @@ fn show_filter(lab: &Lab, edged: &Edged<'_>) -> Result<()> {
 fn show_keys(edged: &Edged<'_>) -> Result<String> {
     step("A good API key is served, a bad one is not");
     let key = edged.key("demo")?;
-    saw("edgectl key create demo: a key, shown once");
+    saw("edgectl key create --name demo: a key, shown once");
     let good = edged.get(CLIENT, "/").key(&key).send()?;
     ensure!(good.status == 200, "{good:?}");
     saw(&format!("{CLIENT}, good key: {} {} {:?}", good.version, good.status, good.text()));

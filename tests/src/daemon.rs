@@ -179,7 +179,7 @@ impl Edged<'_> {
     /// # Errors
     /// If edgectl refuses or prints no key.
     pub fn key(&self, name: &str) -> Result<String> {
-        let text = self.tell(&format!("key create {name}"))?;
+        let text = self.tell(&format!("key create --name {name}"))?;
         find_key(&text).with_context(|| format!("no key in: {text}"))
     }
 
@@ -189,7 +189,7 @@ impl Edged<'_> {
     /// As [`Self::ask`].
     pub fn bans(&self) -> Result<Vec<Value>> {
         let list = self.ask("ban list")?;
-        let bans = list.as_array().or_else(|| list.get("bans").and_then(Value::as_array));
+        let bans = list["entries"].as_array();
         bans.cloned().with_context(|| format!("not a list: {list}"))
     }
 
