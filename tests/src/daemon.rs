@@ -443,6 +443,7 @@ pub fn certify(dir: &Path) -> Result<PathBuf> {
 fn apply(config: &mut DocumentMut, changes: &[(String, String)]) -> Result<()> {
     for (path, text) in changes {
         let value: toml_edit::Value = text.parse().with_context(|| format!("{path} = {text}"))?;
+        let value = value.decorated(" ", "");
         let mut place: &mut Item = config.as_item_mut();
         for step in path.split('.') {
             place = match step.parse::<usize>() {

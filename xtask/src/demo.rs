@@ -28,8 +28,7 @@ impl Demo {
     pub(crate) fn run(self) -> Result<()> {
         need_root("the demo")?;
         setup::need()?;
-        run(&mut cargo(["build", "--quiet", "-p", "edge-daemon", "--bins"]))?;
-        run(&mut cargo(["build", "--quiet", "-p", "edge-tests", "--example", "demo"]))?;
+        run(&mut cargo(["build", "--workspace", "--bins", "--example", "demo"]))?;
         let mut demo = Command::new(built("debug").join("examples/demo"));
         demo.env("EDGED_BIN_DIR", built("debug"));
         for (wanted, flag) in
