@@ -41,7 +41,7 @@ fn demo(keep: bool, quick: bool) -> Result<()> {
     // A kept lab needs an origin that outlives this program; otherwise a thread will do.
     let origin = if keep { start_origin(&lab)? } else { None };
     let _thread = if keep { None } else { Some(Origin::start(&lab)?) };
-    let ban = if quick { "1s" } else { "3s" };
+    let ban = if quick { "2s" } else { "4s" };
     let edged = start_edged(&lab, ban)?;
     show_filter(&lab, &edged)?;
     let key = show_keys(&edged)?;
@@ -97,7 +97,7 @@ fn show_filter(lab: &Lab, edged: &Edged<'_>) -> Result<()> {
 fn show_keys(edged: &Edged<'_>) -> Result<String> {
     step("A good API key is served, a bad one is not");
     let key = edged.key("demo")?;
-    saw("edgectl key create demo: a key, shown once");
+    saw("edgectl key create --name demo: a key, shown once");
     let good = edged.get(CLIENT, "/").key(&key).send()?;
     ensure!(good.status == 200, "{good:?}");
     saw(&format!("{CLIENT}, good key: {} {} {:?}", good.version, good.status, good.text()));
@@ -193,7 +193,7 @@ fn show_friend(lab: &Lab, edged: &Edged<'_>, key: &str) -> Result<()> {
 fn guess_keys(edged: &Edged<'_>, source: &str) -> Result<usize> {
     for guess in 0..GUESSES {
         let key = format!("edged_{guess:043}_000000");
-        let Ok(response) = edged.get(source, "/").key(&key).arg("--max-time", "0.5").send() else {
+        let Ok(response) = edged.get(source, "/").key(&key).arg("--max-time", "0.4").send() else {
             return Ok(guess);
         };
         ensure!(response.status == 401, "{response:?}");

@@ -179,7 +179,7 @@ impl Edged<'_> {
     /// # Errors
     /// If edgectl refuses or prints no key.
     pub fn key(&self, name: &str) -> Result<String> {
-        let text = self.tell(&format!("key create {name}"))?;
+        let text = self.tell(&format!("key create --name {name}"))?;
         find_key(&text).with_context(|| format!("no key in: {text}"))
     }
 
@@ -189,7 +189,7 @@ impl Edged<'_> {
     /// As [`Self::ask`].
     pub fn bans(&self) -> Result<Vec<Value>> {
         let list = self.ask("ban list")?;
-        let bans = list.as_array().or_else(|| list.get("bans").and_then(Value::as_array));
+        let bans = list["entries"].as_array();
         bans.cloned().with_context(|| format!("not a list: {list}"))
     }
 
@@ -411,8 +411,12 @@ fn await_ready(socket: &UnixDatagram, child: &mut Child) -> Result<()> {
     bail!("edged was not ready within 10 seconds")
 }
 
-/// Writes a certificate authority, and a certificate that it signed for the edge.
-fn certify(dir: &Path) -> Result<PathBuf> {
+/// Writes a certificate authority, and a certificate that it signed for the edge; where the
+/// authority's is.
+///
+/// # Errors
+/// If the directory cannot be written.
+pub fn certify(dir: &Path) -> Result<PathBuf> {
     let ca_path = dir.join("ca.pem");
     if ca_path.exists() {
         return Ok(ca_path);
@@ -439,6 +443,7 @@ fn certify(dir: &Path) -> Result<PathBuf> {
 fn apply(config: &mut DocumentMut, changes: &[(String, String)]) -> Result<()> {
     for (path, text) in changes {
         let value: toml_edit::Value = text.parse().with_context(|| format!("{path} = {text}"))?;
+        let value = value.decorated(" ", "");
         let mut place: &mut Item = config.as_item_mut();
         for step in path.split('.') {
             place = match step.parse::<usize>() {

@@ -60,7 +60,8 @@ pub struct Lab {
     pub origin: Netns,
     /// Whether it outlives this program; [`crate::daemon::clean`] removes it then.
     pub kept: bool,
-    net: Netns,
+    /// The bridge between them and the edge; its port towards the edge is called `edge`.
+    pub net: Netns,
     dir: PathBuf,
 }
 

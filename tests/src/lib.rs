@@ -1,5 +1,6 @@
 //! The harness: namespaces, packets, an origin, the daemon and its clients, as a small language.
 
+pub mod bench;
 pub mod client;
 pub mod daemon;
 pub mod lab;

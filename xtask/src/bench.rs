@@ -39,9 +39,9 @@ impl Bench {
         need_root("a bench")?;
         setup::need()?;
         setup::need_peers()?;
-        run(&mut cargo(["build", "--quiet", "--release", "-p", "edge-daemon", "--bins"]))?;
-        let bench = ["build", "--quiet", "--release", "-p", "edge-tests", "--example", "bench"];
-        run(&mut cargo(bench))?;
+        let packages = ["-p", "edge-daemon", "-p", "edge-tests"];
+        let build = ["build", "--quiet", "--release", "--bins", "--example", "bench"];
+        run(cargo(build).args(packages))?;
         let mut bench = Command::new(built("release").join("examples/bench"));
         bench.env("EDGED_BIN_DIR", built("release")).arg(match self.area {
             Area::Kernel => "kernel",

@@ -16,7 +16,7 @@ pub(crate) struct Demo {
     /// Leave the lab up, and say how to explore it.
     #[arg(long, conflicts_with = "clean")]
     keep: bool,
-    /// Let the ban last one second instead of three.
+    /// Let the ban last two seconds instead of four.
     #[arg(long, conflicts_with = "clean")]
     quick: bool,
     /// Only remove a lab that was kept.
@@ -28,8 +28,7 @@ impl Demo {
     pub(crate) fn run(self) -> Result<()> {
         need_root("the demo")?;
         setup::need()?;
-        run(&mut cargo(["build", "--quiet", "-p", "edge-daemon", "--bins"]))?;
-        run(&mut cargo(["build", "--quiet", "-p", "edge-tests", "--example", "demo"]))?;
+        run(&mut cargo(["build", "--workspace", "--bins", "--example", "demo"]))?;
         let mut demo = Command::new(built("debug").join("examples/demo"));
         demo.env("EDGED_BIN_DIR", built("debug"));
         for (wanted, flag) in
