@@ -3,9 +3,16 @@
 //! `no_std`, no allocation, no clock: the kernel programs compile the very same arithmetic that
 //! the daemon and its property tests run.
 #![cfg_attr(not(test), no_std)]
+#![cfg_attr(
+    target_arch = "bpf",
+    feature(core_intrinsics),
+    allow(internal_features, reason = "see `atomic`")
+)]
 
+pub mod atomic;
 pub mod limit;
 pub mod map;
+pub mod open;
 pub mod reason;
 pub mod source;
 

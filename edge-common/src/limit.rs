@@ -4,7 +4,9 @@
 //! which its bucket will be empty again. That time and a fingerprint of the source share a 64-bit
 //! word, so that one compare-and-swap charges a source exactly, from any number of CPUs.
 
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::AtomicU64;
+
+use crate::atomic;
 
 /// Words in a set: the places a source may live in. 4 x 8 bytes never span two cache lines.
 pub const WAYS: usize = 4;
@@ -112,7 +114,7 @@ pub fn charge(set: &Set, hash: u64, rate: Rate, now_ns: u64) -> Verdict {
         let Verdict::Admit { ahead } = verdict else { return verdict };
         let charged = mark | (now.wrapping_add(ahead) & CLOCK);
         // `way` is below WAYS by construction; the mask lets the kernel's verifier see it.
-        if set[way & (WAYS - 1)].compare_exchange(word, charged, Relaxed, Relaxed).is_ok() {
+        if atomic::replace(&set[way & (WAYS - 1)], word, charged) {
             return verdict;
         }
         attempt += 1;
@@ -136,7 +138,7 @@ fn place(set: &Set, mark: u64, rate: Rate, now: u64) -> (usize, u64) {
     let mut least = u64::MAX;
     let mut way = 0;
     while way < WAYS {
-        let word = set[way].load(Relaxed);
+        let word = atomic::load(&set[way]);
         if word & !CLOCK == mark {
             return (way, word);
         }
@@ -231,9 +233,8 @@ mod tests {
         let rate = Rate::new(1, 3600 * SECOND, 50).unwrap();
         let set = Set::default();
         let total: usize = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..4)
-                .map(|_| scope.spawn(|| admitted(&set, 3 << 48, rate, 0..5_000)))
-                .collect();
+            let threads: Vec<_> =
+                (0..4).map(|_| scope.spawn(|| admitted(&set, 3 << 48, rate, 0..5_000))).collect();
             threads.into_iter().map(|t| t.join().unwrap()).sum()
         });
         assert_eq!(total, 50);

@@ -19,9 +19,9 @@ pub const BANS: &str = "BANS";
 pub const PACKET_CELLS: &str = "PACKET_CELLS";
 /// Connection rates. Array of [`limit::Set`], chosen by the source's hash.
 pub const CONNECTION_CELLS: &str = "CONNECTION_CELLS";
-/// Open connections. Hash: [`crate::Source`] -> `u32`.
+/// Open connections. Array of [`crate::open::Set`], chosen by the source's hash.
 pub const OPEN: &str = "OPEN";
-/// Sockets that are counted in [`OPEN`]. Hash: socket address (`u64`) -> [`crate::Source`].
+/// Sockets that are counted in [`OPEN`]. Hash: socket address (`u64`) -> the client's hash.
 pub const SOCKETS: &str = "SOCKETS";
 /// One [`Count`] per reason and CPU.
 pub const COUNTS: &str = "COUNTS";
@@ -42,8 +42,10 @@ pub const BANS_MAX: u32 = 131_072;
 pub const PACKET_SETS: u32 = 65_536;
 /// Sets of the connection limiter, a power of two: 262 144 sources in 2 MiB.
 pub const CONNECTION_SETS: u32 = 65_536;
-/// Sockets and clients that the open-connection count follows.
-pub const OPEN_MAX: u32 = 262_144;
+/// Sets of the open-connection count, a power of two: 262 144 clients in 2 MiB.
+pub const OPEN_SETS: u32 = 32_768;
+/// Sockets that the open-connection count follows.
+pub const SOCKETS_MAX: u32 = 262_144;
 /// Bytes of the drop ring, a power of two and a multiple of the page size.
 pub const DROPS_BYTES: u32 = 256 * 1024;
 
@@ -130,8 +132,6 @@ pub struct Settings {
     pub ipv6_bits: u32,
     /// Where the fields of a socket lie in the running kernel.
     pub socket: SocketLayout,
-    /// Padding, zero.
-    pub pad: u32,
 }
 
 /// Byte offsets in the running kernel's structures, read from its BTF.
@@ -140,6 +140,8 @@ pub struct Settings {
 pub struct SocketLayout {
     /// `sock.__sk_common.skc_family`
     pub family: u32,
+    /// `sock.sk_protocol`
+    pub protocol: u32,
     /// `sock.__sk_common.skc_daddr`
     pub daddr: u32,
     /// `sock.__sk_common.skc_v6_daddr`
@@ -155,7 +157,7 @@ const _: () = assert!(size_of::<Entry>() == 16);
 const _: () = assert!(size_of::<Ban>() == 40);
 const _: () = assert!(size_of::<Count>() == 16);
 const _: () = assert!(size_of::<Drop>() == 40);
-const _: () = assert!(size_of::<Settings>() == 8 * 2 + 16 * 3 + 4 * 2 + 20 + 4);
+const _: () = assert!(size_of::<Settings>() == 8 * 2 + 16 * 3 + 4 * 2 + 24);
 const _: () = assert!(Reason::COUNT <= 64);
 
 #[cfg(feature = "user")]

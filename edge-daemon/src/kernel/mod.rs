@@ -1,1 +1,199 @@
-//! To be written.
+//! The kernel plane's side of the daemon: loads, attaches and pins the programs, and speaks to
+//! their tables. Nothing outside this folder names aya.
+//!
+//! After [`Kernel::load`] no verb needs a capability: all go by descriptors that are already open.
+
+mod attach;
+mod btf;
+mod drops;
+mod error;
+mod lists;
+mod maps;
+mod pins;
+
+use std::{
+    os::fd::{AsFd, BorrowedFd},
+    path::PathBuf,
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{RawTracePoint, TestRun as _, TestRunOptions, Xdp},
+};
+use edge_common::{
+    Rate,
+    map::{Settings, SocketLayout},
+};
+
+pub use self::{
+    attach::{AttachMode, Attached, Mode},
+    drops::{DebugLog, Drops},
+    error::KernelError,
+    lists::{Changes, List},
+    maps::{Bans, Explanation, Occupancy, Tables, boot_ns},
+    pins::detach,
+};
+
+/// The kernel programs, as `cargo xtask bpf` built them.
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../edge-ebpf/bundle/edge.bpf.o");
+
+/// What [`Kernel::load`] goes by.
+#[derive(Clone, Debug)]
+pub struct LoadSettings {
+    /// The interfaces to guard.
+    pub interfaces: Vec<String>,
+    /// How to attach to them.
+    pub mode: AttachMode,
+    /// Where links and tables are pinned, on a bpffs; one daemon each.
+    pub pin_dir: PathBuf,
+    /// Whether to log a line per packet.
+    pub debug: bool,
+    /// What the programs go by from the start.
+    pub limits: Limits,
+}
+
+/// The part of the kernel's [`Settings`] that the configuration decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Packets per client.
+    pub packet_rate: Rate,
+    /// New TCP connections per client.
+    pub connection_rate: Rate,
+    /// Drop events in all; off is without limit.
+    pub event_rate: Rate,
+    /// Open TCP connections per client; 0 switches the limit off.
+    pub open_max: u32,
+    /// Bits of an IPv6 address that stand for one client, 1 to 64.
+    pub ipv6_bits: u32,
+}
+
+/// The loaded, attached and pinned kernel plane.
+pub struct Kernel {
+    /// The tables.
+    pub tables: Tables,
+    /// The drop events.
+    pub drops: Drops,
+    /// The programs' own log, if `debug` asked for it.
+    pub debug_log: Option<DebugLog>,
+    attached: Vec<Attached>,
+    programs: Ebpf,
+}
+
+impl Kernel {
+    /// Loads the programs, adopts the pinned tables or makes new ones, and attaches.
+    ///
+    /// What is attached already goes on filtering until the very packet at which the new program
+    /// takes over.
+    ///
+    /// # Errors
+    /// [`KernelError`] names the step, the path or the interface that failed. Tables and links
+    /// that were there before stay as they were.
+    pub fn load(settings: &LoadSettings) -> Result<Self, KernelError> {
+        let folder = pins::prepare(&settings.pin_dir)?;
+        pins::verify(&folder)?;
+        let mut programs = load_object(&folder, settings.debug)?;
+        let mut tables = Tables::take(&mut programs)?;
+        tables.start(settings.limits, btf::socket_layout()?, netns_cookie()?)?;
+        let drops = Drops::take(&mut programs)?;
+        let debug_log = settings.debug.then(|| DebugLog::take(&mut programs)).transpose()?;
+        load_programs(&mut programs)?;
+        attach::sockets(tracepoint(&mut programs)?, &folder)?;
+        let attached =
+            attach::interfaces(xdp(&mut programs)?, &settings.interfaces, settings.mode, &folder)?;
+        Ok(Self { tables, drops, debug_log, attached, programs })
+    }
+
+    /// What was attached where, and how.
+    #[must_use]
+    pub fn attached(&self) -> &[Attached] {
+        &self.attached
+    }
+
+    /// Lets the program judge a frame that came by no interface, for tests and diagnosis; whether
+    /// it would pass. The frame is counted like any other. Needs `CAP_NET_ADMIN` and `CAP_BPF`.
+    ///
+    /// # Errors
+    /// If the kernel refuses the run, as it does for a frame shorter than an Ethernet header.
+    pub fn judge(&mut self, frame: &[u8]) -> Result<bool, KernelError> {
+        let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::default() };
+        let answer = xdp(&mut self.programs)?.test_run(options).map_err(KernelError::Run)?;
+        Ok(answer.return_value == XDP_PASS)
+    }
+
+    /// Instructions that the verifier walked through for the packet program; kernel 5.16.
+    #[must_use]
+    pub fn verified_instructions(&mut self) -> Option<u32> {
+        xdp(&mut self.programs).ok()?.info().ok()?.verified_instruction_count()
+    }
+}
+
+fn load_object(folder: &std::path::Path, debug: bool) -> Result<Ebpf, KernelError> {
+    // `debug!` and all below it. At 0 the verifier removes the code.
+    let level: u8 = if debug { 4 } else { 0 };
+    let mut loader = EbpfLoader::new();
+    for table in pins::TABLES {
+        loader.map_pin_path(table.name, folder.join(table.name));
+    }
+    let loaded = loader.override_global(aya_log::LEVEL, &level, true).load(OBJECT);
+    loaded.map_err(KernelError::Object)
+}
+
+fn load_programs(programs: &mut Ebpf) -> Result<(), KernelError> {
+    let error = |name| move |source| KernelError::Program { name, source };
+    xdp(programs)?.load().map_err(error("edged"))?;
+    tracepoint(programs)?.load().map_err(error("edged_sockets"))
+}
+
+fn xdp(programs: &mut Ebpf) -> Result<&mut Xdp, KernelError> {
+    let program = programs.program_mut("edged").ok_or(KernelError::Missing { name: "edged" })?;
+    program.try_into().map_err(|source| KernelError::Program { name: "edged", source })
+}
+
+fn tracepoint(programs: &mut Ebpf) -> Result<&mut RawTracePoint, KernelError> {
+    let name = "edged_sockets";
+    let program = programs.program_mut(name).ok_or(KernelError::Missing { name })?;
+    program.try_into().map_err(|source| KernelError::Program { name, source })
+}
+
+/// The cookie of the network namespace that this thread is in.
+fn netns_cookie() -> Result<u64, KernelError> {
+    let error = |source: std::io::Error| KernelError::NetnsCookie { source };
+    let socket = std::net::UdpSocket::bind(("127.0.0.1", 0)).map_err(error)?;
+    socket_cookie(socket.as_fd()).map_err(error)
+}
+
+fn socket_cookie(socket: BorrowedFd<'_>) -> std::io::Result<u64> {
+    use std::os::fd::AsRawFd as _;
+    let mut cookie = 0_u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: `cookie` and `length` outlive the call and `length` is the size of `cookie`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(std::io::Error::last_os_error()) }
+}
+
+impl Limits {
+    fn settings(self, seed: u64, netns_cookie: u64, socket: SocketLayout) -> Settings {
+        let Self { packet_rate, connection_rate, event_rate, open_max, ipv6_bits } = self;
+        Settings {
+            seed,
+            netns_cookie,
+            packet_rate,
+            connection_rate,
+            event_rate,
+            open_max,
+            // The program shifts by it: outside of 1 to 64 a shift means nothing.
+            ipv6_bits: ipv6_bits.clamp(1, 64),
+            socket,
+        }
+    }
+}
+
+const XDP_PASS: u32 = 2;

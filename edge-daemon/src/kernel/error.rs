@@ -1,0 +1,147 @@
+//! What can go wrong between the daemon and the kernel.
+
+use std::{io, path::PathBuf};
+
+use aya::{
+    EbpfError,
+    maps::MapError,
+    programs::{ProgramError, links::LinkError},
+};
+
+/// A failure of the kernel plane. Each names what it was about.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// Tables can only be pinned on a bpffs.
+    #[error("{} is not on a bpffs; mount one there: mount -t bpf bpf DIR", path.display())]
+    NotBpffs {
+        /// The folder of pins.
+        path: PathBuf,
+    },
+    /// A step on a path failed.
+    #[error("cannot {verb} {}", path.display())]
+    Path {
+        /// What was tried.
+        verb: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A pin could not be made or opened.
+    #[error("cannot pin {}", path.display())]
+    Pin {
+        /// The pin.
+        path: PathBuf,
+        /// Why it failed.
+        source: aya::pin::PinError,
+    },
+    /// A pinned table is of another shape than this version's.
+    #[error(
+        "the pinned table {} has {found}, this version needs {needed}; `edged detach` removes it",
+        path.display()
+    )]
+    Mismatch {
+        /// The pin.
+        path: PathBuf,
+        /// Its type and sizes.
+        found: String,
+        /// Those that the programs were built for.
+        needed: String,
+    },
+    /// The kernel gives no types of its own.
+    #[error(
+        "cannot read /sys/kernel/btf/vmlinux (kernel 5.18 with CONFIG_DEBUG_INFO_BTF is needed)"
+    )]
+    Btf(#[source] btf_rs::Error),
+    /// The kernel's types lack a field that the programs read.
+    #[error("the running kernel's BTF has no {field}")]
+    Field {
+        /// The structure and field.
+        field: &'static str,
+    },
+    /// The network namespace has no identity.
+    #[error("cannot read SO_NETNS_COOKIE (kernel 5.14)")]
+    NetnsCookie {
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The object was refused.
+    #[error("cannot load the kernel object (kernel 5.18, CAP_BPF and CAP_NET_ADMIN are needed)")]
+    Object(#[source] EbpfError),
+    /// The object lacks what the daemon expects in it.
+    #[error("the kernel object has no {name}")]
+    Missing {
+        /// The program or table.
+        name: &'static str,
+    },
+    /// A program was refused.
+    #[error(
+        "cannot load the kernel program {name} (kernel 5.18, CAP_BPF and CAP_NET_ADMIN are needed)"
+    )]
+    Program {
+        /// The program.
+        name: &'static str,
+        /// Why it failed.
+        source: ProgramError,
+    },
+    /// The tracepoint was refused.
+    #[error("cannot attach to the tracepoint inet_sock_set_state (CAP_PERFMON is needed)")]
+    Tracepoint(#[source] ProgramError),
+    /// There is no such interface.
+    #[error("no interface is named {interface}")]
+    NoInterface {
+        /// The name.
+        interface: String,
+        /// Why it failed.
+        source: nix::Error,
+    },
+    /// Another program is there already.
+    #[error(
+        "interface {interface} is held by another XDP program; `ip link show {interface}` names it"
+    )]
+    Occupied {
+        /// The interface.
+        interface: String,
+    },
+    /// The program could not be attached.
+    #[error("cannot attach to interface {interface} in {mode} mode")]
+    Attach {
+        /// The interface.
+        interface: String,
+        /// The mode that was tried last.
+        mode: super::Mode,
+        /// Why it failed.
+        source: ProgramError,
+    },
+    /// The kernel has no links for XDP, so that the filter would not survive the daemon.
+    #[error("interface {interface} gave no bpf_link (kernel 5.9); it was left as it was")]
+    NoLink {
+        /// The interface.
+        interface: String,
+        /// Why it failed.
+        source: LinkError,
+    },
+    /// A table has no room for more.
+    #[error("the kernel's table {table} is full")]
+    Full {
+        /// The table.
+        table: &'static str,
+    },
+    /// A table could not be read or written.
+    #[error("cannot reach the kernel's table {table}")]
+    Table {
+        /// The table.
+        table: &'static str,
+        /// Why it failed.
+        source: MapError,
+    },
+    /// No secret could be drawn.
+    #[error("cannot draw a random seed")]
+    Random(#[source] getrandom::Error),
+    /// The programs' log could not be opened.
+    #[error("cannot open the kernel programs' log")]
+    DebugLog(#[source] aya_log::Error),
+    /// A trial run was refused.
+    #[error("cannot run the kernel program on a frame")]
+    Run(#[source] ProgramError),
+}

@@ -1,0 +1,346 @@
+//! The verbs of the kernel's tables. What lies behind them may change; what they mean does not.
+
+use std::{
+    net::IpAddr,
+    os::fd::AsFd as _,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use aya::{
+    Ebpf,
+    maps::{Array, HashMap, IterableMap as _, Map, MapData, MapError, PerCpuArray},
+};
+use edge_common::{
+    Reason, Source, limit,
+    map::{self, Ban, Count, Entry, Settings, SocketLayout},
+    open,
+};
+use ipnet::IpNet;
+use nix::time::{ClockId, clock_gettime};
+
+use super::{KernelError, Limits, lists::List, pins::TABLES};
+
+/// The kernel's tables. Each thread may hold a [`Tables::duplicate`] of its own.
+pub struct Tables {
+    /// Networks that are never dropped.
+    pub allow: List,
+    /// Networks that are dropped.
+    pub deny: List,
+    /// Clients that are dropped for abuse.
+    pub bans: Bans,
+    counts: PerCpuArray<MapData, Count>,
+    drops_lost: PerCpuArray<MapData, u64>,
+    open: Array<MapData, [u64; open::WAYS]>,
+    sockets: HashMap<MapData, u64, u64>,
+    settings: Array<MapData, Settings>,
+}
+
+/// How full a table is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Occupancy {
+    /// The table.
+    pub map: &'static str,
+    /// Entries in it; `None` where counting would cost too much.
+    pub used: Option<u64>,
+    /// Entries it can hold: networks, clients, sockets.
+    pub capacity: u64,
+}
+
+/// What the kernel does with packets of an address, by its own tables, before the limits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explanation {
+    /// [`Reason::AllowList`], [`Reason::DenyList`], [`Reason::Ban`] or [`Reason::Pass`].
+    pub reason: Reason,
+    /// The listed network that decides, with its entry.
+    pub network: Option<(IpNet, Entry)>,
+    /// The client's running ban, also where a list decides.
+    pub ban: Option<Ban>,
+    /// The address or prefix that bans and limits go by.
+    pub client: Source,
+    /// The client's open TCP connections.
+    pub open: u32,
+}
+
+impl Tables {
+    pub(super) fn take(programs: &mut Ebpf) -> Result<Self, KernelError> {
+        Ok(Self {
+            allow: List::new(map::ALLOW, take(programs, map::ALLOW)?)?,
+            deny: List::new(map::DENY, take(programs, map::DENY)?)?,
+            bans: Bans::new(take(programs, map::BANS)?)?,
+            counts: take(programs, map::COUNTS)?,
+            drops_lost: take(programs, map::DROPS_LOST)?,
+            open: take(programs, map::OPEN)?,
+            sockets: take(programs, map::SOCKETS)?,
+            settings: take(programs, map::SETTINGS)?,
+        })
+    }
+
+    /// Another handle to the same tables, for another thread.
+    ///
+    /// # Errors
+    /// [`KernelError::Table`] if the process has no descriptor left.
+    pub fn duplicate(&self) -> Result<Self, KernelError> {
+        Ok(Self {
+            allow: self.allow.duplicate()?,
+            deny: self.deny.duplicate()?,
+            bans: self.bans.duplicate()?,
+            counts: again(map::COUNTS, self.counts.map())?,
+            drops_lost: again(map::DROPS_LOST, self.drops_lost.map())?,
+            open: again(map::OPEN, self.open.map())?,
+            sockets: again(map::SOCKETS, self.sockets.map())?,
+            settings: again(map::SETTINGS, self.settings.map())?,
+        })
+    }
+
+    /// Writes the first settings: keeps the seed of adopted tables, else draws one, and forgets
+    /// sockets of another network namespace, whose end nobody would tell.
+    pub(super) fn start(
+        &mut self,
+        limits: Limits,
+        layout: SocketLayout,
+        netns_cookie: u64,
+    ) -> Result<(), KernelError> {
+        let before = self.settings()?;
+        if before.netns_cookie != netns_cookie && before.netns_cookie != 0 {
+            self.forget_sockets()?;
+        }
+        let seed = match before.seed {
+            0 => getrandom::u64().map_err(KernelError::Random)?.max(1),
+            seed => seed,
+        };
+        self.write_settings(limits.settings(seed, netns_cookie, layout))
+    }
+
+    /// Changes the limits; counts and buckets go on.
+    ///
+    /// # Errors
+    /// [`KernelError::Table`] if the kernel refuses.
+    pub fn update_limits(&mut self, limits: Limits) -> Result<(), KernelError> {
+        let Settings { seed, netns_cookie, socket, .. } = self.settings()?;
+        self.write_settings(limits.settings(seed, netns_cookie, socket))
+    }
+
+    /// What the programs go by.
+    ///
+    /// # Errors
+    /// [`KernelError::Table`] if the kernel refuses.
+    pub fn settings(&self) -> Result<Settings, KernelError> {
+        self.settings.get(&0, 0).map_err(table_error(map::SETTINGS))
+    }
+
+    /// Packets and bytes by reason since the tables were made, indexed by the reason's number.
+    ///
+    /// # Errors
+    /// [`KernelError::Table`] if the kernel refuses.
+    pub fn counts(&self) -> Result<[Count; Reason::COUNT], KernelError> {
+        let mut counts = [Count::default(); Reason::COUNT];
+        for (index, count) in counts.iter_mut().enumerate() {
+            let cpus = self.counts.get(&(index as u32), 0).map_err(table_error(map::COUNTS))?;
+            for cpu in cpus.iter() {
+                count.packets += cpu.packets;
+                count.bytes += cpu.bytes;
+            }
+        }
+        Ok(counts)
+    }
+
+    /// Drop events that the event rate or a full ring kept back.
+    ///
+    /// # Errors
+    /// [`KernelError::Table`] if the kernel refuses.
+    pub fn drops_lost(&self) -> Result<u64, KernelError> {
+        let cpus = self.drops_lost.get(&0, 0).map_err(table_error(map::DROPS_LOST))?;
+        Ok(cpus.iter().sum())
+    }
+
+    /// What the kernel does with packets from this address now, in the order of its program.
+    ///
+    /// # Errors
+    /// [`KernelError::Table`] if the kernel refuses.
+    pub fn explain(&self, address: IpAddr) -> Result<Explanation, KernelError> {
+        let now_ns = boot_ns();
+        let client = Source::from(address).client(self.settings()?.ipv6_bits);
+        let ban = self.bans.lookup(client)?.filter(|ban| now_ns < ban.until_ns);
+        let allowed = self.allow.matching(address, now_ns)?;
+        let denied = self.deny.matching(address, now_ns)?;
+        let (reason, network) = match (allowed, denied, ban) {
+            (Some(network), _, _) => (Reason::AllowList, Some(network)),
+            (None, Some(network), _) => (Reason::DenyList, Some(network)),
+            (None, None, Some(_)) => (Reason::Ban, None),
+            (None, None, None) => (Reason::Pass, None),
+        };
+        Ok(Explanation { reason, network, ban, client, open: self.open(client)? })
+    }
+
+    /// Open TCP connections of a client, as [`Explanation::client`] names it.
+    ///
+    /// # Errors
+    /// [`KernelError::Table`] if the kernel refuses.
+    pub fn open(&self, client: Source) -> Result<u32, KernelError> {
+        let hash = client.hash(self.settings()?.seed);
+        let index = hash as u32 & (map::OPEN_SETS - 1);
+        let words = self.open.get(&index, 0).map_err(table_error(map::OPEN))?;
+        Ok(open::count(&words.map(AtomicU64::new), hash))
+    }
+
+    /// How full the tables are that can fill up.
+    #[must_use]
+    pub fn occupancy(&self) -> Vec<Occupancy> {
+        TABLES
+            .iter()
+            .filter_map(|table| {
+                let (used, ways) = match table.name {
+                    map::ALLOW => (Some(self.allow.len()), 1),
+                    map::DENY => (Some(self.deny.len()), 1),
+                    map::BANS => (Some(self.bans.len()), 1),
+                    map::SOCKETS => (None, 1),
+                    map::OPEN => (None, open::WAYS),
+                    map::PACKET_CELLS | map::CONNECTION_CELLS => (None, limit::WAYS),
+                    _ => return None,
+                };
+                let capacity = u64::from(table.entries) * ways as u64;
+                Some(Occupancy { map: table.name, used, capacity })
+            })
+            .collect()
+    }
+
+    fn write_settings(&mut self, settings: Settings) -> Result<(), KernelError> {
+        self.settings.set(0, settings, 0).map_err(table_error(map::SETTINGS))
+    }
+
+    fn forget_sockets(&mut self) -> Result<(), KernelError> {
+        let sockets: Vec<u64> = self.sockets.keys().filter_map(Result::ok).collect();
+        for socket in sockets {
+            absent(self.sockets.remove(&socket)).map_err(table_error(map::SOCKETS))?;
+        }
+        for index in 0..map::OPEN_SETS {
+            self.open.set(index, [0; open::WAYS], 0).map_err(table_error(map::OPEN))?;
+        }
+        Ok(())
+    }
+}
+
+/// The clients that are banned.
+pub struct Bans {
+    table: HashMap<MapData, Source, Ban>,
+    /// Kept here because the kernel does not tell; shared by all handles.
+    used: Arc<AtomicU64>,
+}
+
+impl Bans {
+    fn new(table: HashMap<MapData, Source, Ban>) -> Result<Self, KernelError> {
+        let used = Arc::new(AtomicU64::new(table.keys().filter(Result::is_ok).count() as u64));
+        Ok(Self { table, used })
+    }
+
+    fn duplicate(&self) -> Result<Self, KernelError> {
+        let table = again(map::BANS, self.table.map())?;
+        Ok(Self { table, used: Arc::clone(&self.used) })
+    }
+
+    /// Bans a client, in the place of its former ban if it has one.
+    ///
+    /// # Errors
+    /// [`KernelError::Full`] at [`map::BANS_MAX`] bans.
+    pub fn ban(&mut self, client: Source, ban: Ban) -> Result<(), KernelError> {
+        let is_new = self.lookup(client)?.is_none();
+        self.table.insert(client, ban, 0).map_err(table_error(map::BANS))?;
+        self.used.fetch_add(u64::from(is_new), Relaxed);
+        Ok(())
+    }
+
+    /// Lifts a client's ban; whether it had one.
+    ///
+    /// # Errors
+    /// [`KernelError::Table`] if the kernel refuses.
+    pub fn unban(&mut self, client: Source) -> Result<bool, KernelError> {
+        let removed = absent(self.table.remove(&client)).map_err(table_error(map::BANS))?;
+        self.used.fetch_sub(u64::from(removed.is_some()), Relaxed);
+        Ok(removed.is_some())
+    }
+
+    /// A client's ban, also one that has ended and not been removed yet.
+    ///
+    /// # Errors
+    /// [`KernelError::Table`] if the kernel refuses.
+    pub fn lookup(&self, client: Source) -> Result<Option<Ban>, KernelError> {
+        absent(self.table.get(&client, 0)).map_err(table_error(map::BANS))
+    }
+
+    /// Every ban, those included that have ended and not been removed yet.
+    ///
+    /// # Errors
+    /// [`KernelError::Table`] if the kernel refuses.
+    pub fn entries(&self) -> Result<Vec<(Source, Ban)>, KernelError> {
+        self.table.iter().map(|item| item.map_err(table_error(map::BANS))).collect()
+    }
+
+    /// Bans in the table, ended ones included.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.used.load(Relaxed)
+    }
+
+    /// Whether nobody is banned.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// The time that the kernel's tables go by, `CLOCK_BOOTTIME`, in nanoseconds.
+#[must_use]
+pub fn boot_ns() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("every kernel since 2.6.39 has it");
+    now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
+}
+
+/// Takes a table out of the loaded object.
+pub(super) fn take<M>(programs: &mut Ebpf, name: &'static str) -> Result<M, KernelError>
+where
+    M: TryFrom<Map, Error = MapError>,
+{
+    let map = programs.take_map(name).ok_or(KernelError::Missing { name })?;
+    M::try_from(map).map_err(table_error(name))
+}
+
+/// Opens a second handle to a table.
+pub(super) fn again<M>(name: &'static str, data: &MapData) -> Result<M, KernelError>
+where
+    M: TryFrom<Map, Error = MapError>,
+{
+    let open = || {
+        let descriptor = data.fd().as_fd().try_clone_to_owned()?;
+        M::try_from(Map::from_map_data(MapData::from_fd(descriptor)?)?)
+    };
+    open().map_err(table_error(name))
+}
+
+/// Turns "there is no such key" into `None`.
+pub(super) fn absent<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(None),
+        Err(error) if os_error(&error) == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Names the table, and tells a full one from one that cannot be reached.
+pub(super) fn table_error(table: &'static str) -> impl FnOnce(MapError) -> KernelError {
+    move |source| match os_error(&source) {
+        Some(libc::E2BIG | libc::ENOSPC) => KernelError::Full { table },
+        _ => KernelError::Table { table, source },
+    }
+}
+
+fn os_error(error: &MapError) -> Option<i32> {
+    match error {
+        MapError::SyscallError(error) => error.io_error.raw_os_error(),
+        MapError::IoError(error) => error.raw_os_error(),
+        _ => None,
+    }
+}

@@ -1,0 +1,159 @@
+//! The folder of pins: tables and links that outlive the daemon.
+
+use std::{
+    fs, io,
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use aya::maps::{MapData, MapInfo, MapType};
+use edge_common::{Reason, Source, limit, map, open};
+use nix::{
+    mount::{MsFlags, mount},
+    sys::statfs::{FsType, statfs},
+};
+
+use super::KernelError;
+
+/// A table's name and shape.
+pub(super) struct Shape {
+    pub(super) name: &'static str,
+    kind: MapType,
+    key: usize,
+    value: usize,
+    pub(super) entries: u32,
+}
+
+/// Every table that is pinned.
+pub(super) const TABLES: [Shape; 12] = [
+    shape(map::ALLOW, MapType::LpmTrie, 20, size_of::<map::Entry>(), map::LIST_MAX),
+    shape(map::DENY, MapType::LpmTrie, 20, size_of::<map::Entry>(), map::LIST_MAX),
+    shape(map::BANS, MapType::Hash, size_of::<Source>(), size_of::<map::Ban>(), map::BANS_MAX),
+    array(map::PACKET_CELLS, size_of::<limit::Set>(), map::PACKET_SETS),
+    array(map::CONNECTION_CELLS, size_of::<limit::Set>(), map::CONNECTION_SETS),
+    array(map::OPEN, size_of::<open::Set>(), map::OPEN_SETS),
+    shape(map::SOCKETS, MapType::Hash, 8, 8, map::SOCKETS_MAX),
+    shape(map::COUNTS, MapType::PerCpuArray, 4, size_of::<map::Count>(), Reason::COUNT as u32),
+    shape(map::DROPS, MapType::RingBuf, 0, 0, map::DROPS_BYTES),
+    array(map::DROPS_CELL, size_of::<limit::Set>(), 1),
+    shape(map::DROPS_LOST, MapType::PerCpuArray, 4, 8, 1),
+    array(map::SETTINGS, size_of::<map::Settings>(), 1),
+];
+
+const fn shape(name: &'static str, kind: MapType, key: usize, value: usize, entries: u32) -> Shape {
+    Shape { name, kind, key, value, entries }
+}
+
+const fn array(name: &'static str, value: usize, entries: u32) -> Shape {
+    shape(name, MapType::Array, 4, value, entries)
+}
+
+/// Makes the folder for this ABI's pins, on a bpffs that is mounted if need be.
+pub(super) fn prepare(pin_dir: &Path) -> Result<PathBuf, KernelError> {
+    if !is_on_bpffs(pin_dir)? {
+        if !pin_dir.starts_with(BPFFS) {
+            return Err(KernelError::NotBpffs { path: pin_dir.to_owned() });
+        }
+        mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
+            .map_err(|error| path_error("mount a bpffs on", Path::new(BPFFS))(error.into()))?;
+    }
+    let folder = pin_dir.join(map::ABI);
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&folder)
+        .map_err(path_error("create", &folder))?;
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o700))
+        .map_err(path_error("restrict", &folder))?;
+    Ok(folder)
+}
+
+/// Checks that what is pinned already has the shape this version's programs need.
+pub(super) fn verify(folder: &Path) -> Result<(), KernelError> {
+    for table in &TABLES {
+        let path = folder.join(table.name);
+        if !path.exists() {
+            continue;
+        }
+        let info = MapData::from_pin(&path).and_then(|map| map.info());
+        let info = info.map_err(|source| KernelError::Table { table: table.name, source })?;
+        let needed = table.describe();
+        let found = describe(&info);
+        if found != needed {
+            return Err(KernelError::Mismatch { path, found, needed });
+        }
+    }
+    Ok(())
+}
+
+impl Shape {
+    fn describe(&self) -> String {
+        let Self { name: _, kind, key, value, entries } = self;
+        format!("type {kind:?}, key {key}, value {value}, {entries} entries")
+    }
+}
+
+fn describe(info: &MapInfo) -> String {
+    let kind = info.map_type().map_or_else(|_| "unknown".into(), |kind| format!("{kind:?}"));
+    let (key, value, entries) = (info.key_size(), info.value_size(), info.max_entries());
+    format!("type {kind}, key {key}, value {value}, {entries} entries")
+}
+
+/// Takes the filter off all interfaces and forgets all tables; what was removed, by path. Without
+/// pins it does nothing.
+///
+/// # Errors
+/// If a pin cannot be removed.
+pub fn detach(pin_dir: &Path) -> Result<Vec<String>, KernelError> {
+    let mut removed = Vec::new();
+    for folder in entries(pin_dir)? {
+        let mut pins = entries(&folder)?;
+        // Links first: nothing shall filter by tables that are half gone.
+        pins.sort_by_key(|pin| TABLES.iter().any(|table| pin.ends_with(table.name)));
+        for pin in pins {
+            fs::remove_file(&pin).map_err(path_error("remove", &pin))?;
+            removed.push(pin.display().to_string());
+        }
+        fs::remove_dir(&folder).map_err(path_error("remove", &folder))?;
+    }
+    match fs::remove_dir(pin_dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(path_error("remove", pin_dir)(error))
+        }
+        _ => Ok(removed),
+    }
+}
+
+/// What lies in a folder, sorted; nothing if it does not exist.
+pub(super) fn entries(folder: &Path) -> Result<Vec<PathBuf>, KernelError> {
+    let read = || -> io::Result<Vec<PathBuf>> {
+        fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect()
+    };
+    match read() {
+        Ok(mut paths) => {
+            paths.sort();
+            Ok(paths)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(path_error("list", folder)(error)),
+    }
+}
+
+pub(super) fn path_error(
+    verb: &'static str,
+    path: &Path,
+) -> impl FnOnce(io::Error) -> KernelError + use<> {
+    let path = path.to_owned();
+    move |source| KernelError::Path { verb, path, source }
+}
+
+/// Whether the path, or what exists of it, lies on a bpffs.
+fn is_on_bpffs(path: &Path) -> Result<bool, KernelError> {
+    let existing = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let found = statfs(existing)
+        .map_err(|error| path_error("examine", existing)(error.into()))?
+        .filesystem_type();
+    Ok(found == FsType(libc::BPF_FS_MAGIC))
+}
+
+const BPFFS: &str = "/sys/fs/bpf";

@@ -1,0 +1,140 @@
+//! The kernel programs: one judges packets, one follows sockets.
+#![no_std]
+#![no_main]
+
+mod packet;
+mod report;
+mod sockets;
+mod tables;
+
+use core::ops::ControlFlow::{self, Break, Continue};
+
+use aya_ebpf::{
+    bindings::xdp_action, helpers::bpf_ktime_get_boot_ns, macros::xdp, programs::XdpContext,
+};
+use edge_common::{
+    Rate, Reason, Source, Verdict, limit,
+    map::{Entry, Settings},
+    open,
+};
+
+use crate::{
+    packet::{Facts, Frame},
+    tables::{Key, Table},
+};
+
+/// Judges one packet.
+#[xdp(frags)]
+pub fn edged(ctx: XdpContext) -> u32 {
+    let Some(settings) = tables::settings() else { return xdp_action::XDP_ABORTED };
+    let mut facts = Facts::new();
+    let reason = match judge(&ctx, settings, &mut facts) {
+        Break(reason) => reason,
+        Continue(()) => Reason::Pass,
+    };
+    report::settle(&ctx, settings, reason, &facts)
+}
+
+/// The whole path. Each line settles the packet's reason or hands on.
+#[inline(always)]
+fn judge(ctx: &XdpContext, settings: &Settings, facts: &mut Facts) -> ControlFlow<Reason> {
+    let mut frame = Frame::new(ctx);
+    let header = packet::source(&mut frame, facts)?;
+    // The source is known. What else the packet holds can no longer save it.
+    let now_ns = boot_ns();
+    let client = facts.source.client(settings.ipv6_bits);
+    allowed(&facts.source, now_ns)?;
+    denied(&facts.source, now_ns)?;
+    banned(&client, now_ns)?;
+    let segment = packet::transport(&mut frame, header, facts)?;
+    let hash = client.hash(settings.seed);
+    if !segment.is_neighbour_discovery {
+        within(&tables::PACKET_CELLS, hash, settings.packet_rate, now_ns, Reason::PacketRate)?;
+    }
+    if segment.opens_connection {
+        let rate = settings.connection_rate;
+        within(&tables::CONNECTION_CELLS, hash, rate, now_ns, Reason::ConnectionRate)?;
+        below_open_max(hash, settings.open_max)?;
+    }
+    Continue(())
+}
+
+#[inline(always)]
+fn allowed(source: &Source, now_ns: u64) -> ControlFlow<Reason> {
+    listed(tables::ALLOW.get(Key::new(128, source.0)), now_ns, Reason::AllowList)
+}
+
+#[inline(always)]
+fn denied(source: &Source, now_ns: u64) -> ControlFlow<Reason> {
+    listed(tables::DENY.get(Key::new(128, source.0)), now_ns, Reason::DenyList)
+}
+
+/// The longest match decides alone: the daemon gives each network the latest end of all that
+/// cover it.
+#[inline(always)]
+fn listed(entry: Option<&Entry>, now_ns: u64, reason: Reason) -> ControlFlow<Reason> {
+    match entry {
+        Some(entry) if now_ns < entry.until_ns => {
+            tables::increment(&raw const entry.hits);
+            Break(reason)
+        }
+        _ => Continue(()),
+    }
+}
+
+#[inline(always)]
+fn banned(client: &Source, now_ns: u64) -> ControlFlow<Reason> {
+    let Some(ban) = tables::BANS.get_ptr(client) else { return Continue(()) };
+    // SAFETY: the lookup gave a pointer to a whole `Ban`, valid until the program returns.
+    let ban = unsafe { &*ban };
+    if now_ns >= ban.until_ns {
+        return Continue(());
+    }
+    tables::increment(&raw const ban.hits);
+    if ban.first_hit_ns == 0 {
+        tables::set_once(&raw const ban.first_hit_ns, now_ns);
+    }
+    Break(Reason::Ban)
+}
+
+#[inline(always)]
+fn within<const SETS: u32>(
+    table: &'static Table<limit::Set, SETS>,
+    hash: u64,
+    rate: Rate,
+    now_ns: u64,
+    reason: Reason,
+) -> ControlFlow<Reason> {
+    if rate.is_off() {
+        return Continue(());
+    }
+    let Some(set) = table.set(hash) else { return Continue(()) };
+    match limit::charge(set, hash, rate, now_ns) {
+        Verdict::Admit { .. } => Continue(()),
+        Verdict::Refuse { .. } => Break(reason),
+    }
+}
+
+#[inline(always)]
+fn below_open_max(hash: u64, open_max: u32) -> ControlFlow<Reason> {
+    if open_max == 0 {
+        return Continue(());
+    }
+    let Some(set) = tables::OPEN.set(hash) else { return Continue(()) };
+    if open::count(set, hash) < open_max { Continue(()) } else { Break(Reason::OpenConnections) }
+}
+
+#[inline(always)]
+fn boot_ns() -> u64 {
+    // SAFETY: the helper takes no argument and only reads a clock.
+    unsafe { bpf_ktime_get_boot_ns() }
+}
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,78 @@
+//! The one exit: counts every packet, tells of drops, and gives the kernel its answer.
+
+use aya_ebpf::{bindings::xdp_action, helpers::bpf_xdp_get_buff_len, programs::XdpContext};
+use aya_log_ebpf::debug;
+use edge_common::{
+    Reason, Verdict, limit,
+    map::{Drop, Settings},
+};
+
+use crate::{packet::Facts, tables};
+
+/// Counts the packet under its reason and turns the reason into XDP's answer.
+#[inline(always)]
+pub fn settle(ctx: &XdpContext, settings: &Settings, reason: Reason, facts: &Facts) -> u32 {
+    count(reason, facts.length);
+    debug!(
+        ctx,
+        "{} {:i} protocol {} port {} length {}",
+        reason as u8,
+        facts.source.0,
+        facts.protocol,
+        facts.port,
+        facts.length
+    );
+    if reason.passes() {
+        return xdp_action::XDP_PASS;
+    }
+    tell(ctx, settings, reason, facts);
+    xdp_action::XDP_DROP
+}
+
+#[inline(always)]
+fn count(reason: Reason, length: u32) {
+    if let Some(count) = tables::COUNTS.get_ptr_mut(reason as u32) {
+        // SAFETY: the value is this CPU's own, and XDP programs do not interrupt each other.
+        let count = unsafe { &mut *count };
+        count.packets += 1;
+        count.bytes += u64::from(length);
+    }
+}
+
+/// Writes a drop event, unless there were too many already or nobody empties the ring.
+#[inline(always)]
+fn tell(ctx: &XdpContext, settings: &Settings, reason: Reason, facts: &Facts) {
+    let at_ns = crate::boot_ns();
+    let event = Drop {
+        at_ns,
+        source: facts.source,
+        reason: reason as u32,
+        ifindex: ctx.ingress_ifindex() as u32,
+        length: facts.length,
+        port: facts.port,
+        protocol: facts.protocol,
+        pad: 0,
+    };
+    if !may_tell(settings, at_ns) || tables::DROPS.output::<Drop>(event, 0).is_err() {
+        if let Some(lost) = tables::DROPS_LOST.get_ptr_mut(0) {
+            // SAFETY: the value is this CPU's own, as in `count`.
+            unsafe { *lost += 1 };
+        }
+    }
+}
+
+#[inline(always)]
+fn may_tell(settings: &Settings, now_ns: u64) -> bool {
+    if settings.event_rate.is_off() {
+        return true;
+    }
+    let Some(set) = tables::DROPS_CELL.set(0) else { return false };
+    matches!(limit::charge(set, 0, settings.event_rate, now_ns), Verdict::Admit { .. })
+}
+
+/// The frame's length, the part beyond the first buffer included.
+#[inline(always)]
+pub fn frame_length(ctx: &XdpContext) -> u32 {
+    // SAFETY: the context is the one the kernel called the program with.
+    unsafe { bpf_xdp_get_buff_len(ctx.ctx) as u32 }
+}
