@@ -7,6 +7,7 @@ pub mod lab;
 pub mod metrics;
 pub mod netns;
 pub mod origin;
+pub mod packet;
 pub mod source;
 
 pub use daemon::Edged;

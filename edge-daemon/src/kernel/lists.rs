@@ -125,9 +125,7 @@ impl List {
             desired.iter().map(|(network, until_ns)| (canonical(network), *until_ns)).collect();
         let present = self.listed().clone();
         let mut changes = Changes::default();
-        for network in present.keys().filter(|network| !desired.contains_key(network)) {
-            changes.removed += usize::from(self.remove(network)?);
-        }
+        // New entries first: no address is uncovered while another network takes over.
         for (network, until_ns) in &desired {
             match present.get(network) {
                 Some(present) if present == until_ns => continue,
@@ -135,6 +133,9 @@ impl List {
                 None => changes.added += 1,
             }
             self.put(network, *until_ns)?;
+        }
+        for network in present.keys().filter(|network| !desired.contains_key(network)) {
+            changes.removed += usize::from(self.remove(network)?);
         }
         Ok(changes)
     }
