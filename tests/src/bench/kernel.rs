@@ -157,25 +157,25 @@ fn load(sender: &Program, stop: &AtomicBool) -> Result<()> {
 /// Gives the interface's polling a thread of its own, whose running time is exactly the
 /// receiver's cost; its process id.
 fn poller(lab: &Lab) -> Result<u32> {
+    // A namespace that was just removed may still have its own thread of that name.
+    let before = threads_named("napi/edge0-")?;
     // The namespace's own /sys/class/net is only in a /sys that was mounted inside.
     let threaded = "echo 1 > /sys/class/net/edge0/threaded";
     run(Command::new("ip").args(["netns", "exec", lab.edge.name(), "sh", "-c", threaded]))?;
     let mut found = None;
     until("the polling thread", Duration::from_secs(2), || {
-        found = thread_named("napi/edge0-")?;
+        found = threads_named("napi/edge0-")?.difference(&before).next().copied();
         Ok(found.is_some())
     })?;
     found.context("found above")
 }
 
-fn thread_named(start: &str) -> Result<Option<u32>> {
-    for process in fs::read_dir("/proc")?.flatten() {
-        let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-        if name.starts_with(start) {
-            return Ok(process.file_name().to_string_lossy().parse().ok());
-        }
-    }
-    Ok(None)
+fn threads_named(start: &str) -> Result<BTreeSet<u32>> {
+    let named = |entry: &fs::DirEntry| {
+        fs::read_to_string(entry.path().join("comm")).is_ok_and(|name| name.starts_with(start))
+    };
+    let all = fs::read_dir("/proc")?.flatten().filter(named);
+    Ok(all.filter_map(|e| e.file_name().to_string_lossy().parse().ok()).collect())
 }
 
 /// Packets that the interface has taken from its ring.
