@@ -20,22 +20,25 @@ pub type Set = [AtomicU64; WAYS];
 pub fn add(set: &Set, hash: u64) -> bool {
     let mut attempt = 0;
     while attempt < ATTEMPTS {
-        let mut free = None;
-        let mut own = None;
+        let mut place = WAYS;
+        let mut from = 0;
         let mut way = 0;
         while way < WAYS {
             let word = atomic::load(&set[way]);
-            if is_of(word, hash) && word & COUNT < COUNT {
-                own = Some((way, word));
-            } else if word == 0 {
-                free = Some((way, (hash & !COUNT)));
+            if word == 0 && from == 0 {
+                place = way;
+            } else if is_of(word, hash) && word & COUNT < COUNT {
+                (place, from) = (way, word);
             }
             way += 1;
         }
+        if place == WAYS {
+            return false;
+        }
         // Two CPUs may each take a free word for the same client: `count` adds them up.
-        let Some((way, from)) = own.or(free) else { return false };
-        let expected = if own.is_some() { from } else { 0 };
-        if atomic::replace(&set[way & (WAYS - 1)], expected, from + 1) {
+        let to = (if from == 0 { hash & !COUNT } else { from }) + 1;
+        // `place` is below WAYS; the mask lets the kernel's verifier see it.
+        if atomic::replace(&set[place & (WAYS - 1)], from, to) {
             return true;
         }
         attempt += 1;

@@ -110,7 +110,7 @@ impl Kernel {
     }
 
     /// Lets the program judge a frame that came by no interface, for tests and diagnosis; whether
-    /// it would pass. The frame is counted like any other. Needs `CAP_NET_ADMIN` and `CAP_BPF`.
+    /// it would pass. The frame is counted like any other.
     ///
     /// # Errors
     /// If the kernel refuses the run, as it does for a frame shorter than an Ethernet header.
