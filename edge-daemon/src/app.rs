@@ -32,7 +32,7 @@ use crate::{
     config::{self, Settings},
     control::{self, Command, Peer, Reply},
     events::{Event, EventLog, Events},
-    kernel::{self, DebugLog, Drops, Kernel, LoadSettings},
+    kernel::{self, Attached, DebugLog, Drops, Kernel, LoadSettings},
     listen,
     metrics::{KernelView, Metrics},
     notify::notify,
@@ -66,7 +66,9 @@ impl App {
             0 => thread::available_parallelism()?.get(),
             workers => workers,
         };
-        raise_descriptor_limit()?;
+        if let Err(error) = raise_descriptor_limit() {
+            tracing::warn!(%error, "cannot raise the limit of open descriptors");
+        }
         let (events, event_log) =
             Events::open(&settings.log.events).context("cannot open the event log")?;
         let (store, damage) = store::Store::open(&settings.state.dir, clock::unix_ms() / 1000)?;
@@ -100,17 +102,22 @@ impl App {
             debug: settings.kernel.debug,
             limits: plan::kernel_limits(&settings.kernel),
         })?;
-        let told = Told { drops: kernel.drops.take(), debug: kernel.debug_log.take() };
+        let tables = kernel.tables.duplicate()?;
         let edge_too = Arc::clone(&edge);
-        let writer = Writer::new(kernel, store, config.clone(), settings.clone(), edge_too)?;
+        let mut writer = Writer::new(tables, store, config.clone(), settings.clone(), edge_too)?;
+        kernel.attach(&settings.kernel.interfaces, settings.kernel.attach.into())?;
+        for attached in kernel.attached() {
+            let Attached { interface, mode, adopted, .. } = attached;
+            tracing::info!(interface, %mode, adopted, "attached");
+        }
+        writer.attached = kernel.attached().to_vec();
+        let Kernel { drops, debug_log, .. } = kernel;
+        let told = Told { drops, debug: debug_log };
         Ok(Self { config, settings, edge, writer, orders, told, event_log, listeners, control, metrics })
     }
 
-    /// Attaches, gives up every capability, serves until SIGTERM or SIGINT, drains.
-    pub fn run(mut self) -> anyhow::Result<()> {
-        for attached in self.writer.attach()? {
-            tracing::info!(interface = attached.interface, mode = %attached.mode, "attached");
-        }
+    /// Gives up every capability, serves until SIGTERM or SIGINT, drains.
+    pub fn run(self) -> anyhow::Result<()> {
         privilege::drop_all()?;
 
         let (stop, stopping) = watch::channel(false);
@@ -157,9 +164,7 @@ fn serve_control(
         let listener = tokio::net::TcpListener::from_std(metrics)?;
         let scraped = Arc::clone(&edge);
         spawn_local(scrape::serve(listener, move || exposition(Arc::clone(&scraped))));
-        if let Some(drops) = told.drops {
-            spawn_local(tell_drops(drops, Arc::clone(&edge)));
-        }
+        spawn_local(tell_drops(told.drops, Arc::clone(&edge)));
         if let Some(log) = told.debug {
             spawn_local(tell_debug(log));
         }
@@ -280,7 +285,7 @@ async fn exposition(edge: Arc<Edge>) -> String {
 
 /// What the kernel programs tell.
 struct Told {
-    drops: Option<Drops>,
+    drops: Drops,
     debug: Option<DebugLog>,
 }
 
@@ -334,10 +339,10 @@ fn bind(
 }
 
 /// A connection is a descriptor or two: takes as many as the system gives.
-fn raise_descriptor_limit() -> anyhow::Result<()> {
+fn raise_descriptor_limit() -> nix::Result<()> {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
 }
 
 fn random_seed() -> anyhow::Result<u64> {

@@ -69,9 +69,9 @@ pub struct Limits {
 pub struct Kernel {
     /// The tables.
     pub tables: Tables,
-    /// The drop events, until somebody takes them.
-    pub drops: Option<Drops>,
-    /// The programs' own log, if `debug` asked for it, until somebody takes it.
+    /// The drop events.
+    pub drops: Drops,
+    /// The programs' own log, if `debug` asked for it.
     pub debug_log: Option<DebugLog>,
     attached: Vec<Attached>,
     programs: Ebpf,
@@ -94,7 +94,8 @@ impl Kernel {
         let drops = Drops::take(&mut programs)?;
         let debug_log = settings.debug.then(|| DebugLog::take(&mut programs)).transpose()?;
         load_programs(&mut programs)?;
-        Ok(Self { tables, drops: Some(drops), debug_log, attached: Vec::new(), programs, folder })
+        let attached = Vec::new();
+        Ok(Self { tables, drops, debug_log, attached, programs, folder })
     }
 
     /// Attaches to every interface. A program that is there from before filters until the very
@@ -116,7 +117,7 @@ impl Kernel {
     }
 
     /// Lets the program judge a frame that came by no interface, for tests and diagnosis; whether
-    /// it would pass. The frame is counted like any other. Needs `CAP_NET_ADMIN` and `CAP_BPF`.
+    /// it would pass. The frame is counted like any other.
     ///
     /// # Errors
     /// If the kernel refuses the run, as it does for a frame shorter than an Ethernet header.

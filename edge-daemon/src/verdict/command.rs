@@ -122,7 +122,7 @@ impl Writer {
     fn show_bans(&self) -> anyhow::Result<Vec<BanEntry>> {
         let mut entries = Vec::with_capacity(self.bans.len());
         for (client, record) in &self.bans {
-            let ban = self.kernel.tables.bans.lookup(*client)?;
+            let ban = self.tables.bans.lookup(*client)?;
             entries.push(BanEntry {
                 source: record.source,
                 since_ms: record.since_ms,
@@ -152,7 +152,7 @@ impl Writer {
 
     /// Asked of the kernel's own tables, not of what the daemon believes to be in them.
     fn explain(&self, address: std::net::IpAddr) -> anyhow::Result<Explanation> {
-        let found = self.kernel.tables.explain(address)?;
+        let found = self.tables.explain(address)?;
         let (now_ns, client) = (clock::boot_ns(), found.client);
         let ban = found.ban.filter(|_| found.network.is_none());
         let until_ns = match (&found.network, &ban) {
@@ -230,13 +230,13 @@ impl Writer {
     }
 
     fn status(&self) -> anyhow::Result<Status> {
-        let packets = self.kernel.tables.counts()?;
+        let packets = self.tables.counts()?;
         let mut counts = self.edge.metrics.by_reason();
         for (reason, packet) in edge_common::Reason::ALL.iter().zip(packets) {
             *counts.entry(reason.name().into()).or_default() += packet.packets;
         }
         counts.retain(|_, count| *count > 0);
-        let interfaces = self.kernel.attached().iter().map(|attached| InterfaceStatus {
+        let interfaces = self.attached.iter().map(|attached| InterfaceStatus {
             name: attached.interface.clone(),
             mode: attached.mode.to_string(),
         });

@@ -29,7 +29,7 @@ use crate::{
     config::Settings,
     control::{Command, ListName, Peer, Reply},
     events::Event,
-    kernel::{self, Attached, Kernel},
+    kernel::{self, Attached, Tables},
     metrics::KernelView,
     plan,
     request::Edge,
@@ -67,7 +67,9 @@ pub enum Order {
 
 /// The kernel's tables, the store behind them and the book of misdeeds.
 pub struct Writer {
-    kernel: Kernel,
+    tables: Tables,
+    /// What the packet program is attached to, for the status.
+    pub attached: Vec<Attached>,
     store: Store,
     book: Book,
     settings: Settings,
@@ -89,7 +91,7 @@ impl Writer {
     /// Reads what is known of the past: keys, operators' lists and bans, from the store and from
     /// the kernel's own tables, which may have outlived the last daemon.
     pub fn new(
-        kernel: Kernel,
+        tables: Tables,
         store: Store,
         config: PathBuf,
         settings: Settings,
@@ -100,7 +102,8 @@ impl Writer {
             tracing::error!(record, "the store holds a record that cannot be read");
         }
         let mut writer = Self {
-            kernel,
+            tables,
+            attached: Vec::new(),
             store,
             book: Book::new(plan::abuse(&settings.abuse)),
             settings: settings.clone(),
@@ -121,13 +124,6 @@ impl Writer {
         Ok(writer)
     }
 
-    /// Attaches the packet program, once the tables that it reads are filled.
-    pub fn attach(&mut self) -> anyhow::Result<&[Attached]> {
-        let settings = &self.settings.kernel;
-        self.kernel.attach(&settings.interfaces, settings.attach.into())?;
-        Ok(self.kernel.attached())
-    }
-
     /// Brings the bans of the store and those of the kernel together. Where both know a client,
     /// the kernel is right: it has the hits, and the store may be a second behind.
     fn restore(&mut self, stored: Vec<BanRecord>) -> anyhow::Result<()> {
@@ -136,8 +132,8 @@ impl Writer {
             let client = Source::from(record.source);
             let until_ns = clock::boot_ns_at(record.until_ms);
             self.book.restore(client, record.strikes, until_ns);
-            if record.until_ms > now_ms && self.kernel.tables.bans.lookup(client)?.is_none() {
-                self.kernel.tables.bans.ban(client, map::Ban {
+            if record.until_ms > now_ms && self.tables.bans.lookup(client)?.is_none() {
+                self.tables.bans.ban(client, map::Ban {
                     since_ns: clock::boot_ns_at(record.since_ms),
                     until_ns,
                     hits: 0,
@@ -147,7 +143,7 @@ impl Writer {
                 })?;
             }
         }
-        for (client, ban) in self.kernel.tables.bans.entries()? {
+        for (client, ban) in self.tables.bans.entries()? {
             self.book.restore(client, ban.strikes, ban.until_ns);
             self.bans.insert(client, BanRecord {
                 source: client.into(),
@@ -192,8 +188,7 @@ impl Writer {
     fn apply(&mut self, settings: Settings) -> anyhow::Result<()> {
         self.allow.configure(&settings.lists.allow);
         self.deny.configure(&settings.lists.deny);
-        self.kernel
-            .tables
+        self.tables
             .update_limits(plan::kernel_limits(&settings.kernel))
             .context("cannot configure the kernel programs")?;
         // Allow first: between the two writes, too much is let in rather than kept out.
@@ -220,8 +215,8 @@ impl Writer {
 
     fn table(&self, list: ListName) -> &kernel::List {
         match list {
-            ListName::Allow => &self.kernel.tables.allow,
-            ListName::Deny => &self.kernel.tables.deny,
+            ListName::Allow => &self.tables.allow,
+            ListName::Deny => &self.tables.deny,
         }
     }
 
@@ -229,8 +224,8 @@ impl Writer {
     fn write_list(&mut self, list: ListName) -> anyhow::Result<()> {
         let wanted = self.list(list).compile();
         let table = match list {
-            ListName::Allow => &mut self.kernel.tables.allow,
-            ListName::Deny => &mut self.kernel.tables.deny,
+            ListName::Allow => &mut self.tables.allow,
+            ListName::Deny => &mut self.tables.deny,
         };
         let changes = table.sync(&wanted);
         let changes = changes.with_context(|| format!("cannot write the {} list", list.name()))?;
@@ -241,7 +236,7 @@ impl Writer {
     /// Scores a misdeed; over the line, writes the ban.
     fn judge(&mut self, signal: &Signal) {
         let address = Source::from(signal.address);
-        match self.kernel.tables.allow.covers(signal.address, signal.at_ns) {
+        match self.tables.allow.covers(signal.address, signal.at_ns) {
             Ok(false) => {}
             Ok(true) => return,
             Err(error) => return tracing::error!(%error, "cannot read the allow list: no verdict"),
@@ -277,7 +272,7 @@ impl Writer {
             reason: reason as u32,
             strikes,
         };
-        self.kernel.tables.bans.ban(client, ban)?;
+        self.tables.bans.ban(client, ban)?;
         let latency = Duration::from_nanos(clock::boot_ns().saturating_sub(signal.at_ns));
         let metrics = &self.edge.metrics;
         metrics.bans.fetch_add(1, Relaxed);
@@ -345,7 +340,7 @@ impl Writer {
     /// Ends a ban. The store keeps the strikes until they are forgotten.
     fn lift(&mut self, client: &Source, why: &'static str) -> anyhow::Result<()> {
         self.bans.remove(client);
-        self.kernel.tables.bans.unban(*client)?;
+        self.tables.bans.unban(*client)?;
         self.edge.events.tell(Event::Unban { source: (*client).into(), reason: why });
         Ok(())
     }
@@ -367,7 +362,7 @@ impl Writer {
     }
 
     fn view(&self) -> KernelView {
-        let tables = &self.kernel.tables;
+        let tables = &self.tables;
         KernelView {
             counts: tables.counts().unwrap_or_else(|error| {
                 tracing::error!(%error, "cannot read the packet counters");
