@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use http::HeaderMap;
-use http::header::{self, AUTHORIZATION, CACHE_CONTROL, CONNECTION, HeaderName, HeaderValue};
+use http::header::{self, AUTHORIZATION, CACHE_CONTROL, CONNECTION, COOKIE, HeaderName, HeaderValue};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::credential::{X_API_KEY, is_api_key};
@@ -40,6 +40,17 @@ pub fn strip_request(headers: &mut HeaderMap) {
         headers.remove(AUTHORIZATION);
     }
     strip(headers, is_claim);
+    join_cookies(headers);
+}
+
+/// HTTP/2 may split the cookies over several fields; HTTP/1 knows one (RFC 9113, 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let cookies: Vec<_> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if cookies.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&cookies.join(&b"; "[..]))
+    {
+        headers.insert(COOKIE, joined);
+    }
 }
 
 /// Tells the upstream whom the request is from. Comes after [`strip_request`].
@@ -283,6 +294,17 @@ mod tests {
         let mut open = headers(&[("cache-control", "max-age=60")]);
         secure(&mut open, false);
         assert_eq!(open["cache-control"], "max-age=60");
+    }
+
+    #[test]
+    fn cookies_reach_the_upstream_in_one_field() {
+        let mut headers = HeaderMap::new();
+        for cookie in ["a=1", "b=2", "c=3; d=4"] {
+            headers.append(COOKIE, HeaderValue::from_static(cookie));
+        }
+        strip_request(&mut headers);
+        let joined: Vec<_> = headers.get_all(COOKIE).iter().collect();
+        assert_eq!(joined, ["a=1; b=2; c=3; d=4"]);
     }
 
     #[test]

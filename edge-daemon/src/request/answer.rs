@@ -1,5 +1,7 @@
 //! What leaves: the only file that makes a response for a client.
 
+use std::rc::Rc;
+
 use bytes::Bytes;
 use edge_policy::{
     denied::{self, Denied},
@@ -9,7 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use hyper::body::Incoming;
 
 use super::{
-    body::{Answer, Ending},
+    body::{Answer, Ending, UploadState},
     path::Trace,
     upstream::Lease,
 };
@@ -19,6 +21,7 @@ use crate::clock;
 pub(crate) fn pass(
     response: Response<Incoming>,
     lease: Lease,
+    upload: Rc<UploadState>,
     trace: &Trace,
     mut ending: Ending,
 ) -> Response<Answer> {
@@ -31,7 +34,7 @@ pub(crate) fn pass(
         standing.write(&mut parts.headers, clock::unix_ms());
     }
     finish(&mut parts.headers, trace);
-    Response::from_parts(parts, Answer::passed(body, lease, ending))
+    Response::from_parts(parts, Answer::passed(body, lease, upload, ending))
 }
 
 /// A refusal. This and [`denied::problem`] are all that the outside ever learns of one.

@@ -2,6 +2,7 @@
 
 use std::{
     cell::Cell,
+    io,
     pin::Pin,
     rc::Rc,
     sync::atomic::Ordering::Relaxed,
@@ -14,31 +15,57 @@ use edge_common::Reason;
 use http::StatusCode;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
-use super::{Worker, upstream::Lease, watch::Progress};
+use super::{
+    Worker,
+    upstream::Lease,
+    watch::{Progress, RequestClock, Uploading, WaitsFor},
+};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
 /// A client's body on its way upstream: no longer than its bound.
 pub(crate) struct Upload {
     /// `None`: there is no body.
-    incoming: Option<Incoming>,
+    incoming: Option<(Incoming, Uploading)>,
     left: u64,
     state: Rc<UploadState>,
 }
 
 /// What the rest of the request sees of an [`Upload`].
 pub(crate) struct UploadState {
-    /// When a part of it last went upstream.
-    pub(crate) moved: Cell<Instant>,
-    /// Why it was broken off, if the client is to blame.
+    /// When the first byte was asked for.
+    began: Instant,
+    /// When it last changed between waiting for the client and waiting for the upstream.
+    pub(crate) since: Cell<Instant>,
+    /// Whether the client is to send more before anything else can happen.
+    pub(crate) is_starved: Cell<bool>,
+    /// Bytes that went upstream.
+    bytes: Cell<u64>,
+    /// Why it was broken off, if the client is to blame or gone.
     pub(crate) fault: Cell<Option<Reason>>,
 }
 
+impl UploadState {
+    /// How long the client has been behind the slowest rate that is borne.
+    pub(crate) fn lag_s(&self) -> u64 {
+        self.began.elapsed().as_secs().saturating_sub(self.bytes.get() / UPLOAD_BYTES_PER_S_MIN)
+    }
+}
+
 impl Upload {
-    pub(crate) fn new(incoming: Incoming, bytes_max: u64) -> (Self, Rc<UploadState>) {
-        let state =
-            Rc::new(UploadState { moved: Cell::new(Instant::now()), fault: Cell::new(None) });
-        let incoming = Some(incoming).filter(|body| !body.is_end_stream());
+    pub(crate) fn new(
+        incoming: Incoming,
+        bytes_max: u64,
+        progress: &Rc<Progress>,
+    ) -> (Self, Rc<UploadState>) {
+        let state = Rc::new(UploadState {
+            began: Instant::now(),
+            since: Cell::new(Instant::now()),
+            is_starved: Cell::new(false),
+            bytes: Cell::new(0),
+            fault: Cell::new(None),
+        });
+        let incoming = (!incoming.is_end_stream()).then(|| (incoming, progress.upload()));
         (Self { incoming, left: bytes_max, state: Rc::clone(&state) }, state)
     }
 
@@ -57,36 +84,46 @@ impl Body for Upload {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
-        let frame = ready!(Pin::new(incoming).poll_frame(cx));
-        self.state.moved.set(Instant::now());
-        let frame = match frame {
-            Some(Ok(frame)) => frame,
-            Some(Err(error)) => {
-                // A chunk that does not parse is the client's fault, like one that never ends.
-                let gone = error.is_incomplete_message() || error.is_closed();
-                let fault = if gone { Reason::ClientGone } else { Reason::MalformedRequest };
-                self.state.fault.set(Some(fault));
-                return Poll::Ready(Some(Err(error.into())));
-            }
-            None => return Poll::Ready(None),
+        let this = &mut *self;
+        let Some((incoming, _)) = &mut this.incoming else { return Poll::Ready(None) };
+        let frame = Pin::new(incoming).poll_frame(cx);
+        if this.state.is_starved.replace(frame.is_pending()) != frame.is_pending()
+            || frame.is_ready()
+        {
+            this.state.since.set(Instant::now());
+        }
+        let Some(frame) = ready!(frame) else {
+            this.incoming = None;
+            return Poll::Ready(None);
         };
+        let frame = frame.inspect_err(|error| this.state.fault.set(Some(fault(error))))?;
         let length = frame.data_ref().map_or(0, |data| data.len() as u64);
-        let Some(left) = self.left.checked_sub(length) else {
-            self.state.fault.set(Some(Reason::BodyTooLarge));
+        let Some(left) = this.left.checked_sub(length) else {
+            this.state.fault.set(Some(Reason::BodyTooLarge));
             return Poll::Ready(Some(Err("the body is larger than the bound".into())));
         };
-        self.left = left;
+        this.left = left;
+        this.state.bytes.set(this.state.bytes.get() + length);
         Poll::Ready(Some(Ok(frame)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.as_ref().is_none_or(Body::is_end_stream)
+        self.incoming.as_ref().is_none_or(|(incoming, _)| incoming.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.as_ref().map_or(SizeHint::with_exact(0), Body::size_hint)
+        let none = SizeHint::with_exact(0);
+        self.incoming.as_ref().map_or(none, |(incoming, _)| incoming.size_hint())
     }
+}
+
+/// A client that breaks off is gone, which is no misdeed; one whose chunks do not parse is wrong.
+fn fault(error: &hyper::Error) -> Reason {
+    let causes = std::iter::successors(std::error::Error::source(error), |e| e.source());
+    let wrong = causes.filter_map(|cause| cause.downcast_ref::<io::Error>()).any(|cause| {
+        matches!(cause.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData)
+    });
+    if wrong { Reason::MalformedRequest } else { Reason::ClientGone }
 }
 
 /// An answer on its way to the client.
@@ -98,8 +135,8 @@ pub(crate) struct Answer {
 enum Content {
     /// Made by the edge.
     Whole(Option<Bytes>),
-    /// Passed on from the upstream; the connection to it is held as long.
-    Passed(Incoming, Option<Lease>),
+    /// Passed on from the upstream; the connection to it is held as long as it sends.
+    Passed { incoming: Incoming, lease: Option<Lease>, upload: Rc<UploadState> },
 }
 
 impl Answer {
@@ -107,8 +144,14 @@ impl Answer {
         Self { content: Content::Whole(Some(bytes).filter(|b| !b.is_empty())), ending }
     }
 
-    pub(crate) fn passed(incoming: Incoming, lease: Lease, ending: Ending) -> Self {
-        Self { content: Content::Passed(incoming, Some(lease)), ending }
+    pub(crate) fn passed(
+        incoming: Incoming,
+        lease: Lease,
+        upload: Rc<UploadState>,
+        ending: Ending,
+    ) -> Self {
+        ending.clock.turn(WaitsFor::Client);
+        Self { content: Content::Passed { incoming, lease: Some(lease), upload }, ending }
     }
 }
 
@@ -120,28 +163,34 @@ impl Body for Answer {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let this = self.get_mut();
-        match &mut this.content {
-            Content::Whole(bytes) => Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
-            Content::Passed(incoming, lease) => {
-                let frame = ready!(Pin::new(incoming).poll_frame(cx));
-                match &frame {
-                    Some(Ok(_)) => {}
-                    Some(Err(_)) => this.ending.settle(Reason::UpstreamInvalid),
-                    None => {
-                        this.ending.settle(Reason::Serve);
-                        give_back(lease);
-                    }
-                }
-                Poll::Ready(frame.map(|f| f.map_err(Into::into)))
+        let Self { content, ending } = self.get_mut();
+        let (incoming, lease, upload) = match content {
+            Content::Whole(bytes) => return Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
+            Content::Passed { incoming, lease, upload } => (incoming, lease, upload),
+        };
+        let Poll::Ready(frame) = Pin::new(&mut *incoming).poll_frame(cx) else {
+            ending.clock.wait(WaitsFor::Upstream);
+            return Poll::Pending;
+        };
+        ending.clock.turn(WaitsFor::Client);
+        match &frame {
+            // An upload that breaks off takes its answer along.
+            Some(Err(_)) => ending.settle(upload.fault.get().unwrap_or(Reason::UpstreamInvalid)),
+            Some(Ok(_)) if !incoming.is_end_stream() => {}
+            // The upstream has done its part, however long the client takes over his.
+            Some(Ok(_)) => give_back(lease),
+            None => {
+                ending.settle(Reason::Serve);
+                give_back(lease);
             }
         }
+        Poll::Ready(frame.map(|f| f.map_err(Into::into)))
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.content {
             Content::Whole(bytes) => bytes.is_none(),
-            Content::Passed(incoming, _) => incoming.is_end_stream(),
+            Content::Passed { incoming, .. } => incoming.is_end_stream(),
         }
     }
 
@@ -150,7 +199,7 @@ impl Body for Answer {
             Content::Whole(bytes) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64))
             }
-            Content::Passed(incoming, _) => incoming.size_hint(),
+            Content::Passed { incoming, .. } => incoming.size_hint(),
         }
     }
 }
@@ -158,7 +207,7 @@ impl Body for Answer {
 impl Drop for Answer {
     /// A body of known length is not asked for its end once its last byte is out.
     fn drop(&mut self) {
-        if let Content::Passed(incoming, lease) = &mut self.content
+        if let Content::Passed { incoming, lease, .. } = &mut self.content
             && incoming.is_end_stream()
         {
             self.ending.settle(Reason::Serve);
@@ -177,6 +226,7 @@ fn give_back(lease: &mut Option<Lease>) {
 pub(crate) struct Ending {
     worker: Rc<Worker>,
     progress: Rc<Progress>,
+    pub(crate) clock: Rc<RequestClock>,
     started: Instant,
     /// The status of the answer that is passed on.
     pub(crate) status: StatusCode,
@@ -186,28 +236,39 @@ pub(crate) struct Ending {
 impl Ending {
     /// Begins a request, and tells how many are in flight with it.
     pub(crate) fn begin(worker: Rc<Worker>, progress: Rc<Progress>) -> (Self, usize) {
-        progress.begin_request();
+        let clock = progress.begin_request();
         let in_flight = worker.edge.metrics.requests.fetch_add(1, Relaxed) + 1;
-        let started = Instant::now();
-        (Self { worker, progress, started, status: StatusCode::OK, reason: None }, in_flight)
+        let (started, status) = (Instant::now(), StatusCode::OK);
+        (Self { worker, progress, clock, started, status, reason: None }, in_flight)
     }
 
     /// States how the request ended; the first statement counts.
     pub(crate) fn settle(&mut self, reason: Reason) {
         self.reason.get_or_insert(reason);
     }
+
+    /// How a request ended that nobody stated the end of: its connection is gone.
+    fn unstated(&self) -> Reason {
+        match self.clock.overdue() {
+            Some(WaitsFor::Upstream) => Reason::UpstreamTimeout,
+            Some(WaitsFor::Client | WaitsFor::Exchange) => Reason::RequestTimeout,
+            None => Reason::ClientGone,
+        }
+    }
 }
 
 impl Drop for Ending {
     fn drop(&mut self) {
         self.worker.edge.metrics.requests.fetch_sub(1, Relaxed);
-        self.progress.end_request();
+        self.progress.end_request(&self.clock);
         let counters = &self.worker.counters;
-        match self.reason {
-            Some(Reason::Serve) => counters.serve(self.status),
-            Some(reason) => counters.count(reason),
-            None => counters.count(Reason::ClientGone),
+        match self.reason.unwrap_or_else(|| self.unstated()) {
+            Reason::Serve => counters.serve(self.status),
+            reason => counters.count(reason),
         }
         counters.request.observe(self.started.elapsed());
     }
 }
+
+/// The slowest upload that is borne, on average, beyond the time that any body may pause.
+const UPLOAD_BYTES_PER_S_MIN: u64 = 1024;

@@ -20,7 +20,7 @@ use std::{
         atomic::Ordering::Relaxed,
         mpsc::{SyncSender, TrySendError},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -32,7 +32,10 @@ use edge_policy::{
     limit::{Limits, Table},
     route::Routes,
 };
-use tokio::{sync::watch::Receiver, task::LocalSet};
+use tokio::{
+    sync::{Notify, watch::Receiver},
+    task::LocalSet,
+};
 
 pub use self::serve::Entrance;
 use self::upstream::Upstream;
@@ -99,6 +102,24 @@ pub(crate) struct Worker {
     view: RefCell<Rc<View>>,
     /// Number of the next request, and the secret that hides it.
     next_request: Cell<(u64, u64)>,
+    /// Client connections that this worker serves, and who waits for the last of them to end.
+    visitors: Cell<usize>,
+    left: Notify,
+    complaints: Throttle,
+}
+
+/// Lets one line a second into the log: writing it takes time from every request.
+#[derive(Default)]
+pub(crate) struct Throttle(Cell<Option<Instant>>);
+
+impl Throttle {
+    pub(crate) fn may_log(&self) -> bool {
+        let may = self.0.get().is_none_or(|last| last.elapsed() >= Duration::from_secs(1));
+        if may {
+            self.0.set(Some(Instant::now()));
+        }
+        may
+    }
 }
 
 /// A plan with one worker's connections to its upstreams.
@@ -121,7 +142,8 @@ impl Worker {
         let view = RefCell::new(Rc::new(View::new(edge.plan.load_full())));
         let counters = edge.metrics.worker(index);
         let next_request = Cell::new((0, u64::from_ne_bytes(secret)));
-        Ok(Self { edge, counters, view, next_request })
+        let (visitors, left, complaints) = (Cell::new(0), Notify::new(), Throttle::default());
+        Ok(Self { edge, counters, view, next_request, visitors, left, complaints })
     }
 
     /// The plan in force. A new one begins with fresh upstream connections; requests under the
@@ -161,6 +183,13 @@ impl Worker {
         }
     }
 
+    /// Waits until the last client connection has ended.
+    async fn empty(&self) {
+        while self.visitors.get() > 0 {
+            self.left.notified().await;
+        }
+    }
+
     /// Counts, tells and reports a client's fault that no request carries.
     fn refuse_connection(&self, address: IpAddr, reason: Reason) {
         self.counters.count(reason);
@@ -194,16 +223,13 @@ pub fn run(
         let listener = tokio::net::TcpListener::from_std(listener)?;
         tasks.spawn_local(serve::accept(Rc::clone(&worker), listener, entrance, stopping.clone()));
     }
-    runtime.block_on(tasks.run_until(async {
+    let drained = runtime.block_on(tasks.run_until(async {
         let _ = stopping.wait_for(|stop| *stop).await;
+        tokio::time::timeout(drain_timeout, worker.empty()).await
     }));
-    // Kept upstream connections are tasks too and would never end; dropping the last reference
-    // to their senders ends them.
-    let plan = Arc::clone(&worker.view().plan);
-    *worker.view.borrow_mut() = Rc::new(View { plan, upstreams: Vec::new() });
-    let drained = runtime.block_on(async { tokio::time::timeout(drain_timeout, tasks).await });
     if drained.is_err() {
-        tracing::warn!(worker = index, "connections were cut off at the drain deadline");
+        let connections = worker.visitors.get();
+        tracing::warn!(worker = index, connections, "cut off at the drain deadline");
     }
     Ok(())
 }

@@ -17,9 +17,10 @@ use hyper::body::Incoming;
 
 use super::{
     Plan, Worker, answer,
-    body::{Answer, Ending, Upload},
+    body::{Answer, Ending, Upload, UploadState},
     serve::{Entrance, Never, Visitor},
     upstream::Lease,
+    watch::WaitsFor,
 };
 use crate::{clock, events::Event};
 
@@ -44,16 +45,22 @@ pub(crate) async fn answer(
     let mut trace = Trace {
         id: worker.request_id(),
         method: request.method().to_string(),
-        path: request.uri().path().to_owned(),
+        path: cut(request.uri().path()).to_owned(),
         key: None,
         standing: None,
     };
     let outcome = match entrance {
         Entrance::Http => redirect(&worker.view().plan, &request).map(Outcome::Redirect),
-        Entrance::Https => settle(&worker, &visitor, in_flight, &mut trace, request).await,
+        Entrance::Https => {
+            ending.clock.wait(WaitsFor::Exchange);
+            settle(&worker, &visitor, in_flight, &mut trace, request).await
+        }
     };
+    ending.clock.turn(WaitsFor::Client);
     Ok(match outcome {
-        Ok(Outcome::Passed(response, lease)) => answer::pass(*response, lease, &trace, ending),
+        Ok(Outcome::Passed(response, lease, upload)) => {
+            answer::pass(*response, lease, upload, &trace, ending)
+        }
         Ok(Outcome::Redirect(location)) => {
             ending.settle(Reason::Redirect);
             answer::redirect(location, &trace, ending)
@@ -67,15 +74,14 @@ pub(crate) async fn answer(
 }
 
 enum Outcome {
-    Passed(Box<Response<Incoming>>, Lease),
+    Passed(Box<Response<Incoming>>, Lease, Rc<UploadState>),
     Redirect(HeaderValue),
 }
 
 /// Who is it, may it, how much, is it well-formed, where to.
 ///
-/// The source's own limit comes before the look at its credential, so that guessing is slowed
-/// however it is done; the key's and the edge's come after it, so that they are charged only to
-/// those who may.
+/// The source's own limit comes first, so that nonsense and guessing are slowed however they are
+/// done; the key's and the edge's come late, so that they are charged only to those who may.
 async fn settle(
     worker: &Worker,
     visitor: &Visitor,
@@ -88,14 +94,13 @@ async fn settle(
     if in_flight > plan.bounds.requests_max {
         return Err(Reason::Overload.into());
     }
-    let (mut parts, body) = request.into_parts();
-
-    let host = head::check(&parts.method, &parts.uri, parts.version, &parts.headers, &plan.head)?;
-    let target = Target::parse(path_and_query(&parts.uri), plan.bounds.uri_bytes_max)?;
-    trace.path.clone_from(&target.path);
-
     let client = edge_common::Source::from(visitor.address).client(plan.ipv6_prefix);
     trace.standing = limit::admit_source(&edge.sources, &client, plan.limits.source, now_ns)?;
+
+    let (mut parts, body) = request.into_parts();
+    let host = head::check(&parts.method, &parts.uri, parts.version, &parts.headers, &plan.head)?;
+    let target = Target::parse(path_and_query(&parts.uri), plan.bounds.uri_bytes_max)?;
+    cut(&target.path).clone_into(&mut trace.path);
 
     let query = target.query.as_deref();
     let credential = credential::present(&parts.headers, query, &plan.url_parameters)?;
@@ -125,7 +130,7 @@ async fn settle(
             name: &key.record.name,
         }),
     });
-    let (upload, state) = Upload::new(body, body_max);
+    let (upload, state) = Upload::new(body, body_max, &visitor.progress);
     let mut outgoing = Request::new(upload);
     *outgoing.method_mut() = parts.method;
     *outgoing.uri_mut() =
@@ -135,11 +140,11 @@ async fn settle(
 
     let index = plan.upstreams.iter().position(|upstream| upstream.name == route.upstream);
     let upstream = index.and_then(|i| view.upstreams.get(i)).ok_or(Reason::InternalError)?;
-    let _wait = visitor.progress.wait();
     let sent_at = std::time::Instant::now();
-    let (response, lease) = upstream.send(outgoing, &state).await?;
+    let sent = upstream.send(outgoing, &state, plan.bounds.idle_timeout).await;
     worker.counters.upstream.observe(sent_at.elapsed());
-    Ok(Outcome::Passed(Box::new(response), lease))
+    let (response, lease) = sent?;
+    Ok(Outcome::Passed(Box::new(response), lease, state))
 }
 
 fn identify(
@@ -167,9 +172,10 @@ fn redirect(plan: &Plan, request: &Request<Incoming>) -> Result<HeaderValue, Den
 /// Tells of a refusal that is the client's fault, and reports it for scoring.
 fn report(worker: &Worker, visitor: &Visitor, denied: &Denied, trace: &Trace) {
     if denied.reason.blame() != Blame::Client {
-        tracing::warn!(
-            reason = denied.reason.name(), request_id = trace.id, path = trace.path, "not served"
-        );
+        if worker.complaints.may_log() {
+            let (reason, request_id) = (denied.reason.name(), &trace.id);
+            tracing::warn!(reason, request_id, path = trace.path, "not served");
+        }
         return;
     }
     worker.misdeed(visitor.address, denied.reason, Some(&trace.id));
@@ -181,6 +187,11 @@ fn report(worker: &Worker, visitor: &Visitor, denied: &Denied, trace: &Trace) {
         path: trace.path.clone(),
         key_id: trace.key.as_ref().map(|key| key.record.id.clone()),
     });
+}
+
+/// As much of a path as a log line needs.
+fn cut(path: &str) -> &str {
+    &path[..path.floor_char_boundary(LOGGED_PATH_MAX)]
 }
 
 fn path_and_query(uri: &Uri) -> &str {
@@ -196,3 +207,5 @@ fn set_host(headers: &mut HeaderMap, host: &str) -> Result<(), Denied> {
     headers.insert(header::HOST, value);
     Ok(())
 }
+
+const LOGGED_PATH_MAX: usize = 256;

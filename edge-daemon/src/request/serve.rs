@@ -65,7 +65,9 @@ pub(crate) async fn accept(
             }
             Err(error) => {
                 // Out of descriptors or memory: it does not pass by asking again at once.
-                tracing::warn!(%error, "cannot accept");
+                if worker.complaints.may_log() {
+                    tracing::warn!(%error, "cannot accept");
+                }
                 sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -78,6 +80,7 @@ struct Slot(Rc<Worker>);
 impl Slot {
     fn take(worker: &Rc<Worker>) -> Option<Self> {
         let slot = Self(Rc::clone(worker));
+        worker.visitors.set(worker.visitors.get() + 1);
         let open = slot.metrics().connections.fetch_add(1, Relaxed) + 1;
         if open > worker.view().plan.bounds.connections_max {
             worker.counters.count(Reason::ConnectionsFull);
@@ -94,6 +97,8 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         self.metrics().connections.fetch_sub(1, Relaxed);
+        self.0.visitors.set(self.0.visitors.get() - 1);
+        self.0.left.notify_one();
     }
 }
 
@@ -152,9 +157,7 @@ async fn handshake(
         Ok(Err(_)) => Reason::HandshakeFailed,
         Err(_) => Reason::HandshakeTimeout,
     };
-    worker.counters.count(reason);
-    worker.misdeed(address, reason, None);
-    worker.edge.events.refused(address, reason);
+    worker.refuse_connection(address, reason);
     None
 }
 
@@ -166,7 +169,7 @@ async fn serve_http1<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     stopping: watch::Receiver<bool>,
 ) {
     let bounds = worker.view().plan.bounds.clone();
-    let io = Watched { io, progress: Rc::clone(&visitor.progress), heads: true };
+    let io = Watched { io, progress: Rc::clone(&visitor.progress) };
     let (own, guest) = (Rc::clone(&worker), visitor.clone());
     let service = service_fn(move |request: Request<Incoming>| {
         path::answer(Rc::clone(&own), guest.clone(), entrance, request)
@@ -178,7 +181,7 @@ async fn serve_http1<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
         .max_buf_size(bounds.header_bytes_max.max(HYPER_BUFFER_MIN) + bounds.uri_bytes_max)
         .serve_connection(TokioIo::new(io), service);
     let stop = |c: Pin<&mut http1::Connection<_, _>>| c.graceful_shutdown();
-    drive(&worker, &visitor, connection, stop, stopping).await;
+    drive(&worker, &visitor, connection, stop, true, stopping).await;
 }
 
 async fn serve_http2<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
@@ -188,7 +191,6 @@ async fn serve_http2<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     stopping: watch::Receiver<bool>,
 ) {
     let bounds = worker.view().plan.bounds.clone();
-    let io = Watched { io, progress: Rc::clone(&visitor.progress), heads: false };
     let (own, guest) = (Rc::clone(&worker), visitor.clone());
     let service = service_fn(move |request: Request<Incoming>| {
         path::answer(Rc::clone(&own), guest.clone(), Entrance::Https, request)
@@ -196,12 +198,15 @@ async fn serve_http2<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     let connection = http2::Builder::new(OnThisThread)
         .timer(TokioTimer::new())
         .max_concurrent_streams(bounds.streams_max)
-        .max_header_list_size(u32::try_from(bounds.header_bytes_max).unwrap_or(u32::MAX))
+        // A little beyond the bound, so that the path refuses it, with an answer and a count.
+        .max_header_list_size(u32::try_from(2 * bounds.header_bytes_max).unwrap_or(u32::MAX))
+        .max_send_buf_size(SEND_BUFFER)
+        .max_local_error_reset_streams(Some(MISTAKES_MAX))
         .keep_alive_interval(Some(PING_EVERY))
         .keep_alive_timeout(bounds.header_timeout)
         .serve_connection(TokioIo::new(io), service);
     let stop = |c: Pin<&mut http2::Connection<_, _, _>>| c.graceful_shutdown();
-    drive(&worker, &visitor, connection, stop, stopping).await;
+    drive(&worker, &visitor, connection, stop, false, stopping).await;
 }
 
 /// Drives a connection to its end: its own, a deadline's or the daemon's.
@@ -210,6 +215,7 @@ async fn drive<C: Future<Output = hyper::Result<()>>>(
     visitor: &Visitor,
     connection: C,
     stop: impl Fn(Pin<&mut C>),
+    by_bytes: bool,
     mut stopping: watch::Receiver<bool>,
 ) {
     let view = worker.view();
@@ -229,7 +235,8 @@ async fn drive<C: Future<Output = hyper::Result<()>>>(
                 stop(connection.as_mut());
             }
             () = sleep(look) => {
-                match visitor.progress.overdue(bounds.header_timeout, bounds.idle_timeout) {
+                let (head_max, idle_max) = (bounds.header_timeout, bounds.idle_timeout);
+                match visitor.progress.overdue(head_max, idle_max, by_bytes) {
                     Err(later) => look = later.max(LOOK_MIN),
                     Ok(Overdue::Idle) if !asked_to_stop => {
                         asked_to_stop = true;
@@ -252,9 +259,15 @@ fn broken_off(worker: &Worker, address: IpAddr, error: &hyper::Error) {
     tracing::debug!(%address, error = %Chain(error), "connection broken off");
     if error.is_parse_too_large() {
         worker.refuse_connection(address, Reason::HeadersTooLarge);
-    } else if error.is_parse() {
+    } else if error.is_parse() || is_http2_misuse(error) {
         worker.refuse_connection(address, Reason::MalformedRequest);
     }
+}
+
+/// Whether h2 itself ended the connection because the client broke the protocol or its bounds.
+fn is_http2_misuse(error: &hyper::Error) -> bool {
+    let causes = std::iter::successors(std::error::Error::source(error), |e| e.source());
+    causes.filter_map(|cause| cause.downcast_ref::<h2::Error>()).any(h2::Error::is_library)
 }
 
 /// An error with its causes, in one line.
@@ -287,5 +300,9 @@ const STOP_GRACE: Duration = Duration::from_secs(2);
 const LOOK_MIN: Duration = Duration::from_millis(20);
 /// A silent HTTP/2 peer is asked whether it still lives.
 const PING_EVERY: Duration = Duration::from_secs(20);
+/// What h2 keeps of one stream's answer until the client takes it, in bytes.
+const SEND_BUFFER: usize = 64 * 1024;
+/// Streams that h2 may reset for a client's mistakes before it gives the connection up.
+const MISTAKES_MAX: usize = 16;
 /// hyper refuses to work with a smaller buffer.
 const HYPER_BUFFER_MIN: usize = 8192;

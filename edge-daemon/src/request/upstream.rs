@@ -20,7 +20,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::body::{Upload, UploadState};
+use super::{
+    Throttle,
+    body::{Upload, UploadState},
+};
 use crate::config::settings;
 
 /// One upstream, as one worker sees it.
@@ -32,6 +35,7 @@ pub(crate) struct Upstream {
     slots: std::sync::Arc<Semaphore>,
     /// The server that the next new connection tries first.
     turn: Cell<usize>,
+    complaints: Throttle,
 }
 
 struct Idle {
@@ -58,31 +62,35 @@ impl Lease {
 impl Upstream {
     pub(crate) fn new(settings: settings::Upstream) -> Rc<Self> {
         let slots = std::sync::Arc::new(Semaphore::new(settings.connections_max));
-        Rc::new(Self { settings, idle: RefCell::default(), slots, turn: Cell::new(0) })
+        Rc::new(Self { settings, idle: RefCell::default(), slots, turn: Cell::new(0), complaints: Throttle::default() })
     }
 
     /// Sends a request and waits for the head of its answer.
     ///
     /// A kept connection may have been closed by the other side just now. A request that never
-    /// left is sent again on the next; one that may have arrived only if repeating it is safe.
+    /// left is sent again; one that may have arrived is too, once, if repeating it is safe.
     pub(crate) async fn send(
         self: &Rc<Self>,
         mut request: Request<Upload>,
         upload: &UploadState,
+        pause_max: Duration,
     ) -> Result<(Response<Incoming>, Lease), Reason> {
         let slot = timeout(self.settings.connect_timeout, self.slots.clone().acquire_owned());
         let slot = slot.await.ok().and_then(Result::ok).ok_or(Reason::Overload)?;
         while let Some(mut sender) = self.take_idle() {
             let copy = repeatable(&request);
-            match (self.exchange(&mut sender, request, upload).await, copy) {
+            match (self.exchange(&mut sender, request, upload, pause_max).await, copy) {
                 (Ok(response), _) => return Ok((response, self.lease(sender, slot))),
                 (Err(Failed { unsent: Some(unsent), .. }), _) => request = *unsent,
-                (Err(Failed { reason: Reason::UpstreamInvalid, .. }), Some(copy)) => request = copy,
+                (Err(Failed { reason: Reason::UpstreamInvalid, .. }), Some(copy)) => {
+                    request = copy;
+                    break;
+                }
                 (Err(failed), _) => return Err(failed.reason),
             }
         }
         let mut sender = self.connect().await?;
-        let response = self.exchange(&mut sender, request, upload).await;
+        let response = self.exchange(&mut sender, request, upload, pause_max).await;
         response.map(|r| (r, self.lease(sender, slot))).map_err(|failed| failed.reason)
     }
 
@@ -90,35 +98,46 @@ impl Upstream {
         Lease { upstream: Rc::clone(self), sender, _slot: slot }
     }
 
+    /// The warmest connection that is done with its last request. One that still sends somebody's
+    /// body, because the answer came early, is left to finish or to grow old.
     fn take_idle(&self) -> Option<SendRequest<Upload>> {
         let mut idle = self.idle.borrow_mut();
         idle.retain(|kept| kept.since.elapsed() < IDLE_MAX && !kept.sender.is_closed());
-        idle.pop().map(|kept| kept.sender)
+        let ready = idle.iter().rposition(|kept| kept.sender.is_ready())?;
+        Some(idle.remove(ready).sender)
     }
 
-    /// One request on one connection. The wait for the answer starts anew with every part of the
-    /// body that goes out: a long upload is not a slow upstream.
+    /// One request on one connection. Whoever's turn it is has a deadline: the client may pause
+    /// its body for `pause_max`, the upstream may take `response_timeout` from the last part of it.
     async fn exchange(
         &self,
         sender: &mut SendRequest<Upload>,
         request: Request<Upload>,
         upload: &UploadState,
+        pause_max: Duration,
     ) -> Result<Response<Incoming>, Failed> {
-        if sender.ready().await.is_err() {
-            return Err(Failed { reason: Reason::UpstreamUnreachable, unsent: Some(request.into()) });
-        }
-        upload.moved.set(Instant::now());
+        upload.since.set(Instant::now());
         let mut response = std::pin::pin!(sender.try_send_request(request));
         loop {
-            let wait = self.settings.response_timeout.saturating_sub(upload.moved.get().elapsed());
+            let waited = upload.since.get().elapsed();
+            let (reason, max) = if upload.is_starved.get() {
+                (Reason::RequestTimeout, pause_max)
+            } else {
+                (Reason::UpstreamTimeout, self.settings.response_timeout)
+            };
+            if waited >= max {
+                return Err(Failed { reason, unsent: None });
+            }
+            if upload.is_starved.get() && Duration::from_secs(upload.lag_s()) >= pause_max {
+                return Err(Failed { reason: Reason::RequestTimeout, unsent: None });
+            }
             tokio::select! {
                 result = &mut response => return result.map_err(|mut error| Failed {
                     reason: upload.fault.get().unwrap_or(Reason::UpstreamInvalid),
                     unsent: error.take_message().map(Box::new),
                 }),
-                () = sleep(wait) => if upload.moved.get().elapsed() >= self.settings.response_timeout {
-                    return Err(Failed { reason: Reason::UpstreamTimeout, unsent: None });
-                },
+                // Turns change without a wake-up here, hence no longer than a second.
+                () = sleep((max - waited).min(LOOK_MAX)) => {}
             }
         }
     }
@@ -132,11 +151,15 @@ impl Upstream {
             match timeout(self.settings.connect_timeout, open(*server)).await {
                 Ok(Ok(sender)) => return Ok(sender),
                 Ok(Err(error)) => {
-                    tracing::warn!(upstream = self.settings.name, %server, %error, "unreachable");
+                    if self.complaints.may_log() {
+                        tracing::warn!(upstream = self.settings.name, %server, %error, "unreachable");
+                    }
                     reason = Reason::UpstreamUnreachable;
                 }
                 Err(_) => {
-                    tracing::warn!(upstream = self.settings.name, %server, "connect timed out");
+                    if self.complaints.may_log() {
+                        tracing::warn!(upstream = self.settings.name, %server, "connect timed out");
+                    }
                     reason = Reason::UpstreamTimeout;
                 }
             }
@@ -178,3 +201,4 @@ fn repeatable(request: &Request<Upload>) -> Option<Request<Upload>> {
 /// How long a connection is kept without a request: less than the 5 s after which common
 /// servers (Node among them) close it, so that the race is rare.
 const IDLE_MAX: Duration = Duration::from_secs(4);
+const LOOK_MAX: Duration = Duration::from_secs(1);
