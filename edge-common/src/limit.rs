@@ -74,13 +74,21 @@ impl Rate {
     /// Units that a full bucket holds.
     #[must_use]
     pub const fn burst(&self) -> u64 {
-        if self.interval == 0 { 0 } else { self.capacity / self.interval }
+        self.units(self.capacity)
     }
 
     /// Units that still fit into a bucket that drains in `ahead` ticks.
     #[must_use]
     pub const fn remaining(&self, ahead: u64) -> u64 {
-        if self.interval == 0 { 0 } else { self.capacity.saturating_sub(ahead) / self.interval }
+        self.units(self.capacity.saturating_sub(ahead))
+    }
+
+    /// Whole units that so many ticks hold.
+    const fn units(&self, ticks: u64) -> u64 {
+        match ticks.checked_div(self.interval) {
+            Some(units) => units,
+            None => 0,
+        }
     }
 
     /// Whether one more unit fits into a bucket that drains in `ahead` ticks.

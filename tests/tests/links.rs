@@ -1,4 +1,5 @@
 //! Links and sockets of the kernel plane, on real interfaces in namespaces of the test's own.
+#![allow(clippy::unwrap_used, reason = "a helper of tests may fail as a test does")]
 
 use std::{
     fs::File,

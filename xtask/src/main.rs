@@ -11,12 +11,19 @@ enum Task {
         /// Only checks that the committed object is what the sources give.
         #[arg(long)]
         check: bool,
+        /// Installs the toolchain for it first, where it is missing.
+        #[arg(long)]
+        setup: bool,
     },
 }
 
 fn main() -> anyhow::Result<()> {
     match Task::parse() {
-        Task::Bpf { check: false } => bpf::build(),
-        Task::Bpf { check: true } => bpf::check(),
+        Task::Bpf { check, setup } => {
+            if setup {
+                bpf::install_toolchain()?;
+            }
+            if check { bpf::check() } else { bpf::build() }
+        }
     }
 }
