@@ -410,7 +410,7 @@ fn whatever_follows_the_address_the_verdict_on_it_stands() {
             // Anything in the header but the version and the addresses.
             let fields = if header.len() == 20 { 15..26 } else { 15..22 };
             for at in fields {
-                if random() % 3 == 0 {
+                if random().is_multiple_of(3) {
                     frame[at] = random() as u8;
                 }
             }
