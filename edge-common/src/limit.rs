@@ -108,7 +108,7 @@ impl Rate {
 ///
 /// A source that is not in the set takes the place of the one that is closest to idle: a flood of
 /// new sources replaces other newcomers, and never one that is at its limit while any other is
-/// below it. A word that stays contended after [`ATTEMPTS`] tries belongs to a source that is
+/// below it. A word that stays contended after a few tries belongs to a source that is
 /// being hammered from several CPUs at once: it is refused.
 #[inline(always)]
 pub fn charge(set: &Set, hash: u64, rate: Rate, now_ns: u64) -> Verdict {

@@ -127,7 +127,7 @@ fn expect_open(kernel: &Kernel, expected: u32) {
     }
 }
 
-/// Makes closing this socket send a RST.
+/// Closes a socket with a RST.
 fn reset(stream: TcpStream) {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     // SAFETY: `linger` outlives the call, and its size is given.
@@ -141,6 +141,7 @@ fn reset(stream: TcpStream) {
         )
     };
     assert_eq!(result, 0);
+    drop(stream);
 }
 
 #[test]
