@@ -20,7 +20,7 @@ fn main() {
             "cargo::warning=the kernel object is older than its sources: run `cargo xtask bpf`"
         ),
         Err(error) => {
-            println!("cargo::warning=cannot read the sources of the kernel object: {error}")
+            println!("cargo::warning=cannot read the sources of the kernel object: {error}");
         }
     }
 }

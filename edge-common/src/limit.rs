@@ -74,13 +74,21 @@ impl Rate {
     /// Units that a full bucket holds.
     #[must_use]
     pub const fn burst(&self) -> u64 {
-        if self.interval == 0 { 0 } else { self.capacity / self.interval }
+        self.units(self.capacity)
     }
 
     /// Units that still fit into a bucket that drains in `ahead` ticks.
     #[must_use]
     pub const fn remaining(&self, ahead: u64) -> u64 {
-        if self.interval == 0 { 0 } else { self.capacity.saturating_sub(ahead) / self.interval }
+        self.units(self.capacity.saturating_sub(ahead))
+    }
+
+    /// Whole units that so many ticks hold.
+    const fn units(&self, ticks: u64) -> u64 {
+        match ticks.checked_div(self.interval) {
+            Some(units) => units,
+            None => 0,
+        }
     }
 
     /// Whether one more unit fits into a bucket that drains in `ahead` ticks.
@@ -100,7 +108,7 @@ impl Rate {
 ///
 /// A source that is not in the set takes the place of the one that is closest to idle: a flood of
 /// new sources replaces other newcomers, and never one that is at its limit while any other is
-/// below it. A word that stays contended after [`ATTEMPTS`] tries belongs to a source that is
+/// below it. A word that stays contended after a few tries belongs to a source that is
 /// being hammered from several CPUs at once: it is refused.
 #[inline(always)]
 pub fn charge(set: &Set, hash: u64, rate: Rate, now_ns: u64) -> Verdict {

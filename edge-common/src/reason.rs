@@ -93,6 +93,8 @@ reasons! {
         HandshakeFailed = "handshake_failed", Client;
         /// The TLS handshake did not complete in time.
         HandshakeTimeout = "handshake_timeout", Client;
+        /// The connection was closed because no request came in time.
+        IdleConnection = "idle_connection", Nobody;
         /// The edge holds as many connections as it may.
         ConnectionsFull = "connections_full", Edge;
     }

@@ -27,11 +27,16 @@ impl Facts {
 
 /// A frame that is read from front to back.
 pub struct Frame {
-    /// The next byte.
-    at: *const u8,
+    /// The first byte.
+    start: *const u8,
     /// Behind the last byte of the first buffer.
     end: *const u8,
-    /// Bytes from `at` to the end of what is being read: the frame, later the IP payload.
+    /// Bytes that were read.
+    ///
+    /// A number under a bound, not a pointer that moves on: the ways through the extension
+    /// headers then meet again for the verifier, instead of multiplying with each header.
+    offset: usize,
+    /// Bytes from `offset` to the end of what is being read: the frame, later the IP payload.
     left: u32,
     /// Bytes of the whole frame.
     length: u32,
@@ -41,8 +46,8 @@ impl Frame {
     #[inline(always)]
     pub fn new(ctx: &XdpContext) -> Self {
         let length = report::frame_length(ctx);
-        let (at, end) = (ctx.data() as *const u8, ctx.data_end() as *const u8);
-        Self { at, end, left: length, length }
+        let (start, end) = (ctx.data() as *const u8, ctx.data_end() as *const u8);
+        Self { start, end, offset: 0, left: length, length }
     }
 
     /// Reads `N` bytes and moves behind them.
@@ -51,13 +56,12 @@ impl Frame {
         if self.left < N as u32 {
             return Break(Reason::MalformedPacket);
         }
-        let header = self.at;
-        let behind = header.wrapping_add(N);
-        if behind > self.end {
+        let header = self.start.wrapping_add(self.offset);
+        if header.wrapping_add(N) > self.end {
             // The frame goes on in another buffer, where this program does not follow.
             return Break(Reason::UnparsedPacket);
         }
-        self.at = behind;
+        self.offset += N;
         self.left -= N as u32;
         // SAFETY: the kernel lends the frame for the whole run, and `N` bytes lie before `end`.
         Continue(unsafe { &*header.cast::<[u8; N]>() })
@@ -69,8 +73,11 @@ impl Frame {
         if self.left < bytes {
             return Break(Reason::MalformedPacket);
         }
-        self.at = self.at.wrapping_add(bytes as usize);
+        self.offset += bytes as usize;
         self.left -= bytes;
+        if self.offset > OFFSET_MAX {
+            return Break(Reason::UnparsedPacket);
+        }
         Continue(())
     }
 
@@ -219,23 +226,22 @@ fn extensions(
         let extension = frame.take::<8>()?;
         let kind = facts.protocol;
         facts.protocol = extension[0];
-        if kind == IPPROTO_FRAGMENT {
-            let field = u16::from_be_bytes([extension[2], extension[3]]);
-            fragment.has_more |= field & 1 != 0;
-            if field & 0xfff8 != 0 {
-                fragment.is_later = true;
-                return Continue(fragment);
+        let more = match kind {
+            IPPROTO_FRAGMENT => {
+                let field = u16::from_be_bytes([extension[2], extension[3]]);
+                fragment.has_more |= field & 1 != 0;
+                fragment.is_later = field & 0xfff8 != 0;
+                0
             }
-        } else if kind == IPPROTO_AH {
-            // In words of 4 bytes, less 2; below 8 bytes there is no such header.
-            let words = u32::from(extension[1]);
-            if words == 0 {
-                return Break(Reason::MalformedPacket);
-            }
-            frame.skip((words + 2) * 4 - 8)?;
-        } else {
-            frame.skip(u32::from(extension[1]) * 8)?;
+            // In words of 4 bytes, less 2: a length of 0 would be less than the 8 just read.
+            IPPROTO_AH if extension[1] == 0 => return Break(Reason::MalformedPacket),
+            IPPROTO_AH => u32::from(extension[1]) * 4,
+            _ => u32::from(extension[1]) * 8,
+        };
+        if fragment.is_later {
+            return Continue(fragment);
         }
+        frame.skip(more)?;
         followed += 1;
     }
     Continue(fragment)
@@ -257,18 +263,17 @@ fn is_extension(protocol: u8) -> bool {
 }
 
 #[inline(always)]
-fn tcp(
-    frame: &mut Frame,
-    facts: &mut Facts,
-    fragment: &Fragment,
-) -> ControlFlow<Reason, Segment> {
+fn tcp(frame: &mut Frame, facts: &mut Facts, fragment: &Fragment) -> ControlFlow<Reason, Segment> {
     let header = frame.take::<20>()?;
     facts.port = u16::from_be_bytes([header[2], header[3]]);
     let bytes = u32::from(header[12] >> 4) * 4;
     if bytes < 20 || (!fragment.has_more && bytes - 20 > frame.left) {
         return Break(Reason::MalformedPacket);
     }
-    Continue(Segment { opens_connection: header[13] & (TCP_SYN | TCP_ACK) == TCP_SYN, ..Segment::OTHER })
+    Continue(Segment {
+        opens_connection: header[13] & (TCP_SYN | TCP_ACK) == TCP_SYN,
+        ..Segment::OTHER
+    })
 }
 
 #[inline(always)]
@@ -309,6 +314,9 @@ fn address(header: &[u8; 40]) -> [u8; 16] {
     unsafe { *header.as_ptr().add(8).cast::<[u8; 16]>() }
 }
 
+/// Bytes of headers that the program follows: more than a packet of 1500 bytes holds, and little
+/// enough for the verifier to see that most ways through a chain end alike.
+const OFFSET_MAX: usize = 0x7ff;
 const VLAN_TAGS_MAX: u32 = 2;
 const EXTENSIONS_MAX: u32 = 8;
 

@@ -3,7 +3,7 @@
 use aya_ebpf::{bindings::xdp_action, helpers::bpf_xdp_get_buff_len, programs::XdpContext};
 use aya_log_ebpf::debug;
 use edge_common::{
-    Reason, Verdict, limit,
+    Reason,
     map::{Drop, Settings},
 };
 
@@ -63,11 +63,8 @@ fn tell(ctx: &XdpContext, settings: &Settings, reason: Reason, facts: &Facts) {
 
 #[inline(always)]
 fn may_tell(settings: &Settings, now_ns: u64) -> bool {
-    if settings.event_rate.is_off() {
-        return true;
-    }
-    let Some(set) = tables::DROPS_CELL.set(0) else { return false };
-    matches!(limit::charge(set, 0, settings.event_rate, now_ns), Verdict::Admit { .. })
+    let rate = settings.event_rate;
+    rate.is_off() || crate::charge_event(0, rate.interval, rate.capacity, now_ns) == crate::ADMITTED
 }
 
 /// The frame's length, the part beyond the first buffer included.

@@ -239,6 +239,7 @@ async fn drive<C: Future<Output = hyper::Result<()>>>(
                 match visitor.progress.overdue(head_max, idle_max, by_bytes) {
                     Err(later) => look = later.max(LOOK_MIN),
                     Ok(Overdue::Idle) if !asked_to_stop => {
+                        worker.counters.count(Reason::IdleConnection);
                         asked_to_stop = true;
                         look = STOP_GRACE;
                         stop(connection.as_mut());
