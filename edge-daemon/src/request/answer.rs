@@ -30,6 +30,10 @@ pub(crate) fn pass(
     parts.version = http::Version::default();
     ending.status = parts.status;
     shield::strip_response(&mut parts.headers);
+    if parts.status == StatusCode::NO_CONTENT {
+        // There is no body that it could be the length of (RFC 9110, 8.6).
+        parts.headers.remove(header::CONTENT_LENGTH);
+    }
     if let Some(standing) = trace.standing {
         standing.write(&mut parts.headers, clock::unix_ms());
     }
@@ -38,16 +42,26 @@ pub(crate) fn pass(
 }
 
 /// A refusal. This and [`denied::problem`] are all that the outside ever learns of one.
-pub(crate) fn refuse(denied: &Denied, trace: &Trace, ending: Ending) -> Response<Answer> {
+pub(crate) fn refuse(
+    denied: &Denied,
+    trace: &Trace,
+    unread: Option<Incoming>,
+    ending: Ending,
+) -> Response<Answer> {
     let problem = denied::problem(denied, &trace.id, clock::unix_ms());
     let (mut parts, body) = problem.into_parts();
     finish(&mut parts.headers, trace);
-    Response::from_parts(parts, Answer::whole(Bytes::from(body), ending))
+    Response::from_parts(parts, Answer::whole(Bytes::from(body), unread, ending))
 }
 
 /// From plain HTTP to HTTPS; the method and the body stay (RFC 9110, 15.4.9).
-pub(crate) fn redirect(location: HeaderValue, trace: &Trace, ending: Ending) -> Response<Answer> {
-    let mut response = Response::new(Answer::whole(Bytes::new(), ending));
+pub(crate) fn redirect(
+    location: HeaderValue,
+    trace: &Trace,
+    unread: Option<Incoming>,
+    ending: Ending,
+) -> Response<Answer> {
+    let mut response = Response::new(Answer::whole(Bytes::new(), unread, ending));
     *response.status_mut() = StatusCode::PERMANENT_REDIRECT;
     response.headers_mut().insert(header::LOCATION, location);
     finish(response.headers_mut(), trace);

@@ -133,15 +133,17 @@ pub(crate) struct Answer {
 }
 
 enum Content {
-    /// Made by the edge.
-    Whole(Option<Bytes>),
+    /// Made by the edge. A request body that nobody read is kept until the answer is out: to
+    /// drop it earlier resets an HTTP/2 stream, answer and all.
+    Whole { bytes: Option<Bytes>, _unread: Option<Incoming> },
     /// Passed on from the upstream; the connection to it is held as long as it sends.
     Passed { incoming: Incoming, lease: Option<Lease>, upload: Rc<UploadState> },
 }
 
 impl Answer {
-    pub(crate) fn whole(bytes: Bytes, ending: Ending) -> Self {
-        Self { content: Content::Whole(Some(bytes).filter(|b| !b.is_empty())), ending }
+    pub(crate) fn whole(bytes: Bytes, unread: Option<Incoming>, ending: Ending) -> Self {
+        let bytes = Some(bytes).filter(|bytes| !bytes.is_empty());
+        Self { content: Content::Whole { bytes, _unread: unread }, ending }
     }
 
     pub(crate) fn passed(
@@ -165,7 +167,9 @@ impl Body for Answer {
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let Self { content, ending } = self.get_mut();
         let (incoming, lease, upload) = match content {
-            Content::Whole(bytes) => return Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
+            Content::Whole { bytes, .. } => {
+                return Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b))));
+            }
             Content::Passed { incoming, lease, upload } => (incoming, lease, upload),
         };
         let Poll::Ready(frame) = Pin::new(&mut *incoming).poll_frame(cx) else {
@@ -189,14 +193,14 @@ impl Body for Answer {
 
     fn is_end_stream(&self) -> bool {
         match &self.content {
-            Content::Whole(bytes) => bytes.is_none(),
+            Content::Whole { bytes, .. } => bytes.is_none(),
             Content::Passed { incoming, .. } => incoming.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.content {
-            Content::Whole(bytes) => {
+            Content::Whole { bytes, .. } => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64))
             }
             Content::Passed { incoming, .. } => incoming.size_hint(),

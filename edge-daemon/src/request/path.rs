@@ -12,7 +12,7 @@ use edge_policy::{
     shield,
     target::Target,
 };
-use http::{HeaderMap, HeaderValue, Request, Response, Uri, header};
+use http::{HeaderMap, HeaderValue, Request, Response, Uri, header, request::Parts};
 use hyper::body::Incoming;
 
 use super::{
@@ -49,11 +49,13 @@ pub(crate) async fn answer(
         key: None,
         standing: None,
     };
+    let (head, body) = request.into_parts();
+    let mut body = Some(body);
     let outcome = match entrance {
-        Entrance::Http => redirect(&worker.view().plan, &request).map(Outcome::Redirect),
+        Entrance::Http => redirect(&worker.view().plan, &head).map(Outcome::Redirect),
         Entrance::Https => {
             ending.clock.wait(WaitsFor::Exchange);
-            settle(&worker, &visitor, in_flight, &mut trace, request).await
+            settle(&worker, &visitor, in_flight, &mut trace, head, &mut body).await
         }
     };
     ending.clock.turn(WaitsFor::Client);
@@ -63,12 +65,12 @@ pub(crate) async fn answer(
         }
         Ok(Outcome::Redirect(location)) => {
             ending.settle(Reason::Redirect);
-            answer::redirect(location, &trace, ending)
+            answer::redirect(location, &trace, body, ending)
         }
         Err(denied) => {
             ending.settle(denied.reason);
             report(&worker, &visitor, &denied, &trace);
-            answer::refuse(&denied, &trace, ending)
+            answer::refuse(&denied, &trace, body, ending)
         }
     })
 }
@@ -82,12 +84,14 @@ enum Outcome {
 ///
 /// The source's own limit comes first, so that nonsense and guessing are slowed however they are
 /// done; the key's and the edge's come late, so that they are charged only to those who may.
+/// The body is taken only when it goes upstream.
 async fn settle(
     worker: &Worker,
     visitor: &Visitor,
     in_flight: usize,
     trace: &mut Trace,
-    request: Request<Incoming>,
+    mut head: Parts,
+    body: &mut Option<Incoming>,
 ) -> Result<Outcome, Denied> {
     let (edge, view, now_ns) = (&worker.edge, worker.view(), clock::boot_ns());
     let plan = &view.plan;
@@ -97,16 +101,15 @@ async fn settle(
     let client = edge_common::Source::from(visitor.address).client(plan.ipv6_prefix);
     trace.standing = limit::admit_source(&edge.sources, &client, plan.limits.source, now_ns)?;
 
-    let (mut parts, body) = request.into_parts();
-    let host = head::check(&parts.method, &parts.uri, parts.version, &parts.headers, &plan.head)?;
-    let target = Target::parse(path_and_query(&parts.uri), plan.bounds.uri_bytes_max)?;
+    let host = head::check(&head.method, &head.uri, head.version, &head.headers, &plan.head)?;
+    let target = Target::parse(path_and_query(&head.uri), plan.bounds.uri_bytes_max)?;
     cut(&target.path).clone_into(&mut trace.path);
 
     let query = target.query.as_deref();
-    let credential = credential::present(&parts.headers, query, &plan.url_parameters)?;
+    let credential = credential::present(&head.headers, query, &plan.url_parameters)?;
     trace.key = credential.map(|text| identify(worker, plan, text)).transpose()?;
 
-    let route = plan.routes.find(&host.name, &target.path, &parts.method)?;
+    let route = plan.routes.find(&host.name, &target.path, &head.method)?;
     access::authorize(route, trace.key.as_deref())?;
 
     if let Some(key) = &trace.key {
@@ -116,12 +119,12 @@ async fn settle(
     limit::admit_global(&edge.everyone, plan.limits.global, now_ns)?;
 
     let body_max = plan.bounds.body_bytes_max;
-    if declared_length(&parts.headers).is_some_and(|length| length > body_max) {
+    if declared_length(&head.headers).is_some_and(|length| length > body_max) {
         return Err(Reason::BodyTooLarge.into());
     }
 
-    shield::strip_request(&mut parts.headers);
-    shield::forward(&mut parts.headers, &shield::Forward {
+    shield::strip_request(&mut head.headers);
+    shield::forward(&mut head.headers, &shield::Forward {
         client: visitor.address,
         host: &host.to_string(),
         request_id: &trace.id,
@@ -130,12 +133,13 @@ async fn settle(
             name: &key.record.name,
         }),
     });
+    let body = body.take().ok_or(Reason::InternalError)?;
     let (upload, state) = Upload::new(body, body_max, &visitor.progress);
     let mut outgoing = Request::new(upload);
-    *outgoing.method_mut() = parts.method;
+    *outgoing.method_mut() = head.method;
     *outgoing.uri_mut() =
         target.path_and_query().parse().map_err(|_| Denied::from(Reason::MalformedRequest))?;
-    *outgoing.headers_mut() = parts.headers;
+    *outgoing.headers_mut() = head.headers;
     set_host(outgoing.headers_mut(), &host.to_string())?;
 
     let index = plan.upstreams.iter().position(|upstream| upstream.name == route.upstream);
@@ -160,10 +164,9 @@ fn identify(
 }
 
 /// Where plain HTTP is sent: the same target, over TLS.
-fn redirect(plan: &Plan, request: &Request<Incoming>) -> Result<HeaderValue, Denied> {
-    let (uri, headers) = (request.uri(), request.headers());
-    let host = head::check(request.method(), uri, request.version(), headers, &plan.head)?;
-    let target = Target::parse(path_and_query(uri), plan.bounds.uri_bytes_max)?;
+fn redirect(plan: &Plan, head: &Parts) -> Result<HeaderValue, Denied> {
+    let host = head::check(&head.method, &head.uri, head.version, &head.headers, &plan.head)?;
+    let target = Target::parse(path_and_query(&head.uri), plan.bounds.uri_bytes_max)?;
     let port = if plan.https_port == 443 { String::new() } else { format!(":{}", plan.https_port) };
     let location = format!("https://{}{port}{}", host.name, target.path_and_query());
     HeaderValue::try_from(location).map_err(|_| Reason::MalformedRequest.into())
