@@ -49,11 +49,13 @@ pub fn main() -> ExitCode {
     };
     let settings = match config::load(&config) {
         Ok((settings, warnings)) => {
-            eprint!("{warnings}");
+            if !warnings.0.is_empty() {
+                eprintln!("{warnings}");
+            }
             settings
         }
         Err(mistakes) => {
-            eprint!("{mistakes}");
+            eprintln!("{mistakes}");
             return ExitCode::from(BAD_CONFIGURATION);
         }
     };

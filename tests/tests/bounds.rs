@@ -1,0 +1,135 @@
+//! Every bound of the request plane: a client that hits it, and the counter that tells of it.
+
+use std::{io::Write, time::Duration};
+
+use anyhow::Result;
+use edge_common::Reason;
+use edge_tests::{
+    Lab, Origin,
+    client::{connect, raw_https, read_all, until},
+    lab::{CLIENT, FRIEND},
+};
+
+const SOON: Duration = Duration::from_secs(4);
+
+#[test]
+fn a_head_that_trickles_is_cut_off() -> Result<()> {
+    let lab = Lab::new()?;
+    let edged = lab.edged()?.set("bounds.header_timeout", r#""1s""#).start()?;
+    raw_https(&lab, CLIENT, b"GET / HTTP/1.1\r\nHost: edge.te")?;
+    until("it is counted", SOON, || Ok(edged.metrics()?.requests(Reason::RequestTimeout) == 1.0))?;
+    assert_eq!(edged.metrics()?.value(r#"edged_signals_total{reason="request_timeout"}"#), 1.0);
+    Ok(())
+}
+
+#[test]
+fn a_body_that_stops_is_the_clients_fault() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab.edged()?.set("bounds.idle_timeout", r#""1s""#).start()?;
+    let key = edged.key("k")?;
+    let head = format!(
+        "POST /upload HTTP/1.1\r\nHost: edge.test\r\nX-API-Key: {key}\r\nContent-Length: 99\r\n\r\nabc"
+    );
+    let answer = raw_https(&lab, CLIENT, head.as_bytes())?;
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+    let metrics = edged.metrics()?;
+    assert_eq!(metrics.requests(Reason::RequestTimeout), 1.0);
+    assert_eq!(metrics.requests(Reason::UpstreamTimeout), 0.0);
+    Ok(())
+}
+
+#[test]
+fn a_cancelled_upload_is_no_misdeed() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab.edged()?.start()?;
+    let key = edged.key("k")?;
+    for (sent, flag) in [(1.0, "--http1.1"), (2.0, "--http2")] {
+        let upload = edged.get(CLIENT, "/upload").key(&key).method("POST").body(vec![7; 1 << 20]);
+        let _ = upload.flag(flag).arg("--limit-rate", "50k").arg("--max-time", "1").send();
+        let gone = || Ok(edged.metrics()?.requests(Reason::ClientGone) == sent);
+        until("the client is gone", SOON, gone)?;
+    }
+    assert_eq!(edged.metrics()?.sum("edged_signals_total", &[]), 0.0);
+    Ok(())
+}
+
+#[test]
+fn a_connection_without_a_request_is_closed() -> Result<()> {
+    let lab = Lab::new()?;
+    let edged = lab.edged()?.set("bounds.header_timeout", r#""1s""#).start()?;
+    raw_https(&lab, CLIENT, b"")?;
+    until("closed", SOON, || Ok(edged.metrics()?.connections(Reason::IdleConnection) == 1.0))?;
+    until("gone", SOON, || Ok(edged.metrics()?.value("edged_connections_open") == 0.0))?;
+    Ok(())
+}
+
+#[test]
+fn a_handshake_that_stalls_or_is_none_is_cut_off() -> Result<()> {
+    let lab = Lab::new()?;
+    let edged = lab.edged()?.set("bounds.handshake_timeout", r#""1s""#).start()?;
+    let silent = connect(&lab, CLIENT, 443, SOON)?;
+    let mut plain = connect(&lab, CLIENT, 443, SOON)?;
+    plain.write_all(b"GET / HTTP/1.1\r\nHost: edge.test\r\n\r\n")?;
+    read_all(plain)?;
+    read_all(silent)?;
+    let metrics = edged.metrics()?;
+    assert_eq!(metrics.connections(Reason::HandshakeFailed), 1.0);
+    assert_eq!(metrics.connections(Reason::HandshakeTimeout), 1.0);
+    assert_eq!(metrics.value(r#"edged_signals_total{reason="handshake_failed"}"#), 1.0);
+    Ok(())
+}
+
+#[test]
+fn connections_beyond_the_bound_are_closed_at_once() -> Result<()> {
+    let lab = Lab::new()?;
+    let edged = lab.edged()?.set("bounds.connections_max", "2").start()?;
+    let held = [connect(&lab, CLIENT, 443, SOON)?, connect(&lab, CLIENT, 443, SOON)?];
+    until("both are held", SOON, || Ok(edged.metrics()?.value("edged_connections_open") == 2.0))?;
+    assert_eq!(read_all(connect(&lab, CLIENT, 443, SOON)?)?, "");
+    assert_eq!(edged.metrics()?.connections(Reason::ConnectionsFull), 1.0);
+    drop(held);
+    until("there is room", SOON, || Ok(edged.metrics()?.value("edged_connections_open") == 0.0))?;
+    Ok(())
+}
+
+#[test]
+fn requests_beyond_the_bound_are_told_to_come_back() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab.edged()?.set("bounds.requests_max", "1").start()?;
+    let key = edged.key("k")?;
+    std::thread::scope(|scope| -> Result<()> {
+        let slow = scope.spawn(|| edged.get(CLIENT, "/slow?ms=1500").key(&key).send());
+        until("one is open", SOON, || {
+            Ok(edged.metrics()?.value("edged_requests_in_flight") == 1.0)
+        })?;
+        let refused = edged.get(FRIEND, "/").key(&key).send()?;
+        assert_eq!(refused.status, 503, "{refused:?}");
+        assert!(refused.header("retry-after").is_some(), "{refused:?}");
+        assert_eq!(slow.join().expect("no panic")?.status, 200);
+        Ok(())
+    })?;
+    assert_eq!(edged.metrics()?.requests(Reason::Overload), 1.0);
+    assert_eq!(edged.metrics()?.sum("edged_signals_total", &[]), 0.0, "it is not their fault");
+    Ok(())
+}
+
+#[test]
+fn an_answer_before_the_end_of_the_body_leaves_the_pool_in_order() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab.edged()?.start()?;
+    let key = edged.key("k")?;
+    for flag in ["--http1.1", "--http2"] {
+        for _ in 0..4 {
+            // The origin answers `/` without reading the body to its end.
+            let early = edged.get(FRIEND, "/").key(&key).method("POST").body(vec![7; 3 << 20]);
+            let _ = early.flag(flag).send();
+            let next = edged.get(FRIEND, "/echo").key(&key).flag(flag).send()?;
+            assert_eq!(next.status, 200, "{next:?}");
+        }
+    }
+    Ok(())
+}
