@@ -246,7 +246,7 @@ impl Writer {
         let Outcome::Ban { duration_ns, strikes } = outcome else { return };
         if let Err(error) = self.enforce(client, signal, duration_ns, strikes) {
             // The client is as free as before; its next misdeed tries again.
-            self.book.pardon(&client);
+            self.book.retract(client);
             self.edge.metrics.bans_failed.fetch_add(1, Relaxed);
             tracing::error!(%client, error = %format!("{error:#}"), "cannot ban");
             let why = format!("{error:#}");
@@ -317,8 +317,11 @@ impl Writer {
             }
         }
         let active = self.keys.values().filter(|key| key.check(now_ms).is_ok()).count();
-        self.edge.metrics.keys_active.store(active as u64, Relaxed);
-        self.edge.metrics.bans_active.store(self.bans.len() as u64, Relaxed);
+        let metrics = &self.edge.metrics;
+        metrics.keys_active.store(active as u64, Relaxed);
+        metrics.bans_active.store(self.bans.len() as u64, Relaxed);
+        metrics.watched.store(self.book.len() as u64, Relaxed);
+        metrics.watched_evicted.store(self.book.evicted(), Relaxed);
         if now_ms >= self.next_purge_ms {
             self.next_purge_ms = now_ms + PURGE_EVERY_MS;
             if let Err(error) = self.store.purge(now_ms, self.settings.abuse.forget_after) {
