@@ -11,7 +11,7 @@ use std::{
         mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
@@ -36,11 +36,10 @@ use crate::{
     listen,
     metrics::{KernelView, Metrics},
     notify::notify,
-    plan,
-    privilege,
+    plan, privilege,
     request::{self, Edge, Entrance},
     scrape, store,
-    verdict::{Order, Writer},
+    verdict::{Keeper, Order, Writer},
 };
 
 /// Everything that was loaded, attached, bound and opened, and nothing that runs yet.
@@ -49,6 +48,7 @@ pub struct App {
     settings: Settings,
     edge: Arc<Edge>,
     writer: Writer,
+    keeper: Keeper,
     orders: Receiver<Order>,
     told: Told,
     event_log: EventLog,
@@ -66,9 +66,7 @@ impl App {
             0 => thread::available_parallelism()?.get(),
             workers => workers,
         };
-        if let Err(error) = raise_descriptor_limit() {
-            tracing::warn!(%error, "cannot raise the limit of open descriptors");
-        }
+        provide_descriptors(&settings, workers);
         let (events, event_log) =
             Events::open(&settings.log.events).context("cannot open the event log")?;
         let (store, damage) = store::Store::open(&settings.state.dir, clock::unix_ms() / 1000)?;
@@ -104,7 +102,8 @@ impl App {
         })?;
         let tables = kernel.tables.duplicate()?;
         let edge_too = Arc::clone(&edge);
-        let mut writer = Writer::new(tables, store, config.clone(), settings.clone(), edge_too)?;
+        let (mut writer, keeper) =
+            Writer::new(tables, store, config.clone(), settings.clone(), edge_too)?;
         kernel.attach(&settings.kernel.interfaces, settings.kernel.attach.into())?;
         for attached in kernel.attached() {
             let Attached { interface, mode, adopted, .. } = attached;
@@ -113,7 +112,19 @@ impl App {
         writer.attached = kernel.attached().to_vec();
         let Kernel { drops, debug_log, .. } = kernel;
         let told = Told { drops, debug: debug_log };
-        Ok(Self { config, settings, edge, writer, orders, told, event_log, listeners, control, metrics })
+        Ok(Self {
+            config,
+            settings,
+            edge,
+            writer,
+            keeper,
+            orders,
+            told,
+            event_log,
+            listeners,
+            control,
+            metrics,
+        })
     }
 
     /// Gives up every capability, serves until SIGTERM or SIGINT, drains.
@@ -122,7 +133,9 @@ impl App {
 
         let (stop, stopping) = watch::channel(false);
         let (event_log, writer, orders) = (self.event_log, self.writer, self.orders);
-        spawn("events", move || event_log.run())?;
+        let event_log = spawn("events", move || event_log.run())?;
+        let keeper = self.keeper;
+        let keeper = spawn("keeper", move || keeper.run())?;
         let writer = spawn("verdicts", move || writer.run(&orders))?;
         let mut workers = Vec::new();
         for (index, listeners) in self.listeners.into_iter().enumerate() {
@@ -142,7 +155,11 @@ impl App {
             join(worker)??;
         }
         edge.orders.send(Order::Stop).context("the verdict writer is gone")?;
-        join(writer)
+        join(writer)?;
+        join(keeper)?;
+        drop(edge);
+        // Nobody can tell of events any more; a destination that hangs is not waited for long.
+        join_until(event_log, Instant::now() + LAST_EVENTS)
     }
 }
 
@@ -154,40 +171,47 @@ fn serve_control(
     told: Told,
 ) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(LocalSet::new().run_until(async move {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut hangup = signal(SignalKind::hangup())?;
-        let edge = Arc::clone(&operator.edge);
-        let operator = Rc::new(tokio::sync::Mutex::new(operator));
+    runtime.block_on(
+        LocalSet::new().run_until(async move {
+            let mut terminate = signal(SignalKind::terminate())?;
+            let mut interrupt = signal(SignalKind::interrupt())?;
+            let mut hangup = signal(SignalKind::hangup())?;
+            let edge = Arc::clone(&operator.edge);
+            let operator = Rc::new(tokio::sync::Mutex::new(operator));
 
-        let listener = tokio::net::TcpListener::from_std(metrics)?;
-        let scraped = Arc::clone(&edge);
-        spawn_local(scrape::serve(listener, move || exposition(Arc::clone(&scraped))));
-        spawn_local(tell_drops(told.drops, Arc::clone(&edge)));
-        if let Some(log) = told.debug {
-            spawn_local(tell_debug(log));
-        }
-        let commanded = Rc::clone(&operator);
-        spawn_local(control::serve(control, move |command, peer| {
-            let operator = Rc::clone(&commanded);
-            async move { operator.lock().await.obey(command, peer).await }
-        }));
+            let listener = tokio::net::TcpListener::from_std(metrics)?;
+            let scraped = Arc::clone(&edge);
+            spawn_local(scrape::serve(listener, move || exposition(Arc::clone(&scraped))));
+            spawn_local(tell_drops(told.drops, Arc::clone(&edge)));
+            if let Some(log) = told.debug {
+                spawn_local(tell_debug(log));
+            }
+            let commanded = Rc::clone(&operator);
+            spawn_local(control::serve(control, move |command, peer| {
+                let operator = Rc::clone(&commanded);
+                // A task of its own: who asked may give up or be cut off, the work is done to its end.
+                let work =
+                    spawn_local(async move { operator.lock().await.obey(command, peer).await });
+                async move {
+                    work.await.unwrap_or_else(|_| Reply::Refused("the command broke off".into()))
+                }
+            }));
 
-        tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
-        edge.events.tell(Event::Started { version: env!("CARGO_PKG_VERSION") });
-        notify("READY=1");
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => return Ok(()),
-                _ = interrupt.recv() => return Ok(()),
-                _ = hangup.recv() => {
-                    // Failure is logged, counted and shown by `edgectl status`.
-                    let _ = operator.lock().await.reload().await;
+            tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
+            edge.events.tell(Event::Started { version: env!("CARGO_PKG_VERSION") });
+            notify("READY=1");
+            loop {
+                tokio::select! {
+                    _ = terminate.recv() => return Ok(()),
+                    _ = interrupt.recv() => return Ok(()),
+                    _ = hangup.recv() => {
+                        // Failure is logged, counted and shown by `edgectl status`.
+                        let _ = operator.lock().await.reload().await;
+                    }
                 }
             }
-        }
-    }))
+        }),
+    )
 }
 
 /// What an operator reaches: the configuration's file, and the writer behind the edge.
@@ -221,7 +245,7 @@ impl Operator {
         let (count, word) = match &result {
             Ok(()) => (&metrics.reloads_ok, "ok"),
             Err(error) => {
-                tracing::error!(error = %format!("{error:#}"), "reload refused; nothing changed");
+                tracing::error!(error = %format!("{error:#}"), "reload refused; the former stays");
                 (&metrics.reloads_refused, "refused")
             }
         };
@@ -321,10 +345,7 @@ async fn send(orders: &SyncSender<Order>, mut order: Order) -> anyhow::Result<()
     }
 }
 
-fn bind(
-    settings: &Settings,
-    workers: usize,
-) -> anyhow::Result<Vec<Vec<(TcpListener, Entrance)>>> {
+fn bind(settings: &Settings, workers: usize) -> anyhow::Result<Vec<Vec<(TcpListener, Entrance)>>> {
     let https = settings.server.https.iter().map(|address| (*address, Entrance::Https));
     let http = settings.server.http.iter().map(|address| (*address, Entrance::Http));
     let mut listeners: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
@@ -338,11 +359,33 @@ fn bind(
     Ok(listeners)
 }
 
-/// A connection is a descriptor or two: takes as many as the system gives.
-fn raise_descriptor_limit() -> nix::Result<()> {
+/// A connection is a descriptor or two: takes as many as the system gives, and says so if they
+/// are fewer than the configuration's bounds may need.
+fn provide_descriptors(settings: &Settings, workers: usize) {
+    let needed = descriptors_needed(settings, workers);
+    match raise_descriptor_limit() {
+        Ok(given) if given < needed => {
+            tracing::warn!(given, needed, "fewer descriptors than the bounds may need");
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "cannot raise the limit of open descriptors"),
+    }
+}
+
+/// Descriptors open at once when every bound on connections is reached.
+fn descriptors_needed(settings: &Settings, workers: usize) -> u64 {
+    let upstreams: usize = settings.upstreams.iter().map(|u| u.connections_max).sum();
+    let connections =
+        workers.saturating_mul(upstreams).saturating_add(settings.bounds.connections_max);
+    connections.saturating_add(DESCRIPTORS_OWN) as u64
+}
+
+/// Raises the soft limit to the hard one, which it returns.
+fn raise_descriptor_limit() -> nix::Result<u64> {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    Ok(hard)
 }
 
 fn random_seed() -> anyhow::Result<u64> {
@@ -362,8 +405,24 @@ fn join<T>(thread: JoinHandle<T>) -> anyhow::Result<T> {
     thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))
 }
 
+/// Joins a thread, if it ends in time.
+fn join_until<T>(thread: JoinHandle<T>, deadline: Instant) -> anyhow::Result<()> {
+    while !thread.is_finished() {
+        if Instant::now() >= deadline {
+            tracing::warn!(thread = thread.thread().name(), "left behind: it has not ended");
+            return Ok(());
+        }
+        thread::sleep(QUEUE_PAUSE);
+    }
+    join(thread).map(|_| ())
+}
+
 /// Signals and commands that wait for the writer; ~64 bytes each.
 const ORDERS_MAX: usize = 16_384;
 /// Sets of the request limiter: 262 144 sources in 2 MiB.
 const SOURCE_SETS: usize = 65_536;
 const QUEUE_PAUSE: Duration = Duration::from_millis(1);
+/// For the last events to be written, at the end.
+const LAST_EVENTS: Duration = Duration::from_secs(2);
+/// Descriptors that are not connections: listeners, kernel tables, logs, the store.
+const DESCRIPTORS_OWN: usize = 100;
