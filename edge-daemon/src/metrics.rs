@@ -169,9 +169,11 @@ impl Metrics {
             self.spread("handshake_duration_seconds", "Duration of TLS handshakes.", |c| {
                 &c.handshake
             }),
-            histogram("ban_latency_seconds", "From a misdeed to the kernel's map.", &[
-                &self.ban_latency,
-            ]),
+            histogram(
+                "ban_latency_seconds",
+                "From a misdeed to the kernel's map.",
+                &[&self.ban_latency],
+            ),
             reloads(&self.reloads_ok, &self.reloads_refused),
             build_info(),
         ];
@@ -194,9 +196,8 @@ impl Metrics {
             let status = edge_policy::denied::status(*reason);
             (*reason, status.as_u16(), self.sum(|c| &c.reasons[*reason as usize]))
         });
-        let served = (0..STATUSES).map(|status| {
-            (Reason::Serve, status as u16, self.sum(|c| &c.served[status]))
-        });
+        let served = (0..STATUSES)
+            .map(|status| (Reason::Serve, status as u16, self.sum(|c| &c.served[status])));
         let metrics = refused.chain(served).filter(|(.., count)| *count > 0).map(
             |(reason, status, count)| {
                 counter(&[("reason", reason.name()), ("status", &status.to_string())], count)
@@ -227,9 +228,8 @@ impl Metrics {
     }
 
     fn plain(&self, events_lost: u64) -> Vec<MetricFamily> {
-        let total = |name, help, value| {
-            family(name, help, MetricType::COUNTER, [counter(&[], value)])
-        };
+        let total =
+            |name, help, value| family(name, help, MetricType::COUNTER, [counter(&[], value)]);
         let now = |name, help, value| family(name, help, MetricType::GAUGE, [gauge(&[], value)]);
         let load = |value: &AtomicU64| value.load(Relaxed);
         vec![
@@ -264,12 +264,18 @@ fn kernel_families(view: &KernelView) -> Vec<MetricFamily> {
     vec![
         family("packets_total", "Packets by outcome.", total, by_reason(|c| c.packets)),
         family("packet_bytes_total", "Packet bytes by outcome.", total, by_reason(|c| c.bytes)),
-        family("map_entries", "Entries of a kernel table.", now, used.map(|(m, n)| {
-            gauge(&[("map", m)], n)
-        })),
-        family("map_capacity", "Capacity of a kernel table.", now, view.tables.iter().map(
-            |(map, _, capacity)| gauge(&[("map", map)], *capacity),
-        )),
+        family(
+            "map_entries",
+            "Entries of a kernel table.",
+            now,
+            used.map(|(m, n)| gauge(&[("map", m)], n)),
+        ),
+        family(
+            "map_capacity",
+            "Capacity of a kernel table.",
+            now,
+            view.tables.iter().map(|(map, _, capacity)| gauge(&[("map", map)], *capacity)),
+        ),
         family("drop_events_lost_total", "Drop events the kernel kept back.", total, [lost]),
     ]
 }
@@ -353,8 +359,8 @@ fn labelled(labels: &[(&str, &str)]) -> Metric {
 /// Upper edges of the duration buckets, in seconds: a ban is a matter of microseconds, an
 /// upstream's answer one of seconds.
 const EDGES: [f64; 17] = [
-    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25,
-    0.5, 1.0, 2.5, 5.0, 10.0,
+    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
+    1.0, 2.5, 5.0, 10.0,
 ];
 
 /// Status codes have three digits, and an upstream may send any of them.
