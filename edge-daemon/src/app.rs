@@ -1,5 +1,7 @@
 //! The daemon's life: build all that can fail, give up every power, then run, then drain.
 
+mod operator;
+
 use std::{
     io,
     net::TcpListener,
@@ -8,13 +10,13 @@ use std::{
     rc::Rc,
     sync::{
         Arc,
-        mpsc::{Receiver, SyncSender, sync_channel},
+        mpsc::{Receiver, sync_channel},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use edge_common::{Reason, limit::Set, map};
 use edge_policy::{
@@ -27,10 +29,11 @@ use tokio::{
     task::{LocalSet, spawn_local},
 };
 
+use self::operator::{Operator, send};
 use crate::{
     clock,
-    config::{self, Settings},
-    control::{self, Command, Peer, Reply},
+    config::Settings,
+    control::{self, Reply},
     events::{Event, EventLog, Events},
     kernel::{self, Attached, DebugLog, Drops, Kernel, LoadSettings},
     listen,
@@ -214,90 +217,6 @@ fn serve_control(
     )
 }
 
-/// What an operator reaches: the configuration's file, and the writer behind the edge.
-struct Operator {
-    edge: Arc<Edge>,
-    config: PathBuf,
-    settings: Settings,
-}
-
-impl Operator {
-    async fn obey(&mut self, command: Command, peer: Peer) -> Reply {
-        if matches!(command, Command::Reload) {
-            return match self.reload().await {
-                Ok(()) => Reply::Done("the configuration is in force".into()),
-                Err(error) => Reply::Refused(format!("{error:#}")),
-            };
-        }
-        let (answer, answered) = oneshot::channel();
-        let sent = send(&self.edge.orders, Order::Command(command, peer, answer)).await;
-        match (sent, answered.await) {
-            (Ok(()), Ok(reply)) => reply,
-            _ => Reply::Refused("the verdict writer is gone".into()),
-        }
-    }
-
-    /// Reads the configuration again. Nothing changes unless all of it can be put in force.
-    async fn reload(&mut self) -> anyhow::Result<()> {
-        notify("RELOADING=1");
-        let result = self.try_reload().await;
-        let metrics = &self.edge.metrics;
-        let (count, word) = match &result {
-            Ok(()) => (&metrics.reloads_ok, "ok"),
-            Err(error) => {
-                tracing::error!(error = %format!("{error:#}"), "reload refused; the former stays");
-                (&metrics.reloads_refused, "refused")
-            }
-        };
-        count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        self.edge.events.tell(Event::Reload { result: word });
-        let told = result.as_ref().map(|()| ()).map_err(|error| format!("{error:#}"));
-        let _ = send(&self.edge.orders, Order::Reloaded(told)).await;
-        notify("READY=1");
-        result
-    }
-
-    async fn try_reload(&mut self) -> anyhow::Result<()> {
-        let (settings, warnings) = config::load(&self.config)?;
-        if !warnings.0.is_empty() {
-            tracing::warn!("{warnings}");
-        }
-        refuse_what_needs_a_restart(&self.settings, &settings)?;
-        let plan = plan::plan(&settings)?;
-        let (answer, answered) = oneshot::channel();
-        send(&self.edge.orders, Order::Apply(Box::new(settings.clone()), answer)).await?;
-        answered.await.context("the verdict writer is gone")??;
-        self.edge.plan.store(Arc::new(plan));
-        self.settings = settings;
-        Ok(())
-    }
-}
-
-/// What only the start can do, because the powers for it are gone.
-fn refuse_what_needs_a_restart(old: &Settings, new: &Settings) -> anyhow::Result<()> {
-    let changed = [
-        ("kernel.interfaces", old.kernel.interfaces != new.kernel.interfaces),
-        ("kernel.attach", old.kernel.attach != new.kernel.attach),
-        ("kernel.pin_dir", old.kernel.pin_dir != new.kernel.pin_dir),
-        ("kernel.debug", old.kernel.debug != new.kernel.debug),
-        ("kernel.ipv6_prefix", old.kernel.ipv6_prefix != new.kernel.ipv6_prefix),
-        ("server.https", old.server.https != new.server.https),
-        ("server.http", old.server.http != new.server.http),
-        ("server.workers", old.server.workers != new.server.workers),
-        ("server.drain_timeout", old.server.drain_timeout != new.server.drain_timeout),
-        ("keys.pepper_file", old.keys.pepper_file != new.keys.pepper_file),
-        ("state.dir", old.state != new.state),
-        ("control.socket", old.control != new.control),
-        ("metrics.listen", old.metrics != new.metrics),
-        ("log", old.log != new.log),
-    ];
-    let changed: Vec<_> = changed.iter().filter(|(_, is)| *is).map(|(key, _)| *key).collect();
-    if !changed.is_empty() {
-        bail!("needs a restart: {} changed", changed.join(", "));
-    }
-    Ok(())
-}
-
 async fn exposition(edge: Arc<Edge>) -> String {
     let (answer, answered) = oneshot::channel();
     let view: Option<KernelView> = match send(&edge.orders, Order::View(answer)).await {
@@ -330,19 +249,6 @@ async fn tell_drops(drops: Drops, edge: Arc<Edge>) -> io::Result<()> {
 /// Passes the kernel programs' own log on to the daemon's.
 async fn tell_debug(log: DebugLog) -> io::Result<()> {
     kernel::whenever_ready(log, DebugLog::flush).await
-}
-
-/// Puts an order in the queue, however full signals have made it: an operator is never lost.
-async fn send(orders: &SyncSender<Order>, mut order: Order) -> anyhow::Result<()> {
-    use std::sync::mpsc::TrySendError::{Disconnected, Full};
-    loop {
-        match orders.try_send(order) {
-            Ok(()) => return Ok(()),
-            Err(Full(unsent)) => order = unsent,
-            Err(Disconnected(_)) => bail!("the verdict writer is gone"),
-        }
-        tokio::time::sleep(QUEUE_PAUSE).await;
-    }
 }
 
 fn bind(settings: &Settings, workers: usize) -> anyhow::Result<Vec<Vec<(TcpListener, Entrance)>>> {
@@ -412,7 +318,7 @@ fn join_until<T>(thread: JoinHandle<T>, deadline: Instant) -> anyhow::Result<()>
             tracing::warn!(thread = thread.thread().name(), "left behind: it has not ended");
             return Ok(());
         }
-        thread::sleep(QUEUE_PAUSE);
+        thread::sleep(Duration::from_millis(1));
     }
     join(thread).map(|_| ())
 }
@@ -421,7 +327,6 @@ fn join_until<T>(thread: JoinHandle<T>, deadline: Instant) -> anyhow::Result<()>
 const ORDERS_MAX: usize = 16_384;
 /// Sets of the request limiter: 262 144 sources in 2 MiB.
 const SOURCE_SETS: usize = 65_536;
-const QUEUE_PAUSE: Duration = Duration::from_millis(1);
 /// For the last events to be written, at the end.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
 /// Descriptors that are not connections: listeners, kernel tables, logs, the store.

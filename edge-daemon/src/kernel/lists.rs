@@ -47,7 +47,7 @@ impl List {
         trie: LpmTrie<MapData, [u8; 16], Entry>,
     ) -> Result<Self, KernelError> {
         let mut listed = BTreeMap::new();
-        for item in trie.iter() {
+        for item in &trie {
             let (key, entry) = item.map_err(table_error(name))?;
             listed.insert(network(&key), entry.until_ns);
         }
