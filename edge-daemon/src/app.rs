@@ -1,5 +1,7 @@
 //! The daemon's life: build all that can fail, give up every power, then run, then drain.
 
+mod operator;
+
 use std::{
     io,
     net::TcpListener,
@@ -8,13 +10,13 @@ use std::{
     rc::Rc,
     sync::{
         Arc,
-        mpsc::{Receiver, SyncSender, sync_channel},
+        mpsc::{Receiver, sync_channel},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use edge_common::{Reason, limit::Set, map};
 use edge_policy::{
@@ -27,20 +29,20 @@ use tokio::{
     task::{LocalSet, spawn_local},
 };
 
+use self::operator::{Operator, send};
 use crate::{
     clock,
-    config::{self, Settings},
-    control::{self, Command, Peer, Reply},
+    config::Settings,
+    control::{self, Reply},
     events::{Event, EventLog, Events},
     kernel::{self, Attached, DebugLog, Drops, Kernel, LoadSettings},
     listen,
     metrics::{KernelView, Metrics},
     notify::notify,
-    plan,
-    privilege,
+    plan, privilege,
     request::{self, Edge, Entrance},
     scrape, store,
-    verdict::{Order, Writer},
+    verdict::{Keeper, Order, Writer},
 };
 
 /// Everything that was loaded, attached, bound and opened, and nothing that runs yet.
@@ -49,6 +51,7 @@ pub struct App {
     settings: Settings,
     edge: Arc<Edge>,
     writer: Writer,
+    keeper: Keeper,
     orders: Receiver<Order>,
     told: Told,
     event_log: EventLog,
@@ -66,9 +69,7 @@ impl App {
             0 => thread::available_parallelism()?.get(),
             workers => workers,
         };
-        if let Err(error) = raise_descriptor_limit() {
-            tracing::warn!(%error, "cannot raise the limit of open descriptors");
-        }
+        provide_descriptors(&settings, workers);
         let (events, event_log) =
             Events::open(&settings.log.events).context("cannot open the event log")?;
         let (store, damage) = store::Store::open(&settings.state.dir, clock::unix_ms() / 1000)?;
@@ -104,7 +105,8 @@ impl App {
         })?;
         let tables = kernel.tables.duplicate()?;
         let edge_too = Arc::clone(&edge);
-        let mut writer = Writer::new(tables, store, config.clone(), settings.clone(), edge_too)?;
+        let (mut writer, keeper) =
+            Writer::new(tables, store, config.clone(), settings.clone(), edge_too)?;
         kernel.attach(&settings.kernel.interfaces, settings.kernel.attach.into())?;
         for attached in kernel.attached() {
             let Attached { interface, mode, adopted, .. } = attached;
@@ -113,7 +115,19 @@ impl App {
         writer.attached = kernel.attached().to_vec();
         let Kernel { drops, debug_log, .. } = kernel;
         let told = Told { drops, debug: debug_log };
-        Ok(Self { config, settings, edge, writer, orders, told, event_log, listeners, control, metrics })
+        Ok(Self {
+            config,
+            settings,
+            edge,
+            writer,
+            keeper,
+            orders,
+            told,
+            event_log,
+            listeners,
+            control,
+            metrics,
+        })
     }
 
     /// Gives up every capability, serves until SIGTERM or SIGINT, drains.
@@ -122,7 +136,9 @@ impl App {
 
         let (stop, stopping) = watch::channel(false);
         let (event_log, writer, orders) = (self.event_log, self.writer, self.orders);
-        spawn("events", move || event_log.run())?;
+        let event_log = spawn("events", move || event_log.run())?;
+        let keeper = self.keeper;
+        let keeper = spawn("keeper", move || keeper.run())?;
         let writer = spawn("verdicts", move || writer.run(&orders))?;
         let mut workers = Vec::new();
         for (index, listeners) in self.listeners.into_iter().enumerate() {
@@ -142,7 +158,11 @@ impl App {
             join(worker)??;
         }
         edge.orders.send(Order::Stop).context("the verdict writer is gone")?;
-        join(writer)
+        join(writer)?;
+        join(keeper)?;
+        drop(edge);
+        // Nobody can tell of events any more; a destination that hangs is not waited for long.
+        join_until(event_log, Instant::now() + LAST_EVENTS)
     }
 }
 
@@ -154,124 +174,47 @@ fn serve_control(
     told: Told,
 ) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(LocalSet::new().run_until(async move {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut hangup = signal(SignalKind::hangup())?;
-        let edge = Arc::clone(&operator.edge);
-        let operator = Rc::new(tokio::sync::Mutex::new(operator));
+    runtime.block_on(
+        LocalSet::new().run_until(async move {
+            let mut terminate = signal(SignalKind::terminate())?;
+            let mut interrupt = signal(SignalKind::interrupt())?;
+            let mut hangup = signal(SignalKind::hangup())?;
+            let edge = Arc::clone(&operator.edge);
+            let operator = Rc::new(tokio::sync::Mutex::new(operator));
 
-        let listener = tokio::net::TcpListener::from_std(metrics)?;
-        let scraped = Arc::clone(&edge);
-        spawn_local(scrape::serve(listener, move || exposition(Arc::clone(&scraped))));
-        spawn_local(tell_drops(told.drops, Arc::clone(&edge)));
-        if let Some(log) = told.debug {
-            spawn_local(tell_debug(log));
-        }
-        let commanded = Rc::clone(&operator);
-        spawn_local(control::serve(control, move |command, peer| {
-            let operator = Rc::clone(&commanded);
-            async move { operator.lock().await.obey(command, peer).await }
-        }));
+            let listener = tokio::net::TcpListener::from_std(metrics)?;
+            let scraped = Arc::clone(&edge);
+            spawn_local(scrape::serve(listener, move || exposition(Arc::clone(&scraped))));
+            spawn_local(tell_drops(told.drops, Arc::clone(&edge)));
+            if let Some(log) = told.debug {
+                spawn_local(tell_debug(log));
+            }
+            let commanded = Rc::clone(&operator);
+            spawn_local(control::serve(control, move |command, peer| {
+                let operator = Rc::clone(&commanded);
+                // A task of its own: who asked may give up or be cut off, the work is done to its end.
+                let work =
+                    spawn_local(async move { operator.lock().await.obey(command, peer).await });
+                async move {
+                    work.await.unwrap_or_else(|_| Reply::Refused("the command broke off".into()))
+                }
+            }));
 
-        tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
-        edge.events.tell(Event::Started { version: env!("CARGO_PKG_VERSION") });
-        notify("READY=1");
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => return Ok(()),
-                _ = interrupt.recv() => return Ok(()),
-                _ = hangup.recv() => {
-                    // Failure is logged, counted and shown by `edgectl status`.
-                    let _ = operator.lock().await.reload().await;
+            tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
+            edge.events.tell(Event::Started { version: env!("CARGO_PKG_VERSION") });
+            notify("READY=1");
+            loop {
+                tokio::select! {
+                    _ = terminate.recv() => return Ok(()),
+                    _ = interrupt.recv() => return Ok(()),
+                    _ = hangup.recv() => {
+                        // Failure is logged, counted and shown by `edgectl status`.
+                        let _ = operator.lock().await.reload().await;
+                    }
                 }
             }
-        }
-    }))
-}
-
-/// What an operator reaches: the configuration's file, and the writer behind the edge.
-struct Operator {
-    edge: Arc<Edge>,
-    config: PathBuf,
-    settings: Settings,
-}
-
-impl Operator {
-    async fn obey(&mut self, command: Command, peer: Peer) -> Reply {
-        if matches!(command, Command::Reload) {
-            return match self.reload().await {
-                Ok(()) => Reply::Done("the configuration is in force".into()),
-                Err(error) => Reply::Refused(format!("{error:#}")),
-            };
-        }
-        let (answer, answered) = oneshot::channel();
-        let sent = send(&self.edge.orders, Order::Command(command, peer, answer)).await;
-        match (sent, answered.await) {
-            (Ok(()), Ok(reply)) => reply,
-            _ => Reply::Refused("the verdict writer is gone".into()),
-        }
-    }
-
-    /// Reads the configuration again. Nothing changes unless all of it can be put in force.
-    async fn reload(&mut self) -> anyhow::Result<()> {
-        notify("RELOADING=1");
-        let result = self.try_reload().await;
-        let metrics = &self.edge.metrics;
-        let (count, word) = match &result {
-            Ok(()) => (&metrics.reloads_ok, "ok"),
-            Err(error) => {
-                tracing::error!(error = %format!("{error:#}"), "reload refused; nothing changed");
-                (&metrics.reloads_refused, "refused")
-            }
-        };
-        count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        self.edge.events.tell(Event::Reload { result: word });
-        let told = result.as_ref().map(|()| ()).map_err(|error| format!("{error:#}"));
-        let _ = send(&self.edge.orders, Order::Reloaded(told)).await;
-        notify("READY=1");
-        result
-    }
-
-    async fn try_reload(&mut self) -> anyhow::Result<()> {
-        let (settings, warnings) = config::load(&self.config)?;
-        if !warnings.0.is_empty() {
-            tracing::warn!("{warnings}");
-        }
-        refuse_what_needs_a_restart(&self.settings, &settings)?;
-        let plan = plan::plan(&settings)?;
-        let (answer, answered) = oneshot::channel();
-        send(&self.edge.orders, Order::Apply(Box::new(settings.clone()), answer)).await?;
-        answered.await.context("the verdict writer is gone")??;
-        self.edge.plan.store(Arc::new(plan));
-        self.settings = settings;
-        Ok(())
-    }
-}
-
-/// What only the start can do, because the powers for it are gone.
-fn refuse_what_needs_a_restart(old: &Settings, new: &Settings) -> anyhow::Result<()> {
-    let changed = [
-        ("kernel.interfaces", old.kernel.interfaces != new.kernel.interfaces),
-        ("kernel.attach", old.kernel.attach != new.kernel.attach),
-        ("kernel.pin_dir", old.kernel.pin_dir != new.kernel.pin_dir),
-        ("kernel.debug", old.kernel.debug != new.kernel.debug),
-        ("kernel.ipv6_prefix", old.kernel.ipv6_prefix != new.kernel.ipv6_prefix),
-        ("server.https", old.server.https != new.server.https),
-        ("server.http", old.server.http != new.server.http),
-        ("server.workers", old.server.workers != new.server.workers),
-        ("server.drain_timeout", old.server.drain_timeout != new.server.drain_timeout),
-        ("keys.pepper_file", old.keys.pepper_file != new.keys.pepper_file),
-        ("state.dir", old.state != new.state),
-        ("control.socket", old.control != new.control),
-        ("metrics.listen", old.metrics != new.metrics),
-        ("log", old.log != new.log),
-    ];
-    let changed: Vec<_> = changed.iter().filter(|(_, is)| *is).map(|(key, _)| *key).collect();
-    if !changed.is_empty() {
-        bail!("needs a restart: {} changed", changed.join(", "));
-    }
-    Ok(())
+        }),
+    )
 }
 
 async fn exposition(edge: Arc<Edge>) -> String {
@@ -308,23 +251,7 @@ async fn tell_debug(log: DebugLog) -> io::Result<()> {
     kernel::whenever_ready(log, DebugLog::flush).await
 }
 
-/// Puts an order in the queue, however full signals have made it: an operator is never lost.
-async fn send(orders: &SyncSender<Order>, mut order: Order) -> anyhow::Result<()> {
-    use std::sync::mpsc::TrySendError::{Disconnected, Full};
-    loop {
-        match orders.try_send(order) {
-            Ok(()) => return Ok(()),
-            Err(Full(unsent)) => order = unsent,
-            Err(Disconnected(_)) => bail!("the verdict writer is gone"),
-        }
-        tokio::time::sleep(QUEUE_PAUSE).await;
-    }
-}
-
-fn bind(
-    settings: &Settings,
-    workers: usize,
-) -> anyhow::Result<Vec<Vec<(TcpListener, Entrance)>>> {
+fn bind(settings: &Settings, workers: usize) -> anyhow::Result<Vec<Vec<(TcpListener, Entrance)>>> {
     let https = settings.server.https.iter().map(|address| (*address, Entrance::Https));
     let http = settings.server.http.iter().map(|address| (*address, Entrance::Http));
     let mut listeners: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
@@ -338,11 +265,33 @@ fn bind(
     Ok(listeners)
 }
 
-/// A connection is a descriptor or two: takes as many as the system gives.
-fn raise_descriptor_limit() -> nix::Result<()> {
+/// A connection is a descriptor or two: takes as many as the system gives, and says so if they
+/// are fewer than the configuration's bounds may need.
+fn provide_descriptors(settings: &Settings, workers: usize) {
+    let needed = descriptors_needed(settings, workers);
+    match raise_descriptor_limit() {
+        Ok(given) if given < needed => {
+            tracing::warn!(given, needed, "fewer descriptors than the bounds may need");
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "cannot raise the limit of open descriptors"),
+    }
+}
+
+/// Descriptors open at once when every bound on connections is reached.
+fn descriptors_needed(settings: &Settings, workers: usize) -> u64 {
+    let upstreams: usize = settings.upstreams.iter().map(|u| u.connections_max).sum();
+    let connections =
+        workers.saturating_mul(upstreams).saturating_add(settings.bounds.connections_max);
+    connections.saturating_add(DESCRIPTORS_OWN) as u64
+}
+
+/// Raises the soft limit to the hard one, which it returns.
+fn raise_descriptor_limit() -> nix::Result<u64> {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    Ok(hard)
 }
 
 fn random_seed() -> anyhow::Result<u64> {
@@ -362,8 +311,23 @@ fn join<T>(thread: JoinHandle<T>) -> anyhow::Result<T> {
     thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))
 }
 
+/// Joins a thread, if it ends in time.
+fn join_until<T>(thread: JoinHandle<T>, deadline: Instant) -> anyhow::Result<()> {
+    while !thread.is_finished() {
+        if Instant::now() >= deadline {
+            tracing::warn!(thread = thread.thread().name(), "left behind: it has not ended");
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    join(thread).map(|_| ())
+}
+
 /// Signals and commands that wait for the writer; ~64 bytes each.
 const ORDERS_MAX: usize = 16_384;
 /// Sets of the request limiter: 262 144 sources in 2 MiB.
 const SOURCE_SETS: usize = 65_536;
-const QUEUE_PAUSE: Duration = Duration::from_millis(1);
+/// For the last events to be written, at the end.
+const LAST_EVENTS: Duration = Duration::from_secs(2);
+/// Descriptors that are not connections: listeners, kernel tables, logs, the store.
+const DESCRIPTORS_OWN: usize = 100;

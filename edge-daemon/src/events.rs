@@ -1,8 +1,9 @@
 //! Security events: who did what and why it ended so, one JSON object a line, never a secret.
 
+mod sink;
+
 use std::{
-    fs::OpenOptions,
-    io::{self, BufWriter, Write},
+    io,
     net::IpAddr,
     sync::{
         Arc,
@@ -11,9 +12,13 @@ use std::{
     },
 };
 
-use edge_common::Reason;
+use edge_common::{
+    Reason,
+    limit::{self, Rate, Set, Verdict},
+};
 use serde::Serialize;
 
+use self::sink::{Sink, Torn};
 use crate::{clock, config::settings};
 
 /// What happened. The variants are the closed list of events; `event` names them in the line.
@@ -125,31 +130,43 @@ pub enum Event {
     },
 }
 
+impl Event {
+    /// Whether clients cause it one by one, so that an attack makes it by the million.
+    const fn is_plentiful(&self) -> bool {
+        matches!(
+            self,
+            Self::RequestRefused { .. }
+                | Self::ConnectionRefused { .. }
+                | Self::PacketDropped { .. }
+        )
+    }
+}
+
 /// The way to the event log. Never blocks: a full queue drops the event and counts it.
 #[derive(Clone)]
 pub struct Events {
     queue: SyncSender<(u64, Event)>,
     lost: Arc<AtomicU64>,
+    /// The bucket of all plentiful events together.
+    plentiful: Arc<Set>,
 }
 
 impl Events {
     /// Opens the destination. The log writes once it is [`EventLog::run`].
     pub fn open(to: &settings::Events) -> io::Result<(Self, EventLog)> {
-        let sink: Box<dyn Write + Send> = match to {
-            settings::Events::Stdout => Box::new(io::stdout()),
-            settings::Events::File(path) => {
-                Box::new(OpenOptions::new().create(true).append(true).open(path)?)
-            }
-        };
+        let sink = Sink::open(to)?;
         let (queue, events) = sync_channel(QUEUE);
         let lost = Arc::new(AtomicU64::new(0));
-        let log = EventLog { events, sink: BufWriter::new(sink), lost: Arc::clone(&lost) };
-        Ok((Self { queue, lost }, log))
+        let log = EventLog { events, sink, lost: Arc::clone(&lost) };
+        Ok((Self { queue, lost, plentiful: Arc::default() }, log))
     }
 
-    /// Tells of an event.
+    /// Tells of an event. Refusals and drops beyond [`PLENTIFUL`] are lost: an attack neither
+    /// fills the disk at its own rate nor takes the place of a ban or an operator's act.
     pub fn tell(&self, event: Event) {
-        if self.queue.try_send((clock::unix_ms(), event)).is_err() {
+        if event.is_plentiful() && !self.admits(clock::boot_ns())
+            || self.queue.try_send((clock::unix_ms(), event)).is_err()
+        {
             self.lost.fetch_add(1, Relaxed);
         }
     }
@@ -159,10 +176,14 @@ impl Events {
         self.tell(Event::ConnectionRefused { source, reason: reason.name() });
     }
 
-    /// Events that a full queue or a failing destination lost.
+    /// Events that their rate, a full queue or a failing destination lost.
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.lost.load(Relaxed)
+    }
+
+    fn admits(&self, now_ns: u64) -> bool {
+        matches!(limit::charge(&self.plentiful, 1, PLENTIFUL, now_ns), Verdict::Admit { .. })
     }
 }
 
@@ -176,37 +197,82 @@ struct Line<'a> {
 /// The writing end: the destination and the events that wait for it.
 pub struct EventLog {
     events: Receiver<(u64, Event)>,
-    sink: BufWriter<Box<dyn Write + Send>>,
+    sink: Sink,
     lost: Arc<AtomicU64>,
 }
 
 impl EventLog {
-    /// Writes until every [`Events`] is gone: what waits, then one flush, so that a burst costs
-    /// one system call and a lone event is not delayed.
+    /// Writes until every [`Events`] is gone: what waits, at once, so that a burst costs one
+    /// system call and a lone event is not delayed.
     pub fn run(mut self) {
+        let (mut lines, mut is_failing) = (Vec::new(), false);
         while let Ok(first) = self.events.recv() {
-            let waiting: Vec<_> =
-                std::iter::once(first).chain(self.events.try_iter().take(QUEUE)).collect();
-            let written = waiting.iter().try_for_each(|event| write_line(&mut self.sink, event));
-            if let Err(error) = written.and_then(|()| self.sink.flush()) {
-                self.lost.fetch_add(waiting.len() as u64, Relaxed);
-                tracing::error!(%error, "cannot write security events");
+            lines.clear();
+            let waiting = std::iter::once(first).chain(self.events.try_iter().take(QUEUE));
+            waiting.for_each(|event| self.format(&mut lines, &event));
+            self.sink.follow();
+            match self.sink.write(&lines) {
+                Ok(()) => is_failing = false,
+                Err(Torn { lost, error }) => {
+                    self.lost.fetch_add(lost, Relaxed);
+                    // Once a series: a full disk would fill the daemon's own log next.
+                    if !std::mem::replace(&mut is_failing, true) {
+                        tracing::error!(%error, "cannot write security events");
+                    }
+                }
             }
+        }
+    }
+
+    fn format(&self, lines: &mut Vec<u8>, event: &(u64, Event)) {
+        let before = lines.len();
+        if let Err(error) = write_line(lines, event) {
+            lines.truncate(before);
+            self.lost.fetch_add(1, Relaxed);
+            tracing::error!(%error, "a security event cannot be encoded");
         }
     }
 }
 
-fn write_line(sink: &mut impl Write, (at_ms, event): &(u64, Event)) -> io::Result<()> {
-    serde_json::to_writer(&mut *sink, &Line { time: clock::rfc3339(*at_ms), event })?;
-    sink.write_all(b"\n")
+fn write_line(lines: &mut Vec<u8>, (at_ms, event): &(u64, Event)) -> io::Result<()> {
+    serde_json::to_writer(&mut *lines, &Line { time: clock::rfc3339(*at_ms), event })?;
+    lines.push(b'\n');
+    Ok(())
 }
 
-/// Events that wait to be written, at most.
-const QUEUE: usize = 4096;
+/// Events that wait to be written, at most: a full burst of the plentiful leaves room for others.
+const QUEUE: usize = 8192;
+
+/// 1000 a second of the plentiful events together, 5000 at once.
+const PLENTIFUL: Rate = Rate::new(1000, 1_000_000_000, 5000).expect("it is in range");
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn refused() -> Event {
+        Event::ConnectionRefused { source: "192.0.2.7".parse().unwrap(), reason: "x" }
+    }
+
+    #[test]
+    fn a_flood_is_cut_and_leaves_room_for_what_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events");
+        let (events, log) = Events::open(&settings::Events::File(path.clone())).unwrap();
+        for _ in 0..50_000 {
+            events.tell(refused());
+        }
+        events.tell(Event::Stopped);
+        let lost = events.lost();
+        drop(events);
+        log.run();
+        let written = std::fs::read_to_string(path).unwrap();
+        assert!(written.ends_with("\"event\":\"stopped\"}\n"));
+        // The bucket refills while the flood is told, by one a millisecond.
+        let lines = written.lines().count() as u64;
+        assert!((5001..8192).contains(&lines), "{lines}");
+        assert_eq!(lost, 50_001 - lines);
+    }
 
     #[test]
     fn one_object_a_line() {

@@ -41,7 +41,7 @@ impl Counters {
 
     /// Counts a served request by the status of its answer.
     pub fn serve(&self, status: StatusCode) {
-        self.served[usize::from(status.as_u16()) % STATUSES].fetch_add(1, Relaxed);
+        self.served[usize::from(status.as_u16())].fetch_add(1, Relaxed);
     }
 
     /// Counts a misdeed that was reported to the verdict writer.
@@ -96,6 +96,10 @@ pub struct Metrics {
     pub bans_failed: AtomicU64,
     /// Bans in force, as of the last look.
     pub bans_active: AtomicU64,
+    /// Clients whose misdeeds are remembered, as of the last look.
+    pub watched: AtomicU64,
+    /// Clients forgotten to make room, as of the last look.
+    pub watched_evicted: AtomicU64,
     /// Keys that are neither expired nor revoked, as of the last look.
     pub keys_active: AtomicU64,
     /// From the misdeed to the kernel's map.
@@ -128,6 +132,8 @@ impl Metrics {
             bans: AtomicU64::new(0),
             bans_failed: AtomicU64::new(0),
             bans_active: AtomicU64::new(0),
+            watched: AtomicU64::new(0),
+            watched_evicted: AtomicU64::new(0),
             keys_active: AtomicU64::new(0),
             ban_latency: Spread::default(),
             reloads_ok: AtomicU64::new(0),
@@ -163,9 +169,11 @@ impl Metrics {
             self.spread("handshake_duration_seconds", "Duration of TLS handshakes.", |c| {
                 &c.handshake
             }),
-            histogram("ban_latency_seconds", "From a misdeed to the kernel's map.", &[
-                &self.ban_latency,
-            ]),
+            histogram(
+                "ban_latency_seconds",
+                "From a misdeed to the kernel's map.",
+                &[&self.ban_latency],
+            ),
             reloads(&self.reloads_ok, &self.reloads_refused),
             build_info(),
         ];
@@ -188,9 +196,8 @@ impl Metrics {
             let status = edge_policy::denied::status(*reason);
             (*reason, status.as_u16(), self.sum(|c| &c.reasons[*reason as usize]))
         });
-        let served = (0..STATUSES).map(|status| {
-            (Reason::Serve, status as u16, self.sum(|c| &c.served[status]))
-        });
+        let served = (0..STATUSES)
+            .map(|status| (Reason::Serve, status as u16, self.sum(|c| &c.served[status])));
         let metrics = refused.chain(served).filter(|(.., count)| *count > 0).map(
             |(reason, status, count)| {
                 counter(&[("reason", reason.name()), ("status", &status.to_string())], count)
@@ -221,9 +228,8 @@ impl Metrics {
     }
 
     fn plain(&self, events_lost: u64) -> Vec<MetricFamily> {
-        let total = |name, help, value| {
-            family(name, help, MetricType::COUNTER, [counter(&[], value)])
-        };
+        let total =
+            |name, help, value| family(name, help, MetricType::COUNTER, [counter(&[], value)]);
         let now = |name, help, value| family(name, help, MetricType::GAUGE, [gauge(&[], value)]);
         let load = |value: &AtomicU64| value.load(Relaxed);
         vec![
@@ -234,6 +240,12 @@ impl Metrics {
             total("bans_total", "Bans written to the kernel.", load(&self.bans)),
             total("bans_failed_total", "Bans the kernel refused.", load(&self.bans_failed)),
             now("bans_active", "Bans in force.", load(&self.bans_active)),
+            now("watched", "Clients whose misdeeds are remembered.", load(&self.watched)),
+            total(
+                "watched_evicted_total",
+                "Clients forgotten to make room.",
+                load(&self.watched_evicted),
+            ),
             now("keys_active", "Keys that would be accepted.", load(&self.keys_active)),
         ]
     }
@@ -252,12 +264,18 @@ fn kernel_families(view: &KernelView) -> Vec<MetricFamily> {
     vec![
         family("packets_total", "Packets by outcome.", total, by_reason(|c| c.packets)),
         family("packet_bytes_total", "Packet bytes by outcome.", total, by_reason(|c| c.bytes)),
-        family("map_entries", "Entries of a kernel table.", now, used.map(|(m, n)| {
-            gauge(&[("map", m)], n)
-        })),
-        family("map_capacity", "Capacity of a kernel table.", now, view.tables.iter().map(
-            |(map, _, capacity)| gauge(&[("map", map)], *capacity),
-        )),
+        family(
+            "map_entries",
+            "Entries of a kernel table.",
+            now,
+            used.map(|(m, n)| gauge(&[("map", m)], n)),
+        ),
+        family(
+            "map_capacity",
+            "Capacity of a kernel table.",
+            now,
+            view.tables.iter().map(|(map, _, capacity)| gauge(&[("map", map)], *capacity)),
+        ),
         family("drop_events_lost_total", "Drop events the kernel kept back.", total, [lost]),
     ]
 }
@@ -341,12 +359,12 @@ fn labelled(labels: &[(&str, &str)]) -> Metric {
 /// Upper edges of the duration buckets, in seconds: a ban is a matter of microseconds, an
 /// upstream's answer one of seconds.
 const EDGES: [f64; 17] = [
-    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25,
-    0.5, 1.0, 2.5, 5.0, 10.0,
+    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
+    1.0, 2.5, 5.0, 10.0,
 ];
 
-/// Status codes have three digits; what lies beyond 599 is not HTTP.
-const STATUSES: usize = 600;
+/// Status codes have three digits, and an upstream may send any of them.
+const STATUSES: usize = 1000;
 
 #[cfg(test)]
 mod tests {
@@ -357,12 +375,16 @@ mod tests {
         let metrics = Metrics::new(2);
         metrics.worker(0).serve(StatusCode::OK);
         metrics.worker(1).serve(StatusCode::OK);
+        metrics.worker(0).serve(StatusCode::from_u16(999).unwrap());
+        metrics.watched_evicted.store(3, Relaxed);
         metrics.worker(1).count(Reason::SourceRate);
         metrics.worker(0).request.observe(Duration::from_millis(3));
         metrics.worker(1).request.observe(Duration::from_secs(60));
         let text = metrics.expose(None, 7);
         for line in [
             "edged_requests_total{reason=\"serve\",status=\"200\"} 2",
+            "edged_requests_total{reason=\"serve\",status=\"999\"} 1",
+            "edged_watched_evicted_total 3",
             "edged_requests_total{reason=\"source_rate\",status=\"429\"} 1",
             "edged_request_duration_seconds_bucket{le=\"0.0025\"} 0",
             "edged_request_duration_seconds_bucket{le=\"0.005\"} 1",

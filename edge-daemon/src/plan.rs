@@ -86,11 +86,17 @@ fn scores(scores: &settings::Scores) -> Scores {
     use Reason as R;
     Scores::new(
         [
-            (&[R::CredentialInvalid, R::CredentialExpired, R::CredentialRevoked][..], scores.credential_invalid),
+            (
+                &[R::CredentialInvalid, R::CredentialExpired, R::CredentialRevoked][..],
+                scores.credential_invalid,
+            ),
             (&[R::CredentialInUrl], scores.credential_in_url),
             (&[R::CredentialMissing], scores.credential_missing),
             (&[R::SourceRate, R::KeyRate], scores.rate_limited),
-            (&[R::MalformedRequest, R::UriTooLong, R::HeadersTooLarge, R::RequestTimeout], scores.malformed_request),
+            (
+                &[R::MalformedRequest, R::UriTooLong, R::HeadersTooLarge, R::RequestTimeout],
+                scores.malformed_request,
+            ),
             (&[R::NotPermitted], scores.not_permitted),
             (&[R::NoRoute, R::MethodNotAllowed], scores.no_route),
             (&[R::HandshakeFailed, R::HandshakeTimeout], scores.handshake_failed),

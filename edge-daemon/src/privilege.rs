@@ -1,6 +1,6 @@
 //! Giving up power: after this, no thread of the process holds or can regain a capability.
 
-use caps::{CapSet, CapsHashSet, errors::CapsError};
+use caps::{CapSet, errors::CapsError};
 
 /// Drops every capability and the way back to them. Call it before the first thread starts:
 /// capabilities belong to threads.
@@ -20,11 +20,6 @@ pub fn drop_all() -> Result<(), PrivilegeError> {
         caps::clear(None, set)?;
     }
     Ok(())
-}
-
-/// The capabilities that this thread holds, for a report.
-pub fn held() -> Result<CapsHashSet, PrivilegeError> {
-    Ok(caps::read(None, CapSet::Permitted)?)
 }
 
 /// Why power could not be given up.

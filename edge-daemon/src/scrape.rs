@@ -1,6 +1,6 @@
 //! The metrics endpoint: `GET /metrics` for Prometheus, on a listener of its own.
 
-use std::{convert::Infallible, future::Future, io, rc::Rc, time::Duration};
+use std::{convert::Infallible, future::Future, io, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -15,9 +15,9 @@ where
     F: Fn() -> T + 'static,
     T: Future<Output = String> + 'static,
 {
-    let (render, slots) = (Rc::new(render), Rc::new(Semaphore::new(SCRAPES_MAX)));
+    let (render, slots) = (Rc::new(render), Arc::new(Semaphore::new(SCRAPES_MAX)));
     loop {
-        let Ok(_slot) = slots.acquire().await else { return Ok(()) };
+        let slot = Arc::clone(&slots).acquire_owned().await.map_err(io::Error::other)?;
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -26,9 +26,9 @@ where
                 continue;
             }
         };
-        let (render, slots) = (Rc::clone(&render), Rc::clone(&slots));
+        let render = Rc::clone(&render);
         spawn_local(async move {
-            let _slot = slots.acquire().await;
+            let _slot = slot;
             let service = service_fn(move |request| answer(Rc::clone(&render), request));
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())

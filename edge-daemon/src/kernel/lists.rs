@@ -116,26 +116,25 @@ impl List {
     /// Makes the list hold exactly these networks with these ends, and writes only what differs.
     ///
     /// # Errors
-    /// [`KernelError::Full`] if they are more than the list may hold, before anything is written.
+    /// [`KernelError::Full`] if they are more than the list may hold, before anything is written;
+    /// [`KernelError::Table`] if the kernel refuses, after a part was written.
     pub fn sync(&mut self, desired: &BTreeMap<IpNet, u64>) -> Result<Changes, KernelError> {
-        if desired.len() as u64 > ROOM {
-            return Err(KernelError::Full { table: self.name });
-        }
         let desired: BTreeMap<IpNet, u64> =
             desired.iter().map(|(network, until_ns)| (canonical(network), *until_ns)).collect();
         let present = self.listed().clone();
+        let steps = steps(&present, &desired, ROOM as usize);
         let mut changes = Changes::default();
-        // New entries first: no address is uncovered while another network takes over.
-        for (network, until_ns) in &desired {
-            match present.get(network) {
-                Some(present) if present == until_ns => continue,
-                Some(_) => changes.changed += 1,
-                None => changes.added += 1,
+        for step in steps.ok_or(KernelError::Full { table: self.name })? {
+            match step {
+                Step::Put(network, until_ns) => {
+                    self.put(&network, until_ns)?;
+                    let is_known = present.contains_key(&network);
+                    *if is_known { &mut changes.changed } else { &mut changes.added } += 1;
+                }
+                Step::Remove(network) => {
+                    changes.removed += usize::from(self.remove(&network)?);
+                }
             }
-            self.put(network, *until_ns)?;
-        }
-        for network in present.keys().filter(|network| !desired.contains_key(network)) {
-            changes.removed += usize::from(self.remove(network)?);
         }
         Ok(changes)
     }
@@ -202,6 +201,38 @@ impl List {
     }
 }
 
+/// One write on the way from what a list holds to what it is to hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Put(IpNet, u64),
+    Remove(IpNet),
+}
+
+/// The writes from one content to the other, of which none finds the list full; `None` if the
+/// other does not fit.
+fn steps(
+    present: &BTreeMap<IpNet, u64>,
+    desired: &BTreeMap<IpNet, u64>,
+    room: usize,
+) -> Option<Vec<Step>> {
+    if desired.len() > room {
+        return None;
+    }
+    let puts = desired
+        .iter()
+        .filter(|(network, until_ns)| present.get(network) != Some(until_ns))
+        .map(|(network, until_ns)| Step::Put(*network, *until_ns));
+    let gone = || present.keys().filter(|network| !desired.contains_key(network));
+    let removes = gone().map(|network| Step::Remove(*network));
+    // New entries first: no address is uncovered while another network takes over. Where both do
+    // not fit at once, the list is for an instant shorter than either.
+    Some(if desired.len() + gone().count() <= room {
+        puts.chain(removes).collect()
+    } else {
+        removes.chain(puts).collect()
+    })
+}
+
 /// The network as the kernel keys it.
 fn key(network: &IpNet) -> Key<[u8; 16]> {
     let bits = match network {
@@ -257,7 +288,38 @@ mod tests {
         assert_eq!(canonical(&wide), wide);
     }
 
+    fn listed(hosts: impl IntoIterator<Item = (u8, u64)>) -> BTreeMap<IpNet, u64> {
+        let net = |host| IpNet::V4(Ipv4Net::new_assert([192, 0, 2, host].into(), 32));
+        hosts.into_iter().map(|(host, until_ns)| (net(host), until_ns)).collect()
+    }
+
+    #[test]
+    fn what_is_new_comes_before_what_goes() {
+        let steps = steps(&listed([(1, 5)]), &listed([(2, 5)]), 2).unwrap();
+        assert!(matches!(steps[..], [Step::Put(..), Step::Remove(_)]));
+    }
+
     proptest! {
+        #[test]
+        fn steps_lead_there_and_never_overflow(
+            present in proptest::collection::btree_map(0_u8..12, 0_u64..3, 0..=8),
+            desired in proptest::collection::btree_map(0_u8..12, 0_u64..3, 0..12),
+        ) {
+            let (mut list, desired) = (listed(present), listed(desired));
+            let Some(steps) = steps(&list, &desired, 8) else {
+                prop_assert!(desired.len() > 8);
+                return Ok(());
+            };
+            for step in steps {
+                match step {
+                    Step::Put(network, until_ns) => list.insert(network, until_ns),
+                    Step::Remove(network) => list.remove(&network),
+                };
+                prop_assert!(list.len() <= 8);
+            }
+            prop_assert_eq!(list, desired);
+        }
+
         #[test]
         fn networks_survive_the_round_trip(v4: bool, address: u128, length in 0_u8..=128) {
             let net = if v4 {

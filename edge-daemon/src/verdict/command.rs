@@ -7,7 +7,11 @@ use edge_common::Source;
 use edge_policy::key::{KeyRecord, Secret};
 use ipnet::IpNet;
 
-use super::{Writer, lists::Origin};
+use super::{
+    Writer,
+    bans::reason_of,
+    lists::{Entry, Origin},
+};
 use crate::{
     clock,
     control::{
@@ -44,8 +48,12 @@ impl Writer {
             Command::BanList => Reply::Bans(Entries::of(self.show_bans()?)),
             Command::BanRemove { source } => self.unban(source.into())?,
             Command::Explain { address } => Reply::Explanation(Box::new(self.explain(address)?)),
-            Command::KeyCreate { name, scopes, life } => self.create_key(name, scopes, life, peer)?,
-            Command::KeyList => Reply::Keys(Entries::of(self.keys.values().map(entry_of).collect())),
+            Command::KeyCreate { name, scopes, life } => {
+                self.create_key(name, scopes, life, peer)?
+            }
+            Command::KeyList => {
+                Reply::Keys(Entries::of(self.keys.values().map(entry_of).collect()))
+            }
             Command::KeyRevoke { id } => self.revoke_key(&id, peer)?,
             Command::Reload => bail!("a reload is not the writer's to do"),
         })
@@ -56,10 +64,9 @@ impl Writer {
     fn add(&mut self, list: ListName, record: ListRecord, peer: Peer) -> anyhow::Result<Reply> {
         let net = record.net;
         self.store.put_list(list, &record)?;
-        self.list_mut(list).put(record);
+        let former = self.list_mut(list).put(record.into());
         if let Err(error) = self.write_list(list) {
-            self.list_mut(list).remove(&net);
-            self.store.remove_list(list, net)?;
+            self.put_back(list, net, former);
             return Err(error);
         }
         self.tell_change(list, "add", net, peer);
@@ -67,17 +74,40 @@ impl Writer {
     }
 
     fn remove(&mut self, list: ListName, net: IpNet, peer: Peer) -> anyhow::Result<Reply> {
-        if self.list_mut(list).remove(&net).is_none() {
+        if !self.list(list).holds(&net) {
             if self.list(list).is_configured(&net) {
                 bail!("{net} is in the configuration; remove it there and reload");
             }
             bail!("{net} is not on the {} list", list.name());
         }
         self.store.remove_list(list, net)?;
-        self.write_list(list)?;
+        let former = self.list_mut(list).remove(&net);
+        if let Err(error) = self.write_list(list) {
+            self.put_back(list, net, former);
+            return Err(error);
+        }
         self.tell_change(list, "remove", net, peer);
-        let left = if self.list(list).is_configured(&net) { "; the configuration keeps it" } else { "" };
+        let left =
+            if self.list(list).is_configured(&net) { "; the configuration keeps it" } else { "" };
         Ok(Reply::Done(format!("{net} is off the operators' {} list{left}", list.name())))
+    }
+
+    /// After a write that failed: what was on the list for a network, or nothing, is so again,
+    /// on disk, in memory and as far as it goes in the kernel.
+    fn put_back(&mut self, list: ListName, net: IpNet, former: Option<Entry>) {
+        let stored = match &former {
+            Some(entry) => self.store.put_list(list, &entry.record),
+            None => self.store.remove_list(list, net).map(|_| ()),
+        };
+        match former {
+            Some(entry) => self.list_mut(list).put(entry),
+            None => self.list_mut(list).remove(&net),
+        };
+        let written = self.write_list(list);
+        for error in [stored.map_err(Into::into), written].into_iter().filter_map(Result::err) {
+            let error = format!("{error:#}");
+            tracing::error!(list = list.name(), %net, error, "a change cannot be taken back");
+        }
     }
 
     fn refuse_lockout(&self, net: IpNet, ssh_peer: Option<std::net::IpAddr>) -> anyhow::Result<()> {
@@ -106,13 +136,13 @@ impl Writer {
                     hits,
                     added_ms: None,
                 },
-                Origin::Operator(record) => ListEntry {
+                Origin::Operator(entry) => ListEntry {
                     net,
-                    until_ms: record.until_ms,
-                    reason: record.reason.clone(),
+                    until_ms: entry.until_ms(),
+                    reason: entry.record.reason.clone(),
                     source: "operator".into(),
                     hits,
-                    added_ms: Some(record.added_ms),
+                    added_ms: Some(entry.record.added_ms),
                 },
             }
         });
@@ -121,12 +151,13 @@ impl Writer {
 
     fn show_bans(&self) -> anyhow::Result<Vec<BanEntry>> {
         let mut entries = Vec::with_capacity(self.bans.len());
-        for (client, record) in &self.bans {
+        for (client, held) in &self.bans {
+            let record = &held.record;
             let ban = self.tables.bans.lookup(*client)?;
             entries.push(BanEntry {
                 source: record.source,
                 since_ms: record.since_ms,
-                until_ms: record.until_ms,
+                until_ms: clock::unix_ms_at(held.until_ns),
                 reason: record.reason.clone(),
                 strikes: record.strikes,
                 hits: ban.map_or(0, |ban| ban.hits),
@@ -140,13 +171,20 @@ impl Writer {
 
     fn unban(&mut self, address: Source) -> anyhow::Result<Reply> {
         let client = address.client(self.settings.kernel.ipv6_prefix);
-        if !self.bans.contains_key(&client) {
+        let Some(record) = self.bans.get(&client).map(|held| held.record.clone()) else {
             bail!("{client} is not banned");
+        };
+        self.unsaved.forget(&client);
+        let lifted = match self.store.remove_ban(client.into()) {
+            Ok(_) => self.lift(&client, "operator"),
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = lifted {
+            // It stays in force, and so it is to be on disk.
+            self.unsaved.put(record);
+            return Err(error);
         }
-        self.unsaved.retain(|record| Source::from(record.source) != client);
-        self.store.remove_ban(client.into())?;
         self.book.pardon(&client);
-        self.lift(&client, "operator")?;
         Ok(Reply::Done(format!("{client} is free and its misdeeds are forgotten")))
     }
 
@@ -164,10 +202,9 @@ impl Writer {
             address,
             verdict: found.reason.name().into(),
             meaning: found.reason.meaning().trim().into(),
-            rule: found
-                .network
-                .map(|(net, _)| net.to_string())
-                .or_else(|| ban.map(|ban| format!("ban of {client} for {}", super::reason_of(&ban).name()))),
+            rule: found.network.map(|(net, _)| net.to_string()).or_else(|| {
+                ban.map(|ban| format!("ban of {client} for {}", reason_of(&ban).name()))
+            }),
             until_ms: until_ns
                 .filter(|until| *until != edge_common::map::FOREVER)
                 .map(clock::unix_ms_at),

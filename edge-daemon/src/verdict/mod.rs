@@ -1,39 +1,46 @@
 //! The one writer of verdicts: every ban and every list entry in the kernel is written here,
 //! whether the request plane's signals or an operator's command asked for it.
 //!
-//! It has a thread of its own and takes one order after the other. The kernel comes first, the
-//! disk after it: a ban takes effect in microseconds and is durable within a second.
+//! It has a thread of its own and takes one order after the other. A ban comes to the kernel first
+//! and to the disk after it, through another thread: it takes effect in microseconds and is
+//! durable within a second. What an operator says comes to the disk first.
 
+mod bans;
 mod command;
+mod keeper;
 mod lists;
 
 use std::{
     collections::BTreeMap,
     net::IpAddr,
     path::PathBuf,
-    sync::{Arc, atomic::Ordering::Relaxed, mpsc::{Receiver, RecvTimeoutError}},
+    sync::{
+        Arc,
+        atomic::Ordering::Relaxed,
+        mpsc::{Receiver, RecvTimeoutError},
+    },
     time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
 use edge_common::{Reason, Source, map};
 use edge_policy::{
-    abuse::{Book, Outcome},
+    abuse::Book,
     key::{KeyRecord, KeyRing},
 };
 use tokio::sync::oneshot;
 
-use self::lists::List;
+pub use self::keeper::Keeper;
+use self::{bans::Held, keeper::Unsaved, lists::List};
 use crate::{
     clock,
     config::Settings,
     control::{Command, ListName, Peer, Reply},
-    events::Event,
     kernel::{self, Attached, Tables},
     metrics::KernelView,
     plan,
     request::Edge,
-    store::{BanRecord, Store},
+    store::Store,
 };
 
 /// A client's misdeed, on its way to the writer.
@@ -70,33 +77,36 @@ pub struct Writer {
     tables: Tables,
     /// What the packet program is attached to, for the status.
     pub attached: Vec<Attached>,
-    store: Store,
+    store: Arc<Store>,
     book: Book,
     settings: Settings,
     allow: List,
     deny: List,
     keys: BTreeMap<String, KeyRecord>,
     /// Bans in force, by client. The kernel holds the same and ends each by itself.
-    bans: BTreeMap<Source, BanRecord>,
+    bans: BTreeMap<Source, Held>,
     /// Bans that are in the kernel and not yet on disk.
-    unsaved: Vec<BanRecord>,
+    unsaved: Unsaved,
     edge: Arc<Edge>,
     config: PathBuf,
     started: Instant,
     last_reload: Option<(u64, Result<(), String>)>,
-    next_purge_ms: u64,
+    next_purge: Instant,
 }
 
 impl Writer {
     /// Reads what is known of the past: keys, operators' lists and bans, from the store and from
-    /// the kernel's own tables, which may have outlived the last daemon.
+    /// the kernel's own tables, which may have outlived the last daemon. The keeper saves bans
+    /// once it runs.
     pub fn new(
         tables: Tables,
         store: Store,
         config: PathBuf,
         settings: Settings,
         edge: Arc<Edge>,
-    ) -> anyhow::Result<Self> {
+    ) -> anyhow::Result<(Self, Keeper)> {
+        let store = Arc::new(store);
+        let (unsaved, keeper) = Unsaved::new(Arc::clone(&store));
         let past = store.load_all()?;
         for record in &past.unreadable {
             tracing::error!(record, "the store holds a record that cannot be read");
@@ -111,50 +121,17 @@ impl Writer {
             deny: List::new(past.deny),
             keys: past.keys.into_iter().map(|key| (key.id.clone(), key)).collect(),
             bans: BTreeMap::new(),
-            unsaved: Vec::new(),
+            unsaved,
             edge,
             config,
             started: Instant::now(),
             last_reload: None,
-            next_purge_ms: 0,
+            next_purge: Instant::now(),
         };
         writer.restore(past.bans)?;
         writer.publish_keys();
         writer.apply(settings)?;
-        Ok(writer)
-    }
-
-    /// Brings the bans of the store and those of the kernel together. Where both know a client,
-    /// the kernel is right: it has the hits, and the store may be a second behind.
-    fn restore(&mut self, stored: Vec<BanRecord>) -> anyhow::Result<()> {
-        let now_ms = clock::unix_ms();
-        for record in stored {
-            let client = Source::from(record.source);
-            let until_ns = clock::boot_ns_at(record.until_ms);
-            self.book.restore(client, record.strikes, until_ns);
-            if record.until_ms > now_ms && self.tables.bans.lookup(client)?.is_none() {
-                self.tables.bans.ban(client, map::Ban {
-                    since_ns: clock::boot_ns_at(record.since_ms),
-                    until_ns,
-                    hits: 0,
-                    first_hit_ns: 0,
-                    reason: reason_named(&record.reason) as u32,
-                    strikes: record.strikes,
-                })?;
-            }
-        }
-        for (client, ban) in self.tables.bans.entries()? {
-            self.book.restore(client, ban.strikes, ban.until_ns);
-            self.bans.insert(client, BanRecord {
-                source: client.into(),
-                since_ms: clock::unix_ms_at(ban.since_ns),
-                until_ms: clock::unix_ms_at(ban.until_ns),
-                strikes: ban.strikes,
-                reason: reason_of(&ban).name().into(),
-            });
-        }
-        self.unsaved.extend(self.bans.values().cloned());
-        Ok(())
+        Ok((writer, keeper))
     }
 
     /// Takes orders until it is told to stop.
@@ -175,7 +152,9 @@ impl Writer {
                     let _ = answer.send(self.view());
                 }
                 Err(RecvTimeoutError::Timeout) => {}
-                Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => return self.save_bans(),
+                Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => {
+                    return self.unsaved.finish();
+                }
             }
             if Instant::now() >= next_look {
                 self.look_after();
@@ -184,8 +163,17 @@ impl Writer {
         }
     }
 
-    /// Puts a configuration in force: at the start as at every reload.
+    /// Puts a configuration in force, at the start as at every reload: all of it, or as far as the
+    /// kernel lets it the former again.
     fn apply(&mut self, settings: Settings) -> anyhow::Result<()> {
+        let former = self.settings.clone();
+        all_or_former(&former, &settings, |settings| self.put_in_force(settings))?;
+        self.book.configure(plan::abuse(&settings.abuse));
+        self.settings = settings;
+        Ok(())
+    }
+
+    fn put_in_force(&mut self, settings: &Settings) -> anyhow::Result<()> {
         self.allow.configure(&settings.lists.allow);
         self.deny.configure(&settings.lists.deny);
         self.tables
@@ -193,10 +181,7 @@ impl Writer {
             .context("cannot configure the kernel programs")?;
         // Allow first: between the two writes, too much is let in rather than kept out.
         self.write_list(ListName::Allow)?;
-        self.write_list(ListName::Deny)?;
-        self.book.configure(plan::abuse(&settings.abuse));
-        self.settings = settings;
-        Ok(())
+        self.write_list(ListName::Deny)
     }
 
     fn list(&self, list: ListName) -> &List {
@@ -233,125 +218,37 @@ impl Writer {
         Ok(())
     }
 
-    /// Scores a misdeed; over the line, writes the ban.
-    fn judge(&mut self, signal: &Signal) {
-        let address = Source::from(signal.address);
-        match self.tables.allow.covers(signal.address, signal.at_ns) {
-            Ok(false) => {}
-            Ok(true) => return,
-            Err(error) => return tracing::error!(%error, "cannot read the allow list: no verdict"),
-        }
-        let client = address.client(self.settings.kernel.ipv6_prefix);
-        let outcome = self.book.record(client, signal.reason, signal.at_ns);
-        let Outcome::Ban { duration_ns, strikes } = outcome else { return };
-        if let Err(error) = self.enforce(client, signal, duration_ns, strikes) {
-            // The client is as free as before; its next misdeed tries again.
-            self.book.pardon(&client);
-            self.edge.metrics.bans_failed.fetch_add(1, Relaxed);
-            tracing::error!(%client, error = %format!("{error:#}"), "cannot ban");
-            let why = format!("{error:#}");
-            self.edge.events.tell(Event::BanFailed { source: client.into(), why });
-        }
-    }
-
-    fn enforce(
-        &mut self,
-        client: Source,
-        signal: &Signal,
-        duration_ns: u64,
-        strikes: u32,
-    ) -> anyhow::Result<()> {
-        let since_ns = clock::boot_ns();
-        let until_ns = since_ns.saturating_add(duration_ns);
-        let reason = signal.reason;
-        let ban = map::Ban {
-            since_ns,
-            until_ns,
-            hits: 0,
-            first_hit_ns: 0,
-            reason: reason as u32,
-            strikes,
-        };
-        self.tables.bans.ban(client, ban)?;
-        let latency = Duration::from_nanos(clock::boot_ns().saturating_sub(signal.at_ns));
-        let metrics = &self.edge.metrics;
-        metrics.bans.fetch_add(1, Relaxed);
-        metrics.ban_latency.observe(latency);
-        let (since_ms, until_ms) = (clock::unix_ms_at(since_ns), clock::unix_ms_at(until_ns));
-        let record = BanRecord {
-            source: client.into(),
-            since_ms,
-            until_ms,
-            strikes,
-            reason: reason.name().into(),
-        };
-        self.unsaved.push(record.clone());
-        self.bans.insert(client, record);
-        metrics.bans_active.store(self.bans.len() as u64, Relaxed);
-        self.edge.events.tell(Event::Ban {
-            source: client.into(),
-            reason: reason.name(),
-            request_id: signal.request_id.clone(),
-            until: clock::rfc3339(until_ms),
-            strikes,
-            latency_us: u64::try_from(latency.as_micros()).unwrap_or(u64::MAX),
-        });
-        Ok(())
-    }
-
     /// What is due now and then: saving bans, clearing away what has ended.
     fn look_after(&mut self) {
-        self.save_bans();
-        let now_ms = clock::unix_ms();
-        let ended: Vec<Source> =
-            self.bans.iter().filter(|(_, b)| b.until_ms <= now_ms).map(|(c, _)| *c).collect();
-        for client in ended {
-            if let Err(error) = self.lift(&client, "expired") {
-                tracing::error!(%client, error = %format!("{error:#}"), "cannot clear a ban away");
-            }
-        }
+        let now = Instant::now();
+        self.unsaved.save(now);
+        let now_ns = clock::boot_ns();
+        self.end_bans(now_ns);
         for list in [ListName::Allow, ListName::Deny] {
-            if let Err(error) = self.expire(list, now_ms) {
-                let error = format!("{error:#}");
-                tracing::error!(list = list.name(), error, "cannot clear expired entries away");
-            }
+            self.expire(list, now_ns);
+        }
+        let now_ms = clock::unix_ms();
+        if now >= self.next_purge && self.unsaved.purge(now_ms, self.settings.abuse.forget_after) {
+            self.next_purge = now + PURGE_EVERY;
         }
         let active = self.keys.values().filter(|key| key.check(now_ms).is_ok()).count();
-        self.edge.metrics.keys_active.store(active as u64, Relaxed);
-        self.edge.metrics.bans_active.store(self.bans.len() as u64, Relaxed);
-        if now_ms >= self.next_purge_ms {
-            self.next_purge_ms = now_ms + PURGE_EVERY_MS;
-            if let Err(error) = self.store.purge(now_ms, self.settings.abuse.forget_after) {
-                tracing::error!(%error, "cannot purge the store");
-            }
-        }
+        let metrics = &self.edge.metrics;
+        metrics.keys_active.store(active as u64, Relaxed);
+        metrics.bans_active.store(self.bans.len() as u64, Relaxed);
+        metrics.watched.store(self.book.len() as u64, Relaxed);
+        metrics.watched_evicted.store(self.book.evicted(), Relaxed);
     }
 
     /// Forgets the entries that operators made for a time that is over. The kernel has not been
-    /// minding them since.
-    fn expire(&mut self, list: ListName, now_ms: u64) -> anyhow::Result<()> {
-        let over = self.list_mut(list).expire(now_ms);
-        for record in &over {
-            self.store.remove_list(list, record.net)?;
-        }
-        if over.is_empty() { Ok(()) } else { self.write_list(list) }
-    }
-
-    /// Ends a ban. The store keeps the strikes until they are forgotten.
-    fn lift(&mut self, client: &Source, why: &'static str) -> anyhow::Result<()> {
-        self.bans.remove(client);
-        self.tables.bans.unban(*client)?;
-        self.edge.events.tell(Event::Unban { source: (*client).into(), reason: why });
-        Ok(())
-    }
-
-    fn save_bans(&mut self) {
-        if self.unsaved.is_empty() {
+    /// minding them since; from the disk the next purge takes them.
+    fn expire(&mut self, list: ListName, now_ns: u64) {
+        if !self.list_mut(list).expire(now_ns) {
             return;
         }
-        match self.store.put_bans(&self.unsaved) {
-            Ok(()) => self.unsaved.clear(),
-            Err(error) => tracing::error!(%error, "cannot save bans; they hold until a reboot"),
+        if let Err(error) = self.write_list(list) {
+            // They take room and decide nothing; the list's next change clears them away too.
+            let error = format!("{error:#}");
+            tracing::error!(list = list.name(), error, "cannot clear expired entries away");
         }
     }
 
@@ -374,14 +271,59 @@ impl Writer {
     }
 }
 
-fn reason_of(ban: &map::Ban) -> Reason {
-    Reason::from_index(ban.reason).unwrap_or(Reason::InternalError)
-}
-
-fn reason_named(name: &str) -> Reason {
-    let named = |reason: &&Reason| reason.name() == name;
-    Reason::ALL.iter().find(named).copied().unwrap_or(Reason::InternalError)
+/// Puts the new in force or, if a part of it fails, the former.
+fn all_or_former<T>(
+    former: &T,
+    new: &T,
+    mut put: impl FnMut(&T) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let Err(error) = put(new) else { return Ok(()) };
+    match put(former) {
+        Ok(()) => Err(error),
+        Err(again) => Err(error.context(format!("nor can the former be put back ({again:#})"))),
+    }
 }
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-const PURGE_EVERY_MS: u64 = 3_600_000;
+const PURGE_EVERY: Duration = Duration::from_secs(3600);
+
+#[cfg(test)]
+mod tests {
+    use anyhow::bail;
+
+    use super::*;
+
+    /// Three writes, of which the kernel refuses one.
+    fn written(refused: &[(&'static str, usize)]) -> ([&'static str; 3], anyhow::Result<()>) {
+        let mut tables = ["old"; 3];
+        let result = all_or_former(&"old", &"new", |settings| {
+            for (index, table) in tables.iter_mut().enumerate() {
+                if refused.contains(&(*settings, index)) {
+                    bail!("no {settings}");
+                }
+                *table = *settings;
+            }
+            Ok(())
+        });
+        (tables, result)
+    }
+
+    #[test]
+    fn a_fault_half_way_leaves_the_former_in_force() {
+        assert!(matches!(written(&[]), (["new", "new", "new"], Ok(()))));
+        for fault in 0..3 {
+            let (tables, result) = written(&[("new", fault)]);
+            assert_eq!(tables, ["old"; 3]);
+            assert_eq!(format!("{:#}", result.unwrap_err()), "no new");
+        }
+    }
+
+    #[test]
+    fn a_former_that_cannot_come_back_is_told_of() {
+        let (_, result) = written(&[("new", 1), ("old", 0)]);
+        assert_eq!(
+            format!("{:#}", result.unwrap_err()),
+            "nor can the former be put back (no old): no new"
+        );
+    }
+}

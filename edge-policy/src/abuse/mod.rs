@@ -6,21 +6,6 @@ use edge_common::{Blame, Reason, Source};
 
 use pool::Pool;
 
-/// The words of the configuration for misdeeds, and the reasons that each stands for.
-pub const MISDEEDS: &[(&str, &[Reason])] = &[
-    (
-        "credential_invalid",
-        &[Reason::CredentialInvalid, Reason::CredentialExpired, Reason::CredentialRevoked],
-    ),
-    ("credential_in_url", &[Reason::CredentialInUrl]),
-    ("credential_missing", &[Reason::CredentialMissing]),
-    ("rate_limited", &[Reason::SourceRate, Reason::KeyRate]),
-    ("malformed_request", &[Reason::MalformedRequest, Reason::UriTooLong, Reason::HeadersTooLarge]),
-    ("not_permitted", &[Reason::NotPermitted]),
-    ("no_route", &[Reason::NoRoute, Reason::MethodNotAllowed]),
-    ("handshake_failed", &[Reason::HandshakeFailed]),
-];
-
 /// Points for each reason.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scores([f64; Reason::COUNT]);
@@ -163,6 +148,17 @@ impl Book {
     pub fn pardon(&mut self, source: &Source) {
         self.fresh.remove(source);
         self.struck.remove(source);
+    }
+
+    /// Takes back a client's last ban, which could not be put in force: its score stands at the
+    /// threshold and the ban is no strike, so that its next misdeed earns the same ban again.
+    pub fn retract(&mut self, source: Source) {
+        let client = self.client(&source);
+        if client.strikes > 0 {
+            let (score, strikes) = (self.settings.threshold, client.strikes - 1);
+            // An earlier ban ended before the misdeed that earned this one, at `at_ns`.
+            self.put(source, Client { score, strikes, banned_until_ns: 0, ..client });
+        }
     }
 
     /// A client's score.

@@ -1,0 +1,122 @@
+//! Operators' commands on their way to the writer, and the reload of the configuration.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering::Relaxed, mpsc::SyncSender},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use tokio::sync::oneshot;
+
+use crate::{
+    config::{self, Settings},
+    control::{Command, Peer, Reply},
+    events::Event,
+    notify::notify,
+    plan,
+    request::Edge,
+    verdict::Order,
+};
+
+/// What an operator reaches: the configuration's file, and the writer behind the edge.
+pub(super) struct Operator {
+    pub(super) edge: Arc<Edge>,
+    pub(super) config: PathBuf,
+    pub(super) settings: Settings,
+}
+
+impl Operator {
+    pub(super) async fn obey(&mut self, command: Command, peer: Peer) -> Reply {
+        if matches!(command, Command::Reload) {
+            return match self.reload().await {
+                Ok(()) => Reply::Done("the configuration is in force".into()),
+                Err(error) => Reply::Refused(format!("{error:#}")),
+            };
+        }
+        let (answer, answered) = oneshot::channel();
+        let sent = send(&self.edge.orders, Order::Command(command, peer, answer)).await;
+        match (sent, answered.await) {
+            (Ok(()), Ok(reply)) => reply,
+            _ => Reply::Refused("the verdict writer is gone".into()),
+        }
+    }
+
+    /// Reads the configuration again. Nothing changes unless all of it can be put in force.
+    pub(super) async fn reload(&mut self) -> anyhow::Result<()> {
+        notify("RELOADING=1");
+        let result = self.try_reload().await;
+        let metrics = &self.edge.metrics;
+        let (count, word) = match &result {
+            Ok(()) => (&metrics.reloads_ok, "ok"),
+            Err(error) => {
+                tracing::error!(error = %format!("{error:#}"), "reload refused; the former stays");
+                (&metrics.reloads_refused, "refused")
+            }
+        };
+        count.fetch_add(1, Relaxed);
+        self.edge.events.tell(Event::Reload { result: word });
+        let told = match &result {
+            Ok(()) => Ok(()),
+            Err(error) => Err(format!("{error:#}")),
+        };
+        let _ = send(&self.edge.orders, Order::Reloaded(told)).await;
+        notify("READY=1");
+        result
+    }
+
+    async fn try_reload(&mut self) -> anyhow::Result<()> {
+        let (settings, warnings) = config::load(&self.config)?;
+        if !warnings.0.is_empty() {
+            tracing::warn!("{warnings}");
+        }
+        refuse_what_needs_a_restart(&self.settings, &settings)?;
+        let plan = plan::plan(&settings)?;
+        let (answer, answered) = oneshot::channel();
+        send(&self.edge.orders, Order::Apply(Box::new(settings.clone()), answer)).await?;
+        answered.await.context("the verdict writer is gone")??;
+        self.edge.plan.store(Arc::new(plan));
+        self.settings = settings;
+        Ok(())
+    }
+}
+
+/// What only the start can do, because the powers for it are gone.
+fn refuse_what_needs_a_restart(old: &Settings, new: &Settings) -> anyhow::Result<()> {
+    let changed = [
+        ("kernel.interfaces", old.kernel.interfaces != new.kernel.interfaces),
+        ("kernel.attach", old.kernel.attach != new.kernel.attach),
+        ("kernel.pin_dir", old.kernel.pin_dir != new.kernel.pin_dir),
+        ("kernel.debug", old.kernel.debug != new.kernel.debug),
+        ("kernel.ipv6_prefix", old.kernel.ipv6_prefix != new.kernel.ipv6_prefix),
+        ("server.https", old.server.https != new.server.https),
+        ("server.http", old.server.http != new.server.http),
+        ("server.workers", old.server.workers != new.server.workers),
+        ("server.drain_timeout", old.server.drain_timeout != new.server.drain_timeout),
+        ("keys.pepper_file", old.keys.pepper_file != new.keys.pepper_file),
+        ("state.dir", old.state != new.state),
+        ("control.socket", old.control != new.control),
+        ("metrics.listen", old.metrics != new.metrics),
+        ("log", old.log != new.log),
+    ];
+    let changed: Vec<_> = changed.iter().filter(|(_, is)| *is).map(|(key, _)| *key).collect();
+    if !changed.is_empty() {
+        bail!("needs a restart: {} changed", changed.join(", "));
+    }
+    Ok(())
+}
+
+/// Puts an order in the queue, however full signals have made it: an operator is never lost.
+pub(super) async fn send(orders: &SyncSender<Order>, mut order: Order) -> anyhow::Result<()> {
+    use std::sync::mpsc::TrySendError::{Disconnected, Full};
+    loop {
+        match orders.try_send(order) {
+            Ok(()) => return Ok(()),
+            Err(Full(unsent)) => order = unsent,
+            Err(Disconnected(_)) => bail!("the verdict writer is gone"),
+        }
+        tokio::time::sleep(QUEUE_PAUSE).await;
+    }
+}
+
+const QUEUE_PAUSE: Duration = Duration::from_millis(1);
