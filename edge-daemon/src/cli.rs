@@ -1,6 +1,9 @@
 //! The command line of `edged`.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand};
 use tracing_subscriber::filter::LevelFilter;
@@ -42,11 +45,12 @@ struct Config {
 /// Runs the program with the process's arguments.
 #[must_use]
 pub fn main() -> ExitCode {
-    let (verb, config) = match Arguments::parse().verb {
-        Verb::Run(arguments) => (run as fn(_, _) -> _, arguments.config),
-        Verb::Check(arguments) => (check as fn(_, _) -> _, arguments.config),
-        Verb::Detach(arguments) => (detach as fn(_, _) -> _, arguments.config),
-    };
+    let (verb, Config { config }): (fn(&Path, &Settings) -> anyhow::Result<()>, _) =
+        match Arguments::parse().verb {
+            Verb::Run(arguments) => (run, arguments),
+            Verb::Check(arguments) => (check, arguments),
+            Verb::Detach(arguments) => (detach, arguments),
+        };
     let settings = match config::load(&config) {
         Ok((settings, warnings)) => {
             if !warnings.0.is_empty() {
@@ -59,7 +63,7 @@ pub fn main() -> ExitCode {
             return ExitCode::from(BAD_CONFIGURATION);
         }
     };
-    match verb(config, settings) {
+    match verb(&config, &settings) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("edged: {error:#}");
@@ -68,18 +72,18 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(config: PathBuf, settings: Settings) -> anyhow::Result<()> {
+fn run(config: &Path, settings: &Settings) -> anyhow::Result<()> {
     log_to_stderr(settings.log.level);
-    App::build(config, settings)?.run()
+    App::build(config.to_owned(), settings.clone())?.run()
 }
 
-fn check(config: PathBuf, settings: Settings) -> anyhow::Result<()> {
-    crate::plan::plan(&settings)?;
+fn check(config: &Path, settings: &Settings) -> anyhow::Result<()> {
+    crate::plan::plan(settings)?;
     println!("{}: fine", config.display());
     Ok(())
 }
 
-fn detach(_: PathBuf, settings: Settings) -> anyhow::Result<()> {
+fn detach(_: &Path, settings: &Settings) -> anyhow::Result<()> {
     for freed in kernel::detach(&settings.kernel.pin_dir)? {
         println!("{freed}");
     }

@@ -164,13 +164,13 @@ impl Metrics {
             self.requests_family(),
             self.connections_family(),
             self.signals_family(),
-            self.spread("request_duration_seconds", "Duration of requests.", |c| &c.request),
-            self.spread("upstream_duration_seconds", "Wait for upstreams.", |c| &c.upstream),
-            self.spread("handshake_duration_seconds", "Duration of TLS handshakes.", |c| {
+            self.spread("edged_request_duration_seconds", "Duration of requests.", |c| &c.request),
+            self.spread("edged_upstream_duration_seconds", "Wait for upstreams.", |c| &c.upstream),
+            self.spread("edged_handshake_duration_seconds", "Duration of TLS handshakes.", |c| {
                 &c.handshake
             }),
             histogram(
-                "ban_latency_seconds",
+                "edged_ban_latency_seconds",
                 "From a misdeed to the kernel's map.",
                 &[&self.ban_latency],
             ),
@@ -203,7 +203,7 @@ impl Metrics {
                 counter(&[("reason", reason.name()), ("status", &status.to_string())], count)
             },
         );
-        family("requests_total", "Requests by outcome.", MetricType::COUNTER, metrics)
+        family("edged_requests_total", "Requests by outcome.", MetricType::COUNTER, metrics)
     }
 
     fn connections_family(&self) -> MetricFamily {
@@ -211,7 +211,12 @@ impl Metrics {
         let metrics = reasons.map(|reason| {
             counter(&[("reason", reason.name())], self.sum(|c| &c.reasons[*reason as usize]))
         });
-        family("connections_total", "TLS connections by outcome.", MetricType::COUNTER, metrics)
+        family(
+            "edged_connections_total",
+            "TLS connections by outcome.",
+            MetricType::COUNTER,
+            metrics,
+        )
     }
 
     fn signals_family(&self) -> MetricFamily {
@@ -219,7 +224,12 @@ impl Metrics {
         let metrics = counts
             .filter(|(_, count)| *count > 0)
             .map(|(reason, count)| counter(&[("reason", reason.name())], count));
-        family("signals_total", "Misdeeds reported for scoring.", MetricType::COUNTER, metrics)
+        family(
+            "edged_signals_total",
+            "Misdeeds reported for scoring.",
+            MetricType::COUNTER,
+            metrics,
+        )
     }
 
     fn spread(&self, name: &str, help: &str, of: impl Fn(&Counters) -> &Spread) -> MetricFamily {
@@ -233,20 +243,32 @@ impl Metrics {
         let now = |name, help, value| family(name, help, MetricType::GAUGE, [gauge(&[], value)]);
         let load = |value: &AtomicU64| value.load(Relaxed);
         vec![
-            now("connections_open", "Client connections.", self.connections.load(Relaxed) as u64),
-            now("requests_in_flight", "Requests in flight.", self.requests.load(Relaxed) as u64),
-            total("signals_lost_total", "Signals a full queue lost.", load(&self.signals_lost)),
-            total("events_lost_total", "Security events that were lost.", events_lost),
-            total("bans_total", "Bans written to the kernel.", load(&self.bans)),
-            total("bans_failed_total", "Bans the kernel refused.", load(&self.bans_failed)),
-            now("bans_active", "Bans in force.", load(&self.bans_active)),
-            now("watched", "Clients whose misdeeds are remembered.", load(&self.watched)),
+            now(
+                "edged_connections_open",
+                "Client connections.",
+                self.connections.load(Relaxed) as u64,
+            ),
+            now(
+                "edged_requests_in_flight",
+                "Requests in flight.",
+                self.requests.load(Relaxed) as u64,
+            ),
             total(
-                "watched_evicted_total",
+                "edged_signals_lost_total",
+                "Signals a full queue lost.",
+                load(&self.signals_lost),
+            ),
+            total("edged_events_lost_total", "Security events that were lost.", events_lost),
+            total("edged_bans_total", "Bans written to the kernel.", load(&self.bans)),
+            total("edged_bans_failed_total", "Bans the kernel refused.", load(&self.bans_failed)),
+            now("edged_bans_active", "Bans in force.", load(&self.bans_active)),
+            now("edged_watched", "Clients whose misdeeds are remembered.", load(&self.watched)),
+            total(
+                "edged_watched_evicted_total",
                 "Clients forgotten to make room.",
                 load(&self.watched_evicted),
             ),
-            now("keys_active", "Keys that would be accepted.", load(&self.keys_active)),
+            now("edged_keys_active", "Keys that would be accepted.", load(&self.keys_active)),
         ]
     }
 }
@@ -262,33 +284,38 @@ fn kernel_families(view: &KernelView) -> Vec<MetricFamily> {
     let lost = counter(&[], view.drops_lost);
     let (total, now) = (MetricType::COUNTER, MetricType::GAUGE);
     vec![
-        family("packets_total", "Packets by outcome.", total, by_reason(|c| c.packets)),
-        family("packet_bytes_total", "Packet bytes by outcome.", total, by_reason(|c| c.bytes)),
+        family("edged_packets_total", "Packets by outcome.", total, by_reason(|c| c.packets)),
         family(
-            "map_entries",
+            "edged_packet_bytes_total",
+            "Packet bytes by outcome.",
+            total,
+            by_reason(|c| c.bytes),
+        ),
+        family(
+            "edged_map_entries",
             "Entries of a kernel table.",
             now,
             used.map(|(m, n)| gauge(&[("map", m)], n)),
         ),
         family(
-            "map_capacity",
+            "edged_map_capacity",
             "Capacity of a kernel table.",
             now,
             view.tables.iter().map(|(map, _, capacity)| gauge(&[("map", map)], *capacity)),
         ),
-        family("drop_events_lost_total", "Drop events the kernel kept back.", total, [lost]),
+        family("edged_drop_events_lost_total", "Drop events the kernel kept back.", total, [lost]),
     ]
 }
 
 fn reloads(ok: &AtomicU64, refused: &AtomicU64) -> MetricFamily {
     let results = [("ok", ok), ("refused", refused)];
     let metrics = results.map(|(result, n)| counter(&[("result", result)], n.load(Relaxed)));
-    family("reloads_total", "Reloads by result.", MetricType::COUNTER, metrics)
+    family("edged_reloads_total", "Reloads by result.", MetricType::COUNTER, metrics)
 }
 
 fn build_info() -> MetricFamily {
     let version = [("version", env!("CARGO_PKG_VERSION"))];
-    family("build_info", "The build, as labels.", MetricType::GAUGE, [gauge(&version, 1)])
+    family("edged_build_info", "The build, as labels.", MetricType::GAUGE, [gauge(&version, 1)])
 }
 
 fn family(
@@ -298,7 +325,7 @@ fn family(
     metrics: impl IntoIterator<Item = Metric>,
 ) -> MetricFamily {
     let mut family = MetricFamily::default();
-    family.set_name(format!("edged_{name}"));
+    family.set_name(name.to_owned());
     family.set_help(help.to_owned());
     family.set_field_type(kind);
     family.set_metric(metrics.into_iter().collect());

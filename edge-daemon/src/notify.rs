@@ -1,6 +1,9 @@
 //! Tells the service manager how far the daemon is (the `sd_notify` datagram).
 
-use std::os::{linux::net::SocketAddrExt as _, unix::net::{SocketAddr, UnixDatagram}};
+use std::os::{
+    linux::net::SocketAddrExt as _,
+    unix::net::{SocketAddr, UnixDatagram},
+};
 
 /// Sends one state (`READY=1`, `STOPPING=1`, ...) if a service manager listens.
 pub fn notify(state: &str) {

@@ -1,11 +1,17 @@
 //! The server's side of TLS. The only file that names rustls.
 
-use std::{path::{Path, PathBuf}, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 pub use rustls::ServerConfig;
 use rustls::{
     crypto::aws_lc_rs,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::{self, PemObject as _}},
+    pki_types::{
+        CertificateDer, PrivateKeyDer,
+        pem::{self, PemObject as _},
+    },
     version::{TLS12, TLS13},
 };
 pub use tokio_rustls::{TlsAcceptor, server::TlsStream};

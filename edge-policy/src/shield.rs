@@ -3,7 +3,9 @@
 use std::net::IpAddr;
 
 use http::HeaderMap;
-use http::header::{self, AUTHORIZATION, CACHE_CONTROL, CONNECTION, COOKIE, HeaderName, HeaderValue};
+use http::header::{
+    self, AUTHORIZATION, CACHE_CONTROL, CONNECTION, COOKIE, HeaderName, HeaderValue,
+};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::credential::{X_API_KEY, is_api_key};

@@ -91,11 +91,7 @@ impl Drop for Bench {
 }
 
 fn settings(pin_dir: &Path, limits: Limits) -> LoadSettings {
-    LoadSettings {
-        pin_dir: pin_dir.to_owned(),
-        debug: false,
-        limits,
-    }
+    LoadSettings { pin_dir: pin_dir.to_owned(), debug: false, limits }
 }
 
 fn load(pin_dir: &Path, limits: Limits) -> Kernel {

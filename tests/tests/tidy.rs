@@ -162,6 +162,7 @@ const METRIC_ENDS: &[&str] = &[
     "_entries",
     "_capacity",
     "_active",
+    "_watched",
     "_info",
     "_bucket",
     "_sum",

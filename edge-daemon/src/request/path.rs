@@ -124,15 +124,18 @@ async fn settle(
     }
 
     shield::strip_request(&mut head.headers);
-    shield::forward(&mut head.headers, &shield::Forward {
-        client: visitor.address,
-        host: &host.to_string(),
-        request_id: &trace.id,
-        principal: trace.key.as_ref().map(|key| shield::Principal {
-            id: &key.record.id,
-            name: &key.record.name,
-        }),
-    });
+    shield::forward(
+        &mut head.headers,
+        &shield::Forward {
+            client: visitor.address,
+            host: &host.to_string(),
+            request_id: &trace.id,
+            principal: trace
+                .key
+                .as_ref()
+                .map(|key| shield::Principal { id: &key.record.id, name: &key.record.name }),
+        },
+    );
     let body = body.take().ok_or(Reason::InternalError)?;
     let (upload, state) = Upload::new(body, body_max, &visitor.progress);
     let mut outgoing = Request::new(upload);
@@ -151,11 +154,7 @@ async fn settle(
     Ok(Outcome::Passed(Box::new(response), lease, state))
 }
 
-fn identify(
-    worker: &Worker,
-    plan: &Plan,
-    text: &str,
-) -> Result<std::sync::Arc<Key>, Reason> {
+fn identify(worker: &Worker, plan: &Plan, text: &str) -> Result<std::sync::Arc<Key>, Reason> {
     if !key::well_formed(text, &plan.key_prefix) {
         return Err(Reason::CredentialInvalid);
     }

@@ -57,7 +57,8 @@ pub(crate) async fn accept(
         match accepted {
             Ok((stream, peer)) => {
                 let Some(slot) = Slot::take(&worker) else { continue };
-                let visit = connection(Rc::clone(&worker), stream, peer, entrance, stopping.clone());
+                let visit =
+                    connection(Rc::clone(&worker), stream, peer, entrance, stopping.clone());
                 spawn_local(async move {
                     visit.await;
                     drop(slot);

@@ -62,7 +62,13 @@ impl Lease {
 impl Upstream {
     pub(crate) fn new(settings: settings::Upstream) -> Rc<Self> {
         let slots = std::sync::Arc::new(Semaphore::new(settings.connections_max));
-        Rc::new(Self { settings, idle: RefCell::default(), slots, turn: Cell::new(0), complaints: Throttle::default() })
+        Rc::new(Self {
+            settings,
+            idle: RefCell::default(),
+            slots,
+            turn: Cell::new(0),
+            complaints: Throttle::default(),
+        })
     }
 
     /// Sends a request and waits for the head of its answer.

@@ -150,8 +150,9 @@ impl Writer {
     }
 
     fn show_bans(&self) -> anyhow::Result<Vec<BanEntry>> {
-        let mut entries = Vec::with_capacity(self.bans.len());
-        for (client, held) in &self.bans {
+        let (mut entries, now_ns) = (Vec::with_capacity(self.bans.len()), clock::boot_ns());
+        // The kernel ends a ban to the nanosecond; it is cleared away within a second.
+        for (client, held) in self.bans.iter().filter(|(_, held)| held.until_ns > now_ns) {
             let record = &held.record;
             let ban = self.tables.bans.lookup(*client)?;
             entries.push(BanEntry {
