@@ -86,7 +86,7 @@ pub enum Event {
     Unban {
         /// The client.
         source: IpAddr,
-        /// `expired` or `operator`.
+        /// `expired`, `operator`, or `no_room` if a later ban took its place in a full table.
         reason: &'static str,
     },
     /// A client earned a ban that could not be written.

@@ -58,14 +58,14 @@ fn an_ipv6_client_is_banned_with_its_whole_prefix() -> Result<()> {
 #[test]
 fn a_ban_ends_by_itself_and_the_next_lasts_longer() -> Result<()> {
     let lab = Lab::new()?;
-    let edged = lab.edged()?.set("abuse.ban_first", r#""1s""#).start()?;
+    let edged = lab.edged()?.set("abuse.ban_first", r#""2s""#).start()?;
     brute_force(&edged, ATTACKER)?;
     assert!(edged.banned(ATTACKER)?);
     let first = until("the ban ends", Duration::from_secs(4), || Ok(reaches(&lab, ATTACKER, 443)))?;
     assert!(!edged.banned(ATTACKER)?, "the kernel and the list agree");
     brute_force(&edged, ATTACKER)?;
     let second =
-        until("the ban ends", Duration::from_secs(8), || Ok(reaches(&lab, ATTACKER, 443)))?;
+        until("the ban ends", Duration::from_secs(12), || Ok(reaches(&lab, ATTACKER, 443)))?;
     assert!(second > first + Duration::from_millis(1500), "{first:?}, then {second:?}");
     let strikes = edged.events()?.into_iter().filter(|e| e["event"] == "ban");
     assert_eq!(strikes.map(|e| e["strikes"].as_u64()).collect::<Vec<_>>(), [Some(1), Some(2)]);

@@ -72,7 +72,8 @@ fn each_fault_has_its_status() -> Result<()> {
     refused(&get("/health").method("POST").send()?, 405);
     refused(&get(&format!("/api/{}", "a".repeat(9000))).send()?, 414);
     refused(&get("/api").header("X-Long", &"a".repeat(20_000)).flag("--http1.1").send()?, 431);
-    refused(&get("/api").method("POST").body(vec![0; 11 << 20]).send()?, 413);
+    // Over HTTP/1: this curl loses an HTTP/2 answer that comes before it has sent its body.
+    refused(&get("/api").method("POST").body(vec![0; 11 << 20]).flag("--http1.1").send()?, 413);
     refused(&edged.get(FRIEND, &format!("/api?api_key={key}")).send()?, 400);
     assert_eq!(origin.seen(), 0, "nothing of it reached the origin");
     let challenge = edged.get(FRIEND, "/api").send()?;

@@ -6,7 +6,7 @@ use edge_common::{Reason, Source, map};
 use edge_policy::abuse::Outcome;
 
 use super::{Signal, Writer};
-use crate::{clock, events::Event, store::BanRecord};
+use crate::{clock, events::Event, kernel::KernelError, store::BanRecord};
 
 /// A ban in force.
 pub(super) struct Held {
@@ -22,7 +22,7 @@ impl Writer {
     pub(super) fn restore(&mut self, stored: Vec<BanRecord>) -> anyhow::Result<()> {
         let now_ms = clock::unix_ms();
         for record in stored {
-            let client = Source::from(record.source);
+            let client = Source::from(record.source).client(self.settings.kernel.ipv6_prefix);
             let until_ns = clock::boot_ns_at(record.until_ms);
             self.book.restore(client, record.strikes, until_ns);
             if record.until_ms > now_ms && self.tables.bans.lookup(client)?.is_none() {
@@ -39,7 +39,13 @@ impl Writer {
                 )?;
             }
         }
-        for (client, ban) in self.tables.bans.entries()? {
+        for (found, ban) in self.tables.bans.entries()? {
+            // Another prefix may have stood for a client when it was banned.
+            let client = found.client(self.settings.kernel.ipv6_prefix);
+            if client != found {
+                self.tables.bans.unban(found)?;
+                self.tables.bans.ban(client, ban)?;
+            }
             self.book.restore(client, ban.strikes, ban.until_ns);
             let record = BanRecord {
                 source: client.into(),
@@ -93,7 +99,13 @@ impl Writer {
             reason: reason as u32,
             strikes,
         };
-        self.tables.bans.ban(client, ban)?;
+        match self.tables.bans.ban(client, ban) {
+            Err(KernelError::Full { .. }) => {
+                self.make_room()?;
+                self.tables.bans.ban(client, ban)?;
+            }
+            written => written?,
+        }
         let latency = Duration::from_nanos(clock::boot_ns().saturating_sub(signal.at_ns));
         let metrics = &self.edge.metrics;
         metrics.bans.fetch_add(1, Relaxed);
@@ -118,6 +130,13 @@ impl Writer {
             latency_us: u64::try_from(latency.as_micros()).unwrap_or(u64::MAX),
         });
         Ok(())
+    }
+
+    /// Ends the ban that would end first: the latest offender matters more.
+    fn make_room(&mut self) -> anyhow::Result<()> {
+        let first =
+            self.bans.iter().min_by_key(|(_, held)| held.until_ns).map(|(client, _)| *client);
+        first.map_or(Ok(()), |client| self.lift(&client, "no_room"))
     }
 
     /// Clears away the bans that have ended. The kernel has not been minding them since.

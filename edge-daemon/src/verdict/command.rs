@@ -127,12 +127,11 @@ impl Writer {
         let entries = self.list(list).entries().map(|(net, origin)| {
             let hits = table.get(&net).map_or(0, |entry| entry.hits);
             match origin {
-                Origin::Configuration(file) => ListEntry {
+                Origin::Configuration(from) => ListEntry {
                     net,
                     until_ms: None,
                     reason: None,
-                    source: file
-                        .map_or_else(|| "config".into(), |file| format!("file {}", file.display())),
+                    source: from.to_owned(),
                     hits,
                     added_ms: None,
                 },

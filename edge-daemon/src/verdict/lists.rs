@@ -1,16 +1,17 @@
 //! The allow and the deny list: where each network is from, and what the kernel is to hold.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, sync::Arc};
 
 use edge_policy::list;
 use ipnet::IpNet;
 
-use crate::{clock, config, store::ListRecord};
+use crate::{clock, config::settings, store::ListRecord};
 
 /// One of the two lists: the configuration's networks and the operators'.
 #[derive(Default)]
 pub(crate) struct List {
-    configured: Vec<(IpNet, Option<PathBuf>)>,
+    /// Each with where it is from, in words.
+    configured: Vec<(IpNet, Arc<str>)>,
     /// By network: an operator's word on it replaces the last one.
     operators: BTreeMap<IpNet, Entry>,
 }
@@ -40,8 +41,8 @@ impl Entry {
 
 /// Who put a network on a list.
 pub(crate) enum Origin<'a> {
-    /// The configuration file, or the list file it names.
-    Configuration(Option<&'a PathBuf>),
+    /// The configuration, in these words: "config", "file NAME", "upstream NAME".
+    Configuration(&'a str),
     /// An operator.
     Operator(&'a Entry),
 }
@@ -53,8 +54,23 @@ impl List {
     }
 
     /// Takes the configuration's networks from `list`, in place of the former.
-    pub(crate) fn configure(&mut self, list: &config::settings::List) {
-        self.configured = list.iter().map(|(net, file)| (net, file.map(Into::into))).collect();
+    pub(crate) fn configure(&mut self, list: &settings::List) {
+        let own: Arc<str> = "config".into();
+        self.configured = list.nets.iter().map(|net| (*net, Arc::clone(&own))).collect();
+        for file in &list.files {
+            let from: Arc<str> = format!("file {}", file.path.display()).into();
+            self.configured.extend(file.nets.iter().map(|net| (*net, Arc::clone(&from))));
+        }
+    }
+
+    /// Adds the servers behind the edge: no limit may cut off their answers, however many
+    /// packets those take, and no list the edge from them.
+    pub(crate) fn configure_upstreams(&mut self, upstreams: &[settings::Upstream]) {
+        for upstream in upstreams {
+            let from: Arc<str> = format!("upstream {}", upstream.name).into();
+            let nets = upstream.servers.iter().map(|server| IpNet::from(server.ip()));
+            self.configured.extend(nets.map(|net| (net, Arc::clone(&from))));
+        }
     }
 
     /// Puts an entry in the place of the former one for its network, which it gives back.
@@ -97,7 +113,7 @@ impl List {
     pub(crate) fn entries(&self) -> impl Iterator<Item = (IpNet, Origin<'_>)> {
         let configured = self.configured.iter();
         configured
-            .map(|(net, file)| (*net, Origin::Configuration(file.as_ref())))
+            .map(|(net, file)| (*net, Origin::Configuration(file)))
             .chain(self.operators.values().map(|entry| (entry.record.net, Origin::Operator(entry))))
     }
 }

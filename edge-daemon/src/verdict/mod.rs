@@ -175,6 +175,7 @@ impl Writer {
 
     fn put_in_force(&mut self, settings: &Settings) -> anyhow::Result<()> {
         self.allow.configure(&settings.lists.allow);
+        self.allow.configure_upstreams(&settings.upstreams);
         self.deny.configure(&settings.lists.deny);
         self.tables
             .update_limits(plan::kernel_limits(&settings.kernel))
