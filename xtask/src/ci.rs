@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 
 use crate::{
     bpf,
+    demo::Demo,
     shell::{self, cargo, root},
     test,
 };
@@ -19,6 +20,8 @@ pub(crate) fn run() -> Result<()> {
     println!("== kernel object");
     bpf::install_toolchain().context("the toolchain for the kernel programs")?;
     bpf::check()?;
+    println!("== demo");
+    Demo::QUICK.run()?;
     println!("== tests");
     test::all()
 }

@@ -25,6 +25,9 @@ pub(crate) struct Demo {
 }
 
 impl Demo {
+    /// The demo that leaves nothing behind, with the shorter wait.
+    pub(crate) const QUICK: Self = Self { keep: false, quick: true, clean: false };
+
     pub(crate) fn run(self) -> Result<()> {
         need_root("the demo")?;
         setup::need()?;

@@ -225,6 +225,8 @@ async fn drive<C: Future<Output = hyper::Result<()>>>(
     let mut look = Duration::ZERO;
     loop {
         tokio::select! {
+            // The connection first: whatever else is due, it was most likely what woke us.
+            biased;
             result = connection.as_mut() => {
                 if let Err(error) = result {
                     broken_off(worker, visitor.address, &error);

@@ -81,8 +81,7 @@ impl Upstream {
         upload: &UploadState,
         pause_max: Duration,
     ) -> Result<(Response<Incoming>, Lease), Reason> {
-        let slot = timeout(self.settings.connect_timeout, self.slots.clone().acquire_owned());
-        let slot = slot.await.ok().and_then(Result::ok).ok_or(Reason::Overload)?;
+        let slot = self.slot().await?;
         while let Some(mut sender) = self.take_idle() {
             let copy = repeatable(&request);
             match (self.exchange(&mut sender, request, upload, pause_max).await, copy) {
@@ -98,6 +97,16 @@ impl Upstream {
         let mut sender = self.connect().await?;
         let response = self.exchange(&mut sender, request, upload, pause_max).await;
         response.map(|r| (r, self.lease(sender, slot))).map_err(|failed| failed.reason)
+    }
+
+    /// One of the connections that this worker may hold. The timer is for those who have to wait.
+    async fn slot(&self) -> Result<OwnedSemaphorePermit, Reason> {
+        let slots = || std::sync::Arc::clone(&self.slots);
+        if let Ok(slot) = slots().try_acquire_owned() {
+            return Ok(slot);
+        }
+        let slot = timeout(self.settings.connect_timeout, slots().acquire_owned());
+        slot.await.ok().and_then(Result::ok).ok_or(Reason::Overload)
     }
 
     fn lease(self: &Rc<Self>, sender: SendRequest<Upload>, slot: OwnedSemaphorePermit) -> Lease {
@@ -138,6 +147,7 @@ impl Upstream {
                 return Err(Failed { reason: Reason::RequestTimeout, unsent: None });
             }
             tokio::select! {
+                biased;
                 result = &mut response => return result.map_err(|mut error| Failed {
                     reason: upload.fault.get().unwrap_or(Reason::UpstreamInvalid),
                     unsent: error.take_message().map(Box::new),
