@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::Result;
-use edge_common::Reason;
+use edge_common::{Plane, Reason};
 use edge_tests::source::{Source, sources};
 
 /// Fails with the files that break a rule.
@@ -121,6 +121,9 @@ fn every_reason_is_documented_as_it_is() -> Result<()> {
         let plane = format!("{:?}", reason.plane()).to_lowercase();
         assert_eq!((row[1], row[3]), (&*plane, &*blame), "{name}");
         assert_eq!(row[4], reason.meaning().trim(), "{name}");
+        if reason.plane() == Plane::Request && *reason != Reason::Serve {
+            assert_eq!(row[2], edge_policy::denied::status(*reason).as_str(), "{name}");
+        }
     }
     Ok(())
 }
