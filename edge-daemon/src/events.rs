@@ -161,7 +161,7 @@ impl Events {
         Ok((Self { queue, lost, plentiful: Arc::default() }, log))
     }
 
-    /// Tells of an event. Refusals and drops beyond [`PLENTIFUL`] are lost: an attack neither
+    /// Tells of an event. Refusals and drops beyond `PLENTIFUL` are lost: an attack neither
     /// fills the disk at its own rate nor takes the place of a ban or an operator's act.
     pub fn tell(&self, event: Event) {
         if event.is_plentiful() && !self.admits(clock::boot_ns())
