@@ -7,7 +7,7 @@ use std::{
 };
 
 use aya::maps::{MapData, MapInfo, MapType};
-use edge_common::{Reason, Source, limit, map, open};
+use edge_common::{Source, limit, map, open};
 use nix::{
     mount::{MsFlags, mount},
     sys::statfs::{FsType, statfs},
@@ -33,7 +33,7 @@ pub(super) const TABLES: [Shape; 12] = [
     array(map::CONNECTION_CELLS, size_of::<limit::Set>(), map::CONNECTION_SETS),
     array(map::OPEN, size_of::<open::Set>(), map::OPEN_SETS),
     shape(map::SOCKETS, MapType::Hash, 8, 8, map::SOCKETS_MAX),
-    shape(map::COUNTS, MapType::PerCpuArray, 4, size_of::<map::Count>(), Reason::COUNT as u32),
+    shape(map::COUNTS, MapType::PerCpuArray, 4, size_of::<map::Count>(), map::REASONS_MAX),
     shape(map::DROPS, MapType::RingBuf, 0, 0, map::DROPS_BYTES),
     array(map::DROPS_CELL, size_of::<limit::Set>(), 1),
     shape(map::DROPS_LOST, MapType::PerCpuArray, 4, 8, 1),
