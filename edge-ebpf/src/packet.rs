@@ -156,7 +156,8 @@ pub fn source(frame: &mut Frame, facts: &mut Facts) -> ControlFlow<Reason, Heade
 #[inline(always)]
 pub fn neighbour_discovery(frame: &Frame, header: &Header) -> ControlFlow<Reason> {
     let Header::V6(header) = header else { return Continue(()) };
-    if header[6] != IPPROTO_ICMPV6 || header[7] != 255 {
+    // Protocol and hop limit at once: each branch here is another way for the verifier to walk.
+    if u16::from_be_bytes([header[6], header[7]]) != u16::from_be_bytes([IPPROTO_ICMPV6, 255]) {
         return Continue(());
     }
     let payload = u32::from(u16::from_be_bytes([header[4], header[5]]));
