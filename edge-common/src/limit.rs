@@ -65,10 +65,14 @@ impl Rate {
     }
 
     /// Whether this limit is switched off.
+    ///
+    /// So is one that not even a single unit fits. [`Self::new`] makes none, but the kernel may see
+    /// one while the daemon writes its settings, half old and half new: to refuse every client for
+    /// that instant would be worse than to refuse none.
     #[inline(always)]
     #[must_use]
     pub const fn is_off(&self) -> bool {
-        self.interval == 0
+        self.interval == 0 || self.interval > self.capacity
     }
 
     /// Units that a full bucket holds.
@@ -160,8 +164,14 @@ fn place(set: &Set, mark: u64, rate: Rate, now: u64) -> (usize, u64) {
     idlest
 }
 
-/// Ticks from now until the word's bucket is empty. A time farther ahead than a full bucket lies
-/// in the past, or is left over from before the clock wrapped or the limit changed: empty.
+/// Ticks from now until the word's bucket is empty. A time farther ahead than a full bucket lies in
+/// the past: empty.
+///
+/// Two words are read amiss, both in the source's favour or for one bucket's time at most. One that
+/// stays untouched until the clock has nearly wrapped, 26 days less the capacity, seems to lie
+/// ahead again and to be that full until the clock has passed it. And when a smaller burst is
+/// configured, one that is fuller than the new capacity seems to lie in the past: the source starts
+/// anew with an empty bucket.
 #[inline(always)]
 fn ahead(word: u64, rate: Rate, now: u64) -> u64 {
     let ahead = (word & CLOCK).wrapping_sub(now) & CLOCK;
@@ -246,6 +256,34 @@ mod tests {
             threads.into_iter().map(|t| t.join().unwrap()).sum()
         });
         assert_eq!(total, 50);
+    }
+
+    #[test]
+    fn a_smaller_burst_starts_the_fuller_buckets_anew() {
+        let (wide, tight) = (Rate::new(10, SECOND, 50).unwrap(), Rate::new(10, SECOND, 5).unwrap());
+        let set = Set::default();
+        assert_eq!(admitted(&set, 7 << 48, wide, std::iter::repeat_n(0, 99)), 50);
+        assert_eq!(admitted(&set, 7 << 48, tight, std::iter::repeat_n(0, 99)), 5);
+    }
+
+    #[test]
+    fn a_word_of_a_whole_period_ago_counts_until_its_time_is_over() {
+        let rate = Rate::new(10, SECOND, 5).unwrap();
+        let set = Set::default();
+        let period = (CLOCK + 1) * TICK_NS;
+        assert_eq!(admitted(&set, 7 << 48, rate, std::iter::repeat_n(0, 9)), 5);
+        assert_eq!(admitted(&set, 7 << 48, rate, std::iter::repeat_n(period, 9)), 0);
+        assert_eq!(admitted(&set, 7 << 48, rate, std::iter::repeat_n(period + SECOND, 9)), 5);
+    }
+
+    #[test]
+    fn a_limit_that_nothing_fits_is_off() {
+        let rate = Rate::new(10, SECOND, 5).unwrap();
+        assert!(!rate.is_off() && Rate::OFF.is_off());
+        assert!(!Rate { capacity: rate.interval, ..rate }.is_off());
+        assert!(Rate { capacity: rate.interval - 1, ..rate }.is_off());
+        assert!(Rate { capacity: 0, ..rate }.is_off());
+        assert!(Rate { interval: 0, ..rate }.is_off());
     }
 
     #[test]

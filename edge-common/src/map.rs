@@ -23,7 +23,7 @@ pub const CONNECTION_CELLS: &str = "CONNECTION_CELLS";
 pub const OPEN: &str = "OPEN";
 /// Sockets that are counted in [`OPEN`]. Hash: socket address (`u64`) -> the client's hash.
 pub const SOCKETS: &str = "SOCKETS";
-/// One [`Count`] per reason and CPU.
+/// One [`Count`] per reason and CPU; [`REASONS_MAX`] reasons.
 pub const COUNTS: &str = "COUNTS";
 /// Ring buffer of [`Drop`].
 pub const DROPS: &str = "DROPS";
@@ -46,13 +46,16 @@ pub const CONNECTION_SETS: u32 = 65_536;
 pub const OPEN_SETS: u32 = 32_768;
 /// Sockets that the open-connection count follows.
 pub const SOCKETS_MAX: u32 = 262_144;
+/// Room for reasons in [`COUNTS`]: more than there are, so that a new one keeps the layout.
+pub const REASONS_MAX: u32 = 64;
 /// Bytes of the drop ring, a power of two and a multiple of the page size.
 pub const DROPS_BYTES: u32 = 256 * 1024;
 
 /// [`Entry::until_ns`] and [`Ban::until_ns`] of what never ends.
 pub const FOREVER: u64 = u64::MAX;
 
-/// A network on a list. The daemon writes it; the kernel adds the hits.
+/// A network on a list. The daemon writes it; the kernel adds the hits, as best it can: those that
+/// fall while the daemon writes the entry may be lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Entry {
@@ -62,7 +65,8 @@ pub struct Entry {
     pub hits: u64,
 }
 
-/// A banned client. The daemon writes it; the kernel adds the hits and the time of the first.
+/// A banned client. The daemon writes it; the kernel adds the hits and the time of the first, as
+/// best it can: those that fall while the daemon writes or removes the ban may be lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Ban {
@@ -158,7 +162,7 @@ const _: () = assert!(size_of::<Ban>() == 40);
 const _: () = assert!(size_of::<Count>() == 16);
 const _: () = assert!(size_of::<Drop>() == 40);
 const _: () = assert!(size_of::<Settings>() == 8 * 2 + 16 * 3 + 4 * 2 + 24);
-const _: () = assert!(Reason::COUNT <= 64);
+const _: () = assert!(Reason::COUNT <= REASONS_MAX as usize);
 
 #[cfg(feature = "user")]
 mod pod {

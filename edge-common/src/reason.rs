@@ -151,7 +151,7 @@ reasons! {
 }
 
 impl Reason {
-    /// How many reasons there are; the length of the kernel's counter array.
+    /// How many reasons there are.
     pub const COUNT: usize = Self::ALL.len();
 
     /// Whether the packet goes on to the network stack.
@@ -179,6 +179,55 @@ mod tests {
             assert_eq!(Reason::ALL.iter().filter(|r| r.name() == reason.name()).count(), 1);
         }
         assert_eq!(Reason::from_index(Reason::COUNT as u32), None);
+    }
+
+    /// The pinned tables of a former version are read by these numbers: a new reason takes the
+    /// next number, and any other change here needs a new ABI.
+    #[test]
+    fn numbers_are_part_of_the_abi() {
+        let golden = [
+            (0, "pass"),
+            (1, "not_ip"),
+            (2, "allow_list"),
+            (3, "deny_list"),
+            (4, "ban"),
+            (5, "packet_rate"),
+            (6, "connection_rate"),
+            (7, "open_connections"),
+            (8, "malformed_packet"),
+            (9, "unparsed_packet"),
+            (10, "handshake"),
+            (11, "handshake_failed"),
+            (12, "handshake_timeout"),
+            (13, "idle_connection"),
+            (14, "connections_full"),
+            (15, "serve"),
+            (16, "redirect"),
+            (17, "malformed_request"),
+            (18, "uri_too_long"),
+            (19, "headers_too_large"),
+            (20, "body_too_large"),
+            (21, "request_timeout"),
+            (22, "credential_missing"),
+            (23, "credential_invalid"),
+            (24, "credential_expired"),
+            (25, "credential_revoked"),
+            (26, "credential_in_url"),
+            (27, "not_permitted"),
+            (28, "no_route"),
+            (29, "method_not_allowed"),
+            (30, "source_rate"),
+            (31, "key_rate"),
+            (32, "global_rate"),
+            (33, "overload"),
+            (34, "upstream_unreachable"),
+            (35, "upstream_timeout"),
+            (36, "upstream_invalid"),
+            (37, "client_gone"),
+            (38, "internal_error"),
+        ];
+        let found: Vec<_> = Reason::ALL.iter().map(|r| (*r as usize, r.name())).collect();
+        assert_eq!((crate::map::ABI, found.as_slice()), ("v1", golden.as_slice()));
     }
 
     #[test]

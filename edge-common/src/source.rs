@@ -23,14 +23,22 @@ impl Source {
         self.high() == 0 && self.low() >> 32 == 0xffff
     }
 
+    /// Whether this is an address of the link alone, `fe80::/10`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_link_local(&self) -> bool {
+        self.high() >> 54 == 0xfe80 >> 6
+    }
+
     /// The prefix that stands for one client: `bits` of an IPv6 address, an IPv4 address whole.
     ///
-    /// An IPv6 client commonly owns a /64, so limiting single addresses would limit nothing.
-    /// `bits` is 1 to 64.
+    /// An IPv6 client commonly owns a /64, so limiting single addresses would limit nothing. A
+    /// link-local address stands for itself: all hosts of the link, the router among them, share
+    /// its prefix. `bits` is 1 to 64.
     #[inline(always)]
     #[must_use]
     pub const fn client(self, bits: u32) -> Self {
-        if self.is_v4() {
+        if self.is_v4() || self.is_link_local() {
             return self;
         }
         let high = self.high() & (u64::MAX << (64 - bits));
@@ -116,6 +124,18 @@ mod tests {
         assert_eq!(source("2001:db8:1:2:3::4").client(64), source("2001:db8:1:2::"));
         assert_eq!(source("2001:db8:1:2:3::4").client(48), source("2001:db8:1::"));
         assert_eq!(source("192.0.2.7").client(64), source("192.0.2.7"));
+    }
+
+    #[test]
+    fn a_link_local_client_is_itself() {
+        for text in ["fe80::1", "fe80::1:2:3:4", "febf:ffff::9"] {
+            assert_eq!(source(text).client(64), source(text));
+            assert_eq!(source(text).client(1), source(text));
+        }
+        for (text, prefix) in [("fe7f:ffff::1", "fe7f:ffff::"), ("fec0::1", "fec0::")] {
+            assert_eq!(source(text).client(64), source(prefix));
+        }
+        assert!(!source("254.128.0.1").is_link_local());
     }
 
     #[test]

@@ -10,7 +10,8 @@ mod tables;
 use core::ops::ControlFlow::{self, Break, Continue};
 
 use aya_ebpf::{
-    bindings::xdp_action, helpers::bpf_ktime_get_boot_ns, macros::xdp, programs::XdpContext,
+    bindings::xdp_action, helpers::bpf_ktime_get_boot_ns, macros::xdp, maps::LpmTrie,
+    programs::XdpContext,
 };
 use edge_common::{
     Rate, Reason, Source, Verdict, limit,
@@ -28,11 +29,11 @@ use crate::{
 pub fn edged(ctx: XdpContext) -> u32 {
     let Some(settings) = tables::settings() else { return xdp_action::XDP_ABORTED };
     let mut facts = Facts::new();
-    let reason = match judge(&ctx, settings, &mut facts) {
+    let reason = match judge(&ctx, &settings, &mut facts) {
         Break(reason) => reason,
         Continue(()) => Reason::Pass,
     };
-    report::settle(&ctx, settings, reason, &facts)
+    report::settle(&ctx, &settings, reason, &facts)
 }
 
 /// The whole path. Each line settles the packet's reason or hands on.
@@ -45,12 +46,12 @@ fn judge(ctx: &XdpContext, settings: &Settings, facts: &mut Facts) -> ControlFlo
     let client = facts.source.client(settings.ipv6_bits);
     allowed(&facts.source, now_ns)?;
     denied(&facts.source, now_ns)?;
+    // A banned or flooding neighbour must still be found, or the router itself may be lost.
+    packet::neighbour_discovery(&frame, &header)?;
     banned(&client, now_ns)?;
     let segment = packet::transport(&mut frame, header, facts)?;
     let hash = client.hash(settings.seed);
-    if !segment.is_neighbour_discovery {
-        within(charge_packet, hash, settings.packet_rate, now_ns, Reason::PacketRate)?;
-    }
+    within(charge_packet, hash, settings.packet_rate, now_ns, Reason::PacketRate)?;
     if segment.opens_connection {
         let rate = settings.connection_rate;
         within(charge_connection, hash, rate, now_ns, Reason::ConnectionRate)?;
@@ -61,38 +62,52 @@ fn judge(ctx: &XdpContext, settings: &Settings, facts: &mut Facts) -> ControlFlo
 
 #[inline(always)]
 fn allowed(source: &Source, now_ns: u64) -> ControlFlow<Reason> {
-    listed(tables::ALLOW.get(Key::new(128, source.0)), now_ns, Reason::AllowList)
+    listed(&tables::ALLOW, source, now_ns, Reason::AllowList)
 }
 
 #[inline(always)]
 fn denied(source: &Source, now_ns: u64) -> ControlFlow<Reason> {
-    listed(tables::DENY.get(Key::new(128, source.0)), now_ns, Reason::DenyList)
+    listed(&tables::DENY, source, now_ns, Reason::DenyList)
 }
 
 /// The longest match decides alone: the daemon gives each network the latest end of all that
 /// cover it.
 #[inline(always)]
-fn listed(entry: Option<&Entry>, now_ns: u64, reason: Reason) -> ControlFlow<Reason> {
-    match entry {
-        Some(entry) if now_ns < entry.until_ns => {
-            tables::increment(&raw const entry.hits);
-            Break(reason)
+fn listed(
+    list: &'static LpmTrie<[u8; 16], Entry>,
+    source: &Source,
+    now_ns: u64,
+    reason: Reason,
+) -> ControlFlow<Reason> {
+    // aya gives a reference; what other CPUs write is reached by its address alone.
+    let entry = match list.get(Key::new(128, source.0)) {
+        Some(entry) => (&raw const *entry).cast_mut(),
+        None => return Continue(()),
+    };
+    // SAFETY: the lookup gave the address of a whole `Entry`, which stays until the program
+    // returns; the kernel lets programs write it.
+    unsafe {
+        if now_ns >= tables::peek(&raw const (*entry).until_ns) {
+            return Continue(());
         }
-        _ => Continue(()),
+        tables::increment(&raw mut (*entry).hits);
     }
+    Break(reason)
 }
 
 #[inline(always)]
 fn banned(client: &Source, now_ns: u64) -> ControlFlow<Reason> {
-    let Some(ban) = tables::BANS.get_ptr(client) else { return Continue(()) };
-    // SAFETY: the lookup gave a pointer to a whole `Ban`, valid until the program returns.
-    let ban = unsafe { &*ban };
-    if now_ns >= ban.until_ns {
-        return Continue(());
-    }
-    tables::increment(&raw const ban.hits);
-    if ban.first_hit_ns == 0 {
-        tables::set_once(&raw const ban.first_hit_ns, now_ns);
+    let Some(ban) = tables::BANS.get_ptr_mut(client) else { return Continue(()) };
+    // SAFETY: the lookup gave the address of a whole `Ban`, which stays until the program returns,
+    // though the daemon may overwrite it or the kernel give it to another client meanwhile.
+    unsafe {
+        if now_ns >= tables::peek(&raw const (*ban).until_ns) {
+            return Continue(());
+        }
+        tables::increment(&raw mut (*ban).hits);
+        if tables::peek(&raw const (*ban).first_hit_ns) == 0 {
+            tables::set_once(&raw mut (*ban).first_hit_ns, now_ns);
+        }
     }
     Break(Reason::Ban)
 }

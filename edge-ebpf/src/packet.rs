@@ -63,8 +63,20 @@ impl Frame {
         }
         self.offset += N;
         self.left -= N as u32;
-        // SAFETY: the kernel lends the frame for the whole run, and `N` bytes lie before `end`.
+        // SAFETY: `N` bytes lie before `end`, and bytes need no alignment. The kernel lends the frame
+        // for the whole run, which no reference outlives; nobody else writes it, nor this program.
         Continue(unsafe { &*header.cast::<[u8; N]>() })
+    }
+
+    /// The next byte, if the first buffer holds it.
+    #[inline(always)]
+    fn peek(&self) -> Option<u8> {
+        let next = self.start.wrapping_add(self.offset);
+        if next.wrapping_add(1) > self.end {
+            return None;
+        }
+        // SAFETY: as in `take`, for one byte.
+        Some(unsafe { *next })
     }
 
     /// Moves on without reading.
@@ -103,12 +115,10 @@ pub enum Header {
 pub struct Segment {
     /// A TCP SYN without ACK.
     pub opens_connection: bool,
-    /// ICMPv6 that keeps the link itself alive, from a neighbour on it.
-    pub is_neighbour_discovery: bool,
 }
 
 impl Segment {
-    const OTHER: Self = Self { opens_connection: false, is_neighbour_discovery: false };
+    const OTHER: Self = Self { opens_connection: false };
 }
 
 /// Reads up to the source address.
@@ -138,6 +148,26 @@ pub fn source(frame: &mut Frame, facts: &mut Facts) -> ControlFlow<Reason, Heade
     }
 }
 
+/// Lets ICMPv6 pass that keeps the link itself alive, from whatever address: a hop limit of 255
+/// proves that no router forwarded it, and the stack insists on it too.
+///
+/// It stands right behind the IPv6 header: the stack takes no fragments of it, and no other header
+/// before it is of use.
+#[inline(always)]
+pub fn neighbour_discovery(frame: &Frame, header: &Header) -> ControlFlow<Reason> {
+    let Header::V6(header) = header else { return Continue(()) };
+    // Protocol and hop limit at once: each branch here is another way for the verifier to walk.
+    if u16::from_be_bytes([header[6], header[7]]) != u16::from_be_bytes([IPPROTO_ICMPV6, 255]) {
+        return Continue(());
+    }
+    let payload = u32::from(u16::from_be_bytes([header[4], header[5]]));
+    let is_whole = payload >= 8 && payload <= frame.left;
+    match frame.peek() {
+        Some(133..=137) if is_whole => Break(Reason::Pass),
+        _ => Continue(()),
+    }
+}
+
 /// Reads the rest, as far as the limits need it.
 #[inline(always)]
 pub fn transport(
@@ -157,7 +187,10 @@ pub fn transport(
         (IPPROTO_TCP, _) => tcp(frame, facts, &fragment),
         (IPPROTO_UDP, Header::V4(_)) => udp(frame, facts, &fragment, false),
         (IPPROTO_UDP, Header::V6(_)) => udp(frame, facts, &fragment, true),
-        (IPPROTO_ICMPV6, Header::V6(header)) => icmpv6(frame, header, &fragment),
+        (IPPROTO_ICMPV6, Header::V6(_)) => {
+            frame.take::<8>()?;
+            Continue(Segment::OTHER)
+        }
         _ => Continue(Segment::OTHER),
     }
 }
@@ -270,10 +303,7 @@ fn tcp(frame: &mut Frame, facts: &mut Facts, fragment: &Fragment) -> ControlFlow
     if bytes < 20 || (!fragment.has_more && bytes - 20 > frame.left) {
         return Break(Reason::MalformedPacket);
     }
-    Continue(Segment {
-        opens_connection: header[13] & (TCP_SYN | TCP_ACK) == TCP_SYN,
-        ..Segment::OTHER
-    })
+    Continue(Segment { opens_connection: header[13] & (TCP_SYN | TCP_ACK) == TCP_SYN })
 }
 
 #[inline(always)]
@@ -291,20 +321,6 @@ fn udp(
         return Break(Reason::MalformedPacket);
     }
     Continue(Segment::OTHER)
-}
-
-#[inline(always)]
-fn icmpv6(
-    frame: &mut Frame,
-    header: &[u8; 40],
-    fragment: &Fragment,
-) -> ControlFlow<Reason, Segment> {
-    let message = frame.take::<8>()?;
-    // A hop limit of 255 proves that no router forwarded it, and the stack insists on it too.
-    let is_neighbour = header[7] == 255 && header[8] == 0xfe && header[9] & 0xc0 == 0x80;
-    let is_neighbour_discovery =
-        is_neighbour && !fragment.has_more && matches!(message[0], 133..=137);
-    Continue(Segment { is_neighbour_discovery, ..Segment::OTHER })
 }
 
 /// The source address of an IPv6 header.

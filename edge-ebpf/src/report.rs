@@ -32,10 +32,13 @@ pub fn settle(ctx: &XdpContext, settings: &Settings, reason: Reason, facts: &Fac
 #[inline(always)]
 fn count(reason: Reason, length: u32) {
     if let Some(count) = tables::COUNTS.get_ptr_mut(reason as u32) {
-        // SAFETY: the value is this CPU's own, and XDP programs do not interrupt each other.
-        let count = unsafe { &mut *count };
-        count.packets += 1;
-        count.bytes += u64::from(length);
+        // SAFETY: the lookup gave the address of a whole `Count` of this CPU's own. XDP runs with
+        // bottom halves disabled, so that no other run on this CPU comes between; the daemon only
+        // reads, by the kernel, and at worst finds a packet without its bytes.
+        unsafe {
+            (*count).packets += 1;
+            (*count).bytes += u64::from(length);
+        }
     }
 }
 
@@ -55,7 +58,7 @@ fn tell(ctx: &XdpContext, settings: &Settings, reason: Reason, facts: &Facts) {
     };
     if !may_tell(settings, at_ns) || tables::DROPS.output::<Drop>(event, 0).is_err() {
         if let Some(lost) = tables::DROPS_LOST.get_ptr_mut(0) {
-            // SAFETY: the value is this CPU's own, as in `count`.
+            // SAFETY: an aligned word of this CPU's own, as in `count`.
             unsafe { *lost += 1 };
         }
     }
@@ -70,6 +73,6 @@ fn may_tell(settings: &Settings, now_ns: u64) -> bool {
 /// The frame's length, the part beyond the first buffer included.
 #[inline(always)]
 pub fn frame_length(ctx: &XdpContext) -> u32 {
-    // SAFETY: the context is the one the kernel called the program with.
+    // SAFETY: the context is the one the kernel called the program with; the helper only reads it.
     unsafe { bpf_xdp_get_buff_len(ctx.ctx) as u32 }
 }

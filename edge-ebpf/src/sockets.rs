@@ -43,7 +43,7 @@ fn opened(socket: u64) -> Option<()> {
     {
         return None;
     }
-    let hash = client(socket, settings)?.hash(settings.seed);
+    let hash = client(socket, &settings)?.hash(settings.seed);
     tables::SOCKETS.insert(socket, hash, u64::from(BPF_NOEXIST)).ok()?;
     // Without room for the client, the socket is forgotten whole: its end subtracts nothing.
     if !open::add(tables::OPEN.set(hash)?, hash) {
@@ -54,8 +54,11 @@ fn opened(socket: u64) -> Option<()> {
 
 #[inline(always)]
 fn closed(socket: u64) -> Option<()> {
-    // SAFETY: the value is copied at once; nobody else changes a socket's entry.
-    let hash = unsafe { *tables::SOCKETS.get(socket)? };
+    // SAFETY: the lookup gave the address of a whole word, which stays until the program returns.
+    // Another copy of this program may remove the entry meanwhile and the kernel give the memory to
+    // another socket: the hash is then that one's, but the removal below fails and nothing is
+    // subtracted.
+    let hash = unsafe { tables::peek(tables::SOCKETS.get_ptr(socket)?) };
     tables::SOCKETS.remove(socket).ok()?;
     open::subtract(tables::OPEN.set(hash)?, hash);
     Some(())
@@ -82,7 +85,8 @@ fn client(socket: u64, settings: &Settings) -> Option<Source> {
 #[inline(always)]
 fn read<T>(base: u64, offset: u32) -> Option<T> {
     let address = (base + u64::from(offset)) as *const c_void;
-    // SAFETY: the helper checks the address and fails on one that is not mapped.
+    // SAFETY: the helper checks the address and fails on one that is not mapped. What it copies may
+    // be of any bits, and every `T` asked for is integers.
     unsafe { bpf_probe_read_kernel(address.cast::<T>()) }.ok()
 }
 

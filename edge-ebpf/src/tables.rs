@@ -8,10 +8,10 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf},
 };
 use edge_common::{
-    Reason, Source, atomic, limit,
+    Source, atomic, limit,
     map::{
         BANS_MAX, Ban, CONNECTION_SETS, Count, DROPS_BYTES, Entry, LIST_MAX, OPEN_SETS,
-        PACKET_SETS, SOCKETS_MAX, Settings,
+        PACKET_SETS, REASONS_MAX, SOCKETS_MAX, Settings,
     },
     open,
 };
@@ -31,7 +31,7 @@ pub static OPEN: Table<open::Set, OPEN_SETS> = Table::new();
 #[map]
 pub static SOCKETS: HashMap<u64, u64> = HashMap::with_max_entries(SOCKETS_MAX, 0);
 #[map]
-pub static COUNTS: PerCpuArray<Count> = PerCpuArray::with_max_entries(Reason::COUNT as u32, 0);
+pub static COUNTS: PerCpuArray<Count> = PerCpuArray::with_max_entries(REASONS_MAX, 0);
 #[map]
 pub static DROPS: RingBuf = RingBuf::with_byte_size(DROPS_BYTES, 0);
 #[map]
@@ -58,24 +58,49 @@ impl<T, const SETS: u32> Table<T, SETS> {
     }
 }
 
-/// What the programs go by.
+/// What the programs go by: a copy, since the daemon may be writing them on another CPU. It may be
+/// half old and half new.
 #[inline(always)]
-pub fn settings() -> Option<&'static Settings> {
-    SETTINGS.get(0)
+pub fn settings() -> Option<Settings> {
+    let settings = SETTINGS.get_ptr(0)?;
+    // SAFETY: an array's value is aligned and there for as long as the program. What is read while
+    // the daemon writes is a mix of two settings, and `Settings` is integers, valid for any bits.
+    Some(unsafe { settings.read_volatile() })
+}
+
+/// The value of a field that other CPUs may be writing.
+///
+/// # Safety
+/// `field` must be an aligned field of a map value that was looked up in this run.
+#[inline(always)]
+pub unsafe fn peek(field: *const u64) -> u64 {
+    // SAFETY: as the caller promises; any bits are a `u64`, and a word is read at once.
+    unsafe { field.read_volatile() }
 }
 
 /// Adds one to a counter that other CPUs add to as well.
+///
+/// As best it can: the daemon may overwrite the value, and the value of a key that it removes may
+/// be another key's before this program returns.
+///
+/// # Safety
+/// As for [`peek`].
 #[inline(always)]
-pub fn increment(counter: *const u64) {
-    // SAFETY: `counter` is an aligned field of a map value, which all CPUs write atomically.
-    let counter = unsafe { AtomicU64::from_ptr(counter.cast_mut()) };
+pub unsafe fn increment(counter: *mut u64) {
+    // SAFETY: as the caller promises. The kernel's memory for the value stays until the program
+    // returns, also when the key is removed. Programs write the field by atomic instructions only;
+    // the daemon's writes are the kernel's own, and no Rust reference covers the field.
+    let counter = unsafe { AtomicU64::from_ptr(counter) };
     atomic::add(counter, 1);
 }
 
-/// Sets a field that is still zero.
+/// Sets a field that is still zero, as best it can.
+///
+/// # Safety
+/// As for [`peek`].
 #[inline(always)]
-pub fn set_once(field: *const u64, value: u64) {
-    // SAFETY: `field` is an aligned field of a map value, which all CPUs write atomically.
-    let field = unsafe { AtomicU64::from_ptr(field.cast_mut()) };
+pub unsafe fn set_once(field: *mut u64, value: u64) {
+    // SAFETY: as in `increment`.
+    let field = unsafe { AtomicU64::from_ptr(field) };
     let _ = atomic::replace(field, 0, value);
 }

@@ -152,7 +152,7 @@ fn reset(stream: TcpStream) {
 fn open_connections_are_counted_exactly_and_bounded() {
     let pair = Pair::new();
     let limits = Limits { open_max: 4, ..UNLIMITED };
-    let mut kernel = pair.load(AttachMode::Native, limits).unwrap();
+    let kernel = pair.load(AttachMode::Native, limits).unwrap();
     let listener = pair.listen();
     let to = listener.local_addr().unwrap();
 
@@ -165,7 +165,8 @@ fn open_connections_are_counted_exactly_and_bounded() {
     assert_eq!(kernel.tables.explain(CLIENT.into()).unwrap().open, 4);
 
     // A successor goes on counting where its predecessor was, and counts nothing twice.
-    kernel = pair.load(AttachMode::Native, limits).unwrap();
+    drop(kernel);
+    let kernel = pair.load(AttachMode::Native, limits).unwrap();
     expect_open(&kernel, 4);
 
     // The client's FIN, the client's RST, the server's RST, the server's FIN.
@@ -210,16 +211,18 @@ fn the_filter_outlives_its_daemon_and_is_taken_over() {
     let kernel = pair.load(AttachMode::Auto, UNLIMITED).unwrap();
     assert!(kernel.attached()[0].adopted);
     assert!(!pair.answers());
+    drop(kernel);
 
     // The interface goes and comes back: the pinned link leads nowhere.
     ip(&format!("-n {}-edge link del guarded", pair.name));
     pair.wire();
     assert!(pair.answers());
-    let kernel_again = pair.load(AttachMode::Generic, UNLIMITED).unwrap();
-    assert_eq!(kernel_again.attached()[0].mode, Mode::Generic);
-    assert!(!kernel_again.attached()[0].adopted);
+    let kernel = pair.load(AttachMode::Generic, UNLIMITED).unwrap();
+    assert_eq!(kernel.attached()[0].mode, Mode::Generic);
+    assert!(!kernel.attached()[0].adopted);
     assert!(!pair.answers());
     assert!(kernel.tables.counts().unwrap()[Reason::DenyList as usize].packets > 0);
+    drop(kernel);
 
     // Another mode is wanted: attached anew.
     let kernel = pair.load(AttachMode::Native, UNLIMITED).unwrap();
@@ -228,9 +231,87 @@ fn the_filter_outlives_its_daemon_and_is_taken_over() {
 
     let removed = detach(&pair.pin_dir).unwrap();
     assert!(removed.iter().any(|pin| pin.contains("xdp-")), "{removed:?}");
-    drop((kernel, kernel_again));
+    drop(kernel);
     assert!(pair.answers());
     assert!(!pair.pin_dir.exists());
+}
+
+#[test]
+fn a_mode_that_the_interface_cannot_do_leaves_the_former_filter() {
+    let pair = Pair::new();
+    let settings = LoadSettings { pin_dir: pair.pin_dir.clone(), debug: false, limits: UNLIMITED };
+    let load = |mode| pair.within("edge", || attached(&settings, "lo", mode));
+    // The loopback device has no driver to be native in.
+    let mut kernel = load(AttachMode::Auto).unwrap();
+    assert_eq!(kernel.attached()[0].mode, Mode::Generic);
+    kernel.tables.deny.put(&"127.0.0.0/8".parse().unwrap(), FOREVER).unwrap();
+    drop(kernel);
+    let answers = || {
+        let to = (Ipv4Addr::LOCALHOST, 9).into();
+        let refused = pair.within("edge", || {
+            TcpStream::connect_timeout(&to, Duration::from_millis(300)).expect_err("nobody listens")
+        });
+        refused.kind() == std::io::ErrorKind::ConnectionRefused
+    };
+    assert!(!answers());
+    let error = load(AttachMode::Native).err().expect("refused");
+    let is_named = matches!(&error, KernelError::Attach { mode: Mode::Native, .. });
+    assert!(is_named, "{error}");
+    assert!(!answers(), "the failure took the filter off");
+    let kernel = load(AttachMode::Auto).unwrap();
+    assert_eq!(kernel.attached()[0].mode, Mode::Generic);
+    assert!(kernel.attached()[0].adopted);
+}
+
+#[test]
+fn a_pin_that_cannot_be_adopted_is_not_touched() {
+    let pair = Pair::new();
+    let kernel = pair.load(AttachMode::Auto, UNLIMITED).unwrap();
+    let folder = pair.pin_dir.join(edge_common::map::ABI);
+    let pin = folder.join(format!("xdp-{}-native-guarded", kernel.attached()[0].ifindex));
+    drop(kernel);
+    // A link of another kind in its place: the kernel refuses the program for it.
+    let (aside, sockets) = (folder.join("xdp-aside"), folder.join("sockets"));
+    std::fs::rename(&pin, &aside).unwrap();
+    std::fs::hard_link(&sockets, &pin).unwrap();
+    let error = pair.load(AttachMode::Auto, UNLIMITED).err().expect("refused");
+    assert!(error.to_string().contains("native-guarded"), "{error}");
+    assert!(pin.exists() && aside.exists());
+}
+
+#[test]
+fn a_renamed_interface_keeps_its_filter() {
+    let pair = Pair::new();
+    let mut kernel = pair.load(AttachMode::Native, UNLIMITED).unwrap();
+    kernel.tables.deny.put(&"10.99.0.2/32".parse().unwrap(), FOREVER).unwrap();
+    let ifindex = kernel.attached()[0].ifindex;
+    drop(kernel);
+    for change in ["down", "name moved", "up"] {
+        let interface = if change == "up" { "moved" } else { "guarded" };
+        ip(&format!("-n {}-edge link set {interface} {change}", pair.name));
+    }
+    let settings = LoadSettings { pin_dir: pair.pin_dir.clone(), debug: false, limits: UNLIMITED };
+    let kernel = pair.within("edge", || attached(&settings, "moved", AttachMode::Native)).unwrap();
+    assert!(kernel.attached()[0].adopted);
+    assert!(!pair.answers());
+    let removed = detach(&pair.pin_dir).unwrap();
+    let pins: Vec<_> = removed.iter().filter(|pin| pin.contains("xdp-")).collect();
+    assert!(pins.len() == 1 && pins[0].ends_with(&format!("xdp-{ifindex}-native-moved")));
+}
+
+#[test]
+fn an_interface_without_ethernet_headers_is_refused() {
+    let pair = Pair::new();
+    let settings = LoadSettings { pin_dir: pair.pin_dir.clone(), debug: false, limits: UNLIMITED };
+    ip(&format!("-n {}-edge tuntap add mode tun name tunnel", pair.name));
+    ip(&format!("-n {}-edge tuntap add mode tap name bridged", pair.name));
+    let load =
+        |interface| pair.within("edge", || attached(&settings, interface, AttachMode::Generic));
+    let error = load("tunnel").err().expect("refused");
+    let is_named =
+        matches!(&error, KernelError::NotEthernet { interface, .. } if interface == "tunnel");
+    assert!(is_named, "{error}");
+    load("bridged").unwrap();
 }
 
 #[test]

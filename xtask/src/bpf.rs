@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use sha2::{Digest as _, Sha256};
 
-use crate::sources::{LOCK, OBJECT, hex, lock_value, sources_sha256};
+use crate::sources::{FLAGS, LOCK, OBJECT, hex, lock_value, sources_sha256};
 
 /// Builds the object and commits it to the bundle, with its lock.
 pub(crate) fn build() -> anyhow::Result<()> {
@@ -25,7 +25,7 @@ pub(crate) fn build() -> anyhow::Result<()> {
 }
 
 /// Rebuilds the object and compares it with the committed one, byte for byte. With other tool
-/// versions than the lock's, the bytes may differ: then it is enough that the sources still build.
+/// versions than the lock's, the bytes may differ: then the fresh object must pass the packet tests.
 pub(crate) fn check() -> anyhow::Result<()> {
     let root = root();
     let lock = fs::read_to_string(root.join(LOCK)).context(LOCK)?;
@@ -59,8 +59,27 @@ pub(crate) fn check() -> anyhow::Result<()> {
             versions.1.unwrap_or("?")
         );
     }
-    println!("the sources build with the tools here: {} bytes", fresh.len());
+    prove(&root, &fresh, &committed)?;
+    println!("the object of the tools here passes the packet tests: {} bytes", fresh.len());
     Ok(())
+}
+
+/// Runs the packet tests with this object in the place of the committed one.
+fn prove(root: &Path, fresh: &[u8], committed: &[u8]) -> anyhow::Result<()> {
+    let object = root.join(OBJECT);
+    let tested = fs::write(&object, fresh).context(OBJECT).and_then(|()| {
+        let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        run(Command::new(cargo).current_dir(root).args([
+            "test",
+            "--package",
+            "edge-tests",
+            "--test",
+            "packets",
+        ]))
+    });
+    // Whatever came of it.
+    fs::write(&object, committed).with_context(|| format!("cannot restore {OBJECT}"))?;
+    tested
 }
 
 /// Installs what [`build`] needs where it is missing, from Debian and crates.io.
@@ -150,16 +169,13 @@ fn flags(root: &Path, toolchain: &Toolchain) -> anyhow::Result<Vec<String>> {
         |home| Some(PathBuf::from(home)),
     );
     let remap = |from: &Path, to: &str| format!("--remap-path-prefix={}={to}", from.display());
-    Ok(vec![
-        "-Cdebuginfo=2".into(),
-        "-Clinker=bpf-linker".into(),
-        "-Clink-arg=--btf".into(),
-        // 64-bit compare-and-swap.
-        "-Ctarget-cpu=v3".into(),
+    let mut flags = FLAGS.map(String::from).to_vec();
+    flags.extend([
         remap(root, "edged"),
         remap(&home.context("no home folder")?, "cargo"),
         remap(&toolchain.sysroot.join("lib/rustlib/src/rust"), "rust"),
-    ])
+    ]);
+    Ok(flags)
 }
 
 fn lock_text(root: &Path, toolchain: &Toolchain, object: &[u8]) -> anyhow::Result<String> {

@@ -17,13 +17,22 @@ pub(crate) const SOURCES: [&str; 5] = [
     "edge-ebpf/src",
 ];
 
+/// How the object is compiled, beside what its manifest says.
+pub(crate) const FLAGS: [&str; 4] = [
+    "-Cdebuginfo=2",
+    "-Clinker=bpf-linker",
+    "-Clink-arg=--btf",
+    // 64-bit compare-and-swap.
+    "-Ctarget-cpu=v3",
+];
+
 /// The committed object, below the root of the repository.
 pub(crate) const OBJECT: &str = "edge-ebpf/bundle/edge.bpf.o";
 
 /// What the object was made from and with, below the root of the repository.
 pub(crate) const LOCK: &str = "edge-ebpf/bundle/edge.lock";
 
-/// One hash over the names and contents of all sources.
+/// One hash over the names and contents of all sources and the flags.
 ///
 /// # Errors
 /// If a source cannot be read.
@@ -34,6 +43,7 @@ pub(crate) fn sources_sha256(root: &Path) -> io::Result<String> {
     }
     files.sort();
     let mut hash = Sha256::new();
+    hash.update(FLAGS.join("\n"));
     for file in files {
         let bytes = fs::read(&file)?;
         let name = file.strip_prefix(root).unwrap_or(&file);

@@ -2,22 +2,24 @@
 //! successor takes over between two packets.
 //!
 //! A pin's name says what it holds, since the kernel does not tell by the link alone:
-//! `xdp-INDEX-MODE-NAME` for an interface, with `:` for the dots that a bpffs forbids.
+//! `xdp-INDEX-MODE-NAME` for an interface, with `:` for the dots that a bpffs forbids. The name is
+//! for people: an interface may be renamed while its filter runs.
 
 use std::{
-    fmt, fs,
+    fmt, fs, io,
+    os::{
+        fd::{AsFd, AsRawFd as _, BorrowedFd},
+        unix::net::UnixDatagram,
+    },
     path::{Path, PathBuf},
 };
 
-use aya::programs::{
-    ProgramError, RawTracePoint, Xdp, XdpMode,
-    links::{FdLink, PinnedLink},
-    xdp::XdpLink,
-};
+use aya::programs::{RawTracePoint, Xdp, links::FdLink};
 use nix::net::if_::if_nametoindex;
 
 use super::{
     KernelError,
+    link::{self, Link},
     pins::{entries, path_error},
 };
 
@@ -74,6 +76,7 @@ pub(super) fn interfaces(
     for interface in interfaces {
         let ifindex = if_nametoindex(interface.as_str())
             .map_err(|source| KernelError::NoInterface { interface: interface.clone(), source })?;
+        expect_ethernet(interface)?;
         let place = Place { interface, ifindex, folder };
         attached.push(place.adopt_or_attach(xdp, mode)?);
     }
@@ -81,7 +84,7 @@ pub(super) fn interfaces(
     for pin in entries(folder)? {
         let name = pin.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if name.starts_with("xdp-") && !kept.contains(&name) {
-            fs::remove_file(&pin).map_err(path_error("remove", &pin))?;
+            link::release(&pin).map_err(path_error("remove", &pin))?;
         }
     }
     Ok(attached)
@@ -96,7 +99,9 @@ pub(super) fn sockets(tracepoint: &mut RawTracePoint, folder: &Path) -> Result<(
     if new.exists() {
         fs::remove_file(&new).map_err(path_error("remove", &new))?;
     }
-    pin_link(FdLink::from(link), &new)?;
+    FdLink::from(link)
+        .pin(&new)
+        .map_err(|source| KernelError::Pin { path: new.clone(), source })?;
     fs::rename(&new, &pin).map_err(path_error("replace", &pin))
 }
 
@@ -109,53 +114,83 @@ struct Place<'a> {
 
 impl Place<'_> {
     fn adopt_or_attach(&self, xdp: &mut Xdp, wanted: AttachMode) -> Result<Attached, KernelError> {
-        for mode in [Mode::Native, Mode::Generic] {
-            let pin = self.pin(mode);
-            if !pin.exists() {
-                continue;
+        for (pin, mode) in self.pins()? {
+            let adoption = Link::open(&pin).and_then(|link| {
+                link.update(program(xdp)?)?;
+                Ok(link)
+            });
+            match adoption {
+                // Another interface had this index, and is gone: the link leads nowhere.
+                Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
+                    fs::remove_file(&pin).map_err(path_error("remove", &pin))?;
+                }
+                // Whatever it is, the program of before goes on filtering.
+                Err(error) => return Err(path_error("adopt the filter", &pin)(error)),
+                Ok(_) if wanted.takes(mode) => {
+                    let named = self.pin(mode);
+                    fs::rename(&pin, &named).map_err(path_error("rename", &pin))?;
+                    return Ok(self.attached(mode, true));
+                }
+                Ok(link) => return self.change_mode(xdp, &link, &pin, mode, wanted),
             }
-            if wanted.takes(mode) && adopt(xdp, &pin) {
-                return Ok(self.attached(mode, true));
-            }
-            // Its interface is gone, or it is attached in a way that is no longer wanted.
-            fs::remove_file(&pin).map_err(path_error("remove", &pin))?;
         }
-        let mode = match wanted {
-            AttachMode::Native => self.attach(xdp, Mode::Native)?,
-            AttachMode::Generic => self.attach(xdp, Mode::Generic)?,
-            AttachMode::Auto => match self.attach(xdp, Mode::Native) {
-                Err(KernelError::Attach { .. }) => self.attach(xdp, Mode::Generic)?,
-                other => other?,
-            },
-        };
+        let mode = self.attach(xdp, wanted)?;
         Ok(self.attached(mode, false))
     }
 
-    fn attach(&self, xdp: &mut Xdp, mode: Mode) -> Result<Mode, KernelError> {
-        let flags = match mode {
-            Mode::Native => XdpMode::Driver,
-            Mode::Generic => XdpMode::Skb,
+    /// Attaches in another mode. An interface has one at a time, so the former goes first; it is
+    /// back if the new one is refused.
+    fn change_mode(
+        &self,
+        xdp: &mut Xdp,
+        link: &Link,
+        pin: &Path,
+        former: Mode,
+        wanted: AttachMode,
+    ) -> Result<Attached, KernelError> {
+        link.detach().map_err(path_error("detach", pin))?;
+        fs::remove_file(pin).map_err(path_error("remove", pin))?;
+        let error = match self.attach(xdp, wanted) {
+            Ok(mode) => return Ok(self.attached(mode, false)),
+            Err(error) => error,
         };
-        let link = xdp
-            .attach_to_if_index(self.ifindex, flags)
-            .and_then(|id| xdp.take_link(id))
-            .map_err(|source| self.refusal(mode, source))?;
-        // aya attaches by netlink where the kernel has no links; such a program would go with the
-        // daemon, and anyone could replace it. Dropping the link takes it off again.
-        let link = FdLink::try_from(link).map_err(|source| KernelError::NoLink {
-            interface: self.interface.to_owned(),
-            source,
+        if let Err(lost) = self.attach_in(xdp, former) {
+            let interface = self.interface;
+            tracing::error!(%interface, error = %lost, "the filter is off, and not to be restored");
+        }
+        Err(error)
+    }
+
+    fn attach(&self, xdp: &mut Xdp, wanted: AttachMode) -> Result<Mode, KernelError> {
+        match wanted {
+            AttachMode::Native => self.attach_in(xdp, Mode::Native),
+            AttachMode::Generic => self.attach_in(xdp, Mode::Generic),
+            AttachMode::Auto => match self.attach_in(xdp, Mode::Native) {
+                Err(KernelError::Attach { .. }) => self.attach_in(xdp, Mode::Generic),
+                other => other,
+            },
+        }
+    }
+
+    fn attach_in(&self, xdp: &mut Xdp, mode: Mode) -> Result<Mode, KernelError> {
+        let interface = || self.interface.to_owned();
+        let link = program(xdp).and_then(|program| Link::create(program, self.ifindex, mode));
+        let link = link.map_err(|source| match source.raw_os_error() {
+            Some(libc::EBUSY | libc::EEXIST) => KernelError::Occupied { interface: interface() },
+            _ => KernelError::Attach { interface: interface(), mode, source },
         })?;
-        pin_link(link, &self.pin(mode))?;
+        let pin = self.pin(mode);
+        link.pin(&pin).map_err(path_error("pin the filter at", &pin))?;
         Ok(mode)
     }
 
-    fn refusal(&self, mode: Mode, source: ProgramError) -> KernelError {
-        let interface = self.interface.to_owned();
-        match os_error(&source) {
-            Some(libc::EBUSY | libc::EEXIST) => KernelError::Occupied { interface },
-            _ => KernelError::Attach { interface, mode, source },
-        }
+    /// The pins of this index, by whatever name its interface had then.
+    fn pins(&self) -> Result<Vec<(PathBuf, Mode)>, KernelError> {
+        let pins = entries(self.folder)?.into_iter().filter_map(|pin| {
+            let (ifindex, mode) = parse_pin(pin.file_name()?.to_str()?)?;
+            (ifindex == self.ifindex).then_some((pin, mode))
+        });
+        Ok(pins.collect())
     }
 
     fn pin(&self, mode: Mode) -> PathBuf {
@@ -177,36 +212,52 @@ impl AttachMode {
     }
 }
 
-/// Puts the new program in the place of the one that the pinned link holds, atomically; `false`
-/// if the link leads nowhere.
-fn adopt(xdp: &mut Xdp, pin: &Path) -> bool {
-    let link = PinnedLink::from_pin(pin).and_then(|link| XdpLink::try_from(FdLink::from(link)));
-    let adopted = link.map(|link| xdp.attach_to_link(link).and_then(|id| xdp.take_link(id)));
-    // The pin holds the link; this descriptor of it may be closed.
-    matches!(adopted, Ok(Ok(_)))
-}
-
-fn pin_link(link: FdLink, pin: &Path) -> Result<(), KernelError> {
-    match link.pin(pin) {
-        Ok(_) => Ok(()),
-        Err(source) => Err(KernelError::Pin { path: pin.to_owned(), source }),
-    }
+/// The program's descriptor; it was loaded before.
+fn program(xdp: &Xdp) -> io::Result<BorrowedFd<'_>> {
+    xdp.fd().map(AsFd::as_fd).map_err(io::Error::other)
 }
 
 fn pin_name(interface: &str, ifindex: u32, mode: Mode) -> String {
     format!("xdp-{ifindex}-{mode}-{}", interface.replace('.', ":"))
 }
 
-/// The error number at the root of aya's error.
-fn os_error(error: &ProgramError) -> Option<i32> {
-    let mut error: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(current) = error {
-        if let Some(io) = current.downcast_ref::<std::io::Error>() {
-            return io.raw_os_error();
-        }
-        error = current.source();
+/// The index and the mode in a pin's name; `None` for what is no pin of an interface.
+fn parse_pin(name: &str) -> Option<(u32, Mode)> {
+    let (ifindex, rest) = name.strip_prefix("xdp-")?.split_once('-')?;
+    let (mode, _interface) = rest.split_once('-')?;
+    let mode = [Mode::Native, Mode::Generic].into_iter().find(|m| m.to_string() == mode)?;
+    Some((ifindex.parse().ok()?, mode))
+}
+
+/// Refuses an interface whose frames do not begin with an Ethernet header: the program would take
+/// whatever else they begin with for one, and pass nearly everything.
+fn expect_ethernet(interface: &str) -> Result<(), KernelError> {
+    let found = link_type(interface)
+        .map_err(|source| KernelError::LinkType { interface: interface.to_owned(), source })?;
+    match found {
+        libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK => Ok(()),
+        _ => Err(KernelError::NotEthernet { interface: interface.to_owned(), found }),
     }
-    None
+}
+
+/// The interface's `ARPHRD_` number. Asked of the kernel by a socket, since `/sys/class/net` shows
+/// the network namespace that it was mounted in.
+fn link_type(interface: &str) -> io::Result<u16> {
+    let socket = UnixDatagram::unbound()?;
+    // SAFETY: the structure is of integers and a pointer, for which zeros are valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // The last byte stays zero.
+    let room = request.ifr_name.len() - 1;
+    for (to, from) in request.ifr_name[..room].iter_mut().zip(interface.bytes()) {
+        *to = from as libc::c_char;
+    }
+    // SAFETY: the request outlives the call, and its name ends with a zero.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFHWADDR, &raw mut request) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call has filled in this member of the union.
+    Ok(unsafe { request.ifr_ifru.ifru_hwaddr.sa_family })
 }
 
 #[cfg(test)]
@@ -216,5 +267,14 @@ mod tests {
     #[test]
     fn pins_name_interface_and_mode_without_dots() {
         assert_eq!(pin_name("eth0.100", 7, Mode::Native), "xdp-7-native-eth0:100");
+    }
+
+    #[test]
+    fn pins_are_found_by_index_and_mode() {
+        assert_eq!(parse_pin("xdp-7-native-eth0:100"), Some((7, Mode::Native)));
+        assert_eq!(parse_pin("xdp-12-generic-a-b"), Some((12, Mode::Generic)));
+        for other in ["sockets", "xdp-7", "xdp-7-native", "xdp-x-native-eth0", "xdp-7-hw-eth0"] {
+            assert_eq!(parse_pin(other), None, "{other}");
+        }
     }
 }

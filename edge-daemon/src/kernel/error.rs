@@ -2,11 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use aya::{
-    EbpfError,
-    maps::MapError,
-    programs::{ProgramError, links::LinkError},
-};
+use aya::{EbpfError, maps::MapError, programs::ProgramError};
 
 /// A failure of the kernel plane. Each names what it was about.
 #[derive(Debug, thiserror::Error)]
@@ -14,6 +10,12 @@ pub enum KernelError {
     /// Tables can only be pinned on a bpffs.
     #[error("{} is not on a bpffs; mount one there: mount -t bpf bpf DIR", path.display())]
     NotBpffs {
+        /// The folder of pins.
+        path: PathBuf,
+    },
+    /// Another daemon runs with these pins.
+    #[error("another daemon uses {}; each needs a folder of its own", path.display())]
+    InUse {
         /// The folder of pins.
         path: PathBuf,
     },
@@ -111,15 +113,26 @@ pub enum KernelError {
         /// The mode that was tried last.
         mode: super::Mode,
         /// Why it failed.
-        source: ProgramError,
+        source: io::Error,
     },
-    /// The kernel has no links for XDP, so that the filter would not survive the daemon.
-    #[error("interface {interface} gave no bpf_link (kernel 5.9); it was left as it was")]
-    NoLink {
+    /// The kernel does not tell what the interface's frames begin with.
+    #[error("cannot read the link type of interface {interface}")]
+    LinkType {
         /// The interface.
         interface: String,
         /// Why it failed.
-        source: LinkError,
+        source: io::Error,
+    },
+    /// The interface's frames do not begin with an Ethernet header, as those of a tunnel.
+    #[error(
+        "interface {interface} is not an Ethernet one (link type {found}); \
+         the filter would not understand its frames"
+    )]
+    NotEthernet {
+        /// The interface.
+        interface: String,
+        /// Its `ARPHRD_` number.
+        found: u16,
     },
     /// A table has no room for more.
     #[error("the kernel's table {table} is full")]

@@ -21,7 +21,11 @@ use edge_common::{
 use ipnet::IpNet;
 use nix::time::{ClockId, clock_gettime};
 
-use super::{KernelError, Limits, lists::List, pins::TABLES};
+use super::{
+    KernelError, Limits,
+    lists::List,
+    pins::{Lock, TABLES},
+};
 
 /// The kernel's tables. Each thread may hold a [`Tables::duplicate`] of its own.
 pub struct Tables {
@@ -36,6 +40,8 @@ pub struct Tables {
     open: Array<MapData, [u64; open::WAYS]>,
     sockets: HashMap<MapData, u64, u64>,
     settings: Array<MapData, Settings>,
+    /// Held for as long as anyone may write: two daemons would undo each other's lists.
+    lock: Arc<Lock>,
 }
 
 /// How full a table is.
@@ -65,7 +71,7 @@ pub struct Explanation {
 }
 
 impl Tables {
-    pub(super) fn take(programs: &mut Ebpf) -> Result<Self, KernelError> {
+    pub(super) fn take(programs: &mut Ebpf, lock: Arc<Lock>) -> Result<Self, KernelError> {
         Ok(Self {
             allow: List::new(map::ALLOW, take(programs, map::ALLOW)?)?,
             deny: List::new(map::DENY, take(programs, map::DENY)?)?,
@@ -75,6 +81,7 @@ impl Tables {
             open: take(programs, map::OPEN)?,
             sockets: take(programs, map::SOCKETS)?,
             settings: take(programs, map::SETTINGS)?,
+            lock,
         })
     }
 
@@ -92,6 +99,7 @@ impl Tables {
             open: again(map::OPEN, self.open.map())?,
             sockets: again(map::SOCKETS, self.sockets.map())?,
             settings: again(map::SETTINGS, self.settings.map())?,
+            lock: Arc::clone(&self.lock),
         })
     }
 

@@ -7,6 +7,7 @@ mod attach;
 mod btf;
 mod drops;
 mod error;
+mod link;
 mod lists;
 mod maps;
 mod pins;
@@ -83,13 +84,15 @@ impl Kernel {
     /// already goes on filtering.
     ///
     /// # Errors
-    /// [`KernelError`] names the step, the path or the interface that failed. Tables and links
-    /// that were there before stay as they were.
+    /// [`KernelError`] names the step, the path or the interface that failed;
+    /// [`KernelError::InUse`] if another daemon uses the pins. Tables and links that were there
+    /// before stay as they were.
     pub fn load(settings: &LoadSettings) -> Result<Self, KernelError> {
         let folder = pins::prepare(&settings.pin_dir)?;
+        let lock = pins::Lock::take(&folder)?;
         pins::verify(&folder)?;
         let mut programs = load_object(&folder, settings.debug)?;
-        let mut tables = Tables::take(&mut programs)?;
+        let mut tables = Tables::take(&mut programs, lock)?;
         tables.start(settings.limits, btf::socket_layout()?, netns_cookie()?)?;
         let drops = Drops::take(&mut programs)?;
         let debug_log = settings.debug.then(|| DebugLog::take(&mut programs)).transpose()?;
@@ -102,7 +105,7 @@ impl Kernel {
     /// packet at which this one takes over.
     ///
     /// # Errors
-    /// [`KernelError`] names the interface that failed. Links that were there stay as they were.
+    /// [`KernelError`] names the interface that failed. What was filtered before still is.
     pub fn attach(&mut self, interfaces: &[String], mode: AttachMode) -> Result<(), KernelError> {
         attach::sockets(tracepoint(&mut self.programs)?, &self.folder)?;
         let xdp = xdp(&mut self.programs)?;

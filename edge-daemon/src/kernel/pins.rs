@@ -1,19 +1,24 @@
 //! The folder of pins: tables and links that outlive the daemon.
 
 use std::{
-    fs, io,
+    ffi::OsStr,
+    fs::{self, File},
+    io,
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use aya::maps::{MapData, MapInfo, MapType};
-use edge_common::{Reason, Source, limit, map, open};
+use edge_common::{Source, limit, map, open};
 use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
     mount::{MsFlags, mount},
     sys::statfs::{FsType, statfs},
 };
 
-use super::KernelError;
+use super::{KernelError, link};
 
 /// A table's name and shape.
 pub(super) struct Shape {
@@ -33,7 +38,7 @@ pub(super) const TABLES: [Shape; 12] = [
     array(map::CONNECTION_CELLS, size_of::<limit::Set>(), map::CONNECTION_SETS),
     array(map::OPEN, size_of::<open::Set>(), map::OPEN_SETS),
     shape(map::SOCKETS, MapType::Hash, 8, 8, map::SOCKETS_MAX),
-    shape(map::COUNTS, MapType::PerCpuArray, 4, size_of::<map::Count>(), Reason::COUNT as u32),
+    shape(map::COUNTS, MapType::PerCpuArray, 4, size_of::<map::Count>(), map::REASONS_MAX),
     shape(map::DROPS, MapType::RingBuf, 0, 0, map::DROPS_BYTES),
     array(map::DROPS_CELL, size_of::<limit::Set>(), 1),
     shape(map::DROPS_LOST, MapType::PerCpuArray, 4, 8, 1),
@@ -99,28 +104,83 @@ fn describe(info: &MapInfo) -> String {
     format!("type {kind}, key {key}, value {value}, {entries} entries")
 }
 
-/// Takes the filter off all interfaces and forgets all tables; what was removed, by path. Without
-/// pins it does nothing.
+/// Holds a folder of pins for one daemon, until the last handle goes or the process ends.
+#[derive(Debug)]
+pub(super) struct Lock(#[expect(dead_code, reason = "held, not read")] Flock<File>);
+
+impl Lock {
+    /// Takes the folder, unless another daemon has it.
+    pub(super) fn take(folder: &Path) -> Result<Arc<Self>, KernelError> {
+        let file = File::open(folder).map_err(path_error("open", folder))?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Arc::new(Self(lock))),
+            Err((_, Errno::EWOULDBLOCK)) => Err(KernelError::InUse { path: folder.to_owned() }),
+            Err((_, error)) => Err(path_error("lock", folder)(error.into())),
+        }
+    }
+}
+
+/// Takes the filter off all interfaces and forgets all tables, of every version; what was removed,
+/// by path. Without pins it does nothing, and what is not the daemon's stays. An operator's way
+/// out: it works while a daemon runs.
 ///
 /// # Errors
-/// If a pin cannot be removed.
+/// [`KernelError::NotBpffs`] if the folder is elsewhere, or if a pin cannot be removed.
 pub fn detach(pin_dir: &Path) -> Result<Vec<String>, KernelError> {
     let mut removed = Vec::new();
-    for folder in entries(pin_dir)? {
+    if !pin_dir.exists() {
+        return Ok(removed);
+    }
+    if !is_on_bpffs(pin_dir)? {
+        return Err(KernelError::NotBpffs { path: pin_dir.to_owned() });
+    }
+    for folder in entries(pin_dir)?.into_iter().filter(|folder| is_named(folder, is_abi)) {
         let mut pins = entries(&folder)?;
+        pins.retain(|pin| is_named(pin, is_ours));
         // Links first: nothing shall filter by tables that are half gone.
         pins.sort_by_key(|pin| TABLES.iter().any(|table| pin.ends_with(table.name)));
         for pin in pins {
-            fs::remove_file(&pin).map_err(path_error("remove", &pin))?;
+            let is_filter = is_named(&pin, |name| name.starts_with("xdp-"));
+            let remove = if is_filter { link::release } else { |pin: &Path| fs::remove_file(pin) };
+            remove(&pin).map_err(path_error("remove", &pin))?;
             removed.push(pin.display().to_string());
         }
-        fs::remove_dir(&folder).map_err(path_error("remove", &folder))?;
+        remove_if_empty(&folder)?;
     }
-    match fs::remove_dir(pin_dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(path_error("remove", pin_dir)(error))
+    remove_if_empty(pin_dir)?;
+    Ok(removed)
+}
+
+fn is_named(path: &Path, pattern: fn(&str) -> bool) -> bool {
+    path.file_name().and_then(OsStr::to_str).is_some_and(pattern)
+}
+
+/// Whether a folder is named as [`map::ABI`] names them.
+fn is_abi(name: &str) -> bool {
+    name.strip_prefix('v').is_some_and(|digits| {
+        !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit())
+    })
+}
+
+/// Whether a pin is one that the daemon makes.
+fn is_ours(name: &str) -> bool {
+    matches!(name, "sockets" | "sockets-new")
+        || name.starts_with("xdp-")
+        || TABLES.iter().any(|table| table.name == name)
+}
+
+/// Removes a folder in which nobody else has anything.
+fn remove_if_empty(folder: &Path) -> Result<(), KernelError> {
+    match fs::remove_dir(folder) {
+        Err(error)
+            if !matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty
+            ) =>
+        {
+            Err(path_error("remove", folder)(error))
         }
-        _ => Ok(removed),
+        _ => Ok(()),
     }
 }
 
@@ -157,3 +217,29 @@ fn is_on_bpffs(path: &Path) -> Result<bool, KernelError> {
 }
 
 const BPFFS: &str = "/sys/fs/bpf";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_own_names_are_removed() {
+        assert!(is_abi(map::ABI) && is_abi("v12"));
+        assert!(!["v", "v1x", "1", "vv1", "x1", ""].into_iter().any(is_abi));
+        assert!(TABLES.iter().all(|table| is_ours(table.name)));
+        assert!(["sockets", "sockets-new", "xdp-7-native-eth0"].into_iter().all(is_ours));
+        assert!(!["ALLOWED", "allow", "socket", "progs", "xdp"].into_iter().any(is_ours));
+    }
+
+    #[test]
+    fn nothing_is_removed_outside_of_a_bpffs() {
+        let folder = tempfile::tempdir().unwrap();
+        let pin = folder.path().join("v1/xdp-7-native-eth0");
+        fs::create_dir(folder.path().join("v1")).unwrap();
+        fs::write(&pin, "").unwrap();
+        let error = detach(folder.path()).unwrap_err();
+        assert!(matches!(error, KernelError::NotBpffs { .. }), "{error}");
+        assert!(pin.exists());
+        assert!(detach(&folder.path().join("none")).unwrap().is_empty());
+    }
+}
