@@ -93,6 +93,8 @@ impl Nginx {
         until("nginx listens", Duration::from_secs(5), || {
             Ok(lab.edge.enter(|| TcpStream::connect(("127.0.0.1", port))).is_ok())
         })?;
+        // The master listens before it has a worker.
+        until("nginx works", Duration::from_secs(5), || Ok(nginx.worker().is_ok()))?;
         pin(nginx.worker()?, cpu)?;
         Ok(nginx)
     }
