@@ -9,7 +9,10 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use sha2::{Digest as _, Sha256};
 
-use crate::sources::{FLAGS, LOCK, OBJECT, hex, lock_value, sources_sha256};
+use crate::{
+    setup,
+    sources::{FLAGS, LOCK, OBJECT, hex, lock_value, sources_sha256},
+};
 
 /// Builds the object and commits it to the bundle, with its lock.
 pub(crate) fn build() -> anyhow::Result<()> {
@@ -86,10 +89,17 @@ fn prove(root: &Path, fresh: &[u8], committed: &[u8]) -> anyhow::Result<()> {
 pub(crate) fn install_toolchain() -> anyhow::Result<()> {
     let has_compiler = Path::new("/usr/bin/rustc").exists() && Path::new(DEBIAN_CORE).exists();
     if !has_compiler || !Path::new(LLVM).exists() {
-        let packages = ["rustc-web", "cargo-web", "rust-web-src", "llvm-22-dev", "libpolly-22-dev"];
-        run(Command::new("apt-get")
-            .args(["install", "-y", "--no-install-recommends"])
-            .args(packages))?;
+        // The last three are what LLVM's static libraries want at the linker's own link.
+        setup::install_packages(&[
+            "rustc-web",
+            "cargo-web",
+            "rust-web-src",
+            "llvm-22-dev",
+            "libpolly-22-dev",
+            "zlib1g-dev",
+            "libzstd-dev",
+            "libxml2-dev",
+        ])?;
     }
     if version("bpf-linker", &["--version"]).is_err() {
         run(Command::new("cargo")

@@ -52,14 +52,19 @@ fn install(table: &[(&str, &str)]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    need_root(&format!("installing {}", missing.join(", ")))?;
-    println!("installing {}", missing.join(", "));
+    install_packages(&missing)
+}
+
+/// Installs Debian packages, from a list that is up to date.
+pub(crate) fn install_packages(packages: &[&str]) -> Result<()> {
+    need_root(&format!("installing {}", packages.join(", ")))?;
+    println!("installing {}", packages.join(", "));
     let apt = |args: &[&str]| {
         run(Command::new("apt-get").args(args).env("DEBIAN_FRONTEND", "noninteractive"))
     };
     apt(&["-qq", "update"])?;
-    apt(&[&["-qq", "-y", "install", "--no-install-recommends"], &*missing].concat())
-        .with_context(|| format!("these packages are needed: {}", missing.join(" ")))
+    apt(&[&["-qq", "-y", "install", "--no-install-recommends"], packages].concat())
+        .with_context(|| format!("these packages are needed: {}", packages.join(" ")))
 }
 
 /// Mounts the BPF file system where maps are pinned; containers often lack it.
