@@ -98,7 +98,12 @@ fn a_request_without_one_meaning_is_refused() -> Result<()> {
         "nonsense\r\n\r\n",
     ] {
         let answer = raw_https(&lab, FRIEND, head.as_bytes())?;
-        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{head:?}: {answer}");
+        assert!(answer.starts_with("HTTP/1.1 400"), "{head:?}: {answer}");
+        let (fields, problem) = answer.split_once("\r\n\r\n").expect("a body");
+        let problem: serde_json::Value = serde_json::from_str(problem)?;
+        let id = problem["request_id"].as_str().expect("an id");
+        assert!(fields.contains(&format!("x-request-id: {id}")), "{head:?}: {answer}");
+        assert!(fields.contains("application/problem+json"), "{head:?}: {answer}");
     }
     assert_eq!(origin.seen(), 0);
     assert!(edged.metrics()?.requests(Reason::MalformedRequest) >= 5.0);

@@ -48,10 +48,17 @@ pub(crate) fn refuse(
     unread: Option<Incoming>,
     ending: Ending,
 ) -> Response<Answer> {
-    let problem = denied::problem(denied, &trace.id, clock::unix_ms());
-    let (mut parts, body) = problem.into_parts();
+    let (mut parts, body) = problem(denied, &trace.id).into_parts();
     finish(&mut parts.headers, trace);
     Response::from_parts(parts, Answer::whole(Bytes::from(body), unread, ending))
+}
+
+/// The problem document of a refusal, for whoever sends it.
+pub(crate) fn problem(denied: &Denied, request_id: &str) -> Response<Vec<u8>> {
+    let mut problem = denied::problem(denied, request_id, clock::unix_ms());
+    name(problem.headers_mut(), request_id);
+    shield::secure(problem.headers_mut(), false);
+    problem
 }
 
 /// From plain HTTP to HTTPS; the method and the body stay (RFC 9110, 15.4.9).
@@ -70,7 +77,11 @@ pub(crate) fn redirect(
 
 fn finish(headers: &mut HeaderMap, trace: &Trace) {
     shield::secure(headers, trace.key.is_some());
-    if let Ok(id) = HeaderValue::try_from(&trace.id) {
+    name(headers, &trace.id);
+}
+
+fn name(headers: &mut HeaderMap, request_id: &str) {
+    if let Ok(id) = HeaderValue::try_from(request_id) {
         headers.insert(HeaderName::from_static("x-request-id"), id);
     }
 }

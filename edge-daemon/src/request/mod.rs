@@ -9,6 +9,7 @@ mod path;
 mod serve;
 mod upstream;
 mod watch;
+mod words;
 
 use std::{
     cell::{Cell, RefCell},

@@ -30,8 +30,9 @@ use tokio::{
 use super::{
     Worker, path,
     watch::{Overdue, Progress, Watched},
+    words::Worded,
 };
-use crate::{metrics::Metrics, tls};
+use crate::{events::Event, metrics::Metrics, tls};
 
 /// What a listener serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,6 +172,7 @@ async fn serve_http1<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
 ) {
     let bounds = worker.view().plan.bounds.clone();
     let io = Watched { io, progress: Rc::clone(&visitor.progress) };
+    let io = Worded::new(io, Rc::clone(&worker), Rc::clone(&visitor.progress));
     let (own, guest) = (Rc::clone(&worker), visitor.clone());
     let service = service_fn(move |request: Request<Incoming>| {
         path::answer(Rc::clone(&own), guest.clone(), entrance, request)
@@ -229,7 +231,7 @@ async fn drive<C: Future<Output = hyper::Result<()>>>(
             biased;
             result = connection.as_mut() => {
                 if let Err(error) = result {
-                    broken_off(worker, visitor.address, &error);
+                    broken_off(worker, visitor, &error);
                 }
                 return;
             }
@@ -258,11 +260,21 @@ async fn drive<C: Future<Output = hyper::Result<()>>>(
     }
 }
 
-/// A connection that hyper gave up on. It has answered what does not parse by itself.
-fn broken_off(worker: &Worker, address: IpAddr, error: &hyper::Error) {
+/// A connection that hyper gave up on, with words of the edge if there was somebody to hear them.
+fn broken_off(worker: &Worker, visitor: &Visitor, error: &hyper::Error) {
+    let address = visitor.address;
     tracing::debug!(%address, error = %Chain(error), "connection broken off");
-    if error.is_parse_too_large() {
-        worker.refuse_connection(address, Reason::HeadersTooLarge);
+    if let Some((reason, request_id)) = visitor.progress.refused.take() {
+        worker.counters.count(reason);
+        worker.misdeed(address, reason, Some(&request_id));
+        worker.edge.events.tell(Event::RequestRefused {
+            source: address,
+            reason: reason.name(),
+            request_id,
+            method: String::new(),
+            path: String::new(),
+            key_id: None,
+        });
     } else if error.is_parse() || is_http2_misuse(error) {
         worker.refuse_connection(address, Reason::MalformedRequest);
     }

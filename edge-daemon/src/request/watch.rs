@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use edge_common::Reason;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// The state of one client connection that its deadlines go by.
@@ -26,6 +27,8 @@ pub(crate) struct Progress {
     requests: RefCell<Vec<Rc<RequestClock>>>,
     /// Whether a request has come at all.
     is_fresh: Cell<bool>,
+    /// What was refused before it was a request: why, and under which id.
+    pub(crate) refused: RefCell<Option<(Reason, String)>>,
 }
 
 /// What one request waits for, and since when.
@@ -66,6 +69,7 @@ impl Progress {
             uploads: Cell::new(0),
             requests: RefCell::default(),
             is_fresh: Cell::new(true),
+            refused: RefCell::default(),
         })
     }
 
@@ -122,6 +126,11 @@ impl Progress {
             next = next.min(idle);
         }
         if next.is_zero() { Ok(Overdue::Stalled) } else { Err(next) }
+    }
+
+    /// Whether a head was begun and no request is open.
+    pub(crate) fn awaits_head(&self) -> bool {
+        self.head_since.get().is_some() && self.requests.borrow().is_empty()
     }
 
     fn read(&self) {
