@@ -85,7 +85,7 @@ fn prove(root: &Path, fresh: &[u8], committed: &[u8]) -> anyhow::Result<()> {
     tested
 }
 
-/// Installs what [`build`] needs where it is missing, from Debian and crates.io.
+/// Installs what [`build`] needs where it is missing, from Debian's packages and the crates'.
 pub(crate) fn install_toolchain() -> anyhow::Result<()> {
     let has_compiler = Path::new("/usr/bin/rustc").exists() && Path::new(DEBIAN_CORE).exists();
     if !has_compiler || !Path::new(LLVM).exists() {
@@ -150,18 +150,11 @@ impl Toolchain {
 /// Compiles and links the programs and strips all but the code and its BTF.
 fn compile(root: &Path, toolchain: &Toolchain) -> anyhow::Result<Vec<u8>> {
     let target = root.join("target/bpf");
-    run(Command::new(&toolchain.cargo)
-        .current_dir(root.join("edge-ebpf"))
+    // The sources must be there before their folders can be named to the compiler.
+    run(cargo(root, toolchain, &target).args(["fetch", "--quiet", "--locked"]))?;
+    run(cargo(root, toolchain, &target)
         .args(["build", "--quiet", "--release", "--locked", "--target", TARGET])
         .args(["-Z", "build-std=core"])
-        // What the caller's cargo or rustup say of another toolchain must not reach this one.
-        .env_remove("RUSTUP_TOOLCHAIN")
-        .env_remove("RUSTC_WRAPPER")
-        .env_remove("RUSTFLAGS")
-        .env_remove("CARGO")
-        .env("RUSTC", &toolchain.rustc)
-        .env("RUSTC_BOOTSTRAP", "1")
-        .env("CARGO_TARGET_DIR", &target)
         .env("CARGO_ENCODED_RUSTFLAGS", flags(root, toolchain)?.join("\x1f")))?;
     let built = target.join(TARGET).join("release/edge");
     let stripped = built.with_extension("stripped");
@@ -173,18 +166,38 @@ fn compile(root: &Path, toolchain: &Toolchain) -> anyhow::Result<Vec<u8>> {
     fs::read(&stripped).context("the stripped object")
 }
 
+fn cargo(root: &Path, toolchain: &Toolchain, target: &Path) -> Command {
+    let mut cargo = Command::new(&toolchain.cargo);
+    cargo
+        .current_dir(root.join("edge-ebpf"))
+        // What the caller's cargo or rustup say of another toolchain must not reach this one.
+        .env_remove("RUSTUP_TOOLCHAIN")
+        .env_remove("RUSTC_WRAPPER")
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO")
+        .env("RUSTC", &toolchain.rustc)
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_TARGET_DIR", target);
+    cargo
+}
+
 fn flags(root: &Path, toolchain: &Toolchain) -> anyhow::Result<Vec<String>> {
     let home = env::var_os("CARGO_HOME").map_or_else(
         || env::home_dir().map(|home| home.join(".cargo")),
         |home| Some(PathBuf::from(home)),
     );
     let remap = |from: &Path, to: &str| format!("--remap-path-prefix={}={to}", from.display());
+    let home = home.context("no home folder")?;
     let mut flags = FLAGS.map(String::from).to_vec();
     flags.extend([
         remap(root, "edged"),
-        remap(&home.context("no home folder")?, "cargo"),
+        remap(&home, "cargo"),
         remap(&toolchain.sysroot.join("lib/rustlib/src/rust"), "rust"),
     ]);
+    // Below it lies a folder for each registry, named after its host. The last match counts.
+    for registry in fs::read_dir(home.join("registry/src"))? {
+        flags.push(remap(&registry?.path(), "crates"));
+    }
     Ok(flags)
 }
 

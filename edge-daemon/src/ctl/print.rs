@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use crate::{
+    clock,
     config::text::show_duration,
     control::{
         Reply,
@@ -195,26 +196,8 @@ fn length(millis: u64) -> String {
 
 /// A time as `2026-01-31 23:59:59Z`.
 fn utc(at_ms: u64) -> String {
-    let seconds = at_ms / 1_000;
-    let (year, month, day) = date(seconds / 86_400);
-    let (hour, minute, second) = (seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60);
-    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}Z")
-}
-
-/// The Gregorian date of a day after 1970-01-01.
-///
-/// Years are counted from March, so that the leap day is the last of its year, in eras of 400
-/// years, which all have 146 097 days.
-fn date(days: u64) -> (u64, u64, u64) {
-    let days = days + 719_468;
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
-    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
+    let time = clock::rfc3339(at_ms);
+    format!("{} {}Z", &time[..10], &time[11..19])
 }
 
 #[cfg(test)]
