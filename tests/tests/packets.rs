@@ -12,7 +12,10 @@ use edge_common::{
     Rate, Reason, Source,
     map::{Ban, FOREVER},
 };
-use edge_daemon::kernel::{Kernel, KernelError, Limits, LoadSettings, boot_ns, detach};
+use edge_daemon::{
+    clock::boot_ns,
+    kernel::{Kernel, KernelError, Limits, LoadSettings, detach},
+};
 use edge_tests::packet::{
     ACK, DESTINATION, HOP_BY_HOP, HOST_IDENTITY, MOBILITY, Packet, ROUTING, RST, SHIM6, SYN, ether,
     v4, v6,

@@ -19,7 +19,8 @@ use edge_common::{
     open,
 };
 use ipnet::IpNet;
-use nix::time::{ClockId, clock_gettime};
+
+use crate::clock::boot_ns;
 
 use super::{
     KernelError, Limits,
@@ -297,13 +298,6 @@ impl Bans {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
-}
-
-/// The time that the kernel's tables go by, `CLOCK_BOOTTIME`, in nanoseconds.
-#[must_use]
-pub fn boot_ns() -> u64 {
-    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("every kernel since 2.6.39 has it");
-    now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
 }
 
 /// Takes a table out of the loaded object.

@@ -32,7 +32,7 @@ pub use self::{
     drops::{DebugLog, Drops},
     error::KernelError,
     lists::{Changes, List},
-    maps::{Bans, Explanation, Occupancy, Tables, boot_ns},
+    maps::{Bans, Explanation, Occupancy, Tables},
     pins::detach,
     ready::whenever_ready,
 };
