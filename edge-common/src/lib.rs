@@ -5,8 +5,8 @@
 #![cfg_attr(not(test), no_std)]
 #![cfg_attr(
     target_arch = "bpf",
-    feature(core_intrinsics),
-    allow(internal_features, reason = "see `atomic`")
+    feature(core_intrinsics, asm_experimental_arch),
+    allow(internal_features, reason = "see `atomic` and `verifier`")
 )]
 
 pub mod atomic;
@@ -14,8 +14,12 @@ pub mod limit;
 pub mod map;
 pub mod open;
 pub mod reason;
+pub mod service;
+pub mod signature;
 pub mod source;
+pub mod verifier;
 
 pub use limit::{Rate, Verdict};
 pub use reason::{Blame, Plane, Reason};
-pub use source::Source;
+pub use signature::Signature;
+pub use source::{ClientWidth, Source};

@@ -3,11 +3,15 @@
 //! Times are `CLOCK_BOOTTIME` nanoseconds, which go on through suspend and which the kernel
 //! programs compare themselves: a ban ends on time while the daemon is dead.
 
-use crate::{limit, reason::Reason};
+use crate::{
+    Rate,
+    reason::Reason,
+    source::{ClientWidth, Source},
+};
 
 /// Names the folder of pinned maps; changes whenever a layout below does, so that two versions
 /// never read each other's tables.
-pub const ABI: &str = "v1";
+pub const ABI: &str = "v2";
 
 /// Networks that are never dropped. LPM trie: [`crate::Source`] -> [`Entry`].
 pub const ALLOW: &str = "ALLOW";
@@ -15,22 +19,36 @@ pub const ALLOW: &str = "ALLOW";
 pub const DENY: &str = "DENY";
 /// Clients that are dropped for abuse. Hash: [`crate::Source`] -> [`Ban`].
 pub const BANS: &str = "BANS";
-/// Packet rates. Array of [`limit::Set`], chosen by the source's hash.
-pub const PACKET_CELLS: &str = "PACKET_CELLS";
-/// Connection rates. Array of [`limit::Set`], chosen by the source's hash.
-pub const CONNECTION_CELLS: &str = "CONNECTION_CELLS";
+/// Packets and bytes per client and prefix. Array of two [`crate::limit::Set`], one cache line,
+/// chosen by the hash: packets, then bytes.
+pub const CLIENT_CELLS: &str = "CLIENT_CELLS";
+/// All other rates. Array of [`crate::limit::Set`], chosen by the hash.
+pub const KIND_CELLS: &str = "KIND_CELLS";
 /// Open connections. Array of [`crate::open::Set`], chosen by the source's hash.
 pub const OPEN: &str = "OPEN";
 /// Sockets that are counted in [`OPEN`]. Hash: socket address (`u64`) -> the client's hash.
 pub const SOCKETS: &str = "SOCKETS";
-/// One [`Count`] per reason and CPU; [`REASONS_MAX`] reasons.
+/// One [`Count`] per CPU, at [`count_index`].
 pub const COUNTS: &str = "COUNTS";
-/// Ring buffer of [`Drop`].
+/// Ring buffer of [`Packet`]: dropped packets.
 pub const DROPS: &str = "DROPS";
-/// One [`limit::Set`] for the rate of drop events.
+/// One [`crate::limit::Set`] for the rate of drop events.
 pub const DROPS_CELL: &str = "DROPS_CELL";
-/// One `u64` per CPU: drop events that the rate or a full ring kept back.
-pub const DROPS_LOST: &str = "DROPS_LOST";
+/// Ring buffer of [`Packet`]: packets drawn at random from all.
+pub const SAMPLES: &str = "SAMPLES";
+/// Two `u64` per CPU: drop events that the rate or a full ring kept back, and samples that a
+/// full ring did.
+pub const EVENTS_LOST: &str = "EVENTS_LOST";
+/// [`Signature`](crate::Signature) rules: [`SIGNATURES_MAX`], of which `Settings::signatures` count.
+pub const SIGNATURES: &str = "SIGNATURES";
+/// One `u64` per CPU and signature: packets that matched.
+pub const SIGNATURE_HITS: &str = "SIGNATURE_HITS";
+/// Bits of [`crate::service`]: what is offered to the outside.
+pub const SERVICES: &str = "SERVICES";
+/// One [`Facts`] per CPU: what is known of the packet in hand.
+pub const FACTS: &str = "FACTS";
+/// One [`Facts`]: what the twin found.
+pub const TWIN_FACTS: &str = "TWIN_FACTS";
 /// One [`Settings`].
 pub const SETTINGS: &str = "SETTINGS";
 
@@ -38,18 +56,31 @@ pub const SETTINGS: &str = "SETTINGS";
 pub const LIST_MAX: u32 = 2_000_000;
 /// Bans at once. The kernel allocates them all at start: 131 072 x ~112 bytes.
 pub const BANS_MAX: u32 = 131_072;
-/// Sets of the packet limiter, a power of two: 262 144 sources in 2 MiB.
-pub const PACKET_SETS: u32 = 65_536;
-/// Sets of the connection limiter, a power of two: 262 144 sources in 2 MiB.
-pub const CONNECTION_SETS: u32 = 65_536;
+/// Sets of packets and bytes, a power of two: 262 144 sources in 4 MiB.
+pub const CLIENT_SETS: u32 = 65_536;
+/// Sets of the other rates, a power of two: 262 144 sources in 2 MiB.
+pub const KIND_SETS: u32 = 65_536;
 /// Sets of the open-connection count, a power of two: 262 144 clients in 2 MiB.
 pub const OPEN_SETS: u32 = 32_768;
 /// Sockets that the open-connection count follows.
 pub const SOCKETS_MAX: u32 = 262_144;
 /// Room for reasons in [`COUNTS`]: more than there are, so that a new one keeps the layout.
 pub const REASONS_MAX: u32 = 64;
-/// Bytes of the drop ring, a power of two and a multiple of the page size.
-pub const DROPS_BYTES: u32 = 256 * 1024;
+/// Interfaces that are counted apart; packets of any other count under the last.
+pub const INTERFACES_MAX: u32 = 16;
+/// Signature rules.
+pub const SIGNATURES_MAX: u32 = 64;
+/// Bytes of each ring, a power of two and a multiple of the page size.
+pub const RING_BYTES: u32 = 256 * 1024;
+
+/// Where in [`COUNTS`] a reason's count lies: `interface` is the index into
+/// [`Settings::interfaces`], `would` whether the packet would have been dropped but for monitor
+/// mode.
+#[inline(always)]
+#[must_use]
+pub const fn count_index(interface: u32, would: bool, reason: u32) -> u32 {
+    (interface * 2 + would as u32) * REASONS_MAX + reason
+}
 
 /// [`Entry::until_ns`] and [`Ban::until_ns`] of what never ends.
 pub const FOREVER: u64 = u64::MAX;
@@ -94,14 +125,15 @@ pub struct Count {
     pub bytes: u64,
 }
 
-/// A dropped packet, as the kernel tells of it. At most `Settings::event_rate` are told.
+/// A packet, as the kernel tells of it: a drop, of which at most `Settings::event_rate` are told,
+/// or a sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
-pub struct Drop {
+pub struct Packet {
     /// When.
     pub at_ns: u64,
-    /// The packet's source address, whole.
-    pub source: crate::Source,
+    /// Its source address, whole.
+    pub source: Source,
     /// The [`Reason`], by number.
     pub reason: u32,
     /// The interface it came in by.
@@ -112,9 +144,114 @@ pub struct Drop {
     pub port: u16,
     /// The IP protocol, 0 if it was not parsed that far.
     pub protocol: u8,
-    /// Padding, zero.
-    pub pad: u8,
+    /// 1 if it would have been dropped but for monitor mode, and was not.
+    pub would: u8,
 }
+
+/// What is known of a packet, as far as it was read. It is filled from the top down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Facts {
+    /// When it was judged; 0 while nobody needed to know.
+    pub now_ns: u64,
+    /// The hash of its client.
+    pub client_hash: u64,
+    /// Its source address, whole.
+    pub source: Source,
+    /// Its destination address.
+    pub destination: Source,
+    /// The first bytes behind its transport header, zeros behind its end.
+    pub payload: [u8; 16],
+    /// Bytes of the whole frame.
+    pub length: u32,
+    /// Bytes of the IP packet, header included.
+    pub ip_length: u32,
+    /// Where the IP header begins in the frame.
+    pub ip_offset: u32,
+    /// Where the transport header begins in the frame.
+    pub transport_offset: u32,
+    /// Where the payload begins in the frame.
+    pub payload_offset: u32,
+    /// The interface it came in by.
+    pub ifindex: u32,
+    /// [`FactFlag`]s.
+    pub flags: u32,
+    /// The reason for which it ends, by number.
+    pub reason: u32,
+    /// The reason for which it would have been dropped but for monitor mode, by number plus one;
+    /// 0 for none.
+    pub would: u32,
+    /// What decided: a list entry's value or a signature's index, 0 if nothing of the kind.
+    pub rule: u32,
+    /// Source port in host byte order.
+    pub source_port: u16,
+    /// Destination port in host byte order; an ICMP type and code.
+    pub port: u16,
+    /// The IP protocol.
+    pub protocol: u8,
+    /// Time to live, or hop limit.
+    pub ttl: u8,
+    /// TCP's flags.
+    pub tcp_flags: u8,
+    /// Bytes of `payload` that are the packet's.
+    pub payload_bytes: u8,
+}
+
+/// Flags of [`Facts`].
+#[allow(non_snake_case, reason = "a namespace of constants")]
+pub mod FactFlag {
+    /// The packet is IPv4; else it is IPv6.
+    pub const V4: u32 = 1;
+    /// The packet is a fragment.
+    pub const FRAGMENT: u32 = 2;
+    /// It is a fragment without a transport header.
+    pub const LATER_FRAGMENT: u32 = 4;
+    /// It is a fragment, and others follow it.
+    pub const MORE_FRAGMENTS: u32 = 8;
+    /// The transport header was read: ports and flags are known.
+    pub const TRANSPORT: u32 = 16;
+    /// The twin runs: nothing is charged, counted or told.
+    pub const TWIN: u32 = 32;
+}
+
+/// What is limited per client, in the order of [`Settings::rates`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Kind {
+    /// Packets.
+    Packets,
+    /// Bytes, from the Ethernet header on; made by [`Rate::of_bytes`].
+    Bytes,
+    /// UDP packets.
+    Udp,
+    /// ICMP and ICMPv6 packets.
+    Icmp,
+    /// New TCP connections.
+    Connections,
+}
+
+impl Kind {
+    /// How many kinds there are.
+    pub const COUNT: usize = 5;
+    /// Every kind, in order.
+    pub const ALL: [Self; Self::COUNT] =
+        [Self::Packets, Self::Bytes, Self::Udp, Self::Icmp, Self::Connections];
+
+    /// The reason for which a client is refused.
+    #[must_use]
+    pub const fn reason(self) -> Reason {
+        match self {
+            Self::Packets => Reason::PacketRate,
+            Self::Bytes => Reason::ByteRate,
+            Self::Udp => Reason::UdpRate,
+            Self::Icmp => Reason::IcmpRate,
+            Self::Connections => Reason::ConnectionRate,
+        }
+    }
+}
+
+/// The client itself and the prefixes around it: each has rates of its own.
+pub const LEVELS: usize = 3;
 
 /// What the kernel programs go by. Written by the daemon, at start and at reload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,18 +261,43 @@ pub struct Settings {
     pub seed: u64,
     /// The network namespace whose sockets are counted.
     pub netns_cookie: u64,
-    /// Packets per client.
-    pub packet_rate: limit::Rate,
-    /// New TCP connections per client.
-    pub connection_rate: limit::Rate,
+    /// Reasons that drop nothing and are counted as "would drop": bit n for the reason of number n.
+    pub monitored: u64,
+    /// Rates by level and [`Kind`]: of a client, then of the prefixes around it.
+    pub rates: [[Rate; Kind::COUNT]; LEVELS],
     /// Drop events in all.
-    pub event_rate: limit::Rate,
+    pub event_rate: Rate,
+    /// The ports from which the host itself asks, first and last.
+    pub ephemeral_ports: [u32; 2],
+    /// Bits of the IPv6 prefix of each level above the client; 0 switches the level off.
+    pub prefix_bits: [u32; LEVELS - 1],
+    /// How much of an address stands for one client.
+    pub client: ClientWidth,
     /// Open TCP connections per client; 0 switches the limit off.
     pub open_max: u32,
-    /// Bits of an IPv6 address that stand for one client, 1 to 64.
-    pub ipv6_bits: u32,
+    /// Signatures in force.
+    pub signatures: u32,
+    /// [`PolicyFlag`]s.
+    pub flags: u32,
+    /// A packet is sampled when a random number has none of these bits; all ones samples nearly none.
+    pub sample_mask: u32,
+    /// Interfaces that are counted apart, by index; 0 behind the last.
+    pub interfaces: [u32; INTERFACES_MAX as usize],
     /// Where the fields of a socket lie in the running kernel.
     pub socket: SocketLayout,
+}
+
+/// Flags of [`Settings`].
+#[allow(non_snake_case, reason = "a namespace of constants")]
+pub mod PolicyFlag {
+    /// Only what [`super::SERVICES`] names is reachable.
+    pub const SERVICES: u32 = 1;
+    /// Fragments are dropped.
+    pub const DROP_FRAGMENTS: u32 = 2;
+    /// Packets are sampled.
+    pub const SAMPLES: u32 = 4;
+    /// Some signature asks for the payload.
+    pub const PAYLOADS: u32 = 8;
 }
 
 /// Byte offsets in the running kernel's structures, read from its BTF.
@@ -160,14 +322,20 @@ pub struct SocketLayout {
 const _: () = assert!(size_of::<Entry>() == 16);
 const _: () = assert!(size_of::<Ban>() == 40);
 const _: () = assert!(size_of::<Count>() == 16);
-const _: () = assert!(size_of::<Drop>() == 40);
-const _: () = assert!(size_of::<Settings>() == 8 * 2 + 16 * 3 + 4 * 2 + 24);
+const _: () = assert!(size_of::<Packet>() == 40);
+const _: () = assert!(size_of::<Facts>() == 8 * 2 + 16 * 3 + 4 * 10 + 8);
+const _: () = assert!(
+    size_of::<Settings>()
+        == 8 * 3
+            + 16 * (Kind::COUNT * LEVELS + 1)
+            + 4 * (2 + 2 + 2 + 4 + INTERFACES_MAX as usize + 6)
+);
 const _: () = assert!(Reason::COUNT <= REASONS_MAX as usize);
 
 #[cfg(feature = "user")]
 mod pod {
     //! SAFETY of each: `repr(C)`, integers only, no padding (asserted above), valid for any bits.
-    use super::{Ban, Count, Drop, Entry, Settings, SocketLayout};
+    use super::{Ban, Count, Entry, Facts, Packet, Settings, SocketLayout};
 
     // SAFETY: as above.
     unsafe impl aya::Pod for Entry {}
@@ -176,7 +344,11 @@ mod pod {
     // SAFETY: as above.
     unsafe impl aya::Pod for Count {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for Drop {}
+    unsafe impl aya::Pod for Packet {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Facts {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for crate::Signature {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Settings {}
     // SAFETY: as above.

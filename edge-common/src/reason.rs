@@ -77,10 +77,28 @@ reasons! {
         Ban = "ban", Client;
         /// The source sent more packets than its limit.
         PacketRate = "packet_rate", Client;
+        /// The source sent more bytes than its limit.
+        ByteRate = "byte_rate", Client;
+        /// The source sent more UDP packets than its limit.
+        UdpRate = "udp_rate", Client;
+        /// The source sent more ICMP packets than its limit.
+        IcmpRate = "icmp_rate", Client;
         /// The source opened TCP connections faster than its limit.
         ConnectionRate = "connection_rate", Client;
+        /// The wider prefix around the source sent more than several clients may together.
+        PrefixRate = "prefix_rate", Client;
         /// The source holds as many open TCP connections as it may.
         OpenConnections = "open_connections", Client;
+        /// An operator's signature rule matched.
+        Signature = "signature", Client;
+        /// Nothing here is offered to the outside on this protocol and port.
+        NoService = "no_service", Client;
+        /// A fragment, where the policy is to take none.
+        Fragment = "fragment", Client;
+        /// A TCP packet of no connection and no valid SYN cookie, during a flood.
+        Unsolicited = "unsolicited", Client;
+        /// A SYN that was answered with a SYN cookie instead of being handed on.
+        SynCookie = "syn_cookie", Nobody;
         /// A header is cut short or contradicts itself.
         MalformedPacket = "malformed_packet", Client;
         /// More nested headers than the program follows.
@@ -160,6 +178,21 @@ impl Reason {
         matches!(self, Self::Pass | Self::NotIp | Self::AllowList)
     }
 
+    /// [`Self::passes`], of the packet's reason with this number.
+    #[inline(always)]
+    #[must_use]
+    pub const fn passes_by_number(number: u32) -> bool {
+        const PASSING: u64 = {
+            let (mut passing, mut i) = (0, 0);
+            while i < Reason::COUNT {
+                passing |= (Reason::ALL[i].passes() as u64) << i;
+                i += 1;
+            }
+            passing
+        };
+        PASSING >> (number & 63) & 1 != 0
+    }
+
     /// The reason with this number, as the kernel wrote it into an event.
     #[must_use]
     pub fn from_index(index: u32) -> Option<Self> {
@@ -192,42 +225,58 @@ mod tests {
             (3, "deny_list"),
             (4, "ban"),
             (5, "packet_rate"),
-            (6, "connection_rate"),
-            (7, "open_connections"),
-            (8, "malformed_packet"),
-            (9, "unparsed_packet"),
-            (10, "handshake"),
-            (11, "handshake_failed"),
-            (12, "handshake_timeout"),
-            (13, "idle_connection"),
-            (14, "connections_full"),
-            (15, "serve"),
-            (16, "redirect"),
-            (17, "malformed_request"),
-            (18, "uri_too_long"),
-            (19, "headers_too_large"),
-            (20, "body_too_large"),
-            (21, "request_timeout"),
-            (22, "credential_missing"),
-            (23, "credential_invalid"),
-            (24, "credential_expired"),
-            (25, "credential_revoked"),
-            (26, "credential_in_url"),
-            (27, "not_permitted"),
-            (28, "no_route"),
-            (29, "method_not_allowed"),
-            (30, "source_rate"),
-            (31, "key_rate"),
-            (32, "global_rate"),
-            (33, "overload"),
-            (34, "upstream_unreachable"),
-            (35, "upstream_timeout"),
-            (36, "upstream_invalid"),
-            (37, "client_gone"),
-            (38, "internal_error"),
+            (6, "byte_rate"),
+            (7, "udp_rate"),
+            (8, "icmp_rate"),
+            (9, "connection_rate"),
+            (10, "prefix_rate"),
+            (11, "open_connections"),
+            (12, "signature"),
+            (13, "no_service"),
+            (14, "fragment"),
+            (15, "unsolicited"),
+            (16, "syn_cookie"),
+            (17, "malformed_packet"),
+            (18, "unparsed_packet"),
+            (19, "handshake"),
+            (20, "handshake_failed"),
+            (21, "handshake_timeout"),
+            (22, "idle_connection"),
+            (23, "connections_full"),
+            (24, "serve"),
+            (25, "redirect"),
+            (26, "malformed_request"),
+            (27, "uri_too_long"),
+            (28, "headers_too_large"),
+            (29, "body_too_large"),
+            (30, "request_timeout"),
+            (31, "credential_missing"),
+            (32, "credential_invalid"),
+            (33, "credential_expired"),
+            (34, "credential_revoked"),
+            (35, "credential_in_url"),
+            (36, "not_permitted"),
+            (37, "no_route"),
+            (38, "method_not_allowed"),
+            (39, "source_rate"),
+            (40, "key_rate"),
+            (41, "global_rate"),
+            (42, "overload"),
+            (43, "upstream_unreachable"),
+            (44, "upstream_timeout"),
+            (45, "upstream_invalid"),
+            (46, "client_gone"),
+            (47, "internal_error"),
         ];
         let found: Vec<_> = Reason::ALL.iter().map(|r| (*r as usize, r.name())).collect();
-        assert_eq!((crate::map::ABI, found.as_slice()), ("v1", golden.as_slice()));
+        assert_eq!((crate::map::ABI, found.as_slice()), ("v2", golden.as_slice()));
+    }
+
+    #[test]
+    fn numbers_tell_what_passes() {
+        for reason in Reason::ALL {
+            assert_eq!(Reason::passes_by_number(*reason as u32), reason.passes());
+        }
     }
 
     #[test]

@@ -3,9 +3,24 @@
 /// An IPv6 address or prefix in network byte order; IPv4 sits at `::ffff:0:0/96`.
 ///
 /// One form for both families: one table, one hash, one code path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(C)]
 pub struct Source(pub [u8; 16]);
+
+/// How many bits of an address stand for one client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct ClientWidth {
+    /// Of an IPv4 address: 8 to 32.
+    pub v4: u32,
+    /// Of an IPv6 address: 1 to 64.
+    pub v6: u32,
+}
+
+impl ClientWidth {
+    /// What one client commonly has: an IPv4 address, an IPv6 /64.
+    pub const USUAL: Self = Self { v4: 32, v6: 64 };
+}
 
 impl Source {
     /// An IPv4 address in network byte order.
@@ -30,18 +45,30 @@ impl Source {
         self.high() >> 54 == 0xfe80 >> 6
     }
 
-    /// The prefix that stands for one client: `bits` of an IPv6 address, an IPv4 address whole.
+    /// The prefix that stands for one client.
     ///
     /// An IPv6 client commonly owns a /64, so limiting single addresses would limit nothing. A
     /// link-local address stands for itself: all hosts of the link, the router among them, share
-    /// its prefix. `bits` is 1 to 64.
+    /// its prefix.
     #[inline(always)]
     #[must_use]
-    pub const fn client(self, bits: u32) -> Self {
-        if self.is_v4() || self.is_link_local() {
+    pub const fn client(self, width: ClientWidth) -> Self {
+        if self.is_v4() {
+            let low = self.low() & (u64::MAX << (32_u32.wrapping_sub(width.v4) & 63));
+            let [_, _, _, _, a, b, c, d] = low.to_be_bytes();
+            return Self::v4([a, b, c, d]);
+        }
+        self.prefix(width.v6)
+    }
+
+    /// The first `bits` of an IPv6 address, 1 to 64; a link-local address whole.
+    #[inline(always)]
+    #[must_use]
+    pub const fn prefix(self, bits: u32) -> Self {
+        if self.is_link_local() {
             return self;
         }
-        let high = self.high() & (u64::MAX << (64 - bits));
+        let high = self.high() & (u64::MAX << (64_u32.wrapping_sub(bits) & 63));
         let [a, b, c, d, e, f, g, h] = high.to_be_bytes();
         Self([a, b, c, d, e, f, g, h, 0, 0, 0, 0, 0, 0, 0, 0])
     }
@@ -119,21 +146,27 @@ mod tests {
         assert!(!source("2001:db8::1").is_v4());
     }
 
+    fn width(v4: u32, v6: u32) -> ClientWidth {
+        ClientWidth { v4, v6 }
+    }
+
     #[test]
-    fn a_v6_client_is_its_prefix_and_a_v4_client_is_itself() {
-        assert_eq!(source("2001:db8:1:2:3::4").client(64), source("2001:db8:1:2::"));
-        assert_eq!(source("2001:db8:1:2:3::4").client(48), source("2001:db8:1::"));
-        assert_eq!(source("192.0.2.7").client(64), source("192.0.2.7"));
+    fn a_client_is_its_prefix() {
+        assert_eq!(source("2001:db8:1:2:3::4").client(width(32, 64)), source("2001:db8:1:2::"));
+        assert_eq!(source("2001:db8:1:2:3::4").client(width(32, 48)), source("2001:db8:1::"));
+        assert_eq!(source("192.0.2.7").client(width(32, 64)), source("192.0.2.7"));
+        assert_eq!(source("192.0.2.7").client(width(24, 1)), source("192.0.2.0"));
+        assert_eq!(source("192.0.2.7").client(width(8, 1)), source("192.0.0.0"));
     }
 
     #[test]
     fn a_link_local_client_is_itself() {
         for text in ["fe80::1", "fe80::1:2:3:4", "febf:ffff::9"] {
-            assert_eq!(source(text).client(64), source(text));
-            assert_eq!(source(text).client(1), source(text));
+            assert_eq!(source(text).client(ClientWidth::USUAL), source(text));
+            assert_eq!(source(text).client(width(8, 1)), source(text));
         }
         for (text, prefix) in [("fe7f:ffff::1", "fe7f:ffff::"), ("fec0::1", "fec0::")] {
-            assert_eq!(source(text).client(64), source(prefix));
+            assert_eq!(source(text).client(ClientWidth::USUAL), source(prefix));
         }
         assert!(!source("254.128.0.1").is_link_local());
     }

@@ -101,7 +101,7 @@ impl App {
         let mut kernel = Kernel::load(&LoadSettings {
             pin_dir: settings.kernel.pin_dir.clone(),
             debug: settings.kernel.debug,
-            limits: plan::kernel_limits(&settings.kernel),
+            policy: plan::kernel_policy(&settings.kernel),
         })?;
         let tables = kernel.tables.duplicate()?;
         let edge_too = Arc::clone(&edge);
@@ -234,7 +234,7 @@ struct Told {
 
 /// Passes the kernel's drop events on to the event log.
 async fn tell_drops(drops: Drops, edge: Arc<Edge>) -> io::Result<()> {
-    let tell = |drop: map::Drop| {
+    let tell = |drop: map::Packet| {
         edge.events.tell(Event::PacketDropped {
             source: drop.source.into(),
             reason: Reason::from_index(drop.reason).unwrap_or(Reason::InternalError).name(),

@@ -1,6 +1,6 @@
 //! From the configuration as checked to what requests are judged by.
 
-use edge_common::Reason;
+use edge_common::{Reason, map::Kind};
 use edge_policy::{
     abuse::{self, Scores},
     head,
@@ -37,7 +37,7 @@ pub fn plan(settings: &Settings) -> Result<Plan, PlanError> {
         key_prefix: settings.keys.prefix.clone(),
         url_parameters: settings.keys.url_parameters.clone(),
         scores: scores(&settings.abuse.scores),
-        ipv6_prefix: settings.kernel.ipv6_prefix,
+        client: settings.kernel.client,
         https_port: settings.server.https.first().map_or(443, std::net::SocketAddr::port),
     })
 }
@@ -59,14 +59,15 @@ pub fn abuse(settings: &settings::Abuse) -> abuse::Settings {
 
 /// What the kernel programs go by.
 #[must_use]
-pub fn kernel_limits(settings: &settings::Kernel) -> kernel::Limits {
-    kernel::Limits {
-        packet_rate: settings.packet_rate,
-        connection_rate: settings.connection_rate,
+pub fn kernel_policy(settings: &settings::Kernel) -> kernel::Policy {
+    kernel::Policy {
         event_rate: settings.event_rate,
         open_max: settings.open_connections_max,
-        ipv6_bits: settings.ipv6_prefix,
+        client: settings.client,
+        ..kernel::Policy::UNLIMITED
     }
+    .limit(Kind::Packets, settings.packet_rate)
+    .limit(Kind::Connections, settings.connection_rate)
 }
 
 fn route(settings: &Settings, route: &settings::Route) -> Route {

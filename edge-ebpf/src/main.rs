@@ -2,176 +2,143 @@
 #![no_std]
 #![no_main]
 
+mod limits;
+mod lists;
+mod lookup;
 mod packet;
 mod report;
+mod services;
+mod signatures;
 mod sockets;
 mod tables;
 
 use core::ops::ControlFlow::{self, Break, Continue};
 
 use aya_ebpf::{
-    bindings::xdp_action, helpers::bpf_ktime_get_boot_ns, macros::xdp, maps::LpmTrie,
-    programs::XdpContext,
+    bindings::xdp_action, helpers::bpf_ktime_get_boot_ns, macros::xdp, programs::XdpContext,
 };
 use edge_common::{
-    Rate, Reason, Source, Verdict, limit,
-    map::{Entry, Settings},
-    open,
+    Reason, Source,
+    map::{FactFlag, Facts, Kind},
 };
 
 use crate::{
-    packet::{Facts, Frame},
-    tables::Key,
+    packet::Frame,
+    tables::{Knobs, Slot, setting},
 };
 
 /// Judges one packet.
 #[xdp(frags)]
 pub fn edged(ctx: XdpContext) -> u32 {
-    let Some(settings) = tables::settings() else { return xdp_action::XDP_ABORTED };
-    let mut facts = Facts::new();
-    let reason = match judge(&ctx, &settings, &mut facts) {
-        Break(reason) => reason,
-        Continue(()) => Reason::Pass,
-    };
-    report::settle(&ctx, &settings, reason, &facts)
+    run(&ctx, false)
 }
 
-/// The whole path. Each line settles the packet's reason or hands on.
+/// Judges a packet of the daemon's own, by `BPF_PROG_TEST_RUN`, without a trace: it charges nobody,
+/// counts nothing, tells nobody, and leaves what it found in `TWIN_FACTS`.
+#[xdp(frags)]
+pub fn edged_twin(ctx: XdpContext) -> u32 {
+    run(&ctx, true)
+}
+
 #[inline(always)]
-fn judge(ctx: &XdpContext, settings: &Settings, facts: &mut Facts) -> ControlFlow<Reason> {
+fn run(ctx: &XdpContext, is_twin: bool) -> u32 {
+    let (Some(knobs), Some(slot)) = (tables::knobs(), tables::slot(is_twin)) else {
+        return xdp_action::XDP_ABORTED;
+    };
+    let facts = slot.clear(if is_twin { FactFlag::TWIN } else { 0 });
+    facts.ifindex = ctx.ingress_ifindex() as u32;
+    let read = read(ctx, knobs, facts);
+    // The facts lie in a table, of which the verifier remembers nothing: however a packet was
+    // read, the rest of the program is walked once.
+    let reason = match read {
+        Break(reason) => reason,
+        Continue(()) => match judge(ctx, knobs, &slot) {
+            Break(reason) => reason,
+            Continue(()) => Reason::Pass,
+        },
+    };
+    report::settle(ctx, knobs, &slot, reason)
+}
+
+/// Reads the packet, and judges its source as soon as it is known: nothing deeper can save it.
+#[inline(always)]
+fn read(ctx: &XdpContext, knobs: Knobs, facts: &mut Facts) -> ControlFlow<Reason> {
     let mut frame = Frame::new(ctx);
     let header = packet::source(&mut frame, facts)?;
-    // The source is known. What else the packet holds can no longer save it.
-    let now_ns = boot_ns();
-    let client = facts.source.client(settings.ipv6_bits);
-    allowed(&facts.source, now_ns)?;
-    denied(&facts.source, now_ns)?;
+    lists::judge(knobs, facts)?;
     // A banned or flooding neighbour must still be found, or the router itself may be lost.
-    packet::neighbour_discovery(&frame, &header)?;
-    banned(&client, now_ns)?;
-    let segment = packet::transport(&mut frame, header, facts)?;
-    let hash = client.hash(settings.seed);
-    within(charge_packet, hash, settings.packet_rate, now_ns, Reason::PacketRate)?;
-    if segment.opens_connection {
-        let rate = settings.connection_rate;
-        within(charge_connection, hash, rate, now_ns, Reason::ConnectionRate)?;
-        below_open_max(hash, settings.open_max)?;
-    }
-    Continue(())
+    packet::neighbour_discovery(&frame, &header, facts)?;
+    facts.now_ns = boot_ns();
+    let client = facts.source.client(setting!(knobs, client));
+    facts.client_hash = client.hash(setting!(knobs, seed));
+    banned(knobs, &client, facts)?;
+    packet::transport(&mut frame, header, facts)
 }
 
+/// The rest of the path. Each line settles the packet's reason or hands on.
 #[inline(always)]
-fn allowed(source: &Source, now_ns: u64) -> ControlFlow<Reason> {
-    listed(&tables::ALLOW, source, now_ns, Reason::AllowList)
-}
-
-#[inline(always)]
-fn denied(source: &Source, now_ns: u64) -> ControlFlow<Reason> {
-    listed(&tables::DENY, source, now_ns, Reason::DenyList)
-}
-
-/// The longest match decides alone: the daemon gives each network the latest end of all that
-/// cover it.
-#[inline(always)]
-fn listed(
-    list: &'static LpmTrie<[u8; 16], Entry>,
-    source: &Source,
-    now_ns: u64,
-    reason: Reason,
-) -> ControlFlow<Reason> {
-    // aya gives a reference; what other CPUs write is reached by its address alone.
-    let entry = match list.get(Key::new(128, source.0)) {
-        Some(entry) => (&raw const *entry).cast_mut(),
-        None => return Continue(()),
-    };
-    // SAFETY: the lookup gave the address of a whole `Entry`, which stays until the program
-    // returns; the kernel lets programs write it.
-    unsafe {
-        if now_ns >= tables::peek(&raw const (*entry).until_ns) {
-            return Continue(());
+fn judge(ctx: &XdpContext, knobs: Knobs, slot: &Slot) -> ControlFlow<Reason> {
+    signatures::judge(ctx, knobs, slot)?;
+    packet::fragment_policy(knobs, slot)?;
+    services::judge(ctx, knobs, slot)?;
+    limits::judge(knobs, slot, Kind::Packets)?;
+    limits::judge(knobs, slot, Kind::Bytes)?;
+    match packet::kind(slot) {
+        Some(Kind::Connections) => {
+            limits::judge(knobs, slot, Kind::Connections)?;
+            limits::below_open_max(knobs, slot)
         }
-        tables::increment(&raw mut (*entry).hits);
+        Some(kind) => limits::judge(knobs, slot, kind),
+        None => Continue(()),
     }
-    Break(reason)
 }
 
 #[inline(always)]
-fn banned(client: &Source, now_ns: u64) -> ControlFlow<Reason> {
+fn banned(knobs: Knobs, client: &Source, facts: &mut Facts) -> ControlFlow<Reason> {
     let Some(ban) = tables::BANS.get_ptr_mut(client) else { return Continue(()) };
     // SAFETY: the lookup gave the address of a whole `Ban`, which stays until the program returns,
     // though the daemon may overwrite it or the kernel give it to another client meanwhile.
     unsafe {
-        if now_ns >= tables::peek(&raw const (*ban).until_ns) {
+        if facts.now_ns >= tables::peek(&raw const (*ban).until_ns) {
             return Continue(());
         }
-        tables::increment(&raw mut (*ban).hits);
-        if tables::peek(&raw const (*ban).first_hit_ns) == 0 {
-            tables::set_once(&raw mut (*ban).first_hit_ns, now_ns);
+        if facts.flags & FactFlag::TWIN == 0 {
+            tables::increment(&raw mut (*ban).hits);
+            if tables::peek(&raw const (*ban).first_hit_ns) == 0 {
+                tables::set_once(&raw mut (*ban).first_hit_ns, facts.now_ns);
+            }
         }
     }
-    Break(Reason::Ban)
+    refuse(knobs, Reason::Ban, &mut facts.would)
+}
+
+/// Ends the packet for this reason, unless the reason is only monitored: then it goes on, and the
+/// first such reason is remembered.
+#[inline(always)]
+fn refuse(knobs: Knobs, reason: Reason, would: &mut u32) -> ControlFlow<Reason> {
+    if !is_monitored(knobs, reason as u32) {
+        return Break(reason);
+    }
+    note(reason as u32, would);
+    Continue(())
 }
 
 #[inline(always)]
-fn within(
-    charge: extern "C" fn(u64, u64, u64, u64) -> u64,
-    hash: u64,
-    rate: Rate,
-    now_ns: u64,
-    reason: Reason,
-) -> ControlFlow<Reason> {
-    if rate.is_off() || charge(hash, rate.interval, rate.capacity, now_ns) == ADMITTED {
-        Continue(())
-    } else {
-        Break(reason)
-    }
+fn is_monitored(knobs: Knobs, reason: u32) -> bool {
+    setting!(knobs, monitored) >> (reason & 63) & 1 != 0
 }
 
 #[inline(always)]
-fn below_open_max(hash: u64, open_max: u32) -> ControlFlow<Reason> {
-    if open_max == 0 {
-        return Continue(());
-    }
-    let Some(set) = tables::OPEN.set(hash) else { return Continue(()) };
-    if open::count(set, hash) < open_max { Continue(()) } else { Break(Reason::OpenConnections) }
-}
-
-// The limiter's functions take and give integers only, and are exported: the verifier walks each
-// once, by itself, instead of once for every path of the packet that leads to it.
-
-/// Charges a packet to a client.
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn charge_packet(hash: u64, interval: u64, capacity: u64, now_ns: u64) -> u64 {
-    charge(tables::PACKET_CELLS.set(hash), hash, Rate { interval, capacity }, now_ns)
-}
-
-/// Charges a new connection to a client.
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn charge_connection(hash: u64, interval: u64, capacity: u64, now_ns: u64) -> u64 {
-    charge(tables::CONNECTION_CELLS.set(hash), hash, Rate { interval, capacity }, now_ns)
-}
-
-/// Charges a drop event; all share one bucket.
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn charge_event(hash: u64, interval: u64, capacity: u64, now_ns: u64) -> u64 {
-    charge(tables::DROPS_CELL.set(hash), hash, Rate { interval, capacity }, now_ns)
-}
-
-#[inline(always)]
-fn charge(set: Option<&limit::Set>, hash: u64, rate: Rate, now_ns: u64) -> u64 {
-    // An array has every index below its length: a missing set cannot be.
-    let Some(set) = set else { return ADMITTED };
-    match limit::charge(set, hash, rate, now_ns) {
-        Verdict::Admit { .. } => ADMITTED,
-        Verdict::Refuse { .. } => REFUSED,
+fn note(reason: u32, would: &mut u32) {
+    // SAFETY: a reference is valid and aligned. Volatile, so that it stays in its table, where the
+    // verifier does not follow it.
+    unsafe {
+        let would = &raw mut *would;
+        if would.read_volatile() == 0 {
+            would.write_volatile(reason + 1);
+        }
     }
 }
-
-const REFUSED: u64 = 0;
-const ADMITTED: u64 = 1;
 
 #[inline(always)]
 fn boot_ns() -> u64 {

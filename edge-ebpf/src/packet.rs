@@ -6,24 +6,15 @@
 use core::ops::ControlFlow::{self, Break, Continue};
 
 use aya_ebpf::programs::XdpContext;
-use edge_common::{Reason, Source};
+use edge_common::{
+    Reason, Source,
+    map::{FactFlag, Facts, Kind, PolicyFlag},
+};
 
-use crate::report;
-
-/// What was learned of the packet, as far as it was read.
-pub struct Facts {
-    pub source: Source,
-    pub length: u32,
-    pub port: u16,
-    pub protocol: u8,
-}
-
-impl Facts {
-    #[inline(always)]
-    pub fn new() -> Self {
-        Self { source: Source([0; 16]), length: 0, port: 0, protocol: 0 }
-    }
-}
+use crate::{
+    refuse, report,
+    tables::{Knobs, Slot, fact, setting},
+};
 
 /// A frame that is read from front to back.
 pub struct Frame {
@@ -93,6 +84,14 @@ impl Frame {
         Continue(())
     }
 
+    /// Keeps where it is in the facts and nowhere else. The verifier knows nothing of what lies in a
+    /// table: the ways that lead here meet again.
+    #[inline(always)]
+    fn settle(&mut self, facts: &mut Facts) {
+        self.offset = forget(&mut facts.transport_offset, self.offset as u32) as usize & OFFSET_MAX;
+        self.left = forget(&mut facts.payload_offset, self.left);
+    }
+
     /// Leaves out the padding behind the IP packet; the packet must be whole.
     #[inline(always)]
     fn narrow(&mut self, bytes: u32) -> ControlFlow<Reason> {
@@ -106,43 +105,49 @@ impl Frame {
 
 /// An IP header whose source is known and whose rest is still to be checked.
 pub enum Header {
-    V4(&'static [u8; 20]),
-    V6(&'static [u8; 40]),
-}
-
-/// What the limits need to know of the payload.
-#[derive(Clone, Copy)]
-pub struct Segment {
-    /// A TCP SYN without ACK.
-    pub opens_connection: bool,
-}
-
-impl Segment {
-    const OTHER: Self = Self { opens_connection: false };
+    V4 {
+        /// Bytes, options included.
+        bytes: u32,
+        /// The field of flags and offset.
+        fragment: u16,
+    },
+    V6,
 }
 
 /// Reads up to the source address.
 #[inline(always)]
 pub fn source(frame: &mut Frame, facts: &mut Facts) -> ControlFlow<Reason, Header> {
     facts.length = frame.length;
-    match ether_type(frame)? {
+    let kind = ether_type(frame)?;
+    facts.ip_offset = frame.offset as u32;
+    frame.settle(facts);
+    match kind {
         ETH_P_IP => {
             let header = frame.take::<20>()?;
             if header[0] >> 4 != 4 {
                 return Break(Reason::MalformedPacket);
             }
             facts.source = Source::v4([header[12], header[13], header[14], header[15]]);
+            facts.destination = Source::v4([header[16], header[17], header[18], header[19]]);
+            facts.ip_length = u32::from(u16::from_be_bytes([header[2], header[3]]));
+            facts.flags |= FactFlag::V4;
+            facts.ttl = header[8];
             facts.protocol = header[9];
-            Continue(Header::V4(header))
+            let bytes = u32::from(header[0] & 0xf) * 4;
+            let fragment = u16::from_be_bytes([header[6], header[7]]);
+            Continue(Header::V4 { bytes, fragment })
         }
         ETH_P_IPV6 => {
             let header = frame.take::<40>()?;
             if header[0] >> 4 != 6 {
                 return Break(Reason::MalformedPacket);
             }
-            facts.source = Source(address(header));
+            facts.source = Source(address::<8>(header));
+            facts.destination = Source(address::<24>(header));
+            facts.ttl = header[7];
             facts.protocol = header[6];
-            Continue(Header::V6(header))
+            facts.ip_length = 40 + u32::from(u16::from_be_bytes([header[4], header[5]]));
+            Continue(Header::V6)
         }
         _ => Break(Reason::NotIp),
     }
@@ -154,13 +159,12 @@ pub fn source(frame: &mut Frame, facts: &mut Facts) -> ControlFlow<Reason, Heade
 /// It stands right behind the IPv6 header: the stack takes no fragments of it, and no other header
 /// before it is of use.
 #[inline(always)]
-pub fn neighbour_discovery(frame: &Frame, header: &Header) -> ControlFlow<Reason> {
-    let Header::V6(header) = header else { return Continue(()) };
-    // Protocol and hop limit at once: each branch here is another way for the verifier to walk.
-    if u16::from_be_bytes([header[6], header[7]]) != u16::from_be_bytes([IPPROTO_ICMPV6, 255]) {
+pub fn neighbour_discovery(frame: &Frame, header: &Header, facts: &Facts) -> ControlFlow<Reason> {
+    let is_near = facts.protocol == IPPROTO_ICMPV6 && facts.ttl == 255;
+    if matches!(header, Header::V4 { .. }) || !is_near {
         return Continue(());
     }
-    let payload = u32::from(u16::from_be_bytes([header[4], header[5]]));
+    let payload = facts.ip_length - 40;
     let is_whole = payload >= 8 && payload <= frame.left;
     match frame.peek() {
         Some(133..=137) if is_whole => Break(Reason::Pass),
@@ -168,31 +172,54 @@ pub fn neighbour_discovery(frame: &Frame, header: &Header) -> ControlFlow<Reason
     }
 }
 
-/// Reads the rest, as far as the limits need it.
+/// Reads the rest, up to the payload.
 #[inline(always)]
-pub fn transport(
-    frame: &mut Frame,
-    header: Header,
-    facts: &mut Facts,
-) -> ControlFlow<Reason, Segment> {
+pub fn transport(frame: &mut Frame, header: Header, facts: &mut Facts) -> ControlFlow<Reason> {
     let fragment = match &header {
-        Header::V4(header) => options(frame, header)?,
-        Header::V6(header) => extensions(frame, header, facts)?,
+        Header::V4 { bytes, fragment } => options(frame, *bytes, *fragment, facts)?,
+        Header::V6 => extensions(frame, facts)?,
     };
+    frame.settle(facts);
     // Only the first fragment has a transport header.
     if fragment.is_later {
-        return Continue(Segment::OTHER);
+        return Continue(());
     }
     match (facts.protocol, &header) {
-        (IPPROTO_TCP, _) => tcp(frame, facts, &fragment),
-        (IPPROTO_UDP, Header::V4(_)) => udp(frame, facts, &fragment, false),
-        (IPPROTO_UDP, Header::V6(_)) => udp(frame, facts, &fragment, true),
-        (IPPROTO_ICMPV6, Header::V6(_)) => {
-            frame.take::<8>()?;
-            Continue(Segment::OTHER)
-        }
-        _ => Continue(Segment::OTHER),
+        (IPPROTO_TCP, _) => tcp(frame, facts, &fragment)?,
+        (IPPROTO_UDP, Header::V4 { .. }) => udp(frame, facts, &fragment, false)?,
+        (IPPROTO_UDP, Header::V6) => udp(frame, facts, &fragment, true)?,
+        (IPPROTO_ICMP, Header::V4 { .. }) | (IPPROTO_ICMPV6, Header::V6) => icmp(frame, facts)?,
+        _ => return Continue(()),
     }
+    facts.flags |= FactFlag::TRANSPORT;
+    facts.payload_offset = frame.offset as u32;
+    Continue(())
+}
+
+/// What the packet is limited as, besides packets and bytes.
+#[inline(always)]
+pub fn kind(slot: &Slot) -> Option<Kind> {
+    if slot.flags() & FactFlag::TRANSPORT == 0 {
+        return None;
+    }
+    match fact!(slot, protocol) {
+        IPPROTO_TCP => {
+            let flags = fact!(slot, tcp_flags);
+            (flags & (TCP_SYN | TCP_ACK) == TCP_SYN).then_some(Kind::Connections)
+        }
+        IPPROTO_UDP => Some(Kind::Udp),
+        _ => Some(Kind::Icmp),
+    }
+}
+
+/// Refuses fragments, where that is the policy.
+#[inline(always)]
+pub fn fragment_policy(knobs: Knobs, slot: &Slot) -> ControlFlow<Reason> {
+    let is_dropped = setting!(knobs, flags) & PolicyFlag::DROP_FRAGMENTS != 0;
+    if is_dropped && slot.flags() & FactFlag::FRAGMENT != 0 {
+        return refuse(knobs, Reason::Fragment, slot.would());
+    }
+    Continue(())
 }
 
 /// The type of what lies behind the Ethernet header and up to two VLAN tags.
@@ -224,46 +251,70 @@ struct Fragment {
     has_more: bool,
 }
 
+impl Fragment {
+    /// Keeps in the facts what a header says; what an earlier one said stays.
+    #[inline(always)]
+    fn note(facts: &mut Facts, is_later: bool, has_more: bool) {
+        let later = if is_later { FactFlag::LATER_FRAGMENT | FactFlag::FRAGMENT } else { 0 };
+        let more = if has_more { FactFlag::MORE_FRAGMENTS | FactFlag::FRAGMENT } else { 0 };
+        facts.flags |= later | more;
+    }
+
+    #[inline(always)]
+    fn of(facts: &mut Facts) -> Self {
+        let known = facts.flags;
+        let flags = forget(&mut facts.flags, known);
+        Self {
+            is_later: flags & FactFlag::LATER_FRAGMENT != 0,
+            has_more: flags & FactFlag::MORE_FRAGMENTS != 0,
+        }
+    }
+}
+
 /// Checks an IPv4 header and skips its options.
 #[inline(always)]
-fn options(frame: &mut Frame, header: &[u8; 20]) -> ControlFlow<Reason, Fragment> {
-    let bytes = u32::from(header[0] & 0xf) * 4;
-    let total = u32::from(u16::from_be_bytes([header[2], header[3]]));
+fn options(
+    frame: &mut Frame,
+    bytes: u32,
+    fragment: u16,
+    facts: &mut Facts,
+) -> ControlFlow<Reason, Fragment> {
+    let total = facts.ip_length;
     if bytes < 20 || total < bytes {
         return Break(Reason::MalformedPacket);
     }
     frame.narrow(total - 20)?;
     frame.skip(bytes - 20)?;
-    let fragment = u16::from_be_bytes([header[6], header[7]]);
-    Continue(Fragment { is_later: fragment & 0x1fff != 0, has_more: fragment & 0x2000 != 0 })
+    Fragment::note(facts, fragment & 0x1fff != 0, fragment & 0x2000 != 0);
+    Continue(Fragment::of(facts))
 }
 
 /// Checks an IPv6 header and follows its extension headers to the payload.
 #[inline(always)]
-fn extensions(
-    frame: &mut Frame,
-    header: &[u8; 40],
-    facts: &mut Facts,
-) -> ControlFlow<Reason, Fragment> {
-    let payload = u32::from(u16::from_be_bytes([header[4], header[5]]));
+fn extensions(frame: &mut Frame, facts: &mut Facts) -> ControlFlow<Reason, Fragment> {
+    let payload = facts.ip_length - 40;
     // A jumbogram states its length in a hop-by-hop option instead.
-    if payload != 0 || header[6] != IPPROTO_HOPOPTS {
+    if payload != 0 || facts.protocol != IPPROTO_HOPOPTS {
         frame.narrow(payload)?;
     }
-    let mut fragment = Fragment { is_later: false, has_more: false };
     let mut followed = 0;
-    while is_extension(facts.protocol) {
+    loop {
+        frame.settle(facts);
+        let kind = forget(&mut facts.rule, facts.protocol.into()) as u8;
+        let fragment = Fragment::of(facts);
+        if !is_extension(kind) || fragment.is_later {
+            facts.rule = 0;
+            return Continue(fragment);
+        }
         if followed == EXTENSIONS_MAX {
             return Break(Reason::UnparsedPacket);
         }
         let extension = frame.take::<8>()?;
-        let kind = facts.protocol;
         facts.protocol = extension[0];
         let more = match kind {
             IPPROTO_FRAGMENT => {
                 let field = u16::from_be_bytes([extension[2], extension[3]]);
-                fragment.has_more |= field & 1 != 0;
-                fragment.is_later = field & 0xfff8 != 0;
+                Fragment::note(facts, field & 0xfff8 != 0, field & 1 != 0);
                 0
             }
             // In words of 4 bytes, less 2: a length of 0 would be less than the 8 just read.
@@ -271,13 +322,19 @@ fn extensions(
             IPPROTO_AH => u32::from(extension[1]) * 4,
             _ => u32::from(extension[1]) * 8,
         };
-        if fragment.is_later {
-            return Continue(fragment);
-        }
         frame.skip(more)?;
         followed += 1;
     }
-    Continue(fragment)
+}
+
+/// Makes the verifier forget what it knows of a number, by way of a table.
+#[inline(always)]
+fn forget(place: &mut u32, value: u32) -> u32 {
+    // SAFETY: a reference is valid and aligned.
+    unsafe {
+        (&raw mut *place).write_volatile(value);
+        (&raw const *place).read_volatile()
+    }
 }
 
 #[inline(always)]
@@ -296,14 +353,19 @@ fn is_extension(protocol: u8) -> bool {
 }
 
 #[inline(always)]
-fn tcp(frame: &mut Frame, facts: &mut Facts, fragment: &Fragment) -> ControlFlow<Reason, Segment> {
+fn tcp(frame: &mut Frame, facts: &mut Facts, fragment: &Fragment) -> ControlFlow<Reason> {
     let header = frame.take::<20>()?;
-    facts.port = u16::from_be_bytes([header[2], header[3]]);
+    ports(facts, header);
+    facts.tcp_flags = header[13];
     let bytes = u32::from(header[12] >> 4) * 4;
     if bytes < 20 || (!fragment.has_more && bytes - 20 > frame.left) {
         return Break(Reason::MalformedPacket);
     }
-    Continue(Segment { opens_connection: header[13] & (TCP_SYN | TCP_ACK) == TCP_SYN })
+    // Options may lie in fragments that are still to come.
+    if bytes - 20 <= frame.left {
+        frame.skip(bytes - 20)?;
+    }
+    Continue(())
 }
 
 #[inline(always)]
@@ -312,22 +374,37 @@ fn udp(
     facts: &mut Facts,
     fragment: &Fragment,
     may_be_jumbo: bool,
-) -> ControlFlow<Reason, Segment> {
+) -> ControlFlow<Reason> {
     let header = frame.take::<8>()?;
-    facts.port = u16::from_be_bytes([header[2], header[3]]);
+    ports(facts, header);
     let bytes = u32::from(u16::from_be_bytes([header[4], header[5]]));
     let is_jumbo = may_be_jumbo && bytes == 0;
     if !is_jumbo && (bytes < 8 || (!fragment.has_more && bytes - 8 > frame.left)) {
         return Break(Reason::MalformedPacket);
     }
-    Continue(Segment::OTHER)
+    Continue(())
 }
 
-/// The source address of an IPv6 header.
+/// The stack hands an ICMP message of less than eight bytes to nobody.
 #[inline(always)]
-fn address(header: &[u8; 40]) -> [u8; 16] {
-    // SAFETY: bytes 8 to 24 lie inside the 40, and an array of bytes needs no alignment.
-    unsafe { *header.as_ptr().add(8).cast::<[u8; 16]>() }
+fn icmp(frame: &mut Frame, facts: &mut Facts) -> ControlFlow<Reason> {
+    let header = frame.take::<8>()?;
+    facts.port = u16::from_be_bytes([header[0], header[1]]);
+    Continue(())
+}
+
+#[inline(always)]
+fn ports<const N: usize>(facts: &mut Facts, header: &[u8; N]) {
+    facts.source_port = u16::from_be_bytes([header[0], header[1]]);
+    facts.port = u16::from_be_bytes([header[2], header[3]]);
+}
+
+/// The address at this offset of an IPv6 header.
+#[inline(always)]
+fn address<const OFFSET: usize>(header: &[u8; 40]) -> [u8; 16] {
+    const { assert!(OFFSET <= 24) };
+    // SAFETY: the 16 bytes lie inside the 40, and an array of bytes needs no alignment.
+    unsafe { *header.as_ptr().add(OFFSET).cast::<[u8; 16]>() }
 }
 
 /// Bytes of headers that the program follows: more than a packet of 1500 bytes holds, and little
@@ -342,16 +419,18 @@ const ETH_P_8021Q: u16 = 0x8100;
 const ETH_P_8021AD: u16 = 0x88a8;
 
 const IPPROTO_HOPOPTS: u8 = 0;
-const IPPROTO_TCP: u8 = 6;
-const IPPROTO_UDP: u8 = 17;
+pub const IPPROTO_ICMP: u8 = 1;
+pub const IPPROTO_IGMP: u8 = 2;
+pub const IPPROTO_TCP: u8 = 6;
+pub const IPPROTO_UDP: u8 = 17;
 const IPPROTO_ROUTING: u8 = 43;
 const IPPROTO_FRAGMENT: u8 = 44;
 const IPPROTO_AH: u8 = 51;
-const IPPROTO_ICMPV6: u8 = 58;
+pub const IPPROTO_ICMPV6: u8 = 58;
 const IPPROTO_DSTOPTS: u8 = 60;
 const IPPROTO_MH: u8 = 135;
 const IPPROTO_HIP: u8 = 139;
 const IPPROTO_SHIM6: u8 = 140;
 
-const TCP_SYN: u8 = 0x02;
-const TCP_ACK: u8 = 0x10;
+pub const TCP_SYN: u8 = 0x02;
+pub const TCP_ACK: u8 = 0x10;

@@ -1,73 +1,141 @@
 //! The one exit: counts every packet, tells of drops, and gives the kernel its answer.
 
-use aya_ebpf::{bindings::xdp_action, helpers::bpf_xdp_get_buff_len, programs::XdpContext};
+use aya_ebpf::{
+    bindings::xdp_action,
+    helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_xdp_get_buff_len},
+    maps::RingBuf,
+    programs::XdpContext,
+};
 use aya_log_ebpf::debug;
 use edge_common::{
     Reason,
-    map::{Drop, Settings},
+    map::{INTERFACES_MAX, Packet, PolicyFlag, count_index},
+    verifier,
 };
 
-use crate::{packet::Facts, tables};
+use crate::{
+    boot_ns, is_monitored, limits, note,
+    tables::{self, Knobs, Slot, fact, set_fact, setting},
+};
 
 /// Counts the packet under its reason and turns the reason into XDP's answer.
 #[inline(always)]
-pub fn settle(ctx: &XdpContext, settings: &Settings, reason: Reason, facts: &Facts) -> u32 {
-    count(reason, facts.length);
-    debug!(
-        ctx,
-        "{} {:i} protocol {} port {} length {}",
-        reason as u8,
-        facts.source.0,
-        facts.protocol,
-        facts.port,
-        facts.length
-    );
-    if reason.passes() {
-        return xdp_action::XDP_PASS;
+pub fn settle(ctx: &XdpContext, knobs: Knobs, slot: &Slot, reason: Reason) -> u32 {
+    set_fact!(slot, reason, reason as u32);
+    // Read back: the verifier walks what follows once, and not for each reason.
+    let mut reason = fact!(slot, reason);
+    if !Reason::passes_by_number(reason) && is_monitored(knobs, reason) {
+        note(reason, slot.would());
+        reason = Reason::Pass as u32;
+        set_fact!(slot, reason, reason);
     }
-    tell(ctx, settings, reason, facts);
-    xdp_action::XDP_DROP
+    let would = fact!(slot, would);
+    if slot.is_twin() {
+        return answer(reason);
+    }
+    let interface = interface(knobs, fact!(slot, ifindex));
+    count(count_index(interface, false, reason), slot);
+    if would != 0 {
+        count(count_index(interface, true, would - 1), slot);
+    }
+    log(ctx, slot, reason);
+    if is_sampled(knobs) {
+        tell(&tables::SAMPLES, SAMPLES_LOST, slot, reason, boot_ns());
+    }
+    if !Reason::passes_by_number(reason) {
+        tell_drop(knobs, slot, reason);
+    } else if would != 0 {
+        tell_drop(knobs, slot, would - 1);
+    }
+    answer(reason)
 }
 
 #[inline(always)]
-fn count(reason: Reason, length: u32) {
-    if let Some(count) = tables::COUNTS.get_ptr_mut(reason as u32) {
+fn answer(reason: u32) -> u32 {
+    if reason == Reason::SynCookie as u32 {
+        xdp_action::XDP_TX
+    } else if Reason::passes_by_number(reason) {
+        xdp_action::XDP_PASS
+    } else {
+        xdp_action::XDP_DROP
+    }
+}
+
+/// Where packets of this interface are counted.
+#[inline(always)]
+fn interface(knobs: Knobs, ifindex: u32) -> u32 {
+    let mut place = 0;
+    while place < INTERFACES_MAX - 1 {
+        let known = setting!(knobs, interfaces[place as usize]);
+        if known == ifindex {
+            break;
+        }
+        place = if known == 0 { INTERFACES_MAX - 1 } else { place + 1 };
+    }
+    verifier::forget(place.into(), ifindex.into()) as u32
+}
+
+#[inline(always)]
+fn count(index: u32, slot: &Slot) {
+    let length = u64::from(fact!(slot, length));
+    if let Some(count) = tables::COUNTS.get_ptr_mut(index) {
         // SAFETY: the lookup gave the address of a whole `Count` of this CPU's own. XDP runs with
         // bottom halves disabled, so that no other run on this CPU comes between; the daemon only
         // reads, by the kernel, and at worst finds a packet without its bytes.
         unsafe {
             (*count).packets += 1;
-            (*count).bytes += u64::from(length);
+            (*count).bytes += length;
         }
     }
 }
 
-/// Writes a drop event, unless there were too many already or nobody empties the ring.
 #[inline(always)]
-fn tell(ctx: &XdpContext, settings: &Settings, reason: Reason, facts: &Facts) {
-    let at_ns = crate::boot_ns();
-    let event = Drop {
+fn log(ctx: &XdpContext, slot: &Slot, reason: u32) {
+    debug!(
+        ctx,
+        "{} {:i} protocol {} port {} length {}",
+        reason,
+        fact!(slot, source).0,
+        fact!(slot, protocol),
+        fact!(slot, port),
+        fact!(slot, length)
+    );
+}
+
+#[inline(always)]
+fn is_sampled(knobs: Knobs) -> bool {
+    // SAFETY: the helper takes no argument and gives a number.
+    setting!(knobs, flags) & PolicyFlag::SAMPLES != 0
+        && unsafe { bpf_get_prandom_u32() } & setting!(knobs, sample_mask) == 0
+}
+
+/// Tells of a drop, unless there were too many already. The cheap clock will do for a rate.
+#[inline(always)]
+fn tell_drop(knobs: Knobs, slot: &Slot, reason: u32) {
+    // SAFETY: the helper takes no argument and only reads a clock.
+    if limits::may_tell(knobs, unsafe { bpf_ktime_get_coarse_ns() }) {
+        tell(&tables::DROPS, DROPS_LOST, slot, reason, boot_ns());
+    } else {
+        tables::increment_own(&tables::EVENTS_LOST, DROPS_LOST);
+    }
+}
+
+/// Writes an event, unless nobody empties the ring.
+#[inline(always)]
+fn tell(ring: &'static RingBuf, lost: u32, slot: &Slot, reason: u32, at_ns: u64) {
+    let event = Packet {
         at_ns,
-        source: facts.source,
-        reason: reason as u32,
-        ifindex: ctx.ingress_ifindex() as u32,
-        length: facts.length,
-        port: facts.port,
-        protocol: facts.protocol,
-        pad: 0,
+        source: fact!(slot, source),
+        reason,
+        ifindex: fact!(slot, ifindex),
+        length: fact!(slot, length),
+        port: fact!(slot, port),
+        protocol: fact!(slot, protocol),
+        would: u8::from(fact!(slot, would) == reason + 1),
     };
-    if !may_tell(settings, at_ns) || tables::DROPS.output::<Drop>(event, 0).is_err() {
-        if let Some(lost) = tables::DROPS_LOST.get_ptr_mut(0) {
-            // SAFETY: an aligned word of this CPU's own, as in `count`.
-            unsafe { *lost += 1 };
-        }
+    if ring.output::<Packet>(event, 0).is_err() {
+        tables::increment_own(&tables::EVENTS_LOST, lost);
     }
-}
-
-#[inline(always)]
-fn may_tell(settings: &Settings, now_ns: u64) -> bool {
-    let rate = settings.event_rate;
-    rate.is_off() || crate::charge_event(0, rate.interval, rate.capacity, now_ns) == crate::ADMITTED
 }
 
 /// The frame's length, the part beyond the first buffer included.
@@ -76,3 +144,7 @@ pub fn frame_length(ctx: &XdpContext) -> u32 {
     // SAFETY: the context is the one the kernel called the program with; the helper only reads it.
     unsafe { bpf_xdp_get_buff_len(ctx.ctx) as u32 }
 }
+
+/// Indexes of `EVENTS_LOST`.
+const DROPS_LOST: u32 = 0;
+const SAMPLES_LOST: u32 = 1;

@@ -11,13 +11,9 @@ use aya_ebpf::{
     bindings::BPF_NOEXIST, helpers::bpf_probe_read_kernel, macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
-use edge_common::{
-    Source,
-    map::{Settings, SocketLayout},
-    open,
-};
+use edge_common::{Source, map::SocketLayout, open};
 
-use crate::tables;
+use crate::tables::{self, Knobs, setting};
 
 /// Follows a socket's change of state.
 #[raw_tracepoint(tracepoint = "inet_sock_set_state")]
@@ -36,14 +32,14 @@ pub fn edged_sockets(ctx: RawTracePointContext) -> i32 {
 /// A client's connection was accepted.
 #[inline(always)]
 fn opened(socket: u64) -> Option<()> {
-    let settings = tables::settings()?;
-    let layout = &settings.socket;
+    let knobs = tables::knobs()?;
+    let layout = &setting!(knobs, socket);
     if read::<u16>(socket, layout.protocol)? != IPPROTO_TCP
-        || netns_cookie(socket, layout)? != settings.netns_cookie
+        || netns_cookie(socket, layout)? != setting!(knobs, netns_cookie)
     {
         return None;
     }
-    let hash = client(socket, &settings)?.hash(settings.seed);
+    let hash = client(socket, knobs, layout)?.hash(setting!(knobs, seed));
     tables::SOCKETS.insert(socket, hash, u64::from(BPF_NOEXIST)).ok()?;
     // Without room for the client, the socket is forgotten whole: its end subtracts nothing.
     if !open::add(tables::OPEN.set(hash)?, hash) {
@@ -72,14 +68,13 @@ fn netns_cookie(socket: u64, layout: &SocketLayout) -> Option<u64> {
 
 /// The client at the other end.
 #[inline(always)]
-fn client(socket: u64, settings: &Settings) -> Option<Source> {
-    let layout = &settings.socket;
+fn client(socket: u64, knobs: Knobs, layout: &SocketLayout) -> Option<Source> {
     let source = match read::<u16>(socket, layout.family)? {
         AF_INET => Source::v4(read(socket, layout.daddr)?),
         AF_INET6 => Source(read(socket, layout.v6_daddr)?),
         _ => return None,
     };
-    Some(source.client(settings.ipv6_bits))
+    Some(source.client(setting!(knobs, client)))
 }
 
 #[inline(always)]

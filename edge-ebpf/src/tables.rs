@@ -2,19 +2,21 @@
 
 use core::sync::atomic::AtomicU64;
 
-pub use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf},
 };
 use edge_common::{
-    Source, atomic, limit,
+    Signature, Source, atomic, limit,
     map::{
-        BANS_MAX, Ban, CONNECTION_SETS, Count, DROPS_BYTES, Entry, LIST_MAX, OPEN_SETS,
-        PACKET_SETS, REASONS_MAX, SOCKETS_MAX, Settings,
+        BANS_MAX, Ban, CLIENT_SETS, Count, Entry, FactFlag, Facts, INTERFACES_MAX, KIND_SETS,
+        LIST_MAX, OPEN_SETS, REASONS_MAX, RING_BYTES, SIGNATURES_MAX, SOCKETS_MAX, Settings,
     },
     open,
+    service::{self, Service},
 };
+
+pub use aya_ebpf::maps::lpm_trie::Key;
 
 #[map]
 pub static ALLOW: LpmTrie<[u8; 16], Entry> = LpmTrie::with_max_entries(LIST_MAX, 0);
@@ -23,21 +25,34 @@ pub static DENY: LpmTrie<[u8; 16], Entry> = LpmTrie::with_max_entries(LIST_MAX, 
 #[map]
 pub static BANS: HashMap<Source, Ban> = HashMap::with_max_entries(BANS_MAX, 0);
 #[map]
-pub static PACKET_CELLS: Table<limit::Set, PACKET_SETS> = Table::new();
+pub static CLIENT_CELLS: Table<[limit::Set; 2], CLIENT_SETS> = Table::new();
 #[map]
-pub static CONNECTION_CELLS: Table<limit::Set, CONNECTION_SETS> = Table::new();
+pub static KIND_CELLS: Table<limit::Set, KIND_SETS> = Table::new();
 #[map]
 pub static OPEN: Table<open::Set, OPEN_SETS> = Table::new();
 #[map]
 pub static SOCKETS: HashMap<u64, u64> = HashMap::with_max_entries(SOCKETS_MAX, 0);
 #[map]
-pub static COUNTS: PerCpuArray<Count> = PerCpuArray::with_max_entries(REASONS_MAX, 0);
+pub static COUNTS: PerCpuArray<Count> =
+    PerCpuArray::with_max_entries(INTERFACES_MAX * 2 * REASONS_MAX, 0);
 #[map]
-pub static DROPS: RingBuf = RingBuf::with_byte_size(DROPS_BYTES, 0);
+pub static DROPS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
 #[map]
 pub static DROPS_CELL: Table<limit::Set, 1> = Table::new();
 #[map]
-pub static DROPS_LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+pub static SAMPLES: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
+#[map]
+pub static EVENTS_LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(2, 0);
+#[map]
+pub static SIGNATURES: Array<Signature> = Array::with_max_entries(SIGNATURES_MAX, 0);
+#[map]
+pub static SIGNATURE_HITS: PerCpuArray<u64> = PerCpuArray::with_max_entries(SIGNATURES_MAX, 0);
+#[map]
+pub static SERVICES: Array<u64> = Array::with_max_entries(service::WORDS, 0);
+#[map]
+pub static FACTS: PerCpuArray<Facts> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+pub static TWIN_FACTS: Array<Facts> = Array::with_max_entries(1, 0);
 #[map]
 pub static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
 
@@ -58,14 +73,120 @@ impl<T, const SETS: u32> Table<T, SETS> {
     }
 }
 
-/// What the programs go by: a copy, since the daemon may be writing them on another CPU. It may be
-/// half old and half new.
+/// What the programs go by. The daemon may be writing it on another CPU: each field is read on its
+/// own, by [`setting!`], and may be old or new.
+#[derive(Clone, Copy)]
+pub struct Knobs(*const Settings);
+
 #[inline(always)]
-pub fn settings() -> Option<Settings> {
-    let settings = SETTINGS.get_ptr(0)?;
-    // SAFETY: an array's value is aligned and there for as long as the program. What is read while
-    // the daemon writes is a mix of two settings, and `Settings` is integers, valid for any bits.
-    Some(unsafe { settings.read_volatile() })
+pub fn knobs() -> Option<Knobs> {
+    SETTINGS.get_ptr(0).map(Knobs)
+}
+
+impl Knobs {
+    #[inline(always)]
+    pub fn pointer(self) -> *const Settings {
+        self.0
+    }
+}
+
+/// Reads one field of the settings, or an element of one.
+macro_rules! setting {
+    ($knobs:expr, $($field:tt)+) => {
+        // SAFETY: an array's value is aligned and there for as long as the program, and `Settings`
+        // is integers, valid for any bits.
+        unsafe { (&raw const (*$knobs.pointer()).$($field)+).read_volatile() }
+    };
+}
+pub(crate) use setting;
+
+/// Reads one of the facts.
+macro_rules! fact {
+    ($slot:expr, $field:ident) => {
+        // SAFETY: a `Slot` is the address of whole, aligned `Facts` of this run's own, which are
+        // integers, valid for any bits.
+        unsafe { (&raw const (*$slot.pointer()).$field).read_volatile() }
+    };
+}
+pub(crate) use fact;
+
+/// Writes one of the facts.
+macro_rules! set_fact {
+    ($slot:expr, $field:ident, $value:expr) => {
+        // SAFETY: as in `fact`.
+        unsafe { (&raw mut (*$slot.pointer()).$field).write_volatile($value) }
+    };
+}
+pub(crate) use set_fact;
+
+/// Where the facts of the packet in hand lie: this CPU's own, or the twin's.
+#[derive(Clone, Copy)]
+pub struct Slot(*mut Facts);
+
+#[inline(always)]
+pub fn slot(is_twin: bool) -> Option<Slot> {
+    if is_twin { TWIN_FACTS.get_ptr_mut(0) } else { FACTS.get_ptr_mut(0) }.map(Slot)
+}
+
+impl Slot {
+    /// Starts a packet: all zeros but the flags.
+    #[inline(always)]
+    pub fn clear(&self, flags: u32) -> &'static mut Facts {
+        // SAFETY: the lookup gave the address of whole `Facts`, aligned, of this run's own: the twin
+        // runs for one caller at a time, and no packet comes between on one CPU. The reference goes
+        // before the slot is used again.
+        let facts = unsafe { &mut *self.0 };
+        *facts = Facts { flags, ..Facts::default() };
+        facts
+    }
+
+    /// The facts, until one is written again.
+    #[inline(always)]
+    pub fn facts(&self) -> &Facts {
+        // SAFETY: as in `clear`; whoever holds the reference writes no fact.
+        unsafe { &*self.0 }
+    }
+
+    #[inline(always)]
+    pub fn pointer(self) -> *mut Facts {
+        self.0
+    }
+
+    /// The reason that was only monitored.
+    #[inline(always)]
+    pub fn would(&self) -> &mut u32 {
+        // SAFETY: as in `clear`.
+        unsafe { &mut (*self.0).would }
+    }
+
+    #[inline(always)]
+    pub fn flags(&self) -> u32 {
+        fact!(self, flags)
+    }
+
+    #[inline(always)]
+    pub fn is_twin(&self) -> bool {
+        self.flags() & FactFlag::TWIN != 0
+    }
+}
+
+/// Whether this is offered to the outside.
+#[inline(always)]
+pub fn offers(service: Service) -> bool {
+    let (word, bit) = service.place();
+    let Some(word) = SERVICES.get_ptr(word) else { return false };
+    // SAFETY: an array's value is aligned and there for as long as the program.
+    unsafe { peek(word) & bit != 0 }
+}
+
+/// Adds one to a counter of this CPU's own.
+#[inline(always)]
+pub fn increment_own(counters: &'static PerCpuArray<u64>, index: u32) {
+    if let Some(counter) = counters.get_ptr_mut(index) {
+        // SAFETY: an aligned word of this CPU's own, which nobody else writes while XDP runs with
+        // bottom halves disabled.
+        unsafe { *counter += 1 };
+    }
 }
 
 /// The value of a field that other CPUs may be writing.

@@ -13,16 +13,10 @@ use std::{
 };
 
 use edge_common::{Rate, Reason, Source, map::FOREVER};
-use edge_daemon::kernel::{AttachMode, Kernel, KernelError, Limits, LoadSettings, Mode, detach};
+use edge_daemon::kernel::{AttachMode, Kernel, KernelError, LoadSettings, Mode, Policy, detach};
 use nix::sched::{CloneFlags, setns};
 
-const UNLIMITED: Limits = Limits {
-    packet_rate: Rate::OFF,
-    connection_rate: Rate::OFF,
-    event_rate: Rate::OFF,
-    open_max: 0,
-    ipv6_bits: 64,
-};
+const UNLIMITED: Policy = Policy::UNLIMITED;
 
 const EDGE: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
@@ -70,8 +64,8 @@ impl Pair {
         })
     }
 
-    fn load(&self, mode: AttachMode, limits: Limits) -> Result<Kernel, KernelError> {
-        let settings = LoadSettings { pin_dir: self.pin_dir.clone(), debug: false, limits };
+    fn load(&self, mode: AttachMode, policy: Policy) -> Result<Kernel, KernelError> {
+        let settings = LoadSettings { pin_dir: self.pin_dir.clone(), debug: false, policy };
         self.within("edge", || attached(&settings, "guarded", mode))
     }
 
@@ -151,8 +145,8 @@ fn reset(stream: TcpStream) {
 #[test]
 fn open_connections_are_counted_exactly_and_bounded() {
     let pair = Pair::new();
-    let limits = Limits { open_max: 4, ..UNLIMITED };
-    let kernel = pair.load(AttachMode::Native, limits).unwrap();
+    let policy = Policy { open_max: 4, ..UNLIMITED };
+    let kernel = pair.load(AttachMode::Native, policy).unwrap();
     let listener = pair.listen();
     let to = listener.local_addr().unwrap();
 
@@ -166,7 +160,7 @@ fn open_connections_are_counted_exactly_and_bounded() {
 
     // A successor goes on counting where its predecessor was, and counts nothing twice.
     drop(kernel);
-    let kernel = pair.load(AttachMode::Native, limits).unwrap();
+    let kernel = pair.load(AttachMode::Native, policy).unwrap();
     expect_open(&kernel, 4);
 
     // The client's FIN, the client's RST, the server's RST, the server's FIN.
@@ -239,7 +233,7 @@ fn the_filter_outlives_its_daemon_and_is_taken_over() {
 #[test]
 fn a_mode_that_the_interface_cannot_do_leaves_the_former_filter() {
     let pair = Pair::new();
-    let settings = LoadSettings { pin_dir: pair.pin_dir.clone(), debug: false, limits: UNLIMITED };
+    let settings = LoadSettings { pin_dir: pair.pin_dir.clone(), debug: false, policy: UNLIMITED };
     let load = |mode| pair.within("edge", || attached(&settings, "lo", mode));
     // The loopback device has no driver to be native in.
     let mut kernel = load(AttachMode::Auto).unwrap();
@@ -290,7 +284,7 @@ fn a_renamed_interface_keeps_its_filter() {
         let interface = if change == "up" { "moved" } else { "guarded" };
         ip(&format!("-n {}-edge link set {interface} {change}", pair.name));
     }
-    let settings = LoadSettings { pin_dir: pair.pin_dir.clone(), debug: false, limits: UNLIMITED };
+    let settings = LoadSettings { pin_dir: pair.pin_dir.clone(), debug: false, policy: UNLIMITED };
     let kernel = pair.within("edge", || attached(&settings, "moved", AttachMode::Native)).unwrap();
     assert!(kernel.attached()[0].adopted);
     assert!(!pair.answers());
@@ -302,7 +296,7 @@ fn a_renamed_interface_keeps_its_filter() {
 #[test]
 fn an_interface_without_ethernet_headers_is_refused() {
     let pair = Pair::new();
-    let settings = LoadSettings { pin_dir: pair.pin_dir.clone(), debug: false, limits: UNLIMITED };
+    let settings = LoadSettings { pin_dir: pair.pin_dir.clone(), debug: false, policy: UNLIMITED };
     ip(&format!("-n {}-edge tuntap add mode tun name tunnel", pair.name));
     ip(&format!("-n {}-edge tuntap add mode tap name bridged", pair.name));
     let load =
@@ -319,7 +313,7 @@ fn an_interface_that_another_program_holds_is_left_alone() {
     let pair = Pair::new();
     let _holder = pair.load(AttachMode::Native, UNLIMITED).unwrap();
     let pin_dir = format!("{}-other", pair.pin_dir.display()).into();
-    let settings = LoadSettings { pin_dir, debug: false, limits: UNLIMITED };
+    let settings = LoadSettings { pin_dir, debug: false, policy: UNLIMITED };
     let attach = |interface| {
         let attached = pair.within("edge", || attached(&settings, interface, AttachMode::Auto));
         attached.err().expect("refused")

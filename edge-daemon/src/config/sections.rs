@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use edge_common::{Rate, map};
+use edge_common::{ClientWidth, Rate, map};
 
 use super::{
     files::EVERY_ADDRESS,
@@ -26,7 +26,10 @@ pub(super) fn kernel(table: &Table<'_>) -> Kernel {
         interfaces: table.need("interfaces", "[\"eth0\"]", Vec::new(), interfaces),
         attach: table.or("attach", Attach::Auto, |item| item.choice(&attach)),
         pin_dir: table.or("pin_dir", "/sys/fs/bpf/edged".into(), Item::path),
-        ipv6_prefix: table.or("ipv6_prefix", 64, |item| small(item, 1, 64)),
+        client: ClientWidth {
+            v4: table.or("ipv4_prefix", 32, |item| small(item, 8, 32)),
+            v6: table.or("ipv6_prefix", 64, |item| small(item, 1, 64)),
+        },
         packet_rate: rate(table, "packet_rate", 20_000, SECOND, 40_000),
         connection_rate: rate(table, "connection_rate", 100, SECOND, 200),
         open_connections_max: table

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use edge_common::Rate;
+use edge_common::{ClientWidth, Rate};
 use http::Method;
 use ipnet::IpNet;
 
@@ -54,8 +54,8 @@ pub struct Kernel {
     pub attach: Attach,
     /// Where links and maps are pinned.
     pub pin_dir: PathBuf,
-    /// Bits of an IPv6 address that stand for one client: 1 to 64.
-    pub ipv6_prefix: u32,
+    /// How much of an address stands for one client.
+    pub client: ClientWidth,
     /// Packets per client.
     pub packet_rate: Rate,
     /// New TCP connections per client.

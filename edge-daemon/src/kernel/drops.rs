@@ -21,13 +21,13 @@ impl Drops {
 
     /// The next event, or `None` until the descriptor is readable again.
     #[must_use]
-    pub fn next_drop(&mut self) -> Option<map::Drop> {
+    pub fn next_drop(&mut self) -> Option<map::Packet> {
         let item = self.0.next()?;
-        if item.len() < size_of::<map::Drop>() {
+        if item.len() < size_of::<map::Packet>() {
             return None;
         }
         // SAFETY: the bytes suffice (just checked), and `Drop` is `Pod`: any bits are valid.
-        Some(unsafe { item.as_ptr().cast::<map::Drop>().read_unaligned() })
+        Some(unsafe { item.as_ptr().cast::<map::Packet>().read_unaligned() })
     }
 }
 

@@ -1,8 +1,10 @@
 //! The verbs of the kernel's tables. What lies behind them may change; what they mean does not.
 
 use std::{
+    fs, io,
     net::IpAddr,
     os::fd::AsFd as _,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -14,8 +16,8 @@ use aya::{
     maps::{Array, HashMap, IterableMap as _, Map, MapData, MapError, PerCpuArray},
 };
 use edge_common::{
-    Reason, Source, limit,
-    map::{self, Ban, Count, Entry, Settings, SocketLayout},
+    Reason, Signature, Source, limit,
+    map::{self, Ban, Count, Entry, INTERFACES_MAX, Settings, SocketLayout, count_index},
     open,
 };
 use ipnet::IpNet;
@@ -23,9 +25,9 @@ use ipnet::IpNet;
 use crate::clock::boot_ns;
 
 use super::{
-    KernelError, Limits,
+    KernelError, Policy,
     lists::List,
-    pins::{Lock, TABLES},
+    pins::{Lock, TABLES, path_error},
 };
 
 /// The kernel's tables. Each thread may hold a [`Tables::duplicate`] of its own.
@@ -37,9 +39,11 @@ pub struct Tables {
     /// Clients that are dropped for abuse.
     pub bans: Bans,
     counts: PerCpuArray<MapData, Count>,
-    drops_lost: PerCpuArray<MapData, u64>,
+    events_lost: PerCpuArray<MapData, u64>,
     open: Array<MapData, [u64; open::WAYS]>,
     sockets: HashMap<MapData, u64, u64>,
+    signatures: Array<MapData, Signature>,
+    services: Array<MapData, u64>,
     settings: Array<MapData, Settings>,
     /// Held for as long as anyone may write: two daemons would undo each other's lists.
     lock: Arc<Lock>,
@@ -78,9 +82,11 @@ impl Tables {
             deny: List::new(map::DENY, take(programs, map::DENY)?)?,
             bans: Bans::new(take(programs, map::BANS)?)?,
             counts: take(programs, map::COUNTS)?,
-            drops_lost: take(programs, map::DROPS_LOST)?,
+            events_lost: take(programs, map::EVENTS_LOST)?,
             open: take(programs, map::OPEN)?,
             sockets: take(programs, map::SOCKETS)?,
+            signatures: take(programs, map::SIGNATURES)?,
+            services: take(programs, map::SERVICES)?,
             settings: take(programs, map::SETTINGS)?,
             lock,
         })
@@ -96,9 +102,11 @@ impl Tables {
             deny: self.deny.duplicate()?,
             bans: self.bans.duplicate()?,
             counts: again(map::COUNTS, self.counts.map())?,
-            drops_lost: again(map::DROPS_LOST, self.drops_lost.map())?,
+            events_lost: again(map::EVENTS_LOST, self.events_lost.map())?,
             open: again(map::OPEN, self.open.map())?,
             sockets: again(map::SOCKETS, self.sockets.map())?,
+            signatures: again(map::SIGNATURES, self.signatures.map())?,
+            services: again(map::SERVICES, self.services.map())?,
             settings: again(map::SETTINGS, self.settings.map())?,
             lock: Arc::clone(&self.lock),
         })
@@ -108,28 +116,57 @@ impl Tables {
     /// sockets of another network namespace, whose end nobody would tell.
     pub(super) fn start(
         &mut self,
-        limits: Limits,
+        policy: &Policy,
         layout: SocketLayout,
         netns_cookie: u64,
     ) -> Result<(), KernelError> {
-        let before = self.settings()?;
-        if before.netns_cookie != netns_cookie && before.netns_cookie != 0 {
+        let mut settings = self.settings()?;
+        if settings.netns_cookie != netns_cookie && settings.netns_cookie != 0 {
             self.forget_sockets()?;
         }
-        let seed = match before.seed {
-            0 => getrandom::u64().map_err(KernelError::Random)?.max(1),
-            seed => seed,
-        };
-        self.write_settings(limits.settings(seed, netns_cookie, layout))
+        if settings.seed == 0 {
+            settings.seed = getrandom::u64().map_err(KernelError::Random)?.max(1);
+        }
+        settings.netns_cookie = netns_cookie;
+        settings.socket = layout;
+        settings.ephemeral_ports = ephemeral_ports()?;
+        self.write_policy(policy, settings)
     }
 
-    /// Changes the limits; counts and buckets go on.
+    /// Changes the policy; counts and buckets go on.
     ///
     /// # Errors
     /// [`KernelError::Table`] if the kernel refuses.
-    pub fn update_limits(&mut self, limits: Limits) -> Result<(), KernelError> {
-        let Settings { seed, netns_cookie, socket, .. } = self.settings()?;
-        self.write_settings(limits.settings(seed, netns_cookie, socket))
+    pub fn update_policy(&mut self, policy: &Policy) -> Result<(), KernelError> {
+        let settings = self.settings()?;
+        self.write_policy(policy, settings)
+    }
+
+    /// Services and rules first: the settings switch them on.
+    fn write_policy(&mut self, policy: &Policy, mut settings: Settings) -> Result<(), KernelError> {
+        for (index, word) in policy.service_words().into_iter().enumerate() {
+            self.services.set(index as u32, word, 0).map_err(table_error(map::SERVICES))?;
+        }
+        let rules = policy.signatures.iter().take(map::SIGNATURES_MAX as usize);
+        for (index, signature) in rules.enumerate() {
+            let written = self.signatures.set(index as u32, signature, 0);
+            written.map_err(table_error(map::SIGNATURES))?;
+        }
+        policy.write(&mut settings);
+        self.write_settings(settings)
+    }
+
+    /// Counts the packets of these interfaces apart, up to [`INTERFACES_MAX`] less one.
+    pub(super) fn count_apart(
+        &mut self,
+        interfaces: impl Iterator<Item = u32>,
+    ) -> Result<(), KernelError> {
+        let mut settings = self.settings()?;
+        settings.interfaces = [0; INTERFACES_MAX as usize];
+        for (place, ifindex) in settings.interfaces.iter_mut().zip(interfaces) {
+            *place = ifindex;
+        }
+        self.write_settings(settings)
     }
 
     /// What the programs go by.
@@ -146,11 +183,14 @@ impl Tables {
     /// [`KernelError::Table`] if the kernel refuses.
     pub fn counts(&self) -> Result<[Count; Reason::COUNT], KernelError> {
         let mut counts = [Count::default(); Reason::COUNT];
-        for (index, count) in counts.iter_mut().enumerate() {
-            let cpus = self.counts.get(&(index as u32), 0).map_err(table_error(map::COUNTS))?;
-            for cpu in cpus.iter() {
-                count.packets += cpu.packets;
-                count.bytes += cpu.bytes;
+        for interface in 0..INTERFACES_MAX {
+            for (reason, count) in counts.iter_mut().enumerate() {
+                let index = count_index(interface, false, reason as u32);
+                let cpus = self.counts.get(&index, 0).map_err(table_error(map::COUNTS))?;
+                for cpu in cpus.iter() {
+                    count.packets += cpu.packets;
+                    count.bytes += cpu.bytes;
+                }
             }
         }
         Ok(counts)
@@ -161,7 +201,7 @@ impl Tables {
     /// # Errors
     /// [`KernelError::Table`] if the kernel refuses.
     pub fn drops_lost(&self) -> Result<u64, KernelError> {
-        let cpus = self.drops_lost.get(&0, 0).map_err(table_error(map::DROPS_LOST))?;
+        let cpus = self.events_lost.get(&0, 0).map_err(table_error(map::EVENTS_LOST))?;
         Ok(cpus.iter().sum())
     }
 
@@ -171,7 +211,7 @@ impl Tables {
     /// [`KernelError::Table`] if the kernel refuses.
     pub fn explain(&self, address: IpAddr) -> Result<Explanation, KernelError> {
         let now_ns = boot_ns();
-        let client = Source::from(address).client(self.settings()?.ipv6_bits);
+        let client = Source::from(address).client(self.settings()?.client);
         let ban = self.bans.lookup(client)?.filter(|ban| now_ns < ban.until_ns);
         let allowed = self.allow.matching(address, now_ns)?;
         let denied = self.deny.matching(address, now_ns)?;
@@ -207,7 +247,7 @@ impl Tables {
                     map::BANS => (Some(self.bans.len()), 1),
                     map::SOCKETS => (None, 1),
                     map::OPEN => (None, open::WAYS),
-                    map::PACKET_CELLS | map::CONNECTION_CELLS => (None, limit::WAYS),
+                    map::CLIENT_CELLS | map::KIND_CELLS => (None, limit::WAYS),
                     _ => return None,
                 };
                 let capacity = u64::from(table.entries) * ways as u64;
@@ -344,5 +384,16 @@ fn os_error(error: &MapError) -> Option<i32> {
         MapError::SyscallError(error) => error.io_error.raw_os_error(),
         MapError::IoError(error) => error.raw_os_error(),
         _ => None,
+    }
+}
+
+/// The ports from which this network namespace asks, first and last.
+fn ephemeral_ports() -> Result<[u32; 2], KernelError> {
+    let path = Path::new("/proc/sys/net/ipv4/ip_local_port_range");
+    let text = fs::read_to_string(path).map_err(path_error("read", path))?;
+    let mut ports = text.split_whitespace().map_while(|word| word.parse().ok());
+    match (ports.next(), ports.next()) {
+        (Some(first), Some(last)) => Ok([first, last]),
+        _ => Err(path_error("understand", path)(io::ErrorKind::InvalidData.into())),
     }
 }

@@ -11,6 +11,7 @@ mod link;
 mod lists;
 mod maps;
 mod pins;
+mod policy;
 mod ready;
 
 use std::{
@@ -22,10 +23,6 @@ use aya::{
     Ebpf, EbpfLoader,
     programs::{RawTracePoint, TestRun as _, TestRunOptions, Xdp},
 };
-use edge_common::{
-    Rate,
-    map::{Settings, SocketLayout},
-};
 
 pub use self::{
     attach::{AttachMode, Attached, Mode},
@@ -34,6 +31,7 @@ pub use self::{
     lists::{Changes, List},
     maps::{Bans, Explanation, Occupancy, Tables},
     pins::detach,
+    policy::{Policy, Prefix},
     ready::whenever_ready,
 };
 
@@ -48,22 +46,7 @@ pub struct LoadSettings {
     /// Whether to log a line per packet.
     pub debug: bool,
     /// What the programs go by from the start.
-    pub limits: Limits,
-}
-
-/// The part of the kernel's [`Settings`] that the configuration decides.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Packets per client.
-    pub packet_rate: Rate,
-    /// New TCP connections per client.
-    pub connection_rate: Rate,
-    /// Drop events in all; off is without limit.
-    pub event_rate: Rate,
-    /// Open TCP connections per client; 0 switches the limit off.
-    pub open_max: u32,
-    /// Bits of an IPv6 address that stand for one client, 1 to 64.
-    pub ipv6_bits: u32,
+    pub policy: Policy,
 }
 
 /// The loaded, attached and pinned kernel plane.
@@ -93,7 +76,7 @@ impl Kernel {
         pins::verify(&folder)?;
         let mut programs = load_object(&folder, settings.debug)?;
         let mut tables = Tables::take(&mut programs, lock)?;
-        tables.start(settings.limits, btf::socket_layout()?, netns_cookie()?)?;
+        tables.start(&settings.policy, btf::socket_layout()?, netns_cookie()?)?;
         let drops = Drops::take(&mut programs)?;
         let debug_log = settings.debug.then(|| DebugLog::take(&mut programs)).transpose()?;
         load_programs(&mut programs)?;
@@ -108,9 +91,9 @@ impl Kernel {
     /// [`KernelError`] names the interface that failed. What was filtered before still is.
     pub fn attach(&mut self, interfaces: &[String], mode: AttachMode) -> Result<(), KernelError> {
         attach::sockets(tracepoint(&mut self.programs)?, &self.folder)?;
-        let xdp = xdp(&mut self.programs)?;
+        let xdp = xdp(&mut self.programs, PACKETS)?;
         self.attached = attach::interfaces(xdp, interfaces, mode, &self.folder)?;
-        Ok(())
+        self.tables.count_apart(self.attached.iter().map(|attached| attached.ifindex))
     }
 
     /// What was attached where, and how.
@@ -126,14 +109,15 @@ impl Kernel {
     /// If the kernel refuses the run, as it does for a frame shorter than an Ethernet header.
     pub fn judge(&mut self, frame: &[u8]) -> Result<bool, KernelError> {
         let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::default() };
-        let answer = xdp(&mut self.programs)?.test_run(options).map_err(KernelError::Run)?;
+        let answer =
+            xdp(&mut self.programs, PACKETS)?.test_run(options).map_err(KernelError::Run)?;
         Ok(answer.return_value == XDP_PASS)
     }
 
     /// Instructions that the verifier walked through for the packet program; kernel 5.16.
     #[must_use]
     pub fn verified_instructions(&mut self) -> Option<u32> {
-        xdp(&mut self.programs).ok()?.info().ok()?.verified_instruction_count()
+        xdp(&mut self.programs, PACKETS).ok()?.info().ok()?.verified_instruction_count()
     }
 }
 
@@ -150,13 +134,14 @@ fn load_object(folder: &std::path::Path, debug: bool) -> Result<Ebpf, KernelErro
 
 fn load_programs(programs: &mut Ebpf) -> Result<(), KernelError> {
     let error = |name| move |source| KernelError::Program { name, source };
-    xdp(programs)?.load().map_err(error("edged"))?;
+    xdp(programs, PACKETS)?.load().map_err(error(PACKETS))?;
+    xdp(programs, TWIN)?.load().map_err(error(TWIN))?;
     tracepoint(programs)?.load().map_err(error("edged_sockets"))
 }
 
-fn xdp(programs: &mut Ebpf) -> Result<&mut Xdp, KernelError> {
-    let program = programs.program_mut("edged").ok_or(KernelError::Missing { name: "edged" })?;
-    program.try_into().map_err(|source| KernelError::Program { name: "edged", source })
+fn xdp<'a>(programs: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Xdp, KernelError> {
+    let program = programs.program_mut(name).ok_or(KernelError::Missing { name })?;
+    program.try_into().map_err(|source| KernelError::Program { name, source })
 }
 
 fn tracepoint(programs: &mut Ebpf) -> Result<&mut RawTracePoint, KernelError> {
@@ -189,21 +174,8 @@ fn socket_cookie(socket: BorrowedFd<'_>) -> std::io::Result<u64> {
     if result == 0 { Ok(cookie) } else { Err(std::io::Error::last_os_error()) }
 }
 
-impl Limits {
-    fn settings(self, seed: u64, netns_cookie: u64, socket: SocketLayout) -> Settings {
-        let Self { packet_rate, connection_rate, event_rate, open_max, ipv6_bits } = self;
-        Settings {
-            seed,
-            netns_cookie,
-            packet_rate,
-            connection_rate,
-            event_rate,
-            open_max,
-            // The program shifts by it: outside of 1 to 64 a shift means nothing.
-            ipv6_bits: ipv6_bits.clamp(1, 64),
-            socket,
-        }
-    }
-}
-
+/// The program that judges packets.
+const PACKETS: &str = "edged";
+/// Its twin, which leaves no trace.
+const TWIN: &str = "edged_twin";
 const XDP_PASS: u32 = 2;

@@ -10,7 +10,7 @@ use std::{
 };
 
 use aya::maps::{MapData, MapInfo, MapType};
-use edge_common::{Source, limit, map, open};
+use edge_common::{Signature, Source, limit, map, open, service};
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
@@ -30,20 +30,26 @@ pub(super) struct Shape {
 }
 
 /// Every table that is pinned.
-pub(super) const TABLES: [Shape; 12] = [
+pub(super) const TABLES: [Shape; 16] = [
     shape(map::ALLOW, MapType::LpmTrie, 20, size_of::<map::Entry>(), map::LIST_MAX),
     shape(map::DENY, MapType::LpmTrie, 20, size_of::<map::Entry>(), map::LIST_MAX),
     shape(map::BANS, MapType::Hash, size_of::<Source>(), size_of::<map::Ban>(), map::BANS_MAX),
-    array(map::PACKET_CELLS, size_of::<limit::Set>(), map::PACKET_SETS),
-    array(map::CONNECTION_CELLS, size_of::<limit::Set>(), map::CONNECTION_SETS),
+    array(map::CLIENT_CELLS, size_of::<[limit::Set; 2]>(), map::CLIENT_SETS),
+    array(map::KIND_CELLS, size_of::<limit::Set>(), map::KIND_SETS),
     array(map::OPEN, size_of::<open::Set>(), map::OPEN_SETS),
     shape(map::SOCKETS, MapType::Hash, 8, 8, map::SOCKETS_MAX),
-    shape(map::COUNTS, MapType::PerCpuArray, 4, size_of::<map::Count>(), map::REASONS_MAX),
-    shape(map::DROPS, MapType::RingBuf, 0, 0, map::DROPS_BYTES),
+    shape(map::COUNTS, MapType::PerCpuArray, 4, size_of::<map::Count>(), COUNTS_MAX),
+    shape(map::DROPS, MapType::RingBuf, 0, 0, map::RING_BYTES),
     array(map::DROPS_CELL, size_of::<limit::Set>(), 1),
-    shape(map::DROPS_LOST, MapType::PerCpuArray, 4, 8, 1),
+    shape(map::SAMPLES, MapType::RingBuf, 0, 0, map::RING_BYTES),
+    shape(map::EVENTS_LOST, MapType::PerCpuArray, 4, 8, 2),
+    array(map::SIGNATURES, size_of::<Signature>(), map::SIGNATURES_MAX),
+    shape(map::SIGNATURE_HITS, MapType::PerCpuArray, 4, 8, map::SIGNATURES_MAX),
+    array(map::SERVICES, 8, service::WORDS),
     array(map::SETTINGS, size_of::<map::Settings>(), 1),
 ];
+
+const COUNTS_MAX: u32 = map::INTERFACES_MAX * 2 * map::REASONS_MAX;
 
 const fn shape(name: &'static str, kind: MapType, key: usize, value: usize, entries: u32) -> Shape {
     Shape { name, kind, key, value, entries }

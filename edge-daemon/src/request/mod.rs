@@ -25,7 +25,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use edge_common::{Blame, Reason, limit::Set};
+use edge_common::{Blame, ClientWidth, Reason, limit::Set};
 use edge_policy::{
     abuse::Scores,
     head,
@@ -89,8 +89,8 @@ pub struct Plan {
     pub url_parameters: Vec<String>,
     /// What each misdeed weighs; what weighs nothing is not reported.
     pub scores: Scores,
-    /// Bits of an IPv6 address that stand for one client.
-    pub ipv6_prefix: u32,
+    /// How much of an address stands for one client.
+    pub client: ClientWidth,
     /// The port that plain HTTP is sent to.
     pub https_port: u16,
 }

@@ -98,7 +98,7 @@ async fn settle(
     if in_flight > plan.bounds.requests_max {
         return Err(Reason::Overload.into());
     }
-    let client = edge_common::Source::from(visitor.address).client(plan.ipv6_prefix);
+    let client = edge_common::Source::from(visitor.address).client(plan.client);
     trace.standing = limit::admit_source(&edge.sources, &client, plan.limits.source, now_ns)?;
 
     let host = head::check(&head.method, &head.uri, head.version, &head.headers, &plan.head)?;

@@ -22,7 +22,7 @@ impl Writer {
     pub(super) fn restore(&mut self, stored: Vec<BanRecord>) -> anyhow::Result<()> {
         let now_ms = clock::unix_ms();
         for record in stored {
-            let client = Source::from(record.source).client(self.settings.kernel.ipv6_prefix);
+            let client = Source::from(record.source).client(self.settings.kernel.client);
             let until_ns = clock::boot_ns_at(record.until_ms);
             self.book.restore(client, record.strikes, until_ns);
             if record.until_ms > now_ms && self.tables.bans.lookup(client)?.is_none() {
@@ -41,7 +41,7 @@ impl Writer {
         }
         for (found, ban) in self.tables.bans.entries()? {
             // Another prefix may have stood for a client when it was banned.
-            let client = found.client(self.settings.kernel.ipv6_prefix);
+            let client = found.client(self.settings.kernel.client);
             if client != found {
                 self.tables.bans.unban(found)?;
                 self.tables.bans.ban(client, ban)?;
@@ -68,7 +68,7 @@ impl Writer {
             Ok(true) => return,
             Err(error) => return tracing::error!(%error, "cannot read the allow list: no verdict"),
         }
-        let client = address.client(self.settings.kernel.ipv6_prefix);
+        let client = address.client(self.settings.kernel.client);
         let outcome = self.book.record(client, signal.reason, signal.at_ns);
         let Outcome::Ban { duration_ns, strikes } = outcome else { return };
         if let Err(error) = self.enforce(client, signal, duration_ns, strikes) {

@@ -170,7 +170,7 @@ impl Writer {
     }
 
     fn unban(&mut self, address: Source) -> anyhow::Result<Reply> {
-        let client = address.client(self.settings.kernel.ipv6_prefix);
+        let client = address.client(self.settings.kernel.client);
         let Some(record) = self.bans.get(&client).map(|held| held.record.clone()) else {
             bail!("{client} is not banned");
         };

@@ -178,7 +178,7 @@ impl Writer {
         self.allow.configure_upstreams(&settings.upstreams);
         self.deny.configure(&settings.lists.deny);
         self.tables
-            .update_limits(plan::kernel_limits(&settings.kernel))
+            .update_policy(&plan::kernel_policy(&settings.kernel))
             .context("cannot configure the kernel programs")?;
         // Allow first: between the two writes, too much is let in rather than kept out.
         self.write_list(ListName::Allow)?;

@@ -1,0 +1,96 @@
+//! What the configuration says of packets, and how the kernel is told.
+
+use edge_common::{
+    ClientWidth, Rate, Reason, Signature,
+    map::{Kind, LEVELS, PolicyFlag, SIGNATURES_MAX, Settings},
+    service::{self, Service},
+};
+
+/// The part of the kernel's tables that the configuration decides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// What a client may send, in the order of [`Kind`].
+    pub rates: [Rate; Kind::COUNT],
+    /// What the IPv6 prefixes around a client may send, the narrower first.
+    pub prefixes: [Option<Prefix>; LEVELS - 1],
+    /// Open TCP connections per client; 0 switches the limit off.
+    pub open_max: u32,
+    /// How much of an address stands for one client.
+    pub client: ClientWidth,
+    /// Whether fragments are dropped.
+    pub drop_fragments: bool,
+    /// What alone is reachable from outside; `None`: everything.
+    pub services: Option<Vec<Service>>,
+    /// Signature rules, in their order; [`SIGNATURES_MAX`] at most.
+    pub signatures: Vec<Signature>,
+    /// Reasons that drop nothing and are counted as "would drop".
+    pub monitored: Vec<Reason>,
+    /// Drop events in all; off is without limit.
+    pub event_rate: Rate,
+}
+
+/// An IPv6 prefix that is limited as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prefix {
+    /// Its length, less than a client's.
+    pub bits: u32,
+    /// How many clients' worth it may send.
+    pub factor: u32,
+}
+
+impl Policy {
+    /// Nothing is limited, and everything is told.
+    pub const UNLIMITED: Self = Self {
+        rates: [Rate::OFF; Kind::COUNT],
+        prefixes: [None; LEVELS - 1],
+        open_max: 0,
+        client: ClientWidth::USUAL,
+        drop_fragments: false,
+        services: None,
+        signatures: Vec::new(),
+        monitored: Vec::new(),
+        event_rate: Rate::OFF,
+    };
+
+    /// The same with another rate for one kind.
+    #[must_use]
+    pub fn limit(mut self, kind: Kind, rate: Rate) -> Self {
+        self.rates[kind as usize] = rate;
+        self
+    }
+
+    /// Writes the policy's part of the settings. What the programs shift or index by is kept in
+    /// its range: outside of it, it means nothing.
+    pub(super) fn write(&self, settings: &mut Settings) {
+        settings.rates[0] = self.rates;
+        for (level, prefix) in self.prefixes.iter().enumerate() {
+            settings.prefix_bits[level] = prefix.map_or(0, |prefix| prefix.bits.clamp(1, 64));
+            let factor = prefix.map_or(0, |prefix| u64::from(prefix.factor));
+            settings.rates[level + 1] = self.rates.map(|rate| rate.times(factor));
+        }
+        settings.monitored = self.monitored.iter().fold(0, |bits, r| bits | 1 << *r as u32);
+        settings.event_rate = self.event_rate;
+        settings.client =
+            ClientWidth { v4: self.client.v4.clamp(8, 32), v6: self.client.v6.clamp(1, 64) };
+        settings.open_max = self.open_max;
+        settings.signatures = self.signatures.len().min(SIGNATURES_MAX as usize) as u32;
+        let flags = [
+            (self.services.is_some(), PolicyFlag::SERVICES),
+            (self.drop_fragments, PolicyFlag::DROP_FRAGMENTS),
+            (self.signatures.iter().any(|s| s.payload_bytes > 0), PolicyFlag::PAYLOADS),
+        ];
+        let kept = settings.flags & PolicyFlag::SAMPLES;
+        settings.flags =
+            flags.iter().filter(|(on, _)| *on).fold(kept, |flags, (_, flag)| flags | flag);
+    }
+
+    /// The words of [`service`] in which everything that is offered has its bit.
+    pub(super) fn service_words(&self) -> Vec<u64> {
+        let mut words = vec![0; service::WORDS as usize];
+        for service in self.services.iter().flatten() {
+            let (word, bit) = service.place();
+            words[word as usize] |= bit;
+        }
+        words
+    }
+}

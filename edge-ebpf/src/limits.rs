@@ -1,0 +1,161 @@
+//! What a client may send over time, and what the prefixes around it may together.
+
+use core::ops::ControlFlow::{self, Continue};
+
+use edge_common::{
+    Rate, Reason, Source, Verdict,
+    limit::{ATTEMPTS, Charge, Mode},
+    map::{FactFlag, Kind, LEVELS},
+    open,
+};
+
+use crate::{
+    refuse,
+    tables::{self, Knobs, Slot, fact, setting},
+};
+
+/// Charges the packet under a kind, to its client and to the prefixes around it.
+#[inline(always)]
+pub fn judge(knobs: Knobs, slot: &Slot, kind: Kind) -> ControlFlow<Reason> {
+    match charge(knobs, slot, kind) {
+        ADMITTED => Continue(()),
+        REFUSED => refuse(knobs, kind.reason(), slot.would()),
+        _ => refuse(knobs, Reason::PrefixRate, slot.would()),
+    }
+}
+
+/// Looks, without charging, whether the client holds as many open connections as it may.
+#[inline(always)]
+pub fn below_open_max(knobs: Knobs, slot: &Slot) -> ControlFlow<Reason> {
+    let open_max = setting!(knobs, open_max);
+    let hash = fact!(slot, client_hash);
+    if open_max == 0 || count_open(hash) < u64::from(open_max) {
+        return Continue(());
+    }
+    refuse(knobs, Reason::OpenConnections, slot.would())
+}
+
+/// Charges the packet in hand under a kind, level by level.
+#[inline(always)]
+fn charge(knobs: Knobs, slot: &Slot, kind: Kind) -> u64 {
+    let hash = fact!(slot, client_hash);
+    if charge_level(knobs, slot, kind, 0, hash) != ADMITTED {
+        return REFUSED;
+    }
+    if slot.flags() & FactFlag::V4 != 0 {
+        return ADMITTED;
+    }
+    let mut level = 1;
+    while level < LEVELS {
+        let bits = setting!(knobs, prefix_bits[level - 1]);
+        if bits != 0 {
+            let hash = prefix_hash(knobs, fact!(slot, source), bits);
+            if charge_level(knobs, slot, kind, level, hash) != ADMITTED {
+                return PREFIX_REFUSED;
+            }
+        }
+        level += 1;
+    }
+    ADMITTED
+}
+
+/// A prefix is told from the client of the same bits by the length.
+#[inline(always)]
+fn prefix_hash(knobs: Knobs, source: Source, bits: u32) -> u64 {
+    source.prefix(bits).hash(setting!(knobs, seed) ^ u64::from(bits) << 32)
+}
+
+/// Charges one level.
+#[inline(always)]
+fn charge_level(knobs: Knobs, slot: &Slot, kind: Kind, level: usize, hash: u64) -> u64 {
+    let rate = setting!(knobs, rates[level][kind as usize]);
+    if rate.is_off() {
+        return ADMITTED;
+    }
+    let now_ns = fact!(slot, now_ns);
+    match kind {
+        Kind::Packets => settle(PACKETS, slot.is_twin(), hash, Charge::unit(rate, now_ns)),
+        Kind::Bytes => {
+            let charge = Charge::bytes(rate, fact!(slot, length).into(), now_ns);
+            settle(BYTES, slot.is_twin(), hash, charge)
+        }
+        // One table for all of these: a client has a place in it for each.
+        Kind::Udp | Kind::Icmp | Kind::Connections => {
+            let hash = hash.rotate_left(8 * kind as u32);
+            settle(KINDS, slot.is_twin(), hash, Charge::unit(rate, now_ns))
+        }
+    }
+}
+
+/// Whether a signature's rate is exceeded.
+#[inline(always)]
+pub fn exceeds(slot: &Slot, hash: u64, rate: Rate) -> bool {
+    let charge = Charge::unit(rate, fact!(slot, now_ns));
+    !rate.is_off() && settle(KINDS, slot.is_twin(), hash, charge) != ADMITTED
+}
+
+/// Whether one more drop may be told; all share one bucket.
+#[inline(always)]
+pub fn may_tell(knobs: Knobs, now_ns: u64) -> bool {
+    let rate = setting!(knobs, event_rate);
+    rate.is_off() || settle(DROPS, false, 0, Charge::unit(rate, now_ns)) == ADMITTED
+}
+
+/// [`Charge::settle`] for the verifier, which walks an attempt once and not once for each.
+#[inline(always)]
+fn settle(table: u64, is_twin: bool, hash: u64, charge: Charge) -> u64 {
+    let table = if is_twin { table | LOOK } else { table };
+    let mut attempt = 0;
+    while attempt < ATTEMPTS {
+        let verdict = attempt_charge(table, hash, charge.cost, charge.capacity, charge.now);
+        if verdict != CONTENDED {
+            return verdict;
+        }
+        attempt += 1;
+    }
+    REFUSED
+}
+
+/// One try to charge a hash in a table.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn attempt_charge(table: u64, hash: u64, cost: u64, capacity: u64, now: u64) -> u64 {
+    let set = match table & !LOOK {
+        PACKETS => tables::CLIENT_CELLS.set(hash).map(|[packets, _]| packets),
+        BYTES => tables::CLIENT_CELLS.set(hash).map(|[_, bytes]| bytes),
+        KINDS => tables::KIND_CELLS.set(hash),
+        _ => tables::DROPS_CELL.set(hash),
+    };
+    // An array has every index below its length: a missing set cannot be.
+    let Some(set) = set else { return ADMITTED };
+    let mode = if table & LOOK == 0 { Mode::Charge } else { Mode::Look };
+    match (Charge { cost, capacity, now }).attempt(set, hash, mode) {
+        Some(Verdict::Admit { .. }) => ADMITTED,
+        Some(Verdict::Refuse { .. }) => REFUSED,
+        None => CONTENDED,
+    }
+}
+
+// Exported functions of integers: the verifier walks each once, by itself, instead of once for
+// every path of the packet that leads to it.
+
+/// A client's open connections, by its hash.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn count_open(hash: u64) -> u64 {
+    tables::OPEN.set(hash).map_or(0, |set| u64::from(open::count(set, hash)))
+}
+
+/// What [`attempt_charge`] and [`charge`] say.
+const REFUSED: u64 = 0;
+const ADMITTED: u64 = 1;
+const CONTENDED: u64 = 2;
+const PREFIX_REFUSED: u64 = 3;
+
+/// Tables to charge in.
+const PACKETS: u64 = 0;
+const BYTES: u64 = 1;
+const KINDS: u64 = 2;
+const DROPS: u64 = 3;
+/// The twin only looks.
+const LOOK: u64 = 8;

@@ -1,0 +1,93 @@
+//! Asks the network stack whose packet this is.
+
+use core::mem::MaybeUninit;
+
+use aya_ebpf::{
+    bindings::{BPF_F_CURRENT_NETNS, bpf_sock, bpf_sock_tuple},
+    helpers::generated::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
+    programs::XdpContext,
+};
+use edge_common::map::{FactFlag, Facts};
+
+/// What the stack has for a packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    /// `BPF_TCP_` state, [`NOBODY`] if no socket takes it.
+    pub state: u32,
+    /// The local port, in host byte order.
+    pub port: u16,
+    /// Whether the socket talks to this peer alone.
+    pub is_connected: bool,
+}
+
+/// No socket.
+pub const NOBODY: u32 = 0;
+/// A TCP listener.
+pub const LISTEN: u32 = 10;
+
+/// The TCP socket that would take the packet: a connection, also one half open, or a listener.
+#[inline(always)]
+pub fn tcp(ctx: &XdpContext, facts: &Facts) -> Found {
+    find(ctx, facts, bpf_skc_lookup_tcp)
+}
+
+/// The UDP socket that would take the packet.
+#[inline(always)]
+pub fn udp(ctx: &XdpContext, facts: &Facts) -> Found {
+    find(ctx, facts, bpf_sk_lookup_udp)
+}
+
+type Lookup =
+    unsafe fn(*mut core::ffi::c_void, *mut bpf_sock_tuple, u32, u64, u64) -> *mut bpf_sock;
+
+#[inline(always)]
+fn find(ctx: &XdpContext, facts: &Facts, lookup: Lookup) -> Found {
+    let mut tuple = MaybeUninit::<bpf_sock_tuple>::zeroed();
+    // SAFETY: zeros are valid for the union of integers. Each address field gets as many bytes as it
+    // has; the helper reads the tuple of the size it is told.
+    let (tuple, size) = unsafe {
+        let tuple = tuple.assume_init_mut();
+        let size = if facts.flags & FactFlag::V4 != 0 {
+            let v4 = &mut tuple.__bindgen_anon_1.ipv4;
+            v4.saddr = v4_word(&facts.source.0);
+            v4.daddr = v4_word(&facts.destination.0);
+            v4.sport = facts.source_port.to_be();
+            v4.dport = facts.port.to_be();
+            size_of_val(v4)
+        } else {
+            let v6 = &mut tuple.__bindgen_anon_1.ipv6;
+            v6.saddr = v6_words(&facts.source.0);
+            v6.daddr = v6_words(&facts.destination.0);
+            v6.sport = facts.source_port.to_be();
+            v6.dport = facts.port.to_be();
+            size_of_val(v6)
+        };
+        (tuple, size as u32)
+    };
+    // SAFETY: the context is the one the kernel called the program with; a socket that is found is
+    // read while it is held, and released.
+    unsafe {
+        let socket = lookup(ctx.ctx.cast(), tuple, size, BPF_F_CURRENT_NETNS as u64, 0);
+        if socket.is_null() {
+            return Found { state: NOBODY, port: 0, is_connected: false };
+        }
+        let found = Found {
+            state: (*socket).state,
+            port: (*socket).src_port as u16,
+            is_connected: (*socket).dst_port != 0,
+        };
+        bpf_sk_release(socket.cast());
+        found
+    }
+}
+
+#[inline(always)]
+fn v4_word(address: &[u8; 16]) -> u32 {
+    u32::from_ne_bytes([address[12], address[13], address[14], address[15]])
+}
+
+#[inline(always)]
+fn v6_words(address: &[u8; 16]) -> [u32; 4] {
+    // SAFETY: both are 16 bytes of plain data; an array of bytes may lie at any address.
+    unsafe { address.as_ptr().cast::<[u32; 4]>().read_unaligned() }
+}

@@ -1,0 +1,100 @@
+//! The service policy: only what is offered is reachable from outside.
+//!
+//! What the host itself asked for comes back: TCP of its connections, UDP to its connected or
+//! ephemeral sockets, DHCP, NTP, ICMP errors and answers. What keeps the link alive always passes.
+
+use core::ops::ControlFlow::{self, Continue};
+
+use aya_ebpf::programs::XdpContext;
+use edge_common::{
+    Reason,
+    map::{FactFlag, Facts, PolicyFlag},
+    service::Service,
+};
+
+use crate::{
+    lookup::{self, LISTEN, NOBODY},
+    packet::{
+        IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_IGMP, IPPROTO_TCP, IPPROTO_UDP, TCP_ACK, TCP_SYN,
+    },
+    refuse,
+    tables::{self, Knobs, Slot, setting},
+};
+
+/// Refuses what is neither offered nor an answer, if the policy is on.
+#[inline(always)]
+pub fn judge(ctx: &XdpContext, knobs: Knobs, slot: &Slot) -> ControlFlow<Reason> {
+    if setting!(knobs, flags) & PolicyFlag::SERVICES == 0 {
+        return Continue(());
+    }
+    let facts = slot.facts();
+    // A later fragment is of no use without its first one, which is judged.
+    if facts.flags & FactFlag::LATER_FRAGMENT != 0 || is_welcome(ctx, knobs, facts) {
+        return Continue(());
+    }
+    refuse(knobs, Reason::NoService, slot.would())
+}
+
+#[inline(always)]
+fn is_welcome(ctx: &XdpContext, knobs: Knobs, facts: &Facts) -> bool {
+    match facts.protocol {
+        IPPROTO_TCP => tables::offers(Service::Tcp(facts.port)) || is_tcp_answer(ctx, facts),
+        IPPROTO_UDP => {
+            tables::offers(Service::Udp(facts.port))
+                || is_dhcp_answer(facts)
+                || is_udp_answer(ctx, knobs, facts)
+        }
+        IPPROTO_ICMP | IPPROTO_ICMPV6 => {
+            !is_echo_request(facts) || tables::offers(Service::Protocol(facts.protocol))
+        }
+        // Without membership reports of its group a host gets no neighbour solicitations.
+        IPPROTO_IGMP => true,
+        other => tables::offers(Service::Protocol(other)),
+    }
+}
+
+/// Whether the packet belongs to a connection, opened here or there.
+#[inline(always)]
+fn is_tcp_answer(ctx: &XdpContext, facts: &Facts) -> bool {
+    if facts.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN {
+        return false;
+    }
+    let found = lookup::tcp(ctx, facts);
+    found.state != NOBODY && found.state != LISTEN
+}
+
+/// Whether a socket waits for it: one that is connected to just this peer, or that has a port of
+/// those which the host takes for its own questions.
+#[inline(always)]
+fn is_udp_answer(ctx: &XdpContext, knobs: Knobs, facts: &Facts) -> bool {
+    let found = lookup::udp(ctx, facts);
+    if found.state == NOBODY {
+        return false;
+    }
+    let [first, last] = setting!(knobs, ephemeral_ports);
+    let is_ephemeral = (first..=last).contains(&u32::from(found.port));
+    found.is_connected || is_ephemeral || is_ntp_answer(facts)
+}
+
+/// `ntpd` asks from the port at which servers answer.
+#[inline(always)]
+fn is_ntp_answer(facts: &Facts) -> bool {
+    facts.source_port == NTP && facts.port == NTP
+}
+
+/// A DHCP client listens below the stack's sockets.
+#[inline(always)]
+fn is_dhcp_answer(facts: &Facts) -> bool {
+    match facts.flags & FactFlag::V4 {
+        0 => facts.source_port == 547 && facts.port == 546 && facts.source.is_link_local(),
+        _ => facts.source_port == 67 && facts.port == 68,
+    }
+}
+
+#[inline(always)]
+fn is_echo_request(facts: &Facts) -> bool {
+    let kind = (facts.port >> 8) as u8;
+    if facts.protocol == IPPROTO_ICMP { kind == 8 } else { kind == 128 }
+}
+
+const NTP: u16 = 123;

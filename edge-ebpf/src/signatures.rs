@@ -1,0 +1,118 @@
+//! An operator's signature rules, in their order; the first that drops decides.
+
+use core::ops::ControlFlow::{self, Continue};
+
+use aya_ebpf::{helpers::generated::bpf_xdp_load_bytes, programs::XdpContext};
+use edge_common::{
+    Reason,
+    map::{FactFlag, PolicyFlag, SIGNATURES_MAX},
+    signature::{Action, Ask, Signature},
+};
+
+use crate::{
+    limits, note, refuse,
+    tables::{self, Knobs, Slot, fact, set_fact, setting},
+};
+
+/// Judges the packet by the signatures, if there are any.
+#[inline(always)]
+pub fn judge(ctx: &XdpContext, knobs: Knobs, slot: &Slot) -> ControlFlow<Reason> {
+    if setting!(knobs, signatures) == 0 {
+        return Continue(());
+    }
+    if setting!(knobs, flags) & PolicyFlag::PAYLOADS != 0 {
+        load_payload(ctx, slot);
+    }
+    let found = match_signatures(u64::from(slot.is_twin()));
+    if found & WOULD != 0 {
+        note(Reason::Signature as u32, slot.would());
+    }
+    if found & DROP == 0 {
+        return Continue(());
+    }
+    set_fact!(slot, rule, found as u32 & INDEX);
+    refuse(knobs, Reason::Signature, slot.would())
+}
+
+/// Copies the first bytes of the payload to where the rules look for them.
+#[inline(always)]
+fn load_payload(ctx: &XdpContext, slot: &Slot) {
+    if slot.flags() & FactFlag::TRANSPORT == 0 {
+        return;
+    }
+    let from = fact!(slot, payload_offset);
+    let packet_end = fact!(slot, ip_offset) + fact!(slot, ip_length);
+    let bytes = match packet_end.wrapping_sub(from) {
+        // Without a payload, or with a packet that ends before its own headers do.
+        0 | 0x1_0000.. => 0,
+        bytes @ 1..16 => bytes,
+        _ => 16,
+    };
+    set_fact!(slot, payload_bytes, bytes as u8);
+    // Read back, so that the comparison is one which the verifier can follow.
+    let bytes = fact!(slot, payload_bytes);
+    if bytes == 0 || bytes > 16 {
+        return;
+    }
+    // SAFETY: the address is that of 16 bytes in a table, and `bytes` is 1 to 16.
+    let loaded = unsafe {
+        let to = &raw mut (*slot.pointer()).payload;
+        bpf_xdp_load_bytes(ctx.ctx, from, to.cast(), bytes.into())
+    };
+    if loaded != 0 {
+        set_fact!(slot, payload_bytes, 0);
+    }
+}
+
+/// Walks the rules for the packet in hand: flags, and the index of the rule that drops.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn match_signatures(is_twin: u64) -> u64 {
+    let (Some(knobs), Some(slot)) = (tables::knobs(), tables::slot(is_twin != 0)) else {
+        return 0;
+    };
+    let facts = slot.facts();
+    let count = setting!(knobs, signatures);
+    let mut found = 0;
+    let mut index = 0;
+    while index < SIGNATURES_MAX {
+        if index >= count {
+            break;
+        }
+        if let Some(signature) = tables::SIGNATURES.get(index)
+            && signature.matches(facts)
+        {
+            if is_twin == 0 {
+                tables::increment_own(&tables::SIGNATURE_HITS, index);
+            }
+            if refuses(signature, index, &slot) {
+                if signature.asks & Ask::MONITOR == 0 {
+                    return found | DROP | u64::from(index);
+                }
+                found |= WOULD;
+            }
+        }
+        index += 1;
+    }
+    found
+}
+
+#[inline(always)]
+fn refuses(signature: &Signature, index: u32, slot: &Slot) -> bool {
+    match signature.action {
+        Action::DROP => true,
+        Action::LIMIT => {
+            let client =
+                if signature.asks & Ask::PER_CLIENT != 0 { fact!(slot, client_hash) } else { 0 };
+            let hash = (client ^ SALT).wrapping_mul(2 * u64::from(index) + 1).rotate_left(24);
+            limits::exceeds(slot, hash, signature.rate)
+        }
+        _ => false,
+    }
+}
+
+const INDEX: u32 = SIGNATURES_MAX - 1;
+const DROP: u64 = 1 << 32;
+const WOULD: u64 = 1 << 33;
+/// Keeps the places of signatures apart from those of clients.
+const SALT: u64 = 0x51c6_a7d2_93e1_0b7f;
