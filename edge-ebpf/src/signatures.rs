@@ -23,15 +23,23 @@ pub fn judge(ctx: &XdpContext, knobs: Knobs, slot: &Slot) -> ControlFlow<Reason>
     if setting!(knobs, flags) & PolicyFlag::PAYLOADS != 0 {
         load_payload(ctx, slot);
     }
-    let found = match_signatures(u64::from(slot.is_twin()));
-    if found & WOULD != 0 {
-        note(Reason::Signature as u32, slot.would());
+    let is_twin = u64::from(slot.is_twin());
+    let mut index = 0;
+    while index < SIGNATURES_MAX {
+        if index >= setting!(knobs, signatures) {
+            break;
+        }
+        match match_signature(index.into(), is_twin) {
+            DROP => {
+                set_fact!(slot, rule, index);
+                return refuse(knobs, Reason::Signature, slot.would());
+            }
+            WOULD_DROP => note(Reason::Signature as u32, slot.would()),
+            _ => {}
+        }
+        index += 1;
     }
-    if found & DROP == 0 {
-        return Continue(());
-    }
-    set_fact!(slot, rule, found as u32 & INDEX);
-    refuse(knobs, Reason::Signature, slot.would())
+    Continue(())
 }
 
 /// Copies the first bytes of the payload to where the rules look for them.
@@ -64,37 +72,27 @@ fn load_payload(ctx: &XdpContext, slot: &Slot) {
     }
 }
 
-/// Walks the rules for the packet in hand: flags, and the index of the rule that drops.
+/// What the rule at this index does with the packet in hand. Exported, so that the verifier walks it
+/// once and not once for each rule.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn match_signatures(is_twin: u64) -> u64 {
-    let (Some(knobs), Some(slot)) = (tables::knobs(), tables::slot(is_twin != 0)) else {
-        return 0;
+extern "C" fn match_signature(index: u64, is_twin: u64) -> u64 {
+    let (Some(slot), Some(signature)) =
+        (tables::slot(is_twin != 0), tables::SIGNATURES.get(index as u32))
+    else {
+        return NOTHING;
     };
-    let facts = slot.facts();
-    let count = setting!(knobs, signatures);
-    let mut found = 0;
-    let mut index = 0;
-    while index < SIGNATURES_MAX {
-        if index >= count {
-            break;
-        }
-        if let Some(signature) = tables::SIGNATURES.get(index)
-            && signature.matches(facts)
-        {
-            if is_twin == 0 {
-                tables::increment_own(&tables::SIGNATURE_HITS, index);
-            }
-            if refuses(signature, index, &slot) {
-                if signature.asks & Ask::MONITOR == 0 {
-                    return found | DROP | u64::from(index);
-                }
-                found |= WOULD;
-            }
-        }
-        index += 1;
+    if !signature.matches(slot.facts()) {
+        return NOTHING;
     }
-    found
+    if is_twin == 0 {
+        tables::increment_own(&tables::SIGNATURE_HITS, index as u32);
+    }
+    match refuses(signature, index as u32, &slot) {
+        false => NOTHING,
+        true if signature.asks & Ask::MONITOR != 0 => WOULD_DROP,
+        true => DROP,
+    }
 }
 
 #[inline(always)]
@@ -111,8 +109,10 @@ fn refuses(signature: &Signature, index: u32, slot: &Slot) -> bool {
     }
 }
 
-const INDEX: u32 = SIGNATURES_MAX - 1;
-const DROP: u64 = 1 << 32;
-const WOULD: u64 = 1 << 33;
+/// What [`match_signature`] says.
+const NOTHING: u64 = 0;
+const WOULD_DROP: u64 = 1;
+const DROP: u64 = 2;
+
 /// Keeps the places of signatures apart from those of clients.
 const SALT: u64 = 0x51c6_a7d2_93e1_0b7f;

@@ -743,4 +743,4 @@ fn the_verifier_walks_no_farther_than_this() {
 }
 
 /// Kernel 6.18 walks 293 630; the bound of any kernel is a million.
-const INSTRUCTIONS_MAX: u32 = 450_000;
+const INSTRUCTIONS_MAX: u32 = 200_000;
