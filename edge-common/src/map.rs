@@ -26,8 +26,10 @@ pub const CLIENT_CELLS: &str = "CLIENT_CELLS";
 pub const KIND_CELLS: &str = "KIND_CELLS";
 /// Open connections. Array of [`crate::open::Set`], chosen by the source's hash.
 pub const OPEN: &str = "OPEN";
-/// Sockets that are counted in [`OPEN`]. Hash: socket address (`u64`) -> the client's hash.
+/// Sockets that are counted in [`OPEN`]. Hash: socket cookie (`u64`) -> the client's hash.
 pub const SOCKETS: &str = "SOCKETS";
+/// One `u64` per CPU: sockets that found no room in [`OPEN`] or [`SOCKETS`] when they opened.
+pub const UNCOUNTED: &str = "UNCOUNTED";
 /// One [`Count`] per CPU, at [`count_index`].
 pub const COUNTS: &str = "COUNTS";
 /// Ring buffer of [`Packet`]: dropped packets.
@@ -80,6 +82,15 @@ pub const RING_BYTES: u32 = 256 * 1024;
 #[must_use]
 pub const fn count_index(interface: u32, would: bool, reason: u32) -> u32 {
     (interface * 2 + would as u32) * REASONS_MAX + reason
+}
+
+/// What the daemon tells the program `edged_census` to do with a socket: a verb, the socket's cookie
+/// and its client's hash, each a `u64`.
+pub mod census {
+    /// Count it, unless it is counted.
+    pub const ADD: u64 = 1;
+    /// No longer count it, if it is counted; the hash is not looked at.
+    pub const REMOVE: u64 = 2;
 }
 
 /// [`Entry::until_ns`] and [`Ban::until_ns`] of what never ends.

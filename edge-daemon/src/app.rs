@@ -5,7 +5,7 @@ mod operator;
 use std::{
     io,
     net::TcpListener,
-    os::unix::net::UnixListener,
+    os::unix::net::{UnixListener, UnixStream},
     path::PathBuf,
     rc::Rc,
     sync::{
@@ -35,7 +35,7 @@ use crate::{
     config::Settings,
     control::{self, Reply},
     events::{Event, EventLog, Events},
-    kernel::{self, Attached, DebugLog, Drops, Kernel, LoadSettings},
+    kernel::{self, Attached, DebugLog, Drops, Kernel, LoadSettings, Upkeep},
     listen,
     metrics::{KernelView, Metrics},
     notify::notify,
@@ -52,6 +52,7 @@ pub struct App {
     edge: Arc<Edge>,
     writer: Writer,
     keeper: Keeper,
+    upkeep: Upkeep,
     orders: Receiver<Order>,
     told: Told,
     event_log: EventLog,
@@ -107,12 +108,12 @@ impl App {
         let edge_too = Arc::clone(&edge);
         let (mut writer, keeper) =
             Writer::new(tables, store, config.clone(), settings.clone(), edge_too)?;
-        kernel.attach(&settings.kernel.interfaces, settings.kernel.attach.into())?;
+        let upkeep = kernel.attach(&plan::interfaces(&settings.kernel))?;
         for attached in kernel.attached() {
             let Attached { interface, mode, adopted, .. } = attached;
             tracing::info!(interface, %mode, adopted, "attached");
         }
-        writer.attached = kernel.attached().to_vec();
+        writer.health = upkeep.health();
         let Kernel { drops, debug_log, .. } = kernel;
         let told = Told { drops, debug: debug_log };
         Ok(Self {
@@ -121,6 +122,7 @@ impl App {
             edge,
             writer,
             keeper,
+            upkeep,
             orders,
             told,
             event_log,
@@ -139,6 +141,8 @@ impl App {
         let event_log = spawn("events", move || event_log.run())?;
         let keeper = self.keeper;
         let keeper = spawn("keeper", move || keeper.run())?;
+        let (upkeep, (stop_upkeep, upkeep_stops)) = (self.upkeep, UnixStream::pair()?);
+        let upkeep = spawn("upkeep", move || upkeep.run(&upkeep_stops))?;
         let writer = spawn("verdicts", move || writer.run(&orders))?;
         let mut workers = Vec::new();
         for (index, listeners) in self.listeners.into_iter().enumerate() {
@@ -160,6 +164,8 @@ impl App {
         edge.orders.send(Order::Stop).context("the verdict writer is gone")?;
         join(writer)?;
         join(keeper)?;
+        drop(stop_upkeep);
+        join(upkeep)?;
         drop(edge);
         // Nobody can tell of events any more; a destination that hangs is not waited for long.
         join_until(event_log, Instant::now() + LAST_EVENTS)

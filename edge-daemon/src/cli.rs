@@ -11,6 +11,7 @@ use tracing_subscriber::filter::LevelFilter;
 use crate::{
     app::App,
     config::{self, Settings, settings::Level},
+    ctl::print,
     kernel,
 };
 
@@ -84,9 +85,7 @@ fn check(config: &Path, settings: &Settings) -> anyhow::Result<()> {
 }
 
 fn detach(_: &Path, settings: &Settings) -> anyhow::Result<()> {
-    for freed in kernel::detach(&settings.kernel.pin_dir)? {
-        println!("{freed}");
-    }
+    print!("{}", print::detached(&kernel::detach(&settings.kernel.pin_dir)?, false));
     Ok(())
 }
 

@@ -1,12 +1,13 @@
 //! `edgectl`: what an operator types, turned into one command, and the reply into words.
 
 mod args;
-mod print;
+pub(crate) mod print;
 
 use std::{
     env,
     io::{self, Write as _},
     net::IpAddr,
+    path::Path,
     process::ExitCode,
 };
 
@@ -14,7 +15,10 @@ pub use args::Args;
 use args::{Act, Verb};
 use clap::{CommandFactory as _, Parser as _};
 
-use crate::control::{Reply, client};
+use crate::{
+    control::{Reply, client},
+    kernel,
+};
 
 /// The daemon did what was asked.
 pub const DONE: u8 = 0;
@@ -42,6 +46,7 @@ pub fn main() -> ExitCode {
 fn run(args: &Args) -> u8 {
     let command = match args.verb.act(ssh_peer) {
         Act::Ask(command) => command,
+        Act::Detach(pin_dir) => return detach(&pin_dir, args.json),
         Act::Complete(shell) => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Args::command(), "edgectl", &mut text);
@@ -53,6 +58,14 @@ fn run(args: &Args) -> u8 {
         Ok(reply) => say(show(args, &reply).as_bytes()),
         Err(fault @ client::Fault::NotPermitted(_)) => complain(&fault, REFUSED),
         Err(fault) => complain(&fault, NO_DAEMON),
+    }
+}
+
+/// Takes the filter away. No daemon is asked: one that hangs must not be in the way.
+fn detach(pin_dir: &Path, json: bool) -> u8 {
+    match kernel::detach(pin_dir) {
+        Ok(detached) => say(print::detached(&detached, json).as_bytes()),
+        Err(error) => complain(&format_args!("{:#}", anyhow::Error::from(error)), REFUSED),
     }
 }
 
@@ -99,6 +112,7 @@ impl Verb {
         use crate::control::Command;
         let command = match self {
             Self::Completions { shell } => return Act::Complete(*shell),
+            Self::Detach { pin_dir } => return Act::Detach(pin_dir.clone()),
             Self::Status => Command::Status,
             Self::Allow(verb) => verb.command(crate::control::ListName::Allow, ssh_peer),
             Self::Deny(verb) => verb.command(crate::control::ListName::Deny, ssh_peer),

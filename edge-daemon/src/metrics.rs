@@ -19,6 +19,8 @@ use prometheus::{
     proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType},
 };
 
+use crate::kernel::Interface;
+
 /// One worker's counters.
 #[repr(align(128))]
 pub struct Counters {
@@ -118,6 +120,14 @@ pub struct KernelView {
     pub tables: Vec<(&'static str, Option<u64>, u64)>,
     /// Drop events that the kernel kept back.
     pub drops_lost: u64,
+    /// The guarded interfaces.
+    pub interfaces: Vec<Interface>,
+    /// Connections that found no room to be counted.
+    pub uncounted: u64,
+    /// Corrections of the count of open connections, by kind.
+    pub corrected: [(&'static str, u64); 2],
+    /// Comparisons of the count with the kernel's sockets that failed.
+    pub censuses_failed: u64,
 }
 
 impl Metrics {
@@ -304,6 +314,39 @@ fn kernel_families(view: &KernelView) -> Vec<MetricFamily> {
             view.tables.iter().map(|(map, _, capacity)| gauge(&[("map", map)], *capacity)),
         ),
         family("edged_drop_events_lost_total", "Drop events the kernel kept back.", total, [lost]),
+        family(
+            "edged_interface_filtered",
+            "Whether the packet program judges what comes in.",
+            now,
+            view.interfaces.iter().map(|i| {
+                let labels = [("interface", &*i.name), ("mode", &*i.mode.to_string())];
+                gauge(&labels, i.is_guarded.into())
+            }),
+        ),
+        family(
+            "edged_interface_up",
+            "Whether an interface is switched on.",
+            now,
+            view.interfaces.iter().map(|i| gauge(&[("interface", &i.name)], i.is_up.into())),
+        ),
+        family(
+            "edged_open_connections_corrected_total",
+            "Open connections whose count was corrected.",
+            total,
+            view.corrected.iter().map(|(kind, count)| counter(&[("kind", kind)], *count)),
+        ),
+        family(
+            "edged_open_connections_uncounted_total",
+            "Connections that found no room to be counted.",
+            total,
+            [counter(&[], view.uncounted)],
+        ),
+        family(
+            "edged_censuses_failed_total",
+            "Open connections that could not be compared with the kernel's sockets.",
+            total,
+            [counter(&[], view.censuses_failed)],
+        ),
     ]
 }
 

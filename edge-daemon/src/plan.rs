@@ -70,6 +70,16 @@ pub fn kernel_policy(settings: &settings::Kernel) -> kernel::Policy {
     .limit(Kind::Connections, settings.connection_rate)
 }
 
+/// The interfaces to guard, each in the mode it asks for.
+#[must_use]
+pub fn interfaces(settings: &settings::Kernel) -> Vec<kernel::Wanted> {
+    let wanted = settings.interfaces.iter().map(|interface| kernel::Wanted {
+        interface: interface.name.clone(),
+        mode: interface.attach.unwrap_or(settings.attach).into(),
+    });
+    wanted.collect()
+}
+
 fn route(settings: &Settings, route: &settings::Route) -> Route {
     Route {
         host: route.host.clone(),
@@ -125,6 +135,7 @@ pub enum PlanError {
 impl From<settings::Attach> for kernel::AttachMode {
     fn from(attach: settings::Attach) -> Self {
         match attach {
+            settings::Attach::Offload => Self::Offload,
             settings::Attach::Auto => Self::Auto,
             settings::Attach::Generic => Self::Generic,
             settings::Attach::Native => Self::Native,

@@ -33,6 +33,8 @@ pub static OPEN: Table<open::Set, OPEN_SETS> = Table::new();
 #[map]
 pub static SOCKETS: HashMap<u64, u64> = HashMap::with_max_entries(SOCKETS_MAX, 0);
 #[map]
+pub static UNCOUNTED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+#[map]
 pub static COUNTS: PerCpuArray<Count> =
     PerCpuArray::with_max_entries(INTERFACES_MAX * 2 * REASONS_MAX, 0);
 #[map]
@@ -186,6 +188,15 @@ pub fn increment_own(counters: &'static PerCpuArray<u64>, index: u32) {
         // SAFETY: an aligned word of this CPU's own, which nobody else writes while XDP runs with
         // bottom halves disabled.
         unsafe { *counter += 1 };
+    }
+}
+
+/// Counts a socket that could not be counted.
+#[inline(always)]
+pub fn add_uncounted() {
+    if let Some(count) = UNCOUNTED.get_ptr_mut(0) {
+        // SAFETY: the lookup gave the address of this CPU's whole word.
+        unsafe { increment(count) };
     }
 }
 

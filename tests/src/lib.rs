@@ -1,6 +1,7 @@
 //! The harness: namespaces, packets, an origin, the daemon and its clients, as a small language.
 
 pub mod bench;
+pub mod churn;
 pub mod client;
 pub mod daemon;
 pub mod lab;
@@ -8,6 +9,7 @@ pub mod metrics;
 pub mod netns;
 pub mod origin;
 pub mod packet;
+pub mod siege;
 pub mod source;
 
 pub use daemon::Edged;

@@ -4,16 +4,22 @@
 use std::{
     fs::File,
     io::Read as _,
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    os::fd::AsRawFd as _,
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::{fd::AsRawFd as _, unix::net::UnixStream},
     path::PathBuf,
     process::Command,
-    sync::atomic::{AtomicU32, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
-use edge_common::{Rate, Reason, Source, map::FOREVER};
-use edge_daemon::kernel::{AttachMode, Kernel, KernelError, LoadSettings, Mode, Policy, detach};
+use edge_common::{
+    Rate, Reason, Source,
+    map::{ABI, Ban, CLIENT_CELLS, FOREVER},
+};
+use edge_daemon::kernel::{
+    AttachMode, Corrected, Detached, Kernel, KernelError, LoadSettings, Mode, Policy, Upkeep,
+    Wanted, detach,
+};
 use nix::sched::{CloneFlags, setns};
 
 const UNLIMITED: Policy = Policy::UNLIMITED;
@@ -65,8 +71,16 @@ impl Pair {
     }
 
     fn load(&self, mode: AttachMode, policy: Policy) -> Result<Kernel, KernelError> {
+        self.load_whole(mode, policy).map(|(kernel, _)| kernel)
+    }
+
+    fn load_whole(
+        &self,
+        mode: AttachMode,
+        policy: Policy,
+    ) -> Result<(Kernel, Upkeep), KernelError> {
         let settings = LoadSettings { pin_dir: self.pin_dir.clone(), debug: false, policy };
-        self.within("edge", || attached(&settings, "guarded", mode))
+        self.within("edge", || attached_whole(&settings, "guarded", mode))
     }
 
     fn listen(&self) -> TcpListener {
@@ -89,9 +103,17 @@ fn attached(
     interface: &str,
     mode: AttachMode,
 ) -> Result<Kernel, KernelError> {
+    attached_whole(settings, interface, mode).map(|(kernel, _)| kernel)
+}
+
+fn attached_whole(
+    settings: &LoadSettings,
+    interface: &str,
+    mode: AttachMode,
+) -> Result<(Kernel, Upkeep), KernelError> {
     let mut kernel = Kernel::load(settings)?;
-    kernel.attach(&[interface.to_owned()], mode)?;
-    Ok(kernel)
+    let upkeep = kernel.attach(&[Wanted { interface: interface.to_owned(), mode }])?;
+    Ok((kernel, upkeep))
 }
 
 impl Drop for Pair {
@@ -191,6 +213,92 @@ fn open_connections_are_counted_exactly_and_bounded() {
 }
 
 #[test]
+fn connections_from_before_the_filter_are_counted_too() {
+    let pair = Pair::new();
+    let listener = pair.listen();
+    let to = listener.local_addr().unwrap();
+    let connect = || (pair.connect(to).unwrap(), listener.accept().unwrap().0);
+    let mut ends: Vec<_> = (0..3).map(|_| connect()).collect();
+    // The client has gone, the edge has not: the connection is still open here.
+    let half = connect();
+    drop(half.0);
+    // What the edge opened itself is none of them.
+    let elsewhere = pair.within("client", || TcpListener::bind((CLIENT, 0)).unwrap());
+    let there = elsewhere.local_addr().unwrap();
+    let _outgoing = pair.within("edge", || TcpStream::connect(there).unwrap());
+    let limits = Policy { open_max: 5, ..UNLIMITED };
+    let (kernel, upkeep) = pair.load_whole(AttachMode::Native, limits).unwrap();
+    expect_open(&kernel, 4);
+    ends.push(connect());
+    expect_open(&kernel, 5);
+    assert!(pair.connect(to).is_err(), "a sixth connection");
+    assert_eq!(census(&pair, &upkeep), Corrected::default());
+    reset(ends.pop().unwrap().0);
+    drop(half.1);
+    expect_open(&kernel, 3);
+}
+
+#[test]
+fn a_count_that_is_wrong_is_put_right() {
+    let pair = Pair::new();
+    let (kernel, upkeep) = pair.load_whole(AttachMode::Native, UNLIMITED).unwrap();
+    let listener = pair.listen();
+    let to = listener.local_addr().unwrap();
+    let mut ends: Vec<_> =
+        (0..6).map(|_| (pair.connect(to).unwrap(), listener.accept().unwrap().0)).collect();
+    expect_open(&kernel, 6);
+    // Nobody follows the sockets for a while: two close, three open.
+    let folder = pair.pin_dir.join(ABI);
+    for pin in ["sockets", "sockets-too"] {
+        std::fs::remove_file(folder.join(pin)).unwrap();
+    }
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        ends.push((pair.connect(to).unwrap(), listener.accept().unwrap().0));
+        // The kernel lets go of the links only later.
+        if kernel.tables.open(client()).unwrap() < ends.len() as u32 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "the tracepoint is still followed");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let counted = kernel.tables.open(client()).unwrap();
+    for _ in 0..2 {
+        reset(ends.remove(0).0);
+        ends.push((pair.connect(to).unwrap(), listener.accept().unwrap().0));
+    }
+    let missed = ends.len() as u64 - u64::from(counted) + 2;
+    assert_eq!(kernel.tables.open(client()).unwrap(), counted);
+    assert_eq!(census(&pair, &upkeep), Corrected { added: missed, removed: 2 });
+    expect_open(&kernel, ends.len() as u32);
+    assert_eq!(census(&pair, &upkeep), Corrected::default());
+}
+
+/// As the upkeep's thread does it.
+fn census(pair: &Pair, upkeep: &Upkeep) -> Corrected {
+    unprivileged(pair, || upkeep.take_census().unwrap())
+}
+
+/// Runs on a thread in the edge's namespace that has no capability.
+fn unprivileged<T: Send>(pair: &Pair, run: impl FnOnce() -> T + Send) -> T {
+    pair.within("edge", || {
+        for set in [caps::CapSet::Effective, caps::CapSet::Permitted, caps::CapSet::Inheritable] {
+            caps::clear(None, set).unwrap();
+        }
+        run()
+    })
+}
+
+/// Waits until it is so.
+fn expect(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
 fn the_filter_outlives_its_daemon_and_is_taken_over() {
     let pair = Pair::new();
     let mut kernel = pair.load(AttachMode::Auto, UNLIMITED).unwrap();
@@ -223,11 +331,144 @@ fn the_filter_outlives_its_daemon_and_is_taken_over() {
     assert_eq!(kernel.attached()[0].mode, Mode::Native);
     assert!(!pair.answers());
 
-    let removed = detach(&pair.pin_dir).unwrap();
+    let Detached { removed, in_use } = detach(&pair.pin_dir).unwrap();
+    assert!(in_use);
     assert!(removed.iter().any(|pin| pin.contains("xdp-")), "{removed:?}");
     drop(kernel);
     assert!(pair.answers());
     assert!(!pair.pin_dir.exists());
+}
+
+#[test]
+fn another_versions_filter_is_taken_over_between_two_packets() {
+    let pair = Pair::new();
+    let mut kernel = pair.load(AttachMode::Native, UNLIMITED).unwrap();
+    let since_ns = edge_daemon::clock::boot_ns();
+    let ban = Ban {
+        since_ns,
+        until_ns: since_ns + 60_000_000_000,
+        hits: 0,
+        first_hit_ns: 0,
+        reason: Reason::NoRoute as u32,
+        strikes: 3,
+    };
+    kernel.tables.bans.ban(client(), ban).unwrap();
+    assert!(!pair.answers());
+    let dropped = |kernel: &Kernel| kernel.tables.counts().unwrap()[Reason::Ban as usize].packets;
+    let (before, seed) = (dropped(&kernel), kernel.tables.settings().unwrap().seed);
+    assert!(before > 0);
+    drop(kernel);
+
+    // The version before this one had other connection cells, and a table that is no more.
+    let (own, other) = (pair.pin_dir.join(ABI), pair.pin_dir.join("v0"));
+    std::fs::rename(&own, &other).unwrap();
+    std::fs::remove_file(other.join(CLIENT_CELLS)).unwrap();
+    std::fs::hard_link(other.join("OPEN"), other.join(CLIENT_CELLS)).unwrap();
+    std::fs::hard_link(other.join("OPEN"), other.join("FORMER")).unwrap();
+
+    let socket = pair.within("edge", || UdpSocket::bind((EDGE, 0)).unwrap());
+    let to = socket.local_addr().unwrap();
+    let stop = AtomicBool::new(false);
+    let (kernel, sent) = std::thread::scope(|scope| {
+        let flood = scope.spawn(|| {
+            pair.within("client", || {
+                let flood = UdpSocket::bind((CLIENT, 0)).unwrap();
+                let send = |_: &u64| !stop.load(Relaxed) && flood.send_to(b"x", to).is_ok();
+                (0_u64..).take_while(send).count() as u64
+            })
+        });
+        let kernel = pair.load(AttachMode::Native, UNLIMITED).unwrap();
+        stop.store(true, Relaxed);
+        (kernel, flood.join().unwrap())
+    });
+    socket.set_nonblocking(true).unwrap();
+    let arrived = std::iter::from_fn(|| socket.recv(&mut [0]).ok()).count();
+    assert_eq!(arrived, 0, "of {sent}");
+    assert!(kernel.attached()[0].adopted);
+    let carried = kernel.tables.bans.lookup(client()).unwrap().unwrap();
+    assert_eq!((carried.until_ns, carried.strikes), (ban.until_ns, 3));
+    assert!(dropped(&kernel) >= before + sent, "{sent} sent");
+    assert_eq!(kernel.tables.settings().unwrap().seed, seed);
+    assert!(!other.exists() && own.join(CLIENT_CELLS).exists());
+}
+
+#[test]
+fn another_namespaces_filter_is_left_alone() {
+    let pair = Pair::new();
+    let mut kernel = pair.load(AttachMode::Native, UNLIMITED).unwrap();
+    kernel.tables.deny.put(&"10.99.0.2/32".parse().unwrap(), FOREVER).unwrap();
+    drop(kernel);
+    let settings = LoadSettings { pin_dir: pair.pin_dir.clone(), debug: false, policy: UNLIMITED };
+    let load = || pair.within("client", || attached(&settings, "peer", AttachMode::Native));
+    let error = load().err().expect("refused");
+    assert!(matches!(error, KernelError::OtherNamespace { .. }), "{error}");
+    assert!(!pair.answers());
+    // What guards nothing any more is nobody's.
+    ip(&format!("-n {}-edge link del guarded", pair.name));
+    pair.wire();
+    load().unwrap();
+}
+
+#[test]
+fn an_interface_that_comes_back_is_guarded_again() {
+    let pair = Pair::new();
+    let (mut kernel, upkeep) = pair.load_whole(AttachMode::Auto, UNLIMITED).unwrap();
+    kernel.tables.deny.put(&"10.99.0.2/32".parse().unwrap(), FOREVER).unwrap();
+    assert!(!pair.answers());
+    let health = upkeep.health();
+    let condition = || {
+        let [interface] = &health.interfaces()[..] else { panic!("one interface") };
+        (interface.is_guarded, interface.is_up)
+    };
+    let (stop, stops) = UnixStream::pair().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| unprivileged(&pair, || upkeep.run(&stops)));
+        assert_eq!(condition(), (true, true));
+        ip(&format!("-n {}-edge link set guarded down", pair.name));
+        expect("down", || condition() == (true, false));
+        ip(&format!("-n {}-edge link set guarded up", pair.name));
+        expect("up", || condition() == (true, true));
+        ip(&format!("-n {}-edge link del guarded", pair.name));
+        expect("gone", || condition() == (false, false));
+        pair.wire();
+        expect("back", || condition() == (true, true));
+        assert!(!pair.answers());
+        // An operator takes the filter off: it stays off.
+        detach(&pair.pin_dir).unwrap();
+        expect("detached", || condition() == (false, false));
+        assert!(pair.answers());
+        drop(stop);
+    });
+}
+
+#[test]
+fn several_interfaces_each_have_a_mode_of_their_own() {
+    let pair = Pair::new();
+    let settings = LoadSettings { pin_dir: pair.pin_dir.clone(), debug: false, policy: UNLIMITED };
+    let wanted = |interface: &str, mode| Wanted { interface: interface.to_owned(), mode };
+    let load = |wanted: &[Wanted]| {
+        pair.within("edge", || {
+            let mut kernel = Kernel::load(&settings).unwrap();
+            kernel.attach(wanted).unwrap();
+            let attached = kernel.attached().iter();
+            attached.map(|a| (a.interface.clone(), a.mode, a.adopted)).collect::<Vec<_>>()
+        })
+    };
+    let both = [wanted("guarded", AttachMode::Generic), wanted("lo", AttachMode::Auto)];
+    let expected = |adopted| {
+        vec![
+            ("guarded".to_owned(), Mode::Generic, adopted),
+            ("lo".to_owned(), Mode::Generic, adopted),
+        ]
+    };
+    assert_eq!(load(&both), expected(false));
+    assert_eq!(load(&both), expected(true));
+    // One that is named no longer is let go.
+    assert_eq!(load(&both[1..]), expected(true)[1..]);
+    let pins = std::fs::read_dir(pair.pin_dir.join(ABI)).unwrap();
+    let pins =
+        pins.filter(|pin| pin.as_ref().unwrap().file_name().to_string_lossy().starts_with("xdp-"));
+    assert_eq!(pins.count(), 1);
 }
 
 #[test]
@@ -261,7 +502,7 @@ fn a_mode_that_the_interface_cannot_do_leaves_the_former_filter() {
 fn a_pin_that_cannot_be_adopted_is_not_touched() {
     let pair = Pair::new();
     let kernel = pair.load(AttachMode::Auto, UNLIMITED).unwrap();
-    let folder = pair.pin_dir.join(edge_common::map::ABI);
+    let folder = pair.pin_dir.join(ABI);
     let pin = folder.join(format!("xdp-{}-native-guarded", kernel.attached()[0].ifindex));
     drop(kernel);
     // A link of another kind in its place: the kernel refuses the program for it.
@@ -288,7 +529,7 @@ fn a_renamed_interface_keeps_its_filter() {
     let kernel = pair.within("edge", || attached(&settings, "moved", AttachMode::Native)).unwrap();
     assert!(kernel.attached()[0].adopted);
     assert!(!pair.answers());
-    let removed = detach(&pair.pin_dir).unwrap();
+    let Detached { removed, .. } = detach(&pair.pin_dir).unwrap();
     let pins: Vec<_> = removed.iter().filter(|pin| pin.contains("xdp-")).collect();
     assert!(pins.len() == 1 && pins[0].ends_with(&format!("xdp-{ifindex}-native-moved")));
 }
@@ -320,7 +561,8 @@ fn an_interface_that_another_program_holds_is_left_alone() {
     };
     let error = attach("guarded");
     assert!(
-        matches!(&error, KernelError::Occupied { interface } if interface == "guarded"),
+        matches!(&error, KernelError::Occupied { interface, holder }
+            if interface == "guarded" && holder.starts_with("edged, id ")),
         "{error}"
     );
     let error = attach("nowhere0");

@@ -1,6 +1,6 @@
 //! The sections of the file, key by key: names, defaults and ranges.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{collections::HashSet, net::SocketAddr, path::PathBuf, time::Duration};
 
 use edge_common::{ClientWidth, Rate, map};
 
@@ -8,8 +8,8 @@ use super::{
     files::EVERY_ADDRESS,
     reader::{Item, Table},
     settings::{
-        Abuse, Attach, Bounds, Control, Events, Kernel, Keys, Level, Limits, List, ListFile, Lists,
-        Log, Metrics, Scores, Server, State, Tls, Upstream,
+        Abuse, Attach, Bounds, Control, Events, Interface, Kernel, Keys, Level, Limits, List,
+        ListFile, Lists, Log, Metrics, Scores, Server, State, Tls, Upstream,
     },
 };
 
@@ -21,10 +21,9 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
 pub(super) fn kernel(table: &Table<'_>) -> Kernel {
-    let attach = [("auto", Attach::Auto), ("native", Attach::Native), ("generic", Attach::Generic)];
     Kernel {
         interfaces: table.need("interfaces", "[\"eth0\"]", Vec::new(), interfaces),
-        attach: table.or("attach", Attach::Auto, |item| item.choice(&attach)),
+        attach: table.or("attach", Attach::Auto, attach),
         pin_dir: table.or("pin_dir", "/sys/fs/bpf/edged".into(), Item::path),
         client: ClientWidth {
             v4: table.or("ipv4_prefix", 32, |item| small(item, 8, 32)),
@@ -39,14 +38,37 @@ pub(super) fn kernel(table: &Table<'_>) -> Kernel {
     }
 }
 
-fn interfaces(item: &Item<'_>) -> Option<Vec<String>> {
+fn interfaces(item: &Item<'_>) -> Option<Vec<Interface>> {
     // IFNAMSIZ is 16, of which one is the closing zero.
     let name = |item: &Item<'_>| {
         item.word(15, "printable characters but '/' and ':'", |c| {
             c.is_ascii_graphic() && !"/:".contains(c)
         })
     };
-    some_of(item, "an array of interface names: [\"eth0\"]", name)
+    let interface = |item: &Item<'_>| {
+        let table = item.inline(|table| {
+            let attach = table.or("attach", None, |item| attach(item).map(Some));
+            let name = table.need("name", "\"eth0\"", String::new(), name);
+            Some(Interface { name, attach }).filter(|interface| !interface.name.is_empty())
+        });
+        table.unwrap_or_else(|| Some(Interface { name: name(item)?, attach: None }))
+    };
+    let help = "an array of interfaces: [\"eth0\", { name = \"eth1\", attach = \"generic\" }]";
+    let found = some_of(item, help, interface)?;
+    let names: HashSet<_> = found.iter().map(|interface| &interface.name).collect();
+    if names.len() < found.len() {
+        return item.wrong("'interfaces' names one twice", "leave one out");
+    }
+    Some(found)
+}
+
+fn attach(item: &Item<'_>) -> Option<Attach> {
+    item.choice(&[
+        ("auto", Attach::Auto),
+        ("native", Attach::Native),
+        ("generic", Attach::Generic),
+        ("offload", Attach::Offload),
+    ])
 }
 
 pub(super) fn lists(table: &Table<'_>) -> Lists {

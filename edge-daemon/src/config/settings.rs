@@ -49,8 +49,8 @@ pub struct Settings {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kernel {
     /// Interfaces to attach to; never empty, no name twice.
-    pub interfaces: Vec<String>,
-    /// How to attach.
+    pub interfaces: Vec<Interface>,
+    /// How to attach to those that do not say.
     pub attach: Attach,
     /// Where links and maps are pinned.
     pub pin_dir: PathBuf,
@@ -68,6 +68,15 @@ pub struct Kernel {
     pub debug: bool,
 }
 
+/// An interface to attach to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// How to attach; `None`: as [`Kernel::attach`] says.
+    pub attach: Option<Attach>,
+}
+
 /// How the packet program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attach {
@@ -77,6 +86,8 @@ pub enum Attach {
     Generic,
     /// In the driver, or not at all.
     Native,
+    /// In the network card, or not at all.
+    Offload,
 }
 
 /// `[lists]`

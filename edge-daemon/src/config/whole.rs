@@ -117,7 +117,7 @@ fn check_bans(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'_>) {
 
 /// An edge that drops its own upstream's answers serves nobody.
 fn check_denied_upstreams(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'_>) {
-    let on_loopback = settings.kernel.interfaces.iter().any(|name| name == "lo");
+    let on_loopback = settings.kernel.interfaces.iter().any(|interface| interface.name == "lo");
     let servers =
         settings.upstreams.iter().flat_map(|u| u.servers.iter().map(move |s| (u, s.ip())));
     for (upstream, server) in servers {

@@ -191,8 +191,12 @@ pub struct Status {
 pub struct InterfaceStatus {
     /// Its name.
     pub name: String,
-    /// "native" or "generic".
+    /// "native", "generic" or "offload".
     pub mode: String,
+    /// Whether the program judges its packets.
+    pub guarded: bool,
+    /// Whether it is switched on.
+    pub up: bool,
 }
 
 /// An attempt to read the configuration again.

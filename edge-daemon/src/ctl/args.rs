@@ -54,6 +54,15 @@ pub enum Verb {
     Key(KeyVerb),
     /// Read the configuration again; a bad one is refused and changes nothing
     Reload,
+    /// Take the packet filter off its interfaces and forget its tables
+    ///
+    /// Done by this program itself, as root, whether a daemon runs or not. One that runs serves on,
+    /// unfiltered, until it is started again.
+    Detach {
+        /// Where the filter is pinned: `kernel.pin_dir`
+        #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/edged")]
+        pin_dir: PathBuf,
+    },
     /// Print a completion script
     Completions {
         /// For which shell
@@ -130,6 +139,8 @@ pub enum KeyVerb {
 pub(super) enum Act {
     /// To ask the daemon.
     Ask(Command),
+    /// To take the filter away.
+    Detach(PathBuf),
     /// To print a completion script.
     Complete(Shell),
 }
@@ -211,7 +222,7 @@ mod tests {
         let args = Args::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));
         match args.verb.act(|| Some("198.51.100.7".parse().unwrap())) {
             Act::Ask(command) => command,
-            Act::Complete(_) => panic!("{line}: no command"),
+            Act::Detach(_) | Act::Complete(_) => panic!("{line}: no command"),
         }
     }
 

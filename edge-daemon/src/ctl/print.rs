@@ -11,6 +11,7 @@ use crate::{
         Reply,
         protocol::{BanEntry, Entries, Explanation, KeyCreated, KeyEntry, ListEntry, Status},
     },
+    kernel::Detached,
 };
 
 /// The payload alone, pretty-printed.
@@ -45,9 +46,32 @@ pub(super) fn text(reply: &Reply, now_ms: u64) -> String {
     }
 }
 
+/// What was taken away, and who has to know.
+pub(crate) fn detached(detached: &Detached, json: bool) -> String {
+    let Detached { removed, in_use } = detached;
+    if json {
+        return render(&serde_json::json!({ "removed": removed, "daemon_runs": in_use })) + "\n";
+    }
+    let mut text = removed.iter().fold(String::new(), |text, pin| text + pin + "\n");
+    if removed.is_empty() {
+        text.push_str("nothing was pinned\n");
+    }
+    if *in_use {
+        text.push_str("a daemon runs: it serves on, unfiltered, until it is started again\n");
+    }
+    text
+}
+
 fn status_text(status: &Status) -> String {
-    let interfaces =
-        status.interfaces.iter().map(|i| format!("{} ({})", i.name, i.mode)).collect::<Vec<_>>();
+    let interfaces = status.interfaces.iter().map(|interface| {
+        let condition = match (interface.guarded, interface.up) {
+            (true, true) => "",
+            (true, false) => ", down",
+            (false, _) => ", NOT FILTERED",
+        };
+        format!("{} ({}{condition})", interface.name, interface.mode)
+    });
+    let interfaces: Vec<_> = interfaces.collect();
     let reload = status.last_reload.as_ref().map_or_else(
         || "none".to_owned(),
         |r| format!("{} {}: {}", utc(r.at_ms), if r.ok { "taken" } else { "refused" }, r.message),

@@ -12,20 +12,33 @@ use std::{
         unix::net::UnixDatagram,
     },
     path::{Path, PathBuf},
+    time::Instant,
 };
 
-use aya::programs::{RawTracePoint, Xdp, links::FdLink};
-use nix::net::if_::if_nametoindex;
+use aya::programs::{BtfTracePoint, Xdp, links::FdLink};
+use nix::{net::if_::if_nametoindex, sys::socket::SockProtocol};
 
 use super::{
     KernelError,
-    link::{self, Link},
-    pins::{entries, path_error},
+    bpf::{self, Link},
+    netlink::{Netlink, attributes, word},
+    pins::{Folders, path_error},
 };
+
+/// An interface that the configuration wants guarded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Its name.
+    pub interface: String,
+    /// How.
+    pub mode: AttachMode,
+}
 
 /// How the configuration wants the program attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttachMode {
+    /// In the network card, or not at all.
+    Offload,
     /// In the driver, or not at all.
     Native,
     /// In the network stack, which any driver can and which costs more.
@@ -37,6 +50,8 @@ pub enum AttachMode {
 /// How the program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
+    /// In the network card.
+    Offload,
     /// In the driver.
     Native,
     /// In the network stack.
@@ -46,6 +61,7 @@ pub enum Mode {
 impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Offload => "offload",
             Self::Native => "native",
             Self::Generic => "generic",
         })
@@ -65,37 +81,53 @@ pub struct Attached {
     pub adopted: bool,
 }
 
+/// An interface's link, beside what there is to tell of it.
+pub(super) type Held = (Attached, Link);
+
 /// Attaches to every interface, and lets go of those that a former configuration named.
 pub(super) fn interfaces(
-    xdp: &mut Xdp,
-    interfaces: &[String],
-    mode: AttachMode,
-    folder: &Path,
-) -> Result<Vec<Attached>, KernelError> {
-    let mut attached = Vec::new();
-    for interface in interfaces {
-        let ifindex = if_nametoindex(interface.as_str())
-            .map_err(|source| KernelError::NoInterface { interface: interface.clone(), source })?;
-        expect_ethernet(interface)?;
-        let place = Place { interface, ifindex, folder };
-        attached.push(place.adopt_or_attach(xdp, mode)?);
+    xdp: &Xdp,
+    wanted: &[Wanted],
+    folders: &Folders,
+) -> Result<Vec<Held>, KernelError> {
+    let mut held = Vec::new();
+    for Wanted { interface, mode } in wanted {
+        let place = Place { interface, ifindex: guardable(interface)?, folders };
+        held.push(place.adopt_or_attach(program(xdp)?, *mode)?);
     }
-    let kept: Vec<_> = attached.iter().map(|a| pin_name(&a.interface, a.ifindex, a.mode)).collect();
-    for pin in entries(folder)? {
+    let kept: Vec<_> = held.iter().map(|(attached, _)| attached.pin_name()).collect();
+    for pin in folders.pins()? {
         let name = pin.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if name.starts_with("xdp-") && !kept.contains(&name) {
-            link::release(&pin).map_err(path_error("remove", &pin))?;
+        let is_kept = pin.parent() == Some(&*folders.own) && kept.contains(&name);
+        if name.starts_with("xdp-") && !is_kept {
+            bpf::release(&pin).map_err(path_error("remove", &pin))?;
         }
     }
-    Ok(attached)
+    Ok(held)
+}
+
+/// Attaches to an interface that came back after the one of its name had gone; needs no
+/// capability.
+pub(super) fn again(
+    program: BorrowedFd<'_>,
+    wanted: &Wanted,
+    folders: &Folders,
+) -> Result<Held, KernelError> {
+    let Wanted { interface, mode } = wanted;
+    let place = Place { interface, ifindex: guardable(interface)?, folders };
+    place.attach(program, *mode)
 }
 
 /// Attaches to the tracepoint that tells of sockets. The new program is there before the old one
 /// goes; between them they count each socket once.
-pub(super) fn sockets(tracepoint: &mut RawTracePoint, folder: &Path) -> Result<(), KernelError> {
-    let id = tracepoint.attach("inet_sock_set_state").map_err(KernelError::Tracepoint)?;
+pub(super) fn sockets(
+    tracepoint: &mut BtfTracePoint,
+    name: &str,
+    folder: &Path,
+) -> Result<(), KernelError> {
+    let id = tracepoint.attach().map_err(KernelError::Tracepoint)?;
     let link = tracepoint.take_link(id).map_err(KernelError::Tracepoint)?;
-    let (new, pin) = (folder.join("sockets-new"), folder.join("sockets"));
+    let (new, pin) = (folder.join(format!("{name}-new")), folder.join(name));
     if new.exists() {
         fs::remove_file(&new).map_err(path_error("remove", &new))?;
     }
@@ -105,18 +137,30 @@ pub(super) fn sockets(tracepoint: &mut RawTracePoint, folder: &Path) -> Result<(
     fs::rename(&new, &pin).map_err(path_error("replace", &pin))
 }
 
+/// The index of an interface that can be guarded.
+fn guardable(interface: &str) -> Result<u32, KernelError> {
+    let ifindex = if_nametoindex(interface)
+        .map_err(|source| KernelError::NoInterface { interface: interface.to_owned(), source })?;
+    expect_ethernet(interface)?;
+    Ok(ifindex)
+}
+
 /// Where the program is to be attached.
 struct Place<'a> {
     interface: &'a str,
     ifindex: u32,
-    folder: &'a Path,
+    folders: &'a Folders,
 }
 
 impl Place<'_> {
-    fn adopt_or_attach(&self, xdp: &mut Xdp, wanted: AttachMode) -> Result<Attached, KernelError> {
+    fn adopt_or_attach(
+        &self,
+        program: BorrowedFd<'_>,
+        wanted: AttachMode,
+    ) -> Result<Held, KernelError> {
         for (pin, mode) in self.pins()? {
             let adoption = Link::open(&pin).and_then(|link| {
-                link.update(program(xdp)?)?;
+                link.update(program)?;
                 Ok(link)
             });
             match adoption {
@@ -126,75 +170,93 @@ impl Place<'_> {
                 }
                 // Whatever it is, the program of before goes on filtering.
                 Err(error) => return Err(path_error("adopt the filter", &pin)(error)),
-                Ok(_) if wanted.takes(mode) => {
-                    let named = self.pin(mode);
+                Ok(link) if wanted.takes(mode) => {
+                    let attached = self.attached(mode, true);
+                    let named = self.folders.own.join(attached.pin_name());
                     fs::rename(&pin, &named).map_err(path_error("rename", &pin))?;
-                    return Ok(self.attached(mode, true));
+                    return Ok((attached, link));
                 }
-                Ok(link) => return self.change_mode(xdp, &link, &pin, mode, wanted),
+                Ok(link) => return self.change_mode(program, &link, &pin, mode, wanted),
             }
         }
-        let mode = self.attach(xdp, wanted)?;
-        Ok(self.attached(mode, false))
+        self.attach(program, wanted)
     }
 
-    /// Attaches in another mode. An interface has one at a time, so the former goes first; it is
-    /// back if the new one is refused.
+    /// Attaches in another mode. The kernel has one mode at a time on an interface, so the former
+    /// goes first, and what comes in between is not filtered; it is back if the new one is refused.
     fn change_mode(
         &self,
-        xdp: &mut Xdp,
+        program: BorrowedFd<'_>,
         link: &Link,
         pin: &Path,
         former: Mode,
         wanted: AttachMode,
-    ) -> Result<Attached, KernelError> {
+    ) -> Result<Held, KernelError> {
+        let since = Instant::now();
         link.detach().map_err(path_error("detach", pin))?;
+        let attached = self.create(program, wanted);
+        let (interface, unfiltered) = (self.interface, since.elapsed());
+        tracing::warn!(%interface, ?unfiltered, "unfiltered while its mode changed");
         fs::remove_file(pin).map_err(path_error("remove", pin))?;
-        let error = match self.attach(xdp, wanted) {
-            Ok(mode) => return Ok(self.attached(mode, false)),
+        let error = match attached {
+            Ok((mode, link)) => return self.pinned(mode, link),
             Err(error) => error,
         };
-        if let Err(lost) = self.attach_in(xdp, former) {
-            let interface = self.interface;
+        let restored =
+            self.create_in(program, former).and_then(|(mode, link)| self.pinned(mode, link));
+        if let Err(lost) = restored {
             tracing::error!(%interface, error = %lost, "the filter is off, and not to be restored");
         }
         Err(error)
     }
 
-    fn attach(&self, xdp: &mut Xdp, wanted: AttachMode) -> Result<Mode, KernelError> {
+    fn attach(&self, program: BorrowedFd<'_>, wanted: AttachMode) -> Result<Held, KernelError> {
+        let (mode, link) = self.create(program, wanted)?;
+        self.pinned(mode, link)
+    }
+
+    fn pinned(&self, mode: Mode, link: Link) -> Result<Held, KernelError> {
+        let attached = self.attached(mode, false);
+        let pin = self.folders.own.join(attached.pin_name());
+        link.pin(&pin).map_err(path_error("pin the filter at", &pin))?;
+        Ok((attached, link))
+    }
+
+    fn create(
+        &self,
+        program: BorrowedFd<'_>,
+        wanted: AttachMode,
+    ) -> Result<(Mode, Link), KernelError> {
         match wanted {
-            AttachMode::Native => self.attach_in(xdp, Mode::Native),
-            AttachMode::Generic => self.attach_in(xdp, Mode::Generic),
-            AttachMode::Auto => match self.attach_in(xdp, Mode::Native) {
-                Err(KernelError::Attach { .. }) => self.attach_in(xdp, Mode::Generic),
+            AttachMode::Offload => self.create_in(program, Mode::Offload),
+            AttachMode::Native => self.create_in(program, Mode::Native),
+            AttachMode::Generic => self.create_in(program, Mode::Generic),
+            AttachMode::Auto => match self.create_in(program, Mode::Native) {
+                Err(KernelError::Attach { .. }) => self.create_in(program, Mode::Generic),
                 other => other,
             },
         }
     }
 
-    fn attach_in(&self, xdp: &mut Xdp, mode: Mode) -> Result<Mode, KernelError> {
+    fn create_in(&self, program: BorrowedFd<'_>, mode: Mode) -> Result<(Mode, Link), KernelError> {
         let interface = || self.interface.to_owned();
-        let link = program(xdp).and_then(|program| Link::create(program, self.ifindex, mode));
+        let link = Link::create(program, self.ifindex, mode);
         let link = link.map_err(|source| match source.raw_os_error() {
-            Some(libc::EBUSY | libc::EEXIST) => KernelError::Occupied { interface: interface() },
+            Some(libc::EBUSY | libc::EEXIST) => {
+                KernelError::Occupied { interface: interface(), holder: holder(self.ifindex) }
+            }
             _ => KernelError::Attach { interface: interface(), mode, source },
         })?;
-        let pin = self.pin(mode);
-        link.pin(&pin).map_err(path_error("pin the filter at", &pin))?;
-        Ok(mode)
+        Ok((mode, link))
     }
 
-    /// The pins of this index, by whatever name its interface had then.
+    /// The pins of this index, by whatever name its interface had then, of whatever version.
     fn pins(&self) -> Result<Vec<(PathBuf, Mode)>, KernelError> {
-        let pins = entries(self.folder)?.into_iter().filter_map(|pin| {
+        let pins = self.folders.pins()?.into_iter().filter_map(|pin| {
             let (ifindex, mode) = parse_pin(pin.file_name()?.to_str()?)?;
             (ifindex == self.ifindex).then_some((pin, mode))
         });
         Ok(pins.collect())
-    }
-
-    fn pin(&self, mode: Mode) -> PathBuf {
-        self.folder.join(pin_name(self.interface, self.ifindex, mode))
     }
 
     fn attached(&self, mode: Mode, adopted: bool) -> Attached {
@@ -202,9 +264,18 @@ impl Place<'_> {
     }
 }
 
+impl Attached {
+    /// The name of the pin that holds the link.
+    pub(super) fn pin_name(&self) -> String {
+        let Self { interface, ifindex, mode, .. } = self;
+        format!("xdp-{ifindex}-{mode}-{}", interface.replace('.', ":"))
+    }
+}
+
 impl AttachMode {
     fn takes(self, mode: Mode) -> bool {
         match self {
+            Self::Offload => mode == Mode::Offload,
             Self::Native => mode == Mode::Native,
             Self::Generic => mode == Mode::Generic,
             Self::Auto => true,
@@ -213,26 +284,26 @@ impl AttachMode {
 }
 
 /// The program's descriptor; it was loaded before.
-fn program(xdp: &Xdp) -> io::Result<BorrowedFd<'_>> {
-    xdp.fd().map(AsFd::as_fd).map_err(io::Error::other)
-}
-
-fn pin_name(interface: &str, ifindex: u32, mode: Mode) -> String {
-    format!("xdp-{ifindex}-{mode}-{}", interface.replace('.', ":"))
+fn program(xdp: &Xdp) -> Result<BorrowedFd<'_>, KernelError> {
+    let program = xdp.fd().map(AsFd::as_fd);
+    program.map_err(|source| KernelError::Program { name: "edged", source })
 }
 
 /// The index and the mode in a pin's name; `None` for what is no pin of an interface.
 fn parse_pin(name: &str) -> Option<(u32, Mode)> {
     let (ifindex, rest) = name.strip_prefix("xdp-")?.split_once('-')?;
     let (mode, _interface) = rest.split_once('-')?;
-    let mode = [Mode::Native, Mode::Generic].into_iter().find(|m| m.to_string() == mode)?;
+    let mode =
+        [Mode::Offload, Mode::Native, Mode::Generic].into_iter().find(|m| m.to_string() == mode)?;
     Some((ifindex.parse().ok()?, mode))
 }
 
 /// Refuses an interface whose frames do not begin with an Ethernet header: the program would take
 /// whatever else they begin with for one, and pass nearly everything.
 fn expect_ethernet(interface: &str) -> Result<(), KernelError> {
-    let found = link_type(interface)
+    let found = ask(interface, libc::SIOCGIFHWADDR)
+        // SAFETY: the call has filled in this member of the union.
+        .map(|answer| unsafe { answer.ifr_ifru.ifru_hwaddr.sa_family })
         .map_err(|source| KernelError::LinkType { interface: interface.to_owned(), source })?;
     match found {
         libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK => Ok(()),
@@ -240,9 +311,17 @@ fn expect_ethernet(interface: &str) -> Result<(), KernelError> {
     }
 }
 
-/// The interface's `ARPHRD_` number. Asked of the kernel by a socket, since `/sys/class/net` shows
-/// the network namespace that it was mounted in.
-fn link_type(interface: &str) -> io::Result<u16> {
+/// Whether an interface is switched on.
+pub(super) fn is_up(interface: &str) -> io::Result<bool> {
+    let answer = ask(interface, libc::SIOCGIFFLAGS)?;
+    // SAFETY: the call has filled in this member of the union.
+    let flags = unsafe { answer.ifr_ifru.ifru_flags };
+    Ok(i32::from(flags) & libc::IFF_UP != 0)
+}
+
+/// Asks the kernel about an interface. By a socket, since `/sys/class/net` shows the network
+/// namespace that it was mounted in.
+fn ask(interface: &str, question: libc::Ioctl) -> io::Result<libc::ifreq> {
     let socket = UnixDatagram::unbound()?;
     // SAFETY: the structure is of integers and a pointer, for which zeros are valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -252,13 +331,46 @@ fn link_type(interface: &str) -> io::Result<u16> {
         *to = from as libc::c_char;
     }
     // SAFETY: the request outlives the call, and its name ends with a zero.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFHWADDR, &raw mut request) };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the call has filled in this member of the union.
-    Ok(unsafe { request.ifr_ifru.ifru_hwaddr.sa_family })
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), question, &raw mut request) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(request) }
 }
+
+/// The XDP programs on an interface, in words; best effort, for a message.
+fn holder(ifindex: u32) -> String {
+    let mut ids = Vec::new();
+    let asked = Netlink::open(SockProtocol::NetlinkRoute, 0).and_then(|netlink| {
+        netlink.dump(RTM_GETLINK, &[0; IFINFO], |answer| {
+            if word(answer, 4) == Some(ifindex) {
+                ids.extend(programs_of(answer));
+            }
+        })
+    });
+    if ids.is_empty() {
+        return asked.err().map_or_else(|| "unknown".to_owned(), |error| error.to_string());
+    }
+    let words = ids.iter().map(|id| match bpf::program_name(*id) {
+        name if name.is_empty() => format!("id {id}"),
+        name => format!("{name}, id {id}"),
+    });
+    words.collect::<Vec<_>>().join("; ")
+}
+
+/// The ids of the XDP programs that a link message tells of.
+fn programs_of(answer: &[u8]) -> Vec<u32> {
+    let Some(about) = answer.get(IFINFO..) else { return Vec::new() };
+    let xdp = attributes(about).filter(|(kind, _)| *kind == IFLA_XDP);
+    let ids = xdp.flat_map(|(_, nested)| attributes(nested)).filter_map(|(kind, value)| {
+        (IFLA_XDP_DRV_PROG_ID..=IFLA_XDP_HW_PROG_ID).contains(&kind).then(|| word(value, 0))?
+    });
+    ids.collect()
+}
+
+const RTM_GETLINK: u16 = 18;
+/// Bytes of an `ifinfomsg`.
+const IFINFO: usize = 16;
+const IFLA_XDP: u16 = 43;
+const IFLA_XDP_DRV_PROG_ID: u16 = 5;
+const IFLA_XDP_HW_PROG_ID: u16 = 7;
 
 #[cfg(test)]
 mod tests {
@@ -266,7 +378,9 @@ mod tests {
 
     #[test]
     fn pins_name_interface_and_mode_without_dots() {
-        assert_eq!(pin_name("eth0.100", 7, Mode::Native), "xdp-7-native-eth0:100");
+        let interface = "eth0.100".to_owned();
+        let attached = Attached { interface, ifindex: 7, mode: Mode::Native, adopted: false };
+        assert_eq!(attached.pin_name(), "xdp-7-native-eth0:100");
     }
 
     #[test]

@@ -2,10 +2,21 @@
 
 use std::sync::OnceLock;
 
+use aya::Btf as KernelTypes;
 use btf_rs::{Btf, Member, Type};
 use edge_common::map::SocketLayout;
 
 use super::KernelError;
+
+/// The kernel's types, for what is loaded by them. They are read once a process.
+pub(super) fn kernel_types() -> Result<&'static KernelTypes, KernelError> {
+    static TYPES: OnceLock<KernelTypes> = OnceLock::new();
+    if let Some(types) = TYPES.get() {
+        return Ok(types);
+    }
+    let types = KernelTypes::from_sys_fs().map_err(|source| KernelError::KernelTypes { source })?;
+    Ok(TYPES.get_or_init(|| types))
+}
 
 /// Where the socket program finds what it reads. The kernel's types are read once a process.
 pub(super) fn socket_layout() -> Result<SocketLayout, KernelError> {

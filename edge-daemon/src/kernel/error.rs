@@ -55,6 +55,12 @@ pub enum KernelError {
         "cannot read /sys/kernel/btf/vmlinux (kernel 5.18 with CONFIG_DEBUG_INFO_BTF is needed)"
     )]
     Btf(#[source] btf_rs::Error),
+    /// The kernel's types cannot be told to it.
+    #[error("cannot read /sys/kernel/btf/vmlinux for the tracepoint inet_sock_set_state")]
+    KernelTypes {
+        /// Why it failed.
+        source: aya::BtfError,
+    },
     /// The kernel's types lack a field that the programs read.
     #[error("the running kernel's BTF has no {field}")]
     Field {
@@ -99,11 +105,14 @@ pub enum KernelError {
     },
     /// Another program is there already.
     #[error(
-        "interface {interface} is held by another XDP program; `ip link show {interface}` names it"
+        "interface {interface} is held by another XDP program ({holder}), which is left alone; \
+         have its owner remove it first, or `ip link set dev {interface} xdp off`"
     )]
     Occupied {
         /// The interface.
         interface: String,
+        /// The programs there, by name and id.
+        holder: String,
     },
     /// The program could not be attached.
     #[error("cannot attach to interface {interface} in {mode} mode")]
@@ -148,6 +157,19 @@ pub enum KernelError {
         /// Why it failed.
         source: MapError,
     },
+    /// What is pinned guards the interfaces of another network namespace.
+    #[error(
+        "{} guards the interfaces of another network namespace; each needs a folder of its own, or \
+         `edged detach` for that one first",
+        path.display()
+    )]
+    OtherNamespace {
+        /// The folder of pins.
+        path: PathBuf,
+    },
+    /// The sockets could not be listed, or the count not corrected.
+    #[error("cannot compare the open connections with the kernel's sockets (CONFIG_INET_DIAG)")]
+    Census(#[source] io::Error),
     /// No secret could be drawn.
     #[error("cannot draw a random seed")]
     Random(#[source] getrandom::Error),

@@ -40,6 +40,7 @@ pub struct Tables {
     pub bans: Bans,
     counts: PerCpuArray<MapData, Count>,
     events_lost: PerCpuArray<MapData, u64>,
+    uncounted: PerCpuArray<MapData, u64>,
     open: Array<MapData, [u64; open::WAYS]>,
     sockets: HashMap<MapData, u64, u64>,
     signatures: Array<MapData, Signature>,
@@ -83,6 +84,7 @@ impl Tables {
             bans: Bans::new(take(programs, map::BANS)?)?,
             counts: take(programs, map::COUNTS)?,
             events_lost: take(programs, map::EVENTS_LOST)?,
+            uncounted: take(programs, map::UNCOUNTED)?,
             open: take(programs, map::OPEN)?,
             sockets: take(programs, map::SOCKETS)?,
             signatures: take(programs, map::SIGNATURES)?,
@@ -103,6 +105,7 @@ impl Tables {
             bans: self.bans.duplicate()?,
             counts: again(map::COUNTS, self.counts.map())?,
             events_lost: again(map::EVENTS_LOST, self.events_lost.map())?,
+            uncounted: again(map::UNCOUNTED, self.uncounted.map())?,
             open: again(map::OPEN, self.open.map())?,
             sockets: again(map::SOCKETS, self.sockets.map())?,
             signatures: again(map::SIGNATURES, self.signatures.map())?,
@@ -112,21 +115,20 @@ impl Tables {
         })
     }
 
-    /// Writes the first settings: keeps the seed of adopted tables, else draws one, and forgets
-    /// sockets of another network namespace, whose end nobody would tell.
+    /// Writes the first settings: with the seed of adopted tables, or a new one if it is 0. The next
+    /// census forgets the sockets of another network namespace.
     pub(super) fn start(
         &mut self,
         policy: &Policy,
         layout: SocketLayout,
+        seed: u64,
         netns_cookie: u64,
     ) -> Result<(), KernelError> {
         let mut settings = self.settings()?;
-        if settings.netns_cookie != netns_cookie && settings.netns_cookie != 0 {
-            self.forget_sockets()?;
-        }
-        if settings.seed == 0 {
-            settings.seed = getrandom::u64().map_err(KernelError::Random)?.max(1);
-        }
+        settings.seed = match seed {
+            0 => getrandom::u64().map_err(KernelError::Random)?.max(1),
+            seed => seed,
+        };
         settings.netns_cookie = netns_cookie;
         settings.socket = layout;
         settings.ephemeral_ports = ephemeral_ports()?;
@@ -205,6 +207,20 @@ impl Tables {
         Ok(cpus.iter().sum())
     }
 
+    /// Sockets that found no room to be counted when they opened.
+    ///
+    /// # Errors
+    /// [`KernelError::Table`] if the kernel refuses.
+    pub fn uncounted(&self) -> Result<u64, KernelError> {
+        let cpus = self.uncounted.get(&0, 0).map_err(table_error(map::UNCOUNTED))?;
+        Ok(cpus.iter().sum())
+    }
+
+    /// The sockets that are counted: cookie -> client's hash.
+    pub(super) fn sockets(&self) -> Result<HashMap<MapData, u64, u64>, KernelError> {
+        again(map::SOCKETS, self.sockets.map())
+    }
+
     /// What the kernel does with packets from this address now, in the order of its program.
     ///
     /// # Errors
@@ -258,17 +274,6 @@ impl Tables {
 
     fn write_settings(&mut self, settings: Settings) -> Result<(), KernelError> {
         self.settings.set(0, settings, 0).map_err(table_error(map::SETTINGS))
-    }
-
-    fn forget_sockets(&mut self) -> Result<(), KernelError> {
-        let sockets: Vec<u64> = self.sockets.keys().filter_map(Result::ok).collect();
-        for socket in sockets {
-            absent(self.sockets.remove(&socket)).map_err(table_error(map::SOCKETS))?;
-        }
-        for index in 0..map::OPEN_SETS {
-            self.open.set(index, [0; open::WAYS], 0).map_err(table_error(map::OPEN))?;
-        }
-        Ok(())
     }
 }
 

@@ -4,35 +4,46 @@
 //! After [`Kernel::load`] no verb needs a capability: all go by descriptors that are already open.
 
 mod attach;
+mod bpf;
 mod btf;
+mod census;
 mod drops;
 mod error;
-mod link;
 mod lists;
 mod maps;
+mod netlink;
 mod pins;
 mod policy;
 mod ready;
+mod upkeep;
 
 use std::{
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
+    sync::Arc,
 };
 
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{RawTracePoint, TestRun as _, TestRunOptions, Xdp},
+    programs::{BtfTracePoint, ProgramError, RawTracePoint, TestRun as _, TestRunOptions, Xdp},
 };
 
 pub use self::{
-    attach::{AttachMode, Attached, Mode},
+    attach::{AttachMode, Attached, Mode, Wanted},
+    census::Corrected,
     drops::{DebugLog, Drops},
     error::KernelError,
     lists::{Changes, List},
     maps::{Bans, Explanation, Occupancy, Tables},
-    pins::detach,
+    pins::{Detached, detach},
     policy::{Policy, Prefix},
     ready::whenever_ready,
+    upkeep::{Health, Interface, Upkeep},
+};
+use self::{
+    census::Census,
+    pins::{Folders, Lock},
+    upkeep::Post,
 };
 
 /// The kernel programs, as `cargo xtask bpf` built them.
@@ -59,7 +70,9 @@ pub struct Kernel {
     pub debug_log: Option<DebugLog>,
     attached: Vec<Attached>,
     programs: Ebpf,
-    folder: PathBuf,
+    folders: Folders,
+    /// Of the folders that other versions left, until they are taken over.
+    others: Vec<Arc<Lock>>,
 }
 
 impl Kernel {
@@ -71,29 +84,53 @@ impl Kernel {
     /// [`KernelError::InUse`] if another daemon uses the pins. Tables and links that were there
     /// before stay as they were.
     pub fn load(settings: &LoadSettings) -> Result<Self, KernelError> {
-        let folder = pins::prepare(&settings.pin_dir)?;
-        let lock = pins::Lock::take(&folder)?;
-        pins::verify(&folder)?;
-        let mut programs = load_object(&folder, settings.debug)?;
+        let folders = Folders::prepare(&settings.pin_dir)?;
+        let lock = Lock::take(&folders.own)?;
+        let others = folders.others.iter().map(|folder| Lock::take(folder));
+        let others = others.collect::<Result<Vec<_>, _>>()?;
+        let netns_cookie = netns_cookie()?;
+        folders.expect_namespace(netns_cookie)?;
+        folders.migrate()?;
+        pins::verify(&folders.own)?;
+        let mut programs = load_object(&folders.own, settings.debug)?;
         let mut tables = Tables::take(&mut programs, lock)?;
-        tables.start(&settings.policy, btf::socket_layout()?, netns_cookie()?)?;
+        tables.start(&settings.policy, btf::socket_layout()?, folders.seed()?, netns_cookie)?;
         let drops = Drops::take(&mut programs)?;
         let debug_log = settings.debug.then(|| DebugLog::take(&mut programs)).transpose()?;
         load_programs(&mut programs)?;
         let attached = Vec::new();
-        Ok(Self { tables, drops, debug_log, attached, programs, folder })
+        Ok(Self { tables, drops, debug_log, attached, programs, folders, others })
     }
 
-    /// Attaches to every interface. A program that is there from before filters until the very
-    /// packet at which this one takes over.
+    /// Attaches to every interface. A program that is there from before, of this version or
+    /// another, filters until the very packet at which this one takes over.
     ///
     /// # Errors
     /// [`KernelError`] names the interface that failed. What was filtered before still is.
-    pub fn attach(&mut self, interfaces: &[String], mode: AttachMode) -> Result<(), KernelError> {
-        attach::sockets(tracepoint(&mut self.programs)?, &self.folder)?;
-        let xdp = xdp(&mut self.programs, PACKETS)?;
-        self.attached = attach::interfaces(xdp, interfaces, mode, &self.folder)?;
-        self.tables.count_apart(self.attached.iter().map(|attached| attached.ifindex))
+    pub fn attach(&mut self, interfaces: &[Wanted]) -> Result<Upkeep, KernelError> {
+        for (program, pin) in FOLLOWERS {
+            attach::sockets(program_named(&mut self.programs, program)?, pin, &self.folders.own)?;
+        }
+        let census: &mut RawTracePoint = program_named(&mut self.programs, CENSUS)?;
+        let census = Census::new(duplicate(CENSUS, census.fd())?, self.tables.sockets()?);
+        let xdp: &mut Xdp = program_named(&mut self.programs, PACKETS)?;
+        let held = attach::interfaces(xdp, interfaces, &self.folders)?;
+        self.attached = held.iter().map(|(attached, _)| attached.clone()).collect();
+        self.tables.count_apart(self.attached.iter().map(|attached| attached.ifindex))?;
+        self.folders.retire()?;
+        self.others.clear();
+        let mut upkeep = Upkeep {
+            program: duplicate(PACKETS, xdp.fd())?,
+            folders: Folders { others: Vec::new(), ..self.folders.clone() },
+            tables: self.tables.duplicate()?,
+            census,
+            posts: interfaces.iter().cloned().zip(held).map(|(w, h)| Post::new(w, h)).collect(),
+            health: Arc::default(),
+        };
+        upkeep.look();
+        // Without it the count begins at what opens from now on. That is logged and counted.
+        let _ = upkeep.take_census();
+        Ok(upkeep)
     }
 
     /// What was attached where, and how.
@@ -109,15 +146,20 @@ impl Kernel {
     /// If the kernel refuses the run, as it does for a frame shorter than an Ethernet header.
     pub fn judge(&mut self, frame: &[u8]) -> Result<bool, KernelError> {
         let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::default() };
-        let answer =
-            xdp(&mut self.programs, PACKETS)?.test_run(options).map_err(KernelError::Run)?;
+        let answer = program_named::<Xdp>(&mut self.programs, PACKETS)?
+            .test_run(options)
+            .map_err(KernelError::Run)?;
         Ok(answer.return_value == XDP_PASS)
     }
 
     /// Instructions that the verifier walked through for the packet program; kernel 5.16.
     #[must_use]
     pub fn verified_instructions(&mut self) -> Option<u32> {
-        xdp(&mut self.programs, PACKETS).ok()?.info().ok()?.verified_instruction_count()
+        program_named::<Xdp>(&mut self.programs, PACKETS)
+            .ok()?
+            .info()
+            .ok()?
+            .verified_instruction_count()
     }
 }
 
@@ -125,6 +167,7 @@ fn load_object(folder: &std::path::Path, debug: bool) -> Result<Ebpf, KernelErro
     // `debug!` and all below it. At 0 the verifier removes the code.
     let level: u8 = if debug { 4 } else { 0 };
     let mut loader = EbpfLoader::new();
+    loader.btf(Some(btf::kernel_types()?));
     for table in pins::TABLES {
         loader.map_pin_path(table.name, folder.join(table.name));
     }
@@ -134,21 +177,44 @@ fn load_object(folder: &std::path::Path, debug: bool) -> Result<Ebpf, KernelErro
 
 fn load_programs(programs: &mut Ebpf) -> Result<(), KernelError> {
     let error = |name| move |source| KernelError::Program { name, source };
-    xdp(programs, PACKETS)?.load().map_err(error(PACKETS))?;
-    xdp(programs, TWIN)?.load().map_err(error(TWIN))?;
-    tracepoint(programs)?.load().map_err(error("edged_sockets"))
+    program_named::<Xdp>(programs, PACKETS)?.load().map_err(error(PACKETS))?;
+    program_named::<Xdp>(programs, TWIN)?.load().map_err(error(TWIN))?;
+    program_named::<RawTracePoint>(programs, CENSUS)?.load().map_err(error(CENSUS))?;
+    let types = btf::kernel_types()?;
+    for (name, _) in FOLLOWERS {
+        let follower: &mut BtfTracePoint = program_named(programs, name)?;
+        follower.load("inet_sock_set_state", types).map_err(error(name))?;
+    }
+    Ok(())
 }
 
-fn xdp<'a>(programs: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Xdp, KernelError> {
+/// A program of the object, of the kind that it is.
+fn program_named<'p, P>(
+    programs: &'p mut Ebpf,
+    name: &'static str,
+) -> Result<&'p mut P, KernelError>
+where
+    &'p mut P: TryFrom<&'p mut aya::programs::Program, Error = ProgramError>,
+{
     let program = programs.program_mut(name).ok_or(KernelError::Missing { name })?;
     program.try_into().map_err(|source| KernelError::Program { name, source })
 }
 
-fn tracepoint(programs: &mut Ebpf) -> Result<&mut RawTracePoint, KernelError> {
-    let name = "edged_sockets";
-    let program = programs.program_mut(name).ok_or(KernelError::Missing { name })?;
-    program.try_into().map_err(|source| KernelError::Program { name, source })
+/// Another descriptor of a loaded program.
+fn duplicate(
+    name: &'static str,
+    program: Result<&aya::programs::ProgramFd, ProgramError>,
+) -> Result<OwnedFd, KernelError> {
+    let error = |source| KernelError::Program { name, source };
+    let descriptor = program.map_err(error)?.as_fd().try_clone_to_owned();
+    descriptor.map_err(|source| error(ProgramError::IOError(source)))
 }
+
+/// The program that corrects the count of open connections.
+const CENSUS: &str = "edged_census";
+/// The programs that follow sockets, and the pins of their links.
+const FOLLOWERS: [(&str, &str); 2] =
+    [("edged_sockets", "sockets"), ("edged_sockets_too", "sockets-too")];
 
 /// The cookie of the network namespace that this thread is in.
 fn netns_cookie() -> Result<u64, KernelError> {

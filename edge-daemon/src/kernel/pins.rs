@@ -18,7 +18,10 @@ use nix::{
     sys::statfs::{FsType, statfs},
 };
 
-use super::{KernelError, link};
+use super::{
+    KernelError,
+    bpf::{self, Link},
+};
 
 /// A table's name and shape.
 pub(super) struct Shape {
@@ -30,7 +33,7 @@ pub(super) struct Shape {
 }
 
 /// Every table that is pinned.
-pub(super) const TABLES: [Shape; 16] = [
+pub(super) const TABLES: [Shape; 17] = [
     shape(map::ALLOW, MapType::LpmTrie, 20, size_of::<map::Entry>(), map::LIST_MAX),
     shape(map::DENY, MapType::LpmTrie, 20, size_of::<map::Entry>(), map::LIST_MAX),
     shape(map::BANS, MapType::Hash, size_of::<Source>(), size_of::<map::Ban>(), map::BANS_MAX),
@@ -38,6 +41,7 @@ pub(super) const TABLES: [Shape; 16] = [
     array(map::KIND_CELLS, size_of::<limit::Set>(), map::KIND_SETS),
     array(map::OPEN, size_of::<open::Set>(), map::OPEN_SETS),
     shape(map::SOCKETS, MapType::Hash, 8, 8, map::SOCKETS_MAX),
+    shape(map::UNCOUNTED, MapType::PerCpuArray, 4, 8, 1),
     shape(map::COUNTS, MapType::PerCpuArray, 4, size_of::<map::Count>(), COUNTS_MAX),
     shape(map::DROPS, MapType::RingBuf, 0, 0, map::RING_BYTES),
     array(map::DROPS_CELL, size_of::<limit::Set>(), 1),
@@ -59,24 +63,123 @@ const fn array(name: &'static str, value: usize, entries: u32) -> Shape {
     shape(name, MapType::Array, 4, value, entries)
 }
 
-/// Makes the folder for this ABI's pins, on a bpffs that is mounted if need be.
-pub(super) fn prepare(pin_dir: &Path) -> Result<PathBuf, KernelError> {
-    if !is_on_bpffs(pin_dir)? {
-        if !pin_dir.starts_with(BPFFS) {
-            return Err(KernelError::NotBpffs { path: pin_dir.to_owned() });
+/// The folders of pins of one daemon: this version's, and those that other versions left.
+#[derive(Clone, Debug)]
+pub(super) struct Folders {
+    /// This version's.
+    pub(super) own: PathBuf,
+    /// Those of other versions, to be taken over and removed.
+    pub(super) others: Vec<PathBuf>,
+}
+
+impl Folders {
+    /// Makes this version's folder, on a bpffs that is mounted if need be.
+    pub(super) fn prepare(pin_dir: &Path) -> Result<Self, KernelError> {
+        if !is_on_bpffs(pin_dir)? {
+            if !pin_dir.starts_with(BPFFS) {
+                return Err(KernelError::NotBpffs { path: pin_dir.to_owned() });
+            }
+            mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
+                .map_err(|error| path_error("mount a bpffs on", Path::new(BPFFS))(error.into()))?;
         }
-        mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
-            .map_err(|error| path_error("mount a bpffs on", Path::new(BPFFS))(error.into()))?;
+        let own = pin_dir.join(map::ABI);
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&own)
+            .map_err(path_error("create", &own))?;
+        fs::set_permissions(&own, fs::Permissions::from_mode(0o700))
+            .map_err(path_error("restrict", &own))?;
+        let mut others = abi_folders(pin_dir)?;
+        others.retain(|folder| *folder != own);
+        Ok(Self { own, others })
     }
-    let folder = pin_dir.join(map::ABI);
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&folder)
-        .map_err(path_error("create", &folder))?;
-    fs::set_permissions(&folder, fs::Permissions::from_mode(0o700))
-        .map_err(path_error("restrict", &folder))?;
-    Ok(folder)
+
+    /// All of them, this version's first.
+    pub(super) fn all(&self) -> impl Iterator<Item = &PathBuf> {
+        std::iter::once(&self.own).chain(&self.others)
+    }
+
+    /// What is pinned in all of them.
+    pub(super) fn pins(&self) -> Result<Vec<PathBuf>, KernelError> {
+        let mut pins = Vec::new();
+        for folder in self.all() {
+            pins.extend(entries(folder)?);
+        }
+        Ok(pins)
+    }
+
+    /// Refuses pins by which another network namespace is guarded: its interfaces have the same
+    /// numbers as this one's, and taking their filter over would leave them without.
+    pub(super) fn expect_namespace(&self, cookie: u64) -> Result<(), KernelError> {
+        for folder in self.all() {
+            let [_, found] = first_settings(folder)?;
+            if found == cookie || found == 0 {
+                continue;
+            }
+            let guards = |pin: &PathBuf| {
+                let ifindex = Link::open(pin).and_then(|link| link.ifindex());
+                is_named(pin, is_filter) && matches!(ifindex, Ok(Some(_)))
+            };
+            if entries(folder)?.iter().any(guards) {
+                return Err(KernelError::OtherNamespace { path: folder.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Carries over what another version's tables hold, as far as the shapes agree. To be called
+    /// before this version's tables are first used.
+    pub(super) fn migrate(&self) -> Result<(), KernelError> {
+        for folder in &self.others {
+            for table in TABLES.iter().filter(|table| CARRIED.contains(&table.name)) {
+                let (from, to) = (folder.join(table.name), self.own.join(table.name));
+                if to.exists() || !from.exists() {
+                    continue;
+                }
+                let (found, needed) = (table.found(&from)?, table.describe());
+                if found == needed {
+                    // The same table by a second name: the program of before goes on writing it.
+                    fs::hard_link(&from, &to).map_err(path_error("take over", &from))?;
+                } else {
+                    tracing::warn!(table = table.name, found, needed, "starts anew");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The secret of hashes that the carried tables' cells are placed by; 0 if there is none.
+    pub(super) fn seed(&self) -> Result<u64, KernelError> {
+        for folder in self.all() {
+            let [seed, _] = first_settings(folder)?;
+            if seed != 0 {
+                return Ok(seed);
+            }
+        }
+        Ok(0)
+    }
+
+    /// Removes what other versions left, once nothing filters by it any more.
+    pub(super) fn retire(&self) -> Result<(), KernelError> {
+        for folder in &self.others {
+            remove_pins(folder)?;
+            tracing::info!(folder = %folder.display(), "taken over from another version");
+        }
+        Ok(())
+    }
+}
+
+/// The first two words of a version's [`map::Settings`], which are the same in each; zeros if it
+/// has none.
+fn first_settings(folder: &Path) -> Result<[u64; 2], KernelError> {
+    let pin = folder.join(map::SETTINGS);
+    if !pin.exists() {
+        return Ok([0; 2]);
+    }
+    let error = |source| KernelError::Table { table: map::SETTINGS, source };
+    let info = MapData::from_pin(&pin).and_then(|map| map.info()).map_err(error)?;
+    bpf::first_words(&pin, info.value_size()).map_err(path_error("read", &pin))
 }
 
 /// Checks that what is pinned already has the shape this version's programs need.
@@ -86,10 +189,7 @@ pub(super) fn verify(folder: &Path) -> Result<(), KernelError> {
         if !path.exists() {
             continue;
         }
-        let info = MapData::from_pin(&path).and_then(|map| map.info());
-        let info = info.map_err(|source| KernelError::Table { table: table.name, source })?;
-        let needed = table.describe();
-        let found = describe(&info);
+        let (found, needed) = (table.found(&path)?, table.describe());
         if found != needed {
             return Err(KernelError::Mismatch { path, found, needed });
         }
@@ -101,6 +201,13 @@ impl Shape {
     fn describe(&self) -> String {
         let Self { name: _, kind, key, value, entries } = self;
         format!("type {kind:?}, key {key}, value {value}, {entries} entries")
+    }
+
+    /// The shape of what is pinned at a path.
+    fn found(&self, pin: &Path) -> Result<String, KernelError> {
+        let info = MapData::from_pin(pin).and_then(|map| map.info());
+        let info = info.map_err(|source| KernelError::Table { table: self.name, source })?;
+        Ok(describe(&info))
     }
 }
 
@@ -126,35 +233,60 @@ impl Lock {
     }
 }
 
-/// Takes the filter off all interfaces and forgets all tables, of every version; what was removed,
-/// by path. Without pins it does nothing, and what is not the daemon's stays. An operator's way
-/// out: it works while a daemon runs.
+/// What [`detach`] did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Detached {
+    /// The pins that were removed, by path.
+    pub removed: Vec<String>,
+    /// Whether a daemon runs that used them: it serves on, unfiltered, until it is started again.
+    pub in_use: bool,
+}
+
+/// Takes the filter off all interfaces and forgets all tables, of every version. Without pins it
+/// does nothing, and what is not the daemon's stays. An operator's way out: it works while a
+/// daemon runs.
 ///
 /// # Errors
 /// [`KernelError::NotBpffs`] if the folder is elsewhere, or if a pin cannot be removed.
-pub fn detach(pin_dir: &Path) -> Result<Vec<String>, KernelError> {
-    let mut removed = Vec::new();
+pub fn detach(pin_dir: &Path) -> Result<Detached, KernelError> {
+    let mut detached = Detached::default();
     if !pin_dir.exists() {
-        return Ok(removed);
+        return Ok(detached);
     }
     if !is_on_bpffs(pin_dir)? {
         return Err(KernelError::NotBpffs { path: pin_dir.to_owned() });
     }
-    for folder in entries(pin_dir)?.into_iter().filter(|folder| is_named(folder, is_abi)) {
-        let mut pins = entries(&folder)?;
-        pins.retain(|pin| is_named(pin, is_ours));
-        // Links first: nothing shall filter by tables that are half gone.
-        pins.sort_by_key(|pin| TABLES.iter().any(|table| pin.ends_with(table.name)));
-        for pin in pins {
-            let is_filter = is_named(&pin, |name| name.starts_with("xdp-"));
-            let remove = if is_filter { link::release } else { |pin: &Path| fs::remove_file(pin) };
-            remove(&pin).map_err(path_error("remove", &pin))?;
-            removed.push(pin.display().to_string());
-        }
-        remove_if_empty(&folder)?;
+    for folder in abi_folders(pin_dir)? {
+        let lock = Lock::take(&folder);
+        detached.in_use |= matches!(lock, Err(KernelError::InUse { .. }));
+        let removed = remove_pins(&folder)?;
+        detached.removed.extend(removed.iter().map(|pin| pin.display().to_string()));
     }
     remove_if_empty(pin_dir)?;
-    Ok(removed)
+    Ok(detached)
+}
+
+/// Removes the daemon's pins from a folder, and the folder with them if nothing else is there; what
+/// was removed.
+fn remove_pins(folder: &Path) -> Result<Vec<PathBuf>, KernelError> {
+    let mut pins = entries(folder)?;
+    pins.retain(|pin| is_named(pin, is_ours));
+    // Links first: nothing shall filter by tables that are half gone.
+    pins.sort_by_key(|pin| is_named(pin, is_table));
+    for pin in &pins {
+        let remove =
+            if is_named(pin, is_filter) { bpf::release } else { |pin: &Path| fs::remove_file(pin) };
+        remove(pin).map_err(path_error("remove", pin))?;
+    }
+    remove_if_empty(folder)?;
+    Ok(pins)
+}
+
+/// The folders of pins of every version.
+fn abi_folders(pin_dir: &Path) -> Result<Vec<PathBuf>, KernelError> {
+    let mut folders = entries(pin_dir)?;
+    folders.retain(|folder| is_named(folder, is_abi));
+    Ok(folders)
 }
 
 fn is_named(path: &Path, pattern: fn(&str) -> bool) -> bool {
@@ -168,11 +300,22 @@ fn is_abi(name: &str) -> bool {
     })
 }
 
-/// Whether a pin is one that the daemon makes.
+/// Whether a pin is one that the daemon makes, of whatever version.
 fn is_ours(name: &str) -> bool {
-    matches!(name, "sockets" | "sockets-new")
-        || name.starts_with("xdp-")
-        || TABLES.iter().any(|table| table.name == name)
+    matches!(name, "sockets" | "sockets-new" | "sockets-too" | "sockets-too-new")
+        || is_filter(name)
+        || is_table(name)
+}
+
+/// Whether a pin holds an interface's link.
+fn is_filter(name: &str) -> bool {
+    name.starts_with("xdp-")
+}
+
+/// Whether a pin holds a table: those of every version are in capitals, and nothing else is.
+fn is_table(name: &str) -> bool {
+    let is_capital = |c: u8| c.is_ascii_uppercase() || c.is_ascii_digit() || c == b'_';
+    name.starts_with(|c: char| c.is_ascii_uppercase()) && name.bytes().all(is_capital)
 }
 
 /// Removes a folder in which nobody else has anything.
@@ -222,6 +365,18 @@ fn is_on_bpffs(path: &Path) -> Result<bool, KernelError> {
     Ok(found == FsType(libc::BPF_FS_MAGIC))
 }
 
+/// The tables that are taken over from another version: who is banned, what was counted, and what
+/// clients have used up of their limits.
+const CARRIED: [&str; 7] = [
+    map::BANS,
+    map::CLIENT_CELLS,
+    map::KIND_CELLS,
+    map::COUNTS,
+    map::SIGNATURE_HITS,
+    map::EVENTS_LOST,
+    map::UNCOUNTED,
+];
+
 const BPFFS: &str = "/sys/fs/bpf";
 
 #[cfg(test)]
@@ -233,8 +388,8 @@ mod tests {
         assert!(is_abi(map::ABI) && is_abi("v12"));
         assert!(!["v", "v1x", "1", "vv1", "x1", ""].into_iter().any(is_abi));
         assert!(TABLES.iter().all(|table| is_ours(table.name)));
-        assert!(["sockets", "sockets-new", "xdp-7-native-eth0"].into_iter().all(is_ours));
-        assert!(!["ALLOWED", "allow", "socket", "progs", "xdp"].into_iter().any(is_ours));
+        assert!(["sockets", "sockets-too-new", "xdp-7-native-eth0"].into_iter().all(is_ours));
+        assert!(!["Allowed", "allow", "socket", "progs", "xdp", "_"].into_iter().any(is_ours));
     }
 
     #[test]
@@ -246,6 +401,6 @@ mod tests {
         let error = detach(folder.path()).unwrap_err();
         assert!(matches!(error, KernelError::NotBpffs { .. }), "{error}");
         assert!(pin.exists());
-        assert!(detach(&folder.path().join("none")).unwrap().is_empty());
+        assert_eq!(detach(&folder.path().join("none")).unwrap(), Detached::default());
     }
 }

@@ -273,9 +273,11 @@ impl Writer {
             *counts.entry(reason.name().into()).or_default() += packet.packets;
         }
         counts.retain(|_, count| *count > 0);
-        let interfaces = self.attached.iter().map(|attached| InterfaceStatus {
-            name: attached.interface.clone(),
-            mode: attached.mode.to_string(),
+        let interfaces = self.health.interfaces().into_iter().map(|found| InterfaceStatus {
+            name: found.name,
+            mode: found.mode.to_string(),
+            guarded: found.is_guarded,
+            up: found.is_up,
         });
         let now_ms = clock::unix_ms();
         Ok(Status {

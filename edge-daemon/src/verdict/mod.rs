@@ -36,7 +36,7 @@ use crate::{
     clock,
     config::Settings,
     control::{Command, ListName, Peer, Reply},
-    kernel::{self, Attached, Tables},
+    kernel::{self, Health, Tables},
     metrics::KernelView,
     plan,
     request::Edge,
@@ -75,8 +75,8 @@ pub enum Order {
 /// The kernel's tables, the store behind them and the book of misdeeds.
 pub struct Writer {
     tables: Tables,
-    /// What the packet program is attached to, for the status.
-    pub attached: Vec<Attached>,
+    /// How the interfaces and the count of connections are, for the status and for scrapes.
+    pub health: Arc<Health>,
     store: Arc<Store>,
     book: Book,
     settings: Settings,
@@ -113,7 +113,7 @@ impl Writer {
         }
         let mut writer = Self {
             tables,
-            attached: Vec::new(),
+            health: Arc::default(),
             store,
             book: Book::new(plan::abuse(&settings.abuse)),
             settings: settings.clone(),
@@ -268,6 +268,13 @@ impl Writer {
             }),
             tables: tables.occupancy().iter().map(|o| (o.map, o.used, o.capacity)).collect(),
             drops_lost: tables.drops_lost().unwrap_or_default(),
+            uncounted: tables.uncounted().unwrap_or_default(),
+            interfaces: self.health.interfaces(),
+            corrected: [
+                ("added", self.health.added.load(Relaxed)),
+                ("removed", self.health.removed.load(Relaxed)),
+            ],
+            censuses_failed: self.health.failed.load(Relaxed),
         }
     }
 }

@@ -1,0 +1,273 @@
+//! Holds the count of open connections to the kernel's own list of sockets.
+//!
+//! The programs count every change from the moment they are attached. A census finds the sockets
+//! that were open before that, and whatever went wrong since: it compares the list with what is
+//! counted and has the kernel correct each difference, socket by socket, as the programs do it.
+//! Nothing here needs a capability.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+};
+
+use aya::maps::{HashMap as Table, MapData};
+use edge_common::{
+    Source,
+    map::{self, Settings, census},
+};
+use nix::sys::socket::SockProtocol;
+
+use super::{
+    KernelError, bpf,
+    maps::table_error,
+    netlink::{Netlink, word},
+};
+
+/// Compares and corrects.
+pub(super) struct Census {
+    /// `edged_census`
+    program: OwnedFd,
+    /// Socket cookies -> the hash each is counted under.
+    counted: Table<MapData, u64, u64>,
+}
+
+/// Sockets that a census changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Corrected {
+    /// Open, and not counted before.
+    pub added: u64,
+    /// Counted, and not open any more.
+    pub removed: u64,
+}
+
+impl Census {
+    pub(super) const fn new(program: OwnedFd, counted: Table<MapData, u64, u64>) -> Self {
+        Self { program, counted }
+    }
+
+    /// Looks until nothing differs, or as often as makes sense while sockets come and go.
+    pub(super) fn take(&self, settings: &Settings) -> Result<Corrected, KernelError> {
+        let mut corrected = Corrected::default();
+        let mut absent = HashSet::new();
+        for _ in 0..LOOKS_MAX {
+            // In this order: what is counted by now and closed since is absent, for good.
+            let counted = self.counted()?;
+            let open = open_sockets(settings).map_err(KernelError::Census)?;
+            let difference = compare(&counted, &open);
+            if difference.is_empty() {
+                break;
+            }
+            for cookie in &difference.moved {
+                corrected.removed += self.correct(census::REMOVE, *cookie, 0)?;
+            }
+            // The kernel's list is walked while it changes, and one look may miss a socket.
+            for cookie in difference.absent.intersection(&absent) {
+                corrected.removed += self.correct(census::REMOVE, *cookie, 0)?;
+            }
+            for (cookie, hash) in difference.missing {
+                corrected.added += self.correct(census::ADD, cookie, hash)?;
+            }
+            absent = difference.absent;
+        }
+        Ok(corrected)
+    }
+
+    /// What is counted now. A table that changes may be told of in part and in part twice: what is
+    /// left out is taken for missing, and the kernel does not count it again.
+    fn counted(&self) -> Result<HashMap<u64, u64>, KernelError> {
+        let entries = self.counted.iter().take(2 * map::SOCKETS_MAX as usize);
+        entries.map(|entry| entry.map_err(table_error(map::SOCKETS))).collect()
+    }
+
+    fn correct(&self, verb: u64, cookie: u64, hash: u64) -> Result<u64, KernelError> {
+        let changed = bpf::run(self.program.as_fd(), [verb, cookie, hash]);
+        changed.map(u64::from).map_err(KernelError::Census)
+    }
+}
+
+/// A TCP socket that is neither listening nor in its handshake nor a remainder in TIME_WAIT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Open {
+    /// What its client is counted under.
+    hash: u64,
+    /// Whether a client opened it, rather than the edge.
+    is_accepted: bool,
+}
+
+/// What the count has wrong.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Difference {
+    /// Counted, and not on the list.
+    absent: HashSet<u64>,
+    /// Counted under another hash than its client's, as after a change of what stands for one client.
+    moved: Vec<u64>,
+    /// Open and not counted under its client's hash: cookie and hash.
+    missing: Vec<(u64, u64)>,
+}
+
+impl Difference {
+    fn is_empty(&self) -> bool {
+        self.absent.is_empty() && self.missing.is_empty()
+    }
+}
+
+fn compare(counted: &HashMap<u64, u64>, open: &HashMap<u64, Open>) -> Difference {
+    let mut difference = Difference::default();
+    for (cookie, hash) in counted {
+        match open.get(cookie) {
+            None => _ = difference.absent.insert(*cookie),
+            Some(open) if open.hash != *hash => difference.moved.push(*cookie),
+            Some(_) => {}
+        }
+    }
+    for (cookie, open) in open {
+        let is_counted = counted.get(cookie) == Some(&open.hash);
+        if !is_counted && (open.is_accepted || counted.contains_key(cookie)) {
+            difference.missing.push((*cookie, open.hash));
+        }
+    }
+    difference
+}
+
+/// The open sockets of this network namespace, by cookie.
+fn open_sockets(settings: &Settings) -> io::Result<HashMap<u64, Open>> {
+    let mut sockets = Vec::new();
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        // A socket of its own for each question: an answer that broke off cannot be taken for
+        // part of the next.
+        let netlink = Netlink::open(SockProtocol::NetlinkSockDiag, 0)?;
+        let question = question(family as u8);
+        let dump = netlink.dump(SOCK_DIAG_BY_FAMILY, &question, |answer| {
+            sockets.extend(parse(answer));
+        });
+        match dump {
+            // A kernel without IPv6 has no such sockets.
+            Err(error) if family == libc::AF_INET6 && is_unknown(&error) => {}
+            other => other?,
+        }
+    }
+    let listening: HashSet<_> =
+        sockets.iter().filter(|s| s.state == LISTEN).map(|s| (s.port, s.local)).collect();
+    let accepted = |socket: &Socket| {
+        let any = [socket.local, Source::v4([0; 4]), Source([0; 16])];
+        any.iter().any(|local| listening.contains(&(socket.port, *local)))
+    };
+    let open = sockets.iter().filter(|socket| socket.state != LISTEN).map(|socket| {
+        let hash = socket.peer.client(settings.client).hash(settings.seed);
+        (socket.cookie, Open { hash, is_accepted: accepted(socket) })
+    });
+    Ok(open.collect())
+}
+
+fn is_unknown(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EAFNOSUPPORT))
+}
+
+/// A TCP socket, as the kernel lists it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Socket {
+    state: u8,
+    cookie: u64,
+    local: Source,
+    port: u16,
+    peer: Source,
+}
+
+/// Asks for the TCP sockets of a family that [`Open`] is about, and those that listen.
+fn question(family: u8) -> [u8; QUESTION] {
+    let mut question = [0; QUESTION];
+    question[0] = family;
+    question[1] = libc::IPPROTO_TCP as u8;
+    question[4..8].copy_from_slice(&STATES.to_ne_bytes());
+    question
+}
+
+/// Reads an `inet_diag_msg`; `None` for what is no whole socket.
+fn parse(answer: &[u8]) -> Option<Socket> {
+    let [family, state, timer, ..] = *answer else { return None };
+    // What is left of a socket in FIN_WAIT2 after its owner is gone is told as that state, though
+    // the socket itself is closed.
+    if timer == TIMER_TIME_WAIT {
+        return None;
+    }
+    let address = |at: usize| match i32::from(family) {
+        libc::AF_INET => Some(Source::v4(*answer.get(at..)?.first_chunk()?)),
+        _ => Some(Source(*answer.get(at..)?.first_chunk()?)),
+    };
+    let (low, high) = (word(answer, 44)?, word(answer, 48)?);
+    Some(Socket {
+        state,
+        cookie: u64::from(high) << 32 | u64::from(low),
+        local: address(8)?,
+        port: u16::from_be_bytes(*answer.get(4..)?.first_chunk()?),
+        peer: address(24)?,
+    })
+}
+
+/// At a fourth look, what differs is what came and went since the third.
+const LOOKS_MAX: usize = 4;
+
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+/// Bytes of an `inet_diag_req_v2`.
+const QUESTION: usize = 56;
+const TIMER_TIME_WAIT: u8 = 3;
+const LISTEN: u8 = 10;
+/// ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK, LISTEN and CLOSING.
+const STATES: u32 = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << LISTEN | 1 << 11;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_socket_is_read_as_the_kernel_tells_it() {
+        let mut answer = [0; 72];
+        (answer[0], answer[1]) = (libc::AF_INET as u8, 1);
+        answer[4..8].copy_from_slice(&[0x01, 0xbb, 0xc0, 0x01]);
+        answer[8..12].copy_from_slice(&[192, 0, 2, 1]);
+        answer[24..28].copy_from_slice(&[198, 51, 100, 7]);
+        answer[44..48].copy_from_slice(&5_u32.to_ne_bytes());
+        answer[48..52].copy_from_slice(&1_u32.to_ne_bytes());
+        let socket = Socket {
+            state: 1,
+            cookie: 1 << 32 | 5,
+            local: Source::v4([192, 0, 2, 1]),
+            port: 443,
+            peer: Source::v4([198, 51, 100, 7]),
+        };
+        assert_eq!(parse(&answer), Some(socket));
+        assert_eq!(parse(&answer[..51]), None);
+        answer[2] = TIMER_TIME_WAIT;
+        assert_eq!(parse(&answer), None);
+    }
+
+    proptest! {
+        /// Corrected by what differs, the count is the list; sockets that the edge opened stay out.
+        #[test]
+        fn a_corrected_count_differs_in_nothing(
+            counted in proptest::collection::hash_map(0_u64..40, 0_u64..3, 0..30),
+            open in proptest::collection::hash_map(0_u64..40, (0_u64..3, any::<bool>()), 0..30),
+        ) {
+            let open: HashMap<_, _> = open
+                .into_iter()
+                .map(|(cookie, (hash, is_accepted))| (cookie, Open { hash, is_accepted }))
+                .collect();
+            let mut corrected = counted.clone();
+            let difference = compare(&counted, &open);
+            for cookie in difference.absent.iter().chain(&difference.moved) {
+                prop_assert!(corrected.remove(cookie).is_some());
+            }
+            for (cookie, hash) in &difference.missing {
+                prop_assert!(corrected.insert(*cookie, *hash).is_none());
+            }
+            prop_assert_eq!(compare(&corrected, &open), Difference::default());
+            for (cookie, open) in &open {
+                let is_counted = counted.contains_key(cookie) || open.is_accepted;
+                prop_assert_eq!(corrected.get(cookie), is_counted.then_some(&open.hash));
+            }
+        }
+    }
+}

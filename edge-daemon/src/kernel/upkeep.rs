@@ -1,0 +1,242 @@
+//! What the kernel plane needs while it runs: that the interfaces stay guarded and that the count
+//! of open connections stays exact. On a thread of its own, which holds no capability.
+
+use std::{
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::net::UnixStream,
+    },
+    path::Path,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use nix::{
+    net::if_::{if_indextoname, if_nametoindex},
+    poll::{PollFd, PollFlags, poll},
+    sys::socket::SockProtocol,
+};
+
+use super::{
+    Attached, KernelError, Mode, Tables, Wanted,
+    attach::{self, Held},
+    bpf::Link,
+    census::{Census, Corrected},
+    netlink::Netlink,
+    pins::Folders,
+};
+
+/// Looks after the kernel plane until it is told to stop.
+pub struct Upkeep {
+    pub(super) program: OwnedFd,
+    pub(super) folders: Folders,
+    pub(super) tables: Tables,
+    pub(super) census: Census,
+    pub(super) posts: Vec<Post>,
+    pub(super) health: Arc<Health>,
+}
+
+/// What is known of the kernel plane's condition.
+#[derive(Debug, Default)]
+pub struct Health {
+    interfaces: Mutex<Vec<Interface>>,
+    /// Open connections that a census found uncounted.
+    pub added: AtomicU64,
+    /// Counted connections that a census found gone.
+    pub removed: AtomicU64,
+    /// Censuses that failed.
+    pub failed: AtomicU64,
+}
+
+/// A guarded interface's condition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name in the configuration.
+    pub name: String,
+    /// How the program is attached, or last was.
+    pub mode: Mode,
+    /// Whether the program judges its packets.
+    pub is_guarded: bool,
+    /// Whether it is switched on.
+    pub is_up: bool,
+}
+
+impl Health {
+    /// The interfaces, as of the last look: a second ago at most.
+    #[must_use]
+    pub fn interfaces(&self) -> Vec<Interface> {
+        self.interfaces.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// An interface and the program on it.
+pub(super) struct Post {
+    wanted: Wanted,
+    attached: Attached,
+    link: Link,
+    seen: Sight,
+}
+
+/// How a post was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Sight {
+    /// The program judges what comes in by the interface of this name.
+    Guarded { name: String, is_up: bool },
+    /// The interface is gone.
+    Gone,
+    /// Somebody took the program off the interface.
+    Detached,
+}
+
+impl Post {
+    pub(super) fn new(wanted: Wanted, (attached, link): Held) -> Self {
+        let seen = Sight::Guarded { name: wanted.interface.clone(), is_up: true };
+        Self { wanted, attached, link, seen }
+    }
+
+    /// Looks at the interface; says what has changed.
+    fn look(&mut self, folder: &Path) {
+        let interface = &self.wanted.interface;
+        let seen = match self.link.ifindex() {
+            Ok(Some(ifindex)) => {
+                let name = if_indextoname(ifindex).ok().and_then(|name| name.into_string().ok());
+                let name = name.unwrap_or_default();
+                Sight::Guarded { is_up: attach::is_up(&name).unwrap_or(false), name }
+            }
+            // Who takes the filter off removes its pin.
+            _ if folder.join(self.attached.pin_name()).exists() => Sight::Gone,
+            _ => Sight::Detached,
+        };
+        if seen == self.seen {
+            return;
+        }
+        match &seen {
+            Sight::Guarded { name, is_up: true } => {
+                tracing::info!(interface, now = name, "the interface is up and guarded");
+            }
+            Sight::Guarded { name, is_up: false } => {
+                tracing::warn!(interface, now = name, "the interface is down");
+            }
+            Sight::Detached => {
+                tracing::error!(interface, "unfiltered: the filter was taken off the interface");
+            }
+            Sight::Gone => tracing::error!(interface, "the interface is gone"),
+        }
+        self.seen = seen;
+    }
+
+    /// Whether another interface has the name of the one that is gone.
+    fn is_back(&self) -> bool {
+        let interface = self.wanted.interface.as_str();
+        self.seen == Sight::Gone
+            && if_nametoindex(interface).is_ok_and(|index| index != self.attached.ifindex)
+    }
+
+    fn condition(&self) -> Interface {
+        Interface {
+            name: self.wanted.interface.clone(),
+            mode: self.attached.mode,
+            is_guarded: matches!(self.seen, Sight::Guarded { .. }),
+            is_up: matches!(self.seen, Sight::Guarded { is_up: true, .. }),
+        }
+    }
+}
+
+impl Upkeep {
+    /// What it finds, for status and metrics.
+    #[must_use]
+    pub fn health(&self) -> Arc<Health> {
+        Arc::clone(&self.health)
+    }
+
+    /// Works until the other end of `stop` is closed.
+    pub fn run(mut self, stop: &UnixStream) {
+        let news = Netlink::open(SockProtocol::NetlinkRoute, LINK_NEWS);
+        if let Err(error) = &news {
+            tracing::warn!(%error, "interfaces are looked at once a second, not when they change");
+        }
+        let mut next_census = Instant::now() + CENSUS_EVERY;
+        loop {
+            let mut waited = vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
+            if let Ok(news) = &news {
+                waited.push(PollFd::new(news.as_fd(), PollFlags::POLLIN));
+            }
+            let ready = poll(&mut waited, LOOK_EVERY_MS);
+            if ready.is_ok() && waited[0].any() == Some(true) {
+                return;
+            }
+            if let Ok(news) = &news {
+                news.forget();
+            }
+            self.look();
+            if Instant::now() >= next_census {
+                // A failure is logged and counted, and the next may succeed.
+                let _ = self.take_census();
+                next_census = Instant::now() + CENSUS_EVERY;
+            }
+        }
+    }
+
+    /// Looks at every interface, and guards those again that came back.
+    pub(super) fn look(&mut self) {
+        for post in &mut self.posts {
+            post.look(&self.folders.own);
+            if !post.is_back() {
+                continue;
+            }
+            let interface = post.wanted.interface.clone();
+            match attach::again(self.program.as_fd(), &post.wanted, &self.folders) {
+                Ok(held) => {
+                    let former = self.folders.own.join(post.attached.pin_name());
+                    *post = Post::new(post.wanted.clone(), held);
+                    tracing::warn!(interface, "the interface is back, and guarded");
+                    if let Err(error) = std::fs::remove_file(former) {
+                        tracing::warn!(%error, "the pin of the former interface stays");
+                    }
+                }
+                // Tried again at the next look.
+                Err(error) => {
+                    eprintln!("DBG {error:?}");
+                    tracing::error!(interface, %error, "unfiltered: it came back")
+                }
+            }
+        }
+        let conditions = self.posts.iter().map(Post::condition).collect();
+        *self.health.interfaces.lock().unwrap_or_else(PoisonError::into_inner) = conditions;
+    }
+
+    /// Holds the count of open connections to the kernel's list of sockets; what it changed.
+    ///
+    /// # Errors
+    /// [`KernelError::Census`] if the sockets cannot be listed or the count not corrected.
+    pub fn take_census(&self) -> Result<Corrected, KernelError> {
+        let taken = self.tables.settings().and_then(|settings| self.census.take(&settings));
+        match &taken {
+            Ok(corrected) => {
+                self.health.added.fetch_add(corrected.added, Relaxed);
+                self.health.removed.fetch_add(corrected.removed, Relaxed);
+                tracing::debug!(?corrected, "open connections");
+            }
+            Err(error) => {
+                self.health.failed.fetch_add(1, Relaxed);
+                let error = error_chain(error);
+                tracing::error!(error, "open connections are not compared with the sockets");
+            }
+        }
+        taken
+    }
+}
+
+fn error_chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+/// `RTMGRP_LINK`
+const LINK_NEWS: u32 = 1;
+const LOOK_EVERY_MS: u16 = 1000;
+/// A census walks all sockets of the host, at about a microsecond each.
+const CENSUS_EVERY: Duration = Duration::from_secs(60);

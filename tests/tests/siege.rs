@@ -1,0 +1,45 @@
+//! The filter holds, and its counts with it, whatever happens to the daemon beside it.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use edge_tests::{Lab, churn::churn, siege::siege};
+
+/// Of the full count, 1 000 000, which `cargo xtask bench kernel 11` runs.
+const CONNECTIONS: u64 = 20_000;
+
+#[test]
+fn open_connections_are_counted_without_drift() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut edged = lab
+        .edged()?
+        .set("kernel.packet_rate", r#""off""#)
+        .set("kernel.connection_rate", r#""off""#)
+        .set("kernel.open_connections_max", "0")
+        .start()?;
+    let (drift, corrected) = churn(&lab, &mut edged, CONNECTIONS, |tenth, edged| {
+        match tenth {
+            3 => edged.kill9()?,
+            6 => drop(edged.terminate()?),
+            _ => return Ok(()),
+        }
+        edged.start_again()
+    })?;
+    assert_eq!((drift, corrected), (0, 0), "drift and corrections");
+    Ok(())
+}
+
+#[test]
+fn nothing_leaks_and_no_ban_is_lost_under_siege() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut edged = lab
+        .edged()?
+        .set("kernel.packet_rate", r#""off""#)
+        .set("kernel.connection_rate", r#""off""#)
+        .set("abuse.ban_first", r#""25s""#)
+        .start()?;
+    let siege = siege(&lab, &mut edged, 3)?;
+    assert_eq!((siege.leaked, siege.bans_lost), (0, 0), "{siege:?}");
+    assert!(siege.sent > 10_000 && siege.expired_late < Duration::from_millis(500), "{siege:?}");
+    Ok(())
+}
