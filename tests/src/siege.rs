@@ -6,7 +6,10 @@ use std::{
     fs,
     net::{IpAddr, SocketAddr, UdpSocket},
     path::Path,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -16,7 +19,7 @@ use edge_common::map;
 use crate::{
     Edged, Lab,
     client::{reaches, until},
-    lab::{ATTACKER, CLIENT, EDGE, EDGE6, LISTED, LISTED6},
+    lab::{ATTACKER, ATTACKER6, CLIENT, EDGE, EDGE6, LISTED, LISTED6},
 };
 
 /// What came of it.
@@ -29,67 +32,81 @@ pub struct Siege {
     pub leaked: u64,
     /// Times that a ban was not there after a disturbance.
     pub bans_lost: u32,
-    /// From the ban's end to the first datagram that passed.
-    pub expired_late: Duration,
-    /// Crashes, restarts, upgrades and swaps, each so often.
-    pub rounds: u32,
+    /// Between a ban's end and the first datagram that passed, whichever was first.
+    pub expired_off: Duration,
 }
 
-/// When the first datagram of a source came, in unix milliseconds, and how many did.
-type Arrivals = BTreeMap<IpAddr, (u64, u64)>;
+/// For each source, when the first datagram came, in unix milliseconds, and how many did.
+type Arrivals = Mutex<BTreeMap<IpAddr, (u64, u64)>>;
 
-/// Bans [`ATTACKER`] and disturbs the daemon so often, in each of the four ways. Then waits for the
-/// end of the ban, which must last that long.
+/// Bans [`ATTACKER`] and disturbs the daemon so often, in each of the four ways. Then bans
+/// [`ATTACKER6`] for some seconds and kills the daemon, to see that ban end. Until then it is the
+/// proof that the flood gets through where nothing holds it up.
 ///
 /// # Errors
-/// If the lab breaks, or the flood does not get through when the ban is over.
+/// If the lab breaks, or the flood does not get through where it should.
 pub fn siege(lab: &Lab, edged: &mut Edged<'_>, rounds: u32) -> Result<Siege> {
-    for _ in 0..6 {
-        let _ = edged.get(ATTACKER, "/").key("wrong").arg("--max-time", "1").send();
-    }
-    until("a ban", Duration::from_secs(2), || edged.banned(ATTACKER))?;
-    let bans = edged.bans()?;
-    let until_ms = bans[0]["until_ms"].as_u64().context("the end of a ban")?;
-
-    let sockets = [(EDGE, PORT), (EDGE6, PORT)].map(|(address, port)| {
-        lab.edge.enter(|| -> Result<UdpSocket> {
-            let socket = UdpSocket::bind(SocketAddr::new(address.parse()?, port))?;
-            socket.set_nonblocking(true)?;
-            Ok(socket)
-        })
-    });
-    let [v4, v6] = sockets;
-    let sockets = [v4?, v6?];
-    let (stop, sent) = (AtomicBool::new(false), AtomicU64::new(0));
+    ban(edged, ATTACKER)?;
+    let socket = |address: &str| -> Result<UdpSocket> {
+        let address = SocketAddr::new(address.parse()?, PORT);
+        let socket = lab.edge.enter(|| UdpSocket::bind(address))?;
+        socket.set_nonblocking(true)?;
+        Ok(socket)
+    };
+    let sockets = [socket(EDGE)?, socket(EDGE6)?];
+    let (stop, sent, arrivals) = (AtomicBool::new(false), AtomicU64::new(0), Arrivals::default());
+    let arrived = |source: &str| -> Result<(u64, u64)> {
+        let arrivals = arrivals.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(arrivals.get(&source.parse::<IpAddr>()?).copied().unwrap_or_default())
+    };
     std::thread::scope(|scope| {
         let flood = scope.spawn(|| lab.attacker.enter(|| flood(&stop, &sent)));
-        let catcher = scope.spawn(|| catch(&sockets, &stop));
-        let disturbed = disturb(edged, lab, rounds);
-        // The ban ends by the kernel's clock alone.
-        let killed = edged.kill9();
-        let wait = Duration::from_millis(until_ms.saturating_sub(now_ms())) + LATE_MAX;
-        std::thread::sleep(wait);
+        scope.spawn(|| catch(&sockets, &arrivals, &stop));
+        let mut besieged = || -> Result<Siege> {
+            let bans_lost = disturb(edged, lab, rounds)?;
+            ensure!(arrived(ATTACKER6)?.1 > 0, "the flood does not get through");
+            edged.edit("abuse.ban_first", r#""3s""#)?;
+            edged.tell("reload")?;
+            let until_ms = ban(edged, ATTACKER6)?;
+            edged.kill9()?;
+            // What is on its way is let in.
+            std::thread::sleep(Duration::from_millis(100));
+            arrivals.lock().unwrap_or_else(PoisonError::into_inner).remove(&ATTACKER6.parse()?);
+            let within = Duration::from_secs(8);
+            until("the ban ends", within, || Ok(arrived(ATTACKER6)?.1 > 0))?;
+            let early_or_late = arrived(ATTACKER6)?.0.abs_diff(until_ms);
+            let leaked =
+                [LISTED, LISTED6, ATTACKER].map(|source| arrived(source).map(|(_, count)| count));
+            let [listed, listed6, banned] = leaked;
+            Ok(Siege {
+                sent: sent.load(Relaxed),
+                leaked: listed? + listed6? + banned?,
+                bans_lost,
+                expired_off: Duration::from_millis(early_or_late),
+            })
+        };
+        let siege = besieged();
         stop.store(true, Relaxed);
         flood.join().expect("no panic")?;
-        let arrivals = catcher.join().expect("no panic");
-        killed?;
-        let bans_lost = disturbed?;
-        edged.start_again()?;
-        let first = |source: &str| -> Result<Option<(u64, u64)>> {
-            Ok(arrivals.get(&source.parse::<IpAddr>()?).copied())
-        };
-        let denied = [LISTED, LISTED6].map(|s| first(s).map(|f| f.map_or(0, |(_, count)| count)));
-        let [v4, v6] = denied;
-        let (at_ms, count) = first(ATTACKER)?.context("the ban did not end")?;
-        Ok(Siege {
-            sent: sent.load(Relaxed),
-            // Before its end each one counts; the catcher knows no more than when the first came.
-            leaked: v4? + v6? + if at_ms < until_ms { count } else { 0 },
-            bans_lost,
-            expired_late: Duration::from_millis(at_ms.saturating_sub(until_ms)),
-            rounds,
-        })
+        siege
     })
+}
+
+/// Has a source banned for what it does; when that ends, in unix milliseconds.
+fn ban(edged: &Edged<'_>, source: &str) -> Result<u64> {
+    for _ in 0..6 {
+        let _ = edged.get(source, "/").key("wrong").arg("--max-time", "1").send();
+    }
+    // A /64 is one client, named without the host's part.
+    let client = source.split("::").next().unwrap_or(source);
+    let mut until_ms = None;
+    until("a ban", Duration::from_secs(2), || {
+        let bans = edged.bans()?;
+        let ban = bans.iter().find(|ban| ban["source"].to_string().contains(client));
+        until_ms = ban.and_then(|ban| ban["until_ms"].as_u64());
+        Ok(until_ms.is_some())
+    })?;
+    until_ms.context("found above")
 }
 
 /// Crash, restart, upgrade, swap; how often the ban was not there afterwards.
@@ -128,13 +145,18 @@ fn flood(stop: &AtomicBool, sent: &AtomicU64) -> Result<()> {
         socket.connect(SocketAddr::new(to.parse()?, PORT))?;
         Ok(socket)
     };
-    let sockets = [from(LISTED, EDGE)?, from(ATTACKER, EDGE)?, from(LISTED6, EDGE6)?];
+    let sockets = [
+        from(LISTED, EDGE)?,
+        from(ATTACKER, EDGE)?,
+        from(LISTED6, EDGE6)?,
+        from(ATTACKER6, EDGE6)?,
+    ];
     while !stop.load(Relaxed) {
         for socket in &sockets {
             // While nobody listens there may be an error from before to be told of first.
             sent.fetch_add(u64::from(socket.send(b"siege").is_ok()), Relaxed);
         }
-        if sent.load(Relaxed) % 96 < 3 {
+        if sent.load(Relaxed) % 96 < 4 {
             // Others need the processors too.
             std::thread::sleep(Duration::from_micros(500));
         }
@@ -142,22 +164,20 @@ fn flood(stop: &AtomicBool, sent: &AtomicU64) -> Result<()> {
     Ok(())
 }
 
-/// Notes what arrives.
-fn catch(sockets: &[UdpSocket], stop: &AtomicBool) -> Arrivals {
-    let mut arrivals = Arrivals::new();
+/// Notes what arrives, until it is told to stop.
+fn catch(sockets: &[UdpSocket], arrivals: &Arrivals, stop: &AtomicBool) {
     while !stop.load(Relaxed) {
         let mut is_idle = true;
         for socket in sockets {
             let Ok((_, from)) = socket.recv_from(&mut [0; 16]) else { continue };
-            let (_, count) = arrivals.entry(from.ip()).or_insert_with(|| (now_ms(), 0));
-            *count += 1;
+            let mut arrivals = arrivals.lock().unwrap_or_else(PoisonError::into_inner);
+            arrivals.entry(from.ip()).or_insert_with(|| (now_ms(), 0)).1 += 1;
             is_idle = false;
         }
         if is_idle {
             std::thread::sleep(Duration::from_micros(200));
         }
     }
-    arrivals
 }
 
 fn now_ms() -> u64 {
@@ -167,5 +187,3 @@ fn now_ms() -> u64 {
 
 /// The port of the edge that the flood goes to.
 const PORT: u16 = 9_001;
-/// After the end of the ban, the flood is let through within this time.
-const LATE_MAX: Duration = Duration::from_millis(1500);

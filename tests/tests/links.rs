@@ -13,7 +13,7 @@ use std::{
 };
 
 use edge_common::{
-    Rate, Reason, Source,
+    Reason, Source,
     map::{ABI, Ban, CLIENT_CELLS, FOREVER},
 };
 use edge_daemon::kernel::{
@@ -168,7 +168,7 @@ fn reset(stream: TcpStream) {
 fn open_connections_are_counted_exactly_and_bounded() {
     let pair = Pair::new();
     let policy = Policy { open_max: 4, ..UNLIMITED };
-    let kernel = pair.load(AttachMode::Native, policy).unwrap();
+    let kernel = pair.load(AttachMode::Native, policy.clone()).unwrap();
     let listener = pair.listen();
     let to = listener.local_addr().unwrap();
 
