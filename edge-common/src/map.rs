@@ -9,8 +9,9 @@ use crate::{
     source::{ClientWidth, Source},
 };
 
-/// Names the folder of pinned maps; changes whenever a layout below does, so that two versions
-/// never read each other's tables.
+/// Names the folder of pinned maps; changes whenever a layout below does. A version takes over from
+/// another the tables that it has under the same name and shape: what changes its meaning but not
+/// its shape changes its name. The first two fields of [`Settings`] are the same in every version.
 pub const ABI: &str = "v2";
 
 /// Networks that are never dropped. LPM trie: [`crate::Source`] -> [`Entry`].

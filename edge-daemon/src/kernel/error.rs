@@ -157,6 +157,16 @@ pub enum KernelError {
         /// Why it failed.
         source: MapError,
     },
+    /// The kernel refused something, and is older than what would not be refused.
+    #[error("this kernel, {release}, lacks by its version: {lacking}")]
+    Lacking {
+        /// The running kernel.
+        release: String,
+        /// What it lacks, each with the version that has it.
+        lacking: String,
+        /// What it refused.
+        source: Box<KernelError>,
+    },
     /// What is pinned guards the interfaces of another network namespace.
     #[error(
         "{} guards the interfaces of another network namespace; each needs a folder of its own, or \
@@ -179,4 +189,19 @@ pub enum KernelError {
     /// A trial run was refused.
     #[error("cannot run the kernel program on a frame")]
     Run(#[source] ProgramError),
+}
+
+impl KernelError {
+    /// Whether a kernel without a needed feature fails like this.
+    pub(super) const fn is_of_features(&self) -> bool {
+        matches!(
+            self,
+            Self::Btf(_)
+                | Self::KernelTypes { .. }
+                | Self::Field { .. }
+                | Self::NetnsCookie { .. }
+                | Self::Object(_)
+                | Self::Program { .. }
+        )
+    }
 }

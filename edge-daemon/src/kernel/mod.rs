@@ -9,6 +9,7 @@ mod btf;
 mod census;
 mod drops;
 mod error;
+mod features;
 mod lists;
 mod maps;
 mod netlink;
@@ -27,6 +28,7 @@ use aya::{
     Ebpf, EbpfLoader,
     programs::{BtfTracePoint, ProgramError, RawTracePoint, TestRun as _, TestRunOptions, Xdp},
 };
+use nix::sys::utsname::uname;
 
 pub use self::{
     attach::{AttachMode, Attached, Mode, Wanted},
@@ -84,6 +86,19 @@ impl Kernel {
     /// [`KernelError::InUse`] if another daemon uses the pins. Tables and links that were there
     /// before stay as they were.
     pub fn load(settings: &LoadSettings) -> Result<Self, KernelError> {
+        Self::try_load(settings).map_err(|error| {
+            let release = uname().map(|names| names.release().to_string_lossy().into_owned());
+            let release = release.unwrap_or_default();
+            match features::lacking(&release) {
+                Some(lacking) if error.is_of_features() => {
+                    KernelError::Lacking { release, lacking, source: Box::new(error) }
+                }
+                _ => error,
+            }
+        })
+    }
+
+    fn try_load(settings: &LoadSettings) -> Result<Self, KernelError> {
         let folders = Folders::prepare(&settings.pin_dir)?;
         let lock = Lock::take(&folders.own)?;
         let others = folders.others.iter().map(|folder| Lock::take(folder));
