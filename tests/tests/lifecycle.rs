@@ -196,3 +196,27 @@ fn detach_takes_the_filter_away() -> Result<()> {
     assert!(!std::path::Path::new(&lab.pin_dir()).exists());
     Ok(())
 }
+
+#[test]
+fn edgectl_gives_the_interface_back_with_a_daemon_and_without() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut edged = lab.edged()?.start()?;
+    let detach = format!("detach --pin-dir {}", lab.pin_dir());
+    let filtered = r#"edged_interface_filtered{interface="edge0",mode="native"}"#;
+    assert_eq!(edged.metrics()?.value(filtered), 1.0);
+    assert!(!reaches(&lab, LISTED, 443));
+    let told = edged.tell(&detach)?;
+    assert!(told.contains("native-edge0") && told.contains("a daemon runs"), "{told}");
+    assert!(reaches(&lab, LISTED, 443));
+    until("it is noticed", Duration::from_secs(3), || Ok(edged.metrics()?.value(filtered) == 0.0))?;
+    assert!(edged.tell("status")?.contains("edge0 (native, NOT FILTERED)"));
+    edged.terminate()?;
+    edged.start_again()?;
+    assert!(!reaches(&lab, LISTED, 443));
+    edged.terminate()?;
+    let told = edged.tell(&detach)?;
+    assert!(told.contains("native-edge0") && !told.contains("a daemon runs"), "{told}");
+    assert!(reaches(&lab, LISTED, 443));
+    assert_eq!(edged.tell(&detach)?, "nothing was pinned\n");
+    Ok(())
+}

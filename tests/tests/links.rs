@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a helper of tests may fail as a test does")]
 
 use std::{
+    ffi::CString,
     fs::File,
     io::Read as _,
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
@@ -568,4 +569,45 @@ fn an_interface_that_another_program_holds_is_left_alone() {
     let error = attach("nowhere0");
     assert!(error.to_string().contains("nowhere0"), "{error}");
     detach(&settings.pin_dir).unwrap();
+}
+
+#[test]
+fn a_program_that_was_attached_without_a_link_is_named_and_left_alone() {
+    let pair = Pair::new();
+    std::fs::create_dir_all(&pair.pin_dir).unwrap();
+    let pin = pair.pin_dir.join("stranger");
+    pin_program(&pin, b"stranger");
+    // Not `ip -n`, which hides the bpffs.
+    let set = |what: &str| pair.within("edge", || ip(&format!("link set dev guarded {what}")));
+    set(&format!("xdpgeneric pinned {}", pin.display()));
+    for mode in [AttachMode::Auto, AttachMode::Native, AttachMode::Generic] {
+        let error = pair.load(mode, UNLIMITED).err().expect("refused");
+        assert!(error.to_string().contains("(stranger, id "), "{error}");
+    }
+    // As the error says.
+    set("xdpgeneric off");
+    pair.load(AttachMode::Auto, UNLIMITED).unwrap();
+    std::fs::remove_file(pin).unwrap();
+}
+
+/// Pins an XDP program that passes every packet.
+fn pin_program(pin: &std::path::Path, name: &[u8]) {
+    let pass = [0x0000_0002_0000_00b7_u64, 0x95];
+    let (licence, path) = (c"GPL", CString::new(pin.to_str().unwrap()).unwrap());
+    let mut load = [0_u64; 8];
+    load[0] = 2 << 32 | 6;
+    load[1] = pass.as_ptr().expose_provenance() as u64;
+    load[2] = licence.as_ptr().expose_provenance() as u64;
+    for (at, byte) in name.iter().enumerate() {
+        load[6 + at / 8] |= u64::from(*byte) << (at % 8 * 8);
+    }
+    let call = |command: libc::c_long, words: &[u64]| {
+        // SAFETY: the words are what the command takes, and what they point to is alive.
+        let done =
+            unsafe { libc::syscall(libc::SYS_bpf, command, words.as_ptr(), size_of_val(words)) };
+        assert!(done >= 0, "{}", std::io::Error::last_os_error());
+        done as u64
+    };
+    let program = call(5, &load);
+    call(6, &[path.as_ptr().expose_provenance() as u64, program]);
 }
