@@ -3,6 +3,8 @@
 //! Each worker counts into memory of its own; a scrape sums them up. Nothing on the request path
 //! touches a cache line that another core writes, except the two gauges that are also bounds.
 
+mod kernel;
+
 use std::{
     collections::BTreeMap,
     sync::{
@@ -12,14 +14,14 @@ use std::{
     time::Duration,
 };
 
-use edge_common::{Plane, Reason, map::Count};
+use edge_common::{Plane, Reason};
 use http::StatusCode;
 use prometheus::{
     TextEncoder,
     proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType},
 };
 
-use crate::kernel::Interface;
+pub use self::kernel::KernelView;
 
 /// One worker's counters.
 #[repr(align(128))]
@@ -112,24 +114,6 @@ pub struct Metrics {
     pub reloads_refused: AtomicU64,
 }
 
-/// What the kernel counted, read for one scrape.
-pub struct KernelView {
-    /// Packets and bytes by reason.
-    pub counts: [Count; Reason::COUNT],
-    /// Name, entries if they are counted, and capacity of each table.
-    pub tables: Vec<(&'static str, Option<u64>, u64)>,
-    /// Drop events that the kernel kept back.
-    pub drops_lost: u64,
-    /// The guarded interfaces.
-    pub interfaces: Vec<Interface>,
-    /// Connections that found no room to be counted.
-    pub uncounted: u64,
-    /// Corrections of the count of open connections, by kind.
-    pub corrected: [(&'static str, u64); 2],
-    /// Comparisons of the count with the kernel's sockets that failed.
-    pub censuses_failed: u64,
-}
-
 impl Metrics {
     /// Counters for so many workers.
     #[must_use]
@@ -188,7 +172,7 @@ impl Metrics {
             build_info(),
         ];
         families.extend(self.plain(events_lost));
-        families.extend(kernel.into_iter().flat_map(kernel_families));
+        families.extend(kernel.into_iter().flat_map(KernelView::families));
         // The encoder refuses a family that has not counted anything yet.
         families.retain(|family| !family.get_metric().is_empty());
         TextEncoder::new().encode_to_string(&families).unwrap_or_else(|error| {
@@ -281,73 +265,6 @@ impl Metrics {
             now("edged_keys_active", "Keys that would be accepted.", load(&self.keys_active)),
         ]
     }
-}
-
-fn kernel_families(view: &KernelView) -> Vec<MetricFamily> {
-    let packet = || Reason::ALL.iter().filter(|r| r.plane() == Plane::Packet);
-    let by_reason = |of: fn(&Count) -> u64| {
-        packet().map(move |reason| {
-            counter(&[("reason", reason.name())], of(&view.counts[*reason as usize]))
-        })
-    };
-    let used = view.tables.iter().filter_map(|(map, used, _)| Some((map, (*used)?)));
-    let lost = counter(&[], view.drops_lost);
-    let (total, now) = (MetricType::COUNTER, MetricType::GAUGE);
-    vec![
-        family("edged_packets_total", "Packets by outcome.", total, by_reason(|c| c.packets)),
-        family(
-            "edged_packet_bytes_total",
-            "Packet bytes by outcome.",
-            total,
-            by_reason(|c| c.bytes),
-        ),
-        family(
-            "edged_map_entries",
-            "Entries of a kernel table.",
-            now,
-            used.map(|(m, n)| gauge(&[("map", m)], n)),
-        ),
-        family(
-            "edged_map_capacity",
-            "Capacity of a kernel table.",
-            now,
-            view.tables.iter().map(|(map, _, capacity)| gauge(&[("map", map)], *capacity)),
-        ),
-        family("edged_drop_events_lost_total", "Drop events the kernel kept back.", total, [lost]),
-        family(
-            "edged_interface_filtered",
-            "Whether the packet program judges what comes in.",
-            now,
-            view.interfaces.iter().map(|i| {
-                let labels = [("interface", &*i.name), ("mode", &*i.mode.to_string())];
-                gauge(&labels, i.is_guarded.into())
-            }),
-        ),
-        family(
-            "edged_interface_up",
-            "Whether an interface is switched on.",
-            now,
-            view.interfaces.iter().map(|i| gauge(&[("interface", &i.name)], i.is_up.into())),
-        ),
-        family(
-            "edged_open_connections_corrected_total",
-            "Open connections whose count was corrected.",
-            total,
-            view.corrected.iter().map(|(kind, count)| counter(&[("kind", kind)], *count)),
-        ),
-        family(
-            "edged_open_connections_uncounted_total",
-            "Connections that found no room to be counted.",
-            total,
-            [counter(&[], view.uncounted)],
-        ),
-        family(
-            "edged_censuses_failed_total",
-            "Open connections that could not be compared with the kernel's sockets.",
-            total,
-            [counter(&[], view.censuses_failed)],
-        ),
-    ]
 }
 
 fn reloads(ok: &AtomicU64, refused: &AtomicU64) -> MetricFamily {

@@ -42,7 +42,7 @@ pub struct Tables {
     events_lost: PerCpuArray<MapData, u64>,
     uncounted: PerCpuArray<MapData, u64>,
     open: Array<MapData, [u64; open::WAYS]>,
-    sockets: HashMap<MapData, u64, u64>,
+    pub(super) sockets: HashMap<MapData, u64, u64>,
     signatures: Array<MapData, Signature>,
     services: Array<MapData, u64>,
     settings: Array<MapData, Settings>,
@@ -214,11 +214,6 @@ impl Tables {
     pub fn uncounted(&self) -> Result<u64, KernelError> {
         let cpus = self.uncounted.get(&0, 0).map_err(table_error(map::UNCOUNTED))?;
         Ok(cpus.iter().sum())
-    }
-
-    /// The sockets that are counted: cookie -> client's hash.
-    pub(super) fn sockets(&self) -> Result<HashMap<MapData, u64, u64>, KernelError> {
-        again(map::SOCKETS, self.sockets.map())
     }
 
     /// What the kernel does with packets from this address now, in the order of its program.

@@ -26,8 +26,10 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
+    maps::IterableMap as _,
     programs::{BtfTracePoint, ProgramError, RawTracePoint, TestRun as _, TestRunOptions, Xdp},
 };
+use edge_common::map;
 use nix::sys::utsname::uname;
 
 pub use self::{
@@ -127,7 +129,10 @@ impl Kernel {
             attach::sockets(program_named(&mut self.programs, program)?, pin, &self.folders.own)?;
         }
         let census: &mut RawTracePoint = program_named(&mut self.programs, CENSUS)?;
-        let census = Census::new(duplicate(CENSUS, census.fd())?, self.tables.sockets()?);
+        let census = Census::new(
+            duplicate(CENSUS, census.fd())?,
+            maps::again(map::SOCKETS, self.tables.sockets.map())?,
+        );
         let xdp: &mut Xdp = program_named(&mut self.programs, PACKETS)?;
         let held = attach::interfaces(xdp, interfaces, &self.folders)?;
         self.attached = held.iter().map(|(attached, _)| attached.clone()).collect();

@@ -1,0 +1,100 @@
+//! What the kernel counted, and the state of what guards the interfaces.
+
+use edge_common::{Plane, Reason, map::Count};
+use prometheus::proto::{MetricFamily, MetricType};
+
+use super::{counter, family, gauge};
+use crate::kernel::Interface;
+
+/// What the kernel counted, read for one scrape.
+pub struct KernelView {
+    /// Packets and bytes by reason.
+    pub counts: [Count; Reason::COUNT],
+    /// Name, entries if they are counted, and capacity of each table.
+    pub tables: Vec<(&'static str, Option<u64>, u64)>,
+    /// Drop events that the kernel kept back.
+    pub drops_lost: u64,
+    /// The guarded interfaces.
+    pub interfaces: Vec<Interface>,
+    /// Connections that found no room to be counted.
+    pub uncounted: u64,
+    /// Corrections of the count of open connections, by kind.
+    pub corrected: [(&'static str, u64); 2],
+    /// Comparisons of the count with the kernel's sockets that failed.
+    pub censuses_failed: u64,
+}
+
+impl KernelView {
+    /// All of it, as families.
+    pub(super) fn families(&self) -> Vec<MetricFamily> {
+        let packet = || Reason::ALL.iter().filter(|r| r.plane() == Plane::Packet);
+        let by_reason = |of: fn(&Count) -> u64| {
+            packet().map(move |reason| {
+                counter(&[("reason", reason.name())], of(&self.counts[*reason as usize]))
+            })
+        };
+        let used = self.tables.iter().filter_map(|(map, used, _)| Some((map, (*used)?)));
+        let lost = counter(&[], self.drops_lost);
+        let (total, now) = (MetricType::COUNTER, MetricType::GAUGE);
+        vec![
+            family("edged_packets_total", "Packets by outcome.", total, by_reason(|c| c.packets)),
+            family(
+                "edged_packet_bytes_total",
+                "Packet bytes by outcome.",
+                total,
+                by_reason(|c| c.bytes),
+            ),
+            family(
+                "edged_map_entries",
+                "Entries of a kernel table.",
+                now,
+                used.map(|(m, n)| gauge(&[("map", m)], n)),
+            ),
+            family(
+                "edged_map_capacity",
+                "Capacity of a kernel table.",
+                now,
+                self.tables.iter().map(|(map, _, capacity)| gauge(&[("map", map)], *capacity)),
+            ),
+            family(
+                "edged_drop_events_lost_total",
+                "Drop events the kernel kept back.",
+                total,
+                [lost],
+            ),
+            family(
+                "edged_interface_filtered",
+                "Whether the packet program judges what comes in.",
+                now,
+                self.interfaces.iter().map(|i| {
+                    let labels = [("interface", &*i.name), ("mode", &*i.mode.to_string())];
+                    gauge(&labels, i.is_guarded.into())
+                }),
+            ),
+            family(
+                "edged_interface_up",
+                "Whether an interface is switched on.",
+                now,
+                self.interfaces.iter().map(|i| gauge(&[("interface", &i.name)], i.is_up.into())),
+            ),
+            family(
+                "edged_open_connections_corrected_total",
+                "Open connections whose count was corrected.",
+                total,
+                self.corrected.iter().map(|(kind, count)| counter(&[("kind", kind)], *count)),
+            ),
+            family(
+                "edged_open_connections_uncounted_total",
+                "Connections that found no room to be counted.",
+                total,
+                [counter(&[], self.uncounted)],
+            ),
+            family(
+                "edged_censuses_failed_total",
+                "Open connections that could not be compared with the kernel's sockets.",
+                total,
+                [counter(&[], self.censuses_failed)],
+            ),
+        ]
+    }
+}
