@@ -105,7 +105,7 @@ impl<'a> Setup<'a> {
     /// Starts the daemon and waits until it is ready.
     ///
     /// # Errors
-    /// If it is not ready within 10 seconds; with what it printed.
+    /// If it is not ready within 30 seconds; with what it printed.
     pub fn start(self) -> Result<Edged<'a>> {
         let config = self.write()?;
         let ca = certify(self.lab.dir())?;
@@ -396,7 +396,7 @@ fn launch(lab: &Lab, config: &Path) -> Result<Child> {
 
 /// Waits for `READY=1`, as a service manager would.
 fn await_ready(socket: &UnixDatagram, child: &mut Child) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(30);
     let mut buffer = [0; 512];
     while Instant::now() < deadline {
         if let Ok(length) = socket.recv(&mut buffer)
@@ -408,7 +408,7 @@ fn await_ready(socket: &UnixDatagram, child: &mut Child) -> Result<()> {
             bail!("edged ended before it was ready: {status}");
         }
     }
-    bail!("edged was not ready within 10 seconds")
+    bail!("edged was not ready within 30 seconds")
 }
 
 /// Writes a certificate authority, and a certificate that it signed for the edge; where the
