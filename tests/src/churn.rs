@@ -91,7 +91,7 @@ pub fn churn(
         let mut result = Ok(());
         for tenth in 1..10 {
             while done.load(Relaxed) < connections * tenth / 10
-                && !clients.iter().any(|client| client.is_finished())
+                && !clients.iter().any(std::thread::ScopedJoinHandle::is_finished)
             {
                 std::thread::sleep(Duration::from_millis(1));
             }

@@ -200,7 +200,7 @@ impl Upkeep {
                 // Tried again at the next look.
                 Err(error) => {
                     eprintln!("DBG {error:?}");
-                    tracing::error!(interface, %error, "unfiltered: it came back")
+                    tracing::error!(interface, %error, "unfiltered: it came back");
                 }
             }
         }
