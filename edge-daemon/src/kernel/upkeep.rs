@@ -198,10 +198,7 @@ impl Upkeep {
                     }
                 }
                 // Tried again at the next look.
-                Err(error) => {
-                    eprintln!("DBG {error:?}");
-                    tracing::error!(interface, %error, "unfiltered: it came back");
-                }
+                Err(error) => tracing::error!(interface, %error, "unfiltered: it came back"),
             }
         }
         let conditions = self.posts.iter().map(Post::condition).collect();
