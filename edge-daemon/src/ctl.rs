@@ -14,7 +14,7 @@ pub use args::Args;
 use args::{Act, Verb};
 use clap::{CommandFactory as _, Parser as _};
 
-use crate::control::{Reply, client};
+use crate::control::{Command, Reply, client};
 
 /// The daemon did what was asked.
 pub const DONE: u8 = 0;
@@ -48,12 +48,28 @@ fn run(args: &Args) -> u8 {
             return say(&text);
         }
     };
-    match client::ask(&args.socket, &command) {
+    match ask(args, &command) {
         Ok(Reply::Refused(why)) => complain(&why, REFUSED),
         Ok(reply) => say(show(args, &reply).as_bytes()),
         Err(fault @ client::Fault::NotPermitted(_)) => complain(&fault, REFUSED),
         Err(fault) => complain(&fault, NO_DAEMON),
     }
+}
+
+/// Asks once; for a list, until all of its pages are there.
+fn ask(args: &Args, command: &Command) -> Result<Reply, client::Fault> {
+    let mut reply = client::ask(&args.socket, command)?;
+    if let (Command::ListShow { list, .. }, Reply::List(all)) = (command, &mut reply) {
+        while (all.entries.len() as u64) < all.total {
+            let next = Command::ListShow { list: *list, from: all.entries.len() as u64 };
+            match client::ask(&args.socket, &next)? {
+                Reply::List(page) if !page.entries.is_empty() => all.entries.extend(page.entries),
+                // It has become shorter meanwhile.
+                _ => break,
+            }
+        }
+    }
+    Ok(reply)
 }
 
 fn show(args: &Args, reply: &Reply) -> String {
@@ -96,7 +112,6 @@ fn now_ms() -> u64 {
 impl Verb {
     /// What this verb asks of the daemon, or does by itself.
     fn act(&self, ssh_peer: impl FnOnce() -> Option<IpAddr>) -> Act {
-        use crate::control::Command;
         let command = match self {
             Self::Completions { shell } => return Act::Complete(*shell),
             Self::Status => Command::Status,

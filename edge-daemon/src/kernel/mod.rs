@@ -9,6 +9,7 @@ mod drops;
 mod error;
 mod link;
 mod lists;
+mod mapped;
 mod maps;
 mod pins;
 mod policy;
@@ -28,7 +29,7 @@ pub use self::{
     attach::{AttachMode, Attached, Mode},
     drops::{DebugLog, Drops},
     error::KernelError,
-    lists::{Changes, List},
+    lists::{Content, Freed, Image, InForce, Job, ListCapacity, ListSizes, Lists, wait_for_packets},
     maps::{Bans, Explanation, Occupancy, Tables},
     pins::detach,
     policy::{Policy, Prefix},
@@ -47,6 +48,8 @@ pub struct LoadSettings {
     pub debug: bool,
     /// What the programs go by from the start.
     pub policy: Policy,
+    /// How much the lists may hold.
+    pub lists: ListCapacity,
 }
 
 /// The loaded, attached and pinned kernel plane.
@@ -74,7 +77,7 @@ impl Kernel {
         let folder = pins::prepare(&settings.pin_dir)?;
         let lock = pins::Lock::take(&folder)?;
         pins::verify(&folder)?;
-        let mut programs = load_object(&folder, settings.debug)?;
+        let mut programs = load_object(&folder, settings)?;
         let mut tables = Tables::take(&mut programs, lock)?;
         tables.start(&settings.policy, btf::socket_layout()?, netns_cookie()?)?;
         let drops = Drops::take(&mut programs)?;
@@ -121,10 +124,11 @@ impl Kernel {
     }
 }
 
-fn load_object(folder: &std::path::Path, debug: bool) -> Result<Ebpf, KernelError> {
+fn load_object(folder: &std::path::Path, settings: &LoadSettings) -> Result<Ebpf, KernelError> {
     // `debug!` and all below it. At 0 the verifier removes the code.
-    let level: u8 = if debug { 4 } else { 0 };
+    let level: u8 = if settings.debug { 4 } else { 0 };
     let mut loader = EbpfLoader::new();
+    settings.lists.size(&mut loader);
     for table in pins::TABLES {
         loader.map_pin_path(table.name, folder.join(table.name));
     }
