@@ -32,7 +32,9 @@ static OVERLAY: LpmTrie<[u8; 16], [u32; 4]> = LpmTrie::with_max_entries(OVERLAY_
 #[inline(always)]
 pub fn judge(knobs: Knobs, facts: &mut Facts) -> ControlFlow<Reason> {
     let twin = u64::from(facts.flags & FactFlag::TWIN);
-    match listed(facts.source.high(), facts.source.low(), twin) {
+    let value = listed(facts.source.high(), facts.source.low(), twin) as u32;
+    facts.rule = value;
+    match value >> TAG {
         ALLOW => Break(Reason::AllowList),
         DENY => refuse(knobs, Reason::DenyList, &mut facts.would),
         WATCH => {
@@ -43,19 +45,19 @@ pub fn judge(knobs: Knobs, facts: &mut Facts) -> ControlFlow<Reason> {
     }
 }
 
-const ALLOW: u64 = Class::Allow as u64;
-const DENY: u64 = Class::Deny as u64;
-const WATCH: u64 = Class::Watch as u64;
+const ALLOW: u32 = Class::Allow as u32;
+const DENY: u32 = Class::Deny as u32;
+const WATCH: u32 = Class::Watch as u32;
 
 // The functions below take and give integers only, and are exported: the verifier walks each once,
 // by itself, instead of once for every path of the packet that leads to it.
 
-/// The [`Class`] of the running entry that decides about an address, 0 if none does; a hit of it
-/// unless `twin` is set.
+/// The value of the running entry that decides about an address, its [`Class`] and number, or
+/// [`NONE`]; a hit of it unless `twin` is set.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn listed(high: u64, low: u64, twin: u64) -> u64 {
-    let Some(state) = state() else { return 0 };
+    let Some(state) = state() else { return NONE.into() };
     let image = Image(state.first_line());
     let value = match (high, low >> 32) {
         (0, 0xffff) => list::v4(&image, low as u32),
@@ -65,10 +67,9 @@ extern "C" fn listed(high: u64, low: u64, twin: u64) -> u64 {
         return overlaid(high, low, value.into(), twin);
     }
     match value >> TAG {
-        NONE => 0,
         SEVERAL => decide(list::ids(&image, value), [0; 3], twin),
-        class if runs(value & INDEX, twin) => class.into(),
-        _ => 0,
+        _ if runs(value & INDEX, twin) => value.into(),
+        _ => NONE.into(),
     }
 }
 
@@ -76,7 +77,7 @@ extern "C" fn listed(high: u64, low: u64, twin: u64) -> u64 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn overlaid(high: u64, low: u64, value: u64, twin: u64) -> u64 {
-    let Some(state) = state() else { return 0 };
+    let Some(state) = state() else { return NONE.into() };
     let mut address = [0; 16];
     address[..8].copy_from_slice(&high.to_be_bytes());
     address[8..].copy_from_slice(&low.to_be_bytes());
@@ -86,17 +87,19 @@ extern "C" fn overlaid(high: u64, low: u64, value: u64, twin: u64) -> u64 {
     decide(named, [allow, deny, watch], twin)
 }
 
-/// The first class of which either names a running entry.
+/// The value of the first class of which either names a running entry.
 #[inline(always)]
 fn decide(named: Ids, overlaid: Ids, twin: u64) -> u64 {
     let mut class = 0;
     while class < 3 {
-        if runs(named[class], twin) || runs(overlaid[class], twin) {
-            return class as u64 + 1;
+        for id in [named[class], overlaid[class]] {
+            if runs(id, twin) {
+                return u64::from((class as u32 + 1) << TAG | id);
+            }
         }
         class += 1;
     }
-    0
+    NONE.into()
 }
 
 /// Whether there is such an entry and it has not ended; then this packet is a hit of it.

@@ -13,7 +13,10 @@ use std::{
 };
 
 use edge_common::{Rate, Reason, Source, map::FOREVER};
-use edge_daemon::kernel::{AttachMode, Kernel, KernelError, LoadSettings, Mode, Policy, detach};
+use edge_daemon::kernel::{
+    AttachMode, InForce, Kernel, KernelError, ListCapacity, LoadSettings, Mode, Policy, detach,
+};
+use edge_policy::list::Class;
 use nix::sched::{CloneFlags, setns};
 
 const UNLIMITED: Policy = Policy::UNLIMITED;
@@ -65,7 +68,12 @@ impl Pair {
     }
 
     fn load(&self, mode: AttachMode, policy: Policy) -> Result<Kernel, KernelError> {
-        let settings = LoadSettings { pin_dir: self.pin_dir.clone(), debug: false, policy };
+        let settings = LoadSettings {
+            pin_dir: self.pin_dir.clone(),
+            debug: false,
+            policy,
+            lists: ListCapacity::of(1_000, []),
+        };
         self.within("edge", || attached(&settings, "guarded", mode))
     }
 
@@ -82,6 +90,11 @@ impl Pair {
         let refused = self.connect((EDGE, 9).into()).expect_err("nobody listens");
         refused.kind() == std::io::ErrorKind::ConnectionRefused
     }
+}
+
+fn deny(kernel: &Kernel, network: &str) {
+    let set = kernel.tables.lists.set(Class::Deny, &network.parse().unwrap(), FOREVER);
+    assert_eq!(set.unwrap(), InForce::Now);
 }
 
 fn attached(
@@ -197,7 +210,7 @@ fn the_filter_outlives_its_daemon_and_is_taken_over() {
     let [attached] = kernel.attached() else { panic!("{:?}", kernel.attached()) };
     assert_eq!((attached.mode, attached.adopted), (Mode::Native, false));
     assert!(pair.answers());
-    kernel.tables.deny.put(&"10.99.0.2/32".parse().unwrap(), FOREVER).unwrap();
+    deny(&kernel, "10.99.0.2/32");
     assert!(!pair.answers());
     drop(kernel);
     assert!(!pair.answers(), "the filter went with its daemon");
@@ -233,12 +246,17 @@ fn the_filter_outlives_its_daemon_and_is_taken_over() {
 #[test]
 fn a_mode_that_the_interface_cannot_do_leaves_the_former_filter() {
     let pair = Pair::new();
-    let settings = LoadSettings { pin_dir: pair.pin_dir.clone(), debug: false, policy: UNLIMITED };
+    let settings = LoadSettings {
+        pin_dir: pair.pin_dir.clone(),
+        debug: false,
+        policy: UNLIMITED,
+        lists: ListCapacity::of(1_000, []),
+    };
     let load = |mode| pair.within("edge", || attached(&settings, "lo", mode));
     // The loopback device has no driver to be native in.
     let mut kernel = load(AttachMode::Auto).unwrap();
     assert_eq!(kernel.attached()[0].mode, Mode::Generic);
-    kernel.tables.deny.put(&"127.0.0.0/8".parse().unwrap(), FOREVER).unwrap();
+    deny(&kernel, "127.0.0.0/8");
     drop(kernel);
     let answers = || {
         let to = (Ipv4Addr::LOCALHOST, 9).into();
@@ -277,15 +295,25 @@ fn a_pin_that_cannot_be_adopted_is_not_touched() {
 fn a_renamed_interface_keeps_its_filter() {
     let pair = Pair::new();
     let mut kernel = pair.load(AttachMode::Native, UNLIMITED).unwrap();
-    kernel.tables.deny.put(&"10.99.0.2/32".parse().unwrap(), FOREVER).unwrap();
+    deny(&kernel, "10.99.0.2/32");
     let ifindex = kernel.attached()[0].ifindex;
     drop(kernel);
     for change in ["down", "name moved", "up"] {
         let interface = if change == "up" { "moved" } else { "guarded" };
         ip(&format!("-n {}-edge link set {interface} {change}", pair.name));
     }
-    let settings = LoadSettings { pin_dir: pair.pin_dir.clone(), debug: false, policy: UNLIMITED };
-    let kernel = pair.within("edge", || attached(&settings, "moved", AttachMode::Native)).unwrap();
+    let settings = LoadSettings {
+        pin_dir: pair.pin_dir.clone(),
+        debug: false,
+        policy: UNLIMITED,
+        lists: ListCapacity::of(1_000, []),
+    };
+    let kernel = pair.within("edge", || {
+        let mut kernel = Kernel::load(&settings)?;
+        deny(&kernel, "10.99.0.2/32");
+        kernel.attach(&["moved".to_owned()], AttachMode::Native).map(|()| kernel)
+    });
+    let kernel = kernel.unwrap();
     assert!(kernel.attached()[0].adopted);
     assert!(!pair.answers());
     let removed = detach(&pair.pin_dir).unwrap();
@@ -296,7 +324,12 @@ fn a_renamed_interface_keeps_its_filter() {
 #[test]
 fn an_interface_without_ethernet_headers_is_refused() {
     let pair = Pair::new();
-    let settings = LoadSettings { pin_dir: pair.pin_dir.clone(), debug: false, policy: UNLIMITED };
+    let settings = LoadSettings {
+        pin_dir: pair.pin_dir.clone(),
+        debug: false,
+        policy: UNLIMITED,
+        lists: ListCapacity::of(1_000, []),
+    };
     ip(&format!("-n {}-edge tuntap add mode tun name tunnel", pair.name));
     ip(&format!("-n {}-edge tuntap add mode tap name bridged", pair.name));
     let load =
@@ -313,7 +346,12 @@ fn an_interface_that_another_program_holds_is_left_alone() {
     let pair = Pair::new();
     let _holder = pair.load(AttachMode::Native, UNLIMITED).unwrap();
     let pin_dir = format!("{}-other", pair.pin_dir.display()).into();
-    let settings = LoadSettings { pin_dir, debug: false, policy: UNLIMITED };
+    let settings = LoadSettings {
+        pin_dir,
+        debug: false,
+        policy: UNLIMITED,
+        lists: ListCapacity::of(1_000, []),
+    };
     let attach = |interface| {
         let attached = pair.within("edge", || attached(&settings, interface, AttachMode::Auto));
         attached.err().expect("refused")

@@ -233,8 +233,7 @@ mod tests {
         let feed = "\u{feff}# head\r\n192.0.2.7\t12\r\n\n198.51.100.0/24 ; SBL1\n; note\n\
                     2001:db8::/32#x\n  203.0.113.9  # one\n::ffff:203.0.113.10";
         let read = deny(feed);
-        let nets: Vec<_> =
-            read.file.nets.iter().map(|l| (l.net.to_string(), l.number)).collect();
+        let nets: Vec<_> = read.file.nets.iter().map(|l| (l.net.to_string(), l.number)).collect();
         let wanted = [
             ("192.0.2.7/32", 2),
             ("198.51.100.0/24", 4),
@@ -248,7 +247,8 @@ mod tests {
 
     #[test]
     fn every_doubtful_line_is_told_with_its_number() {
-        let read = deny("what?\n203.0.113.9/24\n203.0.113.0/24\n10.1.0.0/16\n8.0.0.0/5\nfd00::/8\n");
+        let read =
+            deny("what?\n203.0.113.9/24\n203.0.113.0/24\n10.1.0.0/16\n8.0.0.0/5\nfd00::/8\n");
         let wanted = [
             (1, "not a network: 'what?'"),
             (2, "'203.0.113.9/24' has bits beyond its prefix"),

@@ -63,7 +63,8 @@ pub(super) fn lists(table: &Table<'_>) -> Lists {
             item.list(networks, read)
         }),
         files: table.or(files, Vec::new(), |item| {
-            let file = |item: &Item<'_>| Some(ListFile { path: item.path()?, ..ListFile::default() });
+            let file =
+                |item: &Item<'_>| Some(ListFile { path: item.path()?, ..ListFile::default() });
             item.list("an array of paths", file)
         }),
     };

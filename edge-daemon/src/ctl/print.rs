@@ -78,7 +78,11 @@ fn list_text(list: &Entries<ListEntry>, now_ms: u64) -> String {
             entry.net.to_string(),
             left(entry.until_ms, now_ms),
             entry.hits.to_string(),
-            if entry.monitor { format!("{}, monitored", entry.source) } else { entry.source.clone() },
+            if entry.monitor {
+                format!("{}, monitored", entry.source)
+            } else {
+                entry.source.clone()
+            },
             entry.reason.clone().unwrap_or_default(),
         ]
     });

@@ -17,11 +17,11 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, IterableMap as _, LpmTrie, MapData, lpm_trie::Key},
+    maps::{LpmTrie, MapData, lpm_trie::Key},
 };
 use edge_common::{
     Source,
-    list::{FIXED, Line, OVERLAY_MAX, State},
+    list::{FIXED, OVERLAY_MAX, State},
     map::{ENTRIES, Entry, LIST_STATE, LISTS, OVERLAY},
 };
 use edge_policy::list::{Book, Change, Class, Numbers, Snapshot, Successor, Table, Write};
@@ -161,17 +161,14 @@ pub struct Freed(Vec<u32>);
 
 impl Lists {
     pub(super) fn take(programs: &mut Ebpf) -> Result<Self, KernelError> {
-        let lists: Array<MapData, Line> = take(programs, LISTS)?;
-        let state: Array<MapData, u64> = take(programs, LIST_STATE)?;
-        let entries: Array<MapData, Entry> = take(programs, ENTRIES)?;
         let mut overlay: LpmTrie<_, _, _> = take(programs, OVERLAY)?;
         // All of IPv4 lies inside of `::/0` in the kernel's form of addresses; this entry keeps
         // IPv6 networks from reaching into it.
         overlay.insert(&key(&ALL_IPV4), [0; 4], 0).map_err(table_error(OVERLAY))?;
         let tables = Memory {
-            lists: Mapped::new(LISTS, lists.map())?,
-            state: Mapped::new(LIST_STATE, state.map())?,
-            entries: Mapped::new(ENTRIES, entries.map())?,
+            lists: Mapped::take(programs, LISTS)?,
+            state: Mapped::take(programs, LIST_STATE)?,
+            entries: Mapped::take(programs, ENTRIES)?,
         };
         let numbers = Numbers::new(tables.entries.len() as u32);
         let sizes = ListSizes {
@@ -371,7 +368,9 @@ impl Shared {
                 Write::Put(net, [allow, deny, watch]) => {
                     inner.overlay.insert(&key(net), [*allow, *deny, *watch, 0], 0)
                 }
-                Write::Remove(net) if *net == ALL_IPV4 => inner.overlay.insert(&key(net), [0; 4], 0),
+                Write::Remove(net) if *net == ALL_IPV4 => {
+                    inner.overlay.insert(&key(net), [0; 4], 0)
+                }
                 Write::Remove(net) => absent(inner.overlay.remove(&key(net))).map(|_| ()),
             };
             // One that fails leaves the others no less true.

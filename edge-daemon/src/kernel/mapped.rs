@@ -8,7 +8,10 @@ use std::{
     sync::atomic::AtomicU64,
 };
 
-use aya::maps::MapData;
+use aya::{
+    Ebpf,
+    maps::{Map, MapData},
+};
 
 use super::KernelError;
 
@@ -16,6 +19,8 @@ use super::KernelError;
 pub(super) struct Mapped<const N: usize> {
     first: NonNull<[AtomicU64; N]>,
     len: usize,
+    /// Programs that are not loaded yet know the table by this descriptor.
+    _map: MapData,
 }
 
 // SAFETY: the memory belongs to no thread, and safe code reaches it by atomic words alone.
@@ -24,9 +29,12 @@ unsafe impl<const N: usize> Send for Mapped<N> {}
 unsafe impl<const N: usize> Sync for Mapped<N> {}
 
 impl<const N: usize> Mapped<N> {
-    /// Maps an array that was made with `BPF_F_MMAPABLE`.
-    pub(super) fn new(table: &'static str, map: &MapData) -> Result<Self, KernelError> {
+    /// Takes an array that was made with `BPF_F_MMAPABLE` out of the loaded object.
+    pub(super) fn take(programs: &mut Ebpf, table: &'static str) -> Result<Self, KernelError> {
         let error = |source| KernelError::Map { table, source };
+        let Some(Map::Array(map)) = programs.take_map(table) else {
+            return Err(KernelError::Missing { name: table });
+        };
         let info = map.info().map_err(|source| KernelError::Table { table, source })?;
         let len = info.max_entries() as usize;
         if info.value_size() as usize != 8 * N {
@@ -46,8 +54,9 @@ impl<const N: usize> Mapped<N> {
         if address == libc::MAP_FAILED {
             return Err(error(io::Error::last_os_error()));
         }
-        let first = NonNull::new(address.cast()).ok_or_else(|| error(io::ErrorKind::Other.into()))?;
-        Ok(Self { first, len })
+        let first =
+            NonNull::new(address.cast()).ok_or_else(|| error(io::ErrorKind::Other.into()))?;
+        Ok(Self { first, len, _map: map })
     }
 
     /// A part of the array as plain memory.

@@ -29,7 +29,9 @@ pub use self::{
     attach::{AttachMode, Attached, Mode},
     drops::{DebugLog, Drops},
     error::KernelError,
-    lists::{Content, Freed, Image, InForce, Job, ListCapacity, ListSizes, Lists, wait_for_packets},
+    lists::{
+        Content, Freed, Image, InForce, Job, ListCapacity, ListSizes, Lists, wait_for_packets,
+    },
     maps::{Bans, Explanation, Occupancy, Tables},
     pins::detach,
     policy::{Policy, Prefix},

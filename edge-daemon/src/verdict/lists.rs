@@ -229,8 +229,14 @@ mod tests {
     fn entry(text: &str, until_ns: u64, monitor: bool) -> Entry {
         let by = "uid 0".to_owned();
         // By the calendar it ended long ago: that must not matter.
-        let record =
-            ListRecord { net: net(text), until_ms: Some(1), reason: None, added_ms: 0, by, monitor };
+        let record = ListRecord {
+            net: net(text),
+            until_ms: Some(1),
+            reason: None,
+            added_ms: 0,
+            by,
+            monitor,
+        };
         Entry { record, until_ns }
     }
 
@@ -268,7 +274,8 @@ mod tests {
         assert_eq!(until(Class::Deny, "198.51.100.0/24"), 0);
         assert_eq!(until(Class::Watch, "198.51.100.0/24"), 100);
         assert_eq!(until(Class::Deny, "10.0.0.0/9"), 0);
-        let words = list.origins(&net("192.0.2.0/24")).iter().map(Origin::words).collect::<Vec<_>>();
+        let words =
+            list.origins(&net("192.0.2.0/24")).iter().map(Origin::words).collect::<Vec<_>>();
         assert_eq!(words, ["operator", "config", "file feed.txt:7"]);
         // Pages join without a gap or a repetition.
         let all: Vec<_> = list.entries(0).map(|(net, _)| net).collect();

@@ -275,7 +275,9 @@ impl Writer {
         for class in lists::classes(list) {
             let until_ns = self.list(list).until_ns(list, *class, net);
             let set = self.tables.lists.set(*class, net, until_ns);
-            if set.with_context(|| format!("cannot write the {} list", list.name()))? != InForce::Now {
+            if set.with_context(|| format!("cannot write the {} list", list.name()))?
+                != InForce::Now
+            {
                 in_force = InForce::WithNextImage;
             }
         }

@@ -241,7 +241,8 @@ impl Book {
     /// What the overlay holds and the image in force says as well: to be removed, once no packet
     /// can be under way that saw the former image.
     pub fn settle(&mut self) -> Vec<Write> {
-        let stale: Vec<_> = self.overlay.keys().filter(|s| !self.fresh.contains(s)).copied().collect();
+        let stale: Vec<_> =
+            self.overlay.keys().filter(|s| !self.fresh.contains(s)).copied().collect();
         let remove = |span: &Span| {
             self.overlay.remove(span);
             Write::Remove(span.net())
@@ -289,7 +290,9 @@ impl Book {
     /// together, the longest.
     fn best(&self, span: Span, class: Class) -> Option<(Span, State)> {
         let covers = span.covers().filter_map(|cover| Some((cover, self.state(cover, class)?)));
-        covers.filter(|(_, state)| state.until > 0).max_by_key(|(cover, state)| (state.until, cover.bits))
+        covers
+            .filter(|(_, state)| state.until > 0)
+            .max_by_key(|(cover, state)| (state.until, cover.bits))
     }
 
     fn state(&self, span: Span, class: Class) -> Option<State> {
@@ -302,7 +305,9 @@ impl Book {
     /// All entries of a class inside of a network, some of them twice.
     fn inside(&self, span: Span, class: Class) -> impl Iterator<Item = (Span, State)> + '_ {
         let range = move |changes: &'_ Changes| -> Vec<Span> {
-            let inside = changes.range((span, Class::Allow)..).take_while(move |((s, _), _)| span.contains(*s));
+            let inside = changes
+                .range((span, Class::Allow)..)
+                .take_while(move |((s, _), _)| span.contains(*s));
             inside.filter(|((s, c), _)| *c == class && *s != span).map(|((s, _), _)| *s).collect()
         };
         let folding = self.folding.as_ref().map(|folding| range(folding)).unwrap_or_default();

@@ -173,7 +173,13 @@ impl Piece {
 }
 
 impl Records {
-    fn range(&mut self, room: &mut Room<'_>, first: u32, last: u32, value: u32) -> Result<(), Full> {
+    fn range(
+        &mut self,
+        room: &mut Room<'_>,
+        first: u32,
+        last: u32,
+        value: u32,
+    ) -> Result<(), Full> {
         let mut at = first;
         loop {
             let (record, end) = ((at >> 14) as usize, last.min(at | 0x3fff));

@@ -171,7 +171,8 @@ impl Table {
         span: Span,
         class: Class,
     ) -> Box<dyn Iterator<Item = (Span, State)> + '_> {
-        let of_class = move |(item_class, span, state)| (item_class == class).then_some((span, state));
+        let of_class =
+            move |(item_class, span, state)| (item_class == class).then_some((span, state));
         match span.v4() {
             Some((first, bits)) => {
                 let items = within(&self.v4, first, bits).iter();

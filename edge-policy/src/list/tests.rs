@@ -158,7 +158,12 @@ fn address() -> impl Strategy<Value = u128> {
         Just(0),
         Just(u64::MAX)
     ];
-    let low = prop_oneof![0_u64..6, Just(u64::MAX), Just(0xffff_0000_0000), 0xffff_ffff_u64..0x1_0000_0001];
+    let low = prop_oneof![
+        0_u64..6,
+        Just(u64::MAX),
+        Just(0xffff_0000_0000),
+        0xffff_ffff_u64..0x1_0000_0001
+    ];
     prop_oneof![v4, (high, low).prop_map(|(high, low)| u128::from(high) << 64 | u128::from(low))]
 }
 
@@ -187,7 +192,8 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let set = (class(), net(), 0_u64..5).prop_map(|(class, net, until)| Step::Set(class, net, until));
+    let set =
+        (class(), net(), 0_u64..5).prop_map(|(class, net, until)| Step::Set(class, net, until));
     let entries = proptest::collection::vec((class(), net(), 1_u64..5), 0..20);
     prop_oneof![
         12 => set,
