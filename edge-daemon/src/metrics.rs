@@ -3,6 +3,8 @@
 //! Each worker counts into memory of its own; a scrape sums them up. Nothing on the request path
 //! touches a cache line that another core writes, except the two gauges that are also bounds.
 
+mod lists;
+
 use std::{
     collections::BTreeMap,
     sync::{
@@ -18,6 +20,8 @@ use prometheus::{
     TextEncoder,
     proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType},
 };
+
+pub use self::lists::{FileView, ListView};
 
 /// One worker's counters.
 #[repr(align(128))]
@@ -118,6 +122,8 @@ pub struct KernelView {
     pub tables: Vec<(&'static str, Option<u64>, u64)>,
     /// Drop events that the kernel kept back.
     pub drops_lost: u64,
+    /// The lists.
+    pub lists: ListView,
 }
 
 impl Metrics {
@@ -305,6 +311,9 @@ fn kernel_families(view: &KernelView) -> Vec<MetricFamily> {
         ),
         family("edged_drop_events_lost_total", "Drop events the kernel kept back.", total, [lost]),
     ]
+    .into_iter()
+    .chain(lists::families(&view.lists))
+    .collect()
 }
 
 fn reloads(ok: &AtomicU64, refused: &AtomicU64) -> MetricFamily {
@@ -341,8 +350,12 @@ fn counter(labels: &[(&str, &str)], value: u64) -> Metric {
 }
 
 fn gauge(labels: &[(&str, &str)], value: u64) -> Metric {
+    gauge_of(labels, value as f64)
+}
+
+fn gauge_of(labels: &[(&str, &str)], value: f64) -> Metric {
     let mut gauge = Gauge::default();
-    gauge.set_value(value as f64);
+    gauge.set_value(value);
     let mut metric = labelled(labels);
     metric.set_gauge(gauge);
     metric

@@ -38,7 +38,7 @@ pub fn judge(knobs: Knobs, facts: &mut Facts) -> ControlFlow<Reason> {
         ALLOW => Break(Reason::AllowList),
         DENY => refuse(knobs, Reason::DenyList, &mut facts.would),
         WATCH => {
-            note(Reason::DenyList, &mut facts.would);
+            note(Reason::DenyList as u32, &mut facts.would);
             Continue(())
         }
         _ => Continue(()),

@@ -68,10 +68,10 @@ impl<const N: usize> Mapped<N> {
     /// If the part reaches beyond the array.
     #[expect(clippy::mut_from_ref, reason = "the caller promises that it is the only one")]
     pub(super) unsafe fn exclusive(&self, from: usize, len: usize) -> &mut [[u64; N]] {
-        assert!(from + len <= self.len, "beyond the array");
+        let part = self[from..from + len].as_ptr().cast_mut().cast();
         // SAFETY: the part is inside of the mapping, aligned and initialized as words are; as the
         // caller promises, nobody else uses it.
-        unsafe { std::slice::from_raw_parts_mut(self.first.as_ptr().add(from).cast(), len) }
+        unsafe { std::slice::from_raw_parts_mut(part, len) }
     }
 }
 

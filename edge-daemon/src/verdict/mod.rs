@@ -46,7 +46,7 @@ use crate::{
     config::Settings,
     control::{Command, ListName, Peer, Reply},
     kernel::{Attached, InForce, KernelError, ListCapacity, Tables},
-    metrics::KernelView,
+    metrics::{FileView, KernelView, ListView},
     plan,
     request::Edge,
     store::Store,
@@ -133,12 +133,13 @@ impl Writer {
         for record in &past.unreadable {
             tracing::error!(record, "the store holds a record that cannot be read");
         }
+        let configured = Configured::both(&settings);
         let mut writer = Self {
             tables,
             attached: Vec::new(),
             store,
             book: Book::new(plan::abuse(&settings.abuse)),
-            settings: settings.clone(),
+            settings,
             allow: List::new(past.allow),
             deny: List::new(past.deny),
             folding: Folding::default(),
@@ -154,7 +155,6 @@ impl Writer {
         };
         writer.restore(past.bans)?;
         writer.publish_keys();
-        let configured = Configured::both(&settings);
         let entries = entries(&configured, writer.of_operators());
         writer.tables.lists.replace(entries).context("cannot write the lists")?;
         writer.configure(configured);
@@ -335,6 +335,12 @@ impl Writer {
             }),
             tables: tables.occupancy().iter().map(|o| (o.map, o.used, o.capacity)).collect(),
             drops_lost: tables.drops_lost().unwrap_or_default(),
+            lists: ListView {
+                sizes: tables.lists.sizes(),
+                allow: self.allow.len() as u64,
+                deny: self.deny.len() as u64,
+                files: FileView::all(&self.settings.lists),
+            },
         }
     }
 }

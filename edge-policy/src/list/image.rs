@@ -107,11 +107,12 @@ fn sweep<A: Address>(
     let mut covers: Vec<Cover<A>> = Vec::new();
     let mut pending: Option<(A, A, u32)> = None;
     let mut range = |room: &mut Room<'_>, first: A, last: A, value: u32| {
-        if let Some((_, end, same)) = &mut pending {
-            if *same == value && end.next() == Some(first) {
-                *end = last;
-                return Ok(());
-            }
+        if let Some((_, end, same)) = &mut pending
+            && *same == value
+            && end.next() == Some(first)
+        {
+            *end = last;
+            return Ok(());
         }
         match pending.replace((first, last, value)) {
             Some((first, last, value)) => give(room, first, last, value),
@@ -127,10 +128,10 @@ fn sweep<A: Address>(
             }
             place = cover.last.next();
         }
-        if let (Some(cover), Some(from)) = (covers.last(), place) {
-            if from < item.first {
-                range(room, from, item.first.previous(), cover.value)?;
-            }
+        if let (Some(cover), Some(from)) = (covers.last(), place)
+            && from < item.first
+        {
+            range(room, from, item.first.previous(), cover.value)?;
         }
         place = Some(item.first);
         let mut best = covers.last().map_or([State::OFF; 3], |cover| cover.best);
