@@ -27,6 +27,13 @@ pub type Line = [u64; 8];
 pub trait Lines {
     /// A line; `None` if there is none of that index, which a whole image never leads to.
     fn line(&self, index: u64) -> Option<&Line>;
+
+    /// The value of the last key of a tree that is not above this one; [`search`], which the
+    /// kernel's verifier is to walk once.
+    #[inline(always)]
+    fn search(&self, tree: u64, nodes: u64, key: u64) -> u32 {
+        search(self, tree, nodes, key)
+    }
 }
 
 impl Lines for [Line] {
@@ -109,8 +116,8 @@ pub const BLOCK: u64 = 1 << 48;
 pub const VALUES: u64 = 9;
 /// Keys in a node of a tree; it has one child more.
 pub const KEYS: u64 = 8;
-/// Levels of the largest tree: more lines than an image can have.
-const LEVELS: u32 = 10;
+/// Levels of the largest tree: 5.4 million nodes.
+const LEVELS: u32 = 8;
 /// Boundaries in a line of their own: five words, then five halves, then a half that is zero; in
 /// the head of a larger tree that half is the number of its nodes.
 pub const CLUSTER: usize = 5;
@@ -175,7 +182,7 @@ pub fn v6<L: Lines + ?Sized>(image: &L, high: u64, low: u64) -> u32 {
     if !passes(image, head, high >> 32) {
         return NONE;
     }
-    let value = search(image, head[Head::Tree as usize], head[Head::Nodes as usize], high);
+    let value = image.search(head[Head::Tree as usize], head[Head::Nodes as usize], high);
     if value >> TAG == INNER { inner(image, u64::from(value & INDEX), low) } else { value }
 }
 
@@ -200,7 +207,7 @@ fn inner<L: Lines + ?Sized>(image: &L, index: u64, low: u64) -> u32 {
     let Some(line) = image.line(index) else { return NONE };
     let nodes = line[7] >> 32;
     if nodes != 0 {
-        return search(image, index + 1, nodes, low);
+        return image.search(index + 1, nodes, low);
     }
     let (mut begun, mut i) = (0, 0);
     while i < CLUSTER {
@@ -213,7 +220,8 @@ fn inner<L: Lines + ?Sized>(image: &L, index: u64, low: u64) -> u32 {
 /// The value of the last key that is not above `key`, [`NONE`] before the first. A node's lines
 /// are its keys in ascending order; node `n`'s children are `9n + 1` to `9n + 9`.
 #[inline(always)]
-fn search<L: Lines + ?Sized>(image: &L, tree: u64, nodes: u64, key: u64) -> u32 {
+#[must_use]
+pub fn search<L: Lines + ?Sized>(image: &L, tree: u64, nodes: u64, key: u64) -> u32 {
     let (mut node, mut place) = (0, u64::MAX);
     let mut level = 0;
     while level < LEVELS && node < nodes {

@@ -63,28 +63,35 @@ extern "C" fn listed(high: u64, low: u64, twin: u64) -> u64 {
         (0, 0xffff) => list::v4(&image, low as u32),
         _ => list::v6(&image, high, low),
     };
-    if state.has_overlay() {
-        return overlaid(high, low, value.into(), twin);
-    }
-    match value >> TAG {
-        SEVERAL => decide(list::ids(&image, value), [0; 3], twin),
-        _ if runs(value & INDEX, twin) => value.into(),
-        _ => NONE.into(),
+    // Both at once are rare; one function does for either.
+    if state.has_overlay() || value >> TAG == SEVERAL {
+        overlaid(high, low, value.into(), image.0, twin)
+    } else if value != NONE && runs(u64::from(value & INDEX), twin) == RUNS {
+        value.into()
+    } else {
+        NONE.into()
     }
 }
 
-/// As [`listed`], for an address of which the image says `value` and the overlay may say more.
+/// As [`listed`], for an address of which the image at this line says `value`, and the overlay may
+/// say more.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn overlaid(high: u64, low: u64, value: u64, twin: u64) -> u64 {
-    let Some(state) = state() else { return NONE.into() };
+extern "C" fn overlaid(high: u64, low: u64, value: u64, first_line: u64, twin: u64) -> u64 {
     let mut address = [0; 16];
     address[..8].copy_from_slice(&high.to_be_bytes());
     address[8..].copy_from_slice(&low.to_be_bytes());
     let [allow, deny, watch, _] =
         OVERLAY.get(Key::new(128, address)).copied().unwrap_or_default();
-    let named = list::ids(&Image(state.first_line()), value as u32);
+    let named = list::ids(&Image(first_line), value as u32);
     decide(named, [allow, deny, watch], twin)
+}
+
+/// Searches a tree of the image at this line of the table.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn searched(first_line: u64, tree: u64, nodes: u64, key: u64) -> u64 {
+    list::search(&Image(first_line), tree, nodes, key).into()
 }
 
 /// The value of the first class of which either names a running entry.
@@ -93,7 +100,7 @@ fn decide(named: Ids, overlaid: Ids, twin: u64) -> u64 {
     let mut class = 0;
     while class < 3 {
         for id in [named[class], overlaid[class]] {
-            if runs(id, twin) {
+            if runs(id.into(), twin) == RUNS {
                 return u64::from((class as u32 + 1) << TAG | id);
             }
         }
@@ -102,27 +109,30 @@ fn decide(named: Ids, overlaid: Ids, twin: u64) -> u64 {
     NONE.into()
 }
 
-/// Whether there is such an entry and it has not ended; then this packet is a hit of it.
-#[inline(always)]
-fn runs(id: u32, twin: u64) -> bool {
+/// [`RUNS`] if there is such an entry and it has not ended; then this packet is a hit of it.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn runs(id: u64, twin: u64) -> u64 {
     if id == 0 {
-        return false;
+        return 0;
     }
-    let Some(entry) = ENTRIES.get_ptr_mut(id) else { return false };
+    let Some(entry) = ENTRIES.get_ptr_mut(id as u32) else { return 0 };
     // SAFETY: the lookup gave the address of a whole `Entry` of an array, there for as long as the
     // program; the kernel lets programs write it.
     unsafe {
         let until_ns = tables::peek(&raw const (*entry).until_ns);
         // The clock costs more than all of the rest, and most entries have no end.
         if until_ns != FOREVER && boot_ns() >= until_ns {
-            return false;
+            return 0;
         }
         if twin == 0 {
             tables::increment(&raw mut (*entry).hits);
         }
     }
-    true
+    RUNS
 }
+
+const RUNS: u64 = 1;
 
 #[inline(always)]
 fn state() -> Option<State> {
@@ -140,5 +150,10 @@ impl Lines for Image {
     #[inline(always)]
     fn line(&self, index: u64) -> Option<&Line> {
         LISTS.get((self.0 + index) as u32)
+    }
+
+    #[inline(always)]
+    fn search(&self, tree: u64, nodes: u64, key: u64) -> u32 {
+        searched(self.0, tree, nodes, key) as u32
     }
 }
