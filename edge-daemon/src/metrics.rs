@@ -3,7 +3,7 @@
 //! Each worker counts into memory of its own; a scrape sums them up. Nothing on the request path
 //! touches a cache line that another core writes, except the two gauges that are also bounds.
 
-mod lists;
+pub mod lists;
 
 use std::{
     collections::BTreeMap,
@@ -20,8 +20,6 @@ use prometheus::{
     TextEncoder,
     proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType},
 };
-
-pub use self::lists::{FileView, ListView};
 
 /// One worker's counters.
 #[repr(align(128))]
@@ -123,7 +121,7 @@ pub struct KernelView {
     /// Drop events that the kernel kept back.
     pub drops_lost: u64,
     /// The lists.
-    pub lists: ListView,
+    pub lists: lists::ListView,
 }
 
 impl Metrics {
@@ -185,6 +183,7 @@ impl Metrics {
         ];
         families.extend(self.plain(events_lost));
         families.extend(kernel.into_iter().flat_map(kernel_families));
+        families.extend(kernel.into_iter().flat_map(|view| lists::families(&view.lists)));
         // The encoder refuses a family that has not counted anything yet.
         families.retain(|family| !family.get_metric().is_empty());
         TextEncoder::new().encode_to_string(&families).unwrap_or_else(|error| {
@@ -311,9 +310,6 @@ fn kernel_families(view: &KernelView) -> Vec<MetricFamily> {
         ),
         family("edged_drop_events_lost_total", "Drop events the kernel kept back.", total, [lost]),
     ]
-    .into_iter()
-    .chain(lists::families(&view.lists))
-    .collect()
 }
 
 fn reloads(ok: &AtomicU64, refused: &AtomicU64) -> MetricFamily {
@@ -350,12 +346,8 @@ fn counter(labels: &[(&str, &str)], value: u64) -> Metric {
 }
 
 fn gauge(labels: &[(&str, &str)], value: u64) -> Metric {
-    gauge_of(labels, value as f64)
-}
-
-fn gauge_of(labels: &[(&str, &str)], value: f64) -> Metric {
     let mut gauge = Gauge::default();
-    gauge.set_value(value);
+    gauge.set_value(value as f64);
     let mut metric = labelled(labels);
     metric.set_gauge(gauge);
     metric

@@ -159,7 +159,7 @@ fn reset(stream: TcpStream) {
 fn open_connections_are_counted_exactly_and_bounded() {
     let pair = Pair::new();
     let policy = Policy { open_max: 4, ..UNLIMITED };
-    let kernel = pair.load(AttachMode::Native, policy).unwrap();
+    let kernel = pair.load(AttachMode::Native, policy.clone()).unwrap();
     let listener = pair.listen();
     let to = listener.local_addr().unwrap();
 
@@ -173,7 +173,7 @@ fn open_connections_are_counted_exactly_and_bounded() {
 
     // A successor goes on counting where its predecessor was, and counts nothing twice.
     drop(kernel);
-    let kernel = pair.load(AttachMode::Native, policy).unwrap();
+    let kernel = pair.load(AttachMode::Native, policy.clone()).unwrap();
     expect_open(&kernel, 4);
 
     // The client's FIN, the client's RST, the server's RST, the server's FIN.

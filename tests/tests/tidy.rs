@@ -173,8 +173,8 @@ const METRIC_ENDS: &[&str] = &[
 ];
 
 /// Modules that may use the kernel's tables: those that build the program and those that write.
-const KERNEL_USERS: [&str; 8] =
-    ["kernel/", "app", "bin/", "cli", "control/", "lib.rs", "plan", "verdict"];
+const KERNEL_USERS: [&str; 9] =
+    ["kernel/", "app", "bin/", "cli", "control/", "lib.rs", "metrics/lists", "plan", "verdict"];
 
 /// Files that may hold unsafe code.
 const UNSAFE: &[&str] =

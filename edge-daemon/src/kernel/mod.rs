@@ -5,6 +5,7 @@
 
 mod attach;
 mod btf;
+mod capacity;
 mod drops;
 mod error;
 mod link;
@@ -27,11 +28,10 @@ use aya::{
 
 pub use self::{
     attach::{AttachMode, Attached, Mode},
+    capacity::{ListCapacity, ListSizes},
     drops::{DebugLog, Drops},
     error::KernelError,
-    lists::{
-        Content, Freed, Image, InForce, Job, ListCapacity, ListSizes, Lists, wait_for_packets,
-    },
+    lists::{Content, Freed, Image, InForce, Job, Lists, wait_for_packets},
     maps::{Bans, Explanation, Occupancy, Tables},
     pins::detach,
     policy::{Policy, Prefix},

@@ -1,8 +1,8 @@
 //! The lists: how full they are, what their files gave, and how the last image went.
 
-use prometheus::proto::{MetricFamily, MetricType};
+use prometheus::proto::{Gauge, MetricFamily, MetricType};
 
-use super::{counter, family, gauge, gauge_of};
+use super::{counter, family, gauge, labelled};
 use crate::{config::settings::Lists, kernel::ListSizes};
 
 /// What a scrape tells of the lists.
@@ -54,7 +54,10 @@ pub(super) fn families(view: &ListView) -> Vec<MetricFamily> {
         family(name, help, now, each)
     };
     let failures = counter(&[], sizes.failures);
-    let compile = gauge_of(&[], sizes.compile.as_secs_f64());
+    let mut seconds = Gauge::default();
+    seconds.set_value(sizes.compile.as_secs_f64());
+    let mut compile = labelled(&[]);
+    compile.set_gauge(seconds);
     vec![
         family(
             "edged_list_networks",

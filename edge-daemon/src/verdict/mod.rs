@@ -46,7 +46,10 @@ use crate::{
     config::Settings,
     control::{Command, ListName, Peer, Reply},
     kernel::{Attached, InForce, KernelError, ListCapacity, Tables},
-    metrics::{FileView, KernelView, ListView},
+    metrics::{
+        KernelView,
+        lists::{FileView, ListView},
+    },
     plan,
     request::Edge,
     store::Store,
