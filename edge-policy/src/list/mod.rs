@@ -6,6 +6,7 @@
 
 mod book;
 mod image;
+mod prefixes;
 mod read;
 mod table;
 
