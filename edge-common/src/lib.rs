@@ -11,6 +11,7 @@
 
 pub mod atomic;
 pub mod limit;
+pub mod list;
 pub mod map;
 pub mod open;
 pub mod reason;

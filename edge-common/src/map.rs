@@ -14,10 +14,16 @@ use crate::{
 /// its shape changes its name. The first two fields of [`Settings`] are the same in every version.
 pub const ABI: &str = "v2";
 
-/// Networks that are never dropped. LPM trie: [`crate::Source`] -> [`Entry`].
-pub const ALLOW: &str = "ALLOW";
-/// Networks that are dropped. LPM trie: [`crate::Source`] -> [`Entry`].
-pub const DENY: &str = "DENY";
+/// Both lists, compiled: two images of [`crate::list`] behind each other. Array of
+/// [`crate::list::Line`].
+pub const LISTS: &str = "LISTS";
+/// One [`crate::list::State`]: which image is in force.
+pub const LIST_STATE: &str = "LIST_STATE";
+/// What has changed since the image was compiled. LPM trie: [`crate::Source`] ->
+/// [`crate::list::Ids`] and a zero.
+pub const OVERLAY: &str = "OVERLAY";
+/// The entries of the lists, by number. Array of [`Entry`].
+pub const ENTRIES: &str = "ENTRIES";
 /// Clients that are dropped for abuse. Hash: [`crate::Source`] -> [`Ban`].
 pub const BANS: &str = "BANS";
 /// Packets and bytes per client and prefix. Array of two [`crate::limit::Set`], one cache line,
@@ -55,8 +61,6 @@ pub const TWIN_FACTS: &str = "TWIN_FACTS";
 /// One [`Settings`].
 pub const SETTINGS: &str = "SETTINGS";
 
-/// Networks that each list holds at most. The trie allocates on demand.
-pub const LIST_MAX: u32 = 2_000_000;
 /// Bans at once. The kernel allocates them all at start: 131 072 x ~112 bytes.
 pub const BANS_MAX: u32 = 131_072;
 /// Sets of packets and bytes, a power of two: 262 144 sources in 4 MiB.

@@ -84,14 +84,18 @@ impl Source {
         fold(a ^ self.low(), seed | 1)
     }
 
+    /// The first 64 bits.
     #[inline(always)]
-    const fn high(&self) -> u64 {
+    #[must_use]
+    pub const fn high(&self) -> u64 {
         let [a, b, c, d, e, f, g, h, ..] = self.0;
         u64::from_be_bytes([a, b, c, d, e, f, g, h])
     }
 
+    /// The last 64 bits.
     #[inline(always)]
-    const fn low(&self) -> u64 {
+    #[must_use]
+    pub const fn low(&self) -> u64 {
         let [.., a, b, c, d, e, f, g, h] = self.0;
         u64::from_be_bytes([a, b, c, d, e, f, g, h])
     }

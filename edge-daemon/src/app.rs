@@ -42,7 +42,7 @@ use crate::{
     plan, privilege,
     request::{self, Edge, Entrance},
     scrape, store,
-    verdict::{Keeper, Order, Writer},
+    verdict::{self, Keeper, Order, Writer},
 };
 
 /// Everything that was loaded, attached, bound and opened, and nothing that runs yet.
@@ -103,6 +103,7 @@ impl App {
             pin_dir: settings.kernel.pin_dir.clone(),
             debug: settings.kernel.debug,
             policy: plan::kernel_policy(&settings.kernel),
+            lists: verdict::list_capacity(&settings, &store)?,
         })?;
         let tables = kernel.tables.duplicate()?;
         let edge_too = Arc::clone(&edge);

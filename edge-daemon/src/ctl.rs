@@ -16,7 +16,7 @@ use args::{Act, Verb};
 use clap::{CommandFactory as _, Parser as _};
 
 use crate::{
-    control::{Reply, client},
+    control::{Command, Reply, client},
     kernel,
 };
 
@@ -53,7 +53,7 @@ fn run(args: &Args) -> u8 {
             return say(&text);
         }
     };
-    match client::ask(&args.socket, &command) {
+    match ask(args, &command) {
         Ok(Reply::Refused(why)) => complain(&why, REFUSED),
         Ok(reply) => say(show(args, &reply).as_bytes()),
         Err(fault @ client::Fault::NotPermitted(_)) => complain(&fault, REFUSED),
@@ -67,6 +67,22 @@ fn detach(pin_dir: &Path, json: bool) -> u8 {
         Ok(detached) => say(print::detached(&detached, json).as_bytes()),
         Err(error) => complain(&format_args!("{:#}", anyhow::Error::from(error)), REFUSED),
     }
+}
+
+/// Asks once; for a list, until all of its pages are there.
+fn ask(args: &Args, command: &Command) -> Result<Reply, client::Fault> {
+    let mut reply = client::ask(&args.socket, command)?;
+    if let (Command::ListShow { list, .. }, Reply::List(all)) = (command, &mut reply) {
+        while (all.entries.len() as u64) < all.total {
+            let next = Command::ListShow { list: *list, from: all.entries.len() as u64 };
+            match client::ask(&args.socket, &next)? {
+                Reply::List(page) if !page.entries.is_empty() => all.entries.extend(page.entries),
+                // It has become shorter meanwhile.
+                _ => break,
+            }
+        }
+    }
+    Ok(reply)
 }
 
 fn show(args: &Args, reply: &Reply) -> String {
@@ -109,7 +125,6 @@ fn now_ms() -> u64 {
 impl Verb {
     /// What this verb asks of the daemon, or does by itself.
     fn act(&self, ssh_peer: impl FnOnce() -> Option<IpAddr>) -> Act {
-        use crate::control::Command;
         let command = match self {
             Self::Completions { shell } => return Act::Complete(*shell),
             Self::Detach { pin_dir } => return Act::Detach(pin_dir.clone()),

@@ -4,6 +4,7 @@
 //! touches a cache line that another core writes, except the two gauges that are also bounds.
 
 mod kernel;
+pub mod lists;
 
 use std::{
     collections::BTreeMap,

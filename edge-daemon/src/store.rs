@@ -47,6 +47,9 @@ pub struct ListRecord {
     pub added_ms: u64,
     /// Who added it.
     pub by: String,
+    /// Whether its packets are counted and not dropped.
+    #[serde(default)]
+    pub monitor: bool,
 }
 
 /// A ban, in force or past: a past one tells how often the client was banned.
@@ -392,7 +395,7 @@ mod tests {
 
     fn listed(net: &str, until_ms: Option<u64>) -> ListRecord {
         let (net, reason) = (net.parse().unwrap(), Some("noise".to_owned()));
-        ListRecord { net, until_ms, reason, added_ms: 5, by: "root".to_owned() }
+        ListRecord { net, until_ms, reason, added_ms: 5, by: "root".to_owned(), monitor: false }
     }
 
     fn ban(source: &str, until_ms: u64) -> BanRecord {

@@ -191,7 +191,7 @@ fn json_is_the_payload_alone() {
     assert_eq!((&value["id"], &value["secret"]), (&"0a1b".into(), &"edged_x_y".into()));
     let output = daemon.edgectl("deny list --json");
     let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    let wanted = format!("{:?}", Command::ListShow { list: ListName::Deny });
+    let wanted = format!("{:?}", Command::ListShow { list: ListName::Deny, from: 0 });
     assert!(value["done"].as_str().unwrap().starts_with(&wanted));
 }
 

@@ -1,49 +1,159 @@
-//! The allow and deny lists.
+//! The list stage: what the compiled lists say of a source. Its tables are the daemon's to write,
+//! all but the hits; their layout is `edge_common::list`.
 
 use core::ops::ControlFlow::{self, Break, Continue};
 
-use aya_ebpf::maps::LpmTrie;
+use aya_ebpf::{
+    bindings::BPF_F_MMAPABLE,
+    macros::map,
+    maps::{Array, LpmTrie, lpm_trie::Key},
+};
 use edge_common::{
     Reason,
+    list::{self, Class, INDEX, Ids, Line, Lines, NONE, OVERLAY_MAX, SEVERAL, State, TAG},
     map::{Entry, FOREVER, FactFlag, Facts},
 };
 
 use crate::{
-    boot_ns, refuse,
-    tables::{self, Key, Knobs},
+    boot_ns, note, refuse,
+    tables::{self, Knobs},
 };
+
+#[map]
+static LISTS: Array<Line> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+static LIST_STATE: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+static ENTRIES: Array<Entry> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+static OVERLAY: LpmTrie<[u8; 16], [u32; 4]> = LpmTrie::with_max_entries(OVERLAY_MAX, 0);
 
 /// Judges the source by the lists: allow above deny.
 #[inline(always)]
 pub fn judge(knobs: Knobs, facts: &mut Facts) -> ControlFlow<Reason> {
-    if listed(&tables::ALLOW, facts) {
-        return Break(Reason::AllowList);
+    let twin = u64::from(facts.flags & FactFlag::TWIN);
+    let value = listed(facts.source.high(), facts.source.low(), twin) as u32;
+    facts.rule = value;
+    match value >> TAG {
+        ALLOW => Break(Reason::AllowList),
+        DENY => refuse(knobs, Reason::DenyList, &mut facts.would),
+        WATCH => {
+            note(Reason::DenyList as u32, &mut facts.would);
+            Continue(())
+        }
+        _ => Continue(()),
     }
-    if listed(&tables::DENY, facts) {
-        return refuse(knobs, Reason::DenyList, &mut facts.would);
-    }
-    Continue(())
 }
 
-/// The longest match decides alone: the daemon gives each network the latest end of all that
-/// cover it.
-#[inline(always)]
-fn listed(list: &'static LpmTrie<[u8; 16], Entry>, facts: &Facts) -> bool {
-    // aya gives a reference; what other CPUs write is reached by its address alone.
-    let entry = match list.get(Key::new(128, facts.source.0)) {
-        Some(entry) => (&raw const *entry).cast_mut(),
-        None => return false,
+const ALLOW: u32 = Class::Allow as u32;
+const DENY: u32 = Class::Deny as u32;
+const WATCH: u32 = Class::Watch as u32;
+
+// The functions below take and give integers only, and are exported: the verifier walks each once,
+// by itself, instead of once for every path of the packet that leads to it.
+
+/// The value of the running entry that decides about an address, its [`Class`] and number, or
+/// [`NONE`]; a hit of it unless `twin` is set.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn listed(high: u64, low: u64, twin: u64) -> u64 {
+    let Some(state) = state() else { return NONE.into() };
+    let image = Image(state.first_line());
+    let value = match (high, low >> 32) {
+        (0, 0xffff) => list::v4(&image, low as u32),
+        _ => list::v6(&image, high, low),
     };
-    // SAFETY: the lookup gave the address of a whole `Entry`, which stays until the program
-    // returns; the kernel lets programs write it.
+    // Both at once are rare; one function does for either.
+    if state.has_overlay() || value >> TAG == SEVERAL {
+        overlaid(high, low, value.into(), image.0, twin)
+    } else if value != NONE && runs(u64::from(value & INDEX), twin) == RUNS {
+        value.into()
+    } else {
+        NONE.into()
+    }
+}
+
+/// As [`listed`], for an address of which the image at this line says `value`, and the overlay may
+/// say more.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn overlaid(high: u64, low: u64, value: u64, first_line: u64, twin: u64) -> u64 {
+    let mut address = [0; 16];
+    address[..8].copy_from_slice(&high.to_be_bytes());
+    address[8..].copy_from_slice(&low.to_be_bytes());
+    let [allow, deny, watch, _] =
+        OVERLAY.get(Key::new(128, address)).copied().unwrap_or_default();
+    let named = list::ids(&Image(first_line), value as u32);
+    decide(named, [allow, deny, watch], twin)
+}
+
+/// Searches a tree of the image at this line of the table.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn searched(first_line: u64, tree: u64, nodes: u64, key: u64) -> u64 {
+    list::search(&Image(first_line), tree, nodes, key).into()
+}
+
+/// The value of the first class of which either names a running entry.
+#[inline(always)]
+fn decide(named: Ids, overlaid: Ids, twin: u64) -> u64 {
+    let mut class = 0;
+    while class < 3 {
+        for id in [named[class], overlaid[class]] {
+            if runs(id.into(), twin) == RUNS {
+                return u64::from((class as u32 + 1) << TAG | id);
+            }
+        }
+        class += 1;
+    }
+    NONE.into()
+}
+
+/// [`RUNS`] if there is such an entry and it has not ended; then this packet is a hit of it.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn runs(id: u64, twin: u64) -> u64 {
+    if id == 0 {
+        return 0;
+    }
+    let Some(entry) = ENTRIES.get_ptr_mut(id as u32) else { return 0 };
+    // SAFETY: the lookup gave the address of a whole `Entry` of an array, there for as long as the
+    // program; the kernel lets programs write it.
     unsafe {
         let until_ns = tables::peek(&raw const (*entry).until_ns);
+        // The clock costs more than all of the rest, and most entries have no end.
         if until_ns != FOREVER && boot_ns() >= until_ns {
-            return false;
+            return 0;
         }
-        if facts.flags & FactFlag::TWIN == 0 {
+        if twin == 0 {
             tables::increment(&raw mut (*entry).hits);
         }
     }
-    true
+    RUNS
+}
+
+const RUNS: u64 = 1;
+
+#[inline(always)]
+fn state() -> Option<State> {
+    let state = LIST_STATE.get_ptr(0)?;
+    // SAFETY: an array's value is aligned and there for as long as the program. One load: the daemon
+    // changes all of it at once.
+    Some(State(unsafe { tables::peek(state) }))
+}
+
+/// The image in force, by its first line. The daemon rewrites the other one, and not before every
+/// packet that was judged by it is through.
+struct Image(u64);
+
+impl Lines for Image {
+    #[inline(always)]
+    fn line(&self, index: u64) -> Option<&Line> {
+        LISTS.get((self.0 + index) as u32)
+    }
+
+    #[inline(always)]
+    fn search(&self, tree: u64, nodes: u64, key: u64) -> u32 {
+        searched(self.0, tree, nodes, key) as u32
+    }
 }

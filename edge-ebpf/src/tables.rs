@@ -4,24 +4,18 @@ use core::sync::atomic::AtomicU64;
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use edge_common::{
     Signature, Source, atomic, limit,
     map::{
-        BANS_MAX, Ban, CLIENT_SETS, Count, Entry, FactFlag, Facts, INTERFACES_MAX, KIND_SETS,
-        LIST_MAX, OPEN_SETS, REASONS_MAX, RING_BYTES, SIGNATURES_MAX, SOCKETS_MAX, Settings,
+        BANS_MAX, Ban, CLIENT_SETS, Count, FactFlag, Facts, INTERFACES_MAX, KIND_SETS,
+        OPEN_SETS, REASONS_MAX, RING_BYTES, SIGNATURES_MAX, SOCKETS_MAX, Settings,
     },
     open,
     service::{self, Service},
 };
 
-pub use aya_ebpf::maps::lpm_trie::Key;
-
-#[map]
-pub static ALLOW: LpmTrie<[u8; 16], Entry> = LpmTrie::with_max_entries(LIST_MAX, 0);
-#[map]
-pub static DENY: LpmTrie<[u8; 16], Entry> = LpmTrie::with_max_entries(LIST_MAX, 0);
 #[map]
 pub static BANS: HashMap<Source, Ban> = HashMap::with_max_entries(BANS_MAX, 0);
 #[map]

@@ -18,9 +18,10 @@ use edge_common::{
     map::{ABI, Ban, CLIENT_CELLS, FOREVER},
 };
 use edge_daemon::kernel::{
-    AttachMode, Corrected, Detached, Kernel, KernelError, LoadSettings, Mode, Policy, Upkeep,
-    Wanted, detach,
+    AttachMode, Corrected, Detached, InForce, Kernel, KernelError, ListCapacity, LoadSettings,
+    Mode, Policy, Upkeep, Wanted, detach,
 };
+use edge_policy::list::Class;
 use nix::sched::{CloneFlags, setns};
 
 const UNLIMITED: Policy = Policy::UNLIMITED;
@@ -75,12 +76,32 @@ impl Pair {
         self.load_whole(mode, policy).map(|(kernel, _)| kernel)
     }
 
+    fn settings(&self, policy: Policy) -> LoadSettings {
+        let lists = ListCapacity::of(1_000, []);
+        LoadSettings { pin_dir: self.pin_dir.clone(), debug: false, policy, lists }
+    }
+
+    /// As a successor starts: it fills its own lists before it takes over.
+    fn load_denying(
+        &self,
+        interface: &str,
+        mode: AttachMode,
+        network: &str,
+    ) -> Result<Kernel, KernelError> {
+        self.within("edge", || {
+            let mut kernel = Kernel::load(&self.settings(UNLIMITED))?;
+            deny(&kernel, network);
+            kernel.attach(&[Wanted { interface: interface.to_owned(), mode }])?;
+            Ok(kernel)
+        })
+    }
+
     fn load_whole(
         &self,
         mode: AttachMode,
         policy: Policy,
     ) -> Result<(Kernel, Upkeep), KernelError> {
-        let settings = LoadSettings { pin_dir: self.pin_dir.clone(), debug: false, policy };
+        let settings = self.settings(policy);
         self.within("edge", || attached_whole(&settings, "guarded", mode))
     }
 
@@ -97,6 +118,11 @@ impl Pair {
         let refused = self.connect((EDGE, 9).into()).expect_err("nobody listens");
         refused.kind() == std::io::ErrorKind::ConnectionRefused
     }
+}
+
+fn deny(kernel: &Kernel, network: &str) {
+    let set = kernel.tables.lists.set(Class::Deny, &network.parse().unwrap(), FOREVER);
+    assert_eq!(set.unwrap(), InForce::Now);
 }
 
 fn attached(
@@ -183,7 +209,7 @@ fn open_connections_are_counted_exactly_and_bounded() {
 
     // A successor goes on counting where its predecessor was, and counts nothing twice.
     drop(kernel);
-    let kernel = pair.load(AttachMode::Native, policy).unwrap();
+    let kernel = pair.load(AttachMode::Native, policy.clone()).unwrap();
     expect_open(&kernel, 4);
 
     // The client's FIN, the client's RST, the server's RST, the server's FIN.
@@ -302,16 +328,16 @@ fn expect(what: &str, mut is_so: impl FnMut() -> bool) {
 #[test]
 fn the_filter_outlives_its_daemon_and_is_taken_over() {
     let pair = Pair::new();
-    let mut kernel = pair.load(AttachMode::Auto, UNLIMITED).unwrap();
+    let kernel = pair.load(AttachMode::Auto, UNLIMITED).unwrap();
     let [attached] = kernel.attached() else { panic!("{:?}", kernel.attached()) };
     assert_eq!((attached.mode, attached.adopted), (Mode::Native, false));
     assert!(pair.answers());
-    kernel.tables.deny.put(&"10.99.0.2/32".parse().unwrap(), FOREVER).unwrap();
+    deny(&kernel, "10.99.0.2/32");
     assert!(!pair.answers());
     drop(kernel);
     assert!(!pair.answers(), "the filter went with its daemon");
 
-    let kernel = pair.load(AttachMode::Auto, UNLIMITED).unwrap();
+    let kernel = pair.load_denying("guarded", AttachMode::Auto, "10.99.0.2/32").unwrap();
     assert!(kernel.attached()[0].adopted);
     assert!(!pair.answers());
     drop(kernel);
@@ -320,7 +346,7 @@ fn the_filter_outlives_its_daemon_and_is_taken_over() {
     ip(&format!("-n {}-edge link del guarded", pair.name));
     pair.wire();
     assert!(pair.answers());
-    let kernel = pair.load(AttachMode::Generic, UNLIMITED).unwrap();
+    let kernel = pair.load_denying("guarded", AttachMode::Generic, "10.99.0.2/32").unwrap();
     assert_eq!(kernel.attached()[0].mode, Mode::Generic);
     assert!(!kernel.attached()[0].adopted);
     assert!(!pair.answers());
@@ -328,7 +354,7 @@ fn the_filter_outlives_its_daemon_and_is_taken_over() {
     drop(kernel);
 
     // Another mode is wanted: attached anew.
-    let kernel = pair.load(AttachMode::Native, UNLIMITED).unwrap();
+    let kernel = pair.load_denying("guarded", AttachMode::Native, "10.99.0.2/32").unwrap();
     assert_eq!(kernel.attached()[0].mode, Mode::Native);
     assert!(!pair.answers());
 
@@ -396,10 +422,10 @@ fn another_versions_filter_is_taken_over_between_two_packets() {
 #[test]
 fn another_namespaces_filter_is_left_alone() {
     let pair = Pair::new();
-    let mut kernel = pair.load(AttachMode::Native, UNLIMITED).unwrap();
-    kernel.tables.deny.put(&"10.99.0.2/32".parse().unwrap(), FOREVER).unwrap();
+    let kernel = pair.load(AttachMode::Native, UNLIMITED).unwrap();
+    deny(&kernel, "10.99.0.2/32");
     drop(kernel);
-    let settings = LoadSettings { pin_dir: pair.pin_dir.clone(), debug: false, policy: UNLIMITED };
+    let settings = pair.settings(UNLIMITED);
     let load = || pair.within("client", || attached(&settings, "peer", AttachMode::Native));
     let error = load().err().expect("refused");
     assert!(matches!(error, KernelError::OtherNamespace { .. }), "{error}");
@@ -413,8 +439,8 @@ fn another_namespaces_filter_is_left_alone() {
 #[test]
 fn an_interface_that_comes_back_is_guarded_again() {
     let pair = Pair::new();
-    let (mut kernel, upkeep) = pair.load_whole(AttachMode::Auto, UNLIMITED).unwrap();
-    kernel.tables.deny.put(&"10.99.0.2/32".parse().unwrap(), FOREVER).unwrap();
+    let (kernel, upkeep) = pair.load_whole(AttachMode::Auto, UNLIMITED).unwrap();
+    deny(&kernel, "10.99.0.2/32");
     assert!(!pair.answers());
     let health = upkeep.health();
     let condition = || {
@@ -445,7 +471,7 @@ fn an_interface_that_comes_back_is_guarded_again() {
 #[test]
 fn several_interfaces_each_have_a_mode_of_their_own() {
     let pair = Pair::new();
-    let settings = LoadSettings { pin_dir: pair.pin_dir.clone(), debug: false, policy: UNLIMITED };
+    let settings = pair.settings(UNLIMITED);
     let wanted = |interface: &str, mode| Wanted { interface: interface.to_owned(), mode };
     let load = |wanted: &[Wanted]| {
         pair.within("edge", || {
@@ -475,12 +501,10 @@ fn several_interfaces_each_have_a_mode_of_their_own() {
 #[test]
 fn a_mode_that_the_interface_cannot_do_leaves_the_former_filter() {
     let pair = Pair::new();
-    let settings = LoadSettings { pin_dir: pair.pin_dir.clone(), debug: false, policy: UNLIMITED };
-    let load = |mode| pair.within("edge", || attached(&settings, "lo", mode));
+    let load = |mode| pair.load_denying("lo", mode, "127.0.0.0/8");
     // The loopback device has no driver to be native in.
-    let mut kernel = load(AttachMode::Auto).unwrap();
+    let kernel = load(AttachMode::Auto).unwrap();
     assert_eq!(kernel.attached()[0].mode, Mode::Generic);
-    kernel.tables.deny.put(&"127.0.0.0/8".parse().unwrap(), FOREVER).unwrap();
     drop(kernel);
     let answers = || {
         let to = (Ipv4Addr::LOCALHOST, 9).into();
@@ -518,16 +542,15 @@ fn a_pin_that_cannot_be_adopted_is_not_touched() {
 #[test]
 fn a_renamed_interface_keeps_its_filter() {
     let pair = Pair::new();
-    let mut kernel = pair.load(AttachMode::Native, UNLIMITED).unwrap();
-    kernel.tables.deny.put(&"10.99.0.2/32".parse().unwrap(), FOREVER).unwrap();
+    let kernel = pair.load(AttachMode::Native, UNLIMITED).unwrap();
+    deny(&kernel, "10.99.0.2/32");
     let ifindex = kernel.attached()[0].ifindex;
     drop(kernel);
     for change in ["down", "name moved", "up"] {
         let interface = if change == "up" { "moved" } else { "guarded" };
         ip(&format!("-n {}-edge link set {interface} {change}", pair.name));
     }
-    let settings = LoadSettings { pin_dir: pair.pin_dir.clone(), debug: false, policy: UNLIMITED };
-    let kernel = pair.within("edge", || attached(&settings, "moved", AttachMode::Native)).unwrap();
+    let kernel = pair.load_denying("moved", AttachMode::Native, "10.99.0.2/32").unwrap();
     assert!(kernel.attached()[0].adopted);
     assert!(!pair.answers());
     let Detached { removed, .. } = detach(&pair.pin_dir).unwrap();
@@ -538,7 +561,7 @@ fn a_renamed_interface_keeps_its_filter() {
 #[test]
 fn an_interface_without_ethernet_headers_is_refused() {
     let pair = Pair::new();
-    let settings = LoadSettings { pin_dir: pair.pin_dir.clone(), debug: false, policy: UNLIMITED };
+    let settings = pair.settings(UNLIMITED);
     ip(&format!("-n {}-edge tuntap add mode tun name tunnel", pair.name));
     ip(&format!("-n {}-edge tuntap add mode tap name bridged", pair.name));
     let load =
@@ -555,7 +578,12 @@ fn an_interface_that_another_program_holds_is_left_alone() {
     let pair = Pair::new();
     let _holder = pair.load(AttachMode::Native, UNLIMITED).unwrap();
     let pin_dir = format!("{}-other", pair.pin_dir.display()).into();
-    let settings = LoadSettings { pin_dir, debug: false, policy: UNLIMITED };
+    let settings = LoadSettings {
+        pin_dir,
+        debug: false,
+        policy: UNLIMITED,
+        lists: ListCapacity::of(1_000, []),
+    };
     let attach = |interface| {
         let attached = pair.within("edge", || attached(&settings, interface, AttachMode::Auto));
         attached.err().expect("refused")

@@ -66,7 +66,7 @@ impl Operator {
     }
 
     async fn try_reload(&mut self) -> anyhow::Result<()> {
-        let (settings, warnings) = config::load(&self.config)?;
+        let (settings, warnings) = config::reload(&self.config, &self.settings)?;
         if !warnings.0.is_empty() {
             tracing::warn!("{warnings}");
         }
@@ -87,6 +87,7 @@ fn refuse_what_needs_a_restart(old: &Settings, new: &Settings) -> anyhow::Result
         ("kernel.interfaces", old.kernel.interfaces != new.kernel.interfaces),
         ("kernel.attach", old.kernel.attach != new.kernel.attach),
         ("kernel.pin_dir", old.kernel.pin_dir != new.kernel.pin_dir),
+        ("lists.networks_max", old.lists.networks_max != new.lists.networks_max),
         ("kernel.debug", old.kernel.debug != new.kernel.debug),
         ("kernel.ipv4_prefix", old.kernel.client.v4 != new.kernel.client.v4),
         ("kernel.ipv6_prefix", old.kernel.client.v6 != new.kernel.client.v6),

@@ -7,23 +7,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use edge_common::map;
-use ipnet::IpNet;
 use toml::de::DeTable;
 
 use super::{
-    mistake::{Mistake, Source},
+    lists::{self, Kind},
     reader::Notes,
-    settings::{Events, List, Settings},
+    settings::{Events, List, Lists, Settings},
     text as values,
     whole::{place, place_in},
 };
-
-/// The largest list file that is read, in bytes: [`map::LIST_MAX`] lines of IPv6 and comments.
-const LIST_BYTES_MAX: u64 = 256 << 20;
-
-/// Lines of one list file that are complained of one by one.
-const FAULTS_MAX: usize = 20;
 
 /// Reads a file of at most `most` bytes; bytes that are not UTF-8 are replaced.
 pub(super) fn text(path: &Path, most: u64) -> io::Result<String> {
@@ -64,9 +56,11 @@ pub(super) fn resolve(settings: &mut Settings, base: &Path) {
     }
 }
 
-/// Looks at the certificate and the key, and reads the lists into the settings.
+/// Looks at the certificate and the key, and reads the lists into the settings; what `former`
+/// has of them may stand in for files that are not good any more.
 pub(super) fn inspect(
     settings: &mut Settings,
+    former: Option<&Settings>,
     base: &Path,
     document: &DeTable<'_>,
     notes: &Notes<'_>,
@@ -84,82 +78,37 @@ pub(super) fn inspect(
             notes.wrong(span, what, format!("chmod o= {}", path.display()));
         }
     }
-    read_list(&mut settings.lists.allow, "allow_files", base, document, notes);
-    read_list(&mut settings.lists.deny, "deny_files", base, document, notes);
+    let place = (base, document, notes);
+    let Lists { allow, deny, shrink_max, .. } = &mut settings.lists;
+    let former = former.map(|settings| &settings.lists);
+    read_list(allow, (Kind::Allow, "allow_files"), *shrink_max, former.map(|l| &l.allow), place);
+    read_list(deny, (Kind::Deny, "deny_files"), *shrink_max, former.map(|l| &l.deny), place);
 }
 
 fn is_public(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|metadata| metadata.mode() & 0o007 != 0)
 }
 
-fn read_list(list: &mut List, key: &str, base: &Path, document: &DeTable<'_>, notes: &Notes<'_>) {
+fn read_list(
+    list: &mut List,
+    (kind, key): (Kind, &str),
+    shrink_max: u32,
+    former: Option<&List>,
+    (base, document, notes): (&Path, &DeTable<'_>, &Notes<'_>),
+) {
     for file in &mut list.files {
-        let span = || place_in(document, "lists", key, |text| base.join(text) == file.path);
-        match text(&file.path, LIST_BYTES_MAX) {
-            Ok(text) => {
-                let read = lines(&file.path, &text, key == "allow_files");
+        let former = former.and_then(|list| list.files.iter().find(|old| old.path == file.path));
+        match lists::read(&file.path, kind, former, shrink_max) {
+            Ok(read) => {
                 notes.adopt(read.mistakes, read.warnings);
-                file.nets = read.nets;
+                *file = read.file;
             }
-            Err(fault) => {
-                let what = format!("cannot read {}: {fault}", file.path.display());
-                notes.wrong(span(), what, "a list file: one address or network a line");
+            Err(what) => {
+                let span = place_in(document, "lists", key, |text| base.join(text) == file.path);
+                notes.wrong(span, what, "a list file: one address or network a line");
             }
         }
     }
-    let count = list.iter().count();
-    if count > map::LIST_MAX as usize {
-        let what = format!("the list holds {count} networks");
-        notes.wrong(place(document, "lists", key), what, format!("at most {}", map::LIST_MAX));
-    }
-}
-
-/// What a list file holds.
-#[derive(Default)]
-struct Lines {
-    nets: Vec<IpNet>,
-    mistakes: Vec<Mistake>,
-    warnings: Vec<Mistake>,
-}
-
-/// Reads a list: the first word of each line, up to `#` or `;`. A line that cannot be read is a mistake in an allow list, whose gaps lock
-/// people out, and a warning in a deny list, which is often somebody else's feed.
-fn lines(path: &Path, text: &str, is_allow: bool) -> Lines {
-    let source = Source::new(path, text);
-    let mut read = Lines::default();
-    let mut start = 0;
-    for line in text.split_inclusive('\n') {
-        let entry = line.split(['#', ';']).next().unwrap_or_default();
-        let entry = entry.trim_start_matches('\u{feff}');
-        let word = entry.split_whitespace().next().unwrap_or_default();
-        let at = start + line.find(word).unwrap_or(0);
-        start += line.len();
-        if word.is_empty() {
-            continue;
-        }
-        let (what, help, is_mistake) = match values::net(word) {
-            Ok((net, _)) if is_allow && net.prefix_len() == 0 => {
-                (format!("{net} allows every address"), EVERY_ADDRESS.to_owned(), true)
-            }
-            Ok((net, has_host_bits)) => {
-                read.nets.push(net);
-                if !has_host_bits {
-                    continue;
-                }
-                let what = format!("'{word}' has bits beyond its prefix");
-                (what, format!("read as {net}"), false)
-            }
-            Err(help) => (format!("not a network: '{word}'"), help, is_allow),
-        };
-        let notes = if is_mistake { &mut read.mistakes } else { &mut read.warnings };
-        if notes.len() < FAULTS_MAX {
-            notes.push(source.mistake(at..at + word.len(), what, help));
-        } else if notes.len() == FAULTS_MAX {
-            let what = "more such lines follow".to_owned();
-            notes.push(source.mistake(at..at + word.len(), what, "this is one".to_owned()));
-        }
-    }
-    read
 }
 
 /// Why nobody should allow all addresses.

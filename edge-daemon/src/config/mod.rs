@@ -3,7 +3,8 @@
 //! Reading never stops at the first mistake: whoever repairs a file wants to know them all.
 
 mod files;
-pub mod mistake;
+pub mod lists;
+mod mistake;
 mod reader;
 mod route;
 mod sections;
@@ -33,6 +34,19 @@ const FILE_BYTES_MAX: u64 = 4 << 20;
 /// # Errors
 /// Every mistake that was found, in the order of the file.
 pub fn load(path: &Path) -> Result<(Settings, Warnings), Mistakes> {
+    load_after(path, None)
+}
+
+/// As [`load`], where a list file that is missing or nearly empty now, but is in `former`, stays as
+/// it was there.
+///
+/// # Errors
+/// As [`load`].
+pub fn reload(path: &Path, former: &Settings) -> Result<(Settings, Warnings), Mistakes> {
+    load_after(path, Some(former))
+}
+
+fn load_after(path: &Path, former: Option<&Settings>) -> Result<(Settings, Warnings), Mistakes> {
     let text = files::text(path, FILE_BYTES_MAX).map_err(|fault| {
         Mistakes(vec![Mistake::of_file(
             path.to_owned(),
@@ -43,7 +57,7 @@ pub fn load(path: &Path) -> Result<(Settings, Warnings), Mistakes> {
     read(path, &text, |settings, document, notes| {
         let base = path.parent().unwrap_or(Path::new(""));
         files::resolve(settings, base);
-        files::inspect(settings, base, document, notes);
+        files::inspect(settings, former, base, document, notes);
     })
 }
 

@@ -85,11 +85,17 @@ pub(super) fn lists(table: &Table<'_>) -> Lists {
             item.list(networks, read)
         }),
         files: table.or(files, Vec::new(), |item| {
-            let file = |item: &Item<'_>| Some(ListFile { path: item.path()?, nets: Vec::new() });
+            let file =
+                |item: &Item<'_>| Some(ListFile { path: item.path()?, ..ListFile::default() });
             item.list("an array of paths", file)
         }),
     };
-    Lists { allow: list("allow", "allow_files"), deny: list("deny", "deny_files") }
+    Lists {
+        allow: list("allow", "allow_files"),
+        deny: list("deny", "deny_files"),
+        networks_max: table.or("networks_max", 250_000, |item| small(item, 1_000, 10_000_000)),
+        shrink_max: table.or("shrink_max", 90, |item| small(item, 0, 100)),
+    }
 }
 
 pub(super) fn server(table: &Table<'_>) -> Server {

@@ -5,6 +5,7 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -97,6 +98,10 @@ pub struct Lists {
     pub allow: List,
     /// Networks that are dropped.
     pub deny: List,
+    /// Networks for which the kernel's tables have room; more if more are configured at the start.
+    pub networks_max: u32,
+    /// Percent of its networks that a file may lose from one reading to the next.
+    pub shrink_max: u32,
 }
 
 /// The networks of one list: those in the configuration and those in its files.
@@ -113,8 +118,23 @@ pub struct List {
 pub struct ListFile {
     /// Where it lies.
     pub path: PathBuf,
-    /// Its networks.
-    pub nets: Vec<IpNet>,
+    /// Its networks, each once, in the order of the file; shared by all copies.
+    pub nets: Arc<[Line]>,
+    /// Lines that were not taken.
+    pub skipped: usize,
+    /// When it was read, in unix seconds.
+    pub read_s: u64,
+    /// Whether these are the networks of an earlier reading, because the last one was not good.
+    pub is_stale: bool,
+}
+
+/// A network in a list file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// The network.
+    pub net: IpNet,
+    /// The number of its line, from 1.
+    pub number: u32,
 }
 
 impl List {
@@ -122,7 +142,7 @@ impl List {
     pub fn iter(&self) -> impl Iterator<Item = (IpNet, Option<&Path>)> {
         let own = self.nets.iter().map(|net| (*net, None));
         let filed = self.files.iter();
-        own.chain(filed.flat_map(|f| f.nets.iter().map(|net| (*net, Some(f.path.as_path())))))
+        own.chain(filed.flat_map(|f| f.nets.iter().map(|line| (line.net, Some(f.path.as_path())))))
     }
 }
 

@@ -36,6 +36,8 @@ pub enum Command {
         ttl_ms: Option<u64>,
         /// Why, for whoever reads the list.
         reason: Option<String>,
+        /// Whether its packets are only counted as if they were dropped.
+        monitor: bool,
         /// Whether to deny even what keeps the host reachable.
         force: bool,
         /// Where the caller's own SSH session comes from.
@@ -48,10 +50,12 @@ pub enum Command {
         /// The network, as it was added.
         net: IpNet,
     },
-    /// The entries of a list. Answer: [`Reply::List`].
+    /// Some entries of a list, of which the answer tells the total. Answer: [`Reply::List`].
     ListShow {
         /// Which list.
         list: ListName,
+        /// How many to leave out at its beginning.
+        from: u64,
     },
     /// The bans in force. Answer: [`Reply::Bans`].
     BanList,
@@ -219,12 +223,16 @@ pub struct ListEntry {
     pub until_ms: Option<u64>,
     /// Why, in the operator's words.
     pub reason: Option<String>,
-    /// Where it is from: "config", "file NAME" or "operator".
+    /// Where it is from: "config", "file PATH:LINE", "upstream NAME" or "operator".
     pub source: String,
-    /// Packets it decided.
+    /// Packets it decided since the daemon started.
     pub hits: u64,
     /// When an operator added it.
     pub added_ms: Option<u64>,
+    /// Which operator.
+    pub by: Option<String>,
+    /// Whether its packets are only counted as if they were dropped.
+    pub monitor: bool,
 }
 
 /// A ban in force.
@@ -257,6 +265,12 @@ pub struct Explanation {
     pub meaning: String,
     /// The rule that decides: a network of a list, or the client that is banned.
     pub rule: Option<String>,
+    /// Where that network is from, as [`ListEntry::source`] tells it.
+    pub source: Option<String>,
+    /// Why, in the operator's words.
+    pub reason: Option<String>,
+    /// Since when, if an operator added it.
+    pub since_ms: Option<u64>,
     /// When that rule ends; `None`: never, or there is none.
     pub until_ms: Option<u64>,
     /// Packets that the rule decided.
@@ -306,11 +320,14 @@ pub struct KeyEntry {
 }
 
 impl Command {
-    /// Says what is wrong with the free text of a command, if anything is.
+    /// Says what is wrong with a command, if anything is.
     ///
     /// Control characters could rewrite the terminal of whoever lists the entries later.
     #[must_use]
     pub fn fault(&self) -> Option<String> {
+        if matches!(self, Self::ListAdd { list: ListName::Allow, monitor: true, .. }) {
+            return Some("only a deny entry can be monitored: an allow entry drops nothing".into());
+        }
         let texts: Vec<&String> = match self {
             Self::ListAdd { reason, .. } => reason.iter().collect(),
             Self::KeyCreate { name, scopes, .. } => std::iter::once(name).chain(scopes).collect(),

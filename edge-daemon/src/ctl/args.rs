@@ -84,6 +84,9 @@ pub enum ListVerb {
         /// Why, for whoever reads the list
         #[arg(long, value_name = "TEXT")]
         reason: Option<String>,
+        /// Only count its packets as if they were dropped
+        #[arg(long)]
+        monitor: bool,
         /// Add it even if it locks out your SSH session, the gateway or an upstream
         #[arg(long)]
         force: bool,
@@ -152,16 +155,17 @@ impl ListVerb {
         ssh_peer: impl FnOnce() -> Option<IpAddr>,
     ) -> Command {
         match self {
-            Self::Add { net, ttl, reason, force } => Command::ListAdd {
+            Self::Add { net, ttl, reason, monitor, force } => Command::ListAdd {
                 list,
                 net: *net,
                 ttl_ms: ttl.map(millis),
                 reason: reason.clone(),
+                monitor: *monitor,
                 force: *force,
                 ssh_peer: ssh_peer(),
             },
             Self::Remove { net } => Command::ListRemove { list, net: *net },
-            Self::List => Command::ListShow { list },
+            Self::List => Command::ListShow { list, from: 0 },
         }
     }
 }
@@ -260,6 +264,7 @@ mod tests {
             net,
             ttl_ms,
             reason: reason.map(str::to_owned),
+            monitor: false,
             force,
             ssh_peer: Some("198.51.100.7".parse().unwrap()),
         };
@@ -283,7 +288,7 @@ mod tests {
             ),
             ("edgectl allow remove 192.0.2.0/24", Command::ListRemove { list: allow, net }),
             ("edgectl deny remove 192.0.2.0/24", Command::ListRemove { list: deny, net }),
-            ("edgectl deny list", Command::ListShow { list: deny }),
+            ("edgectl deny list", Command::ListShow { list: deny, from: 0 }),
             ("edgectl ban list", Command::BanList),
             ("edgectl ban remove 2001:db8::1", Command::BanRemove { source: address }),
             ("edgectl explain 2001:db8::1", Command::Explain { address }),

@@ -102,7 +102,11 @@ fn list_text(list: &Entries<ListEntry>, now_ms: u64) -> String {
             entry.net.to_string(),
             left(entry.until_ms, now_ms),
             entry.hits.to_string(),
-            entry.source.clone(),
+            if entry.monitor {
+                format!("{}, monitored", entry.source)
+            } else {
+                entry.source.clone()
+            },
             entry.reason.clone().unwrap_or_default(),
         ]
     });
@@ -148,6 +152,9 @@ fn explanation_text(explanation: &Explanation, now_ms: u64) -> String {
     ];
     if let Some(rule) = &explanation.rule {
         lines.push(("rule", rule.clone()));
+        lines.extend(explanation.source.clone().map(|source| ("source", source)));
+        lines.extend(explanation.reason.clone().map(|reason| ("reason", reason)));
+        lines.extend(explanation.since_ms.map(|since_ms| ("since", utc(since_ms))));
         lines.push(("ends", left(explanation.until_ms, now_ms)));
         lines.push(("hits", explanation.hits.to_string()));
     }
@@ -262,11 +269,13 @@ mod tests {
             source: "operator".to_owned(),
             hits,
             added_ms: Some(0),
+            by: None,
+            monitor: hits > 0,
         };
         let entries = vec![entry("192.0.2.0/24", 12_345, Some("noise")), entry("::1/128", 0, None)];
         let text = text(&Reply::List(Entries { entries, total: 5 }), 0);
-        let wanted = "NETWORK       ENDS   HITS   SOURCE    REASON\n\
-                      192.0.2.0/24  never  12345  operator  noise\n\
+        let wanted = "NETWORK       ENDS   HITS   SOURCE               REASON\n\
+                      192.0.2.0/24  never  12345  operator, monitored  noise\n\
                       ::1/128       never  0      operator\n\
                       ... and 3 more\n";
         assert_eq!(text, wanted);

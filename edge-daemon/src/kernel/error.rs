@@ -149,6 +149,14 @@ pub enum KernelError {
         /// The table.
         table: &'static str,
     },
+    /// A table cannot be mapped into memory.
+    #[error("cannot map the kernel's table {table}")]
+    Map {
+        /// The table.
+        table: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
     /// A table could not be read or written.
     #[error("cannot reach the kernel's table {table}")]
     Table {

@@ -20,22 +20,21 @@ use edge_common::{
     map::{self, Ban, Count, Entry, INTERFACES_MAX, Settings, SocketLayout, count_index},
     open,
 };
+use edge_policy::list::Class;
 use ipnet::IpNet;
 
 use crate::clock::boot_ns;
 
 use super::{
     KernelError, Policy,
-    lists::List,
+    lists::Lists,
     pins::{Lock, TABLES, path_error},
 };
 
 /// The kernel's tables. Each thread may hold a [`Tables::duplicate`] of its own.
 pub struct Tables {
-    /// Networks that are never dropped.
-    pub allow: List,
-    /// Networks that are dropped.
-    pub deny: List,
+    /// The networks that are listed.
+    pub lists: Lists,
     /// Clients that are dropped for abuse.
     pub bans: Bans,
     counts: PerCpuArray<MapData, Count>,
@@ -79,8 +78,7 @@ pub struct Explanation {
 impl Tables {
     pub(super) fn take(programs: &mut Ebpf, lock: Arc<Lock>) -> Result<Self, KernelError> {
         Ok(Self {
-            allow: List::new(map::ALLOW, take(programs, map::ALLOW)?)?,
-            deny: List::new(map::DENY, take(programs, map::DENY)?)?,
+            lists: Lists::take(programs)?,
             bans: Bans::new(take(programs, map::BANS)?)?,
             counts: take(programs, map::COUNTS)?,
             events_lost: take(programs, map::EVENTS_LOST)?,
@@ -100,8 +98,7 @@ impl Tables {
     /// [`KernelError::Table`] if the process has no descriptor left.
     pub fn duplicate(&self) -> Result<Self, KernelError> {
         Ok(Self {
-            allow: self.allow.duplicate()?,
-            deny: self.deny.duplicate()?,
+            lists: self.lists.clone(),
             bans: self.bans.duplicate()?,
             counts: again(map::COUNTS, self.counts.map())?,
             events_lost: again(map::EVENTS_LOST, self.events_lost.map())?,
@@ -224,8 +221,8 @@ impl Tables {
         let now_ns = boot_ns();
         let client = Source::from(address).client(self.settings()?.client);
         let ban = self.bans.lookup(client)?.filter(|ban| now_ns < ban.until_ns);
-        let allowed = self.allow.matching(address, now_ns)?;
-        let denied = self.deny.matching(address, now_ns)?;
+        let allowed = self.lists.decides(Class::Allow, address, now_ns);
+        let denied = self.lists.decides(Class::Deny, address, now_ns);
         let (reason, network) = match (allowed, denied, ban) {
             (Some(network), _, _) => (Reason::AllowList, Some(network)),
             (None, Some(network), _) => (Reason::DenyList, Some(network)),
@@ -253,8 +250,6 @@ impl Tables {
             .iter()
             .filter_map(|table| {
                 let (used, ways) = match table.name {
-                    map::ALLOW => (Some(self.allow.len()), 1),
-                    map::DENY => (Some(self.deny.len()), 1),
                     map::BANS => (Some(self.bans.len()), 1),
                     map::SOCKETS => (None, 1),
                     map::OPEN => (None, open::WAYS),

@@ -6,11 +6,13 @@
 mod attach;
 mod bpf;
 mod btf;
+mod capacity;
 mod census;
 mod drops;
 mod error;
 mod features;
 mod lists;
+mod mapped;
 mod maps;
 mod netlink;
 mod pins;
@@ -34,10 +36,11 @@ use nix::sys::utsname::uname;
 
 pub use self::{
     attach::{AttachMode, Attached, Mode, Wanted},
+    capacity::{ListCapacity, ListSizes},
     census::Corrected,
     drops::{DebugLog, Drops},
     error::KernelError,
-    lists::{Changes, List},
+    lists::{Content, Freed, Image, InForce, Job, Lists, wait_for_packets},
     maps::{Bans, Explanation, Occupancy, Tables},
     pins::{Detached, detach},
     policy::{Policy, Prefix},
@@ -62,6 +65,8 @@ pub struct LoadSettings {
     pub debug: bool,
     /// What the programs go by from the start.
     pub policy: Policy,
+    /// How much the lists may hold.
+    pub lists: ListCapacity,
 }
 
 /// The loaded, attached and pinned kernel plane.
@@ -109,7 +114,7 @@ impl Kernel {
         folders.expect_namespace(netns_cookie)?;
         folders.migrate()?;
         pins::verify(&folders.own)?;
-        let mut programs = load_object(&folders.own, settings.debug)?;
+        let mut programs = load_object(&folders.own, settings)?;
         let mut tables = Tables::take(&mut programs, lock)?;
         tables.start(&settings.policy, btf::socket_layout()?, folders.seed()?, netns_cookie)?;
         let drops = Drops::take(&mut programs)?;
@@ -183,11 +188,12 @@ impl Kernel {
     }
 }
 
-fn load_object(folder: &std::path::Path, debug: bool) -> Result<Ebpf, KernelError> {
+fn load_object(folder: &std::path::Path, settings: &LoadSettings) -> Result<Ebpf, KernelError> {
     // `debug!` and all below it. At 0 the verifier removes the code.
-    let level: u8 = if debug { 4 } else { 0 };
+    let level: u8 = if settings.debug { 4 } else { 0 };
     let mut loader = EbpfLoader::new();
     loader.btf(Some(btf::kernel_types()?));
+    settings.lists.size(&mut loader);
     for table in pins::TABLES {
         loader.map_pin_path(table.name, folder.join(table.name));
     }

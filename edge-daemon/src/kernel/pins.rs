@@ -33,9 +33,7 @@ pub(super) struct Shape {
 }
 
 /// Every table that is pinned.
-pub(super) const TABLES: [Shape; 17] = [
-    shape(map::ALLOW, MapType::LpmTrie, 20, size_of::<map::Entry>(), map::LIST_MAX),
-    shape(map::DENY, MapType::LpmTrie, 20, size_of::<map::Entry>(), map::LIST_MAX),
+pub(super) const TABLES: [Shape; 15] = [
     shape(map::BANS, MapType::Hash, size_of::<Source>(), size_of::<map::Ban>(), map::BANS_MAX),
     array(map::CLIENT_CELLS, size_of::<[limit::Set; 2]>(), map::CLIENT_SETS),
     array(map::KIND_CELLS, size_of::<limit::Set>(), map::KIND_SETS),

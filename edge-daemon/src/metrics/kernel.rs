@@ -3,7 +3,10 @@
 use edge_common::{Plane, Reason, map::Count};
 use prometheus::proto::{MetricFamily, MetricType};
 
-use super::{counter, family, gauge};
+use super::{
+    counter, family, gauge,
+    lists::{self, ListView},
+};
 use crate::kernel::Interface;
 
 /// What the kernel counted, read for one scrape.
@@ -14,6 +17,8 @@ pub struct KernelView {
     pub tables: Vec<(&'static str, Option<u64>, u64)>,
     /// Drop events that the kernel kept back.
     pub drops_lost: u64,
+    /// The lists.
+    pub lists: ListView,
     /// The guarded interfaces.
     pub interfaces: Vec<Interface>,
     /// Connections that found no room to be counted.
@@ -36,7 +41,7 @@ impl KernelView {
         let used = self.tables.iter().filter_map(|(map, used, _)| Some((map, (*used)?)));
         let lost = counter(&[], self.drops_lost);
         let (total, now) = (MetricType::COUNTER, MetricType::GAUGE);
-        vec![
+        let mut families = vec![
             family("edged_packets_total", "Packets by outcome.", total, by_reason(|c| c.packets)),
             family(
                 "edged_packet_bytes_total",
@@ -95,6 +100,8 @@ impl KernelView {
                 total,
                 [counter(&[], self.censuses_failed)],
             ),
-        ]
+        ];
+        families.extend(lists::families(&self.lists));
+        families
     }
 }

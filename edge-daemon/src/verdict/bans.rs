@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use edge_common::{Reason, Source, map};
-use edge_policy::abuse::Outcome;
+use edge_policy::{abuse::Outcome, list::Class};
 
 use super::{Signal, Writer};
 use crate::{clock, events::Event, kernel::KernelError, store::BanRecord};
@@ -63,10 +63,8 @@ impl Writer {
     /// Scores a misdeed; over the line, writes the ban.
     pub(super) fn judge(&mut self, signal: &Signal) {
         let address = Source::from(signal.address);
-        match self.tables.allow.covers(signal.address, signal.at_ns) {
-            Ok(false) => {}
-            Ok(true) => return,
-            Err(error) => return tracing::error!(%error, "cannot read the allow list: no verdict"),
+        if self.tables.lists.decides(Class::Allow, signal.address, signal.at_ns).is_some() {
+            return;
         }
         let client = address.client(self.settings.kernel.client);
         let outcome = self.book.record(client, signal.reason, signal.at_ns);

@@ -1,16 +1,17 @@
 //! What operators say, done by the writer.
 
-use std::collections::BTreeMap;
-
 use anyhow::{Context as _, bail};
-use edge_common::Source;
-use edge_policy::key::{KeyRecord, Secret};
+use edge_common::{Reason, Source};
+use edge_policy::{
+    key::{KeyRecord, Secret},
+    list::Class,
+};
 use ipnet::IpNet;
 
 use super::{
     Writer,
     bans::reason_of,
-    lists::{Entry, Origin},
+    lists::{Entry, Origin, class_of},
 };
 use crate::{
     clock,
@@ -23,6 +24,7 @@ use crate::{
         },
     },
     events::Event,
+    kernel::InForce,
     store::ListRecord,
 };
 
@@ -34,17 +36,17 @@ impl Writer {
     fn try_obey(&mut self, command: Command, peer: Peer) -> anyhow::Result<Reply> {
         Ok(match command {
             Command::Status => Reply::Status(Box::new(self.status()?)),
-            Command::ListAdd { list, net, ttl_ms, reason, force, ssh_peer } => {
-                if list == ListName::Deny && !force {
+            Command::ListAdd { list, net, ttl_ms, reason, monitor, force, ssh_peer } => {
+                if list == ListName::Deny && !force && !monitor {
                     self.refuse_lockout(net, ssh_peer)?;
                 }
                 let added_ms = clock::unix_ms();
                 let until_ms = ttl_ms.map(|ttl| added_ms.saturating_add(ttl));
                 let by = format!("uid {}", peer.uid);
-                self.add(list, ListRecord { net, until_ms, reason, added_ms, by }, peer)?
+                self.add(list, ListRecord { net, until_ms, reason, added_ms, by, monitor }, peer)?
             }
             Command::ListRemove { list, net } => self.remove(list, net, peer)?,
-            Command::ListShow { list } => Reply::List(Entries::of(self.show(list)?)),
+            Command::ListShow { list, from } => Reply::List(self.show(list, from)),
             Command::BanList => Reply::Bans(Entries::of(self.show_bans()?)),
             Command::BanRemove { source } => self.unban(source.into())?,
             Command::Explain { address } => Reply::Explanation(Box::new(self.explain(address)?)),
@@ -65,12 +67,15 @@ impl Writer {
         let net = record.net;
         self.store.put_list(list, &record)?;
         let former = self.list_mut(list).put(record.into());
-        if let Err(error) = self.write_list(list) {
-            self.put_back(list, net, former);
-            return Err(error);
-        }
+        let in_force = match self.write(list, &net) {
+            Ok(in_force) => in_force,
+            Err(error) => {
+                self.put_back(list, net, former);
+                return Err(error);
+            }
+        };
         self.tell_change(list, "add", net, peer);
-        Ok(Reply::Done(format!("{net} is on the {} list", list.name())))
+        Ok(Reply::Done(format!("{net} is on the {} list{}", list.name(), when(in_force))))
     }
 
     fn remove(&mut self, list: ListName, net: IpNet, peer: Peer) -> anyhow::Result<Reply> {
@@ -82,14 +87,18 @@ impl Writer {
         }
         self.store.remove_list(list, net)?;
         let former = self.list_mut(list).remove(&net);
-        if let Err(error) = self.write_list(list) {
-            self.put_back(list, net, former);
-            return Err(error);
-        }
+        let in_force = match self.write(list, &net) {
+            Ok(in_force) => in_force,
+            Err(error) => {
+                self.put_back(list, net, former);
+                return Err(error);
+            }
+        };
         self.tell_change(list, "remove", net, peer);
         let left =
             if self.list(list).is_configured(&net) { "; the configuration keeps it" } else { "" };
-        Ok(Reply::Done(format!("{net} is off the operators' {} list{left}", list.name())))
+        let when = when(in_force);
+        Ok(Reply::Done(format!("{net} is off the operators' {} list{left}{when}", list.name())))
     }
 
     /// After a write that failed: what was on the list for a network, or nothing, is so again,
@@ -103,7 +112,7 @@ impl Writer {
             Some(entry) => self.list_mut(list).put(entry),
             None => self.list_mut(list).remove(&net),
         };
-        let written = self.write_list(list);
+        let written = self.write(list, &net).map(|_| ());
         for error in [stored.map_err(Into::into), written].into_iter().filter_map(Result::err) {
             let error = format!("{error:#}");
             tracing::error!(list = list.name(), %net, error, "a change cannot be taken back");
@@ -122,30 +131,40 @@ impl Writer {
         guard::lockout(net, &protected).map_or(Ok(()), |why| bail!(why))
     }
 
-    fn show(&self, list: ListName) -> anyhow::Result<Vec<ListEntry>> {
-        let table: BTreeMap<_, _> = self.table(list).entries()?.into_iter().collect();
-        let entries = self.list(list).entries().map(|(net, origin)| {
-            let hits = table.get(&net).map_or(0, |entry| entry.hits);
-            match origin {
-                Origin::Configuration(from) => ListEntry {
-                    net,
-                    until_ms: None,
-                    reason: None,
-                    source: from.to_owned(),
-                    hits,
-                    added_ms: None,
-                },
-                Origin::Operator(entry) => ListEntry {
-                    net,
-                    until_ms: entry.until_ms(),
-                    reason: entry.record.reason.clone(),
-                    source: "operator".into(),
-                    hits,
-                    added_ms: Some(entry.record.added_ms),
-                },
-            }
-        });
-        Ok(entries.collect())
+    /// A page of a list's entries, from this one on.
+    fn show(&self, list: ListName, from: u64) -> Entries<ListEntry> {
+        let entries = self.list(list).entries(usize::try_from(from).unwrap_or(usize::MAX));
+        let page = entries.take(PAGE).map(|(net, origin)| self.entry(list, net, &origin));
+        Entries { entries: page.collect(), total: self.list(list).len() as u64 }
+    }
+
+    fn entry(&self, list: ListName, net: IpNet, origin: &Origin<'_>) -> ListEntry {
+        let source = origin.words();
+        let operator = match origin {
+            Origin::Configuration(..) => None,
+            Origin::Operator(entry) => Some(entry),
+        };
+        let class = operator.map_or(class_of(list, false), |entry| entry.class(list));
+        ListEntry {
+            net,
+            until_ms: operator.and_then(|entry| entry.until_ms()),
+            reason: operator.and_then(|entry| entry.record.reason.clone()),
+            source,
+            hits: self.tables.lists.entry(class, &net).map_or(0, |entry| entry.hits),
+            added_ms: operator.map(|entry| entry.record.added_ms),
+            by: operator.map(|entry| entry.record.by.clone()),
+            monitor: class == Class::Watch,
+        }
+    }
+
+    /// What is known of a network that decides; an operator's word before the configuration's.
+    fn told(&self, reason: Reason, net: &IpNet) -> Option<ListEntry> {
+        let list = match reason {
+            Reason::AllowList => ListName::Allow,
+            _ => ListName::Deny,
+        };
+        let origin = self.list(list).origins(net).into_iter().next()?;
+        Some(self.entry(list, *net, &origin))
     }
 
     fn show_bans(&self) -> anyhow::Result<Vec<BanEntry>> {
@@ -193,6 +212,7 @@ impl Writer {
         let found = self.tables.explain(address)?;
         let (now_ns, client) = (clock::boot_ns(), found.client);
         let ban = found.ban.filter(|_| found.network.is_none());
+        let listed = found.network.as_ref().and_then(|(net, _)| self.told(found.reason, net));
         let until_ns = match (&found.network, &ban) {
             (Some((_, entry)), _) => Some(entry.until_ns),
             (None, Some(ban)) => Some(ban.until_ns),
@@ -208,6 +228,9 @@ impl Writer {
             until_ms: until_ns
                 .filter(|until| *until != edge_common::map::FOREVER)
                 .map(clock::unix_ms_at),
+            source: listed.as_ref().map(|entry| entry.source.clone()),
+            reason: listed.as_ref().and_then(|entry| entry.reason.clone()),
+            since_ms: listed.and_then(|entry| entry.added_ms),
             hits: found.network.map(|(_, e)| e.hits).or(ban.map(|b| b.hits)).unwrap_or_default(),
             open_connections: found.open.into(),
             score: self.book.score(&client, now_ns),
@@ -305,6 +328,14 @@ impl Writer {
     }
 }
 
+/// What an operator is told of a change that is not in force yet.
+const fn when(in_force: InForce) -> &'static str {
+    match in_force {
+        InForce::Now => "",
+        InForce::WithNextImage => "; it touches so many others that it takes effect in a second",
+    }
+}
+
 fn entry_of(key: &KeyRecord) -> KeyEntry {
     KeyEntry {
         id: key.id.clone(),
@@ -315,3 +346,6 @@ fn entry_of(key: &KeyRecord) -> KeyEntry {
         revoked_ms: key.revoked_ms,
     }
 }
+
+/// Entries of a list that one reply holds: a few milliseconds of the writer's time.
+const PAGE: usize = 10_000;

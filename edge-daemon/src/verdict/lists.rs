@@ -1,20 +1,35 @@
-//! The allow and the deny list: where each network is from, and what the kernel is to hold.
+//! The allow and the deny list: where each network is from, and until when it is listed.
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use edge_policy::list;
+use edge_policy::list::{Class, FOREVER};
 use ipnet::IpNet;
 
-use crate::{clock, config::settings, store::ListRecord};
+use crate::{
+    clock,
+    config::settings::{self, Settings},
+    control::ListName,
+    store::ListRecord,
+};
 
 /// One of the two lists: the configuration's networks and the operators'.
 #[derive(Default)]
 pub(crate) struct List {
-    /// Each with where it is from, in words.
-    configured: Vec<(IpNet, Arc<str>)>,
+    configured: Configured,
     /// By network: an operator's word on it replaces the last one.
     operators: BTreeMap<IpNet, Entry>,
 }
+
+/// The configuration's networks, in order.
+#[derive(Default)]
+pub(crate) struct Configured {
+    nets: Vec<Place>,
+    /// What they are from, in words: "config", "file NAME", "upstream NAME".
+    from: Vec<Arc<str>>,
+}
+
+/// A network, the index of what it is from, and its line there; 0: none.
+type Place = (IpNet, u32, u32);
 
 /// What an operator said of a network.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +42,7 @@ pub(crate) struct Entry {
 
 impl From<ListRecord> for Entry {
     fn from(record: ListRecord) -> Self {
-        let until_ns = record.until_ms.map_or(list::FOREVER, clock::boot_ns_at);
+        let until_ns = record.until_ms.map_or(FOREVER, clock::boot_ns_at);
         Self { record, until_ns }
     }
 }
@@ -35,42 +50,69 @@ impl From<ListRecord> for Entry {
 impl Entry {
     /// When it ends by the calendar of now, in unix milliseconds; `None`: never.
     pub(crate) fn until_ms(&self) -> Option<u64> {
-        (self.until_ns != list::FOREVER).then(|| clock::unix_ms_at(self.until_ns))
+        (self.until_ns != FOREVER).then(|| clock::unix_ms_at(self.until_ns))
     }
 }
 
 /// Who put a network on a list.
 pub(crate) enum Origin<'a> {
-    /// The configuration, in these words: "config", "file NAME", "upstream NAME".
-    Configuration(&'a str),
+    /// The configuration, in these words, and in this line if it is not 0.
+    Configuration(&'a str, u32),
     /// An operator.
     Operator(&'a Entry),
+}
+
+impl Configured {
+    /// The networks of a list in the configuration and, if they are to be on it, the servers
+    /// behind the edge: no limit may cut off their answers, however many packets those take.
+    pub(crate) fn new(list: &settings::List, upstreams: &[settings::Upstream]) -> Self {
+        let mut this = Self::default();
+        this.add("config".into(), list.nets.iter().map(|net| (*net, 0)));
+        for file in &list.files {
+            let from = format!("file {}", file.path.display());
+            this.add(from, file.nets.iter().map(|line| (line.net, line.number)));
+        }
+        for upstream in upstreams {
+            let nets = upstream.servers.iter().map(|server| (IpNet::from(server.ip()), 0));
+            this.add(format!("upstream {}", upstream.name), nets);
+        }
+        this.nets.sort_unstable();
+        this
+    }
+
+    /// Both lists of a configuration: the allow list and the deny list.
+    pub(crate) fn both(settings: &Settings) -> [Self; 2] {
+        let lists = &settings.lists;
+        [Self::new(&lists.allow, &settings.upstreams), Self::new(&lists.deny, &[])]
+    }
+
+    fn add(&mut self, from: String, nets: impl Iterator<Item = (IpNet, u32)>) {
+        let index = self.from.len() as u32;
+        self.from.push(from.into());
+        self.nets.extend(nets.map(|(net, line)| (net, index, line)));
+    }
+
+    /// Every network, some of them several times.
+    pub(crate) fn nets(&self) -> impl Iterator<Item = IpNet> + '_ {
+        self.nets.iter().map(|(net, ..)| *net)
+    }
+
+    fn of(&self, net: &IpNet) -> &[Place] {
+        let from = self.nets.partition_point(|place| place.0 < *net);
+        let len = self.nets[from..].iter().take_while(|place| place.0 == *net).count();
+        &self.nets[from..from + len]
+    }
 }
 
 impl List {
     pub(crate) fn new(records: impl IntoIterator<Item = ListRecord>) -> Self {
         let operators = records.into_iter().map(|record| (record.net, record.into())).collect();
-        Self { configured: Vec::new(), operators }
+        Self { configured: Configured::default(), operators }
     }
 
-    /// Takes the configuration's networks from `list`, in place of the former.
-    pub(crate) fn configure(&mut self, list: &settings::List) {
-        let own: Arc<str> = "config".into();
-        self.configured = list.nets.iter().map(|net| (*net, Arc::clone(&own))).collect();
-        for file in &list.files {
-            let from: Arc<str> = format!("file {}", file.path.display()).into();
-            self.configured.extend(file.nets.iter().map(|net| (*net, Arc::clone(&from))));
-        }
-    }
-
-    /// Adds the servers behind the edge: no limit may cut off their answers, however many
-    /// packets those take, and no list the edge from them.
-    pub(crate) fn configure_upstreams(&mut self, upstreams: &[settings::Upstream]) {
-        for upstream in upstreams {
-            let from: Arc<str> = format!("upstream {}", upstream.name).into();
-            let nets = upstream.servers.iter().map(|server| IpNet::from(server.ip()));
-            self.configured.extend(nets.map(|net| (net, Arc::clone(&from))));
-        }
+    /// Takes the configuration's networks in place of the former.
+    pub(crate) fn configure(&mut self, configured: Configured) {
+        self.configured = configured;
     }
 
     /// Puts an entry in the place of the former one for its network, which it gives back.
@@ -88,42 +130,91 @@ impl List {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.configured.len() + self.operators.len()
+        self.configured.nets.len() + self.operators.len()
     }
 
     /// Whether the configuration itself holds exactly this network.
     pub(crate) fn is_configured(&self, net: &IpNet) -> bool {
-        self.configured.iter().any(|(configured, _)| configured == net)
+        !self.configured.of(net).is_empty()
     }
 
-    /// Takes out what operators put in for a time that is over at this boot time; whether there
-    /// was any.
-    pub(crate) fn expire(&mut self, now_ns: u64) -> bool {
-        let before = self.operators.len();
-        self.operators.retain(|_, entry| now_ns < entry.until_ns);
-        self.operators.len() < before
+    /// Until when a network is listed in a class, whoever listed it; 0: it is not.
+    pub(crate) fn until_ns(&self, name: ListName, class: Class, net: &IpNet) -> u64 {
+        if class == class_of(name, false) && self.is_configured(net) {
+            return FOREVER;
+        }
+        let entry = self.operators.get(net).filter(|entry| entry.class(name) == class);
+        entry.map_or(0, |entry| entry.until_ns)
     }
 
-    /// The smallest table in which the longest match speaks for every network on the list, with
-    /// ends in boot time.
-    pub(crate) fn compile(&self) -> BTreeMap<IpNet, u64> {
-        list::compile(self.entries().map(|(net, origin)| (net, origin.until_ns())))
+    /// Takes out what operators put in for a time that is over at this boot time.
+    pub(crate) fn expire(&mut self, now_ns: u64) -> Vec<Entry> {
+        let ended: Vec<_> =
+            self.operators.values().filter(|entry| entry.until_ns <= now_ns).cloned().collect();
+        for entry in &ended {
+            self.operators.remove(&entry.record.net);
+        }
+        ended
     }
 
-    pub(crate) fn entries(&self) -> impl Iterator<Item = (IpNet, Origin<'_>)> {
-        let configured = self.configured.iter();
-        configured
-            .map(|(net, file)| (*net, Origin::Configuration(file)))
-            .chain(self.operators.values().map(|entry| (entry.record.net, Origin::Operator(entry))))
+    /// The operators' networks, with their classes and ends.
+    pub(crate) fn of_operators(&self, name: ListName) -> impl Iterator<Item = (Class, IpNet, u64)> {
+        let entries = self.operators.values();
+        entries.map(move |entry| (entry.class(name), entry.record.net, entry.until_ns))
+    }
+
+    /// Every entry from this one on: the configuration's in order, then the operators'.
+    pub(crate) fn entries(&self, from: usize) -> impl Iterator<Item = (IpNet, Origin<'_>)> {
+        let Configured { nets, .. } = &self.configured;
+        let configured = nets.get(from..).unwrap_or_default().iter().map(|place| self.told(place));
+        let operators = self.operators.values().skip(from.saturating_sub(nets.len()));
+        configured.chain(operators.map(|entry| (entry.record.net, Origin::Operator(entry))))
+    }
+
+    /// Everyone who put exactly this network on the list.
+    pub(crate) fn origins(&self, net: &IpNet) -> Vec<Origin<'_>> {
+        let operator = self.operators.get(net).map(Origin::Operator);
+        let configured = self.configured.of(net).iter().map(|place| self.told(place).1);
+        operator.into_iter().chain(configured).collect()
+    }
+
+    fn told(&self, (net, from, line): &Place) -> (IpNet, Origin<'_>) {
+        (*net, Origin::Configuration(&self.configured.from[*from as usize], *line))
+    }
+}
+
+impl Entry {
+    /// What it does to the packets of its network.
+    pub(crate) fn class(&self, name: ListName) -> Class {
+        class_of(name, self.record.monitor)
     }
 }
 
 impl Origin<'_> {
-    const fn until_ns(&self) -> u64 {
+    /// In words: "config", "file PATH:LINE", "upstream NAME" or "operator".
+    pub(crate) fn words(&self) -> String {
         match self {
-            Self::Operator(entry) => entry.until_ns,
-            Self::Configuration(_) => list::FOREVER,
+            Self::Configuration(from, 0) => (*from).to_owned(),
+            Self::Configuration(from, line) => format!("{from}:{line}"),
+            Self::Operator(_) => "operator".to_owned(),
         }
+    }
+}
+
+/// The class of a list's entries.
+pub(crate) const fn class_of(name: ListName, monitor: bool) -> Class {
+    match (name, monitor) {
+        (ListName::Allow, _) => Class::Allow,
+        (ListName::Deny, false) => Class::Deny,
+        (ListName::Deny, true) => Class::Watch,
+    }
+}
+
+/// The classes of a list's entries.
+pub(crate) const fn classes(name: ListName) -> &'static [Class] {
+    match name {
+        ListName::Allow => &[Class::Allow],
+        ListName::Deny => &[Class::Deny, Class::Watch],
     }
 }
 
@@ -131,34 +222,66 @@ impl Origin<'_> {
 mod tests {
     use super::*;
 
-    fn entry(net: &str, until_ns: u64) -> Entry {
-        let (net, by) = (net.parse().unwrap(), "uid 0".to_owned());
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    fn entry(text: &str, until_ns: u64, monitor: bool) -> Entry {
+        let by = "uid 0".to_owned();
         // By the calendar it ended long ago: that must not matter.
-        let record = ListRecord { net, until_ms: Some(1), reason: None, added_ms: 0, by };
+        let record = ListRecord {
+            net: net(text),
+            until_ms: Some(1),
+            reason: None,
+            added_ms: 0,
+            by,
+            monitor,
+        };
         Entry { record, until_ns }
     }
 
     #[test]
     fn entries_end_by_boot_time_alone() {
         let mut list = List::default();
-        list.put(entry("192.0.2.0/24", 100));
-        list.put(entry("198.51.100.0/24", 101));
-        list.put(entry("203.0.113.0/24", list::FOREVER));
-        assert!(!list.expire(99));
-        assert!(list.expire(100));
-        assert!(!list.expire(100));
-        let left: Vec<_> = list.compile().into_iter().collect();
-        let expected = [("198.51.100.0/24", 101), ("203.0.113.0/24", list::FOREVER)];
-        assert_eq!(left, expected.map(|(net, until)| (net.parse().unwrap(), until)));
+        list.put(entry("192.0.2.0/24", 100, false));
+        list.put(entry("198.51.100.0/24", 101, true));
+        list.put(entry("203.0.113.0/24", FOREVER, false));
+        assert!(list.expire(99).is_empty());
+        assert_eq!(list.expire(100), [entry("192.0.2.0/24", 100, false)]);
+        assert!(list.expire(100).is_empty());
+        let left: Vec<_> = list.of_operators(ListName::Deny).collect();
+        let watched = (Class::Watch, net("198.51.100.0/24"), 101);
+        assert_eq!(left, [watched, (Class::Deny, net("203.0.113.0/24"), FOREVER)]);
     }
 
     #[test]
-    fn a_replaced_entry_can_be_put_back() {
-        let mut list = List::default();
-        assert_eq!(list.put(entry("192.0.2.0/24", 100)), None);
-        let former = list.put(entry("192.0.2.0/24", 200)).unwrap();
-        assert_eq!(former, entry("192.0.2.0/24", 100));
-        list.put(former);
-        assert_eq!(list.compile().into_values().collect::<Vec<_>>(), [100]);
+    fn a_configured_network_lasts_whatever_an_operator_says() {
+        let mut list = List::new([]);
+        let file = settings::ListFile {
+            path: "feed.txt".into(),
+            nets: [("192.0.2.0/24", 7), ("10.0.0.0/8", 9)]
+                .map(|(text, number)| settings::Line { net: net(text), number })
+                .into(),
+            ..settings::ListFile::default()
+        };
+        let nets = vec![net("192.0.2.0/24")];
+        list.configure(Configured::new(&settings::List { nets, files: vec![file] }, &[]));
+        list.put(entry("192.0.2.0/24", 100, false));
+        list.put(entry("198.51.100.0/24", 100, true));
+        let until = |class, text| list.until_ns(ListName::Deny, class, &net(text));
+        assert_eq!(until(Class::Deny, "192.0.2.0/24"), FOREVER);
+        assert_eq!(until(Class::Deny, "10.0.0.0/8"), FOREVER);
+        assert_eq!(until(Class::Deny, "198.51.100.0/24"), 0);
+        assert_eq!(until(Class::Watch, "198.51.100.0/24"), 100);
+        assert_eq!(until(Class::Deny, "10.0.0.0/9"), 0);
+        let words =
+            list.origins(&net("192.0.2.0/24")).iter().map(Origin::words).collect::<Vec<_>>();
+        assert_eq!(words, ["operator", "config", "file feed.txt:7"]);
+        // Pages join without a gap or a repetition.
+        let all: Vec<_> = list.entries(0).map(|(net, _)| net).collect();
+        assert_eq!(all.len(), list.len());
+        for from in 0..=all.len() {
+            assert!(list.entries(from).map(|(net, _)| net).eq(all[from..].iter().copied()));
+        }
     }
 }

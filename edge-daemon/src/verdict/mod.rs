@@ -7,6 +7,7 @@
 
 mod bans;
 mod command;
+mod fold;
 mod keeper;
 mod lists;
 
@@ -19,6 +20,7 @@ use std::{
         atomic::Ordering::Relaxed,
         mpsc::{Receiver, RecvTimeoutError},
     },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -27,17 +29,27 @@ use edge_common::{Reason, Source, map};
 use edge_policy::{
     abuse::Book,
     key::{KeyRecord, KeyRing},
+    list::{Class, FOREVER},
 };
+use ipnet::IpNet;
 use tokio::sync::oneshot;
 
 pub use self::keeper::Keeper;
-use self::{bans::Held, keeper::Unsaved, lists::List};
+use self::{
+    bans::Held,
+    fold::Folding,
+    keeper::Unsaved,
+    lists::{Configured, List},
+};
 use crate::{
     clock,
     config::Settings,
     control::{Command, ListName, Peer, Reply},
-    kernel::{self, Health, Tables},
-    metrics::KernelView,
+    kernel::{Health, InForce, KernelError, ListCapacity, Tables},
+    metrics::{
+        KernelView,
+        lists::{FileView, ListView},
+    },
     plan,
     request::Edge,
     store::Store,
@@ -64,12 +76,22 @@ pub enum Order {
     Command(Command, Peer, oneshot::Sender<Reply>),
     /// Put another configuration in force.
     Apply(Box<Settings>, oneshot::Sender<anyhow::Result<()>>),
+    /// Its lists are in the kernel, or cannot be.
+    Compiled(Box<Compiled>),
     /// Note how a reload went, for the status.
     Reloaded(Result<(), String>),
     /// Read the kernel's tables for a scrape.
     View(oneshot::Sender<KernelView>),
     /// Make everything durable and end.
     Stop,
+}
+
+/// A configuration on its way, with its lists, once the kernel has them.
+pub struct Compiled {
+    settings: Settings,
+    configured: [Configured; 2],
+    result: Result<(), KernelError>,
+    answer: oneshot::Sender<anyhow::Result<()>>,
 }
 
 /// The kernel's tables, the store behind them and the book of misdeeds.
@@ -82,6 +104,9 @@ pub struct Writer {
     settings: Settings,
     allow: List,
     deny: List,
+    folding: Folding,
+    /// What operators changed while a configuration's lists are compiled; `None`: none are.
+    meanwhile: Option<Vec<(ListName, IpNet)>>,
     keys: BTreeMap<String, KeyRecord>,
     /// Bans in force, by client. The kernel holds the same and ends each by itself.
     bans: BTreeMap<Source, Held>,
@@ -111,14 +136,17 @@ impl Writer {
         for record in &past.unreadable {
             tracing::error!(record, "the store holds a record that cannot be read");
         }
+        let configured = Configured::both(&settings);
         let mut writer = Self {
             tables,
             health: Arc::default(),
             store,
             book: Book::new(plan::abuse(&settings.abuse)),
-            settings: settings.clone(),
+            settings,
             allow: List::new(past.allow),
             deny: List::new(past.deny),
+            folding: Folding::default(),
+            meanwhile: None,
             keys: past.keys.into_iter().map(|key| (key.id.clone(), key)).collect(),
             bans: BTreeMap::new(),
             unsaved,
@@ -130,7 +158,9 @@ impl Writer {
         };
         writer.restore(past.bans)?;
         writer.publish_keys();
-        writer.apply(settings)?;
+        let entries = entries(&configured, writer.of_operators());
+        writer.tables.lists.replace(entries).context("cannot write the lists")?;
+        writer.configure(configured);
         Ok((writer, keeper))
     }
 
@@ -144,9 +174,8 @@ impl Writer {
                     // An operator who has gone away is not told; the work is done all the same.
                     let _ = answer.send(self.obey(command, peer));
                 }
-                Ok(Order::Apply(settings, answer)) => {
-                    let _ = answer.send(self.apply(*settings));
-                }
+                Ok(Order::Apply(settings, answer)) => self.apply(*settings, answer),
+                Ok(Order::Compiled(compiled)) => self.compiled(*compiled),
                 Ok(Order::Reloaded(result)) => self.last_reload = Some((clock::unix_ms(), result)),
                 Ok(Order::View(answer)) => {
                     let _ = answer.send(self.view());
@@ -163,26 +192,67 @@ impl Writer {
         }
     }
 
-    /// Puts a configuration in force, at the start as at every reload: all of it, or as far as the
-    /// kernel lets it the former again.
-    fn apply(&mut self, settings: Settings) -> anyhow::Result<()> {
-        let former = self.settings.clone();
-        all_or_former(&former, &settings, |settings| self.put_in_force(settings))?;
-        self.book.configure(plan::abuse(&settings.abuse));
-        self.settings = settings;
-        Ok(())
+    /// Begins to put a configuration in force: its policy now; its lists when they are compiled,
+    /// which another thread does, so that bans go on.
+    fn apply(&mut self, settings: Settings, answer: oneshot::Sender<anyhow::Result<()>>) {
+        if let Err(error) = self.tables.update_policy(&plan::kernel_policy(&settings.kernel)) {
+            let error = anyhow::Error::from(error).context("cannot configure the kernel programs");
+            let _ = answer.send(Err(error));
+            return;
+        }
+        self.meanwhile = Some(Vec::new());
+        let (lists, operators) = (self.tables.lists.clone(), self.of_operators());
+        let orders = self.edge.orders.clone();
+        let compile = move || {
+            let configured = Configured::both(&settings);
+            let result = lists.replace(entries(&configured, operators));
+            let compiled = Compiled { settings, configured, result, answer };
+            // Without a writer there is nobody left to answer to.
+            let _ = orders.send(Order::Compiled(Box::new(compiled)));
+        };
+        if let Err(error) = thread::Builder::new().name("lists".into()).spawn(compile) {
+            // The answer is dropped with the closure, and that is one.
+            tracing::error!(%error, "no thread to compile the lists");
+            self.keep_former();
+        }
     }
 
-    fn put_in_force(&mut self, settings: &Settings) -> anyhow::Result<()> {
-        self.allow.configure(&settings.lists.allow);
-        self.allow.configure_upstreams(&settings.upstreams);
-        self.deny.configure(&settings.lists.deny);
-        self.tables
-            .update_policy(&plan::kernel_policy(&settings.kernel))
-            .context("cannot configure the kernel programs")?;
-        // Allow first: between the two writes, too much is let in rather than kept out.
-        self.write_list(ListName::Allow)?;
-        self.write_list(ListName::Deny)
+    /// The rest of a configuration whose lists are in force; or, if they cannot be, the former.
+    fn compiled(&mut self, compiled: Compiled) {
+        let Compiled { settings, configured, result, answer } = compiled;
+        let result = result.context("cannot write the lists");
+        if result.is_ok() {
+            self.configure(configured);
+            self.book.configure(plan::abuse(&settings.abuse));
+            self.settings = settings;
+        } else {
+            self.keep_former();
+        }
+        for (list, net) in self.meanwhile.take().unwrap_or_default() {
+            if let Err(error) = self.write(list, &net) {
+                let error = format!("{error:#}");
+                tracing::error!(list = list.name(), %net, error, "a change was lost to a reload");
+            }
+        }
+        let _ = answer.send(result);
+    }
+
+    fn keep_former(&mut self) {
+        let policy = plan::kernel_policy(&self.settings.kernel);
+        if let Err(error) = self.tables.update_policy(&policy) {
+            tracing::error!(%error, "nor can the former policy be put back");
+        }
+    }
+
+    fn configure(&mut self, [allow, deny]: [Configured; 2]) {
+        self.allow.configure(allow);
+        self.deny.configure(deny);
+    }
+
+    /// Everything that operators have listed.
+    fn of_operators(&self) -> Vec<(Class, IpNet, u64)> {
+        let allow = self.allow.of_operators(ListName::Allow);
+        allow.chain(self.deny.of_operators(ListName::Deny)).collect()
     }
 
     fn list(&self, list: ListName) -> &List {
@@ -199,24 +269,24 @@ impl Writer {
         }
     }
 
-    fn table(&self, list: ListName) -> &kernel::List {
-        match list {
-            ListName::Allow => &self.tables.allow,
-            ListName::Deny => &self.tables.deny,
+    /// Tells the kernel what a list says of a network now.
+    fn write(&mut self, list: ListName, net: &IpNet) -> anyhow::Result<InForce> {
+        if let Some(meanwhile) = &mut self.meanwhile {
+            meanwhile.push((list, *net));
         }
-    }
-
-    /// Brings a list's table in the kernel up to date.
-    fn write_list(&mut self, list: ListName) -> anyhow::Result<()> {
-        let wanted = self.list(list).compile();
-        let table = match list {
-            ListName::Allow => &mut self.tables.allow,
-            ListName::Deny => &mut self.tables.deny,
-        };
-        let changes = table.sync(&wanted);
-        let changes = changes.with_context(|| format!("cannot write the {} list", list.name()))?;
-        tracing::debug!(list = list.name(), ?changes, "written");
-        Ok(())
+        let mut in_force = InForce::Now;
+        for class in lists::classes(list) {
+            let until_ns = self.list(list).until_ns(list, *class, net);
+            let set = self.tables.lists.set(*class, net, until_ns);
+            if set.with_context(|| format!("cannot write the {} list", list.name()))?
+                != InForce::Now
+            {
+                in_force = InForce::WithNextImage;
+            }
+        }
+        self.folding.note(in_force != InForce::Now, Instant::now());
+        self.folding.look(&self.tables.lists, Instant::now());
+        Ok(in_force)
     }
 
     /// What is due now and then: saving bans, clearing away what has ended.
@@ -228,6 +298,7 @@ impl Writer {
         for list in [ListName::Allow, ListName::Deny] {
             self.expire(list, now_ns);
         }
+        self.folding.look(&self.tables.lists, now);
         let now_ms = clock::unix_ms();
         if now >= self.next_purge && self.unsaved.purge(now_ms, self.settings.abuse.forget_after) {
             self.next_purge = now + PURGE_EVERY;
@@ -243,13 +314,12 @@ impl Writer {
     /// Forgets the entries that operators made for a time that is over. The kernel has not been
     /// minding them since; from the disk the next purge takes them.
     fn expire(&mut self, list: ListName, now_ns: u64) {
-        if !self.list_mut(list).expire(now_ns) {
-            return;
-        }
-        if let Err(error) = self.write_list(list) {
-            // They take room and decide nothing; the list's next change clears them away too.
-            let error = format!("{error:#}");
-            tracing::error!(list = list.name(), error, "cannot clear expired entries away");
+        for entry in self.list_mut(list).expire(now_ns) {
+            let (class, net) = (entry.class(list), entry.record.net);
+            if self.list(list).until_ns(list, class, &net) == 0 {
+                self.tables.lists.forget(class, &net);
+                self.folding.note(false, Instant::now());
+            }
         }
     }
 
@@ -275,63 +345,37 @@ impl Writer {
                 ("removed", self.health.removed.load(Relaxed)),
             ],
             censuses_failed: self.health.failed.load(Relaxed),
+            lists: ListView {
+                sizes: tables.lists.sizes(),
+                allow: self.allow.len() as u64,
+                deny: self.deny.len() as u64,
+                files: FileView::all(&self.settings.lists),
+            },
         }
     }
 }
 
-/// Puts the new in force or, if a part of it fails, the former.
-fn all_or_former<T>(
-    former: &T,
-    new: &T,
-    mut put: impl FnMut(&T) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    let Err(error) = put(new) else { return Ok(()) };
-    match put(former) {
-        Ok(()) => Err(error),
-        Err(again) => Err(error.context(format!("nor can the former be put back ({again:#})"))),
-    }
+/// Everything that is listed.
+fn entries(
+    [allow, deny]: &[Configured; 2],
+    mut operators: Vec<(Class, IpNet, u64)>,
+) -> Vec<(Class, IpNet, u64)> {
+    operators.extend(allow.nets().map(|net| (Class::Allow, net, FOREVER)));
+    operators.extend(deny.nets().map(|net| (Class::Deny, net, FOREVER)));
+    operators
+}
+
+/// How much room a configuration's lists and the operators' need in the kernel.
+///
+/// # Errors
+/// If the store cannot be read.
+pub fn list_capacity(settings: &Settings, store: &Store) -> anyhow::Result<ListCapacity> {
+    let past = store.load_all()?;
+    let operators = past.allow.iter().chain(&past.deny);
+    let operators = operators.map(|record| (Class::Deny, record.net, FOREVER)).collect();
+    let entries = entries(&Configured::both(settings), operators);
+    Ok(ListCapacity::of(settings.lists.networks_max, entries))
 }
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const PURGE_EVERY: Duration = Duration::from_secs(3600);
-
-#[cfg(test)]
-mod tests {
-    use anyhow::bail;
-
-    use super::*;
-
-    /// Three writes, of which the kernel refuses one.
-    fn written(refused: &[(&'static str, usize)]) -> ([&'static str; 3], anyhow::Result<()>) {
-        let mut tables = ["old"; 3];
-        let result = all_or_former(&"old", &"new", |settings| {
-            for (index, table) in tables.iter_mut().enumerate() {
-                if refused.contains(&(*settings, index)) {
-                    bail!("no {settings}");
-                }
-                *table = *settings;
-            }
-            Ok(())
-        });
-        (tables, result)
-    }
-
-    #[test]
-    fn a_fault_half_way_leaves_the_former_in_force() {
-        assert!(matches!(written(&[]), (["new", "new", "new"], Ok(()))));
-        for fault in 0..3 {
-            let (tables, result) = written(&[("new", fault)]);
-            assert_eq!(tables, ["old"; 3]);
-            assert_eq!(format!("{:#}", result.unwrap_err()), "no new");
-        }
-    }
-
-    #[test]
-    fn a_former_that_cannot_come_back_is_told_of() {
-        let (_, result) = written(&[("new", 1), ("old", 0)]);
-        assert_eq!(
-            format!("{:#}", result.unwrap_err()),
-            "nor can the former be put back (no old): no new"
-        );
-    }
-}

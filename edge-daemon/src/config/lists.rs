@@ -1,0 +1,299 @@
+//! List files: what is read from them, what is said about their lines, and what is kept of an
+//! earlier reading when a file turns out to be missing or nearly empty.
+//!
+//! A deny file is often somebody else's feed: a line that cannot be taken is a warning and the
+//! rest counts. An allow file is the operator's own, and its gaps lock people out: there it is a
+//! mistake. Nothing is left out in silence.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    fmt::Write as _,
+    path::Path,
+};
+
+use ipnet::IpNet;
+
+use super::{
+    files::{self, EVERY_ADDRESS},
+    mistake::{Mistake, Source},
+    settings::{Line, ListFile},
+    text as values,
+};
+use crate::clock;
+
+/// The largest list file that is read, in bytes: millions of lines of IPv6 and comments.
+const LIST_BYTES_MAX: u64 = 256 << 20;
+
+/// Lines of one list file that are told of one by one.
+const FAULTS_MAX: usize = 20;
+
+/// What was read, and what is to be said about it.
+#[derive(Default)]
+pub(super) struct Read {
+    pub(super) file: ListFile,
+    pub(super) mistakes: Vec<Mistake>,
+    pub(super) warnings: Vec<Mistake>,
+}
+
+/// Which list a file is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Allow,
+    Deny,
+}
+
+/// Reads a list file. `former` is the file as it was read last; it stands in, with a warning, for
+/// one that cannot be read or that has lost more than `shrink_max` percent of its networks.
+///
+/// # Errors
+/// Why it cannot be read, if there is no former.
+pub(super) fn read(
+    path: &Path,
+    kind: Kind,
+    former: Option<&ListFile>,
+    shrink_max: u32,
+) -> Result<Read, String> {
+    let keep = |former: &ListFile, what: String| {
+        let help = format!("its {} networks of before stay in force", former.nets.len());
+        let warnings = vec![Mistake::of_file(path.to_owned(), what, help)];
+        let file = ListFile { is_stale: true, ..former.clone() };
+        Read { file, warnings, ..Read::default() }
+    };
+    let text = match (files::text(path, LIST_BYTES_MAX), former) {
+        (Ok(text), _) => text,
+        (Err(fault), Some(former)) => return Ok(keep(former, format!("cannot read it: {fault}"))),
+        (Err(fault), None) => return Err(format!("cannot read {}: {fault}", path.display())),
+    };
+    let read = lines(path, &text, kind);
+    match former {
+        Some(former) if has_shrunk(former.nets.len(), read.file.nets.len(), shrink_max) => {
+            let now = read.file.nets.len();
+            let what = format!("it has {now} networks, more than {shrink_max}% fewer than before");
+            Ok(keep(former, what))
+        }
+        _ => Ok(read),
+    }
+}
+
+fn has_shrunk(before: usize, now: usize, shrink_max: u32) -> bool {
+    shrink_max < 100 && (before - before.min(now)) * 100 > before * shrink_max as usize
+}
+
+/// Reads the lines: the first word of each, up to `#` or `;`.
+fn lines(path: &Path, text: &str, kind: Kind) -> Read {
+    let mut told = Told { source: Source::new(path, text), read: Read::default(), counts: [0; 4] };
+    let (mut nets, mut start) = (Vec::new(), 0);
+    let mut seen: HashMap<IpNet, u32> = HashMap::new();
+    for (index, line) in text.split_inclusive('\n').enumerate() {
+        let entry = line.split(['#', ';']).next().unwrap_or_default();
+        // Editors on other systems put a byte order mark in front.
+        let entry = entry.trim_start_matches('\u{feff}');
+        let word = entry.split_whitespace().next().unwrap_or_default();
+        let at = start + line.find(word).unwrap_or(0);
+        start += line.len();
+        if word.is_empty() {
+            continue;
+        }
+        let (number, span) = (index as u32 + 1, at..at + word.len());
+        let (net, has_host_bits) = match values::net(word) {
+            Ok(read) => read,
+            Err(help) => {
+                let what = format!("not a network: '{}'", word.escape_debug());
+                told.tell(Fault::Malformed, kind == Kind::Allow, span, || (what, help));
+                continue;
+            }
+        };
+        if kind == Kind::Allow && net.prefix_len() == 0 {
+            let what = format!("{net} allows every address");
+            told.tell(Fault::Malformed, true, span, || (what, EVERY_ADDRESS.to_owned()));
+            continue;
+        }
+        if let Some(own) = LOCAL.iter().find(|own| kind == Kind::Deny && overlap(own, &net)) {
+            let help = "left out of a deny file; to deny it, write it in 'deny'".to_owned();
+            told.tell(Fault::Local, false, span, || (format!("{net} has a part in {own}"), help));
+            continue;
+        }
+        match seen.entry(net) {
+            Entry::Occupied(first) => {
+                let help = format!("line {} has it already", first.get());
+                told.tell(Fault::Repeated, false, span, || (format!("{net} again"), help));
+                continue;
+            }
+            Entry::Vacant(place) => place.insert(number),
+        };
+        nets.push(Line { net, number });
+        if has_host_bits {
+            let what = format!("'{word}' has bits beyond its prefix");
+            told.tell(Fault::HostBits, false, span, || (what, format!("read as {net}")));
+        }
+    }
+    told.finish(path, nets)
+}
+
+/// What can be the matter with a line.
+#[derive(Clone, Copy)]
+enum Fault {
+    /// Left out: it is no network, or one that nobody may list.
+    Malformed,
+    /// Left out: addresses that are never a stranger's.
+    Local,
+    /// Left out: an earlier line has it.
+    Repeated,
+    /// Taken without the bits behind the prefix.
+    HostBits,
+}
+
+/// What is said of the lines of a file: the first few one by one, then all in one sentence.
+struct Told<'t> {
+    source: Source<'t>,
+    read: Read,
+    counts: [usize; 4],
+}
+
+impl Told<'_> {
+    fn tell(
+        &mut self,
+        fault: Fault,
+        is_mistake: bool,
+        span: std::ops::Range<usize>,
+        words: impl FnOnce() -> (String, String),
+    ) {
+        self.counts[fault as usize] += 1;
+        let Read { mistakes, warnings, .. } = &mut self.read;
+        let notes = if is_mistake { mistakes } else { warnings };
+        if notes.len() < FAULTS_MAX {
+            let (what, help) = words();
+            notes.push(self.source.mistake(span, what, help));
+        }
+    }
+
+    fn finish(mut self, path: &Path, nets: Vec<Line>) -> Read {
+        let [malformed, local, repeated, host_bits] = self.counts;
+        let skipped = malformed + local + repeated;
+        if skipped + host_bits > self.read.mistakes.len() + self.read.warnings.len() {
+            let mut what = format!("{} lines are not as they should be", skipped + host_bits);
+            let kinds = ["malformed", "of local networks", "repeated", "with host bits"];
+            for (index, (count, kind)) in
+                self.counts.iter().zip(kinds).filter(|(count, _)| **count > 0).enumerate()
+            {
+                let _ = write!(what, "{} {count} {kind}", if index == 0 { ":" } else { "," });
+            }
+            let help = format!("{} networks are taken", nets.len());
+            self.read.warnings.push(Mistake::of_file(path.to_owned(), what, help));
+        }
+        let read_s = clock::unix_ms() / 1000;
+        let path = path.to_owned();
+        self.read.file = ListFile { path, nets: nets.into(), skipped, read_s, is_stale: false };
+        self.read
+    }
+}
+
+fn overlap(a: &IpNet, b: &IpNet) -> bool {
+    a.contains(b) || b.contains(a)
+}
+
+/// Networks that a host, its neighbours and its provider live in: loopback, private and shared
+/// addresses, the link's own. No packet from afar bears them, and a feed that names them, as lists
+/// of unallocated networks do, would cut the host off from its own.
+const LOCAL: [IpNet; 9] = [
+    v4([10, 0, 0, 0], 8),
+    v4([100, 64, 0, 0], 10),
+    v4([127, 0, 0, 0], 8),
+    v4([169, 254, 0, 0], 16),
+    v4([172, 16, 0, 0], 12),
+    v4([192, 168, 0, 0], 16),
+    v6(0, 1, 128),
+    v6(0xfc00, 0, 7),
+    v6(0xfe80, 0, 10),
+];
+
+const fn v4([a, b, c, d]: [u8; 4], bits: u8) -> IpNet {
+    IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(a, b, c, d), bits))
+}
+
+const fn v6(first: u16, last: u16, bits: u8) -> IpNet {
+    let address = std::net::Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, last);
+    IpNet::V6(ipnet::Ipv6Net::new_assert(address, bits))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn deny(text: &str) -> Read {
+        lines(Path::new("feed.txt"), text, Kind::Deny)
+    }
+
+    fn told(read: &Read) -> Vec<(usize, &str)> {
+        read.warnings.iter().map(|warning| (warning.line, warning.what.as_str())).collect()
+    }
+
+    #[test]
+    fn a_feed_is_taken_line_by_line() {
+        let feed = "\u{feff}# head\r\n192.0.2.7\t12\r\n\n198.51.100.0/24 ; SBL1\n; note\n\
+                    2001:db8::/32#x\n  203.0.113.9  # one\n::ffff:203.0.113.10";
+        let read = deny(feed);
+        let nets: Vec<_> = read.file.nets.iter().map(|l| (l.net.to_string(), l.number)).collect();
+        let wanted = [
+            ("192.0.2.7/32", 2),
+            ("198.51.100.0/24", 4),
+            ("2001:db8::/32", 6),
+            ("203.0.113.9/32", 7),
+            ("203.0.113.10/32", 8),
+        ];
+        assert_eq!(nets, wanted.map(|(net, line)| (net.to_owned(), line)));
+        assert!(read.warnings.is_empty() && read.mistakes.is_empty());
+    }
+
+    #[test]
+    fn every_doubtful_line_is_told_with_its_number() {
+        let read =
+            deny("what?\n203.0.113.9/24\n203.0.113.0/24\n10.1.0.0/16\n8.0.0.0/5\nfd00::/8\n");
+        let wanted = [
+            (1, "not a network: 'what?'"),
+            (2, "'203.0.113.9/24' has bits beyond its prefix"),
+            (3, "203.0.113.0/24 again"),
+            (4, "10.1.0.0/16 has a part in 10.0.0.0/8"),
+            (5, "8.0.0.0/5 has a part in 10.0.0.0/8"),
+            (6, "fd00::/8 has a part in fc00::/7"),
+        ];
+        assert_eq!(told(&read), wanted);
+        assert_eq!((read.file.nets.len(), read.file.skipped), (1, 5));
+        // An operator may well allow a neighbour.
+        assert_eq!(lines(Path::new("a"), "10.1.0.0/16", Kind::Allow).file.nets.len(), 1);
+    }
+
+    #[test]
+    fn what_is_too_much_to_tell_is_summed_up() {
+        let read = deny(&("x\n".repeat(30) + &"192.0.2.1\n".repeat(4)));
+        assert_eq!(read.warnings.len(), FAULTS_MAX + 1);
+        let sum = "33 lines are not as they should be: 30 malformed, 3 repeated";
+        assert_eq!(told(&read).last(), Some(&(0, sum)));
+    }
+
+    #[test]
+    fn a_file_that_is_gone_or_shrank_leaves_the_former_in_force() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("feed.txt");
+        let put = |count: u32| {
+            let text: String = (0..count).map(|i| format!("192.0.2.{i}\n")).collect();
+            std::fs::write(&path, text).unwrap();
+        };
+        assert!(read(&path, Kind::Deny, None, 90).err().unwrap().contains("feed.txt"));
+        put(100);
+        let former = read(&path, Kind::Deny, None, 90).unwrap().file;
+        for (count, shrink_max, stays) in
+            [(0, 90, true), (9, 90, true), (10, 90, false), (0, 100, false), (99, 0, true)]
+        {
+            put(count);
+            let now = read(&path, Kind::Deny, Some(&former), shrink_max).unwrap();
+            assert_eq!(now.file.is_stale, stays, "{count} of 100, {shrink_max}%");
+            assert_eq!(now.file.nets == former.nets, stays);
+            assert_eq!(now.warnings.len(), usize::from(stays));
+        }
+        std::fs::remove_file(&path).unwrap();
+        let now = read(&path, Kind::Deny, Some(&former), 100).unwrap();
+        assert!(now.file.is_stale && now.file.nets.len() == 100);
+        assert!(now.warnings[0].to_string().contains("cannot read it"), "{}", now.warnings[0]);
+    }
+}

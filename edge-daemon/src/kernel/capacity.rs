@@ -1,0 +1,73 @@
+//! How much the lists may hold, and how much they do.
+
+use std::time::Duration;
+
+use aya::EbpfLoader;
+use edge_common::{
+    list::FIXED,
+    map::{ENTRIES, LISTS},
+};
+use edge_policy::list::{Class, Table};
+use ipnet::IpNet;
+
+/// How much the lists may hold. The kernel gives the memory when they are loaded: twice 64 bytes a
+/// line and twice 16 bytes a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListCapacity {
+    /// Networks of both lists.
+    pub networks: u32,
+    /// Lines of an image.
+    pub lines: u32,
+}
+
+impl ListCapacity {
+    /// Room for so many networks of the ordinary kind, and for twice these.
+    #[must_use]
+    pub fn of(networks: u32, entries: impl IntoIterator<Item = (Class, IpNet, u64)>) -> Self {
+        let table = Table::succeed(&Table::default(), entries).table;
+        let mut lines = vec![[0; 8]; lines_of(networks)];
+        let used = loop {
+            match table.compile(&mut lines) {
+                Ok(used) => break used,
+                Err(edge_policy::list::Full) => lines.resize(lines.len() * 2, [0; 8]),
+            }
+        };
+        let networks = networks.max(2 * table.len() as u32);
+        let lines = lines_of(networks).max((2 * used - FIXED) as usize);
+        Self { networks, lines: lines as u32 }
+    }
+
+    /// Tells the loader how large the tables are to be.
+    pub(super) fn size(self, loader: &mut EbpfLoader<'_>) {
+        loader.map_max_entries(LISTS, 2 * self.lines);
+        // While one list takes the place of another, both have numbers; 0 is none.
+        loader.map_max_entries(ENTRIES, 2 * self.networks + 1);
+    }
+}
+
+/// Lines for so many networks, at half a line each: a lone address needs an eighth of one, a
+/// network that lies among others in a /18 may need four.
+fn lines_of(networks: u32) -> usize {
+    FIXED as usize + 1_024 + networks as usize / 2
+}
+
+/// How the lists are doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ListSizes {
+    /// Entries, of which each network has one in a class.
+    pub entries: u64,
+    /// Entries that there can be.
+    pub entries_max: u64,
+    /// Lines of the image in force that are used.
+    pub lines: u64,
+    /// Lines of an image.
+    pub lines_max: u64,
+    /// Networks in the overlay.
+    pub overlay: u64,
+    /// How often an image came in force.
+    pub generation: u64,
+    /// How long the last one took from its beginning to its last line.
+    pub compile: Duration,
+    /// Images that could not be made.
+    pub failures: u64,
+}

@@ -1,0 +1,252 @@
+//! The image and the overlay, against the naive model: all entries, asked one by one.
+
+use std::collections::BTreeMap;
+
+use edge_common::list::{self as layout, Ids, Line};
+use proptest::prelude::*;
+
+use super::*;
+
+/// What the kernel has, and how it uses it.
+struct Kernel {
+    image: Vec<Line>,
+    overlay: BTreeMap<Span, Ids>,
+    ends: Vec<u64>,
+}
+
+impl Kernel {
+    fn new() -> Self {
+        let image = vec![[0; 8]; LINES];
+        Self { image, overlay: BTreeMap::new(), ends: vec![0; 4_096] }
+    }
+
+    fn write(&mut self, writes: Vec<Write>) {
+        for write in writes {
+            match write {
+                Write::Until(id, until) => self.ends[id as usize] = until,
+                Write::Put(net, ids) => {
+                    self.overlay.insert(Span::of(net), ids);
+                }
+                Write::Remove(net) => {
+                    self.overlay.remove(&Span::of(net)).expect("only what is there is removed");
+                }
+            }
+        }
+    }
+
+    /// The latest end of the entries that the tables name, by class; 0: none.
+    fn ends(&self, address: u128) -> [u64; 3] {
+        let span = Span { first: address, bits: 128 };
+        let value = match span.v4() {
+            Some((v4, _)) => layout::v4(&self.image[..], v4),
+            None => layout::v6(&self.image[..], (address >> 64) as u64, address as u64),
+        };
+        let longest = self.overlay.iter().filter(|(net, _)| net.contains(span));
+        // The fence keeps a wide IPv6 network from speaking for IPv4.
+        let longest = longest.filter(|(net, _)| span.v4().is_none() || net.v4().is_some());
+        let overlaid = longest.max_by_key(|(net, _)| net.bits).map_or([0; 3], |(_, ids)| *ids);
+        let named = layout::ids(&self.image[..], value);
+        let end = |id: u32| self.ends[id as usize];
+        [0, 1, 2].map(|class| end(named[class]).max(end(overlaid[class])))
+    }
+}
+
+/// Everything that is listed, and the kernel's view of it.
+struct Lists {
+    model: BTreeMap<(Class, Span), u64>,
+    book: Book,
+    numbers: Numbers,
+    kernel: Kernel,
+    pending: Option<Successor>,
+    /// Whether a change waits for the image in the making.
+    large: bool,
+}
+
+impl Lists {
+    fn new() -> Self {
+        Self {
+            model: BTreeMap::new(),
+            book: Book::new(64),
+            numbers: Numbers::new(4_096),
+            kernel: Kernel::new(),
+            pending: None,
+            large: false,
+        }
+    }
+
+    fn set(&mut self, class: Class, net: IpNet, until: u64) {
+        match self.book.set(class, net, until, &mut self.numbers).unwrap() {
+            Change::Small(writes) => self.kernel.write(writes),
+            Change::Large => {
+                self.finish();
+                self.begin();
+                self.large = true;
+            }
+        }
+        match until {
+            0 => self.model.remove(&(class, Span::of(net))),
+            until => self.model.insert((class, Span::of(net)), until),
+        };
+    }
+
+    fn begin(&mut self) {
+        if self.pending.is_none() {
+            self.pending = Some(self.book.snapshot().fold(0));
+        }
+    }
+
+    fn replace(&mut self, entries: &[(Class, IpNet, u64)]) {
+        self.finish();
+        let mut next = self.book.snapshot().replace(entries.iter().copied());
+        let numbers = self.numbers.take(next.unnumbered).unwrap();
+        for (id, until) in next.number(numbers).into_iter().chain(next.moved.iter().copied()) {
+            self.kernel.ends[id as usize] = until;
+        }
+        self.model.clear();
+        for (class, net, until) in entries {
+            let end = self.model.entry((*class, Span::of(*net))).or_default();
+            *end = (*end).max(*until);
+        }
+        self.pending = Some(next);
+        self.finish();
+    }
+
+    fn finish(&mut self) {
+        let Some(next) = self.pending.take() else { return };
+        self.large = false;
+        next.table.compile(&mut self.kernel.image).unwrap();
+        let (writes, free) = self.book.adopt(next);
+        self.kernel.write(writes);
+        let stale = self.book.settle();
+        self.kernel.write(stale);
+        for id in &free {
+            self.kernel.ends[*id as usize] = 0;
+        }
+        self.numbers.give_back(free);
+    }
+
+    fn check(&self, addresses: impl IntoIterator<Item = u128>) -> Result<(), TestCaseError> {
+        for address in addresses {
+            let span = Span { first: address, bits: 128 };
+            let is_v4 = span.v4().is_some();
+            let ends = Class::ALL.map(|class| {
+                let covering = self.model.iter().filter(|((of, net), _)| {
+                    *of == class && net.contains(span) && is_v4 == net.v4().is_some()
+                });
+                covering.map(|(_, until)| *until).max().unwrap_or(0)
+            });
+            prop_assert_eq!(self.kernel.ends(address), ends, "{:?}", span.net());
+            for class in Class::ALL {
+                let decides = self.book.decides(class, span.net().addr());
+                prop_assert_eq!(decides.map_or(0, |it| it.1), ends[class as usize - 1]);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn class() -> impl Strategy<Value = Class> {
+    prop_oneof![Just(Class::Allow), Just(Class::Deny), Just(Class::Watch)]
+}
+
+/// Few bits vary, at both ends, so that networks nest, repeat and lie beside each other.
+fn address() -> impl Strategy<Value = u128> {
+    let v4 = (prop_oneof![Just(0_u32), Just(10), Just(255)], 0_u32..4, 0_u32..4, 0_u32..256)
+        .prop_map(|(a, b, c, d)| IPV4.first | u128::from(a << 24 | b << 14 | c << 8 | d));
+    let high = prop_oneof![
+        (0_u64..3, 0_u64..3, 0_u64..3).prop_map(|(a, b, c)| 0x2001 << 48 | a << 40 | b << 20 | c),
+        Just(0),
+        Just(u64::MAX)
+    ];
+    let low = prop_oneof![
+        0_u64..6,
+        Just(u64::MAX),
+        Just(0xffff_0000_0000),
+        0xffff_ffff_u64..0x1_0000_0001
+    ];
+    prop_oneof![v4, (high, low).prop_map(|(high, low)| u128::from(high) << 64 | u128::from(low))]
+}
+
+fn net() -> impl Strategy<Value = IpNet> {
+    (address(), prop_oneof![0_u8..=128, 56_u8..=64, 108_u8..=128]).prop_map(|(address, bits)| {
+        let span = Span { first: address, bits: 128 };
+        let least = if span.v4().is_some() { IPV4.bits } else { 0 };
+        let bits = bits.max(least);
+        Span { first: mask(address, bits), bits }.net()
+    })
+}
+
+/// The ends of a network and what lies just outside of it.
+fn ends(net: IpNet) -> [u128; 4] {
+    let Span { first, bits } = Span::of(net);
+    let last = first | u128::MAX.checked_shr(bits.into()).unwrap_or(0);
+    [first, last, first.wrapping_sub(1), last.wrapping_add(1)]
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Set(Class, IpNet, u64),
+    Begin,
+    Finish,
+    Replace(Vec<(Class, IpNet, u64)>),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let set =
+        (class(), net(), 0_u64..5).prop_map(|(class, net, until)| Step::Set(class, net, until));
+    let entries = proptest::collection::vec((class(), net(), 1_u64..5), 0..20);
+    prop_oneof![
+        12 => set,
+        1 => Just(Step::Begin),
+        1 => Just(Step::Finish),
+        1 => entries.prop_map(Step::Replace)
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn an_image_says_what_the_entries_say(
+        entries in proptest::collection::vec((class(), net(), 1_u64..6), 0..60),
+        others in proptest::collection::vec(address(), 20),
+    ) {
+        let mut lists = Lists::new();
+        lists.replace(&entries);
+        let boundaries = entries.iter().flat_map(|(_, net, _)| ends(*net));
+        lists.check(boundaries.chain(others))?;
+        prop_assert_eq!(lists.numbers.used(), lists.model.len());
+    }
+
+    #[test]
+    fn changes_in_any_order_say_it_too(
+        steps in proptest::collection::vec(step(), 0..60),
+        others in proptest::collection::vec(address(), 8),
+    ) {
+        let mut lists = Lists::new();
+        let mut seen = Vec::new();
+        for step in steps {
+            match step {
+                Step::Set(class, net, until) => {
+                    lists.set(class, net, until);
+                    seen.extend(ends(net));
+                }
+                Step::Begin => lists.begin(),
+                Step::Finish => lists.finish(),
+                Step::Replace(entries) => lists.replace(&entries),
+            }
+            if !lists.large {
+                lists.check(seen.iter().rev().take(40).copied())?;
+            }
+        }
+        lists.finish();
+        lists.begin();
+        lists.finish();
+        lists.check(seen.into_iter().chain(others))?;
+        prop_assert_eq!(lists.kernel.overlay.len(), 0);
+        prop_assert_eq!(lists.numbers.used(), lists.model.len());
+    }
+}
+
+/// Lines of a small image.
+const LINES: usize = layout::FIXED as usize + 20_000;

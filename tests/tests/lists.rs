@@ -1,0 +1,299 @@
+//! Both lists in the kernel: every address ends as the entries say, before, while and after they
+//! change.
+#![allow(clippy::unwrap_used, reason = "a helper of tests may fail as a test does")]
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use edge_common::{Reason, map::FOREVER};
+use edge_daemon::{
+    clock::boot_ns,
+    kernel::{InForce, Kernel, ListCapacity, Lists, LoadSettings, Policy, detach},
+};
+use edge_policy::list::Class;
+use edge_tests::packet::{v4, v6};
+use ipnet::IpNet;
+
+type Listed = Vec<(Class, IpNet, u64)>;
+
+/// The kernel plane without an interface, with room for these lists.
+struct Bench {
+    kernel: Kernel,
+    pin_dir: PathBuf,
+}
+
+impl Bench {
+    fn new(name: &str, networks: u32, listed: &Listed) -> Self {
+        let pin_dir =
+            PathBuf::from(format!("/sys/fs/bpf/edged-lists-{}-{name}", std::process::id()));
+        let lists = ListCapacity::of(networks, listed.iter().copied());
+        let settings = LoadSettings {
+            pin_dir: pin_dir.clone(),
+            debug: false,
+            policy: Policy::UNLIMITED,
+            lists,
+        };
+        Self { kernel: Kernel::load(&settings).unwrap(), pin_dir }
+    }
+
+    fn lists(&self) -> Lists {
+        self.kernel.tables.lists.clone()
+    }
+
+    fn passes(&mut self, address: IpAddr) -> bool {
+        let frame = match address {
+            IpAddr::V4(address) => v4(&address.to_string()).udp().build(),
+            IpAddr::V6(address) => v6(&address.to_string()).udp().build(),
+        };
+        self.kernel.judge(&frame).unwrap()
+    }
+
+    fn counted(&self, reason: Reason) -> u64 {
+        self.kernel.tables.counts().unwrap()[reason as usize].packets
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        detach(&self.pin_dir).unwrap();
+    }
+}
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+fn set(lists: &Lists, class: Class, net: &IpNet, until_ns: u64) {
+    assert_eq!(lists.set(class, net, until_ns).unwrap(), InForce::Now);
+}
+
+/// Numbers that are the same in every run (the splitmix64 construction).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+
+    /// Half of them IPv4; many inside of each other.
+    fn net(&mut self) -> IpNet {
+        let (a, b) = (self.next(), self.next());
+        let net = if a & 1 == 0 {
+            let bits = [8, 16, 18, 19, 20, 22, 24, 25, 28, 30, 32, 32][(a >> 8) as usize % 12];
+            IpNet::new(Ipv4Addr::from((b as u32) & 0x0303_ffff | 0x0100_0000).into(), bits)
+        } else {
+            let bits = [20, 29, 32, 36, 48, 56, 63, 64, 65, 96, 127, 128][(a >> 8) as usize % 12];
+            let high = 0x2001_0000_0000_0000 | b & 0x000f_000f_0003;
+            let address = u128::from(high) << 64 | u128::from(a >> 16 & 0xf000_0000_0007);
+            IpNet::new(Ipv6Addr::from(address).into(), bits)
+        };
+        net.unwrap().trunc()
+    }
+}
+
+/// Whether a packet passes, by all entries, asked one by one.
+fn model(listed: &Listed, address: IpAddr, now_ns: u64) -> bool {
+    let covers = |class| {
+        listed
+            .iter()
+            .any(|(of, net, until)| *of == class && now_ns < *until && net.contains(&address))
+    };
+    covers(Class::Allow) || !covers(Class::Deny)
+}
+
+/// The first and the last address of a network, and their neighbours outside.
+fn ends(net: &IpNet) -> Vec<IpAddr> {
+    match net {
+        IpNet::V4(v4) => {
+            let (first, last) = (u32::from(v4.network()), u32::from(v4.broadcast()));
+            [first, last, first.wrapping_sub(1), last.wrapping_add(1)]
+                .map(|address| Ipv4Addr::from(address).into())
+                .into()
+        }
+        IpNet::V6(v6) => {
+            let (first, last) = (u128::from(v6.network()), u128::from(v6.broadcast()));
+            [first, last, first.wrapping_sub(1), last.wrapping_add(1)]
+                .map(|address| Ipv6Addr::from(address).into())
+                .into()
+        }
+    }
+}
+
+/// Those that a packet can come from: the parser settles the others before the lists.
+fn is_source(address: &IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => !v4.is_unspecified() && !v4.is_broadcast() && !v4.is_multicast(),
+        IpAddr::V6(v6) => v6.segments()[0] == 0x2001,
+    }
+}
+
+#[test]
+fn the_program_says_what_the_entries_say() {
+    let mut random = Random(7);
+    let mut listed: Listed = Vec::new();
+    let ends_of = |random: &mut Random| [1, FOREVER, FOREVER - 1][random.next() as usize % 3];
+    for _ in 0..400 {
+        let class = if random.next() % 3 == 0 { Class::Allow } else { Class::Deny };
+        listed.push((class, random.net(), ends_of(&mut random)));
+    }
+    let mut bench = Bench::new("model", 2_000, &listed);
+    let lists = bench.lists();
+    lists.replace(listed.iter().copied()).unwrap();
+    for round in 0..3 {
+        let nets: Vec<IpNet> = listed.iter().map(|(_, net, _)| *net).collect();
+        for address in nets.iter().flat_map(ends).filter(is_source) {
+            assert_eq!(
+                bench.passes(address),
+                model(&listed, address, boot_ns()),
+                "{address} {round}"
+            );
+        }
+        // Some go, some come; in the second round they are compiled as well.
+        for _ in 0..100 {
+            let gone = listed.swap_remove(random.next() as usize % listed.len());
+            listed.retain(|(class, net, _)| (*class, *net) != (gone.0, gone.1));
+            set(&lists, gone.0, &gone.1, 0);
+            let (net, until) = (random.net(), ends_of(&mut random));
+            listed.retain(|(class, other, _)| (*class, *other) != (Class::Deny, net));
+            listed.push((Class::Deny, net, until));
+            set(&lists, Class::Deny, &net, until);
+        }
+        if round == 1 {
+            lists.fold(0).unwrap();
+            assert_eq!(lists.sizes().overlay, 0);
+        }
+    }
+}
+
+#[test]
+fn a_new_list_takes_the_place_of_the_former_and_keeps_the_hits() {
+    let mut bench = Bench::new("hits", 1_000, &Vec::new());
+    let lists = bench.lists();
+    let (stays, goes) = (net("203.0.113.0/24"), net("198.51.100.0/24"));
+    lists.replace([(Class::Deny, stays, FOREVER), (Class::Deny, goes, FOREVER)]).unwrap();
+    let hits = |net| lists.entry(Class::Deny, net).map(|entry| entry.hits);
+    assert!(!bench.passes("203.0.113.9".parse().unwrap()));
+    assert!(!bench.passes("198.51.100.9".parse().unwrap()));
+    assert_eq!((hits(&stays), hits(&goes)), (Some(1), Some(1)));
+    lists.replace([(Class::Deny, stays, FOREVER), (Class::Deny, net("10.0.0.0/8"), 1)]).unwrap();
+    assert!(!bench.passes("203.0.113.9".parse().unwrap()));
+    assert!(bench.passes("198.51.100.9".parse().unwrap()));
+    assert!(bench.passes("10.0.0.9".parse().unwrap()), "it has ended");
+    assert_eq!((hits(&stays), hits(&goes)), (Some(2), None));
+    assert_eq!(lists.sizes().entries, 2);
+}
+
+#[test]
+fn a_monitored_entry_is_counted_and_drops_nothing() {
+    let mut bench = Bench::new("watch", 1_000, &Vec::new());
+    let (lists, watched) = (bench.lists(), net("203.0.113.0/24"));
+    set(&lists, Class::Watch, &watched, FOREVER);
+    for _ in 0..2 {
+        assert!(bench.passes("203.0.113.9".parse().unwrap()));
+        lists.fold(0).unwrap();
+    }
+    assert_eq!(lists.entry(Class::Watch, &watched).unwrap().hits, 2);
+    assert_eq!(bench.counted(Reason::DenyList), 0);
+    set(&lists, Class::Deny, &net("203.0.113.9/32"), FOREVER);
+    assert!(!bench.passes("203.0.113.9".parse().unwrap()));
+    assert_eq!(bench.counted(Reason::DenyList), 1);
+}
+
+#[test]
+fn lists_beyond_their_room_leave_the_former_in_force() {
+    let mut bench = Bench::new("room", 1_000, &Vec::new());
+    let lists = bench.lists();
+    lists.replace([(Class::Deny, net("203.0.113.0/24"), FOREVER)]).unwrap();
+    let address = |i: u32| IpNet::from(IpAddr::from(Ipv4Addr::from(0x0b00_0000 + i)));
+    let too_many = (0..2_000).map(|i| (Class::Deny, address(i), FOREVER));
+    let error = lists.replace(too_many).unwrap_err().to_string();
+    assert!(error.contains("ENTRIES") && error.contains("full"), "{error}");
+    assert!(!bench.passes("203.0.113.9".parse().unwrap()));
+    for i in 0..999 {
+        set(&lists, Class::Deny, &address(i), FOREVER);
+    }
+    assert!(lists.set(Class::Deny, &address(999), FOREVER).is_err());
+    set(&lists, Class::Deny, &address(0), 0);
+    lists.fold(0).unwrap();
+    set(&lists, Class::Deny, &address(999), FOREVER);
+    assert!(
+        bench.passes("11.0.0.0".parse().unwrap()) && !bench.passes("11.0.3.231".parse().unwrap())
+    );
+}
+
+/// While whole lists take each other's place and single networks come and go, a prober that never
+/// pauses finds what is always denied denied, and what never is not.
+#[test]
+fn a_prober_sees_no_wrong_verdict_while_lists_are_swapped() {
+    let count = networks();
+    let list = |odd: u32| -> Listed {
+        let nets = (0..count).map(|i| Ipv4Addr::from((11 << 24) + i * 2 + odd));
+        let always = [
+            (Class::Deny, net("203.0.113.0/24"), FOREVER),
+            (Class::Allow, net("203.0.113.8/32"), FOREVER),
+        ];
+        nets.map(|address| (Class::Deny, IpNet::from(IpAddr::from(address)), FOREVER))
+            .chain(always)
+            .collect()
+    };
+    let lists = [list(0), list(1)];
+    let mut bench = Bench::new("swap", count, &lists[0]);
+    let kernel = bench.lists();
+    kernel.replace(lists[0].iter().copied()).unwrap();
+    let stop = AtomicBool::new(false);
+    let (mut swaps, mut slowest, mut slowest_change) = (0, Duration::ZERO, Duration::ZERO);
+    let probed = std::thread::scope(|scope| {
+        let changer = scope.spawn(|| {
+            while !stop.load(Relaxed) {
+                let begun = Instant::now();
+                kernel.replace(lists[(swaps + 1) % 2].iter().copied()).unwrap();
+                slowest = slowest.max(begun.elapsed());
+                for host in 0..100 {
+                    let net = IpNet::from(IpAddr::from([198, 51, 100, host]));
+                    let begun = Instant::now();
+                    set(&kernel, Class::Deny, &net, FOREVER);
+                    set(&kernel, Class::Deny, &net, 0);
+                    slowest_change = slowest_change.max(begun.elapsed() / 2);
+                }
+                swaps += 1;
+            }
+        });
+        let (begun, mut probed) = (Instant::now(), 0_u64);
+        while begun.elapsed() < Duration::from_secs(2) {
+            for (text, passes) in [
+                ("203.0.113.7", false),
+                ("203.0.113.8", true),
+                ("203.0.114.1", true),
+                ("198.51.101.1", true),
+            ] {
+                assert_eq!(bench.passes(text.parse().unwrap()), passes, "{text} after {probed}");
+                probed += 1;
+            }
+            // One of each pair of neighbours is denied in every list.
+            let host = (probed as u32).wrapping_mul(0x9e37_79b9) % count;
+            let pair = [0, 1].map(|odd| Ipv4Addr::from((11 << 24) + host * 2 + odd));
+            probed += pair.map(|address| bench.passes(address.into())).len() as u64;
+        }
+        stop.store(true, Relaxed);
+        changer.join().unwrap();
+        probed
+    });
+    assert!(swaps > 2 && probed > 1_000, "{swaps} swaps, {probed} probes");
+    println!(
+        "{count} networks: {swaps} swaps, slowest {slowest:?}; slowest change {slowest_change:?}; \
+         {probed} probes"
+    );
+}
+
+/// How many networks the swapped lists have; `EDGED_LIST_NETWORKS` for the full count.
+fn networks() -> u32 {
+    std::env::var("EDGED_LIST_NETWORKS").map_or(20_000, |count| count.parse().unwrap())
+}
