@@ -2,6 +2,7 @@
 #![no_std]
 #![no_main]
 
+mod frame;
 mod limits;
 mod lists;
 mod lookup;
@@ -23,7 +24,7 @@ use edge_common::{
 };
 
 use crate::{
-    packet::Frame,
+    frame::Frame,
     tables::{Knobs, Slot, setting},
 };
 

@@ -5,103 +5,16 @@
 
 use core::ops::ControlFlow::{self, Break, Continue};
 
-use aya_ebpf::programs::XdpContext;
 use edge_common::{
     Reason, Source,
     map::{FactFlag, Facts, Kind, PolicyFlag},
 };
 
 use crate::{
-    refuse, report,
+    frame::{Frame, forget},
+    refuse,
     tables::{Knobs, Slot, fact, setting},
 };
-
-/// A frame that is read from front to back.
-pub struct Frame {
-    /// The first byte.
-    start: *const u8,
-    /// Behind the last byte of the first buffer.
-    end: *const u8,
-    /// Bytes that were read.
-    ///
-    /// A number under a bound, not a pointer that moves on: the ways through the extension
-    /// headers then meet again for the verifier, instead of multiplying with each header.
-    offset: usize,
-    /// Bytes from `offset` to the end of what is being read: the frame, later the IP payload.
-    left: u32,
-    /// Bytes of the whole frame.
-    length: u32,
-}
-
-impl Frame {
-    #[inline(always)]
-    pub fn new(ctx: &XdpContext) -> Self {
-        let length = report::frame_length(ctx);
-        let (start, end) = (ctx.data() as *const u8, ctx.data_end() as *const u8);
-        Self { start, end, offset: 0, left: length, length }
-    }
-
-    /// Reads `N` bytes and moves behind them.
-    #[inline(always)]
-    fn take<const N: usize>(&mut self) -> ControlFlow<Reason, &'static [u8; N]> {
-        if self.left < N as u32 {
-            return Break(Reason::MalformedPacket);
-        }
-        let header = self.start.wrapping_add(self.offset);
-        if header.wrapping_add(N) > self.end {
-            // The frame goes on in another buffer, where this program does not follow.
-            return Break(Reason::UnparsedPacket);
-        }
-        self.offset += N;
-        self.left -= N as u32;
-        // SAFETY: `N` bytes lie before `end`, and bytes need no alignment. The kernel lends the frame
-        // for the whole run, which no reference outlives; nobody else writes it, nor this program.
-        Continue(unsafe { &*header.cast::<[u8; N]>() })
-    }
-
-    /// The next byte, if the first buffer holds it.
-    #[inline(always)]
-    fn peek(&self) -> Option<u8> {
-        let next = self.start.wrapping_add(self.offset);
-        if next.wrapping_add(1) > self.end {
-            return None;
-        }
-        // SAFETY: as in `take`, for one byte.
-        Some(unsafe { *next })
-    }
-
-    /// Moves on without reading.
-    #[inline(always)]
-    fn skip(&mut self, bytes: u32) -> ControlFlow<Reason> {
-        if self.left < bytes {
-            return Break(Reason::MalformedPacket);
-        }
-        self.offset += bytes as usize;
-        self.left -= bytes;
-        if self.offset > OFFSET_MAX {
-            return Break(Reason::UnparsedPacket);
-        }
-        Continue(())
-    }
-
-    /// Keeps where it is in the facts and nowhere else. The verifier knows nothing of what lies in a
-    /// table: the ways that lead here meet again.
-    #[inline(always)]
-    fn settle(&mut self, facts: &mut Facts) {
-        self.offset = forget(&mut facts.transport_offset, self.offset as u32) as usize & OFFSET_MAX;
-        self.left = forget(&mut facts.payload_offset, self.left);
-    }
-
-    /// Leaves out the padding behind the IP packet; the packet must be whole.
-    #[inline(always)]
-    fn narrow(&mut self, bytes: u32) -> ControlFlow<Reason> {
-        if bytes > self.left {
-            return Break(Reason::MalformedPacket);
-        }
-        self.left = bytes;
-        Continue(())
-    }
-}
 
 /// An IP header whose source is known and whose rest is still to be checked.
 pub enum Header {
@@ -327,16 +240,6 @@ fn extensions(frame: &mut Frame, facts: &mut Facts) -> ControlFlow<Reason, Fragm
     }
 }
 
-/// Makes the verifier forget what it knows of a number, by way of a table.
-#[inline(always)]
-fn forget(place: &mut u32, value: u32) -> u32 {
-    // SAFETY: a reference is valid and aligned.
-    unsafe {
-        (&raw mut *place).write_volatile(value);
-        (&raw const *place).read_volatile()
-    }
-}
-
 #[inline(always)]
 fn is_extension(protocol: u8) -> bool {
     matches!(
@@ -407,9 +310,6 @@ fn address<const OFFSET: usize>(header: &[u8; 40]) -> [u8; 16] {
     unsafe { *header.as_ptr().add(OFFSET).cast::<[u8; 16]>() }
 }
 
-/// Bytes of headers that the program follows: more than a packet of 1500 bytes holds, and little
-/// enough for the verifier to see that most ways through a chain end alike.
-const OFFSET_MAX: usize = 0x7ff;
 const VLAN_TAGS_MAX: u32 = 2;
 const EXTENSIONS_MAX: u32 = 8;
 
