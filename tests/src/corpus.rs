@@ -244,8 +244,8 @@ fn sum_v4(frame: &mut [u8]) {
     header[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
 }
 
-/// Every tag is one of these, so that a receiver can have an interface for each.
-pub const VLANS: [u16; 2] = [5, 7];
+/// Mostly priority tags, which a stack takes off without an interface for them.
+const VLANS: [u16; 4] = [0, 0, 0, 5];
 
 /// First, overlapping it, later, last of all.
 const FRAGMENT_OFFSETS: [u16; 6] = [0, 0, 1, 2, 100, 0x1fff];

@@ -5,6 +5,7 @@ pub mod churn;
 pub mod client;
 pub mod corpus;
 pub mod daemon;
+pub mod delivery;
 pub mod differential;
 pub mod lab;
 pub mod metrics;
