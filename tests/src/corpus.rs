@@ -11,7 +11,7 @@ use edge_common::Reason;
 
 use crate::{
     model::{World, standing},
-    packet::{ACK, Packet, RST, SYN, ether},
+    packet::{ACK, Packet, RST, SYN, ether, sum_v4},
     random::Random,
 };
 
@@ -221,27 +221,6 @@ fn noise(random: &mut Random, max: u32) -> Vec<u8> {
 fn bulk(random: &mut Random, lengths: &[usize]) -> Vec<u8> {
     let length = *random.pick(lengths);
     random.bytes(length)
-}
-
-/// Makes the checksum of an IPv4 header right, or no stack would look any further.
-fn sum_v4(frame: &mut [u8]) {
-    let mut at = 12;
-    while matches!(frame.get(at..at + 2), Some([0x81, 0x00] | [0x88, 0xa8])) {
-        at += 4;
-    }
-    if frame.get(at..at + 2) != Some(&[0x08, 0x00]) {
-        return;
-    }
-    let Some(first) = frame.get(at + 2) else { return };
-    let length = usize::from(first & 15) * 4;
-    let Some(header) = frame.get_mut(at + 2..at + 2 + length.max(12)) else { return };
-    header[10..12].fill(0);
-    let mut sum: u32 =
-        header.chunks_exact(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    header[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
 }
 
 /// Mostly priority tags, which a stack takes off without an interface for them.
