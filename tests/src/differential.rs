@@ -8,12 +8,12 @@ use std::{
 
 use anyhow::{Result, bail, ensure};
 use edge_common::{
-    Rate, Reason, Source,
+    Reason, Source,
     map::{Ban, FOREVER},
 };
 use edge_daemon::{
     clock::boot_ns,
-    kernel::{Kernel, Limits, LoadSettings, detach},
+    kernel::{Kernel, LoadSettings, Policy, detach},
 };
 
 use crate::{
@@ -36,7 +36,8 @@ impl Guard {
     /// Without root or a BPF file system.
     pub fn new(name: &str) -> Result<Self> {
         let pins = PathBuf::from(format!("/sys/fs/bpf/edged-{name}-{}", std::process::id()));
-        let settings = LoadSettings { pin_dir: pins.clone(), debug: false, limits: UNLIMITED };
+        let settings =
+            LoadSettings { pin_dir: pins.clone(), debug: false, policy: Policy::UNLIMITED };
         let mut guard = Self { kernel: Kernel::load(&settings)?, world: world(), pins };
         guard.fill()?;
         Ok(guard)
@@ -199,14 +200,6 @@ pub fn hex(bytes: &[u8]) -> String {
 /// Frames between two looks at the counts.
 const BATCH: u64 = 256;
 const HOUR_NS: u64 = 3_600_000_000_000;
-
-const UNLIMITED: Limits = Limits {
-    packet_rate: Rate::OFF,
-    connection_rate: Rate::OFF,
-    event_rate: Rate::OFF,
-    open_max: 0,
-    ipv6_bits: 64,
-};
 
 #[cfg(test)]
 mod tests {

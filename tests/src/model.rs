@@ -1,5 +1,5 @@
 //! A second opinion on frames: what must happen to one, read off the standards (IEEE 802.1Q,
-//! RFC 791, 768, 9293, 8200, 4302, 4861) and the documented policies, sharing nothing with the
+//! RFC 791, 792, 768, 9293, 8200, 4302, 4861) and the documented policies, sharing nothing with the
 //! kernel program. It takes a frame apart into ever shorter slices.
 
 use std::net::IpAddr;
@@ -169,7 +169,7 @@ fn v6(packet: &[u8], start: usize) -> Result<Option<Payload<'_>>, Reason> {
     Ok(Some(Payload { protocol, bytes, has_more, is_v6: true }))
 }
 
-/// RFC 9293, 768 and 4443: whole headers whose lengths the packet has room for.
+/// RFC 9293, 768, 792 and 4443: whole headers whose lengths the packet has room for.
 fn transport(payload: Payload<'_>) -> Result<(), Reason> {
     let Payload { protocol, bytes, has_more, is_v6 } = payload;
     let (least, stated) = match protocol {
@@ -179,7 +179,7 @@ fn transport(payload: Payload<'_>) -> Result<(), Reason> {
             // RFC 2675 again: 0 in a jumbogram.
             (8, if is_v6 && stated == 0 { 8 } else { stated })
         }
-        58 if is_v6 => (8, 8),
+        1 | 58 if is_v6 == (protocol == 58) => (8, 8),
         _ => return Ok(()),
     };
     whole(bytes, least)?;

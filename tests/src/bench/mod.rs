@@ -30,6 +30,11 @@ impl Effort {
     pub const FULL: Self = Self { rounds: 5, seconds: 3 };
     /// Enough to see that it works.
     pub const QUICK: Self = Self { rounds: 1, seconds: 1 };
+
+    /// Whether nobody will take a figure from it.
+    fn is_quick(self) -> bool {
+        self.rounds < Self::FULL.rounds
+    }
 }
 
 /// Runs measures of an area, all of them if none is named, and reports.

@@ -2,10 +2,12 @@
 
 mod drop;
 mod exact;
+mod frames;
 mod limits;
 mod networks;
 mod receivers;
 mod rounds;
+mod swap;
 mod unlisted;
 
 use super::Measures;
@@ -17,6 +19,8 @@ pub(super) const MEASURES: Measures = &[
     (&[3], unlisted::lookups),
     (&[4], limits::spoofed),
     (&[5], exact::admitted),
+    (&[7], swap::lists),
+    (&[9], frames::differential),
     (&[12], drop::listed_v6),
 ];
 

@@ -16,7 +16,12 @@ impl List {
     /// IPv4 as blocklists have it: seven in ten are single addresses, two are /24, one is /16 to
     /// /23, of which there are not more than the lower part of the space has room for.
     pub(super) fn v4(count: usize) -> Self {
-        let mut random = Random::new(0x5eed);
+        Self::v4_of(count, 0x5eed)
+    }
+
+    /// Another such list for each seed.
+    pub(super) fn v4_of(count: usize, seed: u64) -> Self {
+        let mut random = Random::new(seed);
         let (mut taken, mut nets, mut wide) = (BTreeSet::new(), Vec::new(), 0);
         while nets.len() < count {
             let bits = match random.below(10) {
