@@ -287,10 +287,26 @@ pub fn sum_v4(frame: &mut [u8]) {
     let length = usize::from(first & 15) * 4;
     let Some(header) = frame.get_mut(at + 2..at + 2 + length.max(12)) else { return };
     header[10..12].fill(0);
-    let mut sum: u32 =
-        header.chunks_exact(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum();
+    let sum = !sum(header, 0);
+    header[10..12].copy_from_slice(&sum.to_be_bytes());
+}
+
+/// Makes the checksum of a TCP segment right, which is all of a frame behind an IPv4 header without
+/// options.
+pub fn sum_tcp_v4(frame: &mut [u8]) {
+    let (header, segment) = frame.split_at_mut(34);
+    segment[16..18].fill(0);
+    let pseudo = sum(&header[26..34], 6 + segment.len() as u32);
+    let sum = !sum(segment, u32::from(pseudo));
+    segment[16..18].copy_from_slice(&sum.to_be_bytes());
+}
+
+/// The sum of the internet checksum: of 16-bit words, with the carry brought around.
+fn sum(bytes: &[u8], start: u32) -> u16 {
+    let words = bytes.chunks(2).map(|w| u16::from_be_bytes([w[0], *w.get(1).unwrap_or(&0)]));
+    let mut sum = start + words.map(u32::from).sum::<u32>();
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
-    header[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+    sum as u16
 }

@@ -1,8 +1,10 @@
 //! The kernel plane beside bare programs, twins of the usual ways, and the peers.
 
+mod cookies;
 mod drop;
 mod exact;
 mod frames;
+mod goodput;
 mod limits;
 mod networks;
 mod receivers;
@@ -19,8 +21,10 @@ pub(super) const MEASURES: Measures = &[
     (&[3], unlisted::lookups),
     (&[4], limits::spoofed),
     (&[5], exact::admitted),
+    (&[6], goodput::beside_flood),
     (&[7], swap::lists),
     (&[9], frames::differential),
+    (&[10], cookies::answers),
     (&[12], drop::listed_v6),
 ];
 
