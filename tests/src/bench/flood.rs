@@ -5,7 +5,7 @@ use std::{
     fs,
     process::Command,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -66,9 +66,9 @@ impl Flood {
         work: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
         let port = lab.net.enter(|| if_nametoindex("edge"))?;
-        let sender = Program::send(port, &self.sources, self.is_tcp())?;
+        let sender = Program::send(port, &self.sources, self.is_tcp(), pace.interval_ns())?;
         let stop = AtomicBool::new(false);
-        let send = |cpu| lab.net.enter(|| self.send(&sender, cpu, pace, &stop));
+        let send = |cpu| lab.net.enter(|| self.send(&sender, cpu, &stop));
         std::thread::scope(|scope| {
             let send = &send;
             let senders: Vec<_> = cpus.iter().map(|cpu| scope.spawn(move || send(*cpu))).collect();
@@ -85,25 +85,21 @@ impl Flood {
         self.frame.get(12..14) == Some(&[0x08, 0x00]) && self.frame[23] == 6
     }
 
-    fn send(&self, sender: &Program, cpu: usize, pace: Pace, stop: &AtomicBool) -> Result<()> {
+    fn send(&self, sender: &Program, cpu: usize, stop: &AtomicBool) -> Result<()> {
         pin_self(cpu)?;
-        let Pace::PerSecond(rate) = pace else {
-            while !stop.load(Relaxed) {
-                sender.run_live(&self.frame, 65_536)?;
-            }
-            return Ok(());
-        };
-        let (start, mut sent) = (Instant::now(), 0);
         while !stop.load(Relaxed) {
-            let due = (start.elapsed().as_secs_f64() * f64::from(rate)) as u64;
-            match u32::try_from(due - sent)? {
-                0 => std::thread::sleep(Duration::from_micros(200)),
-                behind => sender.run_live(&self.frame, behind.min(4_096))?,
-            }
-            // What the sender cannot keep up with is not made up for.
-            sent = due;
+            sender.run_live(&self.frame, 65_536)?;
         }
         Ok(())
+    }
+}
+
+impl Pace {
+    fn interval_ns(self) -> Option<i32> {
+        match self {
+            Self::Full => None,
+            Self::PerSecond(rate) => i32::try_from(1_000_000_000 / rate).ok(),
+        }
     }
 }
 
@@ -112,7 +108,7 @@ impl Flood {
 pub(super) enum Pace {
     /// As fast as it goes.
     Full,
-    /// So many packets a second.
+    /// So many packets a second in all; the sender is as busy as at full pace.
     PerSecond(u32),
 }
 

@@ -40,8 +40,21 @@ impl Program {
     /// Writes a random source address into each packet, all of one protocol, and sends it out of
     /// an interface. IPv4's identification and TCP's sequence number take up the difference, so
     /// that checksums that were right for the address 0.0.0.0 and zeros in those fields stay so.
-    pub(in crate::bench) fn send(ifindex: u32, sources: &Sources, is_tcp: bool) -> Result<Self> {
-        let code = bounds(Code::default(), 54, "runt").call(RANDOM).copy(8, 0);
+    ///
+    /// With a pace, it lets go of what comes sooner than so many nanoseconds after the last packet.
+    pub(in crate::bench) fn send(
+        ifindex: u32,
+        sources: &Sources,
+        is_tcp: bool,
+        pace_ns: Option<i32>,
+    ) -> Result<Self> {
+        let next = Map::array(&[0; 8])?;
+        let code = bounds(Code::default(), 54, "runt");
+        let code = match pace_ns {
+            Some(interval_ns) => paced(code, &next, interval_ns),
+            None => code,
+        };
+        let code = code.call(RANDOM).copy(8, 0);
         match sources {
             Sources::AnyV4 => finish(patch_v4(code, is_tcp), ifindex),
             Sources::V4(list) => {
@@ -161,6 +174,20 @@ fn bounds<'m>(code: Code<'m>, length: i32, label: &'static str) -> Code<'m> {
         .jump_if_register(2, Above, 8, label)
 }
 
+/// Goes on once in an interval, and makes up for a millisecond at most that was missed.
+fn paced<'m>(code: Code<'m>, next: &'m Map, interval_ns: i32) -> Code<'m> {
+    code.call(NOW_NS)
+        .value(1, next)
+        .load(Double, 2, 1, 0)
+        .jump_if_register(2, Above, 0, "runt")
+        .add(0, -1_000_000)
+        .jump_if_register(2, Above, 0, "on time")
+        .copy(2, 0)
+        .here("on time")
+        .add(2, interval_ns)
+        .store(Double, 1, 0, 2)
+}
+
 /// Leaves the address of a random record of a table in register 1; register 8 is the random number.
 fn draw<'m>(code: Code<'m>, table: &'m Map, count: usize, bytes: usize) -> Code<'m> {
     assert!(count.is_power_of_two(), "the random number is masked");
@@ -209,6 +236,7 @@ const CAPACITY_NS: i32 = 1_000_000_000;
 // The helpers' numbers, of linux/bpf.h.
 const LOOKUP: i32 = 1;
 const UPDATE: i32 = 2;
+const NOW_NS: i32 = 5;
 const RANDOM: i32 = 7;
 const REDIRECT: i32 = 23;
 const BOOT_NS: i32 = 125;

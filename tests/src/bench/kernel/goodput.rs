@@ -115,5 +115,5 @@ fn server(lab: &Lab) -> String {
 
 /// 64 clients with 10 ms between an answer and the next request: a third of what the core can do.
 const THINK: &str = "function delay() return 10 end\n";
-const RATES: [u32; 6] = [250_000, 500_000, 750_000, 1_000_000, 1_500_000, 2_000_000];
+const RATES: [u32; 6] = [250_000, 500_000, 1_000_000, 2_000_000, 4_000_000, 8_000_000];
 const PORT: u16 = 9445;

@@ -187,3 +187,44 @@ fn check(cost: Cost, dropped: u64) -> Result<f64> {
     ensure!(dropped >= packets, "{dropped} of {packets} were dropped by the rule");
     Ok(ns)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        bench::{
+            bpf::{Action, Sources},
+            kernel::{UDP_LENGTH, udp_frame, udp6_frame},
+        },
+        client::installed,
+    };
+
+    /// Each proves by its own count that it took in what it should.
+    #[test]
+    fn every_receiver_can_be_measured() -> Result<()> {
+        let (list, list6) = (List::v4(1_000), List::v6(1_000));
+        let few = list.addresses();
+        let trial =
+            |frame, sources| Trial { flood: Flood { frame, sources }, effort: Effort::QUICK };
+        let v4 = trial(udp_frame(UDP_LENGTH), few.inside());
+        let v6 = trial(udp6_frame(UDP_LENGTH), list6.inside());
+        let any = trial(udp_frame(UDP_LENGTH), Sources::AnyV4);
+        assert!(v4.program(&Program::bare(Action::Drop)?)? > 1.0);
+        assert!(v4.program(&Program::lpm(&list.0, false)?)? > 1.0);
+        assert!(v6.program(&Program::lpm(&list6.0, true)?)? > 1.0);
+        assert!(any.program(&Program::lru_limit(1024)?)? > 1.0);
+        if installed("nft") && installed("ethtool") {
+            assert!(
+                v4.nft("netdev bench", &nft_rules("flags interval;", &list.joined(", ")))? > 1.0
+            );
+            assert!(v4.nft("netdev bench", &nft_rules("", &few.joined(", ")))? > 1.0);
+        }
+        if installed("ipset") && installed("iptables-legacy") {
+            assert!(v4.ipset(&list)? > 1.0);
+        }
+        if installed("xdp-filter") {
+            assert!(v4.xdp_filter(&few)? > 1.0);
+        }
+        Ok(())
+    }
+}
