@@ -31,6 +31,7 @@ pub struct Judgement {
 type Rest<'a> = Result<&'a [u8], Reason>;
 
 /// What an IP header says of the payload.
+#[derive(Clone, Copy)]
 struct Payload<'a> {
     protocol: u8,
     bytes: &'a [u8],

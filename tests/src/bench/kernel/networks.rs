@@ -88,7 +88,7 @@ impl List {
     /// Random sources inside the networks.
     pub(super) fn inside(&self) -> Sources {
         let mut random = Random::new(1);
-        self.sources(|| {
+        sources(|| {
             let net = *random.pick(&self.0);
             inside(net, &mut random)
         })
@@ -105,7 +105,7 @@ impl List {
                 net.is_ok_and(|net| listed.contains(&net))
             })
         };
-        self.sources(|| {
+        sources(|| {
             loop {
                 let near = IpNet::new(random.pick(&self.0).network(), 32).expect("IPv6");
                 let anywhere = "2000::/3".parse().expect("a network");
@@ -117,17 +117,18 @@ impl List {
             }
         })
     }
+}
 
-    fn sources(&self, mut draw: impl FnMut() -> IpAddr) -> Sources {
-        let (mut v4, mut v6) = (Vec::new(), Vec::new());
-        for _ in 0..SOURCES {
-            match draw() {
-                IpAddr::V4(address) => v4.push(address.octets()),
-                IpAddr::V6(address) => v6.push(address.octets()),
-            }
+/// As many sources as the sender draws from; a list's are all of one family.
+fn sources(mut draw: impl FnMut() -> IpAddr) -> Sources {
+    let (mut v4, mut v6) = (Vec::new(), Vec::new());
+    for _ in 0..SOURCES {
+        match draw() {
+            IpAddr::V4(address) => v4.push(address.octets()),
+            IpAddr::V6(address) => v6.push(address.octets()),
         }
-        if v6.is_empty() { Sources::V4(v4) } else { Sources::V6(v6) }
     }
+    if v6.is_empty() { Sources::V4(v4) } else { Sources::V6(v6) }
 }
 
 /// A random address of a network.

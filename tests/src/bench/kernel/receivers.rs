@@ -5,6 +5,7 @@ use std::{fs, net::IpAddr, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use edge_common::Reason;
+use ipnet::IpNet;
 use nix::net::if_::if_nametoindex;
 
 use super::networks::List;
@@ -87,8 +88,7 @@ impl Trial {
     /// xdp-filter with these addresses.
     pub(super) fn xdp_filter(&self, list: &List) -> Result<f64> {
         let lab = Lab::new()?;
-        let filter =
-            XdpFilter::load(&lab, &list.0.iter().map(|net| net.addr()).collect::<Vec<_>>())?;
+        let filter = XdpFilter::load(&lab, &list.0.iter().map(IpNet::addr).collect::<Vec<_>>())?;
         let cost = self.flood.cost(&lab, self.effort)?;
         let shown = run(lab.edge.command("xdp-filter").arg("status"))?;
         drop(filter);
@@ -117,14 +117,11 @@ impl<'a> XdpFilter<'a> {
         // The lowest bit says that the address is meant as a source; each CPU has a value.
         let value = 1_u64.to_ne_bytes().repeat(last + 1);
         for address in addresses {
-            match address {
-                IpAddr::V4(a) => {
-                    Map::pinned(&folder.join("filter_ipv4"))?.put(&a.octets(), &value)?
-                }
-                IpAddr::V6(a) => {
-                    Map::pinned(&folder.join("filter_ipv6"))?.put(&a.octets(), &value)?
-                }
-            }
+            let (name, key) = match address {
+                IpAddr::V4(address) => ("filter_ipv4", address.octets().to_vec()),
+                IpAddr::V6(address) => ("filter_ipv6", address.octets().to_vec()),
+            };
+            Map::pinned(&folder.join(name))?.put(&key, &value)?;
         }
         Ok(filter)
     }
