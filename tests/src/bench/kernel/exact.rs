@@ -47,7 +47,8 @@ fn rate(is_flooded: bool, effort: Effort) -> Result<f64> {
     for (home, interface) in [(&lab.edge, "edge0"), (&lab.net, "edge")] {
         run(home.command("ethtool").args(["-L", interface, "rx", "2", "tx", "2"]))?;
     }
-    let limit = format!(r#"{{ rate = "{LIMIT}/s", burst = 100 }}"#);
+    // The burst outlasts any pause that the scheduler makes the senders take.
+    let limit = format!(r#"{{ rate = "{LIMIT}/s", burst = {LIMIT} }}"#);
     let _edged = without_lists(lab.edged()?).set("kernel.packet_rate", &limit).start()?;
     // What the filter passed is seen next at the interface's ingress, before anything can be lost.
     let rules = "table netdev bench {\n\
@@ -59,9 +60,10 @@ fn rate(is_flooded: bool, effort: Effort) -> Result<f64> {
     let measure = || {
         // The burst is over by then.
         std::thread::sleep(Duration::from_millis(500));
-        let (start, before) = (Instant::now(), count(&lab)?);
+        let (before, start) = (count(&lab)?, Instant::now());
         std::thread::sleep(Duration::from_secs(effort.seconds.max(2)));
-        Ok((count(&lab)? - before) as f64 / start.elapsed().as_secs_f64())
+        let admitted = count(&lab)? - before;
+        Ok(admitted as f64 / start.elapsed().as_secs_f64())
     };
     let cpus = [LOAD_CPU, MEASURED_CPU];
     let frame = udp_frame(UDP_LENGTH);
