@@ -4,7 +4,7 @@ use anyhow::Result;
 use edge_tests::{corpus::Corpus, differential::Guard};
 
 /// The full count is `cargo xtask bench kernel 9`'s.
-const FRAMES: u64 = 200_000;
+const FRAMES: u64 = 100_000;
 
 #[test]
 fn the_program_judges_every_frame_as_the_model_does() -> Result<()> {
