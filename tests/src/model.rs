@@ -35,6 +35,8 @@ type Rest<'a> = Result<&'a [u8], Reason>;
 struct Payload<'a> {
     protocol: u8,
     bytes: &'a [u8],
+    /// Where in the frame they begin; 0 in IPv4, whose headers are short.
+    start: usize,
     /// More fragments follow, so lengths inside may point beyond these bytes.
     has_more: bool,
     is_v6: bool,
@@ -122,7 +124,7 @@ fn v4(packet: &[u8]) -> Result<Option<Payload<'_>>, Reason> {
     let bytes = &whole(packet, total)?[header..];
     let fragment = u16_at(packet, 6);
     let (has_more, offset) = (fragment & 0x2000 != 0, fragment & 0x1fff);
-    let payload = Payload { protocol: packet[9], bytes, has_more, is_v6: false };
+    let payload = Payload { protocol: packet[9], bytes, start: 0, has_more, is_v6: false };
     Ok((offset == 0).then_some(payload))
 }
 
@@ -163,16 +165,17 @@ fn v6(packet: &[u8], start: usize) -> Result<Option<Payload<'_>>, Reason> {
         whole(bytes, size)?;
         bytes = &bytes[size..];
         // The policy: a header that begins beyond byte 2047 of the frame is not looked for.
-        if end - bytes.len() > 2047 {
+        if end - bytes.len() > HEADERS_END {
             return Err(Reason::UnparsedPacket);
         }
     }
-    Ok(Some(Payload { protocol, bytes, has_more, is_v6: true }))
+    let start = end - bytes.len();
+    Ok(Some(Payload { protocol, bytes, start, has_more, is_v6: true }))
 }
 
 /// RFC 9293, 768, 792 and 4443: whole headers whose lengths the packet has room for.
 fn transport(payload: Payload<'_>) -> Result<(), Reason> {
-    let Payload { protocol, bytes, has_more, is_v6 } = payload;
+    let Payload { protocol, bytes, start, has_more, is_v6 } = payload;
     let (least, stated) = match protocol {
         6 => (20, usize::from(whole(bytes, 20)?[12] >> 4) * 4),
         17 => {
@@ -185,7 +188,12 @@ fn transport(payload: Payload<'_>) -> Result<(), Reason> {
     };
     whole(bytes, least)?;
     let fits = stated >= least && (has_more || stated <= bytes.len());
-    if fits { Ok(()) } else { Err(Reason::MalformedPacket) }
+    if !fits {
+        return Err(Reason::MalformedPacket);
+    }
+    // The same policy for TCP's options, where they are all in this packet.
+    let is_far = protocol == 6 && stated <= bytes.len() && start + stated > HEADERS_END;
+    if is_far { Err(Reason::UnparsedPacket) } else { Ok(()) }
 }
 
 /// The first `length` bytes, if they are all there.
@@ -200,6 +208,9 @@ fn u16_at(bytes: &[u8], at: usize) -> u16 {
 fn octets<const N: usize>(bytes: &[u8]) -> [u8; N] {
     *bytes.first_chunk().expect("the caller looked")
 }
+
+/// The policy on long chains of headers: bytes of a frame behind which nothing is looked for.
+const HEADERS_END: usize = 2047;
 
 /// The world that the corpus speaks of: nested networks, both families, links.
 #[must_use]

@@ -32,7 +32,8 @@ impl List {
             // The wide ones keep to the lower part of the space, one in each /16.
             let (first, span, whole) = if bits < 24 { (1, 80, 16) } else { (81, 142, 24) };
             let address = (first + random.below(span)) << 24 | random.below(1 << 24);
-            if taken.insert((whole, address >> (32 - whole))) {
+            let is_public = !SPECIAL.contains(&(address >> 24));
+            if is_public && taken.insert((whole, address >> (32 - whole))) {
                 wide += usize::from(bits < 24);
                 let net = Ipv4Net::new(address.into(), bits).expect("at most 32 bits").trunc();
                 nets.push(net.into());
@@ -143,6 +144,8 @@ fn inside(net: IpNet, random: &mut Random) -> IpAddr {
 /// A power of two: the sender masks a random number with it.
 const SOURCES: usize = 65_536;
 const WIDE_MAX: usize = 10_000;
+/// First bytes under which there are private, shared, local and documentation networks.
+const SPECIAL: [u32; 9] = [10, 100, 127, 169, 172, 192, 198, 203, 0];
 
 #[cfg(test)]
 mod tests {
