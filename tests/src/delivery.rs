@@ -189,7 +189,6 @@ mod tests {
         model::{standing, world},
     };
     use edge_common::Reason;
-    use edge_daemon::kernel::AttachMode;
 
     fn is_refused(source: IpAddr) -> bool {
         matches!(standing(&world(), source), Some(Reason::DenyList | Reason::Ban))
@@ -202,7 +201,7 @@ mod tests {
         let corpus = Corpus { seed: 0xde11 };
         let open = delivery.send(corpus, 0..FRAMES)?;
         let mut guard = lab.edge.enter(|| Guard::new("delivery"))?;
-        lab.edge.enter(|| guard.kernel.attach(&["edge0".to_owned()], AttachMode::Native))?;
+        let _upkeep = lab.edge.enter(|| guard.attach("edge0"))?;
         let guarded = delivery.send(corpus, 0..FRAMES)?;
         let received = [&open, &guarded].map(|d| (d.from(is_refused), d.from(|a| !is_refused(a))));
         println!("refused and other packets that arrived, unguarded and guarded: {received:?}");

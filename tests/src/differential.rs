@@ -13,7 +13,7 @@ use edge_common::{
 };
 use edge_daemon::{
     clock::boot_ns,
-    kernel::{Kernel, LoadSettings, Policy, detach},
+    kernel::{AttachMode, Kernel, LoadSettings, Policy, Upkeep, Wanted, detach},
 };
 
 use crate::{
@@ -41,6 +41,16 @@ impl Guard {
         let mut guard = Self { kernel: Kernel::load(&settings)?, world: world(), pins };
         guard.fill()?;
         Ok(guard)
+    }
+
+    /// Attaches the program, natively, to an interface of the calling thread's namespace; it
+    /// stays there until the guard is dropped.
+    ///
+    /// # Errors
+    /// If the interface is not there or cannot.
+    pub fn attach(&mut self, interface: &str) -> Result<Upkeep> {
+        let interface = interface.to_owned();
+        Ok(self.kernel.attach(&[Wanted { interface, mode: AttachMode::Native }])?)
     }
 
     fn fill(&mut self) -> Result<()> {

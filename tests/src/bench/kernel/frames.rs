@@ -3,9 +3,8 @@
 
 use std::{net::IpAddr, time::Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use edge_common::Reason;
-use edge_daemon::kernel::AttachMode;
 
 use super::receivers::XdpFilter;
 use crate::{
@@ -54,9 +53,7 @@ fn delivered(frames: u64, corpus: Corpus, report: &mut Report) -> Result<()> {
         delivery.send(corpus, 0..frames)?
     };
     let mut guard = lab.edge.enter(|| Guard::new("wire"))?;
-    lab.edge
-        .enter(|| guard.kernel.attach(&["edge0".to_owned()], AttachMode::Native))
-        .context("attach to the edge's interface")?;
+    let _upkeep = lab.edge.enter(|| guard.attach("edge0"))?;
     let ours = delivery.send(corpus, 0..frames)?;
     let others = |delivered: &Delivered| delivered.from(|source| !is_ours(source));
     report.note(&format!(

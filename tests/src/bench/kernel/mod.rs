@@ -5,6 +5,7 @@ mod drop;
 mod exact;
 mod frames;
 mod goodput;
+mod life;
 mod limits;
 mod networks;
 mod receivers;
@@ -23,8 +24,10 @@ pub(super) const MEASURES: Measures = &[
     (&[5], exact::admitted),
     (&[6], goodput::beside_flood),
     (&[7], swap::lists),
+    (&[8], life::besieged),
     (&[9], frames::differential),
     (&[10], cookies::answers),
+    (&[11], life::counted),
     (&[12], drop::listed_v6),
 ];
 
