@@ -248,7 +248,8 @@ fn place(set: &Set, mark: u64, capacity: u64, now: u64, hash: u64) -> (usize, u6
 }
 
 /// Ticks from now until the word's bucket is empty. A time farther ahead than a full bucket lies in
-/// the past: empty.
+/// the past: empty. A little farther is still full: another CPU that read its clock later has filled
+/// it.
 ///
 /// Two words are read amiss, both in the source's favour or for one bucket's time at most. One that
 /// stays untouched until the clock has nearly wrapped, 26 days less the capacity, seems to lie
@@ -258,7 +259,7 @@ fn place(set: &Set, mark: u64, capacity: u64, now: u64, hash: u64) -> (usize, u6
 #[inline(always)]
 fn ahead(word: u64, capacity: u64, now: u64) -> u64 {
     let ahead = (word & CLOCK).wrapping_sub(now) & CLOCK;
-    if ahead > capacity { 0 } else { ahead }
+    if ahead > capacity + SKEW { 0 } else { ahead }
 }
 
 /// The upper 16 bits of the hash, never zero, so that an empty word matches nobody. The lower
@@ -268,6 +269,10 @@ const fn fingerprint(hash: u64) -> u64 {
     let mark = hash & !CLOCK;
     if mark == 0 { 1 << 48 } else { mark }
 }
+
+/// Ticks by which a charge may come later than its clock was read: 2 s of a client's units, 67 ms of
+/// its bytes. A virtual CPU can be halted so long in mid-packet.
+const SKEW: u64 = 1 << 28;
 
 /// The bits of a word that hold time.
 const CLOCK: u64 = (1 << 48) - 1;
@@ -317,6 +322,16 @@ mod tests {
             let _ = charge(&set, stranger << 48, rate, 1_000);
         }
         assert!(matches!(charge(&set, offender, rate, 2_000), Verdict::Refuse { .. }));
+    }
+
+    #[test]
+    fn a_clock_that_was_read_early_finds_a_full_bucket_full() {
+        let rate = Rate::new(10, SECOND, 5).unwrap();
+        let set = Set::default();
+        let now = 7 * SECOND;
+        assert_eq!(admitted(&set, 7 << 48, rate, std::iter::repeat_n(now, 9)), 5);
+        assert_eq!(admitted(&set, 7 << 48, rate, (1..9).map(|n| now - n * 1_000)), 0);
+        assert_eq!(admitted(&set, 7 << 48, rate, std::iter::once(now - SECOND)), 0);
     }
 
     #[test]

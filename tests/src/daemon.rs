@@ -396,6 +396,7 @@ fn launch(lab: &Lab, config: &Path) -> Result<Child> {
 
 /// Waits for `READY=1`, as a service manager would.
 fn await_ready(socket: &UnixDatagram, child: &mut Child) -> Result<()> {
+    // A million networks and a busy host take their time; a healthy start takes a second.
     let deadline = Instant::now() + Duration::from_secs(30);
     let mut buffer = [0; 512];
     while Instant::now() < deadline {

@@ -3,12 +3,17 @@
 pub mod bench;
 pub mod churn;
 pub mod client;
+pub mod corpus;
 pub mod daemon;
+pub mod delivery;
+pub mod differential;
 pub mod lab;
 pub mod metrics;
+pub mod model;
 pub mod netns;
 pub mod origin;
 pub mod packet;
+pub mod random;
 pub mod siege;
 pub mod source;
 

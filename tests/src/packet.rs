@@ -272,3 +272,41 @@ impl Packet {
         }
     }
 }
+
+/// Makes the checksum of a frame's IPv4 header right, or no stack would look any further. A frame
+/// without such a header stays as it is.
+pub fn sum_v4(frame: &mut [u8]) {
+    let mut at = 12;
+    while matches!(frame.get(at..at + 2), Some([0x81, 0x00] | [0x88, 0xa8])) {
+        at += 4;
+    }
+    if frame.get(at..at + 2) != Some(&[0x08, 0x00]) {
+        return;
+    }
+    let Some(first) = frame.get(at + 2) else { return };
+    let length = usize::from(first & 15) * 4;
+    let Some(header) = frame.get_mut(at + 2..at + 2 + length.max(12)) else { return };
+    header[10..12].fill(0);
+    let sum = !sum(header, 0);
+    header[10..12].copy_from_slice(&sum.to_be_bytes());
+}
+
+/// Makes the checksum of a TCP segment right, which is all of a frame behind an IPv4 header without
+/// options.
+pub fn sum_tcp_v4(frame: &mut [u8]) {
+    let (header, segment) = frame.split_at_mut(34);
+    segment[16..18].fill(0);
+    let pseudo = sum(&header[26..34], 6 + segment.len() as u32);
+    let sum = !sum(segment, u32::from(pseudo));
+    segment[16..18].copy_from_slice(&sum.to_be_bytes());
+}
+
+/// The sum of the internet checksum: of 16-bit words, with the carry brought around.
+fn sum(bytes: &[u8], start: u32) -> u16 {
+    let words = bytes.chunks(2).map(|w| u16::from_be_bytes([w[0], *w.get(1).unwrap_or(&0)]));
+    let mut sum = start + words.map(u32::from).sum::<u32>();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}

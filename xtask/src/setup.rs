@@ -84,6 +84,9 @@ const NEEDED: &[(&str, &str)] = &[("ip", "iproute2"), ("curl", "curl"), ("openss
 const PEERS: &[(&str, &str)] = &[
     ("nft", "nftables"),
     ("ethtool", "ethtool"),
+    ("ipset", "ipset"),
+    ("iptables-legacy", "iptables"),
+    ("xdp-filter", "xdp-tools"),
     ("nginx", "nginx-light"),
     ("wrk", "wrk"),
     ("taskset", "util-linux"),

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// An nginx that ends when this is dropped.
-struct Nginx(Child);
+pub(super) struct Nginx(Child);
 
 /// Keep-alive requests over TLS 1.3 for answers of 1 KiB.
 pub(super) fn keep_alive(effort: Effort, report: &mut Report) -> Result<()> {
@@ -77,7 +77,15 @@ fn cost(edge: &Netns, pid: u32, port: u16, effort: Effort) -> Result<f64> {
 }
 
 impl Nginx {
-    fn start(lab: &Lab, name: &str, port: u16, server: &str, cpu: usize) -> Result<Self> {
+    /// Starts one with these servers, its one worker on a core; `port` is one that it listens on at
+    /// 127.0.0.1.
+    pub(super) fn start(
+        lab: &Lab,
+        name: &str,
+        port: u16,
+        server: &str,
+        cpu: usize,
+    ) -> Result<Self> {
         let dir = lab.dir().join(name);
         fs::create_dir_all(&dir)?;
         let config = dir.join("nginx.conf");

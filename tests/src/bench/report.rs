@@ -9,6 +9,8 @@ pub enum Goal {
     AtMost(f64),
     /// At least.
     AtLeast(f64),
+    /// No more and no less.
+    Exactly(f64),
 }
 
 /// One figure.
@@ -40,6 +42,7 @@ impl Goal {
         match self {
             Self::AtMost(bound) => value <= bound,
             Self::AtLeast(bound) => value >= bound,
+            Self::Exactly(bound) => value == bound,
         }
     }
 
@@ -47,6 +50,7 @@ impl Goal {
         match self {
             Self::AtMost(bound) => format!("<={bound}"),
             Self::AtLeast(bound) => format!(">={bound}"),
+            Self::Exactly(bound) => format!("=={bound}"),
         }
     }
 }
@@ -133,5 +137,6 @@ mod tests {
         assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
         assert!(Goal::AtMost(0.5).is_met(0.5) && !Goal::AtMost(0.5).is_met(0.501));
         assert!(Goal::AtLeast(2.0).is_met(2.0) && !Goal::AtLeast(2.0).is_met(1.9));
+        assert!(Goal::Exactly(0.0).is_met(0.0) && !Goal::Exactly(0.0).is_met(0.001));
     }
 }

@@ -1,56 +1,77 @@
-//! Two tiny kernel programs, assembled here: one that drops all, and one that sends.
+//! Tiny kernel programs, assembled here: those that send, and those that the product is held to.
 //!
 //! They need no compiler, no object and no library, so that a bench of the product's own program
 //! shares nothing with it.
 
+mod code;
+mod programs;
+
 use std::{
-    ffi::c_long,
+    ffi::{CString, c_long},
     io::{Error, Result},
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
 };
+
+use code::Code;
+
+pub(super) use programs::{Action, Sources};
 
 /// A loaded XDP program.
 pub(super) struct Program(OwnedFd);
 
+/// A table of the kernel's.
+pub(super) struct Map(OwnedFd);
+
+/// What kind of table.
+#[derive(Clone, Copy)]
+enum Kind {
+    Array = 2,
+    PerCpuArray = 6,
+    LruHash = 9,
+    LpmTrie = 11,
+}
+
 /// A program on an interface; it comes off when this is dropped.
 pub(super) struct Link(#[expect(dead_code, reason = "held open for its effect")] OwnedFd);
 
+impl Map {
+    /// A map of a kind; keys and values are so many bytes long.
+    fn new(kind: Kind, key: u32, value: u32, entries: u32) -> Result<Self> {
+        // A trie allocates as it grows, and must say so.
+        let flags = if matches!(kind, Kind::LpmTrie) { NO_PREALLOC } else { 0 };
+        let attr = Attr::default().u32(kind as u32).u32(key).u32(value).u32(entries).u32(flags);
+        bpf(MAP_CREATE, &attr).map(Self)
+    }
+
+    /// An array of one value, these bytes.
+    fn array(bytes: &[u8]) -> Result<Self> {
+        let array = Self::new(Kind::Array, 4, bytes.len() as u32, 1)?;
+        array.put(&[0; 4], bytes)?;
+        Ok(array)
+    }
+
+    /// A map that is pinned.
+    pub(super) fn pinned(path: &Path) -> Result<Self> {
+        let path = CString::new(path.as_os_str().as_bytes())?;
+        bpf(OBJ_GET, &Attr::default().u64(path.as_ptr() as u64)).map(Self)
+    }
+
+    /// Puts a value under a key.
+    pub(super) fn put(&self, key: &[u8], value: &[u8]) -> Result<()> {
+        let attr = Attr::default()
+            .u32(self.0.as_raw_fd().cast_unsigned())
+            .u64(key.as_ptr() as u64)
+            .u64(value.as_ptr() as u64)
+            .u64(0);
+        call_bpf(MAP_UPDATE, &attr).map(drop)
+    }
+}
+
 impl Program {
-    /// Drops every packet.
-    pub(super) fn drop_all() -> Result<Self> {
-        Self::load(&[mov(R0, XDP_DROP), EXIT])
-    }
-
-    /// Writes a source address, drawn at random from these, into an IPv4 packet and sends it out
-    /// of an interface. The number of sources is a power of two.
-    pub(super) fn send(ifindex: u32, sources: &[[u8; 4]]) -> Result<Self> {
-        let map = array(&sources.concat())?;
-        let mask = (sources.len() - 1) * 4;
-        let [load, rest] = map_value(R1, &map);
-        Self::load(&[
-            insn(MOV_REG, R6, R1, 0, 0),
-            call(RANDOM),
-            insn(AND, R0, 0, 0, word(mask)),
-            load,
-            rest,
-            insn(ADD_REG, R1, R0, 0, 0),
-            insn(LOAD, R7, R1, 0, 0),
-            insn(LOAD, R2, R6, 0, 0),
-            insn(LOAD, R3, R6, 4, 0),
-            insn(MOV_REG, R4, R2, 0, 0),
-            insn(ADD, R4, 0, 0, 34),
-            insn(JUMP_ABOVE, R4, R3, 5, 0),
-            // The source address lies 12 bytes into the IPv4 header, which lies 14 into the frame.
-            insn(STORE, R2, R7, 26, 0),
-            mov(R1, word(ifindex as usize)),
-            mov(R2, 0),
-            call(REDIRECT),
-            EXIT,
-            mov(R0, XDP_DROP),
-            EXIT,
-        ])
-    }
-
     /// Puts the program on an interface of the calling thread's namespace, in native mode.
     pub(super) fn attach(&self, ifindex: u32) -> Result<Link> {
         let attr = Attr::default()
@@ -82,7 +103,8 @@ impl Program {
         call_bpf(TEST_RUN, &attr).map(drop)
     }
 
-    fn load(code: &[u64]) -> Result<Self> {
+    fn load(mut code: Code<'_>) -> Result<Self> {
+        let code = code.finish();
         let attr = Attr::default()
             .u32(TYPE_XDP)
             .u32(code.len() as u32)
@@ -111,20 +133,6 @@ impl Attr {
     }
 }
 
-/// An array of one value, these bytes.
-fn array(bytes: &[u8]) -> Result<OwnedFd> {
-    let attr = Attr::default().u32(TYPE_ARRAY).u32(4).u32(bytes.len() as u32).u32(1);
-    let map = bpf(MAP_CREATE, &attr)?;
-    let key = 0_u32;
-    let attr = Attr::default()
-        .u32(map.as_raw_fd().cast_unsigned())
-        .u64(&raw const key as u64)
-        .u64(bytes.as_ptr() as u64)
-        .u64(0);
-    call_bpf(MAP_UPDATE, &attr)?;
-    Ok(map)
-}
-
 /// A system call that returns a descriptor.
 fn bpf(command: c_long, attr: &Attr) -> Result<OwnedFd> {
     let fd = call_bpf(command, attr)?;
@@ -140,37 +148,13 @@ fn call_bpf(command: c_long, attr: &Attr) -> Result<i32> {
     if done < 0 { Err(Error::last_os_error()) } else { Ok(done as i32) }
 }
 
-const fn insn(code: u8, to: u8, from: u8, offset: i16, value: i32) -> u64 {
-    let registers = (to | from << 4) as u64;
-    let (offset, value) = (offset.cast_unsigned() as u64, value.cast_unsigned() as u64);
-    code as u64 | registers << 8 | offset << 16 | value << 32
-}
-
-const fn mov(to: u8, value: i32) -> u64 {
-    insn(MOV, to, 0, 0, value)
-}
-
-const fn call(helper: i32) -> u64 {
-    insn(CALL, 0, 0, 0, helper)
-}
-
-/// Loads the address of the first value of a map: one instruction in two words.
-fn map_value(to: u8, map: &OwnedFd) -> [u64; 2] {
-    [insn(LOAD_WIDE, to, FROM_MAP_VALUE, 0, map.as_raw_fd()), insn(0, 0, 0, 0, 0)]
-}
-
-/// A value that fits into an instruction.
-fn word(value: usize) -> i32 {
-    i32::try_from(value).expect("small by construction")
-}
-
 // The numbers of linux/bpf.h.
 const MAP_CREATE: c_long = 0;
 const MAP_UPDATE: c_long = 2;
 const PROG_LOAD: c_long = 5;
 const TEST_RUN: c_long = 10;
 const LINK_CREATE: c_long = 28;
-const TYPE_ARRAY: u32 = 2;
+const OBJ_GET: c_long = 7;
 const TYPE_XDP: u32 = 6;
 const ATTACH_XDP: u32 = 37;
 /// `XDP_FLAGS_DRV_MODE`
@@ -179,25 +163,4 @@ const NATIVE: u32 = 1 << 2;
 const LIVE_FRAMES: u32 = 1 << 1;
 /// Frames at a time: what a driver takes from its ring at once.
 const BATCH: u32 = 64;
-const XDP_DROP: i32 = 1;
-const RANDOM: i32 = 7;
-const REDIRECT: i32 = 23;
-const EXIT: u64 = 0x95;
-const MOV: u8 = 0xb7;
-const MOV_REG: u8 = 0xbf;
-const ADD: u8 = 0x07;
-const ADD_REG: u8 = 0x0f;
-const AND: u8 = 0x57;
-const LOAD: u8 = 0x61;
-const STORE: u8 = 0x63;
-const LOAD_WIDE: u8 = 0x18;
-const FROM_MAP_VALUE: u8 = 2;
-const JUMP_ABOVE: u8 = 0x2d;
-const CALL: u8 = 0x85;
-const R0: u8 = 0;
-const R1: u8 = 1;
-const R2: u8 = 2;
-const R3: u8 = 3;
-const R4: u8 = 4;
-const R6: u8 = 6;
-const R7: u8 = 7;
+const NO_PREALLOC: u32 = 1;

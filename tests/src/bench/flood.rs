@@ -1,0 +1,155 @@
+//! A flood over a live veth, and what each packet of it costs the receiver.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use nix::net::if_::if_nametoindex;
+
+use super::{
+    Effort, LOAD_CPU, MEASURED_CPU,
+    bpf::{Program, Sources},
+    cpu_ns, pin, pin_self,
+};
+use crate::{
+    client::until,
+    lab::Lab,
+    netns::{Netns, run},
+};
+
+/// A flood: one frame again and again, each time from another source.
+pub(super) struct Flood {
+    /// The frame, for which the sender fills in the source; 60 bytes at least.
+    pub(super) frame: Vec<u8>,
+    /// Whom it comes from.
+    pub(super) sources: Sources,
+}
+
+/// What a flood cost.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cost {
+    /// Receiver CPU nanoseconds a packet.
+    pub(super) ns: f64,
+    /// Packets that this was taken from.
+    pub(super) packets: u64,
+}
+
+impl Flood {
+    /// The cost of the flood to the edge of a lab, as it stands.
+    pub(super) fn cost(&self, lab: &Lab, effort: Effort) -> Result<Cost> {
+        let poller = poller(lab, &lab.edge, "edge0")?;
+        pin(poller, MEASURED_CPU)?;
+        self.beside(lab, Pace::Full, || measure(lab, poller, effort))
+    }
+
+    /// Does some work while the flood runs.
+    pub(super) fn beside<T>(
+        &self,
+        lab: &Lab,
+        pace: Pace,
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        self.beside_on(lab, &[LOAD_CPU], pace, work)
+    }
+
+    /// Does some work while the flood runs on each of these cores.
+    pub(super) fn beside_on<T>(
+        &self,
+        lab: &Lab,
+        cpus: &[usize],
+        pace: Pace,
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let port = lab.net.enter(|| if_nametoindex("edge"))?;
+        let sender = Program::send(port, &self.sources, self.is_tcp(), pace.interval_ns())?;
+        let stop = AtomicBool::new(false);
+        let send = |cpu| lab.net.enter(|| self.send(&sender, cpu, &stop));
+        std::thread::scope(|scope| {
+            let send = &send;
+            let senders: Vec<_> = cpus.iter().map(|cpu| scope.spawn(move || send(*cpu))).collect();
+            let done = work();
+            stop.store(true, Relaxed);
+            for sender in senders {
+                sender.join().expect("no panic").context("the flood")?;
+            }
+            done
+        })
+    }
+
+    fn is_tcp(&self) -> bool {
+        self.frame.get(12..14) == Some(&[0x08, 0x00]) && self.frame[23] == 6
+    }
+
+    fn send(&self, sender: &Program, cpu: usize, stop: &AtomicBool) -> Result<()> {
+        pin_self(cpu)?;
+        while !stop.load(Relaxed) {
+            sender.run_live(&self.frame, 65_536)?;
+        }
+        Ok(())
+    }
+}
+
+impl Pace {
+    fn interval_ns(self) -> Option<i32> {
+        match self {
+            Self::Full => None,
+            Self::PerSecond(rate) => i32::try_from(1_000_000_000 / rate).ok(),
+        }
+    }
+}
+
+/// How fast to send.
+#[derive(Clone, Copy)]
+pub(super) enum Pace {
+    /// As fast as it goes.
+    Full,
+    /// So many packets a second in all; the sender is as busy as at full pace.
+    PerSecond(u32),
+}
+
+fn measure(lab: &Lab, poller: u32, effort: Effort) -> Result<Cost> {
+    std::thread::sleep(Duration::from_millis(300));
+    let (ran, packets) = (cpu_ns(poller)?, received(&lab.edge, "edge0")?);
+    std::thread::sleep(Duration::from_secs(effort.seconds));
+    let (ran, packets) = (cpu_ns(poller)? - ran, received(&lab.edge, "edge0")? - packets);
+    ensure!(packets > 10_000, "only {packets} packets were received");
+    Ok(Cost { ns: ran as f64 / packets as f64, packets })
+}
+
+/// Gives the polling of a namespace's interface a thread of its own, whose running time is exactly
+/// the receiver's cost; its process id.
+pub(super) fn poller(lab: &Lab, home: &Netns, interface: &str) -> Result<u32> {
+    let name = format!("napi/{interface}-");
+    // A namespace that was just removed may still have its own thread of that name.
+    let before = threads_named(&name)?;
+    // The namespace's own /sys/class/net is only in a /sys that was mounted inside.
+    let threaded = format!("echo 1 > /sys/class/net/{interface}/threaded");
+    run(Command::new("ip").args(["netns", "exec", home.name(), "sh", "-c", &threaded]))?;
+    let mut found = None;
+    until(&format!("the polling thread in {}", lab.id), Duration::from_secs(2), || {
+        found = threads_named(&name)?.difference(&before).next().copied();
+        Ok(found.is_some())
+    })?;
+    found.context("found above")
+}
+
+fn threads_named(start: &str) -> Result<BTreeSet<u32>> {
+    let named = |entry: &fs::DirEntry| {
+        fs::read_to_string(entry.path().join("comm")).is_ok_and(|name| name.starts_with(start))
+    };
+    let all = fs::read_dir("/proc")?.flatten().filter(named);
+    Ok(all.filter_map(|e| e.file_name().to_string_lossy().parse().ok()).collect())
+}
+
+/// Packets that an interface has taken from its rings.
+pub(super) fn received(home: &Netns, interface: &str) -> Result<u64> {
+    let text = run(home.command("ethtool").args(["-S", interface]))?;
+    let counts = text.lines().filter_map(|l| l.trim().split_once(": "));
+    let rings = counts.filter(|(n, _)| n.starts_with("rx_queue_") && n.ends_with("_xdp_packets"));
+    rings.map(|(_, count)| Ok(count.parse::<u64>()?)).sum()
+}
