@@ -195,7 +195,7 @@ impl Writer {
     /// Begins to put a configuration in force: its policy now; its lists when they are compiled,
     /// which another thread does, so that bans go on.
     fn apply(&mut self, settings: Settings, answer: oneshot::Sender<anyhow::Result<()>>) {
-        if let Err(error) = self.tables.update_policy(&plan::kernel_policy(&settings.kernel)) {
+        if let Err(error) = self.tables.update_policy(&plan::kernel_policy(&settings)) {
             let error = anyhow::Error::from(error).context("cannot configure the kernel programs");
             let _ = answer.send(Err(error));
             return;
@@ -238,7 +238,7 @@ impl Writer {
     }
 
     fn keep_former(&mut self) {
-        let policy = plan::kernel_policy(&self.settings.kernel);
+        let policy = plan::kernel_policy(&self.settings);
         if let Err(error) = self.tables.update_policy(&policy) {
             tracing::error!(%error, "nor can the former policy be put back");
         }
