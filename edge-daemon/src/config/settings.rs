@@ -3,16 +3,17 @@
 //! `config/edged.toml` annotates every key; the names here are the names there.
 
 use std::{
-    fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use edge_common::{ClientWidth, Rate, Reason, Signature, service::Service};
+use edge_common::{ClientWidth, Rate, Reason, Signature};
 use http::Method;
 use ipnet::IpNet;
+
+pub use super::offer::Offer;
 
 /// The whole configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,45 +113,6 @@ pub struct PrefixLimit {
 pub enum Fragments {
     Pass,
     Drop,
-}
-
-/// Something that is reachable from outside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Offer {
-    /// TCP ports, first and last.
-    Tcp(u16, u16),
-    /// UDP ports, first and last.
-    Udp(u16, u16),
-    /// Echo requests of both families.
-    Ping,
-    /// Another IP protocol.
-    Protocol(u8),
-}
-
-impl Offer {
-    /// The same, one by one.
-    #[must_use]
-    pub fn services(self) -> Vec<Service> {
-        match self {
-            Self::Tcp(first, last) => (first..=last).map(Service::Tcp).collect(),
-            Self::Udp(first, last) => (first..=last).map(Service::Udp).collect(),
-            Self::Ping => vec![Service::Protocol(1), Service::Protocol(58)],
-            Self::Protocol(number) => vec![Service::Protocol(number)],
-        }
-    }
-}
-
-impl fmt::Display for Offer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(first, last) if first == last => write!(f, "tcp/{first}"),
-            Self::Tcp(first, last) => write!(f, "tcp/{first}-{last}"),
-            Self::Udp(first, last) if first == last => write!(f, "udp/{first}"),
-            Self::Udp(first, last) => write!(f, "udp/{first}-{last}"),
-            Self::Ping => f.write_str("ping"),
-            Self::Protocol(number) => write!(f, "proto/{number}"),
-        }
-    }
 }
 
 /// `[[kernel.signature]]`

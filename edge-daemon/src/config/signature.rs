@@ -1,5 +1,7 @@
 //! `[[kernel.signature]]`: what a rule looks for, and whether that makes sense together.
 
+use std::fmt;
+
 use edge_common::{
     Rate, Signature,
     signature::{Action, Ask},
@@ -170,6 +172,59 @@ fn hex(digits: &str) -> Option<Vec<u8>> {
         _ => None,
     });
     pairs.collect()
+}
+
+impl fmt::Display for NamedSignature {
+    /// What it matches, in a line: "udp from 53 to 1024-65535, length 512-65535, whole".
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { rule, .. } = self;
+        let asks = |ask| rule.asks & ask != 0;
+        let mut text = match PROTOCOLS.iter().find(|(_, number)| *number == rule.protocol) {
+            _ if !asks(Ask::PROTOCOL) => "any".to_owned(),
+            Some((name, _)) => (*name).to_owned(),
+            None => format!("protocol {}", rule.protocol),
+        };
+        let any = &Signature::ANY;
+        let mut add = |is_asked, word: String| {
+            if is_asked {
+                text += &word
+            }
+        };
+        add(rule.source_ports != any.source_ports, format!(" from {}", span(rule.source_ports)));
+        add(rule.ports != any.ports, format!(" to {}", span(rule.ports)));
+        add(rule.length != any.length, format!(", length {}", span(rule.length)));
+        add(rule.ttl != any.ttl, format!(", ttl {}", span(rule.ttl)));
+        let looked_at = (0..).zip(TCP_FLAGS).filter(|(bit, _)| rule.tcp_mask >> bit & 1 != 0);
+        let flags: Vec<_> = looked_at
+            .map(
+                |(bit, name)| {
+                    if rule.tcp_flags >> bit & 1 != 0 { name.into() } else { format!("!{name}") }
+                },
+            )
+            .collect();
+        add(!flags.is_empty(), format!(", flags {}", flags.join(",")));
+        add(asks(Ask::FRAGMENT), ", fragments".to_owned());
+        add(asks(Ask::WHOLE), ", no fragments".to_owned());
+        let bytes = &rule.payload[..usize::from(rule.payload_bytes)];
+        let digits = bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>();
+        add(!bytes.is_empty(), format!(", payload hex:{}", digits.join(" ")));
+        f.write_str(&text)
+    }
+}
+
+/// What a signature does, in a line.
+#[must_use]
+pub fn action(rule: &Signature) -> String {
+    let per = if rule.asks & Ask::PER_CLIENT != 0 { "each client" } else { "all" };
+    match rule.action {
+        Action::DROP => "drop".to_owned(),
+        Action::LIMIT => format!("limit {} to {}", per, edge_policy::rate::print(rule.rate)),
+        _ => "count".to_owned(),
+    }
+}
+
+fn span<T: fmt::Display + PartialEq>([from, to]: [T; 2]) -> String {
+    if from == to { from.to_string() } else { format!("{from}-{to}") }
 }
 
 /// Whether the upper rule drops whatever the lower one matches.

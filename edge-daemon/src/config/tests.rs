@@ -9,8 +9,8 @@ use edge_common::{
     signature::{Action, Ask},
 };
 
-use super::settings::Offer;
 use super::{Mistakes, Settings, Warnings, load, parse};
+use super::{settings::Offer, signature::action};
 
 const ANNOTATED: &str = include_str!("../../../config/edged.toml");
 const MINIMAL: &str = include_str!("../../../config/minimal.toml");
@@ -94,6 +94,8 @@ fn the_examples_are_right() {
         ..Signature::ANY
     };
     assert_eq!((dns.name.as_str(), dns.rule), ("dns-amplification", wanted));
+    let told = "udp from 53 to 1024-65535, length 512-65535, ttl 1-255, no fragments";
+    assert_eq!((dns.to_string(), action(&dns.rule)), (told.into(), "drop".into()));
     let wanted = Signature {
         rate: Rate::new(1_000, 1_000_000_000, 2_000).unwrap(),
         protocol: 6,
@@ -104,6 +106,8 @@ fn the_examples_are_right() {
         ..Signature::ANY
     };
     assert_eq!(syn.rule, wanted);
+    let limit = "limit all to 1000/s, burst 2000";
+    assert_eq!((syn.to_string(), action(&syn.rule)), ("tcp, flags syn,!ack".into(), limit.into()));
     let wanted = Signature {
         protocol: 6,
         payload: [0x16, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
@@ -112,6 +116,8 @@ fn the_examples_are_right() {
         ..Signature::ANY
     };
     assert_eq!(hello.rule, wanted);
+    let told = "tcp, payload hex:16 03";
+    assert_eq!((hello.to_string(), action(&hello.rule)), (told.into(), "count".into()));
 }
 
 #[test]
@@ -144,8 +150,8 @@ fn mistakes_in_the_packet_policy_are_told_with_their_place() {
         ("byte_rate = \"10/s\"", 13, "not a rate of bytes: '10/s'", "B, KiB"),
         ("byte_rate = \"10MiB\"", 13, "not a rate of bytes", "a size per s"),
         ("byte_rate = \"1KiB/s\"", 13, "not a rate of bytes", "a burst of 128KiB at least"),
-        ("byte_rate = { rate = \"1MiB/s\", burst = \"1KiB\" }", 41, "out of range: 1KiB", "128KiB"),
-        ("udp_rate = \"1MiB/s\"", 12, "not a rate", "600/m"),
+        ("byte_rate = { rate = \"1MiB/s\", burst = \"1KiB\" }", 40, "out of range: 1KiB", "128KiB"),
+        ("udp_rate = \"1MiB/s\"", 12, "not a rate", "at least 1"),
         ("prefix_limits = [48]", 18, "'prefix_limits' is a number", "{ prefix = 56, factor = 4 }"),
         ("prefix_limits = [{ prefix = 64, factor = 2 }]", 29, "out of range", "1 to 63"),
         ("prefix_limits = [{ prefix = 48 }]", 18, "missing key 'factor'", "required"),

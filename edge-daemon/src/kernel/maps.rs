@@ -1,10 +1,8 @@
 //! The verbs of the kernel's tables. What lies behind them may change; what they mean does not.
 
 use std::{
-    fs, io,
     net::IpAddr,
     os::fd::AsFd as _,
-    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -31,8 +29,8 @@ use crate::clock::boot_ns;
 use super::{
     KernelError, Policy,
     lists::Lists,
-    pins::{Lock, TABLES, path_error},
-    rules::Rules,
+    pins::{Lock, TABLES},
+    rules::{self, Rules},
 };
 
 /// The kernel's tables. Each thread may hold a [`Tables::duplicate`] of its own.
@@ -145,7 +143,7 @@ impl Tables {
     fn write_policy(&mut self, policy: &Policy, mut settings: Settings) -> Result<(), KernelError> {
         let in_force = SignaturesInForce::of(settings.signatures);
         settings.signatures = self.rules.write(policy, in_force)?.number();
-        settings.ephemeral_ports = ephemeral_ports()?;
+        settings.ephemeral_ports = rules::ephemeral_ports()?;
         policy.write(&mut settings);
         self.write_settings(settings)
     }
@@ -406,16 +404,5 @@ fn os_error(error: &MapError) -> Option<i32> {
         MapError::SyscallError(error) => error.io_error.raw_os_error(),
         MapError::IoError(error) => error.raw_os_error(),
         _ => None,
-    }
-}
-
-/// The ports from which this network namespace asks, first and last.
-fn ephemeral_ports() -> Result<[u32; 2], KernelError> {
-    let path = Path::new("/proc/sys/net/ipv4/ip_local_port_range");
-    let text = fs::read_to_string(path).map_err(path_error("read", path))?;
-    let mut ports = text.split_whitespace().map_while(|word| word.parse().ok());
-    match (ports.next(), ports.next()) {
-        (Some(first), Some(last)) => Ok([first, last]),
-        _ => Err(path_error("understand", path)(io::ErrorKind::InvalidData.into())),
     }
 }

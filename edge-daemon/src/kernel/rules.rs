@@ -1,5 +1,7 @@
 //! The tables of signature rules and offered services.
 
+use std::{fs, io, path::Path};
+
 use aya::{
     Ebpf,
     maps::{Array, IterableMap as _, MapData, PerCpuArray, PerCpuValues},
@@ -14,6 +16,7 @@ use edge_common::{
 use super::{
     KernelError, Policy,
     maps::{again, table_error, take},
+    pins::path_error,
 };
 
 pub(super) struct Rules {
@@ -104,5 +107,16 @@ impl Rules {
             self.services.set(index, word, 0).map_err(table_error(map::SERVICES))?;
         }
         Ok(())
+    }
+}
+
+/// The ports from which this network namespace asks, first and last.
+pub(super) fn ephemeral_ports() -> Result<[u32; 2], KernelError> {
+    let path = Path::new("/proc/sys/net/ipv4/ip_local_port_range");
+    let text = fs::read_to_string(path).map_err(path_error("read", path))?;
+    let mut ports = text.split_whitespace().map_while(|word| word.parse().ok());
+    match (ports.next(), ports.next()) {
+        (Some(first), Some(last)) => Ok([first, last]),
+        _ => Err(path_error("understand", path)(io::ErrorKind::InvalidData.into())),
     }
 }
