@@ -6,8 +6,12 @@ use std::{
     sync::atomic::{AtomicU32, Ordering::Relaxed},
 };
 
-use edge_common::{Reason, map::Count};
-use edge_daemon::kernel::{Kernel, LoadSettings, Policy, detach};
+use edge_common::{
+    Reason,
+    map::{Count, FOREVER},
+};
+use edge_daemon::kernel::{InForce, Kernel, ListCapacity, LoadSettings, Policy, detach};
+use edge_policy::list::Class;
 
 /// A loaded kernel plane of a test's own; unpinned when dropped.
 pub struct Plane {
@@ -60,8 +64,16 @@ impl Plane {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let (process, next) = (std::process::id(), NEXT.fetch_add(1, Relaxed));
         let pins = Pins(format!("/sys/fs/bpf/edged-plane-{process}-{next}").into());
-        let settings = LoadSettings { pin_dir: pins.0.clone(), debug: false, policy };
+        let lists = ListCapacity::of(1_000, []);
+        let settings = LoadSettings { pin_dir: pins.0.clone(), debug: false, policy, lists };
         Self { kernel: Kernel::load(&settings).unwrap(), _pins: pins }
+    }
+
+    /// Puts a network on the deny list for good.
+    pub fn deny(&self, network: &str) {
+        let network = network.parse().unwrap();
+        let set = self.kernel.tables.lists.set(Class::Deny, &network, FOREVER);
+        assert_eq!(set.unwrap(), InForce::Now);
     }
 
     /// Puts another policy in force.

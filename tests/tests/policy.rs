@@ -4,7 +4,7 @@ use edge_common::{
     Rate,
     Reason::{self, ByteRate, ConnectionRate, DenyList, IcmpRate, PacketRate, PrefixRate, UdpRate},
     Signature,
-    map::{FOREVER, Kind},
+    map::Kind,
     reason::{Blame, Plane as Stage},
     signature::{Action, Ask},
 };
@@ -170,8 +170,7 @@ fn fragments_pass_or_drop_and_their_source_is_judged_either_way() {
     {
         let mut plane = Plane::new(Policy { drop_fragments, ..UNLIMITED });
         for network in ["198.51.100.0/24", "2001:db8:bad::/48"] {
-            let network = network.parse().expect("a network");
-            plane.kernel.tables.deny.put(&network, FOREVER).expect("room");
+            plane.deny(network);
         }
         for (name, frame) in fragments(GOOD, GOOD6) {
             assert_eq!(plane.judge(&frame), verdict, "{name}");
@@ -207,9 +206,8 @@ fn strict(monitored: &[Reason]) -> Plane {
         monitored: monitored.to_vec(),
         ..UNLIMITED
     };
-    let mut plane = Plane::new(policy);
-    let network = "198.51.100.0/24".parse().expect("a network");
-    plane.kernel.tables.deny.put(&network, FOREVER).expect("room");
+    let plane = Plane::new(policy);
+    plane.deny("198.51.100.0/24");
     plane
 }
 
