@@ -158,6 +158,9 @@ pub struct Charge {
     pub cost: u64,
     /// Ticks that a full bucket holds.
     pub capacity: u64,
+    /// Ticks that the fullest bucket of the table holds. Where one table serves several limits, a
+    /// bucket that lies farther ahead than this one's capacity is full, and not one of the past.
+    pub horizon: u64,
     /// The time.
     pub now: u64,
 }
@@ -167,7 +170,8 @@ impl Charge {
     #[inline(always)]
     #[must_use]
     pub const fn unit(rate: Rate, now_ns: u64) -> Self {
-        Self { cost: rate.interval, capacity: rate.capacity, now: now_ns / TICK_NS }
+        let Rate { interval: cost, capacity } = rate;
+        Self { cost, capacity, horizon: capacity, now: now_ns / TICK_NS }
     }
 
     /// Bytes at a rate that [`Rate::of_bytes`] made: their ticks are quarters of a nanosecond.
@@ -178,7 +182,8 @@ impl Charge {
     #[must_use]
     pub const fn bytes(rate: Rate, bytes: u64, now_ns: u64) -> Self {
         let cost = (bytes * rate.interval).div_ceil(BYTES_UNIT);
-        Self { cost, capacity: rate.capacity, now: now_ns * BYTE_TICKS }
+        let capacity = rate.capacity;
+        Self { cost, capacity, horizon: capacity, now: now_ns * BYTE_TICKS }
     }
 
     /// Charges the source with this hash in the set its hash leads to; see [`charge`].
@@ -201,7 +206,7 @@ impl Charge {
     pub fn attempt(self, set: &Set, hash: u64, mode: Mode) -> Option<Verdict> {
         let now = self.now & CLOCK;
         let mark = fingerprint(hash);
-        let (way, word) = place(set, mark, self.capacity, now, hash);
+        let (way, word) = place(set, mark, self.horizon, now, hash);
         let ahead = if word & !CLOCK == mark { ahead(word, self.capacity, now) } else { 0 };
         let after = ahead + self.cost;
         if after > self.capacity {
@@ -226,7 +231,7 @@ pub fn peek(set: &Set, hash: u64, rate: Rate, now_ns: u64) -> u64 {
 
 /// Where the source lives in the set, or else the place that is closest to idle, and the word there.
 #[inline(always)]
-fn place(set: &Set, mark: u64, capacity: u64, now: u64, hash: u64) -> (usize, u64) {
+fn place(set: &Set, mark: u64, horizon: u64, now: u64, hash: u64) -> (usize, u64) {
     let (mut least, mut found) = (u64::MAX, 0);
     let mut way = 0;
     while way < WAYS {
@@ -234,7 +239,7 @@ fn place(set: &Set, mark: u64, capacity: u64, now: u64, hash: u64) -> (usize, u6
         let rank = match word {
             word if word & !CLOCK == mark => 0,
             0 => 1,
-            word => 1 + ahead(word, capacity, now),
+            word => 1 + ahead(word, horizon, now),
         };
         let rank = rank * WAYS as u64 + way as u64;
         if rank < least {
@@ -332,6 +337,25 @@ mod tests {
         assert_eq!(admitted(&set, 7 << 48, rate, std::iter::repeat_n(now, 9)), 5);
         assert_eq!(admitted(&set, 7 << 48, rate, (1..9).map(|n| now - n * 1_000)), 0);
         assert_eq!(admitted(&set, 7 << 48, rate, std::iter::once(now - SECOND)), 0);
+    }
+
+    #[test]
+    fn nor_does_a_flood_under_a_shorter_limit_in_the_same_table() {
+        let slow = Rate::new(10, 3600 * SECOND, 20).unwrap();
+        let fast = Rate::new(100, SECOND, 100).unwrap();
+        let set = Set::default();
+        let offender = 0xdead_u64 << 48;
+        let charge = |hash, rate, now_ns| {
+            let charge = Charge { horizon: slow.capacity, ..Charge::unit(rate, now_ns) };
+            charge.settle(&set, hash, Mode::Charge)
+        };
+        for _ in 0..30 {
+            let _ = charge(offender, slow, 0);
+        }
+        for stranger in 1..50_000_u64 {
+            let _ = charge(stranger << 48, fast, 1_000);
+        }
+        assert!(matches!(charge(offender, slow, 2_000), Verdict::Refuse { .. }));
     }
 
     #[test]

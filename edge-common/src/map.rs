@@ -48,9 +48,10 @@ pub const SAMPLES: &str = "SAMPLES";
 /// Two `u64` per CPU: drop events that the rate or a full ring kept back, and samples that a
 /// full ring did.
 pub const EVENTS_LOST: &str = "EVENTS_LOST";
-/// [`Signature`](crate::Signature) rules: [`SIGNATURES_MAX`], of which `Settings::signatures` count.
+/// [`Signature`](crate::Signature) rules: twice [`SIGNATURES_MAX`]. One half is in force, as
+/// `Settings::signatures` says, while the other is written.
 pub const SIGNATURES: &str = "SIGNATURES";
-/// One `u64` per CPU and signature: packets that matched.
+/// One `u64` per CPU and place in [`SIGNATURES`]: packets that matched.
 pub const SIGNATURE_HITS: &str = "SIGNATURE_HITS";
 /// Bits of [`crate::service`]: what is offered to the outside.
 pub const SERVICES: &str = "SERVICES";
@@ -283,6 +284,8 @@ pub struct Settings {
     pub rates: [[Rate; Kind::COUNT]; LEVELS],
     /// Drop events in all.
     pub event_rate: Rate,
+    /// Ticks that the fullest bucket of [`KIND_CELLS`] holds.
+    pub kinds_horizon: u64,
     /// The ports from which the host itself asks, first and last.
     pub ephemeral_ports: [u32; 2],
     /// Bits of the IPv6 prefix of each level above the client; 0 switches the level off.
@@ -291,7 +294,7 @@ pub struct Settings {
     pub client: ClientWidth,
     /// Open TCP connections per client; 0 switches the limit off.
     pub open_max: u32,
-    /// Signatures in force.
+    /// [`SignaturesInForce`], as a number.
     pub signatures: u32,
     /// [`PolicyFlag`]s.
     pub flags: u32,
@@ -314,6 +317,30 @@ pub mod PolicyFlag {
     pub const SAMPLES: u32 = 4;
     /// Some signature asks for the payload.
     pub const PAYLOADS: u32 = 8;
+}
+
+/// Where the signatures in force lie: one number, so that a packet sees either the old or the new.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SignaturesInForce {
+    /// The index in [`SIGNATURES`] of the first: 0 or [`SIGNATURES_MAX`].
+    pub first: u32,
+    /// How many; at most [`SIGNATURES_MAX`].
+    pub count: u32,
+}
+
+impl SignaturesInForce {
+    /// As `Settings` keep it.
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        self.first << 16 | self.count
+    }
+
+    /// Read back.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(number: u32) -> Self {
+        Self { first: number >> 16 & SIGNATURES_MAX, count: number & 0xffff }
+    }
 }
 
 /// Byte offsets in the running kernel's structures, read from its BTF.
@@ -342,7 +369,7 @@ const _: () = assert!(size_of::<Packet>() == 40);
 const _: () = assert!(size_of::<Facts>() == 8 * 2 + 16 * 3 + 4 * 10 + 8);
 const _: () = assert!(
     size_of::<Settings>()
-        == 8 * 3
+        == 8 * 4
             + 16 * (Kind::COUNT * LEVELS + 1)
             + 4 * (2 + 2 + 2 + 4 + INTERFACES_MAX as usize + 6)
 );

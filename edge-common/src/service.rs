@@ -10,8 +10,8 @@ pub enum Service {
     Tcp(u16),
     /// A UDP port.
     Udp(u16),
-    /// Any other IP protocol, by number. That of ICMP or ICMPv6 stands for echo requests alone:
-    /// errors, answers and neighbour discovery are always taken.
+    /// Any other IP protocol, by number. That of ICMP or ICMPv6 stands for requests alone, of which
+    /// ping's is the best known: errors, answers and neighbour discovery are always taken.
     Protocol(u8),
 }
 

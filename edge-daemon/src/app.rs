@@ -102,7 +102,7 @@ impl App {
         let mut kernel = Kernel::load(&LoadSettings {
             pin_dir: settings.kernel.pin_dir.clone(),
             debug: settings.kernel.debug,
-            policy: plan::kernel_policy(&settings.kernel),
+            policy: plan::kernel_policy(&settings),
             lists: verdict::list_capacity(&settings, &store)?,
         })?;
         let tables = kernel.tables.duplicate()?;
@@ -242,11 +242,12 @@ struct Told {
 /// Passes the kernel's drop events on to the event log.
 async fn tell_drops(drops: Drops, edge: Arc<Edge>) -> io::Result<()> {
     let tell = |drop: map::Packet| {
-        edge.events.tell(Event::PacketDropped {
-            source: drop.source.into(),
-            reason: Reason::from_index(drop.reason).unwrap_or(Reason::InternalError).name(),
-            port: drop.port,
-            protocol: drop.protocol,
+        let map::Packet { port, protocol, would, .. } = drop;
+        let source = drop.source.into();
+        let reason = Reason::from_index(drop.reason).unwrap_or(Reason::InternalError).name();
+        edge.events.tell(match would {
+            0 => Event::PacketDropped { source, reason, port, protocol },
+            _ => Event::PacketWouldDrop { source, reason, port, protocol },
         });
     };
     kernel::whenever_ready(drops, |drops| std::iter::from_fn(|| drops.next_drop()).for_each(tell))

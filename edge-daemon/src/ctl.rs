@@ -12,7 +12,7 @@ use std::{
 };
 
 pub use args::Args;
-use args::{Act, Verb};
+use args::{Act, SignatureVerb, Verb};
 use clap::{CommandFactory as _, Parser as _};
 
 use crate::{
@@ -133,6 +133,7 @@ impl Verb {
             Self::Deny(verb) => verb.command(crate::control::ListName::Deny, ssh_peer),
             Self::Ban(verb) => verb.command(),
             Self::Explain { address } => Command::Explain { address: address.to_canonical() },
+            Self::Signature(SignatureVerb::List) => Command::SignatureList,
             Self::Key(verb) => verb.command(),
             Self::Reload => Command::Reload,
         };

@@ -66,6 +66,18 @@ pub enum Event {
         /// IP protocol, 0 if none was read.
         protocol: u8,
     },
+    /// The kernel would have dropped a packet but for monitor mode, and passed it. Told of like a
+    /// drop.
+    PacketWouldDrop {
+        /// The packet's source.
+        source: IpAddr,
+        /// Why.
+        reason: &'static str,
+        /// Destination port, 0 if none was read.
+        port: u16,
+        /// IP protocol, 0 if none was read.
+        protocol: u8,
+    },
     /// A client was banned in the kernel.
     Ban {
         /// The client: an address, or an IPv6 prefix's first address.
@@ -138,6 +150,7 @@ impl Event {
             Self::RequestRefused { .. }
                 | Self::ConnectionRefused { .. }
                 | Self::PacketDropped { .. }
+                | Self::PacketWouldDrop { .. }
         )
     }
 }

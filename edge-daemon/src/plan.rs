@@ -1,6 +1,6 @@
 //! From the configuration as checked to what requests are judged by.
 
-use edge_common::{Reason, map::Kind};
+use edge_common::{Reason, map::Kind, service::Service};
 use edge_policy::{
     abuse::{self, Scores},
     head,
@@ -9,7 +9,7 @@ use edge_policy::{
 };
 
 use crate::{
-    config::settings::{self, Auth, Settings},
+    config::settings::{self, Auth, Fragments, Settings},
     kernel,
     request::Plan,
     tls::{self, TlsError},
@@ -57,17 +57,33 @@ pub fn abuse(settings: &settings::Abuse) -> abuse::Settings {
     }
 }
 
-/// What the kernel programs go by.
+/// What the kernel programs go by. The edge's own listeners are offered by themselves.
 #[must_use]
-pub fn kernel_policy(settings: &settings::Kernel) -> kernel::Policy {
+pub fn kernel_policy(settings: &Settings) -> kernel::Policy {
+    let Settings { kernel: packets, server, .. } = settings;
+    let mut prefixes = packets.prefix_limits.iter();
+    let prefix =
+        |limit: &settings::PrefixLimit| kernel::Prefix { bits: limit.prefix, factor: limit.factor };
+    let own = server.https.iter().chain(&server.http).map(|address| Service::Tcp(address.port()));
     kernel::Policy {
-        event_rate: settings.event_rate,
-        open_max: settings.open_connections_max,
-        client: settings.client,
+        prefixes: std::array::from_fn(|_| prefixes.next().map(prefix)),
+        open_max: packets.open_connections_max,
+        client: packets.client,
+        drop_fragments: packets.fragments == Fragments::Drop,
+        services: packets
+            .services
+            .as_ref()
+            .map(|offers| offers.iter().flat_map(|offer| offer.services()).chain(own).collect()),
+        signatures: packets.signatures.iter().map(|signature| signature.rule).collect(),
+        monitored: packets.monitor.clone(),
+        event_rate: packets.event_rate,
         ..kernel::Policy::UNLIMITED
     }
-    .limit(Kind::Packets, settings.packet_rate)
-    .limit(Kind::Connections, settings.connection_rate)
+    .limit(Kind::Packets, packets.packet_rate)
+    .limit(Kind::Bytes, packets.byte_rate)
+    .limit(Kind::Udp, packets.udp_rate)
+    .limit(Kind::Icmp, packets.icmp_rate)
+    .limit(Kind::Connections, packets.connection_rate)
 }
 
 /// The interfaces to guard, each in the mode it asks for.

@@ -120,20 +120,30 @@ fn settle(table: u64, is_twin: bool, hash: u64, charge: Charge) -> u64 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn attempt_charge(table: u64, hash: u64, cost: u64, capacity: u64, now: u64) -> u64 {
+    let mut horizon = capacity;
     let set = match table & !LOOK {
         PACKETS => tables::CLIENT_CELLS.set(hash).map(|[packets, _]| packets),
         BYTES => tables::CLIENT_CELLS.set(hash).map(|[_, bytes]| bytes),
-        KINDS => tables::KIND_CELLS.set(hash),
+        KINDS => {
+            horizon = capacity.max(kinds_horizon());
+            tables::KIND_CELLS.set(hash)
+        }
         _ => tables::DROPS_CELL.set(hash),
     };
     // An array has every index below its length: a missing set cannot be.
     let Some(set) = set else { return ADMITTED };
     let mode = if table & LOOK == 0 { Mode::Charge } else { Mode::Look };
-    match (Charge { cost, capacity, now }).attempt(set, hash, mode) {
+    match (Charge { cost, capacity, horizon, now }).attempt(set, hash, mode) {
         Some(Verdict::Admit { .. }) => ADMITTED,
         Some(Verdict::Refuse { .. }) => REFUSED,
         None => CONTENDED,
     }
+}
+
+/// Limits of different lengths share this table.
+#[inline(always)]
+fn kinds_horizon() -> u64 {
+    tables::knobs().map_or(0, |knobs| setting!(knobs, kinds_horizon))
 }
 
 // Exported functions of integers: the verifier walks each once, by itself, instead of once for

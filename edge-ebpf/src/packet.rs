@@ -206,9 +206,11 @@ fn options(
 #[inline(always)]
 fn extensions(frame: &mut Frame, facts: &mut Facts) -> ControlFlow<Reason, Fragment> {
     let payload = facts.ip_length - 40;
-    // A jumbogram states its length in a hop-by-hop option instead.
     if payload != 0 || facts.protocol != IPPROTO_HOPOPTS {
         frame.narrow(payload)?;
+    } else {
+        // A jumbogram states its length in a hop-by-hop option instead.
+        facts.ip_length = 40 + frame.left;
     }
     let mut followed = 0;
     loop {
@@ -264,11 +266,8 @@ fn tcp(frame: &mut Frame, facts: &mut Facts, fragment: &Fragment) -> ControlFlow
     if bytes < 20 || (!fragment.has_more && bytes - 20 > frame.left) {
         return Break(Reason::MalformedPacket);
     }
-    // Options may lie in fragments that are still to come.
-    if bytes - 20 <= frame.left {
-        frame.skip(bytes - 20)?;
-    }
-    Continue(())
+    // Options may go on in fragments that are still to come: then this one has no payload.
+    frame.skip((bytes - 20).min(frame.left))
 }
 
 #[inline(always)]

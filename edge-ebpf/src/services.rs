@@ -37,6 +37,7 @@ pub fn judge(ctx: &XdpContext, knobs: Knobs, slot: &Slot) -> ControlFlow<Reason>
 
 #[inline(always)]
 fn is_welcome(ctx: &XdpContext, knobs: Knobs, facts: &Facts) -> bool {
+    let is_v4 = facts.flags & FactFlag::V4 != 0;
     match facts.protocol {
         IPPROTO_TCP => tables::offers(Service::Tcp(facts.port)) || is_tcp_answer(ctx, facts),
         IPPROTO_UDP => {
@@ -44,11 +45,10 @@ fn is_welcome(ctx: &XdpContext, knobs: Knobs, facts: &Facts) -> bool {
                 || is_dhcp_answer(facts)
                 || is_udp_answer(ctx, knobs, facts)
         }
-        IPPROTO_ICMP | IPPROTO_ICMPV6 => {
-            !is_echo_request(facts) || tables::offers(Service::Protocol(facts.protocol))
-        }
-        // Without membership reports of its group a host gets no neighbour solicitations.
-        IPPROTO_IGMP => true,
+        IPPROTO_ICMP if is_v4 && !is_request(facts) => true,
+        IPPROTO_ICMPV6 if !is_v4 && !is_request(facts) => true,
+        // A host that answers no query of its router loses the groups it is in.
+        IPPROTO_IGMP if is_v4 => true,
         other => tables::offers(Service::Protocol(other)),
     }
 }
@@ -91,10 +91,15 @@ fn is_dhcp_answer(facts: &Facts) -> bool {
     }
 }
 
+/// Whether an ICMP message asks for an answer: an echo, the time, the mask, what the host is called.
+/// All others tell something to this host.
 #[inline(always)]
-fn is_echo_request(facts: &Facts) -> bool {
-    let kind = (facts.port >> 8) as u8;
-    if facts.protocol == IPPROTO_ICMP { kind == 8 } else { kind == 128 }
+fn is_request(facts: &Facts) -> bool {
+    let kind = facts.port >> 8;
+    match facts.protocol {
+        IPPROTO_ICMP => matches!(kind, 8 | 13 | 15 | 17 | 42),
+        _ => matches!(kind, 128 | 139 | 160),
+    }
 }
 
 const NTP: u16 = 123;

@@ -5,7 +5,7 @@ use core::ops::ControlFlow::{self, Continue};
 use aya_ebpf::{helpers::generated::bpf_xdp_load_bytes, programs::XdpContext};
 use edge_common::{
     Reason,
-    map::{FactFlag, PolicyFlag, SIGNATURES_MAX},
+    map::{FactFlag, PolicyFlag, SIGNATURES_MAX, SignaturesInForce},
     signature::{Action, Ask, Signature},
 };
 
@@ -17,7 +17,8 @@ use crate::{
 /// Judges the packet by the signatures, if there are any.
 #[inline(always)]
 pub fn judge(ctx: &XdpContext, knobs: Knobs, slot: &Slot) -> ControlFlow<Reason> {
-    if setting!(knobs, signatures) == 0 {
+    let SignaturesInForce { first, count } = SignaturesInForce::of(setting!(knobs, signatures));
+    if count == 0 {
         return Continue(());
     }
     if setting!(knobs, flags) & PolicyFlag::PAYLOADS != 0 {
@@ -26,10 +27,10 @@ pub fn judge(ctx: &XdpContext, knobs: Knobs, slot: &Slot) -> ControlFlow<Reason>
     let is_twin = u64::from(slot.is_twin());
     let mut index = 0;
     while index < SIGNATURES_MAX {
-        if index >= setting!(knobs, signatures) {
+        if index >= count {
             break;
         }
-        match match_signature(index.into(), is_twin) {
+        match match_signature((first + index).into(), is_twin) {
             DROP => {
                 set_fact!(slot, rule, index);
                 return refuse(knobs, Reason::Signature, slot.would());
@@ -72,13 +73,13 @@ fn load_payload(ctx: &XdpContext, slot: &Slot) {
     }
 }
 
-/// What the rule at this index does with the packet in hand. Exported, so that the verifier walks it
+/// What the rule at this place of the table does with the packet in hand. Exported, so that the verifier walks it
 /// once and not once for each rule.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn match_signature(index: u64, is_twin: u64) -> u64 {
+extern "C" fn match_signature(place: u64, is_twin: u64) -> u64 {
     let (Some(slot), Some(signature)) =
-        (tables::slot(is_twin != 0), tables::SIGNATURES.get(index as u32))
+        (tables::slot(is_twin != 0), tables::SIGNATURES.get(place as u32))
     else {
         return NOTHING;
     };
@@ -86,9 +87,9 @@ extern "C" fn match_signature(index: u64, is_twin: u64) -> u64 {
         return NOTHING;
     }
     if is_twin == 0 {
-        tables::increment_own(&tables::SIGNATURE_HITS, index as u32);
+        tables::increment_own(&tables::SIGNATURE_HITS, place as u32);
     }
-    match refuses(signature, index as u32, &slot) {
+    match refuses(signature, place as u32 % SIGNATURES_MAX, &slot) {
         false => NOTHING,
         true if signature.asks & Ask::MONITOR != 0 => WOULD_DROP,
         true => DROP,

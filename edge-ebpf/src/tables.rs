@@ -40,9 +40,9 @@ pub static SAMPLES: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
 #[map]
 pub static EVENTS_LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(2, 0);
 #[map]
-pub static SIGNATURES: Array<Signature> = Array::with_max_entries(SIGNATURES_MAX, 0);
+pub static SIGNATURES: Array<Signature> = Array::with_max_entries(2 * SIGNATURES_MAX, 0);
 #[map]
-pub static SIGNATURE_HITS: PerCpuArray<u64> = PerCpuArray::with_max_entries(SIGNATURES_MAX, 0);
+pub static SIGNATURE_HITS: PerCpuArray<u64> = PerCpuArray::with_max_entries(2 * SIGNATURES_MAX, 0);
 #[map]
 pub static SERVICES: Array<u64> = Array::with_max_entries(service::WORDS, 0);
 #[map]

@@ -13,6 +13,7 @@ pub mod model;
 pub mod netns;
 pub mod origin;
 pub mod packet;
+pub mod plane;
 pub mod random;
 pub mod siege;
 pub mod source;

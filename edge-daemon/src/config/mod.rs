@@ -3,12 +3,15 @@
 //! Reading never stops at the first mistake: whoever repairs a file wants to know them all.
 
 mod files;
+mod kernel;
 pub mod lists;
 mod mistake;
+mod offer;
 mod reader;
 mod route;
 mod sections;
 pub mod settings;
+pub mod signature;
 pub mod text;
 mod value;
 mod whole;
@@ -87,7 +90,7 @@ fn read(
 fn settings(document: &Table<'_>) -> Settings {
     let upstreams = document.tables("upstream", sections::upstream);
     Settings {
-        kernel: document.table("kernel", sections::kernel),
+        kernel: document.table("kernel", kernel::kernel),
         lists: document.table("lists", sections::lists),
         server: document.table("server", sections::server),
         tls: document.table("tls", sections::tls),

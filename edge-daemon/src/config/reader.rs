@@ -151,6 +151,11 @@ impl<'n> Table<'n> {
         Some(Item { key, span, value: value.get_ref(), notes: self.notes })
     }
 
+    /// Whether a key is there.
+    pub(super) fn is_there(&self, key: &'static str) -> bool {
+        self.item(key).is_some()
+    }
+
     /// The value of a key, or its default if it is absent (or wrong, which is noted).
     pub(super) fn or<T>(
         &self,
@@ -198,7 +203,10 @@ impl<'n> Table<'n> {
 
     /// Reads each table of an array of tables.
     pub(super) fn tables<T>(&self, key: &'static str, read: impl Fn(&Self) -> T) -> Vec<T> {
-        let name = format!("[[{key}]]");
+        let name = match self.name.strip_suffix(']') {
+            Some(outer) => format!("[{outer}.{key}]]"),
+            None => format!("[[{key}]]"),
+        };
         let Some(item) = self.item(key) else { return Vec::new() };
         let Some(items) = item.items(&format!("an array of tables, written {name}")) else {
             return Vec::new();
@@ -278,6 +286,16 @@ impl<'n> Item<'n> {
             Ok(Ok(number)) if (least..=most).contains(&number) => Some(number),
             _ => self.wrong(format!("'{}' is out of range", self.key), wanted),
         }
+    }
+
+    /// Whether the value is `true` or `false`.
+    pub(super) fn is_flag(&self) -> bool {
+        self.value.is_bool()
+    }
+
+    /// Whether the value is a number.
+    pub(super) fn is_number(&self) -> bool {
+        self.value.is_integer()
     }
 
     /// Whether the value is a string.

@@ -1,75 +1,24 @@
 //! The sections of the file, key by key: names, defaults and ranges.
 
-use std::{collections::HashSet, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use edge_common::{ClientWidth, Rate, map};
+use edge_common::Rate;
 
 use super::{
     files::EVERY_ADDRESS,
     reader::{Item, Table},
     settings::{
-        Abuse, Attach, Bounds, Control, Events, Interface, Kernel, Keys, Level, Limits, List,
-        ListFile, Lists, Log, Metrics, Scores, Server, State, Tls, Upstream,
+        Abuse, Bounds, Control, Events, Keys, Level, Limits, List, ListFile, Lists, Log, Metrics,
+        Scores, Server, State, Tls, Upstream,
     },
 };
 
-const SECOND: Duration = Duration::from_secs(1);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3_600);
 const DAY: Duration = Duration::from_secs(86_400);
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
-
-pub(super) fn kernel(table: &Table<'_>) -> Kernel {
-    Kernel {
-        interfaces: table.need("interfaces", "[\"eth0\"]", Vec::new(), interfaces),
-        attach: table.or("attach", Attach::Auto, attach),
-        pin_dir: table.or("pin_dir", "/sys/fs/bpf/edged".into(), Item::path),
-        client: ClientWidth {
-            v4: table.or("ipv4_prefix", 32, |item| small(item, 8, 32)),
-            v6: table.or("ipv6_prefix", 64, |item| small(item, 1, 64)),
-        },
-        packet_rate: rate(table, "packet_rate", 20_000, SECOND, 40_000),
-        connection_rate: rate(table, "connection_rate", 100, SECOND, 200),
-        open_connections_max: table
-            .or("open_connections_max", 512, |item| small(item, 0, map::SOCKETS_MAX)),
-        event_rate: rate(table, "event_rate", 100, SECOND, 100),
-        debug: table.or("debug", false, Item::flag),
-    }
-}
-
-fn interfaces(item: &Item<'_>) -> Option<Vec<Interface>> {
-    // IFNAMSIZ is 16, of which one is the closing zero.
-    let name = |item: &Item<'_>| {
-        item.word(15, "printable characters but '/' and ':'", |c| {
-            c.is_ascii_graphic() && !"/:".contains(c)
-        })
-    };
-    let interface = |item: &Item<'_>| {
-        let table = item.inline(|table| {
-            let attach = table.or("attach", None, |item| attach(item).map(Some));
-            let name = table.need("name", "\"eth0\"", String::new(), name);
-            Some(Interface { name, attach }).filter(|interface| !interface.name.is_empty())
-        });
-        table.unwrap_or_else(|| Some(Interface { name: name(item)?, attach: None }))
-    };
-    let help = "an array of interfaces: [\"eth0\", { name = \"eth1\", attach = \"generic\" }]";
-    let found = some_of(item, help, interface)?;
-    let names: HashSet<_> = found.iter().map(|interface| &interface.name).collect();
-    if names.len() < found.len() {
-        return item.wrong("'interfaces' names one twice", "leave one out");
-    }
-    Some(found)
-}
-
-fn attach(item: &Item<'_>) -> Option<Attach> {
-    item.choice(&[
-        ("auto", Attach::Auto),
-        ("native", Attach::Native),
-        ("generic", Attach::Generic),
-        ("offload", Attach::Offload),
-    ])
-}
 
 pub(super) fn lists(table: &Table<'_>) -> Lists {
     let networks = "an array of networks: [\"192.0.2.0/24\"]";
@@ -286,13 +235,19 @@ pub(super) fn some_of<'n, T: PartialEq>(
     Some(values)
 }
 
-fn rate(table: &Table<'_>, key: &'static str, count: u64, period: Duration, burst: u64) -> Rate {
+pub(super) fn rate(
+    table: &Table<'_>,
+    key: &'static str,
+    count: u64,
+    period: Duration,
+    burst: u64,
+) -> Rate {
     let period = u64::try_from(period.as_nanos()).expect("a default period is short");
     let default = Rate::new(count, period, burst).expect("a default rate is in range");
     table.or(key, default, Item::rate)
 }
 
-fn small(item: &Item<'_>, least: u32, most: u32) -> Option<u32> {
+pub(super) fn small(item: &Item<'_>, least: u32, most: u32) -> Option<u32> {
     u32::try_from(item.number(least.into(), most.into())?).ok()
 }
 

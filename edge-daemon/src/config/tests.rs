@@ -2,7 +2,15 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
+use edge_common::{
+    Rate,
+    Reason::{Ban, DenyList, MalformedPacket, NoService, SynCookie},
+    Signature,
+    signature::{Action, Ask},
+};
+
 use super::{Mistakes, Settings, Warnings, load, parse};
+use super::{settings::Offer, signature::action};
 
 const ANNOTATED: &str = include_str!("../../../config/edged.toml");
 const MINIMAL: &str = include_str!("../../../config/minimal.toml");
@@ -42,8 +50,13 @@ fn every_default_is_the_one_that_is_annotated() {
 #[test]
 fn the_annotated_file_shows_every_key() {
     // Were a key missing there, nobody would ever learn of it.
-    let asked = include_str!("sections.rs").lines().chain(include_str!("route.rs").lines());
-    let keys = asked.filter_map(|line| {
+    let asked = [
+        include_str!("kernel.rs"),
+        include_str!("route.rs"),
+        include_str!("sections.rs"),
+        include_str!("signature.rs"),
+    ];
+    let keys = asked.iter().flat_map(|file| file.lines()).filter_map(|line| {
         let call = line.split(['(']).find(|part| part.starts_with('"'))?;
         call.split('"').nth(1).filter(|key| key.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
     });
@@ -53,6 +66,233 @@ fn the_annotated_file_shows_every_key() {
         assert!(ANNOTATED.contains(key), "{key}");
     }
     assert!(count > 40, "{count}");
+}
+
+/// The annotated file with its examples in force.
+fn exemplary() -> String {
+    ANNOTATED.lines().fold(String::new(), |text, line| {
+        let is_example = line.starts_with('#') && !line.starts_with("# ") && line.len() > 1;
+        text + if is_example { &line[1..] } else { line } + "\n"
+    })
+}
+
+#[test]
+fn the_examples_are_right() {
+    let (settings, warnings) = read(&exemplary()).unwrap_or_else(|mistakes| panic!("{mistakes}"));
+    assert_eq!(warnings.to_string(), "");
+    let offers: Vec<_> = settings.kernel.services.unwrap().iter().map(Offer::to_string).collect();
+    assert_eq!(offers, ["tcp/22", "udp/8000-8010", "ping", "proto/47"]);
+    let [dns, syn, hello] = &settings.kernel.signatures[..] else { panic!("three") };
+    let wanted = Signature {
+        protocol: 17,
+        source_ports: [53, 53],
+        ports: [1024, 65_535],
+        length: [512, 65_535],
+        ttl: [1, 255],
+        asks: Ask::PROTOCOL | Ask::TRANSPORT | Ask::WHOLE | Ask::MONITOR,
+        action: Action::DROP,
+        ..Signature::ANY
+    };
+    assert_eq!((dns.name.as_str(), dns.rule), ("dns-amplification", wanted));
+    let told = "udp from 53 to 1024-65535, length 512-65535, ttl 1-255, no fragments";
+    assert_eq!((dns.to_string(), action(&dns.rule)), (told.into(), "drop".into()));
+    let wanted = Signature {
+        rate: Rate::new(1_000, 1_000_000_000, 2_000).unwrap(),
+        protocol: 6,
+        tcp_mask: 0x12,
+        tcp_flags: 0x02,
+        asks: Ask::PROTOCOL | Ask::TRANSPORT,
+        action: Action::LIMIT,
+        ..Signature::ANY
+    };
+    assert_eq!(syn.rule, wanted);
+    let limit = "limit all to 1000/s, burst 2000";
+    assert_eq!((syn.to_string(), action(&syn.rule)), ("tcp, flags syn,!ack".into(), limit.into()));
+    let wanted = Signature {
+        protocol: 6,
+        payload: [0x16, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        payload_bytes: 2,
+        asks: Ask::PROTOCOL | Ask::TRANSPORT,
+        ..Signature::ANY
+    };
+    assert_eq!(hello.rule, wanted);
+    let told = "tcp, payload hex:16 03";
+    assert_eq!((hello.to_string(), action(&hello.rule)), (told.into(), "count".into()));
+}
+
+#[test]
+fn the_packet_policy_is_read_as_written() {
+    let kernel = |lines: &str| {
+        let (settings, _) = read(&with("[\"eth0\"]", &format!("[\"eth0\"]\n{lines}")))
+            .unwrap_or_else(|mistakes| panic!("{lines}: {mistakes}"));
+        settings.kernel
+    };
+    let prefixes = |lines| kernel(lines).prefix_limits.iter().map(|p| p.prefix).collect::<Vec<_>>();
+    assert_eq!(prefixes(""), [56, 48]);
+    assert_eq!(prefixes("ipv6_prefix = 56"), [48]);
+    assert_eq!(prefixes("ipv6_prefix = 32"), [0; 0]);
+    assert_eq!(prefixes("prefix_limits = [{ prefix = 32, factor = 2 }]"), [32]);
+    assert_eq!(prefixes("prefix_limits = []"), [0; 0]);
+    assert_eq!(kernel("monitor = false").monitor, []);
+    assert_eq!(kernel("monitor = [\"ban\", \"no_service\"]").monitor, [Ban, NoService]);
+    let all = kernel("monitor = true").monitor;
+    assert!(all.contains(&DenyList) && all.contains(&MalformedPacket) && !all.contains(&SynCookie));
+    let bytes = kernel("byte_rate = \"1MiB/s\"").byte_rate;
+    assert_eq!(bytes, Rate::of_bytes(1 << 20, 1_000_000_000, 1 << 20).unwrap());
+    assert_eq!(kernel("[kernel.services]\ninbound = []").services, Some(Vec::new()));
+}
+
+/// Each stands alone in the second of two lines below `[kernel]`, or in a section of its own.
+#[test]
+fn mistakes_in_the_packet_policy_are_told_with_their_place() {
+    let keys = [
+        ("byte_rate = 10", 13, "'byte_rate' is a number", "\"10MiB/s\""),
+        ("byte_rate = \"10/s\"", 13, "not a rate of bytes: '10/s'", "B, KiB"),
+        ("byte_rate = \"10MiB\"", 13, "not a rate of bytes", "a size per s"),
+        ("byte_rate = \"1KiB/s\"", 13, "not a rate of bytes", "a burst of 128KiB at least"),
+        ("byte_rate = { rate = \"1MiB/s\", burst = \"1KiB\" }", 40, "out of range: 1KiB", "128KiB"),
+        ("udp_rate = \"1MiB/s\"", 12, "not a rate", "at least 1"),
+        ("prefix_limits = [48]", 18, "'prefix_limits' is a number", "{ prefix = 56, factor = 4 }"),
+        ("prefix_limits = [{ prefix = 64, factor = 2 }]", 29, "out of range", "1 to 63"),
+        ("prefix_limits = [{ prefix = 48 }]", 18, "missing key 'factor'", "required"),
+        ("prefix_limits = [{ prefix = 48, factor = 0 }]", 42, "out of range", "1 to"),
+        (
+            "prefix_limits = [{ prefix = 48, factor = 9 }, { prefix = 56, factor = 4 }]",
+            47,
+            "a /56 does not lie around a /48",
+            "the narrower first",
+        ),
+        (
+            "ipv6_prefix = 48\nprefix_limits = [{ prefix = 48, factor = 9 }]",
+            18,
+            "a /48 does not lie around a /48",
+            "shorter than 'ipv6_prefix'",
+        ),
+        (
+            "prefix_limits = [{ prefix = 60, factor = 1 }, { prefix = 56, factor = 1 }, { prefix = 48, factor = 1 }]",
+            17,
+            "'prefix_limits' names too many",
+            "at most 2",
+        ),
+        ("fragments = \"dorp\"", 13, "'fragments' cannot be 'dorp'", "did you mean 'drop'?"),
+        ("monitor = 1", 11, "'monitor' is a number", "true, false, or an array"),
+        ("monitor = [\"packet\"]", 12, "no packet is refused for 'packet'", "'packet_rate'?"),
+        ("monitor = [\"pass\"]", 12, "no packet is refused for 'pass'", ""),
+        ("monitor = [\"no_route\"]", 12, "no packet is refused for 'no_route'", ""),
+        ("monitor = [\"ban\", \"ban\"]", 19, "names this twice", "leave one out"),
+        ("[kernel.services]", 1, "missing key 'inbound' in [kernel.services]", "tcp/22"),
+        ("[kernel.services]\ninbound = \"ping\"", 11, "'inbound' is a string", "an array of"),
+        ("[kernel.services]\ninbound = [\"ssh\"]", 12, "not a service: 'ssh'", "tcp/443"),
+        ("[kernel.services]\ninbound = [\"tcp\"]", 12, "not a service: 'tcp'", "1 to 65535"),
+        ("[kernel.services]\ninbound = [\"tcp/0\"]", 12, "not a service", "1 to 65535"),
+        ("[kernel.services]\ninbound = [\"udp/9-8\"]", 12, "not a service", "udp/8000-8010"),
+        ("[kernel.services]\ninbound = [\"tcp/65536\"]", 12, "not a service", "1 to 65535"),
+        ("[kernel.services]\ninbound = [\"proto/256\"]", 12, "not a protocol: '256'", "0 to 255"),
+        ("[kernel.services]\ninbound = [\"proto/6\"]", 12, "not a protocol", "name the ports"),
+        ("[kernel.services]\ninbound = [\"proto/58\"]", 12, "not a protocol", "\"ping\""),
+        ("[kernel.services]\noutbound = []", 1, "unknown key 'outbound'", "one of: inbound"),
+    ];
+    let rules = [
+        ("action = \"drop\"\nttl = 1", 0, 1, "missing key 'name' in [[kernel.signature]]", "dns"),
+        ("name = \"a b\"", 1, 8, "'name' cannot be 'a b'", "letters"),
+        ("name = \"a\"\nttl = 1", 0, 1, "missing key 'action' in [[kernel.signature]]", "\"drop\""),
+        ("name = \"a\"\naction = \"dorp\"", 2, 10, "'action' cannot be", "did you mean 'drop'?"),
+        ("name = \"a\"\naction = \"drop\"", 0, 1, "drops every packet", "source_ports, ports"),
+        ("ports = 53", 1, 9, "'ports' without its protocol", "\"tcp\" or \"udp\""),
+        ("protocol = \"icmp\"\nports = 53", 2, 9, "'ports' without its protocol", "\"udp\""),
+        ("protocol = \"udp\"\ntcp_flags = \"syn\"", 2, 13, "'tcp_flags' without", "\"tcp\""),
+        ("protocol = 47\npayload = \"x\"", 2, 11, "'payload' without its protocol", "TCP, UDP"),
+        ("protocol = \"upd\"\nports = 53", 1, 12, "'protocol' cannot be", "one of: tcp, udp"),
+        ("protocol = 256", 1, 12, "'protocol' is out of range", "0 to 255"),
+        ("protocol = \"udp\"\nports = \"9-8\"", 2, 9, "'ports' is empty: 9-8", "lower end first"),
+        ("protocol = \"udp\"\nports = \"1-\"", 2, 9, "'ports' cannot be '1-'", "0 to 65535"),
+        ("protocol = \"udp\"\nports = 65536", 2, 9, "'ports' is out of range", "0 to 65535"),
+        ("length = \"0-65576\"", 1, 10, "'length' cannot be '0-65576'", "0 to 65575"),
+        ("ttl = \"0-256\"", 1, 7, "'ttl' cannot be '0-256'", "0 to 255"),
+        ("ttl = [1, 2]", 1, 7, "'ttl' is an array", "0 to 255"),
+        ("protocol = 6\ntcp_flags = \"sny\"", 2, 13, "not a TCP flag: 'sny'", "one of: fin, syn"),
+        ("protocol = 6\ntcp_flags = \"syn,!syn\"", 2, 13, "'syn' is there twice", "leave one out"),
+        ("protocol = 6\ntcp_flags = \"\"", 2, 13, "not a TCP flag: ''", ""),
+        ("fragment = \"yes\"", 1, 12, "'fragment' is a string", "true or false"),
+        ("payload = \"\"", 1, 11, "'payload' has 0 bytes", "1 to 16"),
+        ("payload = \"12345678901234567\"", 1, 11, "'payload' has 17 bytes", "1 to 16"),
+        ("payload = \"hex:1\"", 1, 11, "not bytes: 'hex:1'", "pairs of hex digits"),
+        ("payload = \"hex:zz\"", 1, 11, "not bytes: 'hex:zz'", "pairs of hex digits"),
+        ("action = \"limit\"", 0, 1, "missing key 'rate' in [[kernel.signature]]", "100/s"),
+        ("action = \"limit\"\nrate = \"off\"", 2, 8, "a limit that is off", "100/s"),
+        (
+            "action = \"limit\"\nrate = \"1/s\"\nper = \"al\"",
+            3,
+            7,
+            "'per' cannot be",
+            "did you mean 'all'?",
+        ),
+        ("action = \"drop\"\nrate = \"1/s\"", 2, 8, "'rate' without a limit", "\"limit\""),
+        ("action = \"count\"\nper = \"all\"", 2, 7, "'per' without a limit", "\"limit\""),
+        ("prots = 1", 1, 1, "unknown key 'prots' in [[kernel.signature]]", "did you mean 'ports'?"),
+    ];
+    let keys = keys.into_iter().filter_map(|(lines, column, what, help)| {
+        let text = with("[\"eth0\"]", &format!("[\"eth0\"]\n{lines}"));
+        differs(&text, 3 + lines.lines().count(), column, what, help)
+    });
+    let rules = rules.into_iter().filter_map(|(lines, line, column, what, help)| {
+        let text = plus(&format!("[[kernel.signature]]\n{lines}"));
+        differs(&text, 21 + line, column, what, help)
+    });
+    let differing: Vec<_> = keys.chain(rules).collect();
+    assert!(differing.is_empty(), "{}", differing.join("\n"));
+}
+
+#[test]
+fn signatures_are_told_apart_and_counted() {
+    let rule = |name: &str, more: &str| {
+        format!("[[kernel.signature]]\nname = \"{name}\"\naction = \"drop\"\n{more}\n")
+    };
+    let twice = rule("a", "ttl = 1") + &rule("a", "ttl = 2");
+    expect(&plus(&twice), 26, 8, "two signatures are called 'a'", "rename");
+    let nth = |n| rule(&format!("n{n}"), &format!("ttl = {n}"));
+    let many = |count| (0..count).map(nth).collect::<String>();
+    assert!(read(&plus(&many(64))).is_ok());
+    expect(&plus(&many(66)), 21 + 4 * 64, 1, "more than 64 signatures", "each");
+    let doubts = |upper: &str, lower: &str| {
+        let (_, warnings) = read(&plus(&(rule("a", upper) + &rule("b", lower)))).unwrap();
+        warnings.to_string()
+    };
+    let dns = "protocol = \"udp\"\nsource_ports = 53";
+    for (upper, lower) in [
+        (dns, dns),
+        (dns, &*format!("{dns}\nlength = \"100-200\"")),
+        ("ttl = \"1-5\"", "ttl = 3\nfragment = true"),
+        ("payload = \"ab\"", "payload = \"abc\""),
+        ("protocol = 6\ntcp_flags = \"syn\"", "protocol = 6\ntcp_flags = \"syn,!ack\""),
+    ] {
+        let told = doubts(upper, lower);
+        assert!(told.contains("'b' never matches: 'a' drops all of it before"), "{upper}: {told}");
+    }
+    for (upper, lower) in [
+        (&*format!("{dns}\nmonitor = true"), dns),
+        (&*format!("{dns}\nfragment = false"), dns),
+        ("ttl = \"1-5\"", "ttl = \"3-6\""),
+        ("payload = \"abc\"", "payload = \"ab\""),
+        ("protocol = 6\ntcp_flags = \"!syn\"", "protocol = 6\ntcp_flags = \"syn\""),
+    ] {
+        assert_eq!(doubts(upper, lower), "", "{upper}");
+    }
+}
+
+#[test]
+fn a_service_policy_without_ssh_or_metrics_is_doubtful() {
+    let services = |inbound: &str, more: &str| {
+        let text = plus(&format!("[kernel.services]\ninbound = [{inbound}]\n{more}"));
+        let (_, Warnings(warnings)) = read(&text).unwrap();
+        warnings.iter().map(|w| format!("{}: {}", w.line, w.what)).collect::<Vec<_>>()
+    };
+    assert_eq!(services("\"tcp/20-30\"", ""), [""; 0]);
+    assert_eq!(services("\"udp/22\"", ""), ["21: SSH on \"tcp/22\" is not offered"]);
+    let metrics = "[metrics]\nlisten = \"0.0.0.0:9464\"";
+    let told = services("\"tcp/22\"", metrics);
+    assert_eq!(told[0], "21: the metrics on \"tcp/9464\" are not offered");
+    assert_eq!(services("\"tcp/22\", \"tcp/9464\"", metrics).len(), 1);
 }
 
 #[test]

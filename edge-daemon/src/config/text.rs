@@ -59,6 +59,46 @@ pub fn rate(text: &str, burst: Option<u64>) -> Result<Rate, String> {
     })
 }
 
+/// Bytes that may come at once, at the least: the largest packet and some more.
+pub const BYTE_BURST_MIN: u64 = 128 << 10;
+
+/// Reads `10MiB/s`, `1GiB/m` or `off`; `burst`, in bytes, defaults to the size.
+///
+/// # Errors
+/// Says what would be right.
+pub fn byte_rate(text: &str, burst: Option<u64>) -> Result<Rate, String> {
+    if text == "off" {
+        return Ok(Rate::OFF);
+    }
+    let form = "a size per s, m, h or d: \"10MiB/s\", or \"off\"";
+    let (bytes, unit) = text.split_once('/').ok_or(form)?;
+    let bytes = size(bytes)?;
+    let period = match unit {
+        "s" | "m" | "h" | "d" => duration(&format!("1{unit}"))?,
+        _ => return Err(form.to_owned()),
+    };
+    let period_ns = u64::try_from(period.as_nanos()).unwrap_or(u64::MAX);
+    let burst = burst.unwrap_or(bytes);
+    if burst < BYTE_BURST_MIN {
+        return Err("a burst of 128KiB at least, or the largest packet would never pass".to_owned());
+    }
+    Rate::of_bytes(bytes, period_ns, burst)
+        .ok_or_else(|| "above zero, and a burst that refills within an hour".to_owned())
+}
+
+/// Reads `53` or `1024-65535`.
+#[must_use]
+pub fn range(text: &str) -> Option<[u32; 2]> {
+    let number = |text: &str| match split(text) {
+        (digits, "") => digits.parse().ok(),
+        _ => None,
+    };
+    match text.split_once('-') {
+        Some((from, to)) => Some([number(from)?, number(to)?]),
+        None => number(text).map(|only| [only, only]),
+    }
+}
+
 /// Reads a network or an address, and says whether bits beyond the prefix were cleared.
 ///
 /// # Errors
@@ -126,6 +166,27 @@ mod tests {
             assert!(rate(text, None).is_err(), "{text}");
         }
         assert!(rate("1/d", Some(13)).is_err());
+    }
+
+    #[test]
+    fn rates_of_bytes_hold_the_largest_packet() {
+        let read = byte_rate("10MiB/s", Some(1 << 20)).unwrap();
+        assert_eq!(read, Rate::of_bytes(10 << 20, 1_000_000_000, 1 << 20).unwrap());
+        assert_eq!(byte_rate("6GiB/m", None), byte_rate("6GiB/m", Some(6 << 30)));
+        assert_eq!(byte_rate("off", Some(1 << 20)), Ok(Rate::OFF));
+        for text in ["", "10", "10MiB", "10MiB/w", "10MB/s", "10/s", "0B/s", "127KiB/s", "1MiB/d"] {
+            assert!(byte_rate(text, None).is_err(), "{text}");
+        }
+        assert!(byte_rate("1MiB/s", Some(1 << 16)).is_err());
+    }
+
+    #[test]
+    fn ranges_have_two_ends() {
+        assert_eq!((range("53"), range("1-65535")), (Some([53, 53]), Some([1, 65_535])));
+        assert_eq!(range("9-1"), Some([9, 1]));
+        for text in ["", "-", "1-", "-1", "1-2-3", "+1", "0x1", " 1", "99999999999"] {
+            assert_eq!(range(text), None, "{text}");
+        }
     }
 
     #[test]

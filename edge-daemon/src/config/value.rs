@@ -71,6 +71,47 @@ impl Item<'_> {
         }
     }
 
+    /// A rate of bytes: "10MiB/s", "off", or `{ rate = "10MiB/s", burst = "1MiB" }`.
+    pub(super) fn byte_rate(&self) -> Option<Rate> {
+        if self.is_text() {
+            return self.plain_byte_rate(None);
+        }
+        let Some(rate) = self.inline(|table| {
+            let burst =
+                table.or("burst", None, |item| item.size(text::BYTE_BURST_MIN, u64::MAX).map(Some));
+            table.need("rate", "\"10MiB/s\"", None, |item| item.plain_byte_rate(burst).map(Some))
+        }) else {
+            let wanted = "a rate: \"10MiB/s\", or { rate = \"10MiB/s\", burst = \"1MiB\" }";
+            return self.wrong_kind(wanted);
+        };
+        rate
+    }
+
+    fn plain_byte_rate(&self, burst: Option<u64>) -> Option<Rate> {
+        let written = self.text("a rate: \"10MiB/s\"")?;
+        match text::byte_rate(written, burst) {
+            Ok(rate) => Some(rate),
+            Err(help) => self.wrong(format!("not a rate of bytes: '{written}'"), help),
+        }
+    }
+
+    /// A number, or a range of them: 53, "53" or "1024-65535".
+    pub(super) fn range(&self, least: u32, most: u32) -> Option<[u32; 2]> {
+        let wanted = format!("{least} to {most}: 64, or \"64-128\"");
+        if self.is_number() {
+            let number = self.number(least.into(), most.into())? as u32;
+            return Some([number, number]);
+        }
+        let written = self.text(&wanted)?;
+        match text::range(written) {
+            Some([from, to]) if from > to => {
+                self.wrong(format!("'{}' is empty: {written}", self.key), "the lower end first")
+            }
+            Some([from, to]) if from >= least && to <= most => Some([from, to]),
+            _ => self.wrong(format!("'{}' cannot be '{written}'", self.key), wanted),
+        }
+    }
+
     /// One of a few words.
     pub(super) fn choice<T: Copy>(&self, words: &[(&str, T)]) -> Option<T> {
         let names = words.iter().map(|(name, _)| *name);

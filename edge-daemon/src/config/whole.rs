@@ -7,7 +7,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::{
     reader::Notes,
-    settings::{List, Settings},
+    settings::{List, Offer, Settings},
     text,
 };
 
@@ -17,6 +17,7 @@ pub(super) fn check(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'
     check_listeners(settings, document, notes);
     check_bans(settings, document, notes);
     check_denied_upstreams(settings, document, notes);
+    check_services(settings, document, notes);
     if !settings.metrics.listen.ip().is_loopback() {
         let span = place(document, "metrics", "listen");
         notes.doubt(span, "the metrics are reachable from outside", "\"127.0.0.1:9464\" is not");
@@ -135,6 +136,25 @@ fn check_denied_upstreams(settings: &Settings, document: &DeTable<'_>, notes: &N
         let from = file.map_or_else(String::new, |file| format!(" (in {})", file.display()));
         let what = format!("{net}{from} denies the upstream '{}' at {server}", upstream.name);
         notes.wrong(span, what, format!("remove it, or put {server} into 'allow'"));
+    }
+}
+
+/// Who switches the service policy on had better still reach the host.
+fn check_services(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'_>) {
+    let Some(offers) = &settings.kernel.services else { return };
+    let offers = |port| {
+        let covers = |o: &Offer| matches!(o, Offer::Tcp(from, to) if (*from..=*to).contains(&port));
+        offers.iter().any(covers)
+    };
+    let span = place(document, "kernel", "services");
+    if !offers(22) {
+        let help = "list where it listens, or no new session will come in";
+        notes.doubt(span.clone(), "SSH on \"tcp/22\" is not offered", help);
+    }
+    let listen = settings.metrics.listen;
+    if !listen.ip().is_loopback() && !offers(listen.port()) {
+        let what = format!("the metrics on \"tcp/{}\" are not offered", listen.port());
+        notes.doubt(span, what, "list it, if Prometheus comes from outside");
     }
 }
 

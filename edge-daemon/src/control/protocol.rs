@@ -69,6 +69,8 @@ pub enum Command {
         /// The address.
         address: IpAddr,
     },
+    /// The signatures in force. Answer: [`Reply::Signatures`].
+    SignatureList,
     /// Makes an API key. Answer: [`Reply::KeyCreated`].
     KeyCreate {
         /// What its owner is called.
@@ -138,6 +140,8 @@ pub enum Reply {
     Bans(Entries<BanEntry>),
     /// What would happen to a packet.
     Explanation(Box<Explanation>),
+    /// Signatures in force, in their order.
+    Signatures(Entries<SignatureEntry>),
     /// A new key; the only time that its secret is told.
     KeyCreated(KeyCreated),
     /// API keys.
@@ -176,6 +180,14 @@ pub struct Status {
     pub interfaces: Vec<InterfaceStatus>,
     /// Packets, connections and requests so far, by the name of their reason.
     pub counts: BTreeMap<String, u64>,
+    /// Reasons that drop nothing, by name.
+    pub monitored: Vec<String>,
+    /// Packets that would have been dropped but for monitor mode, by the name of their reason.
+    pub would_drop: BTreeMap<String, u64>,
+    /// What alone is reachable from outside, the edge's own listeners first; `None`: everything.
+    pub services: Option<Vec<String>>,
+    /// Signatures in force.
+    pub signatures: u64,
     /// Bans in force.
     pub bans: u64,
     /// Entries of the allow list.
@@ -252,6 +264,21 @@ pub struct BanEntry {
     pub hits: u64,
     /// From its beginning to the first packet it dropped, in microseconds.
     pub first_drop_us: Option<u64>,
+}
+
+/// A signature in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignatureEntry {
+    /// Its name.
+    pub name: String,
+    /// What it does: "drop", "limit all to 10/s, burst 20" or "count".
+    pub action: String,
+    /// Whether it only counts what it would have dropped.
+    pub monitored: bool,
+    /// What it matches.
+    pub matches: String,
+    /// Packets that matched.
+    pub hits: u64,
 }
 
 /// What would happen to a packet from an address, and why.

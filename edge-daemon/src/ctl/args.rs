@@ -43,6 +43,9 @@ pub enum Verb {
     /// Clients that are dropped for abuse
     #[command(subcommand)]
     Ban(BanVerb),
+    /// Rules by what a packet looks like
+    #[command(subcommand)]
+    Signature(SignatureVerb),
     /// Tell what happens to packets from an address, and why
     Explain {
         /// The address
@@ -112,6 +115,13 @@ pub enum BanVerb {
         #[arg(value_name = "ADDR")]
         source: IpAddr,
     },
+}
+
+/// What to do with signatures.
+#[derive(Debug, Subcommand)]
+pub enum SignatureVerb {
+    /// Show the signatures in force, and how many packets matched each
+    List,
 }
 
 /// What to do with API keys.

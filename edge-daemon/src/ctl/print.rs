@@ -9,7 +9,9 @@ use crate::{
     config::text::show_duration,
     control::{
         Reply,
-        protocol::{BanEntry, Entries, Explanation, KeyCreated, KeyEntry, ListEntry, Status},
+        protocol::{
+            BanEntry, Entries, Explanation, KeyCreated, KeyEntry, ListEntry, SignatureEntry, Status,
+        },
     },
     kernel::Detached,
 };
@@ -23,6 +25,7 @@ pub(super) fn json(reply: &Reply) -> String {
         Reply::List(list) => render(list),
         Reply::Bans(bans) => render(bans),
         Reply::Explanation(explanation) => render(explanation),
+        Reply::Signatures(signatures) => render(signatures),
         Reply::KeyCreated(key) => render(key),
         Reply::Keys(keys) => render(keys),
     };
@@ -41,6 +44,7 @@ pub(super) fn text(reply: &Reply, now_ms: u64) -> String {
         Reply::List(list) => list_text(list, now_ms),
         Reply::Bans(bans) => bans_text(bans, now_ms),
         Reply::Explanation(explanation) => explanation_text(explanation, now_ms),
+        Reply::Signatures(signatures) => signatures_text(signatures),
         Reply::KeyCreated(key) => created_text(key),
         Reply::Keys(keys) => keys_text(keys, now_ms),
     }
@@ -76,6 +80,7 @@ fn status_text(status: &Status) -> String {
         || "none".to_owned(),
         |r| format!("{} {}: {}", utc(r.at_ms), if r.ok { "taken" } else { "refused" }, r.message),
     );
+    let monitored = &status.monitored;
     let mut text = pairs(&[
         ("version", status.version.clone()),
         ("process", status.pid.to_string()),
@@ -87,11 +92,19 @@ fn status_text(status: &Status) -> String {
         ("allow list", status.allow.to_string()),
         ("deny list", status.deny.to_string()),
         ("keys", status.keys.to_string()),
+        ("services", status.services.as_ref().map_or("all".into(), |some| some.join(" "))),
+        ("signatures", status.signatures.to_string()),
+        ("monitored", if monitored.is_empty() { "nothing".into() } else { monitored.join(" ") }),
     ]);
     if !status.counts.is_empty() {
         let rows = status.counts.iter().map(|(name, count)| vec![name.clone(), count.to_string()]);
         text.push('\n');
         text += &table(&["REASON", "COUNT"], rows);
+    }
+    if !status.would_drop.is_empty() {
+        let rows = status.would_drop.iter().map(|(name, n)| vec![name.clone(), n.to_string()]);
+        text.push('\n');
+        text += &table(&["WOULD DROP", "COUNT"], rows);
     }
     text
 }
@@ -125,6 +138,18 @@ fn bans_text(bans: &Entries<BanEntry>, now_ms: u64) -> String {
         ]
     });
     table(&["CLIENT", "ENDS", "STRIKES", "HITS", "SINCE", "REASON"], rows) + &rest(bans)
+}
+
+fn signatures_text(signatures: &Entries<SignatureEntry>) -> String {
+    let rows = signatures.entries.iter().map(|entry| {
+        let action = if entry.monitored {
+            format!("{} (monitored)", entry.action)
+        } else {
+            entry.action.clone()
+        };
+        vec![entry.name.clone(), entry.hits.to_string(), action, entry.matches.clone()]
+    });
+    table(&["NAME", "HITS", "ACTION", "MATCHES"], rows) + &rest(signatures)
 }
 
 fn keys_text(keys: &Entries<KeyEntry>, now_ms: u64) -> String {

@@ -1,10 +1,8 @@
 //! The verbs of the kernel's tables. What lies behind them may change; what they mean does not.
 
 use std::{
-    fs, io,
     net::IpAddr,
     os::fd::AsFd as _,
-    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -16,8 +14,11 @@ use aya::{
     maps::{Array, HashMap, IterableMap as _, Map, MapData, MapError, PerCpuArray},
 };
 use edge_common::{
-    Reason, Signature, Source, limit,
-    map::{self, Ban, Count, Entry, INTERFACES_MAX, Settings, SocketLayout, count_index},
+    Reason, Source, limit,
+    map::{
+        self, Ban, Count, Entry, INTERFACES_MAX, Settings, SignaturesInForce, SocketLayout,
+        count_index,
+    },
     open,
 };
 use edge_policy::list::Class;
@@ -28,7 +29,8 @@ use crate::clock::boot_ns;
 use super::{
     KernelError, Policy,
     lists::Lists,
-    pins::{Lock, TABLES, path_error},
+    pins::{Lock, TABLES},
+    rules::{self, Rules},
 };
 
 /// The kernel's tables. Each thread may hold a [`Tables::duplicate`] of its own.
@@ -42,8 +44,7 @@ pub struct Tables {
     uncounted: PerCpuArray<MapData, u64>,
     open: Array<MapData, [u64; open::WAYS]>,
     pub(super) sockets: HashMap<MapData, u64, u64>,
-    signatures: Array<MapData, Signature>,
-    services: Array<MapData, u64>,
+    rules: Rules,
     settings: Array<MapData, Settings>,
     /// Held for as long as anyone may write: two daemons would undo each other's lists.
     lock: Arc<Lock>,
@@ -85,8 +86,7 @@ impl Tables {
             uncounted: take(programs, map::UNCOUNTED)?,
             open: take(programs, map::OPEN)?,
             sockets: take(programs, map::SOCKETS)?,
-            signatures: take(programs, map::SIGNATURES)?,
-            services: take(programs, map::SERVICES)?,
+            rules: Rules::take(programs)?,
             settings: take(programs, map::SETTINGS)?,
             lock,
         })
@@ -105,8 +105,7 @@ impl Tables {
             uncounted: again(map::UNCOUNTED, self.uncounted.map())?,
             open: again(map::OPEN, self.open.map())?,
             sockets: again(map::SOCKETS, self.sockets.map())?,
-            signatures: again(map::SIGNATURES, self.signatures.map())?,
-            services: again(map::SERVICES, self.services.map())?,
+            rules: self.rules.duplicate()?,
             settings: again(map::SETTINGS, self.settings.map())?,
             lock: Arc::clone(&self.lock),
         })
@@ -128,7 +127,6 @@ impl Tables {
         };
         settings.netns_cookie = netns_cookie;
         settings.socket = layout;
-        settings.ephemeral_ports = ephemeral_ports()?;
         self.write_policy(policy, settings)
     }
 
@@ -143,14 +141,9 @@ impl Tables {
 
     /// Services and rules first: the settings switch them on.
     fn write_policy(&mut self, policy: &Policy, mut settings: Settings) -> Result<(), KernelError> {
-        for (index, word) in policy.service_words().into_iter().enumerate() {
-            self.services.set(index as u32, word, 0).map_err(table_error(map::SERVICES))?;
-        }
-        let rules = policy.signatures.iter().take(map::SIGNATURES_MAX as usize);
-        for (index, signature) in rules.enumerate() {
-            let written = self.signatures.set(index as u32, signature, 0);
-            written.map_err(table_error(map::SIGNATURES))?;
-        }
+        let in_force = SignaturesInForce::of(settings.signatures);
+        settings.signatures = self.rules.write(policy, in_force)?.number();
+        settings.ephemeral_ports = rules::ephemeral_ports()?;
         policy.write(&mut settings);
         self.write_settings(settings)
     }
@@ -181,10 +174,22 @@ impl Tables {
     /// # Errors
     /// [`KernelError::Table`] if the kernel refuses.
     pub fn counts(&self) -> Result<[Count; Reason::COUNT], KernelError> {
+        self.sum(false)
+    }
+
+    /// Packets and bytes that would have been dropped but for monitor mode, as [`Self::counts`].
+    ///
+    /// # Errors
+    /// [`KernelError::Table`] if the kernel refuses.
+    pub fn would_drop(&self) -> Result<[Count; Reason::COUNT], KernelError> {
+        self.sum(true)
+    }
+
+    fn sum(&self, would: bool) -> Result<[Count; Reason::COUNT], KernelError> {
         let mut counts = [Count::default(); Reason::COUNT];
         for interface in 0..INTERFACES_MAX {
             for (reason, count) in counts.iter_mut().enumerate() {
-                let index = count_index(interface, false, reason as u32);
+                let index = count_index(interface, would, reason as u32);
                 let cpus = self.counts.get(&index, 0).map_err(table_error(map::COUNTS))?;
                 for cpu in cpus.iter() {
                     count.packets += cpu.packets;
@@ -195,12 +200,32 @@ impl Tables {
         Ok(counts)
     }
 
+    /// Packets that matched each signature in force, in their order.
+    ///
+    /// # Errors
+    /// [`KernelError::Table`] if the kernel refuses.
+    pub fn signature_hits(&self) -> Result<Vec<u64>, KernelError> {
+        self.rules.hits(SignaturesInForce::of(self.settings()?.signatures))
+    }
+
     /// Drop events that the event rate or a full ring kept back.
     ///
     /// # Errors
     /// [`KernelError::Table`] if the kernel refuses.
     pub fn drops_lost(&self) -> Result<u64, KernelError> {
-        let cpus = self.events_lost.get(&0, 0).map_err(table_error(map::EVENTS_LOST))?;
+        self.lost(0)
+    }
+
+    /// Samples that a full ring kept back.
+    ///
+    /// # Errors
+    /// [`KernelError::Table`] if the kernel refuses.
+    pub fn samples_lost(&self) -> Result<u64, KernelError> {
+        self.lost(1)
+    }
+
+    fn lost(&self, index: u32) -> Result<u64, KernelError> {
+        let cpus = self.events_lost.get(&index, 0).map_err(table_error(map::EVENTS_LOST))?;
         Ok(cpus.iter().sum())
     }
 
@@ -379,16 +404,5 @@ fn os_error(error: &MapError) -> Option<i32> {
         MapError::SyscallError(error) => error.io_error.raw_os_error(),
         MapError::IoError(error) => error.raw_os_error(),
         _ => None,
-    }
-}
-
-/// The ports from which this network namespace asks, first and last.
-fn ephemeral_ports() -> Result<[u32; 2], KernelError> {
-    let path = Path::new("/proc/sys/net/ipv4/ip_local_port_range");
-    let text = fs::read_to_string(path).map_err(path_error("read", path))?;
-    let mut ports = text.split_whitespace().map_while(|word| word.parse().ok());
-    match (ports.next(), ports.next()) {
-        (Some(first), Some(last)) => Ok([first, last]),
-        _ => Err(path_error("understand", path)(io::ErrorKind::InvalidData.into())),
     }
 }

@@ -18,6 +18,7 @@ mod netlink;
 mod pins;
 mod policy;
 mod ready;
+mod rules;
 mod upkeep;
 
 use std::{

@@ -45,8 +45,8 @@ pub(super) const TABLES: [Shape; 15] = [
     array(map::DROPS_CELL, size_of::<limit::Set>(), 1),
     shape(map::SAMPLES, MapType::RingBuf, 0, 0, map::RING_BYTES),
     shape(map::EVENTS_LOST, MapType::PerCpuArray, 4, 8, 2),
-    array(map::SIGNATURES, size_of::<Signature>(), map::SIGNATURES_MAX),
-    shape(map::SIGNATURE_HITS, MapType::PerCpuArray, 4, 8, map::SIGNATURES_MAX),
+    array(map::SIGNATURES, size_of::<Signature>(), 2 * map::SIGNATURES_MAX),
+    shape(map::SIGNATURE_HITS, MapType::PerCpuArray, 4, 8, 2 * map::SIGNATURES_MAX),
     array(map::SERVICES, 8, service::WORDS),
     array(map::SETTINGS, size_of::<map::Settings>(), 1),
 ];

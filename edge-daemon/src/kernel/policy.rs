@@ -2,8 +2,8 @@
 
 use edge_common::{
     ClientWidth, Rate, Reason, Signature,
-    map::{Kind, LEVELS, PolicyFlag, SIGNATURES_MAX, Settings},
-    service::{self, Service},
+    map::{Kind, LEVELS, PolicyFlag, Settings},
+    service::Service,
 };
 
 /// The part of the kernel's tables that the configuration decides.
@@ -21,7 +21,7 @@ pub struct Policy {
     pub drop_fragments: bool,
     /// What alone is reachable from outside; `None`: everything.
     pub services: Option<Vec<Service>>,
-    /// Signature rules, in their order; [`SIGNATURES_MAX`] at most.
+    /// Signature rules, in their order; [`SIGNATURES_MAX`](edge_common::map::SIGNATURES_MAX) at most.
     pub signatures: Vec<Signature>,
     /// Reasons that drop nothing and are counted as "would drop".
     pub monitored: Vec<Reason>,
@@ -73,7 +73,7 @@ impl Policy {
         settings.client =
             ClientWidth { v4: self.client.v4.clamp(8, 32), v6: self.client.v6.clamp(1, 64) };
         settings.open_max = self.open_max;
-        settings.signatures = self.signatures.len().min(SIGNATURES_MAX as usize) as u32;
+        settings.kinds_horizon = self.kinds_horizon();
         let flags = [
             (self.services.is_some(), PolicyFlag::SERVICES),
             (self.drop_fragments, PolicyFlag::DROP_FRAGMENTS),
@@ -84,13 +84,10 @@ impl Policy {
             flags.iter().filter(|(on, _)| *on).fold(kept, |flags, (_, flag)| flags | flag);
     }
 
-    /// The words of [`service`] in which everything that is offered has its bit.
-    pub(super) fn service_words(&self) -> Vec<u64> {
-        let mut words = vec![0; service::WORDS as usize];
-        for service in self.services.iter().flatten() {
-            let (word, bit) = service.place();
-            words[word as usize] |= bit;
-        }
-        words
+    /// The rates that share a table: the prefixes' have the capacity of their clients'.
+    fn kinds_horizon(&self) -> u64 {
+        let kinds = [Kind::Udp, Kind::Icmp, Kind::Connections].map(|k| self.rates[k as usize]);
+        let rules = self.signatures.iter().map(|signature| signature.rate);
+        kinds.into_iter().chain(rules).map(|rate| rate.capacity).max().unwrap_or(0)
     }
 }

@@ -13,10 +13,16 @@ use crate::kernel::Interface;
 pub struct KernelView {
     /// Packets and bytes by reason.
     pub counts: [Count; Reason::COUNT],
+    /// Packets that would have been dropped but for monitor mode, by reason.
+    pub would_drop: [Count; Reason::COUNT],
+    /// Packets that matched each signature, by its name.
+    pub signature_hits: Vec<(String, u64)>,
     /// Name, entries if they are counted, and capacity of each table.
     pub tables: Vec<(&'static str, Option<u64>, u64)>,
     /// Drop events that the kernel kept back.
     pub drops_lost: u64,
+    /// Samples that the kernel kept back.
+    pub samples_lost: u64,
     /// The lists.
     pub lists: ListView,
     /// The guarded interfaces.
@@ -50,6 +56,21 @@ impl KernelView {
                 by_reason(|c| c.bytes),
             ),
             family(
+                "edged_packets_would_drop_total",
+                "Packets that monitor mode kept from being dropped.",
+                total,
+                packet().filter(|r| !r.passes()).map(|reason| {
+                    let count = self.would_drop[*reason as usize].packets;
+                    counter(&[("reason", reason.name())], count)
+                }),
+            ),
+            family(
+                "edged_signature_hits_total",
+                "Packets that matched a signature.",
+                total,
+                self.signature_hits.iter().map(|(name, n)| counter(&[("signature", name)], *n)),
+            ),
+            family(
                 "edged_map_entries",
                 "Entries of a kernel table.",
                 now,
@@ -66,6 +87,12 @@ impl KernelView {
                 "Drop events the kernel kept back.",
                 total,
                 [lost],
+            ),
+            family(
+                "edged_samples_lost_total",
+                "Samples the kernel kept back.",
+                total,
+                [counter(&[], self.samples_lost)],
             ),
             family(
                 "edged_interface_filtered",

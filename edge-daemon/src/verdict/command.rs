@@ -1,7 +1,7 @@
 //! What operators say, done by the writer.
 
 use anyhow::{Context as _, bail};
-use edge_common::{Reason, Source};
+use edge_common::{Reason, Source, signature::Ask};
 use edge_policy::{
     key::{KeyRecord, Secret},
     list::Class,
@@ -15,12 +15,17 @@ use super::{
 };
 use crate::{
     clock,
+    config::{
+        Settings,
+        settings::{NamedSignature, Offer},
+        signature,
+    },
     control::{
         Command, ListName, Peer, Reply,
         guard::{self, Protected},
         protocol::{
             BanEntry, Entries, Explanation, InterfaceStatus, KeyCreated, KeyEntry, Life, ListEntry,
-            ReloadStatus, Status,
+            ReloadStatus, SignatureEntry, Status,
         },
     },
     events::Event,
@@ -50,6 +55,7 @@ impl Writer {
             Command::BanList => Reply::Bans(Entries::of(self.show_bans()?)),
             Command::BanRemove { source } => self.unban(source.into())?,
             Command::Explain { address } => Reply::Explanation(Box::new(self.explain(address)?)),
+            Command::SignatureList => Reply::Signatures(Entries::of(self.show_signatures()?)),
             Command::KeyCreate { name, scopes, life } => {
                 self.create_key(name, scopes, life, peer)?
             }
@@ -289,6 +295,19 @@ impl Writer {
         Ok(Reply::Done(format!("the key {id} is revoked")))
     }
 
+    fn show_signatures(&self) -> anyhow::Result<Vec<SignatureEntry>> {
+        let hits = self.tables.signature_hits()?;
+        let signatures = self.signatures.iter();
+        let entry = |(named, hits): (&NamedSignature, u64)| SignatureEntry {
+            name: named.name.clone(),
+            action: signature::action(&named.rule),
+            monitored: named.rule.asks & Ask::MONITOR != 0,
+            matches: named.to_string(),
+            hits,
+        };
+        Ok(signatures.zip(hits).map(entry).collect())
+    }
+
     fn status(&self) -> anyhow::Result<Status> {
         let packets = self.tables.counts()?;
         let mut counts = self.edge.metrics.by_reason();
@@ -296,6 +315,9 @@ impl Writer {
             *counts.entry(reason.name().into()).or_default() += packet.packets;
         }
         counts.retain(|_, count| *count > 0);
+        let would_drop = edge_common::Reason::ALL.iter().zip(self.tables.would_drop()?);
+        let would_drop = would_drop.map(|(reason, count)| (reason.name().into(), count.packets));
+        let Settings { kernel: packets, server, .. } = &self.settings;
         let interfaces = self.health.interfaces().into_iter().map(|found| InterfaceStatus {
             name: found.name,
             mode: found.mode.to_string(),
@@ -309,6 +331,19 @@ impl Writer {
             uptime_s: self.started.elapsed().as_secs(),
             interfaces: interfaces.collect(),
             counts,
+            monitored: packets.monitor.iter().map(|reason| reason.name().into()).collect(),
+            would_drop: would_drop.filter(|(_, count)| *count > 0).collect(),
+            services: packets.services.as_ref().map(|offers| {
+                let own = server.https.iter().chain(&server.http).map(|a| Offer::port(a.port()));
+                let mut all = Vec::<Offer>::new();
+                own.chain(offers.iter().copied()).for_each(|offer| {
+                    if !all.contains(&offer) {
+                        all.push(offer);
+                    }
+                });
+                all.iter().map(Offer::to_string).collect()
+            }),
+            signatures: packets.signatures.len() as u64,
             bans: self.bans.len() as u64,
             allow: self.allow.len() as u64,
             deny: self.deny.len() as u64,

@@ -43,7 +43,7 @@ use self::{
 };
 use crate::{
     clock,
-    config::Settings,
+    config::{Settings, settings::NamedSignature},
     control::{Command, ListName, Peer, Reply},
     kernel::{Health, InForce, KernelError, ListCapacity, Tables},
     metrics::{
@@ -102,6 +102,8 @@ pub struct Writer {
     store: Arc<Store>,
     book: Book,
     settings: Settings,
+    /// Those in force in the kernel: ahead of `settings` while lists are compiled.
+    signatures: Vec<NamedSignature>,
     allow: List,
     deny: List,
     folding: Folding,
@@ -142,6 +144,7 @@ impl Writer {
             health: Arc::default(),
             store,
             book: Book::new(plan::abuse(&settings.abuse)),
+            signatures: settings.kernel.signatures.clone(),
             settings,
             allow: List::new(past.allow),
             deny: List::new(past.deny),
@@ -195,11 +198,12 @@ impl Writer {
     /// Begins to put a configuration in force: its policy now; its lists when they are compiled,
     /// which another thread does, so that bans go on.
     fn apply(&mut self, settings: Settings, answer: oneshot::Sender<anyhow::Result<()>>) {
-        if let Err(error) = self.tables.update_policy(&plan::kernel_policy(&settings.kernel)) {
+        if let Err(error) = self.tables.update_policy(&plan::kernel_policy(&settings)) {
             let error = anyhow::Error::from(error).context("cannot configure the kernel programs");
             let _ = answer.send(Err(error));
             return;
         }
+        self.signatures.clone_from(&settings.kernel.signatures);
         self.meanwhile = Some(Vec::new());
         let (lists, operators) = (self.tables.lists.clone(), self.of_operators());
         let orders = self.edge.orders.clone();
@@ -238,9 +242,10 @@ impl Writer {
     }
 
     fn keep_former(&mut self) {
-        let policy = plan::kernel_policy(&self.settings.kernel);
-        if let Err(error) = self.tables.update_policy(&policy) {
-            tracing::error!(%error, "nor can the former policy be put back");
+        let policy = plan::kernel_policy(&self.settings);
+        match self.tables.update_policy(&policy) {
+            Ok(()) => self.signatures.clone_from(&self.settings.kernel.signatures),
+            Err(error) => tracing::error!(%error, "nor can the former policy be put back"),
         }
     }
 
@@ -331,13 +336,18 @@ impl Writer {
 
     fn view(&self) -> KernelView {
         let tables = &self.tables;
+        let zeros = |error| {
+            tracing::error!(%error, "cannot read the packet counters");
+            [map::Count::default(); Reason::COUNT]
+        };
+        let names = self.signatures.iter().map(|named| named.name.clone());
         KernelView {
-            counts: tables.counts().unwrap_or_else(|error| {
-                tracing::error!(%error, "cannot read the packet counters");
-                [map::Count::default(); Reason::COUNT]
-            }),
+            counts: tables.counts().unwrap_or_else(zeros),
+            would_drop: tables.would_drop().unwrap_or_else(zeros),
+            signature_hits: names.zip(tables.signature_hits().unwrap_or_default()).collect(),
             tables: tables.occupancy().iter().map(|o| (o.map, o.used, o.capacity)).collect(),
             drops_lost: tables.drops_lost().unwrap_or_default(),
+            samples_lost: tables.samples_lost().unwrap_or_default(),
             uncounted: tables.uncounted().unwrap_or_default(),
             interfaces: self.health.interfaces(),
             corrected: [

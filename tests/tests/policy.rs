@@ -1,0 +1,264 @@
+//! The packet policy, by `BPF_PROG_TEST_RUN`: rates by kind and prefix, fragments, monitor mode.
+
+use edge_common::{
+    Rate,
+    Reason::{self, ByteRate, ConnectionRate, DenyList, IcmpRate, PacketRate, PrefixRate, UdpRate},
+    Signature,
+    map::Kind,
+    reason::{Blame, Plane as Stage},
+    signature::{Action, Ask},
+};
+use edge_daemon::kernel::{Policy, Prefix};
+use edge_tests::{
+    packet::{ACK, Packet, SYN, ether, v4, v6},
+    plane::{Plane, Verdict},
+};
+
+const HOUR: u64 = 3600 * 1_000_000_000;
+const UNLIMITED: Policy = Policy::UNLIMITED;
+const GOOD: &str = "192.0.2.10";
+const GOOD6: &str = "2001:db8:1::5";
+
+/// So many an hour, all at once: within a test none comes back.
+fn hourly(count: u64) -> Rate {
+    Rate::new(count, HOUR, count).expect("in range")
+}
+
+fn tcp(source: &str) -> Vec<u8> {
+    v4(source).tcp(ACK).build()
+}
+
+fn udp(source: &str) -> Vec<u8> {
+    v4(source).udp().build()
+}
+
+#[test]
+fn each_kind_has_a_rate_of_its_own_and_takes_its_packets_alone() {
+    let policy = UNLIMITED
+        .limit(Kind::Udp, hourly(3))
+        .limit(Kind::Icmp, hourly(4))
+        .limit(Kind::Connections, hourly(5));
+    let mut plane = Plane::new(policy);
+    let later = |protocol| v4(GOOD).v4_fragment(9, false).protocol(protocol, &[0; 8]).build();
+    for (kind, own, admitted, reason) in [
+        ("UDP", udp(GOOD), 3, UdpRate),
+        ("ICMP", v4(GOOD).icmp().build(), 4, IcmpRate),
+        ("SYN", v4(GOOD).tcp(SYN).build(), 5, ConnectionRate),
+        ("UDP over IPv6", v6(GOOD6).udp().build(), 3, UdpRate),
+        ("ICMPv6", v6(GOOD6).icmpv6(128).build(), 4, IcmpRate),
+        ("SYN over IPv6", v6(GOOD6).tcp(SYN).build(), 5, ConnectionRate),
+    ] {
+        assert_eq!(plane.passing(&own, 20), admitted, "{kind}");
+        assert_eq!(plane.judge(&own), Verdict::of(reason), "{kind}");
+    }
+    for (name, other) in [
+        ("an open connection", tcp(GOOD)),
+        ("GRE", v4(GOOD).protocol(47, &[0; 8]).build()),
+        ("ICMPv6 in IPv4", v4(GOOD).protocol(58, &[128, 0, 0, 0, 0, 0, 0, 0]).build()),
+        ("ICMP in IPv6", v6(GOOD6).protocol(1, &[8, 0, 0, 0, 0, 0, 0, 0]).build()),
+        ("a later fragment of UDP", later(17)),
+        ("a later fragment of ICMP", later(1)),
+        ("another client's UDP", udp("192.0.2.11")),
+    ] {
+        assert_eq!(plane.judge(&other), Verdict::PASS, "{name}");
+    }
+}
+
+#[test]
+fn bytes_are_limited_whatever_the_packets() {
+    let burst = 128 << 10;
+    let rate = Rate::of_bytes(burst, HOUR, burst).expect("in range");
+    let mut plane = Plane::new(UNLIMITED.limit(Kind::Bytes, rate));
+    // The Ethernet header counts: 14 + 20 + 8 + 982.
+    let kilobyte = |source| v4(source).udp().bytes(&[0; 982]).build();
+    assert_eq!(kilobyte(GOOD).len(), 1024);
+    assert_eq!(plane.passing(&kilobyte(GOOD), 300), 128);
+    assert_eq!(plane.judge(&kilobyte(GOOD)), Verdict::of(ByteRate));
+    let large = v4("192.0.2.11").udp().bytes(&[0; 8150]).build();
+    assert_eq!(large.len(), 8192);
+    assert_eq!(plane.passing(&large, 300), 16);
+    assert_eq!(plane.judge(&kilobyte("192.0.2.12")), Verdict::PASS);
+}
+
+#[test]
+fn a_client_may_be_an_ipv4_network() {
+    let mut policy = UNLIMITED.limit(Kind::Packets, hourly(4));
+    policy.client.v4 = 24;
+    let mut plane = Plane::new(policy);
+    let passing: usize = (0..100).map(|n| plane.passing(&udp(&format!("192.0.2.{n}")), 1)).sum();
+    assert_eq!(passing, 4);
+    assert_eq!(plane.judge(&udp("192.0.2.200")), Verdict::of(PacketRate));
+    assert_eq!(plane.judge(&udp("192.0.3.1")), Verdict::PASS);
+}
+
+#[test]
+fn a_prefix_that_misbehaves_as_a_whole_is_refused_as_a_whole() {
+    let prefix = |bits, factor| Some(Prefix { bits, factor });
+    let policy = Policy { prefixes: [prefix(56, 2), prefix(48, 5)], ..UNLIMITED }
+        .limit(Kind::Packets, hourly(4))
+        .limit(Kind::Connections, hourly(2));
+    let mut plane = Plane::new(policy);
+    let from = |net: u16, sub: u16| v6(&format!("2001:db8:{net:x}:{sub:x}::1"));
+    // One /56 holds the subnets 0 to 255: each client sends 2, and 8 is what two may.
+    let mut offer = |net, subs: std::ops::Range<u16>| -> usize {
+        subs.map(|sub| plane.passing(&from(net, sub).udp().build(), 2)).sum()
+    };
+    assert_eq!(offer(1, 0..20), 8);
+    assert_eq!(offer(1, 256..276), 8);
+    // The third /56 finds what is left of the /48's 20.
+    assert_eq!(offer(1, 512..532), 4);
+    assert_eq!(offer(1, 768..788), 0);
+    assert_eq!(offer(2, 0..20), 8);
+    assert_eq!(plane.judge(&from(1, 900).udp().build()), Verdict::of(PrefixRate));
+    // A client's own limit is told of first.
+    assert_eq!(plane.passing(&from(3, 0).udp().build(), 9), 4);
+    assert_eq!(plane.judge(&from(3, 0).udp().build()), Verdict::of(PacketRate));
+    // Each kind escalates by itself.
+    let syn = |sub| from(4, sub).tcp(SYN).build();
+    assert_eq!((0..4).map(|sub| plane.passing(&syn(sub), 1)).sum::<usize>(), 4);
+    assert_eq!(plane.judge(&syn(5)), Verdict::of(PrefixRate));
+    assert_eq!(plane.judge(&from(4, 5).tcp(ACK).build()), Verdict::PASS);
+    // IPv4 has no such prefixes, and hosts of the link share none.
+    for n in 0..30 {
+        assert_eq!(plane.passing(&udp(&format!("198.18.0.{n}")), 1), 1);
+        assert_eq!(plane.passing(&v6(&format!("fe80::{n:x}")).udp().build(), 1), 1);
+    }
+}
+
+#[test]
+fn a_flood_under_another_limit_frees_nobody() {
+    let signature = Signature {
+        ports: [53, 53],
+        protocol: 17,
+        asks: Ask::PROTOCOL | Ask::TRANSPORT,
+        action: Action::LIMIT,
+        rate: Rate::new(1_000, 1_000_000_000, 1_000).expect("in range"),
+        ..Signature::ANY
+    };
+    let signature = Signature { asks: signature.asks | Ask::PER_CLIENT, ..signature };
+    let mut plane = Plane::new(
+        Policy { signatures: vec![signature], ..UNLIMITED }.limit(Kind::Connections, hourly(5)),
+    );
+    let syn = v4(GOOD).tcp(SYN).build();
+    assert_eq!(plane.passing(&syn, 9), 5);
+    // Its set has four places: these are enough for each of 65 536 sets to be overrun.
+    for n in 0..400_000_u32 {
+        let [_, a, b, c] = n.to_be_bytes();
+        plane.passing(&udp(&format!("10.{a}.{b}.{c}")), 1);
+    }
+    assert_eq!(plane.passing(&syn, 9), 0);
+}
+
+fn fragments(source4: &str, source6: &str) -> Vec<(&'static str, Vec<u8>)> {
+    vec![
+        ("first", v4(source4).v4_fragment(0, true).udp().bytes(&[0; 16]).build()),
+        ("later", v4(source4).v4_fragment(3, true).protocol(17, &[0; 8]).build()),
+        ("last", v4(source4).v4_fragment(9, false).protocol(17, &[1]).build()),
+        ("IPv6 first", v6(source6).v6_fragment(0, true).tcp(SYN).bytes(&[0; 4]).build()),
+        ("IPv6 last", v6(source6).v6_fragment(4, false).protocol(6, &[0; 3]).build()),
+        ("in a tag", ether().vlan(7).v4(source4).v4_fragment(3, false).protocol(17, &[0]).build()),
+    ]
+}
+
+#[test]
+fn fragments_pass_or_drop_and_their_source_is_judged_either_way() {
+    let whole = [
+        ("UDP", udp(GOOD)),
+        ("an atomic fragment", v6(GOOD6).v6_fragment(0, false).tcp(SYN).build()),
+    ];
+    for (drop_fragments, verdict) in [(false, Verdict::PASS), (true, Verdict::of(Reason::Fragment))]
+    {
+        let mut plane = Plane::new(Policy { drop_fragments, ..UNLIMITED });
+        for network in ["198.51.100.0/24", "2001:db8:bad::/48"] {
+            plane.deny(network);
+        }
+        for (name, frame) in fragments(GOOD, GOOD6) {
+            assert_eq!(plane.judge(&frame), verdict, "{name}");
+        }
+        for (name, frame) in fragments("198.51.100.9", "2001:db8:bad::9") {
+            assert_eq!(plane.judge(&frame), Verdict::of(DenyList), "{name}");
+        }
+        for (name, frame) in &whole {
+            assert_eq!(plane.judge(frame), Verdict::PASS, "{name}");
+        }
+    }
+}
+
+/// One packet for each reason that the policy below gives.
+fn one_of_each() -> Vec<(Reason, Vec<u8>)> {
+    vec![
+        (DenyList, v4("198.51.100.9").udp().build()),
+        (Reason::Signature, v4(GOOD).protocol(99, &[0; 8]).build()),
+        (Reason::Fragment, v4("192.0.2.20").v4_fragment(3, true).protocol(6, &[0; 8]).build()),
+        (Reason::NoService, v4("192.0.2.21").protocol(47, &[0; 8]).build()),
+        (Reason::MalformedPacket, v4("192.0.2.22").protocol(6, &[0; 8]).build()),
+        (Reason::UnparsedPacket, (0..3).fold(ether(), Packet::vlan).v4(GOOD).udp().build()),
+    ]
+}
+
+fn strict(monitored: &[Reason]) -> Plane {
+    let signature =
+        Signature { protocol: 99, asks: Ask::PROTOCOL, action: Action::DROP, ..Signature::ANY };
+    let policy = Policy {
+        drop_fragments: true,
+        services: Some(Vec::new()),
+        signatures: vec![signature],
+        monitored: monitored.to_vec(),
+        ..UNLIMITED
+    };
+    let plane = Plane::new(policy);
+    plane.deny("198.51.100.0/24");
+    plane
+}
+
+#[test]
+fn monitor_mode_judges_and_counts_everything_and_drops_nothing() {
+    let mut plane = strict(&[]);
+    for (reason, frame) in one_of_each() {
+        assert_eq!(plane.judge(&frame), Verdict::of(reason));
+    }
+    let refusals = Reason::ALL.iter().copied();
+    let refusals = refusals.filter(|r| r.plane() == Stage::Packet && r.blame() == Blame::Client);
+    let mut plane = strict(&refusals.collect::<Vec<_>>());
+    for (reason, frame) in one_of_each() {
+        assert_eq!(plane.judge(&frame), Verdict::would(reason));
+        let told = plane.kernel.drops.next_drop().expect("told");
+        assert_eq!((Reason::from_index(told.reason), told.would), (Some(reason), 1));
+        assert_eq!(plane.kernel.drops.next_drop(), None);
+    }
+    // A denied fragment that is no service either is counted once, for the first of the three.
+    let frame = v4("198.51.100.9").v4_fragment(0, true).udp().bytes(&[0; 16]).build();
+    assert_eq!(plane.judge(&frame), Verdict::would(DenyList));
+}
+
+#[test]
+fn a_reason_that_is_monitored_does_not_spare_from_the_others() {
+    let mut plane = strict(&[DenyList]);
+    let frame = v4("198.51.100.9").protocol(99, &[0; 8]).build();
+    let verdict = Verdict { reason: Reason::Signature, would: Some(DenyList) };
+    assert_eq!(plane.judge(&frame), verdict);
+    // One packet, one event: that of its end.
+    let told = plane.kernel.drops.next_drop().expect("told");
+    assert_eq!((Reason::from_index(told.reason), told.would), (Some(Reason::Signature), 0));
+    assert_eq!(plane.kernel.drops.next_drop(), None);
+    for (reason, frame) in one_of_each().into_iter().skip(1) {
+        assert_eq!(plane.judge(&frame), Verdict::of(reason));
+    }
+}
+
+#[test]
+fn a_monitored_limit_lets_all_pass_and_counts_the_excess() {
+    let limited = UNLIMITED.limit(Kind::Packets, hourly(3)).limit(Kind::Udp, hourly(5));
+    let mut plane = Plane::new(Policy { monitored: vec![PacketRate], ..limited.clone() });
+    let frame = udp(GOOD);
+    for n in 0..9 {
+        let verdict = match n {
+            0..3 => Verdict::PASS,
+            3..5 => Verdict::would(PacketRate),
+            _ => Verdict { reason: UdpRate, would: Some(PacketRate) },
+        };
+        assert_eq!(plane.judge(&frame), verdict, "{n}");
+    }
+    plane.update(&limited);
+    assert_eq!(plane.judge(&frame), Verdict::of(PacketRate));
+}
