@@ -6,7 +6,7 @@ use std::{
     os::fd::AsFd as _,
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
@@ -17,7 +17,7 @@ use aya::{
 };
 use edge_common::{
     Reason, Signature, Source, limit,
-    map::{self, Ban, Count, Entry, INTERFACES_MAX, Settings, SocketLayout, count_index},
+    map::{self, Ban, Count, Entry, PolicyFlag, Settings, SocketLayout},
     open,
 };
 use edge_policy::list::Class;
@@ -37,14 +37,16 @@ pub struct Tables {
     pub lists: Lists,
     /// Clients that are dropped for abuse.
     pub bans: Bans,
-    counts: PerCpuArray<MapData, Count>,
-    events_lost: PerCpuArray<MapData, u64>,
+    pub(super) counts: PerCpuArray<MapData, Count>,
+    pub(super) events_lost: PerCpuArray<MapData, u64>,
     uncounted: PerCpuArray<MapData, u64>,
     open: Array<MapData, [u64; open::WAYS]>,
     pub(super) sockets: HashMap<MapData, u64, u64>,
     signatures: Array<MapData, Signature>,
     services: Array<MapData, u64>,
     settings: Array<MapData, Settings>,
+    /// Whoever holds it reads the settings, changes them and writes them back.
+    change: Arc<Mutex<()>>,
     /// Held for as long as anyone may write: two daemons would undo each other's lists.
     lock: Arc<Lock>,
 }
@@ -88,6 +90,7 @@ impl Tables {
             signatures: take(programs, map::SIGNATURES)?,
             services: take(programs, map::SERVICES)?,
             settings: take(programs, map::SETTINGS)?,
+            change: Arc::default(),
             lock,
         })
     }
@@ -108,6 +111,7 @@ impl Tables {
             signatures: again(map::SIGNATURES, self.signatures.map())?,
             services: again(map::SERVICES, self.services.map())?,
             settings: again(map::SETTINGS, self.settings.map())?,
+            change: Arc::clone(&self.change),
             lock: Arc::clone(&self.lock),
         })
     }
@@ -121,15 +125,19 @@ impl Tables {
         seed: u64,
         netns_cookie: u64,
     ) -> Result<(), KernelError> {
-        let mut settings = self.settings()?;
-        settings.seed = match seed {
+        let seed = match seed {
             0 => getrandom::u64().map_err(KernelError::Random)?.max(1),
             seed => seed,
         };
-        settings.netns_cookie = netns_cookie;
-        settings.socket = layout;
-        settings.ephemeral_ports = ephemeral_ports()?;
-        self.write_policy(policy, settings)
+        let ephemeral_ports = ephemeral_ports()?;
+        self.change_settings(|settings| {
+            settings.seed = seed;
+            settings.netns_cookie = netns_cookie;
+            settings.socket = layout;
+            settings.ephemeral_ports = ephemeral_ports;
+        })?;
+        self.sample(None)?;
+        self.update_policy(policy)
     }
 
     /// Changes the policy; counts and buckets go on.
@@ -137,12 +145,7 @@ impl Tables {
     /// # Errors
     /// [`KernelError::Table`] if the kernel refuses.
     pub fn update_policy(&mut self, policy: &Policy) -> Result<(), KernelError> {
-        let settings = self.settings()?;
-        self.write_policy(policy, settings)
-    }
-
-    /// Services and rules first: the settings switch them on.
-    fn write_policy(&mut self, policy: &Policy, mut settings: Settings) -> Result<(), KernelError> {
+        // Services and rules first: the settings switch them on.
         for (index, word) in policy.service_words().into_iter().enumerate() {
             self.services.set(index as u32, word, 0).map_err(table_error(map::SERVICES))?;
         }
@@ -151,21 +154,7 @@ impl Tables {
             let written = self.signatures.set(index as u32, signature, 0);
             written.map_err(table_error(map::SIGNATURES))?;
         }
-        policy.write(&mut settings);
-        self.write_settings(settings)
-    }
-
-    /// Counts the packets of these interfaces apart, up to [`INTERFACES_MAX`] less one.
-    pub(super) fn count_apart(
-        &mut self,
-        interfaces: impl Iterator<Item = u32>,
-    ) -> Result<(), KernelError> {
-        let mut settings = self.settings()?;
-        settings.interfaces = [0; INTERFACES_MAX as usize];
-        for (place, ifindex) in settings.interfaces.iter_mut().zip(interfaces) {
-            *place = ifindex;
-        }
-        self.write_settings(settings)
+        self.change_settings(|settings| policy.write(settings))
     }
 
     /// What the programs go by.
@@ -176,32 +165,17 @@ impl Tables {
         self.settings.get(&0, 0).map_err(table_error(map::SETTINGS))
     }
 
-    /// Packets and bytes by reason since the tables were made, indexed by the reason's number.
+    /// Has one packet in `mask + 1` told of as a sample, drawn at random; `None` ends it. The mask is
+    /// a power of two less one.
     ///
     /// # Errors
     /// [`KernelError::Table`] if the kernel refuses.
-    pub fn counts(&self) -> Result<[Count; Reason::COUNT], KernelError> {
-        let mut counts = [Count::default(); Reason::COUNT];
-        for interface in 0..INTERFACES_MAX {
-            for (reason, count) in counts.iter_mut().enumerate() {
-                let index = count_index(interface, false, reason as u32);
-                let cpus = self.counts.get(&index, 0).map_err(table_error(map::COUNTS))?;
-                for cpu in cpus.iter() {
-                    count.packets += cpu.packets;
-                    count.bytes += cpu.bytes;
-                }
-            }
-        }
-        Ok(counts)
-    }
-
-    /// Drop events that the event rate or a full ring kept back.
-    ///
-    /// # Errors
-    /// [`KernelError::Table`] if the kernel refuses.
-    pub fn drops_lost(&self) -> Result<u64, KernelError> {
-        let cpus = self.events_lost.get(&0, 0).map_err(table_error(map::EVENTS_LOST))?;
-        Ok(cpus.iter().sum())
+    pub fn sample(&mut self, mask: Option<u32>) -> Result<(), KernelError> {
+        self.change_settings(|settings| {
+            settings.sample_mask = mask.unwrap_or(u32::MAX);
+            let others = settings.flags & !PolicyFlag::SAMPLES;
+            settings.flags = mask.map_or(others, |_| others | PolicyFlag::SAMPLES);
+        })
     }
 
     /// Sockets that found no room to be counted when they opened.
@@ -262,7 +236,14 @@ impl Tables {
             .collect()
     }
 
-    fn write_settings(&mut self, settings: Settings) -> Result<(), KernelError> {
+    /// Several threads change some of the settings each.
+    pub(super) fn change_settings(
+        &mut self,
+        change: impl FnOnce(&mut Settings),
+    ) -> Result<(), KernelError> {
+        let _turn = self.change.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut settings = self.settings()?;
+        change(&mut settings);
         self.settings.set(0, settings, 0).map_err(table_error(map::SETTINGS))
     }
 }

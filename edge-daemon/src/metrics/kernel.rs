@@ -1,6 +1,7 @@
 //! What the kernel counted, and the state of what guards the interfaces.
 
 use edge_common::{Plane, Reason, map::Count};
+use edge_policy::traffic::Counts;
 use prometheus::proto::{MetricFamily, MetricType};
 
 use super::{
@@ -11,12 +12,14 @@ use crate::kernel::Interface;
 
 /// What the kernel counted, read for one scrape.
 pub struct KernelView {
-    /// Packets and bytes by reason.
-    pub counts: [Count; Reason::COUNT],
+    /// Packets and bytes by reason, of each interface by name.
+    pub counts: Vec<(String, Counts)>,
     /// Name, entries if they are counted, and capacity of each table.
     pub tables: Vec<(&'static str, Option<u64>, u64)>,
     /// Drop events that the kernel kept back.
     pub drops_lost: u64,
+    /// Samples that a full ring kept back.
+    pub samples_lost: u64,
     /// The lists.
     pub lists: ListView,
     /// The guarded interfaces.
@@ -32,14 +35,17 @@ pub struct KernelView {
 impl KernelView {
     /// All of it, as families.
     pub(super) fn families(&self) -> Vec<MetricFamily> {
-        let packet = || Reason::ALL.iter().filter(|r| r.plane() == Plane::Packet);
         let by_reason = |of: fn(&Count) -> u64| {
-            packet().map(move |reason| {
-                counter(&[("reason", reason.name())], of(&self.counts[*reason as usize]))
+            self.counts.iter().flat_map(move |(interface, counts)| {
+                let reasons = Reason::ALL.iter().filter(|r| r.plane() == Plane::Packet);
+                reasons.map(move |reason| {
+                    let labels = [("reason", reason.name()), ("interface", interface)];
+                    counter(&labels, of(&counts[*reason as usize]))
+                })
             })
         };
         let used = self.tables.iter().filter_map(|(map, used, _)| Some((map, (*used)?)));
-        let lost = counter(&[], self.drops_lost);
+        let lost = |count| [counter(&[], count)];
         let (total, now) = (MetricType::COUNTER, MetricType::GAUGE);
         let mut families = vec![
             family("edged_packets_total", "Packets by outcome.", total, by_reason(|c| c.packets)),
@@ -65,7 +71,13 @@ impl KernelView {
                 "edged_drop_events_lost_total",
                 "Drop events the kernel kept back.",
                 total,
-                [lost],
+                lost(self.drops_lost),
+            ),
+            family(
+                "edged_samples_lost_total",
+                "Samples a full ring kept back.",
+                total,
+                lost(self.samples_lost),
             ),
             family(
                 "edged_interface_filtered",

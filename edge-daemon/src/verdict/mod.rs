@@ -7,6 +7,7 @@
 
 mod bans;
 mod command;
+mod explain;
 mod fold;
 mod keeper;
 mod lists;
@@ -25,7 +26,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use edge_common::{Reason, Source, map};
+use edge_common::{Reason, Source};
 use edge_policy::{
     abuse::Book,
     key::{KeyRecord, KeyRing},
@@ -45,7 +46,7 @@ use crate::{
     clock,
     config::Settings,
     control::{Command, ListName, Peer, Reply},
-    kernel::{Health, InForce, KernelError, ListCapacity, Tables},
+    kernel::{Health, InForce, KernelError, ListCapacity, Tables, Twin},
     metrics::{
         KernelView,
         lists::{FileView, ListView},
@@ -97,6 +98,7 @@ pub struct Compiled {
 /// The kernel's tables, the store behind them and the book of misdeeds.
 pub struct Writer {
     tables: Tables,
+    twin: Twin,
     /// How the interfaces and the count of connections are, for the status and for scrapes.
     pub health: Arc<Health>,
     store: Arc<Store>,
@@ -124,7 +126,7 @@ impl Writer {
     /// the kernel's own tables, which may have outlived the last daemon. The keeper saves bans
     /// once it runs.
     pub fn new(
-        tables: Tables,
+        (tables, twin): (Tables, Twin),
         store: Store,
         config: PathBuf,
         settings: Settings,
@@ -139,6 +141,7 @@ impl Writer {
         let configured = Configured::both(&settings);
         let mut writer = Self {
             tables,
+            twin,
             health: Arc::default(),
             store,
             book: Book::new(plan::abuse(&settings.abuse)),
@@ -332,12 +335,13 @@ impl Writer {
     fn view(&self) -> KernelView {
         let tables = &self.tables;
         KernelView {
-            counts: tables.counts().unwrap_or_else(|error| {
+            counts: tables.counts_apart().unwrap_or_else(|error| {
                 tracing::error!(%error, "cannot read the packet counters");
-                [map::Count::default(); Reason::COUNT]
+                Vec::new()
             }),
             tables: tables.occupancy().iter().map(|o| (o.map, o.used, o.capacity)).collect(),
             drops_lost: tables.drops_lost().unwrap_or_default(),
+            samples_lost: tables.samples_lost().unwrap_or_default(),
             uncounted: tables.uncounted().unwrap_or_default(),
             interfaces: self.health.interfaces(),
             corrected: [
