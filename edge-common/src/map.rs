@@ -265,6 +265,17 @@ impl Kind {
             Self::Connections => Reason::ConnectionRate,
         }
     }
+
+    /// The hash under which [`CLIENT_CELLS`] (packets and bytes) or [`KIND_CELLS`] (the others) hold
+    /// the bucket of a client or prefix of this hash: in one table, each kind has a place of its own.
+    #[inline(always)]
+    #[must_use]
+    pub const fn place(self, hash: u64) -> u64 {
+        match self {
+            Self::Packets | Self::Bytes => hash,
+            Self::Udp | Self::Icmp | Self::Connections => hash.rotate_left(8 * self as u32),
+        }
+    }
 }
 
 /// The client itself and the prefixes around it: each has rates of its own.

@@ -73,6 +73,14 @@ impl Source {
         Self([a, b, c, d, e, f, g, h, 0, 0, 0, 0, 0, 0, 0, 0])
     }
 
+    /// [`Self::hash`] of the [`Self::prefix`], told from that of a client of the same bits by the
+    /// length.
+    #[inline(always)]
+    #[must_use]
+    pub const fn prefix_hash(self, bits: u32, seed: u64) -> u64 {
+        self.prefix(bits).hash(seed ^ (bits as u64) << 32)
+    }
+
     /// A 64-bit hash under a secret `seed`, so that nobody outside can choose colliding sources.
     ///
     /// Two rounds of multiply and fold over the halves (the wyhash construction); the kernel has

@@ -1,6 +1,7 @@
 //! The daemon's life: build all that can fail, give up every power, then run, then drain.
 
 mod operator;
+mod traffic;
 
 use std::{
     io,
@@ -29,11 +30,14 @@ use tokio::{
     task::{LocalSet, spawn_local},
 };
 
-use self::operator::{Operator, send};
+use self::{
+    operator::{Operator, send},
+    traffic::Watch,
+};
 use crate::{
     clock,
     config::Settings,
-    control::{self, Reply},
+    control::{self, Command, Reply},
     events::{Event, EventLog, Events},
     kernel::{self, Attached, DebugLog, Drops, Kernel, LoadSettings, Upkeep},
     listen,
@@ -105,18 +109,18 @@ impl App {
             policy: plan::kernel_policy(&settings),
             lists: verdict::list_capacity(&settings, &store)?,
         })?;
-        let tables = kernel.tables.duplicate()?;
+        let kernels = (kernel.tables.duplicate()?, kernel.take_twin()?);
         let edge_too = Arc::clone(&edge);
         let (mut writer, keeper) =
-            Writer::new(tables, store, config.clone(), settings.clone(), edge_too)?;
+            Writer::new(kernels, store, config.clone(), settings.clone(), edge_too)?;
         let upkeep = kernel.attach(&plan::interfaces(&settings.kernel))?;
         for attached in kernel.attached() {
             let Attached { interface, mode, adopted, .. } = attached;
             tracing::info!(interface, %mode, adopted, "attached");
         }
         writer.health = upkeep.health();
-        let Kernel { drops, debug_log, .. } = kernel;
-        let told = Told { drops, debug: debug_log };
+        let Kernel { tables, drops, samples, debug_log, .. } = kernel;
+        let told = Told { drops, watch: Watch::new(tables, samples), debug: debug_log };
         Ok(Self {
             config,
             settings,
@@ -196,12 +200,19 @@ fn serve_control(
             if let Some(log) = told.debug {
                 spawn_local(tell_debug(log));
             }
+            let watch = Rc::new(told.watch);
+            let watching = Rc::clone(&watch);
+            spawn_local(async move { watching.run().await });
             let commanded = Rc::clone(&operator);
             spawn_local(control::serve(control, move |command, peer| {
-                let operator = Rc::clone(&commanded);
+                let (operator, watch) = (Rc::clone(&commanded), Rc::clone(&watch));
                 // A task of its own: who asked may give up or be cut off, the work is done to its end.
-                let work =
-                    spawn_local(async move { operator.lock().await.obey(command, peer).await });
+                let work = spawn_local(async move {
+                    match command {
+                        Command::Top { sort, limit } => watch.top(sort, limit).await,
+                        command => operator.lock().await.obey(command, peer).await,
+                    }
+                });
                 async move {
                     work.await.unwrap_or_else(|_| Reply::Refused("the command broke off".into()))
                 }
@@ -236,6 +247,7 @@ async fn exposition(edge: Arc<Edge>) -> String {
 /// What the kernel programs tell.
 struct Told {
     drops: Drops,
+    watch: Watch,
     debug: Option<DebugLog>,
 }
 

@@ -2,6 +2,7 @@
 
 mod args;
 pub(crate) mod print;
+mod top;
 
 use std::{
     env,
@@ -47,17 +48,26 @@ fn run(args: &Args) -> u8 {
     let command = match args.verb.act(ssh_peer) {
         Act::Ask(command) => command,
         Act::Detach(pin_dir) => return detach(&pin_dir, args.json),
+        Act::Watch { command, once } => return top::watch(args, &command, once),
         Act::Complete(shell) => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Args::command(), "edgectl", &mut text);
             return say(&text);
         }
     };
-    match ask(args, &command) {
-        Ok(Reply::Refused(why)) => complain(&why, REFUSED),
+    match answer(args, &command) {
         Ok(reply) => say(show(args, &reply).as_bytes()),
-        Err(fault @ client::Fault::NotPermitted(_)) => complain(&fault, REFUSED),
-        Err(fault) => complain(&fault, NO_DAEMON),
+        Err(code) => code,
+    }
+}
+
+/// The daemon's answer, or what to end with after having said why there is none.
+fn answer(args: &Args, command: &Command) -> Result<Reply, u8> {
+    match ask(args, command) {
+        Ok(Reply::Refused(why)) => Err(complain(&why, REFUSED)),
+        Ok(reply) => Ok(reply),
+        Err(fault @ client::Fault::NotPermitted(_)) => Err(complain(&fault, REFUSED)),
+        Err(fault) => Err(complain(&fault, NO_DAEMON)),
     }
 }
 
@@ -132,8 +142,12 @@ impl Verb {
             Self::Allow(verb) => verb.command(crate::control::ListName::Allow, ssh_peer),
             Self::Deny(verb) => verb.command(crate::control::ListName::Deny, ssh_peer),
             Self::Ban(verb) => verb.command(),
-            Self::Explain { address } => Command::Explain { address: address.to_canonical() },
             Self::Signature(SignatureVerb::List) => Command::SignatureList,
+            Self::Explain(packet) => packet.command(),
+            Self::Top(top) => {
+                let command = Command::Top { sort: top.sort, limit: top.number.into() };
+                return Act::Watch { command, once: top.once };
+            }
             Self::Key(verb) => verb.command(),
             Self::Reload => Command::Reload,
         };

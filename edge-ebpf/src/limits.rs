@@ -3,7 +3,7 @@
 use core::ops::ControlFlow::{self, Continue};
 
 use edge_common::{
-    Rate, Reason, Source, Verdict,
+    Rate, Reason, Verdict,
     limit::{ATTEMPTS, Charge, Mode},
     map::{FactFlag, Kind, LEVELS},
     open,
@@ -49,7 +49,7 @@ fn charge(knobs: Knobs, slot: &Slot, kind: Kind) -> u64 {
     while level < LEVELS {
         let bits = setting!(knobs, prefix_bits[level - 1]);
         if bits != 0 {
-            let hash = prefix_hash(knobs, fact!(slot, source), bits);
+            let hash = fact!(slot, source).prefix_hash(bits, setting!(knobs, seed));
             if charge_level(knobs, slot, kind, level, hash) != ADMITTED {
                 return PREFIX_REFUSED;
             }
@@ -57,12 +57,6 @@ fn charge(knobs: Knobs, slot: &Slot, kind: Kind) -> u64 {
         level += 1;
     }
     ADMITTED
-}
-
-/// A prefix is told from the client of the same bits by the length.
-#[inline(always)]
-fn prefix_hash(knobs: Knobs, source: Source, bits: u32) -> u64 {
-    source.prefix(bits).hash(setting!(knobs, seed) ^ u64::from(bits) << 32)
 }
 
 /// Charges one level.
@@ -79,10 +73,8 @@ fn charge_level(knobs: Knobs, slot: &Slot, kind: Kind, level: usize, hash: u64) 
             let charge = Charge::bytes(rate, fact!(slot, length).into(), now_ns);
             settle(BYTES, slot.is_twin(), hash, charge)
         }
-        // One table for all of these: a client has a place in it for each.
         Kind::Udp | Kind::Icmp | Kind::Connections => {
-            let hash = hash.rotate_left(8 * kind as u32);
-            settle(KINDS, slot.is_twin(), hash, Charge::unit(rate, now_ns))
+            settle(KINDS, slot.is_twin(), kind.place(hash), Charge::unit(rate, now_ns))
         }
     }
 }

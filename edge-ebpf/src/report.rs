@@ -40,7 +40,7 @@ pub fn settle(ctx: &XdpContext, knobs: Knobs, slot: &Slot, reason: Reason) -> u3
     }
     log(ctx, slot, reason);
     if is_sampled(knobs) {
-        tell(&tables::SAMPLES, SAMPLES_LOST, slot, reason, boot_ns());
+        tell(&tables::SAMPLES, SAMPLES_LOST, NO_WAKEUP, slot, reason);
     }
     if !Reason::passes_by_number(reason) {
         tell_drop(knobs, slot, reason);
@@ -114,7 +114,7 @@ fn is_sampled(knobs: Knobs) -> bool {
 fn tell_drop(knobs: Knobs, slot: &Slot, reason: u32) {
     // SAFETY: the helper takes no argument and only reads a clock.
     if limits::may_tell(knobs, unsafe { bpf_ktime_get_coarse_ns() }) {
-        tell(&tables::DROPS, DROPS_LOST, slot, reason, boot_ns());
+        tell(&tables::DROPS, DROPS_LOST, 0, slot, reason);
     } else {
         tables::increment_own(&tables::EVENTS_LOST, DROPS_LOST);
     }
@@ -122,9 +122,9 @@ fn tell_drop(knobs: Knobs, slot: &Slot, reason: u32) {
 
 /// Writes an event, unless nobody empties the ring.
 #[inline(always)]
-fn tell(ring: &'static RingBuf, lost: u32, slot: &Slot, reason: u32, at_ns: u64) {
+fn tell(ring: &'static RingBuf, lost: u32, flags: u64, slot: &Slot, reason: u32) {
     let event = Packet {
-        at_ns,
+        at_ns: boot_ns(),
         source: fact!(slot, source),
         reason,
         ifindex: fact!(slot, ifindex),
@@ -133,7 +133,7 @@ fn tell(ring: &'static RingBuf, lost: u32, slot: &Slot, reason: u32, at_ns: u64)
         protocol: fact!(slot, protocol),
         would: u8::from(fact!(slot, would) == reason + 1),
     };
-    if ring.output::<Packet>(event, 0).is_err() {
+    if ring.output::<Packet>(event, flags).is_err() {
         tables::increment_own(&tables::EVENTS_LOST, lost);
     }
 }
@@ -148,3 +148,5 @@ pub fn frame_length(ctx: &XdpContext) -> u32 {
 /// Indexes of `EVENTS_LOST`.
 const DROPS_LOST: u32 = 0;
 const SAMPLES_LOST: u32 = 1;
+/// The daemon comes for the samples by its own clock: it is not woken for each.
+const NO_WAKEUP: u64 = 1;

@@ -61,7 +61,7 @@ fn packets_are_counted_exactly_once_by_reason() -> Result<()> {
     }
     let after = edged.metrics()?;
     let rise = |reason: &str, name: &str| {
-        let labels = [("reason", reason)];
+        let labels = [("reason", reason), ("interface", "edge0")];
         after.sum(name, &labels) - before.sum(name, &labels)
     };
     assert_eq!(rise("deny_list", "edged_packets_total"), 100.0);

@@ -8,6 +8,8 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::packets::{Bucket, EventsLost, Probe, Sort, Top, Traffic};
+
 /// The longest command, in bytes.
 pub const COMMAND_BYTES_MAX: usize = 64 << 10;
 
@@ -64,10 +66,19 @@ pub enum Command {
         /// The client, or any address of it.
         source: IpAddr,
     },
-    /// What would happen to a packet from an address, and why. Answer: [`Reply::Explanation`].
+    /// What would happen to a packet, and why. Answer: [`Reply::Explanation`].
     Explain {
-        /// The address.
-        address: IpAddr,
+        /// The address it comes from; `None` if the packet's frame tells.
+        address: Option<IpAddr>,
+        /// The packet.
+        packet: Box<Probe>,
+    },
+    /// Who sends most. Answer: [`Reply::Top`], within seconds if nobody looked before.
+    Top {
+        /// By what.
+        sort: Sort,
+        /// How many clients to tell of; [`TALKERS_MAX`](super::packets::TALKERS_MAX) at most.
+        limit: usize,
     },
     /// The signatures in force. Answer: [`Reply::Signatures`].
     SignatureList,
@@ -142,6 +153,8 @@ pub enum Reply {
     Explanation(Box<Explanation>),
     /// Signatures in force, in their order.
     Signatures(Entries<SignatureEntry>),
+    /// Who sends most.
+    Top(Box<Top>),
     /// A new key; the only time that its secret is told.
     KeyCreated(KeyCreated),
     /// API keys.
@@ -188,6 +201,10 @@ pub struct Status {
     pub services: Option<Vec<String>>,
     /// Signatures in force.
     pub signatures: u64,
+    /// While somebody watches the traffic: one packet in so many is sampled.
+    pub sampled: Option<u64>,
+    /// Events that were not told.
+    pub events_lost: EventsLost,
     /// Bans in force.
     pub bans: u64,
     /// Entries of the allow list.
@@ -213,6 +230,8 @@ pub struct InterfaceStatus {
     pub guarded: bool,
     /// Whether it is switched on.
     pub up: bool,
+    /// What came in by it so far.
+    pub traffic: Traffic,
 }
 
 /// An attempt to read the configuration again.
@@ -286,24 +305,36 @@ pub struct SignatureEntry {
 pub struct Explanation {
     /// The address that was asked about.
     pub address: IpAddr,
-    /// The name of the reason for which a packet from it would end.
+    /// The packet that was asked about, in words.
+    pub packet: String,
+    /// The name of the reason for which it would end.
     pub verdict: String,
     /// What that reason means.
     pub meaning: String,
-    /// The rule that decides: a network of a list, or the client that is banned.
+    /// Whether it would reach the network stack.
+    pub passes: bool,
+    /// The name of the reason for which it would be dropped but for monitor mode.
+    pub would: Option<String>,
+    /// The rule that decides: a network of a list, the client that is banned, a signature.
     pub rule: Option<String>,
     /// Where that network is from, as [`ListEntry::source`] tells it.
     pub source: Option<String>,
     /// Why, in the operator's words.
     pub reason: Option<String>,
-    /// Since when, if an operator added it.
+    /// Since when, if that is known.
     pub since_ms: Option<u64>,
     /// When that rule ends; `None`: never, or there is none.
     pub until_ms: Option<u64>,
     /// Packets that the rule decided.
     pub hits: u64,
+    /// The client's ban, also where something else decides.
+    pub ban: Option<BanEntry>,
+    /// What the client and the prefixes around it may still send at once.
+    pub buckets: Vec<Bucket>,
     /// TCP connections that the client holds open.
     pub open_connections: u64,
+    /// How many it may hold; 0: any number.
+    pub open_connections_max: u32,
     /// The client's score of misdeeds.
     pub score: f64,
     /// The score that bans.

@@ -4,11 +4,16 @@ use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
+use edge_policy::probe::tcp_flags;
 use ipnet::IpNet;
 
 use crate::{
     config::text,
-    control::{Command, ListName, protocol::Life},
+    control::{
+        Command, ListName,
+        packets::{Probe, Protocol, Sort, TALKERS_MAX},
+        protocol::Life,
+    },
 };
 
 /// Exit codes, for `--help`.
@@ -46,12 +51,10 @@ pub enum Verb {
     /// Rules by what a packet looks like
     #[command(subcommand)]
     Signature(SignatureVerb),
-    /// Tell what happens to packets from an address, and why
-    Explain {
-        /// The address
-        #[arg(value_name = "IP")]
-        address: IpAddr,
-    },
+    /// Tell what would happen to a packet, by default a TCP SYN to the first HTTPS listener, and why
+    Explain(Explain),
+    /// Show who sends most, again every second
+    Top(Top),
     /// API keys
     #[command(subcommand)]
     Key(KeyVerb),
@@ -71,6 +74,72 @@ pub enum Verb {
         /// For which shell
         shell: Shell,
     },
+}
+
+/// What to ask about.
+#[derive(Debug, clap::Args)]
+pub struct Explain {
+    /// The address that it comes from
+    #[arg(value_name = "IP", required_unless_present = "frame", conflicts_with = "frame")]
+    address: Option<IpAddr>,
+    /// Its protocol [default: tcp]
+    #[arg(long)]
+    protocol: Option<Protocol>,
+    /// Its destination address [default: that of an HTTPS listener]
+    #[arg(long, value_name = "IP")]
+    destination: Option<IpAddr>,
+    /// Its destination port [default: that of the first HTTPS listener]
+    #[arg(long)]
+    port: Option<u16>,
+    /// Its source port [default: 40000]
+    #[arg(long, value_name = "PORT")]
+    source_port: Option<u16>,
+    /// Its TCP flags: syn,ack; or none [default: syn]
+    #[arg(long, value_name = "FLAGS", value_parser = tcp_flags)]
+    flags: Option<u8>,
+    /// Bytes of the whole frame, from the Ethernet header on [default: its headers]
+    #[arg(long, value_name = "BYTES")]
+    length: Option<u32>,
+    /// The whole frame instead, from the Ethernet header on, in hexadecimal
+    #[arg(long, value_name = "HEX", conflicts_with_all = ["protocol", "destination", "port",
+        "source_port", "flags", "length"])]
+    frame: Option<String>,
+    /// The interface that it comes in by [default: the first that is guarded]
+    #[arg(long, value_name = "NAME")]
+    interface: Option<String>,
+}
+
+/// How to show who sends most.
+#[derive(Debug, clap::Args)]
+pub struct Top {
+    /// Show it once
+    #[arg(long)]
+    pub(super) once: bool,
+    /// By what to sort
+    #[arg(long, value_enum, default_value_t = Sort::Cost)]
+    pub(super) sort: Sort,
+    /// How many to show
+    #[arg(short = 'n', value_name = "N", default_value_t = 10,
+        value_parser = clap::value_parser!(u16).range(1..=TALKERS_MAX as i64))]
+    pub(super) number: u16,
+}
+
+impl Explain {
+    pub(super) fn command(&self) -> Command {
+        Command::Explain {
+            address: self.address.map(|address| address.to_canonical()),
+            packet: Box::new(Probe {
+                frame: self.frame.clone(),
+                interface: self.interface.clone(),
+                protocol: self.protocol,
+                destination: self.destination,
+                port: self.port,
+                source_port: self.source_port,
+                flags: self.flags,
+                length: self.length,
+            }),
+        }
+    }
 }
 
 /// What to do with a list.
@@ -154,6 +223,13 @@ pub(super) enum Act {
     Ask(Command),
     /// To take the filter away.
     Detach(PathBuf),
+    /// To ask the daemon again and again.
+    Watch {
+        /// What.
+        command: Command,
+        /// Whether once will do.
+        once: bool,
+    },
     /// To print a completion script.
     Complete(Shell),
 }
@@ -235,7 +311,7 @@ mod tests {
     fn command(line: &str) -> Command {
         let args = Args::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));
         match args.verb.act(|| Some("198.51.100.7".parse().unwrap())) {
-            Act::Ask(command) => command,
+            Act::Ask(command) | Act::Watch { command, .. } => command,
             Act::Detach(_) | Act::Complete(_) => panic!("{line}: no command"),
         }
     }
@@ -251,6 +327,9 @@ mod tests {
         let top = Args::command();
         for verb in top.get_subcommands() {
             assert!(MANUAL.contains(&format!("edgectl {}", verb.get_name())), "{verb}");
+            for option in verb.get_opts().filter_map(clap::Arg::get_long) {
+                assert!(MANUAL.contains(&format!("--{option}")), "{verb} --{option}");
+            }
             for inner in verb.get_subcommands() {
                 let line = format!("edgectl {} {}", verb.get_name(), inner.get_name());
                 // The two lists share their examples.
@@ -283,7 +362,34 @@ mod tests {
             scopes: scopes.iter().map(|&s| s.to_owned()).collect(),
             life,
         };
+        let explain = |address: Option<IpAddr>, packet| Command::Explain {
+            address,
+            packet: Box::new(packet),
+        };
+        let udp = Probe {
+            protocol: Some(Protocol::Udp),
+            destination: Some("192.0.2.1".parse().unwrap()),
+            port: Some(53),
+            source_port: Some(5353),
+            length: Some(512),
+            interface: Some("eth0".to_owned()),
+            ..Probe::default()
+        };
+        let frame = Probe { frame: Some("0200".to_owned()), ..Probe::default() };
         let table = [
+            ("edgectl top", Command::Top { sort: Sort::Cost, limit: 10 }),
+            ("edgectl top --once --json", Command::Top { sort: Sort::Cost, limit: 10 }),
+            ("edgectl top -n 3 --sort drops", Command::Top { sort: Sort::Drops, limit: 3 }),
+            (
+                "edgectl explain 2001:db8::1 --flags syn,ack",
+                explain(Some(address), Probe { flags: Some(18), ..Probe::default() }),
+            ),
+            (
+                "edgectl explain 192.0.2.7 --protocol udp --port 53 --source-port 5353 --length 512 \
+                 --interface eth0 --destination 192.0.2.1",
+                explain(Some(host.addr()), udp),
+            ),
+            ("edgectl explain --frame 0200", explain(None, frame)),
             ("edgectl status", Command::Status),
             ("edgectl --json status", Command::Status),
             ("edgectl status --json --socket /x", Command::Status),
@@ -301,7 +407,7 @@ mod tests {
             ("edgectl deny list", Command::ListShow { list: deny, from: 0 }),
             ("edgectl ban list", Command::BanList),
             ("edgectl ban remove 2001:db8::1", Command::BanRemove { source: address }),
-            ("edgectl explain 2001:db8::1", Command::Explain { address }),
+            ("edgectl explain 2001:db8::1", explain(Some(address), Probe::default())),
             ("edgectl key create --name ci", create(&[], Life::Default)),
             (
                 "edgectl key create --name ci --scope a --scope b --expires never",
@@ -331,6 +437,14 @@ mod tests {
             "edgectl deny remove 192.0.2.0/33",
             "edgectl ban remove 192.0.2.0/24",
             "edgectl explain example.com",
+            "edgectl explain",
+            "edgectl explain 192.0.2.1 --frame 02",
+            "edgectl explain --frame 02 --port 3",
+            "edgectl explain 192.0.2.1 --flags sin",
+            "edgectl explain 192.0.2.1 --protocol sctp",
+            "edgectl top -n 0",
+            "edgectl top -n 257",
+            "edgectl top --sort name",
             "edgectl key create",
             "edgectl key create --name ci --expires soon",
             "edgectl completions tcsh2",

@@ -9,6 +9,7 @@ use crate::{
     config::text::show_duration,
     control::{
         Reply,
+        packets::{EventsLost, Traffic},
         protocol::{
             BanEntry, Entries, Explanation, KeyCreated, KeyEntry, ListEntry, SignatureEntry, Status,
         },
@@ -26,6 +27,7 @@ pub(super) fn json(reply: &Reply) -> String {
         Reply::Bans(bans) => render(bans),
         Reply::Explanation(explanation) => render(explanation),
         Reply::Signatures(signatures) => render(signatures),
+        Reply::Top(top) => render(top),
         Reply::KeyCreated(key) => render(key),
         Reply::Keys(keys) => render(keys),
     };
@@ -45,6 +47,7 @@ pub(super) fn text(reply: &Reply, now_ms: u64) -> String {
         Reply::Bans(bans) => bans_text(bans, now_ms),
         Reply::Explanation(explanation) => explanation_text(explanation, now_ms),
         Reply::Signatures(signatures) => signatures_text(signatures),
+        Reply::Top(top) => super::top::text(top),
         Reply::KeyCreated(key) => created_text(key),
         Reply::Keys(keys) => keys_text(keys, now_ms),
     }
@@ -73,9 +76,12 @@ fn status_text(status: &Status) -> String {
             (true, false) => ", down",
             (false, _) => ", NOT FILTERED",
         };
-        format!("{} ({}{condition})", interface.name, interface.mode)
+        let Traffic { packets, bytes, drops } = interface.traffic;
+        let traffic = format!("{packets} packets, {bytes} bytes, {drops} dropped");
+        format!("{} ({}{condition}): {traffic}", interface.name, interface.mode)
     });
-    let interfaces: Vec<_> = interfaces.collect();
+    let sampled = status.sampled.map_or_else(|| "no".to_owned(), |n| format!("one packet in {n}"));
+    let EventsLost { security, drops, samples } = status.events_lost;
     let reload = status.last_reload.as_ref().map_or_else(
         || "none".to_owned(),
         |r| format!("{} {}: {}", utc(r.at_ms), if r.ok { "taken" } else { "refused" }, r.message),
@@ -85,7 +91,9 @@ fn status_text(status: &Status) -> String {
         ("version", status.version.clone()),
         ("process", status.pid.to_string()),
         ("uptime", length(status.uptime_s.saturating_mul(1_000))),
-        ("interfaces", interfaces.join(", ")),
+        ("interfaces", interfaces.collect::<Vec<_>>().join("; ")),
+        ("sampled", sampled),
+        ("events lost", format!("{security} security, {drops} drops, {samples} samples")),
         ("configuration", status.config.display().to_string()),
         ("last reload", reload),
         ("bans", status.bans.to_string()),
@@ -170,23 +178,44 @@ fn created_text(key: &KeyCreated) -> String {
 }
 
 fn explanation_text(explanation: &Explanation, now_ms: u64) -> String {
+    let told = explanation;
     let mut lines = vec![
-        ("address", explanation.address.to_string()),
-        ("verdict", explanation.verdict.clone()),
-        ("meaning", explanation.meaning.clone()),
+        ("address", told.address.to_string()),
+        ("packet", told.packet.clone()),
+        ("verdict", told.verdict.clone()),
+        ("meaning", told.meaning.clone()),
     ];
-    if let Some(rule) = &explanation.rule {
+    lines
+        .extend(told.would.clone().map(|would| ("would be", format!("{would}, but is monitored"))));
+    if let Some(rule) = &told.rule {
         lines.push(("rule", rule.clone()));
-        lines.extend(explanation.source.clone().map(|source| ("source", source)));
-        lines.extend(explanation.reason.clone().map(|reason| ("reason", reason)));
-        lines.extend(explanation.since_ms.map(|since_ms| ("since", utc(since_ms))));
-        lines.push(("ends", left(explanation.until_ms, now_ms)));
-        lines.push(("hits", explanation.hits.to_string()));
+        lines.extend(told.source.clone().map(|source| ("source", source)));
+        lines.extend(told.reason.clone().map(|reason| ("reason", reason)));
+        lines.extend(told.since_ms.map(|since_ms| ("since", utc(since_ms))));
+        lines.push(("ends", left(told.until_ms, now_ms)));
+        lines.push(("hits", told.hits.to_string()));
     }
-    lines.push(("open connections", explanation.open_connections.to_string()));
-    lines.push(("score", format!("{:.1} of {}", explanation.score, explanation.threshold)));
-    lines.push(("strikes", explanation.strikes.to_string()));
-    pairs(&lines)
+    lines.extend(told.ban.as_ref().map(|ban| {
+        let ends = left(Some(ban.until_ms), now_ms);
+        ("banned", format!("for {}, strike {}, ends {ends}", ban.reason, ban.strikes))
+    }));
+    let most = match told.open_connections_max {
+        0 => String::new(),
+        most => format!(" of {most}"),
+    };
+    lines.push(("open connections", format!("{}{most}", told.open_connections)));
+    lines.push(("score", format!("{:.1} of {}", told.score, told.threshold)));
+    lines.push(("strikes", told.strikes.to_string()));
+    let mut text = pairs(&lines);
+    if !told.buckets.is_empty() {
+        let rows = told.buckets.iter().map(|bucket| {
+            let (left, burst) = (bucket.left.to_string(), bucket.burst.to_string());
+            vec![bucket.limit.clone(), bucket.of.clone(), left, burst]
+        });
+        text.push('\n');
+        text += &table(&["LIMIT", "OF", "LEFT", "BURST"], rows);
+    }
+    text
 }
 
 /// How many entries the reply left out, if any.
@@ -206,7 +235,7 @@ fn pairs(pairs: &[(&str, String)]) -> String {
 }
 
 /// Columns as wide as their widest cell; the last one ends where its text ends.
-fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+pub(super) fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let mut lines = vec![head.iter().map(|&cell| cell.to_owned()).collect::<Vec<_>>()];
     lines.extend(rows);
     let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max();

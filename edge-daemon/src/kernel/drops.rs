@@ -1,4 +1,4 @@
-//! What the kernel programs tell: drop events, and lines of their own log in a lab.
+//! What the kernel programs tell: drop events, samples, and lines of their own log in a lab.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
@@ -22,13 +22,32 @@ impl Drops {
     /// The next event, or `None` until the descriptor is readable again.
     #[must_use]
     pub fn next_drop(&mut self) -> Option<map::Packet> {
-        let item = self.0.next()?;
-        if item.len() < size_of::<map::Packet>() {
-            return None;
-        }
-        // SAFETY: the bytes suffice (just checked), and `Drop` is `Pod`: any bits are valid.
-        Some(unsafe { item.as_ptr().cast::<map::Packet>().read_unaligned() })
+        next(&mut self.0)
     }
+}
+
+/// Reads samples. Nobody is woken when there is one.
+pub struct Samples(RingBuf<MapData>);
+
+impl Samples {
+    pub(super) fn take(programs: &mut Ebpf) -> Result<Self, KernelError> {
+        maps::take(programs, map::SAMPLES).map(Self)
+    }
+
+    /// The next sample, or `None` if there is none by now.
+    #[must_use]
+    pub fn next_sample(&mut self) -> Option<map::Packet> {
+        next(&mut self.0)
+    }
+}
+
+fn next(ring: &mut RingBuf<MapData>) -> Option<map::Packet> {
+    let item = ring.next()?;
+    if item.len() < size_of::<map::Packet>() {
+        return None;
+    }
+    // SAFETY: the bytes suffice (just checked), and `Packet` is `Pod`: any bits are valid.
+    Some(unsafe { item.as_ptr().cast::<map::Packet>().read_unaligned() })
 }
 
 impl AsFd for Drops {

@@ -4,7 +4,7 @@ use std::{
     net::IpAddr,
     os::fd::AsFd as _,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
@@ -15,10 +15,7 @@ use aya::{
 };
 use edge_common::{
     Reason, Source, limit,
-    map::{
-        self, Ban, Count, Entry, INTERFACES_MAX, Settings, SignaturesInForce, SocketLayout,
-        count_index,
-    },
+    map::{self, Ban, Count, Entry, PolicyFlag, Settings, SignaturesInForce, SocketLayout},
     open,
 };
 use edge_policy::list::Class;
@@ -39,13 +36,15 @@ pub struct Tables {
     pub lists: Lists,
     /// Clients that are dropped for abuse.
     pub bans: Bans,
-    counts: PerCpuArray<MapData, Count>,
-    events_lost: PerCpuArray<MapData, u64>,
+    pub(super) counts: PerCpuArray<MapData, Count>,
+    pub(super) events_lost: PerCpuArray<MapData, u64>,
     uncounted: PerCpuArray<MapData, u64>,
     open: Array<MapData, [u64; open::WAYS]>,
     pub(super) sockets: HashMap<MapData, u64, u64>,
     rules: Rules,
     settings: Array<MapData, Settings>,
+    /// Whoever holds it reads the settings, changes them and writes them back.
+    change: Arc<Mutex<()>>,
     /// Held for as long as anyone may write: two daemons would undo each other's lists.
     lock: Arc<Lock>,
 }
@@ -88,6 +87,7 @@ impl Tables {
             sockets: take(programs, map::SOCKETS)?,
             rules: Rules::take(programs)?,
             settings: take(programs, map::SETTINGS)?,
+            change: Arc::default(),
             lock,
         })
     }
@@ -107,6 +107,7 @@ impl Tables {
             sockets: again(map::SOCKETS, self.sockets.map())?,
             rules: self.rules.duplicate()?,
             settings: again(map::SETTINGS, self.settings.map())?,
+            change: Arc::clone(&self.change),
             lock: Arc::clone(&self.lock),
         })
     }
@@ -120,14 +121,17 @@ impl Tables {
         seed: u64,
         netns_cookie: u64,
     ) -> Result<(), KernelError> {
-        let mut settings = self.settings()?;
-        settings.seed = match seed {
+        let seed = match seed {
             0 => getrandom::u64().map_err(KernelError::Random)?.max(1),
             seed => seed,
         };
-        settings.netns_cookie = netns_cookie;
-        settings.socket = layout;
-        self.write_policy(policy, settings)
+        self.change_settings(|settings| {
+            settings.seed = seed;
+            settings.netns_cookie = netns_cookie;
+            settings.socket = layout;
+        })?;
+        self.sample(None)?;
+        self.update_policy(policy)
     }
 
     /// Changes the policy; counts and buckets go on.
@@ -135,69 +139,15 @@ impl Tables {
     /// # Errors
     /// [`KernelError::Table`] if the kernel refuses.
     pub fn update_policy(&mut self, policy: &Policy) -> Result<(), KernelError> {
-        let settings = self.settings()?;
-        self.write_policy(policy, settings)
-    }
-
-    /// Services and rules first: the settings switch them on.
-    fn write_policy(&mut self, policy: &Policy, mut settings: Settings) -> Result<(), KernelError> {
-        let in_force = SignaturesInForce::of(settings.signatures);
-        settings.signatures = self.rules.write(policy, in_force)?.number();
-        settings.ephemeral_ports = rules::ephemeral_ports()?;
-        policy.write(&mut settings);
-        self.write_settings(settings)
-    }
-
-    /// Counts the packets of these interfaces apart, up to [`INTERFACES_MAX`] less one.
-    pub(super) fn count_apart(
-        &mut self,
-        interfaces: impl Iterator<Item = u32>,
-    ) -> Result<(), KernelError> {
-        let mut settings = self.settings()?;
-        settings.interfaces = [0; INTERFACES_MAX as usize];
-        for (place, ifindex) in settings.interfaces.iter_mut().zip(interfaces) {
-            *place = ifindex;
-        }
-        self.write_settings(settings)
-    }
-
-    /// What the programs go by.
-    ///
-    /// # Errors
-    /// [`KernelError::Table`] if the kernel refuses.
-    pub fn settings(&self) -> Result<Settings, KernelError> {
-        self.settings.get(&0, 0).map_err(table_error(map::SETTINGS))
-    }
-
-    /// Packets and bytes by reason since the tables were made, indexed by the reason's number.
-    ///
-    /// # Errors
-    /// [`KernelError::Table`] if the kernel refuses.
-    pub fn counts(&self) -> Result<[Count; Reason::COUNT], KernelError> {
-        self.sum(false)
-    }
-
-    /// Packets and bytes that would have been dropped but for monitor mode, as [`Self::counts`].
-    ///
-    /// # Errors
-    /// [`KernelError::Table`] if the kernel refuses.
-    pub fn would_drop(&self) -> Result<[Count; Reason::COUNT], KernelError> {
-        self.sum(true)
-    }
-
-    fn sum(&self, would: bool) -> Result<[Count; Reason::COUNT], KernelError> {
-        let mut counts = [Count::default(); Reason::COUNT];
-        for interface in 0..INTERFACES_MAX {
-            for (reason, count) in counts.iter_mut().enumerate() {
-                let index = count_index(interface, would, reason as u32);
-                let cpus = self.counts.get(&index, 0).map_err(table_error(map::COUNTS))?;
-                for cpu in cpus.iter() {
-                    count.packets += cpu.packets;
-                    count.bytes += cpu.bytes;
-                }
-            }
-        }
-        Ok(counts)
+        // Services and rules first: the settings put them in force.
+        let in_force = SignaturesInForce::of(self.settings()?.signatures);
+        let signatures = self.rules.write(policy, in_force)?.number();
+        let ephemeral_ports = rules::ephemeral_ports()?;
+        self.change_settings(|settings| {
+            settings.signatures = signatures;
+            settings.ephemeral_ports = ephemeral_ports;
+            policy.write(settings);
+        })
     }
 
     /// Packets that matched each signature in force, in their order.
@@ -208,25 +158,25 @@ impl Tables {
         self.rules.hits(SignaturesInForce::of(self.settings()?.signatures))
     }
 
-    /// Drop events that the event rate or a full ring kept back.
+    /// What the programs go by.
     ///
     /// # Errors
     /// [`KernelError::Table`] if the kernel refuses.
-    pub fn drops_lost(&self) -> Result<u64, KernelError> {
-        self.lost(0)
+    pub fn settings(&self) -> Result<Settings, KernelError> {
+        self.settings.get(&0, 0).map_err(table_error(map::SETTINGS))
     }
 
-    /// Samples that a full ring kept back.
+    /// Has one packet in `mask + 1` told of as a sample, drawn at random; `None` ends it. The mask is
+    /// a power of two less one.
     ///
     /// # Errors
     /// [`KernelError::Table`] if the kernel refuses.
-    pub fn samples_lost(&self) -> Result<u64, KernelError> {
-        self.lost(1)
-    }
-
-    fn lost(&self, index: u32) -> Result<u64, KernelError> {
-        let cpus = self.events_lost.get(&index, 0).map_err(table_error(map::EVENTS_LOST))?;
-        Ok(cpus.iter().sum())
+    pub fn sample(&mut self, mask: Option<u32>) -> Result<(), KernelError> {
+        self.change_settings(|settings| {
+            settings.sample_mask = mask.unwrap_or(u32::MAX);
+            let others = settings.flags & !PolicyFlag::SAMPLES;
+            settings.flags = mask.map_or(others, |_| others | PolicyFlag::SAMPLES);
+        })
     }
 
     /// Sockets that found no room to be counted when they opened.
@@ -287,7 +237,14 @@ impl Tables {
             .collect()
     }
 
-    fn write_settings(&mut self, settings: Settings) -> Result<(), KernelError> {
+    /// Several threads change some of the settings each.
+    pub(super) fn change_settings(
+        &mut self,
+        change: impl FnOnce(&mut Settings),
+    ) -> Result<(), KernelError> {
+        let _turn = self.change.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut settings = self.settings()?;
+        change(&mut settings);
         self.settings.set(0, settings, 0).map_err(table_error(map::SETTINGS))
     }
 }

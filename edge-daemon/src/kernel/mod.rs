@@ -8,6 +8,7 @@ mod bpf;
 mod btf;
 mod capacity;
 mod census;
+mod counts;
 mod drops;
 mod error;
 mod features;
@@ -19,6 +20,7 @@ mod pins;
 mod policy;
 mod ready;
 mod rules;
+mod twin;
 mod upkeep;
 
 use std::{
@@ -39,13 +41,15 @@ pub use self::{
     attach::{AttachMode, Attached, Mode, Wanted},
     capacity::{ListCapacity, ListSizes},
     census::Corrected,
-    drops::{DebugLog, Drops},
+    counts::ANY_OTHER,
+    drops::{DebugLog, Drops, Samples},
     error::KernelError,
     lists::{Content, Freed, Image, InForce, Job, Lists, wait_for_packets},
     maps::{Bans, Explanation, Occupancy, Tables},
     pins::{Detached, detach},
     policy::{Policy, Prefix},
     ready::whenever_ready,
+    twin::{Bucket, Twin},
     upkeep::{Health, Interface, Upkeep},
 };
 use self::{
@@ -76,6 +80,8 @@ pub struct Kernel {
     pub tables: Tables,
     /// The drop events.
     pub drops: Drops,
+    /// The packets that were drawn at random, while [`Tables::sample`] has them drawn.
+    pub samples: Samples,
     /// The programs' own log, if `debug` asked for it.
     pub debug_log: Option<DebugLog>,
     attached: Vec<Attached>,
@@ -118,11 +124,11 @@ impl Kernel {
         let mut programs = load_object(&folders.own, settings)?;
         let mut tables = Tables::take(&mut programs, lock)?;
         tables.start(&settings.policy, btf::socket_layout()?, folders.seed()?, netns_cookie)?;
-        let drops = Drops::take(&mut programs)?;
+        let (drops, samples) = (Drops::take(&mut programs)?, Samples::take(&mut programs)?);
         let debug_log = settings.debug.then(|| DebugLog::take(&mut programs)).transpose()?;
         load_programs(&mut programs)?;
         let attached = Vec::new();
-        Ok(Self { tables, drops, debug_log, attached, programs, folders, others })
+        Ok(Self { tables, drops, samples, debug_log, attached, programs, folders, others })
     }
 
     /// Attaches to every interface. A program that is there from before, of this version or
@@ -157,6 +163,14 @@ impl Kernel {
         // Without it the count begins at what opens from now on. That is logged and counted.
         let _ = upkeep.take_census();
         Ok(upkeep)
+    }
+
+    /// The packet program's twin. There is one: who has it has it alone.
+    ///
+    /// # Errors
+    /// [`KernelError::Missing`] if somebody has it.
+    pub fn take_twin(&mut self) -> Result<Twin, KernelError> {
+        Twin::take(&mut self.programs)
     }
 
     /// What was attached where, and how.

@@ -1,6 +1,7 @@
 //! What the kernel counted, and the state of what guards the interfaces.
 
 use edge_common::{Plane, Reason, map::Count};
+use edge_policy::traffic::Counts;
 use prometheus::proto::{MetricFamily, MetricType};
 
 use super::{
@@ -11,8 +12,8 @@ use crate::kernel::Interface;
 
 /// What the kernel counted, read for one scrape.
 pub struct KernelView {
-    /// Packets and bytes by reason.
-    pub counts: [Count; Reason::COUNT],
+    /// Packets and bytes by reason, of each interface by name.
+    pub counts: Vec<(String, Counts)>,
     /// Packets that would have been dropped but for monitor mode, by reason.
     pub would_drop: [Count; Reason::COUNT],
     /// Packets that matched each signature, by its name.
@@ -21,7 +22,7 @@ pub struct KernelView {
     pub tables: Vec<(&'static str, Option<u64>, u64)>,
     /// Drop events that the kernel kept back.
     pub drops_lost: u64,
-    /// Samples that the kernel kept back.
+    /// Samples that a full ring kept back.
     pub samples_lost: u64,
     /// The lists.
     pub lists: ListView,
@@ -38,14 +39,17 @@ pub struct KernelView {
 impl KernelView {
     /// All of it, as families.
     pub(super) fn families(&self) -> Vec<MetricFamily> {
-        let packet = || Reason::ALL.iter().filter(|r| r.plane() == Plane::Packet);
+        let packet_reasons = || Reason::ALL.iter().filter(|r| r.plane() == Plane::Packet);
         let by_reason = |of: fn(&Count) -> u64| {
-            packet().map(move |reason| {
-                counter(&[("reason", reason.name())], of(&self.counts[*reason as usize]))
+            self.counts.iter().flat_map(move |(interface, counts)| {
+                packet_reasons().map(move |reason| {
+                    let labels = [("reason", reason.name()), ("interface", interface)];
+                    counter(&labels, of(&counts[*reason as usize]))
+                })
             })
         };
         let used = self.tables.iter().filter_map(|(map, used, _)| Some((map, (*used)?)));
-        let lost = counter(&[], self.drops_lost);
+        let lost = |count| [counter(&[], count)];
         let (total, now) = (MetricType::COUNTER, MetricType::GAUGE);
         let mut families = vec![
             family("edged_packets_total", "Packets by outcome.", total, by_reason(|c| c.packets)),
@@ -59,7 +63,7 @@ impl KernelView {
                 "edged_packets_would_drop_total",
                 "Packets that monitor mode kept from being dropped.",
                 total,
-                packet().filter(|r| !r.passes()).map(|reason| {
+                packet_reasons().filter(|r| !r.passes()).map(|reason| {
                     let count = self.would_drop[*reason as usize].packets;
                     counter(&[("reason", reason.name())], count)
                 }),
@@ -86,13 +90,13 @@ impl KernelView {
                 "edged_drop_events_lost_total",
                 "Drop events the kernel kept back.",
                 total,
-                [lost],
+                lost(self.drops_lost),
             ),
             family(
                 "edged_samples_lost_total",
-                "Samples the kernel kept back.",
+                "Samples a full ring kept back.",
                 total,
-                [counter(&[], self.samples_lost)],
+                lost(self.samples_lost),
             ),
             family(
                 "edged_interface_filtered",

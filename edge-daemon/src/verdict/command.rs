@@ -1,7 +1,7 @@
 //! What operators say, done by the writer.
 
 use anyhow::{Context as _, bail};
-use edge_common::{Reason, Source, signature::Ask};
+use edge_common::{Reason, Source, map::PolicyFlag, signature::Ask};
 use edge_policy::{
     key::{KeyRecord, Secret},
     list::Class,
@@ -10,7 +10,6 @@ use ipnet::IpNet;
 
 use super::{
     Writer,
-    bans::reason_of,
     lists::{Entry, Origin, class_of},
 };
 use crate::{
@@ -23,8 +22,9 @@ use crate::{
     control::{
         Command, ListName, Peer, Reply,
         guard::{self, Protected},
+        packets::{EventsLost, Traffic},
         protocol::{
-            BanEntry, Entries, Explanation, InterfaceStatus, KeyCreated, KeyEntry, Life, ListEntry,
+            BanEntry, Entries, InterfaceStatus, KeyCreated, KeyEntry, Life, ListEntry,
             ReloadStatus, SignatureEntry, Status,
         },
     },
@@ -54,8 +54,11 @@ impl Writer {
             Command::ListShow { list, from } => Reply::List(self.show(list, from)),
             Command::BanList => Reply::Bans(Entries::of(self.show_bans()?)),
             Command::BanRemove { source } => self.unban(source.into())?,
-            Command::Explain { address } => Reply::Explanation(Box::new(self.explain(address)?)),
             Command::SignatureList => Reply::Signatures(Entries::of(self.show_signatures()?)),
+            Command::Explain { address, packet } => {
+                Reply::Explanation(Box::new(self.explain(address, &packet)?))
+            }
+            Command::Top { .. } => bail!("the traffic is not the writer's to watch"),
             Command::KeyCreate { name, scopes, life } => {
                 self.create_key(name, scopes, life, peer)?
             }
@@ -164,7 +167,7 @@ impl Writer {
     }
 
     /// What is known of a network that decides; an operator's word before the configuration's.
-    fn told(&self, reason: Reason, net: &IpNet) -> Option<ListEntry> {
+    pub(super) fn told(&self, reason: Reason, net: &IpNet) -> Option<ListEntry> {
         let list = match reason {
             Reason::AllowList => ListName::Allow,
             _ => ListName::Deny,
@@ -211,38 +214,6 @@ impl Writer {
         }
         self.book.pardon(&client);
         Ok(Reply::Done(format!("{client} is free and its misdeeds are forgotten")))
-    }
-
-    /// Asked of the kernel's own tables, not of what the daemon believes to be in them.
-    fn explain(&self, address: std::net::IpAddr) -> anyhow::Result<Explanation> {
-        let found = self.tables.explain(address)?;
-        let (now_ns, client) = (clock::boot_ns(), found.client);
-        let ban = found.ban.filter(|_| found.network.is_none());
-        let listed = found.network.as_ref().and_then(|(net, _)| self.told(found.reason, net));
-        let until_ns = match (&found.network, &ban) {
-            (Some((_, entry)), _) => Some(entry.until_ns),
-            (None, Some(ban)) => Some(ban.until_ns),
-            (None, None) => None,
-        };
-        Ok(Explanation {
-            address,
-            verdict: found.reason.name().into(),
-            meaning: found.reason.meaning().trim().into(),
-            rule: found.network.map(|(net, _)| net.to_string()).or_else(|| {
-                ban.map(|ban| format!("ban of {client} for {}", reason_of(&ban).name()))
-            }),
-            until_ms: until_ns
-                .filter(|until| *until != edge_common::map::FOREVER)
-                .map(clock::unix_ms_at),
-            source: listed.as_ref().map(|entry| entry.source.clone()),
-            reason: listed.as_ref().and_then(|entry| entry.reason.clone()),
-            since_ms: listed.and_then(|entry| entry.added_ms),
-            hits: found.network.map(|(_, e)| e.hits).or(ban.map(|b| b.hits)).unwrap_or_default(),
-            open_connections: found.open.into(),
-            score: self.book.score(&client, now_ns),
-            threshold: self.settings.abuse.threshold,
-            strikes: self.book.strikes(&client, now_ns),
-        })
     }
 
     fn create_key(
@@ -309,16 +280,20 @@ impl Writer {
     }
 
     fn status(&self) -> anyhow::Result<Status> {
-        let packets = self.tables.counts()?;
+        let packets = self.tables.counts_apart()?;
         let mut counts = self.edge.metrics.by_reason();
-        for (reason, packet) in edge_common::Reason::ALL.iter().zip(packets) {
-            *counts.entry(reason.name().into()).or_default() += packet.packets;
+        for (_, packets) in &packets {
+            for (reason, packet) in Reason::ALL.iter().zip(packets) {
+                *counts.entry(reason.name().into()).or_default() += packet.packets;
+            }
         }
         counts.retain(|_, count| *count > 0);
-        let would_drop = edge_common::Reason::ALL.iter().zip(self.tables.would_drop()?);
+        let would_drop = Reason::ALL.iter().zip(self.tables.would_drop()?);
         let would_drop = would_drop.map(|(reason, count)| (reason.name().into(), count.packets));
-        let Settings { kernel: packets, server, .. } = &self.settings;
+        let in_force = self.tables.settings()?;
+        let Settings { kernel, server, .. } = &self.settings;
         let interfaces = self.health.interfaces().into_iter().map(|found| InterfaceStatus {
+            traffic: Traffic::of(&packets, &found.name),
             name: found.name,
             mode: found.mode.to_string(),
             guarded: found.is_guarded,
@@ -331,9 +306,9 @@ impl Writer {
             uptime_s: self.started.elapsed().as_secs(),
             interfaces: interfaces.collect(),
             counts,
-            monitored: packets.monitor.iter().map(|reason| reason.name().into()).collect(),
+            monitored: kernel.monitor.iter().map(|reason| reason.name().into()).collect(),
             would_drop: would_drop.filter(|(_, count)| *count > 0).collect(),
-            services: packets.services.as_ref().map(|offers| {
+            services: kernel.services.as_ref().map(|offers| {
                 let own = server.https.iter().chain(&server.http).map(|a| Offer::port(a.port()));
                 let mut all = Vec::<Offer>::new();
                 own.chain(offers.iter().copied()).for_each(|offer| {
@@ -343,7 +318,14 @@ impl Writer {
                 });
                 all.iter().map(Offer::to_string).collect()
             }),
-            signatures: packets.signatures.len() as u64,
+            signatures: kernel.signatures.len() as u64,
+            sampled: (in_force.flags & PolicyFlag::SAMPLES != 0)
+                .then(|| u64::from(in_force.sample_mask) + 1),
+            events_lost: EventsLost {
+                security: self.edge.events.lost(),
+                drops: self.tables.drops_lost()?,
+                samples: self.tables.samples_lost()?,
+            },
             bans: self.bans.len() as u64,
             allow: self.allow.len() as u64,
             deny: self.deny.len() as u64,

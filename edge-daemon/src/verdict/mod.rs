@@ -7,6 +7,7 @@
 
 mod bans;
 mod command;
+mod explain;
 mod fold;
 mod keeper;
 mod lists;
@@ -25,7 +26,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use edge_common::{Reason, Source, map};
+use edge_common::{Reason, Source};
 use edge_policy::{
     abuse::Book,
     key::{KeyRecord, KeyRing},
@@ -45,7 +46,7 @@ use crate::{
     clock,
     config::{Settings, settings::NamedSignature},
     control::{Command, ListName, Peer, Reply},
-    kernel::{Health, InForce, KernelError, ListCapacity, Tables},
+    kernel::{Health, InForce, KernelError, ListCapacity, Tables, Twin},
     metrics::{
         KernelView,
         lists::{FileView, ListView},
@@ -97,6 +98,7 @@ pub struct Compiled {
 /// The kernel's tables, the store behind them and the book of misdeeds.
 pub struct Writer {
     tables: Tables,
+    twin: Twin,
     /// How the interfaces and the count of connections are, for the status and for scrapes.
     pub health: Arc<Health>,
     store: Arc<Store>,
@@ -126,7 +128,7 @@ impl Writer {
     /// the kernel's own tables, which may have outlived the last daemon. The keeper saves bans
     /// once it runs.
     pub fn new(
-        tables: Tables,
+        (tables, twin): (Tables, Twin),
         store: Store,
         config: PathBuf,
         settings: Settings,
@@ -141,6 +143,7 @@ impl Writer {
         let configured = Configured::both(&settings);
         let mut writer = Self {
             tables,
+            twin,
             health: Arc::default(),
             store,
             book: Book::new(plan::abuse(&settings.abuse)),
@@ -336,14 +339,15 @@ impl Writer {
 
     fn view(&self) -> KernelView {
         let tables = &self.tables;
-        let zeros = |error| {
-            tracing::error!(%error, "cannot read the packet counters");
-            [map::Count::default(); Reason::COUNT]
-        };
         let names = self.signatures.iter().map(|named| named.name.clone());
         KernelView {
-            counts: tables.counts().unwrap_or_else(zeros),
-            would_drop: tables.would_drop().unwrap_or_else(zeros),
+            counts: tables.counts_apart().unwrap_or_else(|error| {
+                tracing::error!(%error, "cannot read the packet counters");
+                Vec::new()
+            }),
+            would_drop: tables
+                .would_drop()
+                .unwrap_or([edge_common::map::Count::default(); Reason::COUNT]),
             signature_hits: names.zip(tables.signature_hits().unwrap_or_default()).collect(),
             tables: tables.occupancy().iter().map(|o| (o.map, o.used, o.capacity)).collect(),
             drops_lost: tables.drops_lost().unwrap_or_default(),

@@ -1,0 +1,166 @@
+//! What can be asked and told about packets.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use edge_common::Reason;
+use edge_policy::traffic::Counts;
+use serde::{Deserialize, Serialize};
+
+/// Clients that one answer tells of at most.
+pub const TALKERS_MAX: usize = 256;
+
+/// A packet to ask about; what is left out is as in a TCP SYN to the first HTTPS listener.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Probe {
+    /// The whole frame from the Ethernet header on, in hexadecimal; all else is left out then, but
+    /// for the interface.
+    pub frame: Option<String>,
+    /// The interface that it comes in by; `None`: the first that is guarded.
+    pub interface: Option<String>,
+    /// Its protocol.
+    pub protocol: Option<Protocol>,
+    /// Its destination address.
+    pub destination: Option<IpAddr>,
+    /// Its destination port.
+    pub port: Option<u16>,
+    /// Its source port.
+    pub source_port: Option<u16>,
+    /// Its TCP flags, as the header has them.
+    pub flags: Option<u8>,
+    /// Bytes of the whole frame.
+    pub length: Option<u32>,
+}
+
+/// The protocol of a packet to ask about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// TCP
+    Tcp,
+    /// UDP
+    Udp,
+    /// An ICMP or ICMPv6 echo request
+    Icmp,
+}
+
+/// What a client, or a prefix around it, may still send at once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bucket {
+    /// The name of the reason for which more than that is refused.
+    pub limit: String,
+    /// The client or the prefix.
+    pub of: String,
+    /// Packets, bytes or connections that still fit.
+    pub left: u64,
+    /// Those that fit into an untouched bucket.
+    pub burst: u64,
+}
+
+/// What came in by an interface so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Packets.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Packets that were dropped.
+    pub drops: u64,
+}
+
+impl Traffic {
+    /// The sum over all reasons, of the interface of this name.
+    #[must_use]
+    pub fn of(counts: &[(String, Counts)], interface: &str) -> Self {
+        let mut sum = Self::default();
+        let counts = counts.iter().filter(|(name, _)| name == interface);
+        for (reason, count) in counts.flat_map(|(_, counts)| Reason::ALL.iter().zip(counts)) {
+            sum.packets += count.packets;
+            sum.bytes += count.bytes;
+            sum.drops += if reason.passes() { 0 } else { count.packets };
+        }
+        sum
+    }
+}
+
+/// Events that were not told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventsLost {
+    /// Security events: over their rate, a full queue or a failing destination.
+    pub security: u64,
+    /// Drop events that the kernel kept back: over their rate, or a full ring.
+    pub drops: u64,
+    /// Samples that the kernel kept back: a full ring.
+    pub samples: u64,
+}
+
+/// By what those who send most are sorted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Sort {
+    /// What they cost the receiver
+    Cost,
+    /// Packets
+    Packets,
+    /// Bytes
+    Bytes,
+    /// Dropped packets
+    Drops,
+}
+
+/// Who sends most, by samples of the traffic of the last seconds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Top {
+    /// The seconds that the figures are of; what is past fades out of them.
+    pub window_s: f64,
+    /// Samples that they rest on.
+    pub samples: u64,
+    /// One packet in so many is sampled.
+    pub sampled: u64,
+    /// Samples lost since somebody began to look.
+    pub samples_lost: u64,
+    /// What comes in by each guarded interface, and by any other.
+    pub interfaces: Vec<InterfaceTraffic>,
+    /// Clients, the first by the order that was asked for first.
+    pub talkers: Vec<Talker>,
+}
+
+/// What comes in by an interface.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InterfaceTraffic {
+    /// Its name.
+    pub name: String,
+    /// Packets a second.
+    pub packets_per_s: f64,
+    /// Bytes a second.
+    pub bytes_per_s: f64,
+    /// Packets a second that are dropped, by the name of the reason.
+    pub drops_per_s: BTreeMap<String, f64>,
+}
+
+/// A client that sends much.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Talker {
+    /// The address or prefix that stands for it.
+    pub source: String,
+    /// Its share of what all packets cost the receiver, 0 to 1.
+    pub cost: f64,
+    /// Packets a second.
+    pub packets_per_s: f64,
+    /// Bytes a second.
+    pub bytes_per_s: f64,
+    /// Packets a second that are dropped.
+    pub drops_per_s: f64,
+    /// The name of the reason for which most of its packets end.
+    pub reason: String,
+    /// The IP protocol of most of its packets; 0 if it was not parsed that far.
+    pub protocol: u8,
+    /// Their destination port; an ICMP type and code.
+    pub port: u16,
+    /// TCP connections that it holds open.
+    pub open_connections: u64,
+    /// Whether it is banned.
+    pub banned: bool,
+    /// The list it is on: "allow" or "deny".
+    pub listed: Option<String>,
+}

@@ -1,0 +1,227 @@
+//! What becomes of a packet, and why: asked of the packet program itself, by its twin, and of the
+//! tables that it goes by.
+
+use std::net::IpAddr;
+
+use anyhow::{Context as _, bail};
+use edge_common::{
+    Reason, Source,
+    map::{Ban, FOREVER, Facts, Settings},
+};
+use edge_policy::{
+    list::Class,
+    probe::{self, Transport},
+};
+
+use super::{Writer, bans::reason_of};
+use crate::{
+    clock,
+    control::{
+        packets::{Bucket, Probe, Protocol},
+        protocol::{BanEntry, Explanation},
+    },
+    kernel,
+};
+
+/// What is known of the rule that decides.
+#[derive(Default)]
+struct Rule {
+    name: Option<String>,
+    source: Option<String>,
+    reason: Option<String>,
+    since_ms: Option<u64>,
+    until_ns: Option<u64>,
+    hits: u64,
+}
+
+impl Writer {
+    /// Runs the twin on such a packet, and finds the rule that decided.
+    pub(super) fn explain(
+        &mut self,
+        address: Option<IpAddr>,
+        probe: &Probe,
+    ) -> anyhow::Result<Explanation> {
+        let (frame, words) = match (&probe.frame, address) {
+            (Some(frame), _) => (read_hex(frame)?, "a frame".to_owned()),
+            (None, Some(address)) => self.frame(address, probe)?,
+            (None, None) => bail!("neither an address nor a frame to ask about"),
+        };
+        let interfaces = self.tables.interfaces()?;
+        let interface = match &probe.interface {
+            None => interfaces.first(),
+            Some(name) => Some(
+                interfaces
+                    .iter()
+                    .find(|(guarded, _)| guarded == name)
+                    .with_context(|| format!("no interface named {name} is guarded"))?,
+            ),
+        };
+        let (interface, ifindex) = interface.cloned().unwrap_or_else(|| ("lo".into(), 0));
+        let facts = self.twin.judge(&frame, ifindex)?;
+        let settings = self.tables.settings()?;
+        let address = facts.source.into();
+        let mut found = self.tables.explain(address)?;
+        let reason = Reason::from_index(facts.reason).unwrap_or(Reason::InternalError);
+        let would = facts.would.checked_sub(1).and_then(Reason::from_index);
+        if would == Some(Reason::DenyList) && found.network.is_none() {
+            found.network = self.tables.lists.decides(Class::Watch, address, clock::boot_ns());
+        }
+        let rule = self.rule(would.unwrap_or(reason), &facts, &found, &settings);
+        let (client, now_ns) = (found.client, clock::boot_ns());
+        let buckets = self.twin.buckets(&settings, &facts)?;
+        Ok(Explanation {
+            address,
+            packet: format!("{words}, {} bytes, by {interface}", frame.len()),
+            verdict: reason.name().into(),
+            meaning: reason.meaning().trim().into(),
+            passes: reason.passes(),
+            would: would.map(|reason| reason.name().into()),
+            rule: rule.name,
+            source: rule.source,
+            reason: rule.reason,
+            since_ms: rule.since_ms,
+            until_ms: rule.until_ns.filter(|until| *until != FOREVER).map(clock::unix_ms_at),
+            hits: rule.hits,
+            ban: found.ban.map(|ban| ban_entry(client, &ban)),
+            buckets: buckets.iter().map(|bucket| show_bucket(bucket, &facts, client)).collect(),
+            open_connections: found.open.into(),
+            open_connections_max: settings.open_max,
+            score: self.book.score(&client, now_ns),
+            threshold: self.settings.abuse.threshold,
+            strikes: self.book.strikes(&client, now_ns),
+        })
+    }
+
+    /// The frame that is asked about, and in words.
+    fn frame(&self, source: IpAddr, asked: &Probe) -> anyhow::Result<(Vec<u8>, String)> {
+        let protocol = asked.protocol.unwrap_or(Protocol::Tcp);
+        let listeners = &self.settings.server.https;
+        let is_fit =
+            |address: &IpAddr| address.is_ipv4() == source.is_ipv4() && !address.is_unspecified();
+        let own = listeners.iter().map(|listener| listener.ip()).find(is_fit);
+        let destination = asked.destination.or(own).unwrap_or(match source {
+            IpAddr::V4(_) => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
+            IpAddr::V6(_) => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
+        });
+        if asked.flags.is_some() && protocol != Protocol::Tcp {
+            bail!("only TCP has flags");
+        }
+        if protocol == Protocol::Icmp && (asked.port.is_some() || asked.source_port.is_some()) {
+            bail!("ICMP has no ports");
+        }
+        let port = asked.port.or(listeners.first().map(|l| l.port())).unwrap_or(HTTPS);
+        let source_port = asked.source_port.unwrap_or(SOURCE_PORT);
+        let transport = match protocol {
+            Protocol::Tcp => {
+                Transport::Tcp { source_port, port, flags: asked.flags.unwrap_or(SYN) }
+            }
+            Protocol::Udp => Transport::Udp { source_port, port },
+            Protocol::Icmp => Transport::Icmp,
+        };
+        let probe = probe::Probe { source, destination, transport, length: asked.length };
+        match probe.frame() {
+            Ok(frame) => Ok((frame, probe.to_string())),
+            Err(fault) => bail!("no such packet: {fault}"),
+        }
+    }
+
+    fn rule(
+        &self,
+        reason: Reason,
+        facts: &Facts,
+        found: &kernel::Explanation,
+        settings: &Settings,
+    ) -> Rule {
+        match (reason, &found.network, &found.ban) {
+            (Reason::AllowList, Some((net, entry)), _)
+            | (Reason::DenyList, Some((net, entry)), _) => {
+                let told = self.told(reason, net);
+                Rule {
+                    name: Some(net.to_string()),
+                    source: told.as_ref().map(|entry| entry.source.clone()),
+                    reason: told.as_ref().and_then(|entry| entry.reason.clone()),
+                    since_ms: told.and_then(|entry| entry.added_ms),
+                    until_ns: Some(entry.until_ns),
+                    hits: entry.hits,
+                }
+            }
+            (Reason::Ban, _, Some(ban)) => Rule {
+                name: Some(format!("ban of {} for {}", found.client, reason_of(ban).name())),
+                since_ms: Some(clock::unix_ms_at(ban.since_ns)),
+                until_ns: Some(ban.until_ns),
+                hits: ban.hits,
+                ..Rule::default()
+            },
+            (Reason::Signature, ..) => {
+                // A rule that only monitors by itself is not told.
+                let is_told = facts.would == 0 || settings.monitored >> reason as u32 & 1 != 0;
+                let index = facts.rule as usize;
+                let named = self.signatures.get(index).filter(|_| is_told);
+                let hits = self.tables.signature_hits().unwrap_or_default();
+                Rule {
+                    name: named.map(|named| format!("signature {}", named.name)),
+                    source: named.map(|_| "config".into()),
+                    hits: hits.get(index).copied().filter(|_| named.is_some()).unwrap_or_default(),
+                    ..Rule::default()
+                }
+            }
+            _ => Rule::default(),
+        }
+    }
+}
+
+fn ban_entry(client: Source, ban: &Ban) -> BanEntry {
+    BanEntry {
+        source: client.into(),
+        since_ms: clock::unix_ms_at(ban.since_ns),
+        until_ms: clock::unix_ms_at(ban.until_ns),
+        reason: reason_of(ban).name().into(),
+        strikes: ban.strikes,
+        hits: ban.hits,
+        first_drop_us: (ban.first_hit_ns > 0)
+            .then(|| ban.first_hit_ns.saturating_sub(ban.since_ns) / 1000),
+    }
+}
+
+fn show_bucket(bucket: &kernel::Bucket, facts: &Facts, client: Source) -> Bucket {
+    let of = match bucket.prefix_bits {
+        None => client.to_string(),
+        Some(bits) => format!("{}/{bits}", facts.source.prefix(bits)),
+    };
+    let limit = bucket.kind.reason().name().into();
+    Bucket { limit, of, left: bucket.left, burst: bucket.burst }
+}
+
+/// A frame from its digits, two a byte, with blanks and colons between them as one likes.
+fn read_hex(text: &str) -> anyhow::Result<Vec<u8>> {
+    let digits: Option<Vec<u8>> = text
+        .chars()
+        .filter(|c| !c.is_whitespace() && *c != ':')
+        .map(|c| c.to_digit(16).map(|digit| digit as u8))
+        .collect();
+    let digits = digits.context("the frame is not hexadecimal")?;
+    let bytes: Vec<u8> = digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect();
+    if digits.len() % 2 != 0 || !(14..=probe::FRAME_BYTES_MAX as usize).contains(&bytes.len()) {
+        bail!("a frame has 14 to {} whole bytes", probe::FRAME_BYTES_MAX);
+    }
+    Ok(bytes)
+}
+
+const HTTPS: u16 = 443;
+const SYN: u8 = 2;
+/// Of a packet that is asked about without one: what a client might choose.
+const SOURCE_PORT: u16 = 40_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_read_from_their_digits() {
+        let text = "02:00:00:00:00:01 020000000002 0806";
+        assert_eq!(read_hex(text).unwrap()[12..], [8, 6]);
+        for bad in ["", "02", "0200000000010200000000020", "zz00000000010200000000020806"] {
+            assert!(read_hex(bad).is_err(), "{bad}");
+        }
+    }
+}
