@@ -15,11 +15,9 @@ use aya::{
 };
 use edge_common::{
     Reason, Source, limit,
-    map::{
-        self, Ban, Count, Entry, INTERFACES_MAX, Settings, SignaturesInForce, SocketLayout,
-        count_index,
-    },
+    map::{self, Ban, Count, Entry, INTERFACES_MAX, Settings, SocketLayout, count_index},
     open,
+    signature::SignaturesInForce,
 };
 use edge_policy::list::Class;
 use ipnet::IpNet;
@@ -44,7 +42,7 @@ pub struct Tables {
     uncounted: PerCpuArray<MapData, u64>,
     open: Array<MapData, [u64; open::WAYS]>,
     pub(super) sockets: HashMap<MapData, u64, u64>,
-    rules: Rules,
+    pub(super) rules: Rules,
     settings: Array<MapData, Settings>,
     /// Held for as long as anyone may write: two daemons would undo each other's lists.
     lock: Arc<Lock>,
@@ -198,14 +196,6 @@ impl Tables {
             }
         }
         Ok(counts)
-    }
-
-    /// Packets that matched each signature in force, in their order.
-    ///
-    /// # Errors
-    /// [`KernelError::Table`] if the kernel refuses.
-    pub fn signature_hits(&self) -> Result<Vec<u64>, KernelError> {
-        self.rules.hits(SignaturesInForce::of(self.settings()?.signatures))
     }
 
     /// Drop events that the event rate or a full ring kept back.
