@@ -5,8 +5,8 @@ use core::ops::ControlFlow::{self, Continue};
 use aya_ebpf::{helpers::generated::bpf_xdp_load_bytes, programs::XdpContext};
 use edge_common::{
     Reason,
-    map::{FactFlag, PolicyFlag, SIGNATURES_MAX, SignaturesInForce},
-    signature::{Action, Ask, Signature},
+    map::{FactFlag, PolicyFlag, SIGNATURES_MAX},
+    signature::{Action, Ask, Signature, SignaturesInForce},
 };
 
 use crate::{

@@ -187,7 +187,7 @@ impl fmt::Display for NamedSignature {
         let any = &Signature::ANY;
         let mut add = |is_asked, word: String| {
             if is_asked {
-                text += &word
+                text += &word;
             }
         };
         add(rule.source_ports != any.source_ports, format!(" from {}", span(rule.source_ports)));
@@ -229,7 +229,7 @@ fn span<T: fmt::Display + PartialEq>([from, to]: [T; 2]) -> String {
 
 /// Whether the upper rule drops whatever the lower one matches.
 fn hides(upper: &Signature, lower: &Signature) -> bool {
-    fn holds<T: PartialOrd>(outer: [T; 2], inner: [T; 2]) -> bool {
+    fn holds<T: PartialOrd + Copy>(outer: [T; 2], inner: [T; 2]) -> bool {
         outer[0] <= inner[0] && inner[1] <= outer[1]
     }
     let (known, asked) = (usize::from(upper.payload_bytes), usize::from(lower.payload_bytes));

@@ -15,8 +15,9 @@ use aya::{
 };
 use edge_common::{
     Reason, Source, limit,
-    map::{self, Ban, Count, Entry, PolicyFlag, Settings, SignaturesInForce, SocketLayout},
+    map::{self, Ban, Count, Entry, PolicyFlag, Settings, SocketLayout},
     open,
+    signature::SignaturesInForce,
 };
 use edge_policy::list::Class;
 use ipnet::IpNet;
@@ -41,7 +42,7 @@ pub struct Tables {
     uncounted: PerCpuArray<MapData, u64>,
     open: Array<MapData, [u64; open::WAYS]>,
     pub(super) sockets: HashMap<MapData, u64, u64>,
-    rules: Rules,
+    pub(super) rules: Rules,
     settings: Array<MapData, Settings>,
     /// Whoever holds it reads the settings, changes them and writes them back.
     change: Arc<Mutex<()>>,
@@ -148,14 +149,6 @@ impl Tables {
             settings.ephemeral_ports = ephemeral_ports;
             policy.write(settings);
         })
-    }
-
-    /// Packets that matched each signature in force, in their order.
-    ///
-    /// # Errors
-    /// [`KernelError::Table`] if the kernel refuses.
-    pub fn signature_hits(&self) -> Result<Vec<u64>, KernelError> {
-        self.rules.hits(SignaturesInForce::of(self.settings()?.signatures))
     }
 
     /// What the programs go by.

@@ -9,15 +9,26 @@ use aya::{
 };
 use edge_common::{
     Signature,
-    map::{self, SIGNATURES_MAX, SignaturesInForce},
+    map::{self, SIGNATURES_MAX},
     service::{self, Service},
+    signature::SignaturesInForce,
 };
 
 use super::{
     KernelError, Policy,
-    maps::{again, table_error, take},
+    maps::{Tables, again, table_error, take},
     pins::path_error,
 };
+
+impl Tables {
+    /// Packets that matched each signature in force, in their order.
+    ///
+    /// # Errors
+    /// [`KernelError::Table`] if the kernel refuses.
+    pub fn signature_hits(&self) -> Result<Vec<u64>, KernelError> {
+        self.rules.hits(SignaturesInForce::of(self.settings()?.signatures))
+    }
+}
 
 pub(super) struct Rules {
     signatures: Array<MapData, Signature>,
