@@ -3,6 +3,7 @@
 //! Times are `CLOCK_BOOTTIME` nanoseconds, which go on through suspend and which the kernel
 //! programs compare themselves: a ban ends on time while the daemon is dead.
 
+pub use crate::signature::SignaturesInForce;
 use crate::{
     Rate,
     reason::Reason,
@@ -328,30 +329,6 @@ pub mod PolicyFlag {
     pub const SAMPLES: u32 = 4;
     /// Some signature asks for the payload.
     pub const PAYLOADS: u32 = 8;
-}
-
-/// Where the signatures in force lie: one number, so that a packet sees either the old or the new.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SignaturesInForce {
-    /// The index in [`SIGNATURES`] of the first: 0 or [`SIGNATURES_MAX`].
-    pub first: u32,
-    /// How many; at most [`SIGNATURES_MAX`].
-    pub count: u32,
-}
-
-impl SignaturesInForce {
-    /// As `Settings` keep it.
-    #[must_use]
-    pub const fn number(self) -> u32 {
-        self.first << 16 | self.count
-    }
-
-    /// Read back.
-    #[inline(always)]
-    #[must_use]
-    pub const fn of(number: u32) -> Self {
-        Self { first: number >> 16 & SIGNATURES_MAX, count: number & 0xffff }
-    }
 }
 
 /// Byte offsets in the running kernel's structures, read from its BTF.

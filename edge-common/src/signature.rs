@@ -3,7 +3,7 @@
 
 use crate::{
     Rate,
-    map::{FactFlag, Facts},
+    map::{FactFlag, Facts, SIGNATURES_MAX},
 };
 
 /// A rule. What it does not ask for matches anything.
@@ -99,6 +99,30 @@ impl Signature {
                     && facts.tcp_flags & self.tcp_mask == self.tcp_flags
                     && facts.payload_bytes >= self.payload_bytes
                     && starts(&facts.payload, &self.payload, self.payload_bytes))
+    }
+}
+
+/// Where the signatures in force lie: one number, so that a packet sees either the old or the new.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SignaturesInForce {
+    /// The index in [`map::SIGNATURES`](crate::map::SIGNATURES) of the first: 0 or [`SIGNATURES_MAX`].
+    pub first: u32,
+    /// How many; at most [`SIGNATURES_MAX`].
+    pub count: u32,
+}
+
+impl SignaturesInForce {
+    /// As `Settings` keep it.
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        self.first << 16 | self.count
+    }
+
+    /// Read back.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(number: u32) -> Self {
+        Self { first: number >> 16 & SIGNATURES_MAX, count: number & 0xffff }
     }
 }
 
