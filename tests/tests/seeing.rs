@@ -169,10 +169,17 @@ fn explain_names_what_decides() -> Result<()> {
 }
 
 #[test]
-fn explain_tells_of_limits_and_bans() -> Result<()> {
+fn explain_tells_of_signatures_limits_and_bans() -> Result<()> {
     let lab = Lab::new()?;
     let rate = r#"{ rate = "1/h", burst = 40 }"#;
-    let edged = lab.edged()?.set("kernel.connection_rate", rate).start()?;
+    let signature = "[[kernel.signature]]\nname = \"ntp\"\naction = \"drop\"\nprotocol = \"udp\"\n\
+                     source_ports = 123\n";
+    let edged = lab.edged()?.set("kernel.connection_rate", rate).append(signature)?.start()?;
+    let matched = edged.ask(&format!("explain {CLIENT} --protocol udp --source-port 123"))?;
+    assert_eq!(
+        (&matched["verdict"], &matched["rule"], &matched["hits"]),
+        (&"signature".into(), &"signature ntp".into(), &0.into())
+    );
     let bucket = |source: &str| -> Result<Value> {
         let told = edged.ask(&format!("explain {source}"))?;
         let buckets = told["buckets"].as_array().context("no buckets")?.clone();

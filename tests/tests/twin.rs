@@ -127,7 +127,7 @@ const TABLES: [(&str, u32, usize); 6] = [
     ("OPEN", map::OPEN_SETS, 64),
     ("DROPS_CELL", 1, 32),
     ("COUNTS", map::INTERFACES_MAX * 2 * map::REASONS_MAX, 16 * CPUS_MAX),
-    ("SIGNATURE_HITS", map::SIGNATURES_MAX, 8 * CPUS_MAX),
+    ("SIGNATURE_HITS", 2 * map::SIGNATURES_MAX, 8 * CPUS_MAX),
 ];
 const CPUS_MAX: usize = 64;
 

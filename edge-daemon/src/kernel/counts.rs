@@ -32,10 +32,7 @@ impl Tables {
     pub fn counts(&self) -> Result<Counts, KernelError> {
         let mut sum = [Count::default(); Reason::COUNT];
         for (_, counts) in self.counts_apart()? {
-            for (sum, count) in sum.iter_mut().zip(counts) {
-                sum.packets += count.packets;
-                sum.bytes += count.bytes;
-            }
+            add(&mut sum, &counts);
         }
         Ok(sum)
     }
@@ -45,13 +42,10 @@ impl Tables {
     /// # Errors
     /// [`KernelError::Table`] if the kernel refuses.
     pub fn would_drop(&self) -> Result<Counts, KernelError> {
-        let mut sum = [Count::default(); Reason::COUNT];
         let places = self.places()?.into_iter().map(|(place, ..)| place);
+        let mut sum = [Count::default(); Reason::COUNT];
         for place in places.chain([INTERFACES_MAX - 1]) {
-            for (sum, count) in sum.iter_mut().zip(self.counts_at(place, true)?) {
-                sum.packets += count.packets;
-                sum.bytes += count.bytes;
-            }
+            add(&mut sum, &self.counts_at(place, true)?);
         }
         Ok(sum)
     }
@@ -147,6 +141,13 @@ impl Tables {
 fn lost(events: &PerCpuArray<MapData, u64>, index: u32) -> Result<u64, KernelError> {
     let cpus = events.get(&index, 0).map_err(table_error(map::EVENTS_LOST))?;
     Ok(cpus.iter().sum())
+}
+
+fn add(sum: &mut Counts, counts: &Counts) {
+    for (sum, count) in sum.iter_mut().zip(counts) {
+        sum.packets += count.packets;
+        sum.bytes += count.bytes;
+    }
 }
 
 fn packet_reasons() -> impl Iterator<Item = u32> {
