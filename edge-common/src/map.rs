@@ -3,7 +3,6 @@
 //! Times are `CLOCK_BOOTTIME` nanoseconds, which go on through suspend and which the kernel
 //! programs compare themselves: a ban ends on time while the daemon is dead.
 
-pub use crate::signature::SignaturesInForce;
 use crate::{
     Rate,
     reason::Reason,
