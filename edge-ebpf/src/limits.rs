@@ -14,14 +14,16 @@ use crate::{
     tables::{self, Knobs, Slot, fact, setting},
 };
 
-/// Charges the packet under a kind, to its client and to the prefixes around it.
+/// Charges the packet under a kind, to its client and then to the prefixes around it.
 #[inline(always)]
 pub fn judge(knobs: Knobs, slot: &Slot, kind: Kind) -> ControlFlow<Reason> {
-    match charge(knobs, slot, kind) {
-        ADMITTED => Continue(()),
-        REFUSED => refuse(knobs, kind.reason(), slot.would()),
-        _ => refuse(knobs, Reason::PrefixRate, slot.would()),
+    if charge_level(knobs, slot, kind, 0, fact!(slot, client_hash)) != ADMITTED {
+        refuse(knobs, kind.reason(), slot.would())?;
     }
+    if charge_prefixes(knobs, slot, kind) != ADMITTED {
+        refuse(knobs, Reason::PrefixRate, slot.would())?;
+    }
+    Continue(())
 }
 
 /// Looks, without charging, whether the client holds as many open connections as it may.
@@ -35,13 +37,8 @@ pub fn below_open_max(knobs: Knobs, slot: &Slot) -> ControlFlow<Reason> {
     refuse(knobs, Reason::OpenConnections, slot.would())
 }
 
-/// Charges the packet in hand under a kind, level by level.
 #[inline(always)]
-fn charge(knobs: Knobs, slot: &Slot, kind: Kind) -> u64 {
-    let hash = fact!(slot, client_hash);
-    if charge_level(knobs, slot, kind, 0, hash) != ADMITTED {
-        return REFUSED;
-    }
+fn charge_prefixes(knobs: Knobs, slot: &Slot, kind: Kind) -> u64 {
     if slot.flags() & FactFlag::V4 != 0 {
         return ADMITTED;
     }
@@ -51,7 +48,7 @@ fn charge(knobs: Knobs, slot: &Slot, kind: Kind) -> u64 {
         if bits != 0 {
             let hash = fact!(slot, source).prefix_hash(bits, setting!(knobs, seed));
             if charge_level(knobs, slot, kind, level, hash) != ADMITTED {
-                return PREFIX_REFUSED;
+                return REFUSED;
             }
         }
         level += 1;
@@ -148,11 +145,10 @@ extern "C" fn count_open(hash: u64) -> u64 {
     tables::OPEN.set(hash).map_or(0, |set| u64::from(open::count(set, hash)))
 }
 
-/// What [`attempt_charge`] and [`charge`] say.
+/// What [`attempt_charge`] says.
 const REFUSED: u64 = 0;
 const ADMITTED: u64 = 1;
 const CONTENDED: u64 = 2;
-const PREFIX_REFUSED: u64 = 3;
 
 /// Tables to charge in.
 const PACKETS: u64 = 0;

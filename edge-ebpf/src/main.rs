@@ -25,7 +25,7 @@ use edge_common::{
 
 use crate::{
     frame::Frame,
-    tables::{Knobs, Slot, setting},
+    tables::{Knobs, Slot, fact, setting},
 };
 
 /// Judges one packet.
@@ -52,13 +52,22 @@ fn run(ctx: &XdpContext, is_twin: bool) -> u32 {
     // The facts lie in a table, of which the verifier remembers nothing: however a packet was
     // read, the rest of the program is walked once.
     let reason = match read {
-        Break(reason) => reason,
-        Continue(()) => match judge(ctx, knobs, &slot) {
+        Break(reason) if !goes_on(knobs, &slot, reason) => reason,
+        _ => match judge(ctx, knobs, &slot) {
             Break(reason) => reason,
             Continue(()) => Reason::Pass,
         },
     };
     report::settle(ctx, knobs, &slot, reason)
+}
+
+/// Whether a packet that could not be read to its end is judged by what is known of it: its source,
+/// but no transport header. Monitoring that refusal shall not switch off the others.
+#[inline(always)]
+fn goes_on(knobs: Knobs, slot: &Slot, reason: Reason) -> bool {
+    matches!(reason, Reason::MalformedPacket | Reason::UnparsedPacket)
+        && fact!(slot, now_ns) != 0
+        && refuse(knobs, reason, slot.would()).is_continue()
 }
 
 /// Reads the packet, and judges its source as soon as it is known: nothing deeper can save it.

@@ -9,8 +9,8 @@ use aya_ebpf::{
 use edge_common::{
     Signature, Source, atomic, limit,
     map::{
-        BANS_MAX, Ban, CLIENT_SETS, Count, FactFlag, Facts, INTERFACES_MAX, KIND_SETS,
-        OPEN_SETS, REASONS_MAX, RING_BYTES, SIGNATURES_MAX, SOCKETS_MAX, Settings,
+        BANS_MAX, Ban, CLIENT_SETS, Count, FactFlag, Facts, INTERFACES_MAX, KIND_SETS, OPEN_SETS,
+        REASONS_MAX, RING_BYTES, SIGNATURES_MAX, SOCKETS_MAX, Settings,
     },
     open,
     service::{self, Service},

@@ -114,14 +114,15 @@ impl Tables {
     }
 
     /// Writes the first settings: with the seed of adopted tables, or a new one if it is 0. The next
-    /// census forgets the sockets of another network namespace.
+    /// census forgets the sockets of another network namespace. Whether no program has gone by
+    /// these settings before.
     pub(super) fn start(
         &mut self,
-        policy: &Policy,
         layout: SocketLayout,
         seed: u64,
         netns_cookie: u64,
-    ) -> Result<(), KernelError> {
+    ) -> Result<bool, KernelError> {
+        let is_new = self.settings()?.seed == 0;
         let seed = match seed {
             0 => getrandom::u64().map_err(KernelError::Random)?.max(1),
             seed => seed,
@@ -132,7 +133,7 @@ impl Tables {
             settings.socket = layout;
         })?;
         self.sample(None)?;
-        self.update_policy(policy)
+        Ok(is_new)
     }
 
     /// Changes the policy; counts and buckets go on.

@@ -84,6 +84,7 @@ pub struct Kernel {
     pub samples: Samples,
     /// The programs' own log, if `debug` asked for it.
     pub debug_log: Option<DebugLog>,
+    policy: Policy,
     attached: Vec<Attached>,
     programs: Ebpf,
     folders: Folders,
@@ -123,12 +124,16 @@ impl Kernel {
         pins::verify(&folders.own)?;
         let mut programs = load_object(&folders.own, settings)?;
         let mut tables = Tables::take(&mut programs, lock)?;
-        tables.start(&settings.policy, btf::socket_layout()?, folders.seed()?, netns_cookie)?;
+        // The tables of a running filter stay as they are until this one takes over.
+        if tables.start(btf::socket_layout()?, folders.seed()?, netns_cookie)? {
+            tables.update_policy(&settings.policy)?;
+        }
         let (drops, samples) = (Drops::take(&mut programs)?, Samples::take(&mut programs)?);
         let debug_log = settings.debug.then(|| DebugLog::take(&mut programs)).transpose()?;
         load_programs(&mut programs)?;
         let attached = Vec::new();
-        Ok(Self { tables, drops, samples, debug_log, attached, programs, folders, others })
+        let policy = settings.policy.clone();
+        Ok(Self { policy, tables, drops, samples, debug_log, attached, programs, folders, others })
     }
 
     /// Attaches to every interface. A program that is there from before, of this version or
@@ -146,6 +151,7 @@ impl Kernel {
             maps::again(map::SOCKETS, self.tables.sockets.map())?,
         );
         let xdp: &mut Xdp = program_named(&mut self.programs, PACKETS)?;
+        self.tables.update_policy(&self.policy)?;
         let held = attach::interfaces(xdp, interfaces, &self.folders)?;
         self.attached = held.iter().map(|(attached, _)| attached.clone()).collect();
         self.tables.count_apart(self.attached.iter().map(|attached| attached.ifindex))?;
