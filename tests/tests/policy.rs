@@ -10,7 +10,7 @@ use edge_common::{
 };
 use edge_daemon::kernel::{Policy, Prefix};
 use edge_tests::{
-    packet::{ACK, Packet, SYN, ether, v4, v6},
+    packet::{ACK, DESTINATION, Packet, SYN, ether, v4, v6},
     plane::{Plane, Verdict},
 };
 
@@ -261,4 +261,36 @@ fn a_monitored_limit_lets_all_pass_and_counts_the_excess() {
     }
     plane.update(&limited);
     assert_eq!(plane.judge(&frame), Verdict::of(PacketRate));
+}
+
+#[test]
+fn a_monitored_limit_does_not_spare_from_that_of_the_prefix() {
+    let prefixes = [Some(Prefix { bits: 48, factor: 2 }), None];
+    let policy = Policy { prefixes, monitored: vec![PacketRate], ..UNLIMITED };
+    let mut plane = Plane::new(policy.limit(Kind::Packets, hourly(4)));
+    let frame = v6(GOOD6).udp().build();
+    for n in 0..10 {
+        let verdict = match n {
+            0..4 => Verdict::PASS,
+            4..8 => Verdict::would(PacketRate),
+            _ => Verdict { reason: PrefixRate, would: Some(PacketRate) },
+        };
+        assert_eq!(plane.judge(&frame), verdict, "{n}");
+    }
+}
+
+#[test]
+fn what_cannot_be_parsed_is_still_judged_by_its_source_where_that_is_monitored() {
+    let monitored = vec![Reason::UnparsedPacket, Reason::MalformedPacket];
+    let deep = (0..9).fold(v6(GOOD6), |packet, _| packet.extension(DESTINATION, 0));
+    let deep = deep.udp().build();
+    let policy = Policy { monitored, ..UNLIMITED }.limit(Kind::Packets, hourly(2));
+    let mut plane = Plane::new(policy.clone());
+    for _ in 0..2 {
+        assert_eq!(plane.judge(&deep), Verdict::would(Reason::UnparsedPacket));
+    }
+    let refused = |reason| Verdict { reason, would: Some(Reason::UnparsedPacket) };
+    assert_eq!(plane.judge(&deep), refused(PacketRate));
+    plane.update(&Policy { services: Some(Vec::new()), ..policy });
+    assert_eq!(plane.judge(&deep), refused(Reason::NoService));
 }
