@@ -10,6 +10,7 @@
 )]
 
 pub mod atomic;
+pub mod cookie;
 pub mod limit;
 pub mod list;
 pub mod map;

@@ -54,6 +54,12 @@ pub const SIGNATURES: &str = "SIGNATURES";
 pub const SIGNATURE_HITS: &str = "SIGNATURE_HITS";
 /// Bits of [`crate::service`]: what is offered to the outside.
 pub const SERVICES: &str = "SERVICES";
+/// What SYN cookies protect, and how it fares. Hash: [`Listener`] -> [`Pressure`].
+pub const LISTENERS: &str = "LISTENERS";
+/// One `u64`: until when TCP packets of no connection are refused.
+pub const ALARM: &str = "ALARM";
+/// Two [`crate::cookie::Segment`] per CPU, one for the twin: room for the SYN in hand.
+pub const SEGMENTS: &str = "SEGMENTS";
 /// One [`Facts`] per CPU: what is known of the packet in hand.
 pub const FACTS: &str = "FACTS";
 /// One [`Facts`]: what the twin found.
@@ -77,6 +83,10 @@ pub const REASONS_MAX: u32 = 64;
 pub const INTERFACES_MAX: u32 = 16;
 /// Signature rules.
 pub const SIGNATURES_MAX: u32 = 64;
+/// Addresses with ports that SYN cookies protect.
+pub const LISTENERS_MAX: u32 = 4_096;
+/// Of TCP packets of no connection, one in so many is looked for in peace; a power of two.
+pub const UNSOLICITED_SAMPLE: u64 = 64;
 /// Bytes of each ring, a power of two and a multiple of the page size.
 pub const RING_BYTES: u32 = 256 * 1024;
 
@@ -129,6 +139,26 @@ pub struct Ban {
     pub reason: u32,
     /// How many bans this client has had, this one included.
     pub strikes: u32,
+}
+
+/// An address of this host with a TCP port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(C)]
+pub struct Listener {
+    /// The address.
+    pub address: Source,
+    /// The port.
+    pub port: u32,
+}
+
+/// How full the queue of a listener is. The kernel programs write it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Pressure {
+    /// When the listener was last asked.
+    pub asked_ns: u64,
+    /// Until when its SYNs are answered with cookies.
+    pub until_ns: u64,
 }
 
 /// Packets and bytes that ended for one reason.
@@ -283,6 +313,8 @@ pub struct Settings {
     pub rates: [[Rate; Kind::COUNT]; LEVELS],
     /// Drop events in all.
     pub event_rate: Rate,
+    /// TCP packets of no connection, as the sampled few are charged: more raise the alarm.
+    pub unsolicited: Rate,
     /// The ports from which the host itself asks, first and last.
     pub ephemeral_ports: [u32; 2],
     /// Bits of the IPv6 prefix of each level above the client; 0 switches the level off.
@@ -295,6 +327,10 @@ pub struct Settings {
     pub signatures: u32,
     /// [`PolicyFlag`]s.
     pub flags: u32,
+    /// What a SYN cookie may agree to: [`crate::cookie::Keep`]s.
+    pub cookie_keep: u32,
+    /// Zero.
+    pub padding: u32,
     /// A packet is sampled when a random number has none of these bits; all ones samples nearly none.
     pub sample_mask: u32,
     /// Interfaces that are counted apart, by index; 0 behind the last.
@@ -314,6 +350,12 @@ pub mod PolicyFlag {
     pub const SAMPLES: u32 = 4;
     /// Some signature asks for the payload.
     pub const PAYLOADS: u32 = 8;
+    /// SYNs are answered with cookies while a listener's queue is full.
+    pub const SYN_COOKIES: u32 = 16;
+    /// TCP packets of no connection are refused while a flood of them or of SYNs lasts.
+    pub const UNSOLICITED: u32 = 32;
+    /// They always are.
+    pub const UNSOLICITED_ALWAYS: u32 = 64;
 }
 
 /// Byte offsets in the running kernel's structures, read from its BTF.
@@ -343,15 +385,18 @@ const _: () = assert!(size_of::<Facts>() == 8 * 2 + 16 * 3 + 4 * 10 + 8);
 const _: () = assert!(
     size_of::<Settings>()
         == 8 * 3
-            + 16 * (Kind::COUNT * LEVELS + 1)
-            + 4 * (2 + 2 + 2 + 4 + INTERFACES_MAX as usize + 6)
+            + 16 * (Kind::COUNT * LEVELS + 2)
+            + 4 * (2 + 2 + 2 + 6 + INTERFACES_MAX as usize + 6)
 );
+const _: () = assert!(size_of::<Listener>() == 20);
+const _: () = assert!(size_of::<Pressure>() == 16);
+const _: () = assert!(UNSOLICITED_SAMPLE.is_power_of_two());
 const _: () = assert!(Reason::COUNT <= REASONS_MAX as usize);
 
 #[cfg(feature = "user")]
 mod pod {
     //! SAFETY of each: `repr(C)`, integers only, no padding (asserted above), valid for any bits.
-    use super::{Ban, Count, Entry, Facts, Packet, Settings, SocketLayout};
+    use super::{Ban, Count, Entry, Facts, Listener, Packet, Pressure, Settings, SocketLayout};
 
     // SAFETY: as above.
     unsafe impl aya::Pod for Entry {}
@@ -365,6 +410,10 @@ mod pod {
     unsafe impl aya::Pod for Facts {}
     // SAFETY: as above.
     unsafe impl aya::Pod for crate::Signature {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Listener {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Pressure {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Settings {}
     // SAFETY: as above.

@@ -102,7 +102,7 @@ impl App {
         let mut kernel = Kernel::load(&LoadSettings {
             pin_dir: settings.kernel.pin_dir.clone(),
             debug: settings.kernel.debug,
-            policy: plan::kernel_policy(&settings.kernel),
+            policy: plan::kernel_policy(&settings),
             lists: verdict::list_capacity(&settings, &store)?,
         })?;
         let tables = kernel.tables.duplicate()?;

@@ -81,8 +81,7 @@ extern "C" fn overlaid(high: u64, low: u64, value: u64, first_line: u64, twin: u
     let mut address = [0; 16];
     address[..8].copy_from_slice(&high.to_be_bytes());
     address[8..].copy_from_slice(&low.to_be_bytes());
-    let [allow, deny, watch, _] =
-        OVERLAY.get(Key::new(128, address)).copied().unwrap_or_default();
+    let [allow, deny, watch, _] = OVERLAY.get(Key::new(128, address)).copied().unwrap_or_default();
     let named = list::ids(&Image(first_line), value as u32);
     decide(named, [allow, deny, watch], twin)
 }

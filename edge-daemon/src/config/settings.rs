@@ -67,6 +67,32 @@ pub struct Kernel {
     pub event_rate: Rate,
     /// Whether every packet is logged.
     pub debug: bool,
+    /// `[kernel.syn_cookies]`: floods of TCP.
+    pub syn_cookies: SynCookies,
+}
+
+/// `[kernel.syn_cookies]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SynCookies {
+    /// Whether SYNs are answered with cookies.
+    pub mode: When,
+    /// Ports that are protected besides the server's own.
+    pub ports: Vec<u16>,
+    /// Whether TCP packets of no connection are refused.
+    pub unsolicited: When,
+    /// How many of those are a flood.
+    pub unsolicited_rate: Rate,
+}
+
+/// When a defence is at work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// Never.
+    Off,
+    /// While there is a flood.
+    Auto,
+    /// Always.
+    Always,
 }
 
 /// An interface to attach to.

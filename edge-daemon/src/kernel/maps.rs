@@ -27,6 +27,7 @@ use crate::clock::boot_ns;
 
 use super::{
     KernelError, Policy,
+    defence::{self, Listeners},
     lists::Lists,
     pins::{Lock, TABLES, path_error},
 };
@@ -37,6 +38,8 @@ pub struct Tables {
     pub lists: Lists,
     /// Clients that are dropped for abuse.
     pub bans: Bans,
+    /// What is protected against SYN floods.
+    pub listeners: Listeners,
     counts: PerCpuArray<MapData, Count>,
     events_lost: PerCpuArray<MapData, u64>,
     uncounted: PerCpuArray<MapData, u64>,
@@ -44,6 +47,7 @@ pub struct Tables {
     pub(super) sockets: HashMap<MapData, u64, u64>,
     signatures: Array<MapData, Signature>,
     services: Array<MapData, u64>,
+    alarm: Array<MapData, u64>,
     settings: Array<MapData, Settings>,
     /// Held for as long as anyone may write: two daemons would undo each other's lists.
     lock: Arc<Lock>,
@@ -80,6 +84,7 @@ impl Tables {
         Ok(Self {
             lists: Lists::take(programs)?,
             bans: Bans::new(take(programs, map::BANS)?)?,
+            listeners: Listeners::new(take(programs, map::LISTENERS)?),
             counts: take(programs, map::COUNTS)?,
             events_lost: take(programs, map::EVENTS_LOST)?,
             uncounted: take(programs, map::UNCOUNTED)?,
@@ -87,6 +92,7 @@ impl Tables {
             sockets: take(programs, map::SOCKETS)?,
             signatures: take(programs, map::SIGNATURES)?,
             services: take(programs, map::SERVICES)?,
+            alarm: take(programs, map::ALARM)?,
             settings: take(programs, map::SETTINGS)?,
             lock,
         })
@@ -100,6 +106,7 @@ impl Tables {
         Ok(Self {
             lists: self.lists.clone(),
             bans: self.bans.duplicate()?,
+            listeners: self.listeners.duplicate()?,
             counts: again(map::COUNTS, self.counts.map())?,
             events_lost: again(map::EVENTS_LOST, self.events_lost.map())?,
             uncounted: again(map::UNCOUNTED, self.uncounted.map())?,
@@ -107,6 +114,7 @@ impl Tables {
             sockets: again(map::SOCKETS, self.sockets.map())?,
             signatures: again(map::SIGNATURES, self.signatures.map())?,
             services: again(map::SERVICES, self.services.map())?,
+            alarm: again(map::ALARM, self.alarm.map())?,
             settings: again(map::SETTINGS, self.settings.map())?,
             lock: Arc::clone(&self.lock),
         })
@@ -151,6 +159,9 @@ impl Tables {
             let written = self.signatures.set(index as u32, signature, 0);
             written.map_err(table_error(map::SIGNATURES))?;
         }
+        policy.defence.check()?;
+        settings.cookie_keep = defence::keep()?;
+        self.listeners.follow(&policy.defence)?;
         policy.write(&mut settings);
         self.write_settings(settings)
     }
@@ -213,6 +224,14 @@ impl Tables {
         Ok(cpus.iter().sum())
     }
 
+    /// Whether TCP packets of no connection are refused now, because there are too many.
+    ///
+    /// # Errors
+    /// [`KernelError::Table`] if the kernel refuses.
+    pub fn is_alarm(&self) -> Result<bool, KernelError> {
+        Ok(boot_ns() < self.alarm.get(&0, 0).map_err(table_error(map::ALARM))?)
+    }
+
     /// What the kernel does with packets from this address now, in the order of its program.
     ///
     /// # Errors
@@ -251,6 +270,7 @@ impl Tables {
             .filter_map(|table| {
                 let (used, ways) = match table.name {
                     map::BANS => (Some(self.bans.len()), 1),
+                    map::LISTENERS => (Some(self.listeners.len()), 1),
                     map::SOCKETS => (None, 1),
                     map::OPEN => (None, open::WAYS),
                     map::CLIENT_CELLS | map::KIND_CELLS => (None, limit::WAYS),

@@ -17,6 +17,10 @@ pub struct KernelView {
     pub tables: Vec<(&'static str, Option<u64>, u64)>,
     /// Drop events that the kernel kept back.
     pub drops_lost: u64,
+    /// Listeners whose SYNs are answered with cookies.
+    pub engaged: u64,
+    /// Whether TCP packets of no connection are refused.
+    pub alarm: bool,
     /// The lists.
     pub lists: ListView,
     /// The guarded interfaces.
@@ -66,6 +70,18 @@ impl KernelView {
                 "Drop events the kernel kept back.",
                 total,
                 [lost],
+            ),
+            family(
+                "edged_syn_cookies_engaged",
+                "Listeners whose SYNs are answered with cookies.",
+                now,
+                [gauge(&[], self.engaged)],
+            ),
+            family(
+                "edged_unsolicited_engaged",
+                "Whether TCP packets of no connection are refused.",
+                now,
+                [gauge(&[], u64::from(self.alarm))],
             ),
             family(
                 "edged_interface_filtered",

@@ -195,7 +195,7 @@ impl Writer {
     /// Begins to put a configuration in force: its policy now; its lists when they are compiled,
     /// which another thread does, so that bans go on.
     fn apply(&mut self, settings: Settings, answer: oneshot::Sender<anyhow::Result<()>>) {
-        if let Err(error) = self.tables.update_policy(&plan::kernel_policy(&settings.kernel)) {
+        if let Err(error) = self.tables.update_policy(&plan::kernel_policy(&settings)) {
             let error = anyhow::Error::from(error).context("cannot configure the kernel programs");
             let _ = answer.send(Err(error));
             return;
@@ -238,7 +238,7 @@ impl Writer {
     }
 
     fn keep_former(&mut self) {
-        let policy = plan::kernel_policy(&self.settings.kernel);
+        let policy = plan::kernel_policy(&self.settings);
         if let Err(error) = self.tables.update_policy(&policy) {
             tracing::error!(%error, "nor can the former policy be put back");
         }
@@ -299,6 +299,7 @@ impl Writer {
             self.expire(list, now_ns);
         }
         self.folding.look(&self.tables.lists, now);
+        self.follow_addresses();
         let now_ms = clock::unix_ms();
         if now >= self.next_purge && self.unsaved.purge(now_ms, self.settings.abuse.forget_after) {
             self.next_purge = now + PURGE_EVERY;
@@ -309,6 +310,15 @@ impl Writer {
         metrics.bans_active.store(self.bans.len() as u64, Relaxed);
         metrics.watched.store(self.book.len() as u64, Relaxed);
         metrics.watched_evicted.store(self.book.evicted(), Relaxed);
+    }
+
+    /// Protects the listeners on the addresses that the host has now.
+    fn follow_addresses(&mut self) {
+        let defence = plan::kernel_policy(&self.settings).defence;
+        if let Err(error) = self.tables.listeners.follow(&defence) {
+            let error = format!("{:#}", anyhow::Error::from(error));
+            tracing::error!(error, "cannot follow the addresses of this host");
+        }
     }
 
     /// Forgets the entries that operators made for a time that is over. The kernel has not been
@@ -351,6 +361,8 @@ impl Writer {
                 deny: self.deny.len() as u64,
                 files: FileView::all(&self.settings.lists),
             },
+            engaged: tables.listeners.engaged().map_or(0, |engaged| engaged.len() as u64),
+            alarm: tables.is_alarm().unwrap_or_default(),
         }
     }
 }
