@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     bench::{
-        Effort, Goal, LOAD_CPU, Line, MEASURED_CPU, Report,
+        Answers, Effort, Goal, LOAD_CPU, Line, MEASURED_CPU, Report,
         bpf::{Action, Program, Sources},
         cpu_ns,
         flood::{Flood, Pace, poller, received},
@@ -74,7 +74,7 @@ pub(in crate::bench) fn answers(effort: Effort, report: &mut Report) -> Result<(
 /// Honest clients connect and ask, while a flood of SYNs goes to the same port.
 fn connects(effort: Effort, report: &mut Report) -> Result<()> {
     let lab = lab()?;
-    run(lab.net.command("ethtool").args(["-K", "edge", "gro", "on"]))?;
+    let _answers = Answers::take(&lab)?;
     let _edged = cookies(&lab)?;
     let lasts = Duration::from_secs(if effort.is_quick() { 20 } else { 600 });
     let (tried, succeeded) = flood().beside(&lab, Pace::PerSecond(FLOOD), || {
@@ -124,6 +124,7 @@ fn lab() -> Result<Lab> {
 }
 
 fn cookies(lab: &Lab) -> Result<Edged<'_>> {
+    lab.edge.sysctl("ipv4/tcp_syncookies", "2")?;
     without_lists(lab.edged()?).set("kernel.syn_cookies.mode", r#""always""#).start()
 }
 
