@@ -65,7 +65,7 @@ fn everyone_connects_through_a_flood() -> Result<()> {
     // The kernel was asked for cookies now and then, and made none itself.
     let answered = edged.metrics()?.packets(Reason::SynCookie);
     let asked = tcp_counter(&lab.edge, "TCPReqQFullDoCookies")?;
-    assert!(answered > 10_000.0, "{answered}");
+    assert!(answered > 1_000.0, "{answered}");
     assert!((asked as f64) < answered / 10.0, "{asked} of {answered}");
     Ok(())
 }
@@ -130,7 +130,7 @@ fn options(lab: &Lab, source: &str) -> Result<String> {
     let stream = connect(lab, source, 443, Duration::from_secs(2))?;
     let port = stream.local_addr()?.port().to_string();
     let tell = |ns: &Netns, key: &str| -> Result<String> {
-        let text = run(ns.command("ss").args(["-Htin", "state", "established", key, "=", &port]))?;
+        let text = run(ns.command("ss").args(["-Htino", "state", "established", key, "=", &port]))?;
         let line = text.lines().nth(1).with_context(|| format!("no connection: {text}"))?;
         let agreed = ["ts", "sack", "ecn"].iter().map(|w| w.to_string());
         let words = line.split_whitespace();
