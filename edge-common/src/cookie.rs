@@ -1,10 +1,38 @@
-//! The SYN-ACK that carries a SYN cookie: which of a SYN's options it keeps, and its bytes.
+//! What SYN cookies protect, and the SYN-ACK that carries one: which of a SYN's options it keeps, and its bytes.
 //!
 //! A cookie alone remembers nothing but a maximum segment size. What else the two agree on rides in
 //! the low bits of the SYN-ACK's timestamp, which comes back with the ACK: the encoding is that of
 //! `cookie_init_timestamp` in Linux' `net/ipv4/syncookies.c`, whose reader is the kernel itself.
 
 use crate::{Source, verifier};
+
+/// An address of this host with a TCP port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(C)]
+pub struct Listener {
+    /// The address.
+    pub address: Source,
+    /// The port.
+    pub port: u32,
+}
+
+/// How full the queue of a listener is. The kernel programs write it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Pressure {
+    /// When the listener was last asked.
+    pub asked_ns: u64,
+    /// Until when its SYNs are answered with cookies.
+    pub until_ns: u64,
+}
+
+/// Addresses with ports that SYN cookies protect.
+pub const LISTENERS_MAX: u32 = 4_096;
+/// Of TCP packets of no connection, one in so many is looked for in peace; a power of two.
+pub const UNSOLICITED_SAMPLE: u64 = 64;
+const _: () = assert!(size_of::<Listener>() == 20);
+const _: () = assert!(size_of::<Pressure>() == 16);
+const _: () = assert!(UNSOLICITED_SAMPLE.is_power_of_two());
 
 /// A TCP segment without data, and the answer to it; each field begins at a multiple of four.
 #[derive(Clone, Copy, Debug)]
@@ -327,15 +355,15 @@ mod tests {
         let tcp = &segment.answer[V6_BYTES..start + bytes];
         let addresses = &segment.answer[if is_v4 { 32..40 } else { 8..40 }];
         let length = (tcp.len() as u16 + 6).to_be_bytes();
-        assert_eq!(naive([addresses, &length, tcp].concat()), 0);
+        assert_eq!(naive(&[addresses, &length, tcp].concat()), 0);
         if is_v4 {
-            assert_eq!(naive(segment.answer[20..40].to_vec()), 0);
+            assert_eq!(naive(&segment.answer[20..40]), 0);
         }
         assert_eq!(usize::from(tcp[12] >> 4) * 4, tcp.len());
         tcp.to_vec()
     }
 
-    fn naive(bytes: Vec<u8>) -> u16 {
+    fn naive(bytes: &[u8]) -> u16 {
         let mut sum = bytes
             .chunks(2)
             .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))

@@ -54,7 +54,8 @@ pub const SIGNATURES: &str = "SIGNATURES";
 pub const SIGNATURE_HITS: &str = "SIGNATURE_HITS";
 /// Bits of [`crate::service`]: what is offered to the outside.
 pub const SERVICES: &str = "SERVICES";
-/// What SYN cookies protect, and how it fares. Hash: [`Listener`] -> [`Pressure`].
+/// What SYN cookies protect, and how it fares. Hash: [`crate::cookie::Listener`] ->
+/// [`crate::cookie::Pressure`].
 pub const LISTENERS: &str = "LISTENERS";
 /// One `u64`: until when TCP packets of no connection are refused.
 pub const ALARM: &str = "ALARM";
@@ -83,10 +84,6 @@ pub const REASONS_MAX: u32 = 64;
 pub const INTERFACES_MAX: u32 = 16;
 /// Signature rules.
 pub const SIGNATURES_MAX: u32 = 64;
-/// Addresses with ports that SYN cookies protect.
-pub const LISTENERS_MAX: u32 = 4_096;
-/// Of TCP packets of no connection, one in so many is looked for in peace; a power of two.
-pub const UNSOLICITED_SAMPLE: u64 = 64;
 /// Bytes of each ring, a power of two and a multiple of the page size.
 pub const RING_BYTES: u32 = 256 * 1024;
 
@@ -139,26 +136,6 @@ pub struct Ban {
     pub reason: u32,
     /// How many bans this client has had, this one included.
     pub strikes: u32,
-}
-
-/// An address of this host with a TCP port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(C)]
-pub struct Listener {
-    /// The address.
-    pub address: Source,
-    /// The port.
-    pub port: u32,
-}
-
-/// How full the queue of a listener is. The kernel programs write it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct Pressure {
-    /// When the listener was last asked.
-    pub asked_ns: u64,
-    /// Until when its SYNs are answered with cookies.
-    pub until_ns: u64,
 }
 
 /// Packets and bytes that ended for one reason.
@@ -388,15 +365,12 @@ const _: () = assert!(
             + 16 * (Kind::COUNT * LEVELS + 2)
             + 4 * (2 + 2 + 2 + 6 + INTERFACES_MAX as usize + 6)
 );
-const _: () = assert!(size_of::<Listener>() == 20);
-const _: () = assert!(size_of::<Pressure>() == 16);
-const _: () = assert!(UNSOLICITED_SAMPLE.is_power_of_two());
 const _: () = assert!(Reason::COUNT <= REASONS_MAX as usize);
 
 #[cfg(feature = "user")]
 mod pod {
     //! SAFETY of each: `repr(C)`, integers only, no padding (asserted above), valid for any bits.
-    use super::{Ban, Count, Entry, Facts, Listener, Packet, Pressure, Settings, SocketLayout};
+    use super::{Ban, Count, Entry, Facts, Packet, Settings, SocketLayout};
 
     // SAFETY: as above.
     unsafe impl aya::Pod for Entry {}
@@ -411,9 +385,9 @@ mod pod {
     // SAFETY: as above.
     unsafe impl aya::Pod for crate::Signature {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for Listener {}
+    unsafe impl aya::Pod for crate::cookie::Listener {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for Pressure {}
+    unsafe impl aya::Pod for crate::cookie::Pressure {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Settings {}
     // SAFETY: as above.

@@ -21,8 +21,11 @@ use aya_ebpf::{
 };
 use edge_common::{
     Reason,
-    cookie::{ANSWER_BYTES, Offer, PAYLOAD_MIN, Segment, TCP_BYTES_MAX, V4_BYTES, V6_BYTES},
-    map::{FactFlag, Listener, PolicyFlag, Pressure, UNSOLICITED_SAMPLE},
+    cookie::{
+        ANSWER_BYTES, Listener, Offer, PAYLOAD_MIN, Pressure, Segment, TCP_BYTES_MAX,
+        UNSOLICITED_SAMPLE, V4_BYTES, V6_BYTES,
+    },
+    map::{FactFlag, PolicyFlag},
     verifier,
 };
 

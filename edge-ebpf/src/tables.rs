@@ -8,12 +8,11 @@ use aya_ebpf::{
 };
 use edge_common::{
     Signature, Source, atomic,
-    cookie::Segment,
+    cookie::{LISTENERS_MAX, Listener, Pressure, Segment},
     limit,
     map::{
-        BANS_MAX, Ban, CLIENT_SETS, Count, FactFlag, Facts, INTERFACES_MAX, KIND_SETS,
-        LISTENERS_MAX, Listener, OPEN_SETS, Pressure, REASONS_MAX, RING_BYTES, SIGNATURES_MAX,
-        SOCKETS_MAX, Settings,
+        BANS_MAX, Ban, CLIENT_SETS, Count, FactFlag, Facts, INTERFACES_MAX, KIND_SETS, OPEN_SETS,
+        REASONS_MAX, RING_BYTES, SIGNATURES_MAX, SOCKETS_MAX, Settings,
     },
     open,
     service::{self, Service},

@@ -8,16 +8,17 @@ use std::{
 };
 
 use aya::{
-    maps::{HashMap, IterableMap as _, MapData},
+    Ebpf,
+    maps::{Array, HashMap, IterableMap as _, MapData},
     programs::ProgramType,
     sys::{BpfHelper, is_helper_supported},
 };
 use edge_common::{
     Rate,
-    cookie::Keep,
-    map::{self, LISTENERS_MAX, Listener, PolicyFlag, Pressure, Settings, UNSOLICITED_SAMPLE},
+    cookie::{Keep, LISTENERS_MAX, Listener, Pressure, UNSOLICITED_SAMPLE},
+    map::{self, PolicyFlag, Settings},
 };
-use nix::ifaddrs::getifaddrs;
+use nix::{ifaddrs::getifaddrs, sys::socket::SockaddrStorage};
 
 use crate::clock::boot_ns;
 
@@ -68,7 +69,7 @@ impl Defence {
     }
 
     /// Checks that the host can do what is asked of it.
-    pub(super) fn check(&self) -> Result<(), KernelError> {
+    fn check(&self) -> Result<(), KernelError> {
         if self.syn_cookies == When::Off {
             return Ok(());
         }
@@ -114,18 +115,28 @@ impl Defence {
 /// The listeners in the kernel's table.
 pub struct Listeners {
     table: HashMap<MapData, Listener, Pressure>,
+    alarm: Array<MapData, u64>,
     /// Those that found no room.
     left_out: usize,
 }
 
 impl Listeners {
-    pub(super) fn new(table: HashMap<MapData, Listener, Pressure>) -> Self {
-        Self { table, left_out: 0 }
+    pub(super) fn take(programs: &mut Ebpf) -> Result<Self, KernelError> {
+        let table = maps::take(programs, map::LISTENERS)?;
+        Ok(Self { table, alarm: maps::take(programs, map::ALARM)?, left_out: 0 })
     }
 
     pub(super) fn duplicate(&self) -> Result<Self, KernelError> {
         let table = maps::again(map::LISTENERS, self.table.map())?;
-        Ok(Self { table, left_out: self.left_out })
+        let alarm = maps::again(map::ALARM, self.alarm.map())?;
+        Ok(Self { table, alarm, left_out: self.left_out })
+    }
+
+    /// Begins a defence, if the host can do what is asked of it; what its SYN-ACKs may agree to.
+    pub(super) fn defend(&mut self, defence: &Defence) -> Result<u32, KernelError> {
+        defence.check()?;
+        self.follow(defence)?;
+        keep()
     }
 
     /// Protects what the defence names on the addresses that the host has now, and nothing else.
@@ -136,7 +147,8 @@ impl Listeners {
     /// kernel refuses.
     pub fn follow(&mut self, defence: &Defence) -> Result<(), KernelError> {
         let addresses = getifaddrs().map_err(KernelError::Addresses)?;
-        let wanted = defence.expand(&addresses.filter_map(ip).collect());
+        let wanted =
+            defence.expand(&addresses.filter_map(|interface| ip(&interface.address?)).collect());
         let held = self.table.keys().collect::<Result<BTreeSet<_>, _>>();
         let held = held.map_err(maps::table_error(map::LISTENERS))?;
         for listener in held.difference(&wanted) {
@@ -167,7 +179,7 @@ impl Listeners {
     /// [`KernelError::Table`] if the kernel refuses.
     pub fn engaged(&self) -> Result<Vec<SocketAddr>, KernelError> {
         let (now_ns, mut engaged) = (boot_ns(), Vec::new());
-        for item in self.table.iter() {
+        for item in &self.table {
             let (listener, pressure) = item.map_err(maps::table_error(map::LISTENERS))?;
             if now_ns < pressure.until_ns {
                 let port = u16::try_from(listener.port).unwrap_or_default();
@@ -176,6 +188,14 @@ impl Listeners {
         }
         engaged.sort_unstable();
         Ok(engaged)
+    }
+
+    /// Whether TCP packets of no connection are refused now, because there are too many.
+    ///
+    /// # Errors
+    /// [`KernelError::Table`] if the kernel refuses.
+    pub fn is_alarm(&self) -> Result<bool, KernelError> {
+        Ok(boot_ns() < self.alarm.get(&0, 0).map_err(maps::table_error(map::ALARM))?)
     }
 
     /// How many there are.
@@ -191,8 +211,7 @@ impl Listeners {
     }
 }
 
-fn ip(interface: nix::ifaddrs::InterfaceAddress) -> Option<IpAddr> {
-    let address = interface.address?;
+fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
     let v4 = address.as_sockaddr_in().map(|v4| IpAddr::from(v4.ip()));
     v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::from(v6.ip())))
 }
@@ -200,7 +219,7 @@ fn ip(interface: nix::ifaddrs::InterfaceAddress) -> Option<IpAddr> {
 /// What this network namespace lets a SYN-ACK agree to: [`Keep`]s.
 ///
 /// The kernel keeps the sense of its timestamps to itself unless they begin at its own clock.
-pub(super) fn keep() -> Result<u32, KernelError> {
+fn keep() -> Result<u32, KernelError> {
     let scale = window_scale(number("tcp_rmem")?, number("../core/rmem_max").unwrap_or(0));
     let flags = [
         (number("tcp_timestamps")? == 2, Keep::TIMESTAMPS),

@@ -27,7 +27,7 @@ use crate::clock::boot_ns;
 
 use super::{
     KernelError, Policy,
-    defence::{self, Listeners},
+    defence::Listeners,
     lists::Lists,
     pins::{Lock, TABLES, path_error},
 };
@@ -38,7 +38,7 @@ pub struct Tables {
     pub lists: Lists,
     /// Clients that are dropped for abuse.
     pub bans: Bans,
-    /// What is protected against SYN floods.
+    /// Protected against SYN floods.
     pub listeners: Listeners,
     counts: PerCpuArray<MapData, Count>,
     events_lost: PerCpuArray<MapData, u64>,
@@ -47,7 +47,6 @@ pub struct Tables {
     pub(super) sockets: HashMap<MapData, u64, u64>,
     signatures: Array<MapData, Signature>,
     services: Array<MapData, u64>,
-    alarm: Array<MapData, u64>,
     settings: Array<MapData, Settings>,
     /// Held for as long as anyone may write: two daemons would undo each other's lists.
     lock: Arc<Lock>,
@@ -84,7 +83,7 @@ impl Tables {
         Ok(Self {
             lists: Lists::take(programs)?,
             bans: Bans::new(take(programs, map::BANS)?)?,
-            listeners: Listeners::new(take(programs, map::LISTENERS)?),
+            listeners: Listeners::take(programs)?,
             counts: take(programs, map::COUNTS)?,
             events_lost: take(programs, map::EVENTS_LOST)?,
             uncounted: take(programs, map::UNCOUNTED)?,
@@ -92,7 +91,6 @@ impl Tables {
             sockets: take(programs, map::SOCKETS)?,
             signatures: take(programs, map::SIGNATURES)?,
             services: take(programs, map::SERVICES)?,
-            alarm: take(programs, map::ALARM)?,
             settings: take(programs, map::SETTINGS)?,
             lock,
         })
@@ -114,7 +112,6 @@ impl Tables {
             sockets: again(map::SOCKETS, self.sockets.map())?,
             signatures: again(map::SIGNATURES, self.signatures.map())?,
             services: again(map::SERVICES, self.services.map())?,
-            alarm: again(map::ALARM, self.alarm.map())?,
             settings: again(map::SETTINGS, self.settings.map())?,
             lock: Arc::clone(&self.lock),
         })
@@ -159,9 +156,7 @@ impl Tables {
             let written = self.signatures.set(index as u32, signature, 0);
             written.map_err(table_error(map::SIGNATURES))?;
         }
-        policy.defence.check()?;
-        settings.cookie_keep = defence::keep()?;
-        self.listeners.follow(&policy.defence)?;
+        settings.cookie_keep = self.listeners.defend(&policy.defence)?;
         policy.write(&mut settings);
         self.write_settings(settings)
     }
@@ -222,14 +217,6 @@ impl Tables {
     pub fn uncounted(&self) -> Result<u64, KernelError> {
         let cpus = self.uncounted.get(&0, 0).map_err(table_error(map::UNCOUNTED))?;
         Ok(cpus.iter().sum())
-    }
-
-    /// Whether TCP packets of no connection are refused now, because there are too many.
-    ///
-    /// # Errors
-    /// [`KernelError::Table`] if the kernel refuses.
-    pub fn is_alarm(&self) -> Result<bool, KernelError> {
-        Ok(boot_ns() < self.alarm.get(&0, 0).map_err(table_error(map::ALARM))?)
     }
 
     /// What the kernel does with packets from this address now, in the order of its program.

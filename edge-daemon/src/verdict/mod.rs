@@ -362,7 +362,7 @@ impl Writer {
                 files: FileView::all(&self.settings.lists),
             },
             engaged: tables.listeners.engaged().map_or(0, |engaged| engaged.len() as u64),
-            alarm: tables.is_alarm().unwrap_or_default(),
+            alarm: tables.listeners.is_alarm().unwrap_or_default(),
         }
     }
 }
