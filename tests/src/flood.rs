@@ -154,20 +154,18 @@ fn mac(ns: &Netns, interface: &str) -> Result<[u8; 6]> {
 /// A socket that sends frames on an interface of the calling thread's namespace.
 fn wire(interface: &str) -> Result<OwnedFd> {
     let index = if_nametoindex(interface)?;
+    // SAFETY: the call takes three numbers.
+    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    ensure!(fd >= 0, "no packet socket: {}", Error::last_os_error());
     // SAFETY: the descriptor is new and nobody else's.
-    let socket = unsafe {
-        let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0);
-        ensure!(fd >= 0, "no packet socket: {}", Error::last_os_error());
-        OwnedFd::from_raw_fd(fd)
-    };
-    // SAFETY: zeros are valid for the plain structure, whose size is told.
-    let bound = unsafe {
-        let mut address: libc::sockaddr_ll = std::mem::zeroed();
-        address.sll_family = libc::AF_PACKET as u16;
-        address.sll_ifindex = index.cast_signed();
-        let size = size_of_val(&address) as libc::socklen_t;
-        libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size)
-    };
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: zeros are valid for the plain structure.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_ifindex = index.cast_signed();
+    let size = size_of_val(&address) as libc::socklen_t;
+    // SAFETY: the address outlives the call, which is told its size.
+    let bound = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size) };
     ensure!(bound == 0, "cannot bind: {}", Error::last_os_error());
     Ok(socket)
 }

@@ -132,9 +132,8 @@ fn options(lab: &Lab, source: &str) -> Result<String> {
     let tell = |ns: &Netns, key: &str| -> Result<String> {
         let text = run(ns.command("ss").args(["-Htino", "state", "established", key, "=", &port]))?;
         let line = text.lines().nth(1).with_context(|| format!("no connection: {text}"))?;
-        let agreed = ["ts", "sack", "ecn"].iter().map(|w| w.to_string());
         let words = line.split_whitespace();
-        let kept = words.filter(|w| w.starts_with("wscale:") || agreed.clone().any(|a| a == *w));
+        let kept = words.filter(|w| w.starts_with("wscale:") || ["ts", "sack", "ecn"].contains(w));
         Ok(kept.map(|word| format!(" {word} ")).collect())
     };
     let mut both = tell(&lab.client, "sport")?;
