@@ -10,6 +10,8 @@
 )]
 
 pub mod atomic;
+pub mod cookie;
+pub mod facts;
 pub mod limit;
 pub mod list;
 pub mod map;

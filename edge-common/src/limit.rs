@@ -99,6 +99,14 @@ impl Rate {
         Self { interval: self.interval.div_ceil(factor), capacity: self.capacity }
     }
 
+    /// The same limit, of which one unit in `of` is charged.
+    #[must_use]
+    pub const fn sampled(self, of: u64) -> Self {
+        let interval = self.interval.saturating_mul(of);
+        let capacity = if self.capacity > interval { self.capacity } else { interval };
+        Self { interval, capacity }
+    }
+
     /// Whether this limit is switched off.
     ///
     /// So is one that not even a single unit fits. [`Self::new`] makes none, but the kernel may see

@@ -3,6 +3,7 @@
 //! Times are `CLOCK_BOOTTIME` nanoseconds, which go on through suspend and which the kernel
 //! programs compare themselves: a ban ends on time while the daemon is dead.
 
+pub use crate::facts::{FactFlag, Facts};
 use crate::{
     Rate,
     reason::Reason,
@@ -55,6 +56,13 @@ pub const SIGNATURES: &str = "SIGNATURES";
 pub const SIGNATURE_HITS: &str = "SIGNATURE_HITS";
 /// Bits of [`crate::service`]: what is offered to the outside.
 pub const SERVICES: &str = "SERVICES";
+/// What SYN cookies protect, and how it fares. Hash: [`crate::cookie::Listener`] ->
+/// [`crate::cookie::Pressure`].
+pub const LISTENERS: &str = "LISTENERS";
+/// One `u64`: until when TCP packets of no connection are refused.
+pub const ALARM: &str = "ALARM";
+/// Two [`crate::cookie::Segment`] per CPU, one for the twin: room for the SYN in hand.
+pub const SEGMENTS: &str = "SEGMENTS";
 /// One [`Facts`] per CPU: what is known of the packet in hand.
 pub const FACTS: &str = "FACTS";
 /// One [`Facts`]: what the twin found.
@@ -165,72 +173,6 @@ pub struct Packet {
     pub would: u8,
 }
 
-/// What is known of a packet, as far as it was read. It is filled from the top down.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct Facts {
-    /// When it was judged; 0 while nobody needed to know.
-    pub now_ns: u64,
-    /// The hash of its client.
-    pub client_hash: u64,
-    /// Its source address, whole.
-    pub source: Source,
-    /// Its destination address.
-    pub destination: Source,
-    /// The first bytes behind its transport header, zeros behind its end.
-    pub payload: [u8; 16],
-    /// Bytes of the whole frame.
-    pub length: u32,
-    /// Bytes of the IP packet, header included.
-    pub ip_length: u32,
-    /// Where the IP header begins in the frame.
-    pub ip_offset: u32,
-    /// Where the transport header begins in the frame.
-    pub transport_offset: u32,
-    /// Where the payload begins in the frame.
-    pub payload_offset: u32,
-    /// The interface it came in by.
-    pub ifindex: u32,
-    /// [`FactFlag`]s.
-    pub flags: u32,
-    /// The reason for which it ends, by number.
-    pub reason: u32,
-    /// The reason for which it would have been dropped but for monitor mode, by number plus one;
-    /// 0 for none.
-    pub would: u32,
-    /// What decided: a list entry's value or a signature's index, 0 if nothing of the kind.
-    pub rule: u32,
-    /// Source port in host byte order.
-    pub source_port: u16,
-    /// Destination port in host byte order; an ICMP type and code.
-    pub port: u16,
-    /// The IP protocol.
-    pub protocol: u8,
-    /// Time to live, or hop limit.
-    pub ttl: u8,
-    /// TCP's flags.
-    pub tcp_flags: u8,
-    /// Bytes of `payload` that are the packet's.
-    pub payload_bytes: u8,
-}
-
-/// Flags of [`Facts`].
-#[allow(non_snake_case, reason = "a namespace of constants")]
-pub mod FactFlag {
-    /// The packet is IPv4; else it is IPv6.
-    pub const V4: u32 = 1;
-    /// The packet is a fragment.
-    pub const FRAGMENT: u32 = 2;
-    /// It is a fragment without a transport header.
-    pub const LATER_FRAGMENT: u32 = 4;
-    /// It is a fragment, and others follow it.
-    pub const MORE_FRAGMENTS: u32 = 8;
-    /// The transport header was read: ports and flags are known.
-    pub const TRANSPORT: u32 = 16;
-    /// The twin runs: nothing is charged, counted or told.
-    pub const TWIN: u32 = 32;
-}
-
 /// What is limited per client, in the order of [`Settings::rates`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -297,6 +239,8 @@ pub struct Settings {
     pub event_rate: Rate,
     /// Ticks that the fullest bucket of [`KIND_CELLS`] holds.
     pub kinds_horizon: u64,
+    /// TCP packets of no connection, as the sampled few are charged: more raise the alarm.
+    pub unsolicited: Rate,
     /// The ports from which the host itself asks, first and last.
     pub ephemeral_ports: [u32; 2],
     /// Bits of the IPv6 prefix of each level above the client; 0 switches the level off.
@@ -309,6 +253,10 @@ pub struct Settings {
     pub signatures: u32,
     /// [`PolicyFlag`]s.
     pub flags: u32,
+    /// What a SYN cookie may agree to: [`crate::cookie::Keep`]s.
+    pub cookie_keep: u32,
+    /// Zero.
+    pub padding: u32,
     /// A packet is sampled when a random number has none of these bits; all ones samples nearly none.
     pub sample_mask: u32,
     /// Interfaces that are counted apart, by index; 0 behind the last.
@@ -328,6 +276,12 @@ pub mod PolicyFlag {
     pub const SAMPLES: u32 = 4;
     /// Some signature asks for the payload.
     pub const PAYLOADS: u32 = 8;
+    /// SYNs are answered with cookies while a listener's queue is full.
+    pub const SYN_COOKIES: u32 = 16;
+    /// TCP packets of no connection are refused while a flood of them or of SYNs lasts.
+    pub const UNSOLICITED: u32 = 32;
+    /// They always are.
+    pub const UNSOLICITED_ALWAYS: u32 = 64;
 }
 
 /// Byte offsets in the running kernel's structures, read from its BTF.
@@ -357,8 +311,8 @@ const _: () = assert!(size_of::<Facts>() == 8 * 2 + 16 * 3 + 4 * 10 + 8);
 const _: () = assert!(
     size_of::<Settings>()
         == 8 * 4
-            + 16 * (Kind::COUNT * LEVELS + 1)
-            + 4 * (2 + 2 + 2 + 4 + INTERFACES_MAX as usize + 6)
+            + 16 * (Kind::COUNT * LEVELS + 2)
+            + 4 * (2 + 2 + 2 + 6 + INTERFACES_MAX as usize + 6)
 );
 const _: () = assert!(Reason::COUNT <= REASONS_MAX as usize);
 
@@ -379,6 +333,10 @@ mod pod {
     unsafe impl aya::Pod for Facts {}
     // SAFETY: as above.
     unsafe impl aya::Pod for crate::Signature {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for crate::cookie::Listener {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for crate::cookie::Pressure {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Settings {}
     // SAFETY: as above.

@@ -27,3 +27,27 @@ pub fn forget(value: u64, noise: u64) -> u64 {
         value
     }
 }
+
+/// The same value, of which the compiler knows nothing any more: it does not fold two comparisons
+/// into one that the verifier cannot follow.
+#[inline(always)]
+#[must_use]
+pub fn opaque(value: u64) -> u64 {
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        value
+    }
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut value = value;
+        // SAFETY: one instruction, which moves a register to itself.
+        unsafe {
+            core::arch::asm!(
+                "{value} = {value}",
+                value = inout(reg) value,
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+        value
+    }
+}

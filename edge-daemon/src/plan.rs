@@ -1,5 +1,7 @@
 //! From the configuration as checked to what requests are judged by.
 
+use std::net::{IpAddr, SocketAddr};
+
 use edge_common::{Reason, map::Kind, service::Service};
 use edge_policy::{
     abuse::{self, Scores},
@@ -38,7 +40,7 @@ pub fn plan(settings: &Settings) -> Result<Plan, PlanError> {
         url_parameters: settings.keys.url_parameters.clone(),
         scores: scores(&settings.abuse.scores),
         client: settings.kernel.client,
-        https_port: settings.server.https.first().map_or(443, std::net::SocketAddr::port),
+        https_port: settings.server.https.first().map_or(443, SocketAddr::port),
     })
 }
 
@@ -66,6 +68,7 @@ pub fn kernel_policy(settings: &Settings) -> kernel::Policy {
         |limit: &settings::PrefixLimit| kernel::Prefix { bits: limit.prefix, factor: limit.factor };
     let own = server.https.iter().chain(&server.http).map(|address| Service::Tcp(address.port()));
     kernel::Policy {
+        defence: defence(settings),
         prefixes: std::array::from_fn(|_| prefixes.next().map(prefix)),
         open_max: packets.open_connections_max,
         client: packets.client,
@@ -94,6 +97,23 @@ pub fn interfaces(settings: &settings::Kernel) -> Vec<kernel::Wanted> {
         mode: interface.attach.unwrap_or(settings.attach).into(),
     });
     wanted.collect()
+}
+
+/// What is done against floods of TCP: the server's listeners are protected, and those ports that
+/// are named, on every address.
+fn defence(settings: &Settings) -> kernel::Defence {
+    let cookies = &settings.kernel.syn_cookies;
+    let server = &settings.server;
+    let named = cookies.ports.iter().flat_map(|port| {
+        let every = [IpAddr::from([0; 4]), IpAddr::from([0_u16; 8])];
+        every.map(|address| SocketAddr::new(address, *port))
+    });
+    kernel::Defence {
+        syn_cookies: cookies.mode.into(),
+        unsolicited: cookies.unsolicited.into(),
+        unsolicited_rate: cookies.unsolicited_rate,
+        listeners: server.https.iter().chain(&server.http).copied().chain(named).collect(),
+    }
 }
 
 fn route(settings: &Settings, route: &settings::Route) -> Route {
@@ -146,6 +166,16 @@ pub enum PlanError {
     /// The certificate cannot be served.
     #[error(transparent)]
     Tls(#[from] TlsError),
+}
+
+impl From<settings::When> for kernel::When {
+    fn from(when: settings::When) -> Self {
+        match when {
+            settings::When::Off => Self::Off,
+            settings::When::Auto => Self::Auto,
+            settings::When::Always => Self::Always,
+        }
+    }
 }
 
 impl From<settings::Attach> for kernel::AttachMode {

@@ -4,10 +4,15 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::{
     bindings::{BPF_F_CURRENT_NETNS, bpf_sock, bpf_sock_tuple},
-    helpers::generated::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
+    helpers::generated::{
+        bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp, bpf_tcp_gen_syncookie,
+    },
     programs::XdpContext,
 };
-use edge_common::map::{FactFlag, Facts};
+use edge_common::{
+    cookie::Segment,
+    map::{FactFlag, Facts},
+};
 
 /// What the stack has for a packet.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -28,20 +33,63 @@ pub const LISTEN: u32 = 10;
 /// The TCP socket that would take the packet: a connection, also one half open, or a listener.
 #[inline(always)]
 pub fn tcp(ctx: &XdpContext, facts: &Facts) -> Found {
-    find(ctx, facts, bpf_skc_lookup_tcp)
+    find(ctx, facts, bpf_skc_lookup_tcp, Found::NOBODY, Found::of)
 }
 
 /// The UDP socket that would take the packet.
 #[inline(always)]
 pub fn udp(ctx: &XdpContext, facts: &Facts) -> Found {
-    find(ctx, facts, bpf_sk_lookup_udp)
+    find(ctx, facts, bpf_sk_lookup_udp, Found::NOBODY, Found::of)
+}
+
+/// Whether the SYN in `segment` finds a listener whose queue is full. If so, the listener takes
+/// cookies for the next two minutes.
+#[inline(always)]
+pub fn has_overflowed(
+    ctx: &XdpContext,
+    facts: &Facts,
+    segment: *mut Segment,
+    tcp_bytes: u32,
+) -> bool {
+    find(ctx, facts, bpf_skc_lookup_tcp, false, |socket| {
+        // SAFETY: `find` holds the socket; the segment is a whole one, with so much of a TCP header.
+        unsafe {
+            let (ip, tcp) = (&raw mut (*segment).ip, &raw mut (*segment).tcp);
+            let ip_bytes = size_of_val(&*ip) as u32;
+            (*socket).state == LISTEN
+                && bpf_tcp_gen_syncookie(socket.cast(), ip.cast(), ip_bytes, tcp.cast(), tcp_bytes)
+                    >= 0
+        }
+    })
+}
+
+impl Found {
+    const NOBODY: Self = Self { state: NOBODY, port: 0, is_connected: false };
+
+    #[inline(always)]
+    fn of(socket: *mut bpf_sock) -> Self {
+        // SAFETY: `find` holds the socket.
+        unsafe {
+            Self {
+                state: (*socket).state,
+                port: (*socket).src_port as u16,
+                is_connected: (*socket).dst_port != 0,
+            }
+        }
+    }
 }
 
 type Lookup =
     unsafe fn(*mut core::ffi::c_void, *mut bpf_sock_tuple, u32, u64, u64) -> *mut bpf_sock;
 
 #[inline(always)]
-fn find(ctx: &XdpContext, facts: &Facts, lookup: Lookup) -> Found {
+fn find<T>(
+    ctx: &XdpContext,
+    facts: &Facts,
+    lookup: Lookup,
+    nobody: T,
+    ask: impl FnOnce(*mut bpf_sock) -> T,
+) -> T {
     let mut tuple = MaybeUninit::<bpf_sock_tuple>::zeroed();
     // SAFETY: zeros are valid for the union of integers. Each address field gets as many bytes as it
     // has; the helper reads the tuple of the size it is told.
@@ -65,17 +113,13 @@ fn find(ctx: &XdpContext, facts: &Facts, lookup: Lookup) -> Found {
         (tuple, size as u32)
     };
     // SAFETY: the context is the one the kernel called the program with; a socket that is found is
-    // read while it is held, and released.
+    // asked while it is held, and released.
     unsafe {
         let socket = lookup(ctx.ctx.cast(), tuple, size, BPF_F_CURRENT_NETNS as u64, 0);
         if socket.is_null() {
-            return Found { state: NOBODY, port: 0, is_connected: false };
+            return nobody;
         }
-        let found = Found {
-            state: (*socket).state,
-            port: (*socket).src_port as u16,
-            is_connected: (*socket).dst_port != 0,
-        };
+        let found = ask(socket);
         bpf_sk_release(socket.cast());
         found
     }

@@ -2,6 +2,7 @@
 #![no_std]
 #![no_main]
 
+mod cookies;
 mod frame;
 mod limits;
 mod lists;
@@ -96,11 +97,12 @@ fn judge(ctx: &XdpContext, knobs: Knobs, slot: &Slot) -> ControlFlow<Reason> {
     match packet::kind(slot) {
         Some(Kind::Connections) => {
             limits::judge(knobs, slot, Kind::Connections)?;
-            limits::below_open_max(knobs, slot)
+            limits::below_open_max(knobs, slot)?;
         }
-        Some(kind) => limits::judge(knobs, slot, kind),
-        None => Continue(()),
+        Some(kind) => limits::judge(knobs, slot, kind)?,
+        None => {}
     }
+    cookies::judge(ctx, knobs, slot)
 }
 
 #[inline(always)]

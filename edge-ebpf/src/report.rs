@@ -29,25 +29,34 @@ pub fn settle(ctx: &XdpContext, knobs: Knobs, slot: &Slot, reason: Reason) -> u3
         reason = Reason::Pass as u32;
         set_fact!(slot, reason, reason);
     }
-    let would = fact!(slot, would);
-    if slot.is_twin() {
-        return answer(reason);
-    }
-    let interface = interface(knobs, fact!(slot, ifindex));
-    count(count_index(interface, false, reason), slot);
-    if would != 0 {
-        count(count_index(interface, true, would - 1), slot);
-    }
-    log(ctx, slot, reason);
-    if is_sampled(knobs) {
-        tell(&tables::SAMPLES, SAMPLES_LOST, NO_WAKEUP, slot, reason);
-    }
-    if !Reason::passes_by_number(reason) {
-        tell_drop(knobs, slot, reason);
-    } else if would != 0 {
-        tell_drop(knobs, slot, would - 1);
+    if !slot.is_twin() {
+        account(reason.into());
+        log(ctx, slot, reason);
     }
     answer(reason)
+}
+
+/// Counts the packet in hand under this reason, and tells of it. Exported, so that the verifier
+/// walks it once and not once for every way to the exit.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn account(reason: u64) -> u64 {
+    let (Some(knobs), Some(slot)) = (tables::knobs(), tables::slot(false)) else { return 0 };
+    let (reason, would) = (reason as u32, fact!(slot, would));
+    let interface = interface(knobs, fact!(slot, ifindex));
+    count(count_index(interface, false, reason), &slot);
+    if would != 0 {
+        count(count_index(interface, true, would - 1), &slot);
+    }
+    if is_sampled(knobs) {
+        tell(&tables::SAMPLES, SAMPLES_LOST, NO_WAKEUP, &slot, reason);
+    }
+    if !Reason::passes_by_number(reason) {
+        tell_drop(knobs, &slot, reason);
+    } else if would != 0 {
+        tell_drop(knobs, &slot, would - 1);
+    }
+    0
 }
 
 #[inline(always)]

@@ -7,7 +7,9 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use edge_common::{
-    Signature, Source, atomic, limit,
+    Signature, Source, atomic,
+    cookie::{LISTENERS_MAX, Listener, Pressure, Segment},
+    limit,
     map::{
         BANS_MAX, Ban, CLIENT_SETS, Count, FactFlag, Facts, INTERFACES_MAX, KIND_SETS, OPEN_SETS,
         REASONS_MAX, RING_BYTES, SIGNATURES_MAX, SOCKETS_MAX, Settings,
@@ -45,6 +47,12 @@ pub static SIGNATURES: Array<Signature> = Array::with_max_entries(2 * SIGNATURES
 pub static SIGNATURE_HITS: PerCpuArray<u64> = PerCpuArray::with_max_entries(2 * SIGNATURES_MAX, 0);
 #[map]
 pub static SERVICES: Array<u64> = Array::with_max_entries(service::WORDS, 0);
+#[map]
+pub static LISTENERS: HashMap<Listener, Pressure> = HashMap::with_max_entries(LISTENERS_MAX, 0);
+#[map]
+pub static ALARM: Array<u64> = Array::with_max_entries(1, 0);
+#[map]
+pub static SEGMENTS: PerCpuArray<Segment> = PerCpuArray::with_max_entries(2, 0);
 #[map]
 pub static FACTS: PerCpuArray<Facts> = PerCpuArray::with_max_entries(1, 0);
 #[map]

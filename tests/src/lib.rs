@@ -7,6 +7,7 @@ pub mod corpus;
 pub mod daemon;
 pub mod delivery;
 pub mod differential;
+pub mod flood;
 pub mod lab;
 pub mod metrics;
 pub mod model;

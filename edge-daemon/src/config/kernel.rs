@@ -7,7 +7,9 @@ use edge_common::{Blame, ClientWidth, Plane, Rate, Reason, map};
 use super::{
     reader::{Item, Table, suggest},
     sections::{SECOND, rate, small, some_of},
-    settings::{Attach, Fragments, Interface, Kernel, NamedSignature, Offer, PrefixLimit},
+    settings::{
+        Attach, Fragments, Interface, Kernel, NamedSignature, Offer, PrefixLimit, SynCookies, When,
+    },
     signature, text,
 };
 
@@ -41,6 +43,18 @@ pub(super) fn kernel(table: &Table<'_>) -> Kernel {
         signatures: signatures(table),
         event_rate: rate(table, "event_rate", 100, SECOND, 100),
         debug: table.or("debug", false, Item::flag),
+        syn_cookies: table.table("syn_cookies", syn_cookies),
+    }
+}
+
+fn syn_cookies(table: &Table<'_>) -> SynCookies {
+    let words = [("off", When::Off), ("auto", When::Auto), ("always", When::Always)];
+    let port = |item: &Item<'_>| u16::try_from(item.number(1, 65_535)?).ok();
+    SynCookies {
+        mode: table.or("mode", When::Auto, |item| item.choice(&words)),
+        ports: table.or("ports", Vec::new(), |item| item.list("an array of ports: [22]", port)),
+        unsolicited: table.or("unsolicited", When::Auto, |item| item.choice(&words)),
+        unsolicited_rate: rate(table, "unsolicited_rate", 10_000, SECOND, 10_000),
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! `config/edged.toml` annotates every key; the names here are the names there.
 
+mod kernel;
+
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -9,10 +11,13 @@ use std::{
     time::Duration,
 };
 
-use edge_common::{ClientWidth, Rate, Reason, Signature};
+use edge_common::Rate;
 use http::Method;
 use ipnet::IpNet;
 
+pub use self::kernel::{
+    Attach, Fragments, Interface, Kernel, NamedSignature, PrefixLimit, SynCookies, When,
+};
 pub use super::offer::Offer;
 
 /// The whole configuration.
@@ -46,95 +51,6 @@ pub struct Settings {
     pub metrics: Metrics,
     /// `[log]`: what is told, and where.
     pub log: Log,
-}
-
-/// `[kernel]`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Kernel {
-    /// Interfaces to attach to; never empty, no name twice.
-    pub interfaces: Vec<Interface>,
-    /// How to attach to those that do not say.
-    pub attach: Attach,
-    /// Where links and maps are pinned.
-    pub pin_dir: PathBuf,
-    /// How much of an address stands for one client.
-    pub client: ClientWidth,
-    /// Packets per client.
-    pub packet_rate: Rate,
-    /// Bytes per client; made by [`Rate::of_bytes`].
-    pub byte_rate: Rate,
-    /// UDP packets per client.
-    pub udp_rate: Rate,
-    /// ICMP and ICMPv6 packets per client.
-    pub icmp_rate: Rate,
-    /// New TCP connections per client.
-    pub connection_rate: Rate,
-    /// What the IPv6 prefixes around a client may send together: at most two, the narrower first,
-    /// each shorter than a client's.
-    pub prefix_limits: Vec<PrefixLimit>,
-    /// Open TCP connections per client; 0 switches it off.
-    pub open_connections_max: u32,
-    /// What happens to fragments.
-    pub fragments: Fragments,
-    /// Reasons that are judged and counted, and drop nothing.
-    pub monitor: Vec<Reason>,
-    /// What alone is reachable from outside, besides the listeners of [`Server`]; `None`:
-    /// everything.
-    pub services: Option<Vec<Offer>>,
-    /// Signature rules, in the order of the file; names are unique.
-    pub signatures: Vec<NamedSignature>,
-    /// Drop events in all.
-    pub event_rate: Rate,
-    /// Whether every packet is logged.
-    pub debug: bool,
-}
-
-/// An interface to attach to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Interface {
-    /// Its name.
-    pub name: String,
-    /// How to attach; `None`: as [`Kernel::attach`] says.
-    pub attach: Option<Attach>,
-}
-
-/// What a whole IPv6 prefix may send.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PrefixLimit {
-    /// Its length.
-    pub prefix: u32,
-    /// How many clients' worth it may send.
-    pub factor: u32,
-}
-
-/// What happens to fragments.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say it")]
-pub enum Fragments {
-    Pass,
-    Drop,
-}
-
-/// `[[kernel.signature]]`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NamedSignature {
-    /// What the operator calls it.
-    pub name: String,
-    /// What it matches, and what it does.
-    pub rule: Signature,
-}
-
-/// How the packet program is attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Attach {
-    /// In the driver if it can, else in the generic hook.
-    Auto,
-    /// In the generic hook, after the socket buffer was made.
-    Generic,
-    /// In the driver, or not at all.
-    Native,
-    /// In the network card, or not at all.
-    Offload,
 }
 
 /// `[lists]`

@@ -92,6 +92,24 @@ pub enum KernelError {
         /// Why it failed.
         source: ProgramError,
     },
+    /// The kernel does not tell what its programs may call.
+    #[error("cannot ask the kernel for its helpers")]
+    Probe(#[source] ProgramError),
+    /// The kernel has no helpers for SYN cookies, which shall always be sent.
+    #[error("kernel.syn_cookies.mode = \"always\" needs kernel 6.0; \"auto\" does without")]
+    NoSynCookies,
+    /// The host does not take SYN cookies back at all times.
+    #[error(
+        "kernel.syn_cookies.mode = \"always\" needs net.ipv4.tcp_syncookies = 2, which is {found}: \
+         `sysctl -w net.ipv4.tcp_syncookies=2`, or mode = \"auto\""
+    )]
+    SynCookies {
+        /// What the setting is.
+        found: u64,
+    },
+    /// The host does not tell its addresses.
+    #[error("cannot list the addresses of this host")]
+    Addresses(#[source] nix::Error),
     /// The tracepoint was refused.
     #[error("cannot attach to the tracepoint inet_sock_set_state (CAP_PERFMON is needed)")]
     Tracepoint(#[source] ProgramError),

@@ -26,6 +26,7 @@ use crate::clock::boot_ns;
 
 use super::{
     KernelError, Policy,
+    defence::Listeners,
     lists::Lists,
     pins::{Lock, TABLES},
     rules::{self, Rules},
@@ -39,6 +40,8 @@ pub struct Tables {
     pub bans: Bans,
     pub(super) counts: PerCpuArray<MapData, Count>,
     pub(super) events_lost: PerCpuArray<MapData, u64>,
+    /// Protected against SYN floods.
+    pub listeners: Listeners,
     uncounted: PerCpuArray<MapData, u64>,
     open: Array<MapData, [u64; open::WAYS]>,
     pub(super) sockets: HashMap<MapData, u64, u64>,
@@ -81,6 +84,7 @@ impl Tables {
         Ok(Self {
             lists: Lists::take(programs)?,
             bans: Bans::new(take(programs, map::BANS)?)?,
+            listeners: Listeners::take(programs)?,
             counts: take(programs, map::COUNTS)?,
             events_lost: take(programs, map::EVENTS_LOST)?,
             uncounted: take(programs, map::UNCOUNTED)?,
@@ -101,6 +105,7 @@ impl Tables {
         Ok(Self {
             lists: self.lists.clone(),
             bans: self.bans.duplicate()?,
+            listeners: self.listeners.duplicate()?,
             counts: again(map::COUNTS, self.counts.map())?,
             events_lost: again(map::EVENTS_LOST, self.events_lost.map())?,
             uncounted: again(map::UNCOUNTED, self.uncounted.map())?,
@@ -145,8 +150,10 @@ impl Tables {
         let in_force = SignaturesInForce::of(self.settings()?.signatures);
         let signatures = self.rules.write(policy, in_force)?.number();
         let ephemeral_ports = rules::ephemeral_ports()?;
+        let cookie_keep = self.listeners.defend(&policy.defence)?;
         self.change_settings(|settings| {
             settings.signatures = signatures;
+            settings.cookie_keep = cookie_keep;
             settings.ephemeral_ports = ephemeral_ports;
             policy.write(settings);
         })
@@ -220,6 +227,7 @@ impl Tables {
             .filter_map(|table| {
                 let (used, ways) = match table.name {
                     map::BANS => (Some(self.bans.len()), 1),
+                    map::LISTENERS => (Some(self.listeners.len()), 1),
                     map::SOCKETS => (None, 1),
                     map::OPEN => (None, open::WAYS),
                     map::CLIENT_CELLS | map::KIND_CELLS => (None, limit::WAYS),

@@ -9,6 +9,7 @@ mod btf;
 mod capacity;
 mod census;
 mod counts;
+mod defence;
 mod drops;
 mod error;
 mod features;
@@ -25,7 +26,7 @@ mod upkeep;
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -42,6 +43,7 @@ pub use self::{
     capacity::{ListCapacity, ListSizes},
     census::Corrected,
     counts::ANY_OTHER,
+    defence::{Defence, Listeners, When},
     drops::{DebugLog, Drops, Samples},
     error::KernelError,
     lists::{Content, Freed, Image, InForce, Job, Lists, wait_for_packets},
@@ -198,6 +200,24 @@ impl Kernel {
         Ok(answer.return_value == XDP_PASS)
     }
 
+    /// What the program would send back, if it answers the frame; as [`Self::judge`].
+    ///
+    /// # Errors
+    /// As [`Self::judge`].
+    pub fn answer(&mut self, frame: &[u8]) -> Result<Option<Vec<u8>>, KernelError> {
+        let mut answer = vec![0; frame.len() + ANSWER_MORE];
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut answer),
+            ..TestRunOptions::default()
+        };
+        let run = program_named::<Xdp>(&mut self.programs, PACKETS)?
+            .test_run(options)
+            .map_err(KernelError::Run)?;
+        answer.truncate(run.data_size_out as usize);
+        Ok((run.return_value == XDP_TX).then_some(answer))
+    }
+
     /// Instructions that the verifier walked through for the packet program; kernel 5.16.
     #[must_use]
     pub fn verified_instructions(&mut self) -> Option<u32> {
@@ -209,16 +229,20 @@ impl Kernel {
     }
 }
 
-fn load_object(folder: &std::path::Path, settings: &LoadSettings) -> Result<Ebpf, KernelError> {
+fn load_object(folder: &Path, settings: &LoadSettings) -> Result<Ebpf, KernelError> {
     // `debug!` and all below it. At 0 the verifier removes the code.
     let level: u8 = if settings.debug { 4 } else { 0 };
+    let syn_cookies = u8::from(settings.policy.defence.has_helpers()?);
     let mut loader = EbpfLoader::new();
     loader.btf(Some(btf::kernel_types()?));
     settings.lists.size(&mut loader);
     for table in pins::TABLES {
         loader.map_pin_path(table.name, folder.join(table.name));
     }
-    let loaded = loader.override_global(aya_log::LEVEL, &level, true).load(OBJECT);
+    let loaded = loader
+        .override_global(aya_log::LEVEL, &level, true)
+        .override_global(SYN_COOKIES, &syn_cookies, true)
+        .load(OBJECT);
     loaded.map_err(KernelError::Object)
 }
 
@@ -291,4 +315,9 @@ fn socket_cookie(socket: BorrowedFd<'_>) -> std::io::Result<u64> {
 const PACKETS: &str = "edged";
 /// Its twin, which leaves no trace.
 const TWIN: &str = "edged_twin";
+/// The switch of the code that needs the cookie helpers.
+const SYN_COOKIES: &str = "SYN_COOKIES";
 const XDP_PASS: u32 = 2;
+const XDP_TX: u32 = 3;
+/// Bytes by which an answer may be longer than what it answers.
+const ANSWER_MORE: usize = 64;

@@ -10,7 +10,7 @@ use std::{
 };
 
 use aya::maps::{MapData, MapInfo, MapType};
-use edge_common::{Signature, Source, limit, map, open, service};
+use edge_common::{Signature, Source, cookie, limit, map, open, service};
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
@@ -33,7 +33,7 @@ pub(super) struct Shape {
 }
 
 /// Every table that is pinned.
-pub(super) const TABLES: [Shape; 15] = [
+pub(super) const TABLES: [Shape; 17] = [
     shape(map::BANS, MapType::Hash, size_of::<Source>(), size_of::<map::Ban>(), map::BANS_MAX),
     array(map::CLIENT_CELLS, size_of::<[limit::Set; 2]>(), map::CLIENT_SETS),
     array(map::KIND_CELLS, size_of::<limit::Set>(), map::KIND_SETS),
@@ -48,9 +48,18 @@ pub(super) const TABLES: [Shape; 15] = [
     array(map::SIGNATURES, size_of::<Signature>(), 2 * map::SIGNATURES_MAX),
     shape(map::SIGNATURE_HITS, MapType::PerCpuArray, 4, 8, 2 * map::SIGNATURES_MAX),
     array(map::SERVICES, 8, service::WORDS),
+    shape(
+        map::LISTENERS,
+        MapType::Hash,
+        LISTENER,
+        size_of::<cookie::Pressure>(),
+        cookie::LISTENERS_MAX,
+    ),
+    array(map::ALARM, 8, 1),
     array(map::SETTINGS, size_of::<map::Settings>(), 1),
 ];
 
+const LISTENER: usize = size_of::<cookie::Listener>();
 const COUNTS_MAX: u32 = map::INTERFACES_MAX * 2 * map::REASONS_MAX;
 
 const fn shape(name: &'static str, kind: MapType, key: usize, value: usize, entries: u32) -> Shape {

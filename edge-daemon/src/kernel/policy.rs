@@ -6,6 +6,8 @@ use edge_common::{
     service::Service,
 };
 
+use super::Defence;
+
 /// The part of the kernel's tables that the configuration decides.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -23,6 +25,8 @@ pub struct Policy {
     pub services: Option<Vec<Service>>,
     /// Signature rules, in their order; [`SIGNATURES_MAX`](edge_common::map::SIGNATURES_MAX) at most.
     pub signatures: Vec<Signature>,
+    /// What is done against floods of TCP.
+    pub defence: Defence,
     /// Reasons that drop nothing and are counted as "would drop".
     pub monitored: Vec<Reason>,
     /// Drop events in all; off is without limit.
@@ -48,6 +52,7 @@ impl Policy {
         drop_fragments: false,
         services: None,
         signatures: Vec::new(),
+        defence: Defence::OFF,
         monitored: Vec::new(),
         event_rate: Rate::OFF,
     };
@@ -79,7 +84,7 @@ impl Policy {
             (self.drop_fragments, PolicyFlag::DROP_FRAGMENTS),
             (self.signatures.iter().any(|s| s.payload_bytes > 0), PolicyFlag::PAYLOADS),
         ];
-        let kept = settings.flags & PolicyFlag::SAMPLES;
+        let kept = settings.flags & PolicyFlag::SAMPLES | self.defence.write(settings);
         settings.flags =
             flags.iter().filter(|(on, _)| *on).fold(kept, |flags, (_, flag)| flags | flag);
     }

@@ -24,6 +24,10 @@ pub struct KernelView {
     pub drops_lost: u64,
     /// Samples that a full ring kept back.
     pub samples_lost: u64,
+    /// Listeners whose SYNs are answered with cookies.
+    pub engaged: u64,
+    /// Whether TCP packets of no connection are refused.
+    pub alarm: bool,
     /// The lists.
     pub lists: ListView,
     /// The guarded interfaces.
@@ -97,6 +101,18 @@ impl KernelView {
                 "Samples a full ring kept back.",
                 total,
                 lost(self.samples_lost),
+            ),
+            family(
+                "edged_syn_cookies_engaged",
+                "Listeners whose SYNs are answered with cookies.",
+                now,
+                [gauge(&[], self.engaged)],
+            ),
+            family(
+                "edged_unsolicited_engaged",
+                "Whether TCP packets of no connection are refused.",
+                now,
+                [gauge(&[], u64::from(self.alarm))],
             ),
             family(
                 "edged_interface_filtered",

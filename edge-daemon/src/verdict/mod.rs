@@ -307,6 +307,7 @@ impl Writer {
             self.expire(list, now_ns);
         }
         self.folding.look(&self.tables.lists, now);
+        self.follow_addresses();
         let now_ms = clock::unix_ms();
         if now >= self.next_purge && self.unsaved.purge(now_ms, self.settings.abuse.forget_after) {
             self.next_purge = now + PURGE_EVERY;
@@ -317,6 +318,15 @@ impl Writer {
         metrics.bans_active.store(self.bans.len() as u64, Relaxed);
         metrics.watched.store(self.book.len() as u64, Relaxed);
         metrics.watched_evicted.store(self.book.evicted(), Relaxed);
+    }
+
+    /// Protects the listeners on the addresses that the host has now.
+    fn follow_addresses(&mut self) {
+        let defence = plan::kernel_policy(&self.settings).defence;
+        if let Err(error) = self.tables.listeners.follow(&defence) {
+            let error = format!("{:#}", anyhow::Error::from(error));
+            tracing::error!(error, "cannot follow the addresses of this host");
+        }
     }
 
     /// Forgets the entries that operators made for a time that is over. The kernel has not been
@@ -365,6 +375,8 @@ impl Writer {
                 deny: self.deny.len() as u64,
                 files: FileView::all(&self.settings.lists),
             },
+            engaged: tables.listeners.engaged().map_or(0, |engaged| engaged.len() as u64),
+            alarm: tables.listeners.is_alarm().unwrap_or_default(),
         }
     }
 }

@@ -13,7 +13,7 @@ use nix::net::if_::if_nametoindex;
 
 use super::{
     Effort, LOAD_CPU, MEASURED_CPU,
-    bpf::{Program, Sources},
+    bpf::{Action, Link, Program, Sources},
     cpu_ns, pin, pin_self,
 };
 use crate::{
@@ -119,6 +119,21 @@ fn measure(lab: &Lab, poller: u32, effort: Effort) -> Result<Cost> {
     let (ran, packets) = (cpu_ns(poller)? - ran, received(&lab.edge, "edge0")? - packets);
     ensure!(packets > 10_000, "only {packets} packets were received");
     Ok(Cost { ns: ran as f64 / packets as f64, packets })
+}
+
+/// Lets the lab's bridge take what the edge sends back from its driver, until this is dropped.
+pub struct Answers(#[expect(dead_code, reason = "held for its effect")] Link);
+
+impl Answers {
+    /// A veth takes frames from its peer's driver only if it has an XDP program itself.
+    ///
+    /// # Errors
+    /// Without root.
+    pub fn take(lab: &Lab) -> Result<Self> {
+        let pass = Program::bare(Action::Pass)?;
+        let attach = || Ok::<_, anyhow::Error>(pass.attach(if_nametoindex("edge")?)?);
+        Ok(Self(lab.net.enter(attach)?))
+    }
 }
 
 /// Gives the polling of a namespace's interface a thread of its own, whose running time is exactly

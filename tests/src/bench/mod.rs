@@ -14,6 +14,7 @@ use nix::{
     unistd::Pid,
 };
 
+pub use flood::Answers;
 pub use report::{Goal, Line, Report};
 
 /// How long and how often to measure.

@@ -1,0 +1,287 @@
+//! The SYN-flood defence: which listeners it protects, and what it may promise in their name.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+};
+
+use aya::{
+    Ebpf,
+    maps::{Array, HashMap, IterableMap as _, MapData},
+    programs::ProgramType,
+    sys::{BpfHelper, is_helper_supported},
+};
+use edge_common::{
+    Rate,
+    cookie::{Keep, LISTENERS_MAX, Listener, Pressure, UNSOLICITED_SAMPLE},
+    map::{self, PolicyFlag, Settings},
+};
+use nix::{ifaddrs::getifaddrs, sys::socket::SockaddrStorage};
+
+use crate::clock::boot_ns;
+
+use super::{KernelError, maps, pins::path_error};
+
+/// What is done against floods of SYNs and of TCP packets that belong to no connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Defence {
+    /// Whether SYNs are answered with cookies.
+    pub syn_cookies: When,
+    /// Whether TCP packets of no connection are refused.
+    pub unsolicited: When,
+    /// How many of those a second are a flood.
+    pub unsolicited_rate: Rate,
+    /// What is protected; the unspecified address stands for every one of its family.
+    pub listeners: Vec<SocketAddr>,
+}
+
+/// When a defence is at work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// Never.
+    Off,
+    /// While there is a flood.
+    Auto,
+    /// Always.
+    Always,
+}
+
+impl Defence {
+    /// None.
+    pub const OFF: Self = Self {
+        syn_cookies: When::Off,
+        unsolicited: When::Off,
+        unsolicited_rate: Rate::OFF,
+        listeners: Vec::new(),
+    };
+
+    /// Writes the defence's part of the settings; the flags to set.
+    pub(super) fn write(&self, settings: &mut Settings) -> u32 {
+        settings.unsolicited = self.unsolicited_rate.sampled(UNSOLICITED_SAMPLE);
+        let flags = [
+            (self.syn_cookies != When::Off, PolicyFlag::SYN_COOKIES),
+            (self.unsolicited == When::Auto, PolicyFlag::UNSOLICITED),
+            (self.unsolicited == When::Always, PolicyFlag::UNSOLICITED_ALWAYS),
+        ];
+        flags.iter().filter(|(on, _)| *on).fold(0, |flags, (_, flag)| flags | flag)
+    }
+
+    /// Checks that the host can do what is asked of it.
+    fn check(&self) -> Result<(), KernelError> {
+        if self.syn_cookies == When::Off {
+            return Ok(());
+        }
+        let found = number("tcp_syncookies")?;
+        match self.syn_cookies {
+            When::Always if found != 2 => Err(KernelError::SynCookies { found }),
+            When::Auto if found == 0 => {
+                tracing::warn!("net.ipv4.tcp_syncookies is 0: there will be no SYN cookies");
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the kernel's programs may use the cookie helpers.
+    pub(super) fn has_helpers(&self) -> Result<bool, KernelError> {
+        let helper = BpfHelper::BPF_FUNC_tcp_raw_gen_syncookie_ipv4;
+        let has = is_helper_supported(ProgramType::Xdp, helper).map_err(KernelError::Probe)?;
+        match self.syn_cookies {
+            When::Always if !has => Err(KernelError::NoSynCookies),
+            When::Auto if !has => {
+                tracing::warn!("no SYN cookies: they need kernel 6.0");
+                Ok(false)
+            }
+            _ => Ok(has),
+        }
+    }
+
+    /// What is protected on a host of these addresses.
+    fn expand(&self, addresses: &BTreeSet<IpAddr>) -> BTreeSet<Listener> {
+        let on = |listener: &SocketAddr| {
+            let (ip, port) = (listener.ip(), listener.port());
+            let matches = move |address: &&IpAddr| {
+                **address == ip || ip.is_unspecified() && address.is_ipv4() == ip.is_ipv4()
+            };
+            let listener = move |a: &IpAddr| Listener { address: (*a).into(), port: port.into() };
+            addresses.iter().filter(matches).map(listener)
+        };
+        self.listeners.iter().flat_map(on).collect()
+    }
+}
+
+/// The listeners in the kernel's table.
+pub struct Listeners {
+    table: HashMap<MapData, Listener, Pressure>,
+    alarm: Array<MapData, u64>,
+    /// Those that found no room.
+    left_out: usize,
+}
+
+impl Listeners {
+    pub(super) fn take(programs: &mut Ebpf) -> Result<Self, KernelError> {
+        let table = maps::take(programs, map::LISTENERS)?;
+        Ok(Self { table, alarm: maps::take(programs, map::ALARM)?, left_out: 0 })
+    }
+
+    pub(super) fn duplicate(&self) -> Result<Self, KernelError> {
+        let table = maps::again(map::LISTENERS, self.table.map())?;
+        let alarm = maps::again(map::ALARM, self.alarm.map())?;
+        Ok(Self { table, alarm, left_out: self.left_out })
+    }
+
+    /// Begins a defence, if the host can do what is asked of it; what its SYN-ACKs may agree to.
+    pub(super) fn defend(&mut self, defence: &Defence) -> Result<u32, KernelError> {
+        defence.check()?;
+        self.follow(defence)?;
+        keep()
+    }
+
+    /// Protects what the defence names on the addresses that the host has now, and nothing else.
+    /// What does not fit the table is left to the kernel's own cookies.
+    ///
+    /// # Errors
+    /// [`KernelError::Addresses`] if the host does not tell them, [`KernelError::Table`] if the
+    /// kernel refuses.
+    pub fn follow(&mut self, defence: &Defence) -> Result<(), KernelError> {
+        let addresses = getifaddrs().map_err(KernelError::Addresses)?;
+        let wanted =
+            defence.expand(&addresses.filter_map(|interface| ip(&interface.address?)).collect());
+        let held = self.table.keys().collect::<Result<BTreeSet<_>, _>>();
+        let held = held.map_err(maps::table_error(map::LISTENERS))?;
+        for listener in held.difference(&wanted) {
+            let removed = maps::absent(self.table.remove(listener));
+            removed.map_err(maps::table_error(map::LISTENERS))?;
+        }
+        let kept = held.intersection(&wanted).count();
+        let room = (LISTENERS_MAX as usize).saturating_sub(kept);
+        for listener in wanted.difference(&held).take(room) {
+            let added = self.table.insert(listener, Pressure::default(), 0);
+            added.map_err(maps::table_error(map::LISTENERS))?;
+        }
+        let left_out = wanted.len().saturating_sub(LISTENERS_MAX as usize);
+        if left_out > self.left_out {
+            tracing::warn!(
+                left_out,
+                room = LISTENERS_MAX,
+                "too many listeners to protect them all"
+            );
+        }
+        self.left_out = left_out;
+        Ok(())
+    }
+
+    /// Listeners whose SYNs are answered with cookies now.
+    ///
+    /// # Errors
+    /// [`KernelError::Table`] if the kernel refuses.
+    pub fn engaged(&self) -> Result<Vec<SocketAddr>, KernelError> {
+        let (now_ns, mut engaged) = (boot_ns(), Vec::new());
+        for item in &self.table {
+            let (listener, pressure) = item.map_err(maps::table_error(map::LISTENERS))?;
+            if now_ns < pressure.until_ns {
+                let port = u16::try_from(listener.port).unwrap_or_default();
+                engaged.push(SocketAddr::new(listener.address.into(), port));
+            }
+        }
+        engaged.sort_unstable();
+        Ok(engaged)
+    }
+
+    /// Whether TCP packets of no connection are refused now, because there are too many.
+    ///
+    /// # Errors
+    /// [`KernelError::Table`] if the kernel refuses.
+    pub fn is_alarm(&self) -> Result<bool, KernelError> {
+        Ok(boot_ns() < self.alarm.get(&0, 0).map_err(maps::table_error(map::ALARM))?)
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.table.keys().filter(Result::is_ok).count() as u64
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
+    let v4 = address.as_sockaddr_in().map(|v4| IpAddr::from(v4.ip()));
+    v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::from(v6.ip())))
+}
+
+/// What this network namespace lets a SYN-ACK agree to: [`Keep`]s.
+///
+/// The kernel keeps the sense of its timestamps to itself unless they begin at its own clock.
+fn keep() -> Result<u32, KernelError> {
+    let scale = window_scale(number("tcp_rmem")?, number("../core/rmem_max").unwrap_or(0));
+    let flags = [
+        (number("tcp_timestamps")? == 2, Keep::TIMESTAMPS),
+        (number("tcp_sack")? != 0, Keep::SACK),
+        (number("tcp_window_scaling")? != 0, Keep::WINDOW_SCALE),
+        (number("tcp_ecn")? != 0, Keep::ECN),
+    ];
+    let keep = flags.iter().filter(|(on, _)| *on).fold(0, |keep, (_, flag)| keep | flag);
+    Ok(keep | scale << Keep::SCALE_SHIFT)
+}
+
+/// The window scale that the kernel picks (`tcp_select_initial_window`), by the largest buffers.
+fn window_scale(tcp_rmem_max: u64, rmem_max: u64) -> u32 {
+    tcp_rmem_max.max(rmem_max).max(1).ilog2().saturating_sub(15).min(14)
+}
+
+/// The last number of a setting under `net.ipv4`.
+fn number(name: &str) -> Result<u64, KernelError> {
+    let path = Path::new("/proc/sys/net/ipv4").join(name);
+    let text = fs::read_to_string(&path).map_err(path_error("read", &path))?;
+    let number = text.split_whitespace().last().and_then(|word| word.parse().ok());
+    number.ok_or_else(|| path_error("understand", &path)(std::io::ErrorKind::InvalidData.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn expanded(listeners: &[&str], addresses: &[&str]) -> Vec<String> {
+        let listeners = listeners.iter().map(|text| text.parse().unwrap()).collect();
+        let addresses = addresses.iter().map(|text| text.parse().unwrap()).collect();
+        let defence = Defence { listeners, ..Defence::OFF };
+        let text = |l: &Listener| format!("{} {}", l.address, l.port);
+        defence.expand(&addresses).iter().map(text).collect()
+    }
+
+    #[test]
+    fn an_unspecified_address_is_every_one_of_its_family() {
+        let host = ["192.0.2.1", "192.0.2.2", "2001:db8::1"];
+        assert_eq!(expanded(&["0.0.0.0:443"], &host), ["192.0.2.1 443", "192.0.2.2 443"]);
+        assert_eq!(expanded(&["[::]:443"], &host), ["2001:db8::1 443"]);
+        assert_eq!(
+            expanded(&["192.0.2.2:80", "[::]:22"], &host),
+            ["192.0.2.2 80", "2001:db8::1 22"]
+        );
+    }
+
+    #[test]
+    fn what_is_not_the_hosts_is_not_protected() {
+        assert!(expanded(&["192.0.2.9:443"], &["192.0.2.1"]).is_empty());
+    }
+
+    #[test]
+    fn the_window_scale_is_the_kernels() {
+        for (tcp_rmem, rmem, scale) in [
+            (6_291_456, 212_992, 7),
+            (33_554_432, 4_194_304, 10),
+            (65_535, 0, 0),
+            (0, 0, 0),
+            (u64::MAX, 0, 14),
+        ] {
+            assert_eq!(window_scale(tcp_rmem, rmem), scale);
+        }
+    }
+}

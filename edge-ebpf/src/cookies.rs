@@ -1,0 +1,292 @@
+//! SYN floods: answers SYNs with cookies while a listener's queue is full, and keeps packets of no
+//! connection from the stack while they flood.
+//!
+//! The kernel takes a cookie back only if the listener's queue overflowed within two minutes, which
+//! it notes when it makes a cookie itself. `bpf_tcp_gen_syncookie` asks the listener for just that
+//! and is refused while its queue has room. So one question is the measure of pressure, and at the
+//! same time what keeps cookies valid, for as long as a flood lasts and whether or not the daemon
+//! lives.
+
+use core::ops::ControlFlow::{self, Continue};
+
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::generated::{
+        bpf_check_mtu, bpf_ktime_get_ns, bpf_tcp_raw_check_syncookie_ipv4,
+        bpf_tcp_raw_check_syncookie_ipv6, bpf_tcp_raw_gen_syncookie_ipv4,
+        bpf_tcp_raw_gen_syncookie_ipv6, bpf_xdp_adjust_tail, bpf_xdp_load_bytes,
+        bpf_xdp_store_bytes,
+    },
+    programs::XdpContext,
+};
+use edge_common::{
+    Reason,
+    cookie::{
+        ANSWER_BYTES, Listener, Offer, PAYLOAD_MIN, Pressure, Segment, TCP_BYTES_MAX,
+        UNSOLICITED_SAMPLE, V4_BYTES, V6_BYTES,
+    },
+    map::{FactFlag, PolicyFlag},
+    verifier,
+};
+
+use crate::{
+    limits,
+    lookup::{self, LISTEN, NOBODY},
+    packet::{IPPROTO_TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
+    refuse,
+    tables::{self, Knobs, Slot, fact, setting},
+};
+
+/// Whether the kernel has the helpers, which came with 6.0. At 0 the verifier removes the code.
+#[unsafe(no_mangle)]
+static SYN_COOKIES: u8 = 1;
+
+/// Answers a SYN to a listener under pressure, and refuses what belongs to no connection while
+/// there is too much of it.
+///
+/// A SYN whose checksum is wrong is answered like any other: that of a neighbour on the same
+/// machine is not filled in yet, and whoever forges a SYN can compute it.
+#[inline(always)]
+pub fn judge(ctx: &XdpContext, knobs: Knobs, slot: &Slot) -> ControlFlow<Reason> {
+    // SAFETY: a static of this program, which the loader sets before it is loaded. Volatile, or the
+    // compiler would take the value above for the last word.
+    let has_helpers = unsafe { (&raw const SYN_COOKIES).read_volatile() } != 0;
+    let is_tcp = fact!(slot, protocol) == IPPROTO_TCP
+        && slot.flags() & (FactFlag::TRANSPORT | FactFlag::FRAGMENT) == FactFlag::TRANSPORT;
+    if !has_helpers || setting!(knobs, flags) & ON == 0 || !is_tcp {
+        return Continue(());
+    }
+    if fact!(slot, tcp_flags) & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN) == TCP_SYN {
+        syn(ctx, knobs, slot)
+    } else {
+        other(ctx, knobs, slot)
+    }
+}
+
+/// A SYN: goes on while its listener has room, is answered when it has not.
+#[inline(always)]
+fn syn(ctx: &XdpContext, knobs: Knobs, slot: &Slot) -> ControlFlow<Reason> {
+    if setting!(knobs, flags) & PolicyFlag::SYN_COOKIES == 0 {
+        return Continue(());
+    }
+    let Some(pressure) = pressure(slot) else { return Continue(()) };
+    let now_ns = fact!(slot, now_ns);
+    // SAFETY: the lookup gave the address of a whole `Pressure`.
+    let (asked_ns, until_ns) = unsafe {
+        (
+            tables::peek(&raw const (*pressure).asked_ns),
+            tables::peek(&raw const (*pressure).until_ns),
+        )
+    };
+    let is_due = now_ns >= until_ns;
+    if is_due && (slot.is_twin() || now_ns < asked_ns + ASK_NS) {
+        return Continue(());
+    }
+    let Some((segment, bytes)) = load(ctx, slot) else { return Continue(()) };
+    if is_due {
+        // SAFETY: as above; a number that another CPU writes at the same time is as good.
+        unsafe { (&raw mut (*pressure).asked_ns).write_volatile(now_ns) };
+        if !lookup::has_overflowed(ctx, slot.facts(), segment, bytes) {
+            return Continue(());
+        }
+        let until_ns = now_ns + ENGAGED_NS;
+        // SAFETY: as above.
+        unsafe { (&raw mut (*pressure).until_ns).write_volatile(until_ns) };
+        alarm(until_ns);
+    } else if lookup::tcp(ctx, slot.facts()).state != LISTEN {
+        // A retransmission, or a former connection of the same ports: the stack knows it.
+        return Continue(());
+    }
+    // SAFETY: `load` gave the address of a whole `Segment` of this run's own.
+    if !unsafe { &*segment }.can_be_answered(&slot.facts().source) {
+        return Continue(());
+    }
+    // Monitored, it must go on as it came.
+    refuse(knobs, Reason::SynCookie, slot.would()).map_break(|reason| {
+        if slot.is_twin() || answer(ctx, knobs, slot, segment) { reason } else { Reason::Pass }
+    })
+}
+
+/// Any other TCP packet: must belong to a connection or bring a valid cookie, in a flood.
+#[inline(always)]
+fn other(ctx: &XdpContext, knobs: Knobs, slot: &Slot) -> ControlFlow<Reason> {
+    let flags = setting!(knobs, flags);
+    let now_ns = fact!(slot, now_ns);
+    let is_alarm = flags & PolicyFlag::UNSOLICITED_ALWAYS != 0 || is_alarm(now_ns);
+    // The clock's last digits are as good as drawn.
+    let is_sampled = (now_ns ^ now_ns >> 7) & (UNSOLICITED_SAMPLE - 1) == 0 && !slot.is_twin();
+    let is_asked = flags & (PolicyFlag::UNSOLICITED | PolicyFlag::UNSOLICITED_ALWAYS) != 0;
+    if !is_asked || !is_alarm && !is_sampled || pressure(slot).is_none() {
+        return Continue(());
+    }
+    let state = lookup::tcp(ctx, slot.facts()).state;
+    if state != NOBODY && state != LISTEN {
+        return Continue(());
+    }
+    if state == LISTEN && has_cookie(ctx, slot) {
+        return Continue(());
+    }
+    if is_sampled && limits::exceeds(slot, UNSOLICITED, setting!(knobs, unsolicited)) {
+        alarm(now_ns + ALARM_NS);
+    }
+    if !is_alarm {
+        return Continue(());
+    }
+    refuse(knobs, Reason::Unsolicited, slot.would())
+}
+
+/// The state of the listener that the packet is for, if it is one that is protected: an address of
+/// this host. What is only routed through is none.
+#[inline(always)]
+fn pressure(slot: &Slot) -> Option<*mut Pressure> {
+    let listener =
+        Listener { address: fact!(slot, destination), port: u32::from(fact!(slot, port)) };
+    tables::LISTENERS.get_ptr_mut(&listener)
+}
+
+/// Copies the headers to where the helpers can read them, and tells the bytes of the TCP one;
+/// `None` for IP headers with more than the usual, which the cookie helpers do not take.
+#[inline(always)]
+fn load(ctx: &XdpContext, slot: &Slot) -> Option<(*mut Segment, u32)> {
+    let segment = tables::SEGMENTS.get_ptr_mut(u32::from(slot.is_twin()))?;
+    let (ip_at, tcp_at) = (fact!(slot, ip_offset), fact!(slot, transport_offset));
+    let ip_bytes = tcp_at.wrapping_sub(ip_at);
+    let bytes = fact!(slot, payload_offset).wrapping_sub(tcp_at);
+    if !(20..=TCP_BYTES_MAX as u32).contains(&bytes) {
+        return None;
+    }
+    // SAFETY: a whole `Segment` of this run's own, of which each field is loaded in its bounds.
+    let result = unsafe {
+        let (macs, ip) = (&raw mut (*segment).macs, &raw mut (*segment).ip);
+        let tcp = &raw mut (*segment).tcp;
+        let loaded = match (slot.flags() & FactFlag::V4 != 0, ip_bytes as usize) {
+            (true, V4_BYTES) => bpf_xdp_load_bytes(ctx.ctx, ip_at, ip.cast(), V4_BYTES as u32),
+            (false, V6_BYTES) => bpf_xdp_load_bytes(ctx.ctx, ip_at, ip.cast(), V6_BYTES as u32),
+            _ => return None,
+        };
+        loaded
+            | bpf_xdp_load_bytes(ctx.ctx, 0, macs.cast(), 12)
+            | bpf_xdp_load_bytes(ctx.ctx, tcp_at, tcp.cast(), bytes)
+    };
+    (result == 0).then_some((segment, bytes))
+}
+
+/// Turns the frame into a SYN-ACK; whether it could.
+#[inline(always)]
+fn answer(ctx: &XdpContext, knobs: Knobs, slot: &Slot, segment: *mut Segment) -> bool {
+    let is_v4 = slot.flags() & FactFlag::V4 != 0;
+    let mut mtu = 0_u32;
+    // SAFETY: the context is the one the kernel called the program with; 0 is its own interface.
+    unsafe { bpf_check_mtu(ctx.as_ptr(), 0, &raw mut mtu, 0, 0) };
+    let bytes = write_answer(u64::from(is_v4), mtu.into(), setting!(knobs, cookie_keep).into());
+    let ip_at = fact!(slot, ip_offset);
+    let padded = verifier::opaque(if bytes == 0 { 0 } else { bytes.max(PAYLOAD_MIN as u64) });
+    if padded > ANSWER_BYTES as u64 {
+        return false;
+    }
+    let padded = verifier::opaque(padded) as u32;
+    if padded == 0 {
+        return false;
+    }
+    let more = (ip_at + padded).wrapping_sub(fact!(slot, length)) as i32;
+    // SAFETY: the segment is whole and of this run's own; `padded` bytes lie in the answer behind
+    // its start, and in the frame behind the IP header's, once it is long enough.
+    unsafe {
+        if bpf_xdp_adjust_tail(ctx.ctx, more) != 0 {
+            return false;
+        }
+        let start = if is_v4 { V6_BYTES - V4_BYTES } else { 0 };
+        let answer = (&raw mut (*segment).answer).cast::<u8>().add(start);
+        let macs = &raw mut (*segment).macs;
+        bpf_xdp_store_bytes(ctx.ctx, 0, macs.cast(), 12)
+            | bpf_xdp_store_bytes(ctx.ctx, ip_at, answer.cast(), padded)
+            == 0
+    }
+}
+
+/// Makes the cookie and writes the answer of the packet in hand; its bytes, 0 for none.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn write_answer(is_v4: u64, mtu: u64, keep: u64) -> u64 {
+    let Some(segment) = tables::SEGMENTS.get_ptr_mut(0) else { return 0 };
+    let is_v4 = is_v4 != 0;
+    // SAFETY: a whole `Segment` of this run's own; the length is within the header's bounds.
+    let (made, segment) = unsafe {
+        let bytes = u32::from((*segment).tcp[12] >> 4) * 4;
+        if !(20..=TCP_BYTES_MAX as u32).contains(&bytes) {
+            return 0;
+        }
+        let (ip, tcp) = (&raw mut (*segment).ip, &raw mut (*segment).tcp);
+        let made = if is_v4 {
+            bpf_tcp_raw_gen_syncookie_ipv4(ip.cast(), tcp.cast(), bytes)
+        } else {
+            bpf_tcp_raw_gen_syncookie_ipv6(ip.cast(), tcp.cast(), bytes)
+        };
+        (made, &mut *segment)
+    };
+    if made < 0 {
+        return 0;
+    }
+    let headers = 20 + if is_v4 { V4_BYTES } else { V6_BYTES } as u64;
+    let mss = mtu.saturating_sub(headers).clamp(MSS_MIN, u16::MAX.into());
+    // SAFETY: the helper takes no argument and only reads a clock.
+    let now_ms = unsafe { bpf_ktime_get_ns() } / 1_000_000;
+    let offer = Offer { cookie: made as u32, mss: mss as u16, keep: keep as u32, now_ms };
+    segment.turn_macs();
+    segment.write_answer(is_v4, &offer) as u64
+}
+
+/// Whether the packet brings back a cookie of this host's.
+#[inline(always)]
+fn has_cookie(ctx: &XdpContext, slot: &Slot) -> bool {
+    let flags = fact!(slot, tcp_flags);
+    flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN) == TCP_ACK
+        && load(ctx, slot).is_some()
+        && check_cookie(slot.is_twin().into(), u64::from(slot.flags() & FactFlag::V4)) != 0
+}
+
+/// Whether the packet in hand brings back a cookie.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn check_cookie(is_twin: u64, is_v4: u64) -> u64 {
+    let Some(segment) = tables::SEGMENTS.get_ptr_mut((is_twin != 0).into()) else { return 0 };
+    // SAFETY: a whole `Segment` of this run's own, of which the helpers read the fixed headers.
+    let checked = unsafe {
+        let (ip, tcp) = (&raw mut (*segment).ip, &raw mut (*segment).tcp);
+        if is_v4 != 0 {
+            bpf_tcp_raw_check_syncookie_ipv4(ip.cast(), tcp.cast())
+        } else {
+            bpf_tcp_raw_check_syncookie_ipv6(ip.cast(), tcp.cast())
+        }
+    };
+    u64::from(checked == 0)
+}
+
+/// Whether packets of no connection are refused now.
+#[inline(always)]
+fn is_alarm(now_ns: u64) -> bool {
+    let Some(until) = tables::ALARM.get_ptr(0) else { return false };
+    // SAFETY: the lookup gave the address of an aligned word.
+    now_ns < unsafe { tables::peek(until) }
+}
+
+/// Refuses packets of no connection until then.
+#[inline(always)]
+fn alarm(until_ns: u64) {
+    if let Some(until) = tables::ALARM.get_ptr_mut(0) {
+        // SAFETY: as in `is_alarm`; CPUs that write at once write nearly the same time.
+        unsafe { until.write_volatile(until_ns) };
+    }
+}
+
+const ON: u32 = PolicyFlag::SYN_COOKIES | PolicyFlag::UNSOLICITED | PolicyFlag::UNSOLICITED_ALWAYS;
+/// A listener with room is asked again so soon: what a flood puts into its queue meanwhile is little.
+const ASK_NS: u64 = 1_000_000;
+/// One without room is left in peace for so long.
+const ENGAGED_NS: u64 = 1_000_000_000;
+/// An alarm over packets of no connection lasts so long, and is renewed while they come.
+const ALARM_NS: u64 = 5_000_000_000;
+/// Every host takes segments of so many bytes.
+const MSS_MIN: u64 = 536;
+/// The place of packets of no connection among the rates.
+const UNSOLICITED: u64 = 0x7ba4_91c3_2d60_e85f;

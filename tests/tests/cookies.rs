@@ -1,0 +1,329 @@
+//! A SYN flood costs nobody a connection: cookies answer it in the driver, and only while it lasts.
+
+use std::{io::Write as _, net::TcpListener, path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use edge_common::Reason;
+use edge_daemon::kernel::{Defence, Kernel, ListCapacity, LoadSettings, Policy, When, detach};
+use edge_tests::{
+    Edged, Lab, Origin,
+    bench::Answers,
+    client::{connect, reaches, until},
+    daemon::Setup,
+    flood::{Flood, Shape, tcp_counter},
+    lab::{CLIENT, CLIENT6},
+    netns::{Netns, run},
+    packet::{ACK, DESTINATION, Packet, RST, SYN, ether, v4, v6},
+};
+
+/// SYNs that fill a queue at once.
+const SYNS: Shape = Shape { flags: SYN, is_v6: false, rate: 20_000 };
+const WAIT: Duration = Duration::from_secs(10);
+
+/// A daemon whose queues a flood fills at once, and whose limits do not stand before them.
+fn setup(lab: &Lab) -> Result<Setup<'_>> {
+    lab.edge.sysctl("core/somaxconn", "64")?;
+    let setup = lab.edged()?;
+    Ok(setup.set("kernel.packet_rate", r#""off""#).set("kernel.connection_rate", r#""off""#))
+}
+
+fn engaged(edged: &Edged<'_>) -> Result<f64> {
+    Ok(edged.metrics()?.value("edged_syn_cookies_engaged"))
+}
+
+fn wait_engaged(edged: &Edged<'_>) -> Result<()> {
+    until("cookies are engaged", WAIT, || Ok(engaged(edged)? > 0.0)).map(|_| ())
+}
+
+/// Of so many connections from a client, those that were made and took a byte.
+fn connects(lab: &Lab, source: &str, count: u32) -> u32 {
+    let connect = |_| {
+        let stream = connect(lab, source, 443, Duration::from_secs(2));
+        u32::from(stream.is_ok_and(|mut stream| stream.write_all(&[22]).is_ok()))
+    };
+    (0..count).map(connect).sum()
+}
+
+#[test]
+fn everyone_connects_through_a_flood() -> Result<()> {
+    let lab = Lab::new()?;
+    let _answers = Answers::take(&lab)?;
+    let origin = Origin::start(&lab)?;
+    let edged = setup(&lab)?.start()?;
+    for (source, is_v6) in [(CLIENT, false), (CLIENT6, true)] {
+        let flood = Flood::start(&lab, Shape { is_v6, ..SYNS })?;
+        wait_engaged(&edged)?;
+        let before = tcp_counter(&lab.edge, "SyncookiesRecv")?;
+        assert_eq!(connects(&lab, source, 100), 100, "{source}");
+        let response = edged.get(source, "/health").send()?;
+        assert_eq!(response.status, 200);
+        let taken = tcp_counter(&lab.edge, "SyncookiesRecv")? - before;
+        assert!(taken > 90, "{taken} came by cookies");
+        assert!(flood.sent() > 1000);
+    }
+    drop(origin);
+    // The kernel was asked for cookies now and then, and made none itself.
+    let answered = edged.metrics()?.packets(Reason::SynCookie);
+    let asked = tcp_counter(&lab.edge, "TCPReqQFullDoCookies")?;
+    assert!(answered > 1_000.0, "{answered}");
+    assert!((asked as f64) < answered / 10.0, "{asked} of {answered}");
+    Ok(())
+}
+
+#[test]
+fn without_cookies_the_kernel_bears_the_flood() -> Result<()> {
+    let lab = Lab::new()?;
+    let _answers = Answers::take(&lab)?;
+    let edged = setup(&lab)?.set("kernel.syn_cookies.mode", r#""off""#).start()?;
+    let _flood = Flood::start(&lab, SYNS)?;
+    until("the kernel makes the cookies", WAIT, || {
+        Ok(tcp_counter(&lab.edge, "TCPReqQFullDoCookies")? > 5_000)
+    })?;
+    assert_eq!(edged.metrics()?.packets(Reason::SynCookie), 0.0);
+    edged.edit("kernel.syn_cookies.mode", r#""auto""#)?;
+    edged.tell("reload")?;
+    wait_engaged(&edged)
+}
+
+#[test]
+fn cookies_end_with_the_flood() -> Result<()> {
+    let lab = Lab::new()?;
+    let _answers = Answers::take(&lab)?;
+    // What waits in the queue waits a second and not a minute.
+    lab.edge.sysctl("ipv4/tcp_synack_retries", "0")?;
+    let edged = setup(&lab)?.start()?;
+    let flood = Flood::start(&lab, SYNS)?;
+    wait_engaged(&edged)?;
+    drop(flood);
+    until("cookies are no longer engaged", WAIT, || Ok(engaged(&edged)? == 0.0))?;
+    until("a connection is made without one", WAIT, || {
+        let before = tcp_counter(&lab.edge, "SyncookiesRecv")?;
+        ensure!(reaches(&lab, CLIENT, 443), "no connection");
+        Ok(tcp_counter(&lab.edge, "SyncookiesRecv")? == before)
+    })?;
+    Ok(())
+}
+
+#[test]
+fn options_are_kept_where_the_kernel_shows_its_clock() -> Result<()> {
+    let lab = Lab::new()?;
+    let _answers = Answers::take(&lab)?;
+    lab.edge.sysctl("ipv4/tcp_timestamps", "2")?;
+    let _edged = setup(&lab)?.start()?;
+    for (source, is_v6) in [(CLIENT, false), (CLIENT6, true)] {
+        let usual = options(&lab, source)?;
+        ensure!(usual.contains(" sack ") && usual.contains(" wscale:"), "{usual}");
+        let _flood = Flood::start(&lab, Shape { is_v6, ..SYNS })?;
+        until("the queue is full", WAIT, || {
+            let before = tcp_counter(&lab.edge, "SyncookiesRecv")?;
+            let by_cookie = options(&lab, source)?;
+            let is_cookie = tcp_counter(&lab.edge, "SyncookiesRecv")? > before;
+            ensure!(!is_cookie || by_cookie == usual, "{by_cookie}, not {usual}");
+            Ok(is_cookie)
+        })?;
+    }
+    Ok(())
+}
+
+/// What both sides of a new connection agreed to, as `ss` tells it.
+fn options(lab: &Lab, source: &str) -> Result<String> {
+    let stream = connect(lab, source, 443, Duration::from_secs(2))?;
+    let port = stream.local_addr()?.port().to_string();
+    let tell = |ns: &Netns, key: &str| -> Result<String> {
+        let text = run(ns.command("ss").args(["-Htino", "state", "established", key, "=", &port]))?;
+        let line = text.lines().nth(1).with_context(|| format!("no connection: {text}"))?;
+        let words = line.split_whitespace();
+        let kept = words.filter(|w| w.starts_with("wscale:") || ["ts", "sack", "ecn"].contains(w));
+        Ok(kept.map(|word| format!(" {word} ")).collect())
+    };
+    let mut both = tell(&lab.client, "sport")?;
+    until("the connection is accepted", Duration::from_secs(2), || {
+        let theirs = tell(&lab.edge, "dport").ok();
+        both.extend(theirs.iter().map(String::as_str));
+        Ok(theirs.is_some())
+    })?;
+    Ok(both)
+}
+
+#[test]
+fn packets_of_no_connection_are_refused_in_a_flood() -> Result<()> {
+    let lab = Lab::new()?;
+    let _answers = Answers::take(&lab)?;
+    let rate = r#"{ rate = "1000/s", burst = 1000 }"#;
+    let edged = setup(&lab)?.set("kernel.syn_cookies.unsolicited_rate", rate).start()?;
+    let mut held = connect(&lab, CLIENT, 443, Duration::from_secs(2))?;
+    for flags in [ACK, RST, SYN | ACK] {
+        let before = edged.metrics()?.packets(Reason::Unsolicited);
+        let _flood = Flood::start(&lab, Shape { flags, ..SYNS })?;
+        until("the flood is refused", WAIT, || {
+            Ok(edged.metrics()?.packets(Reason::Unsolicited) > before + 1_000.0)
+        })?;
+        assert!(edged.metrics()?.value("edged_unsolicited_engaged") > 0.0);
+        assert_eq!(connects(&lab, CLIENT, 10), 10);
+        held.write_all(&[22])?;
+    }
+    let lost = run(lab.client.command("ss").args(["-Htino", "state", "established"]))?;
+    ensure!(!lost.contains("retrans:"), "{lost}");
+    until("the alarm ends", WAIT, || {
+        Ok(edged.metrics()?.value("edged_unsolicited_engaged") == 0.0)
+    })?;
+    Ok(())
+}
+
+#[test]
+fn cookies_for_ever_need_a_host_that_takes_them() -> Result<()> {
+    let lab = Lab::new()?;
+    let always =
+        || Ok::<_, anyhow::Error>(setup(&lab)?.set("kernel.syn_cookies.mode", r#""always""#));
+    let Err(refused) = always()?.start() else { anyhow::bail!("it started") };
+    let words = format!("{refused:#}");
+    ensure!(words.contains("sysctl -w net.ipv4.tcp_syncookies=2"), "{words}");
+    let _answers = Answers::take(&lab)?;
+    lab.edge.sysctl("ipv4/tcp_syncookies", "2")?;
+    let edged = always()?.start()?;
+    assert_eq!(connects(&lab, CLIENT, 3), 3);
+    assert_eq!(edged.metrics()?.packets(Reason::SynCookie), 3.0);
+    Ok(())
+}
+
+/// A namespace whose listener on port 443 is always under pressure, and the programs in it.
+struct Pressed {
+    ns: Netns,
+    pins: PathBuf,
+}
+
+impl Pressed {
+    fn new(name: &str) -> Result<Self> {
+        let name = format!("edged-{}-{name}", std::process::id());
+        let ns = Netns::new(&name, false)?;
+        ns.ip("addr add 192.0.2.1/32 dev lo\naddr add 2001:db8::1/128 dev lo")?;
+        ns.sysctl("ipv4/tcp_syncookies", "2")?;
+        ns.sysctl("ipv4/tcp_timestamps", "2")?;
+        Ok(Self { ns, pins: PathBuf::from(format!("/sys/fs/bpf/{name}")) })
+    }
+
+    /// Does this to the programs, with somebody listening.
+    fn run<T: Send>(&self, monitored: &[Reason], work: impl FnOnce(&mut Kernel) -> T + Send) -> T {
+        let listeners = ["0.0.0.0:443", "[::]:443", "0.0.0.0:444"];
+        let defence = Defence {
+            syn_cookies: When::Always,
+            unsolicited: When::Always,
+            listeners: listeners.map(|text| text.parse().expect("an address")).into(),
+            ..Defence::OFF
+        };
+        let policy = Policy { defence, monitored: monitored.into(), ..Policy::UNLIMITED };
+        let settings = LoadSettings {
+            pin_dir: self.pins.clone(),
+            debug: false,
+            policy,
+            lists: ListCapacity::of(1_000, []),
+        };
+        self.ns.enter(|| {
+            let _listener = TcpListener::bind(("::", 443)).expect("the port is free");
+            work(&mut Kernel::load(&settings).expect("loads"))
+        })
+    }
+}
+
+impl Drop for Pressed {
+    fn drop(&mut self) {
+        detach(&self.pins).expect("pins are removed");
+    }
+}
+
+const GOOD: &str = "198.51.100.10";
+const GOOD6: &str = "2001:db8:1::5";
+
+/// A SYN to port 443, behind what is given.
+fn syn(packet: Packet) -> Vec<u8> {
+    packet.tcp(SYN).build()
+}
+
+#[test]
+fn an_answer_goes_back_the_way_the_syn_came() -> Result<()> {
+    let pressed = Pressed::new("answers")?;
+    pressed.run(&[], |kernel| -> Result<()> {
+        for (what, frame, ip_at, is_v4) in [
+            ("IPv4", syn(v4(GOOD)), 14, true),
+            ("IPv6", syn(v6(GOOD6)), 14, false),
+            ("a VLAN", syn(ether().vlan(7).v4(GOOD)), 18, true),
+            ("two VLANs", syn(ether().provider_vlan(7).vlan(8).v6(GOOD6)), 22, false),
+        ] {
+            let answer = kernel.answer(&frame)?.with_context(|| format!("{what}: no answer"))?;
+            assert_eq!((&answer[..6], &answer[6..12]), (&frame[6..12], &frame[..6]), "{what}");
+            assert_eq!(answer[12..ip_at], frame[12..ip_at], "{what}");
+            let (from, to) = if is_v4 { (12, 16) } else { (8, 24) };
+            let (from, to, bytes) = (ip_at + from, ip_at + to, to - from);
+            assert_eq!(answer[from..][..bytes], frame[to..][..bytes], "{what}");
+            assert_eq!(answer[to..][..bytes], frame[from..][..bytes], "{what}");
+            let tcp = &answer[ip_at + if is_v4 { 20 } else { 40 }..];
+            assert_eq!(tcp[..4], [1, 0xbb, 0x9c, 0x40], "{what}");
+            assert_eq!((tcp[12] >> 4, tcp[13]), (6, SYN | ACK), "{what}");
+            assert_eq!(tcp[8..12], [0, 0, 0, 2], "{what}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn what_must_not_be_answered_is_not() -> Result<()> {
+    let pressed = Pressed::new("silence")?;
+    let elsewhere = |frame: Vec<u8>| {
+        let mut frame = frame;
+        frame[33] = 9;
+        frame
+    };
+    pressed.run(&[], |kernel| -> Result<()> {
+        for (what, frame) in [
+            ("another host's address", elsewhere(syn(v4(GOOD)))),
+            ("a port that is not protected", v4(GOOD).tcp(SYN).patched(37, &[0xbc + 2])),
+            ("a port on which nobody listens", v4(GOOD).tcp(SYN).patched(37, &[0xbc])),
+            ("IPv4 options", syn(ether().v4_options(GOOD, &[1, 1, 1, 0]))),
+            ("an extension header", syn(v6(GOOD6).extension(DESTINATION, 0))),
+            ("a fragment", syn(v4(GOOD).v4_fragment(0, true))),
+            ("a multicast source", syn(v4("224.0.0.1"))),
+            ("a broadcast frame", v4(GOOD).tcp(SYN).patched(0, &[0xff; 6])),
+        ] {
+            ensure!(kernel.answer(&frame)?.is_none(), "{what} was answered");
+            ensure!(kernel.judge(&frame)?, "{what} was dropped");
+        }
+        for flags in [ACK, RST, SYN | ACK, SYN | RST] {
+            let frame = v4(GOOD).tcp(flags).build();
+            ensure!(!kernel.judge(&frame)?, "{flags:#x} passed");
+            ensure!(kernel.judge(&elsewhere(frame))?, "{flags:#x} to another host was dropped");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_cookie_comes_back_and_a_forged_one_does_not() -> Result<()> {
+    let pressed = Pressed::new("cookie")?;
+    pressed.run(&[], |kernel| -> Result<()> {
+        for (packet, tcp_at) in [(v4(GOOD), 34), (v6(GOOD6), 54)] {
+            let answer = kernel.answer(&syn(packet.clone()))?.context("no answer")?;
+            let cookie: [u8; 4] = answer[tcp_at + 4..][..4].try_into()?;
+            let cookie = u32::from_be_bytes(cookie);
+            for (number, passes) in [(1, true), (0x1001, false), (0x0100_0001, false)] {
+                let mut ack = packet.clone().tcp(ACK).build();
+                // The client's sequence number is one on.
+                ack[tcp_at + 7] = 2;
+                ack[tcp_at + 8..][..4].copy_from_slice(&cookie.wrapping_add(number).to_be_bytes());
+                assert_eq!(kernel.judge(&ack)?, passes, "{number}");
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn monitored_a_syn_goes_on_as_it_came() -> Result<()> {
+    let pressed = Pressed::new("monitored")?;
+    pressed.run(&[Reason::SynCookie, Reason::Unsolicited], |kernel| -> Result<()> {
+        for frame in [syn(v4(GOOD)), v4(GOOD).tcp(ACK).build()] {
+            ensure!(kernel.answer(&frame)?.is_none());
+            ensure!(kernel.judge(&frame)?);
+        }
+        Ok(())
+    })
+}
