@@ -48,7 +48,7 @@ impl Netlink {
             let length = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
             for message in messages(&buffer[..length]) {
                 match message? {
-                    (NLMSG_DONE, _) => return Ok(()),
+                    (NLMSG_DONE, payload) => return end_of(payload),
                     (NLMSG_ERROR, payload) => return Err(error_of(payload)),
                     (_, payload) => each(payload),
                 }
@@ -110,9 +110,17 @@ fn half(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
+/// How a dump ended: its last message tells of an error that cut it short.
+fn end_of(payload: &[u8]) -> io::Result<()> {
+    match word(payload, 0).map(u32::cast_signed) {
+        Some(..0) => Err(error_of(payload)),
+        _ => Ok(()),
+    }
+}
+
 fn error_of(payload: &[u8]) -> io::Error {
     match word(payload, 0) {
-        Some(code) => io::Error::from_raw_os_error(-code.cast_signed()),
+        Some(code) => io::Error::from_raw_os_error(code.cast_signed().saturating_neg()),
         None => io::ErrorKind::InvalidData.into(),
     }
 }
@@ -151,6 +159,14 @@ mod tests {
         let nested = [6, 0, 1, 0x80, 9, 8, 0, 0, 4, 0, 2, 0, 99, 0, 5, 0];
         let found: Vec<_> = attributes(&nested).collect();
         assert_eq!(found, [(1, &[9, 8][..]), (2, &[][..])]);
+    }
+
+    #[test]
+    fn a_dump_that_was_cut_short_is_no_whole_one() {
+        let end = |status: i32| end_of(&status.to_ne_bytes()).map_err(|e| e.raw_os_error());
+        assert_eq!(end(-libc::ENOMEM), Err(Some(libc::ENOMEM)));
+        assert_eq!((end(0), end(1)), (Ok(()), Ok(())));
+        assert!(end_of(&[]).is_ok());
     }
 
     proptest! {
