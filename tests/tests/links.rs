@@ -4,7 +4,7 @@
 use std::{
     ffi::CString,
     fs::File,
-    io::Read as _,
+    io::{ErrorKind, Read as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::{fd::AsRawFd as _, unix::net::UnixStream},
     path::PathBuf,
@@ -116,7 +116,7 @@ impl Pair {
     /// Whether the edge answers at all: nobody listens on the port, so an answer is a refusal.
     fn answers(&self) -> bool {
         let refused = self.connect((EDGE, 9).into()).expect_err("nobody listens");
-        refused.kind() == std::io::ErrorKind::ConnectionRefused
+        refused.kind() == ErrorKind::ConnectionRefused
     }
 }
 
@@ -326,6 +326,21 @@ fn expect(what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 #[test]
+fn a_refused_start_moves_no_interface() {
+    let pair = Pair::new();
+    drop(pair.load_denying("guarded", AttachMode::Native, "10.99.0.2/32").unwrap());
+    assert!(!pair.answers());
+    let wanted = ["guarded", "absent"]
+        .map(|interface| Wanted { interface: interface.to_owned(), mode: AttachMode::Native });
+    let error = pair.within("edge", || {
+        Kernel::load(&pair.settings(UNLIMITED)).unwrap().attach(&wanted).err().unwrap()
+    });
+    assert!(matches!(error, KernelError::NoInterface { .. }), "{error}");
+    // The successor's lists were empty.
+    assert!(!pair.answers());
+}
+
+#[test]
 fn the_filter_outlives_its_daemon_and_is_taken_over() {
     let pair = Pair::new();
     let kernel = pair.load(AttachMode::Auto, UNLIMITED).unwrap();
@@ -511,7 +526,7 @@ fn a_mode_that_the_interface_cannot_do_leaves_the_former_filter() {
         let refused = pair.within("edge", || {
             TcpStream::connect_timeout(&to, Duration::from_millis(300)).expect_err("nobody listens")
         });
-        refused.kind() == std::io::ErrorKind::ConnectionRefused
+        refused.kind() == ErrorKind::ConnectionRefused
     };
     assert!(!answers());
     let error = load(AttachMode::Native).err().expect("refused");

@@ -213,3 +213,9 @@ impl KernelError {
         )
     }
 }
+
+/// An error and what caused it, in a line.
+pub(super) fn error_chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}

@@ -25,6 +25,7 @@ use super::{
     attach::{self, Held},
     bpf::Link,
     census::{Census, Corrected},
+    error::error_chain,
     netlink::Netlink,
     pins::Folders,
 };
@@ -225,11 +226,6 @@ impl Upkeep {
         }
         taken
     }
-}
-
-fn error_chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 /// `RTMGRP_LINK`
