@@ -5,12 +5,15 @@ use std::{
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
 };
 
-use nix::sys::{
-    socket::{
-        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
-        setsockopt, socket, sockopt::ReceiveTimeout,
+use nix::{
+    errno::Errno,
+    sys::{
+        socket::{
+            AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv,
+            send, setsockopt, socket, sockopt::ReceiveTimeout,
+        },
+        time::{TimeVal, TimeValLike as _},
     },
-    time::{TimeVal, TimeValLike as _},
 };
 
 /// A netlink socket in the network namespace of the thread that opened it.
@@ -56,10 +59,20 @@ impl Netlink {
         }
     }
 
-    /// Forgets what was told to the groups so far.
-    pub(super) fn forget(&self) {
+    /// Takes what was told to the groups so far, kind and payload each; whether that is all, and
+    /// nothing was lost for want of room.
+    pub(super) fn told(&self, mut each: impl FnMut(u16, &[u8])) -> bool {
         let mut buffer = vec![0; BUFFER];
-        while recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT).is_ok() {}
+        let mut is_whole = true;
+        loop {
+            match recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+                Ok(length) => {
+                    messages(&buffer[..length]).flatten().for_each(|(kind, told)| each(kind, told));
+                }
+                Err(Errno::ENOBUFS) => is_whole = false,
+                Err(_) => return is_whole,
+            }
+        }
     }
 }
 
