@@ -50,9 +50,13 @@ impl Pair {
 
     /// Makes the veth pair.
     fn wire(&self) {
+        self.wire_as("");
+    }
+
+    fn wire_as(&self, index: &str) {
         let name = &self.name;
         ip(&format!(
-            "-n {name}-edge link add guarded type veth peer name peer netns {name}-client"
+            "-n {name}-edge link add guarded {index} type veth peer name peer netns {name}-client"
         ));
         for (side, interface, address) in [("edge", "guarded", EDGE), ("client", "peer", CLIENT)] {
             ip(&format!("-n {name}-{side} addr add {address}/24 dev {interface}"));
@@ -475,6 +479,14 @@ fn an_interface_that_comes_back_is_guarded_again() {
         pair.wire();
         expect("back", || condition() == (true, true));
         assert!(!pair.answers());
+        let index = || pair.within("edge", || nix::net::if_::if_nametoindex("guarded").unwrap());
+        let former = index();
+        assert!(kernel.tables.settings().unwrap().interfaces.contains(&former), "counted apart");
+        // With the index of the former, before anybody has looked.
+        ip(&format!("-n {}-edge link del guarded", pair.name));
+        pair.wire_as(&format!("index {former}"));
+        assert_eq!(index(), former);
+        expect("back under its index", || !pair.answers());
         // An operator takes the filter off: it stays off.
         detach(&pair.pin_dir).unwrap();
         expect("detached", || condition() == (false, false));
@@ -605,7 +617,7 @@ fn an_interface_that_another_program_holds_is_left_alone() {
     };
     let error = attach("guarded");
     assert!(
-        matches!(&error, KernelError::Occupied { interface, holder }
+        matches!(&error, KernelError::Occupied { interface, holder, off: "xdpdrv" }
             if interface == "guarded" && holder.starts_with("edged, id ")),
         "{error}"
     );
@@ -625,7 +637,8 @@ fn a_program_that_was_attached_without_a_link_is_named_and_left_alone() {
     set(&format!("xdpgeneric pinned {}", pin.display()));
     for mode in [AttachMode::Auto, AttachMode::Native, AttachMode::Generic] {
         let error = pair.load(mode, UNLIMITED).err().expect("refused");
-        assert!(error.to_string().contains("(stranger, id "), "{error}");
+        let told = error.to_string();
+        assert!(told.contains("(stranger, id ") && told.contains("xdpgeneric off"), "{told}");
     }
     // As the error says.
     set("xdpgeneric off");

@@ -119,9 +119,15 @@ pub(super) fn interfaces(
 pub(super) fn again(
     program: BorrowedFd<'_>,
     wanted: &Wanted,
+    former: &Attached,
     folders: &Folders,
 ) -> Result<Held, KernelError> {
-    Ok(Place::find(wanted, folders)?.attach(program)?.0)
+    let place = Place::find(wanted, folders)?;
+    let (mode, link) = place.create(program)?;
+    // The former's pin leads nowhere; of an interface with the same index it has the same name.
+    let pin = folders.own.join(former.pin_name());
+    fs::remove_file(&pin).map_err(path_error("remove", &pin))?;
+    Ok(place.pinned(mode, link)?.0)
 }
 
 /// Attaches to the tracepoint that tells of sockets. The new program is there before the old one
@@ -245,8 +251,8 @@ impl<'a> Place<'a> {
         let interface = || self.interface.to_owned();
         let link = Link::create(program, self.ifindex, mode);
         let link = link.map_err(|source| match source.raw_os_error() {
-            Some(libc::EBUSY | libc::EEXIST) => {
-                KernelError::Occupied { interface: interface(), holder: holder(self.ifindex) }
+            Some(libc::EBUSY | libc::EEXIST) if let Some((holder, off)) = holder(self.ifindex) => {
+                KernelError::Occupied { interface: interface(), holder, off }
             }
             _ => KernelError::Attach { interface: interface(), mode, source },
         })?;
@@ -338,32 +344,32 @@ fn ask(interface: &str, question: libc::Ioctl) -> io::Result<libc::ifreq> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(request) }
 }
 
-/// The XDP programs on an interface, in words; best effort, for a message.
-fn holder(ifindex: u32) -> String {
-    let mut ids = Vec::new();
-    let asked = Netlink::open(SockProtocol::NetlinkRoute, 0).and_then(|netlink| {
-        netlink.dump(RTM_GETLINK, &[0; IFINFO], |answer| {
-            if word(answer, 4) == Some(ifindex) {
-                ids.extend(programs_of(answer));
-            }
-        })
+/// The XDP programs on an interface, in words, and what `ip link set` calls the mode of the first;
+/// best effort, for a message.
+fn holder(ifindex: u32) -> Option<(String, &'static str)> {
+    let mut found = Vec::new();
+    let netlink = Netlink::open(SockProtocol::NetlinkRoute, 0).ok()?;
+    let asked = netlink.dump(RTM_GETLINK, &[0; IFINFO], |answer| {
+        if word(answer, 4) == Some(ifindex) {
+            found.extend(programs_of(answer));
+        }
     });
-    if ids.is_empty() {
-        return asked.err().map_or_else(|| "unknown".to_owned(), |error| error.to_string());
-    }
-    let words = ids.iter().map(|id| match bpf::program_name(*id) {
+    asked.ok()?;
+    let (off, _) = *found.first()?;
+    let words = found.iter().map(|(_, id)| match bpf::program_name(*id) {
         name if name.is_empty() => format!("id {id}"),
         name => format!("{name}, id {id}"),
     });
-    words.collect::<Vec<_>>().join("; ")
+    Some((words.collect::<Vec<_>>().join("; "), off))
 }
 
-/// The ids of the XDP programs that a link message tells of.
-fn programs_of(answer: &[u8]) -> Vec<u32> {
+/// The mode and the id of each XDP program that a link message tells of.
+fn programs_of(answer: &[u8]) -> Vec<(&'static str, u32)> {
     let Some(about) = answer.get(IFINFO..) else { return Vec::new() };
     let xdp = attributes(about).filter(|(kind, _)| *kind == IFLA_XDP);
     let ids = xdp.flat_map(|(_, nested)| attributes(nested)).filter_map(|(kind, value)| {
-        (IFLA_XDP_DRV_PROG_ID..=IFLA_XDP_HW_PROG_ID).contains(&kind).then(|| word(value, 0))?
+        let (_, mode) = IFLA_XDP_IDS.iter().find(|(of, _)| *of == kind)?;
+        Some((*mode, word(value, 0)?))
     });
     ids.collect()
 }
@@ -372,8 +378,8 @@ const RTM_GETLINK: u16 = 18;
 /// Bytes of an `ifinfomsg`.
 const IFINFO: usize = 16;
 const IFLA_XDP: u16 = 43;
-const IFLA_XDP_DRV_PROG_ID: u16 = 5;
-const IFLA_XDP_HW_PROG_ID: u16 = 7;
+/// `IFLA_XDP_DRV_PROG_ID` and so on.
+const IFLA_XDP_IDS: [(u16, &str); 3] = [(5, "xdpdrv"), (6, "xdpgeneric"), (7, "xdpoffload")];
 
 #[cfg(test)]
 mod tests {
