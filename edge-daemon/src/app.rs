@@ -218,18 +218,20 @@ fn serve_control(
                 }
             }));
 
+            // A task of its own: an end that is asked for does not wait for a reload.
+            spawn_local(async move {
+                while hangup.recv().await.is_some() {
+                    // Failure is logged, counted and shown by `edgectl status`.
+                    let _ = operator.lock().await.reload().await;
+                }
+            });
+
             tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
             edge.events.tell(Event::Started { version: env!("CARGO_PKG_VERSION") });
             notify("READY=1");
-            loop {
-                tokio::select! {
-                    _ = terminate.recv() => return Ok(()),
-                    _ = interrupt.recv() => return Ok(()),
-                    _ = hangup.recv() => {
-                        // Failure is logged, counted and shown by `edgectl status`.
-                        let _ = operator.lock().await.reload().await;
-                    }
-                }
+            tokio::select! {
+                _ = terminate.recv() => Ok(()),
+                _ = interrupt.recv() => Ok(()),
             }
         }),
     )

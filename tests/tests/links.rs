@@ -4,7 +4,7 @@
 use std::{
     ffi::CString,
     fs::File,
-    io::Read as _,
+    io::{ErrorKind, Read as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::{fd::AsRawFd as _, unix::net::UnixStream},
     path::PathBuf,
@@ -50,9 +50,13 @@ impl Pair {
 
     /// Makes the veth pair.
     fn wire(&self) {
+        self.wire_as("");
+    }
+
+    fn wire_as(&self, index: &str) {
         let name = &self.name;
         ip(&format!(
-            "-n {name}-edge link add guarded type veth peer name peer netns {name}-client"
+            "-n {name}-edge link add guarded {index} type veth peer name peer netns {name}-client"
         ));
         for (side, interface, address) in [("edge", "guarded", EDGE), ("client", "peer", CLIENT)] {
             ip(&format!("-n {name}-{side} addr add {address}/24 dev {interface}"));
@@ -116,7 +120,7 @@ impl Pair {
     /// Whether the edge answers at all: nobody listens on the port, so an answer is a refusal.
     fn answers(&self) -> bool {
         let refused = self.connect((EDGE, 9).into()).expect_err("nobody listens");
-        refused.kind() == std::io::ErrorKind::ConnectionRefused
+        refused.kind() == ErrorKind::ConnectionRefused
     }
 }
 
@@ -326,6 +330,21 @@ fn expect(what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 #[test]
+fn a_refused_start_moves_no_interface() {
+    let pair = Pair::new();
+    drop(pair.load_denying("guarded", AttachMode::Native, "10.99.0.2/32").unwrap());
+    assert!(!pair.answers());
+    let wanted = ["guarded", "absent"]
+        .map(|interface| Wanted { interface: interface.to_owned(), mode: AttachMode::Native });
+    let error = pair.within("edge", || {
+        Kernel::load(&pair.settings(UNLIMITED)).unwrap().attach(&wanted).err().unwrap()
+    });
+    assert!(matches!(error, KernelError::NoInterface { .. }), "{error}");
+    // The successor's lists were empty.
+    assert!(!pair.answers());
+}
+
+#[test]
 fn the_filter_outlives_its_daemon_and_is_taken_over() {
     let pair = Pair::new();
     let kernel = pair.load(AttachMode::Auto, UNLIMITED).unwrap();
@@ -460,6 +479,14 @@ fn an_interface_that_comes_back_is_guarded_again() {
         pair.wire();
         expect("back", || condition() == (true, true));
         assert!(!pair.answers());
+        let index = || pair.within("edge", || nix::net::if_::if_nametoindex("guarded").unwrap());
+        let former = index();
+        assert!(kernel.tables.settings().unwrap().interfaces.contains(&former), "counted apart");
+        // With the index of the former, before anybody has looked.
+        ip(&format!("-n {}-edge link del guarded", pair.name));
+        pair.wire_as(&format!("index {former}"));
+        assert_eq!(index(), former);
+        expect("back under its index", || !pair.answers());
         // An operator takes the filter off: it stays off.
         detach(&pair.pin_dir).unwrap();
         expect("detached", || condition() == (false, false));
@@ -511,7 +538,7 @@ fn a_mode_that_the_interface_cannot_do_leaves_the_former_filter() {
         let refused = pair.within("edge", || {
             TcpStream::connect_timeout(&to, Duration::from_millis(300)).expect_err("nobody listens")
         });
-        refused.kind() == std::io::ErrorKind::ConnectionRefused
+        refused.kind() == ErrorKind::ConnectionRefused
     };
     assert!(!answers());
     let error = load(AttachMode::Native).err().expect("refused");
@@ -590,7 +617,7 @@ fn an_interface_that_another_program_holds_is_left_alone() {
     };
     let error = attach("guarded");
     assert!(
-        matches!(&error, KernelError::Occupied { interface, holder }
+        matches!(&error, KernelError::Occupied { interface, holder, off: "xdpdrv" }
             if interface == "guarded" && holder.starts_with("edged, id ")),
         "{error}"
     );
@@ -610,7 +637,8 @@ fn a_program_that_was_attached_without_a_link_is_named_and_left_alone() {
     set(&format!("xdpgeneric pinned {}", pin.display()));
     for mode in [AttachMode::Auto, AttachMode::Native, AttachMode::Generic] {
         let error = pair.load(mode, UNLIMITED).err().expect("refused");
-        assert!(error.to_string().contains("(stranger, id "), "{error}");
+        let told = error.to_string();
+        assert!(told.contains("(stranger, id ") && told.contains("xdpgeneric off"), "{told}");
     }
     // As the error says.
     set("xdpgeneric off");

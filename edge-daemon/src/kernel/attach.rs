@@ -21,6 +21,7 @@ use nix::{net::if_::if_nametoindex, sys::socket::SockProtocol};
 use super::{
     KernelError,
     bpf::{self, Link},
+    error::error_chain,
     netlink::{Netlink, attributes, word},
     pins::{Folders, path_error},
 };
@@ -84,21 +85,28 @@ pub struct Attached {
 /// An interface's link, beside what there is to tell of it.
 pub(super) type Held = (Attached, Link);
 
-/// Attaches to every interface, and lets go of those that a former configuration named.
+/// Attaches to every interface, and lets go of those that a former configuration named. What can be
+/// refused beforehand is, and pins move only when every link has the new program: until then those
+/// of another version are all where it left them.
 pub(super) fn interfaces(
     xdp: &Xdp,
     wanted: &[Wanted],
     folders: &Folders,
 ) -> Result<Vec<Held>, KernelError> {
-    let mut held = Vec::new();
-    for Wanted { interface, mode } in wanted {
-        let place = Place { interface, ifindex: guardable(interface)?, folders };
-        held.push(place.adopt_or_attach(program(xdp)?, *mode)?);
+    let places: Vec<_> =
+        wanted.iter().map(|wanted| Place::find(wanted, folders)).collect::<Result<_, _>>()?;
+    let (mut held, mut moves) = (Vec::new(), Vec::new());
+    for place in places {
+        let (found, pin) = place.adopt_or_attach(program(xdp)?)?;
+        moves.push((pin, folders.own.join(found.0.pin_name())));
+        held.push(found);
     }
-    let kept: Vec<_> = held.iter().map(|(attached, _)| attached.pin_name()).collect();
+    for (pin, named) in moves.iter().filter(|(pin, named)| pin != named) {
+        fs::rename(pin, named).map_err(path_error("rename", pin))?;
+    }
     for pin in folders.pins()? {
-        let name = pin.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let is_kept = pin.parent() == Some(&*folders.own) && kept.contains(&name);
+        let is_kept = moves.iter().any(|(_, named)| *named == pin);
+        let name = pin.file_name().unwrap_or_default().to_string_lossy();
         if name.starts_with("xdp-") && !is_kept {
             bpf::release(&pin).map_err(path_error("remove", &pin))?;
         }
@@ -111,11 +119,15 @@ pub(super) fn interfaces(
 pub(super) fn again(
     program: BorrowedFd<'_>,
     wanted: &Wanted,
+    former: &Attached,
     folders: &Folders,
 ) -> Result<Held, KernelError> {
-    let Wanted { interface, mode } = wanted;
-    let place = Place { interface, ifindex: guardable(interface)?, folders };
-    place.attach(program, *mode)
+    let place = Place::find(wanted, folders)?;
+    let (mode, link) = place.create(program)?;
+    // The former's pin leads nowhere; of an interface with the same index it has the same name.
+    let pin = folders.own.join(former.pin_name());
+    fs::remove_file(&pin).map_err(path_error("remove", &pin))?;
+    Ok(place.pinned(mode, link)?.0)
 }
 
 /// Attaches to the tracepoint that tells of sockets. The new program is there before the old one
@@ -137,27 +149,27 @@ pub(super) fn sockets(
     fs::rename(&new, &pin).map_err(path_error("replace", &pin))
 }
 
-/// The index of an interface that can be guarded.
-fn guardable(interface: &str) -> Result<u32, KernelError> {
-    let ifindex = if_nametoindex(interface)
-        .map_err(|source| KernelError::NoInterface { interface: interface.to_owned(), source })?;
-    expect_ethernet(interface)?;
-    Ok(ifindex)
-}
-
 /// Where the program is to be attached.
 struct Place<'a> {
     interface: &'a str,
     ifindex: u32,
+    wanted: AttachMode,
     folders: &'a Folders,
 }
 
-impl Place<'_> {
-    fn adopt_or_attach(
-        &self,
-        program: BorrowedFd<'_>,
-        wanted: AttachMode,
-    ) -> Result<Held, KernelError> {
+impl<'a> Place<'a> {
+    /// An interface that can be guarded.
+    fn find(wanted: &'a Wanted, folders: &'a Folders) -> Result<Self, KernelError> {
+        let Wanted { interface, mode } = wanted;
+        let no_interface =
+            |source| KernelError::NoInterface { interface: interface.to_owned(), source };
+        let ifindex = if_nametoindex(interface.as_str()).map_err(no_interface)?;
+        expect_ethernet(interface)?;
+        Ok(Self { interface, ifindex, wanted: *mode, folders })
+    }
+
+    /// The link, and the pin that holds it so far.
+    fn adopt_or_attach(&self, program: BorrowedFd<'_>) -> Result<(Held, PathBuf), KernelError> {
         for (pin, mode) in self.pins()? {
             let adoption = Link::open(&pin).and_then(|link| {
                 link.update(program)?;
@@ -170,16 +182,13 @@ impl Place<'_> {
                 }
                 // Whatever it is, the program of before goes on filtering.
                 Err(error) => return Err(path_error("adopt the filter", &pin)(error)),
-                Ok(link) if wanted.takes(mode) => {
-                    let attached = self.attached(mode, true);
-                    let named = self.folders.own.join(attached.pin_name());
-                    fs::rename(&pin, &named).map_err(path_error("rename", &pin))?;
-                    return Ok((attached, link));
+                Ok(link) if self.wanted.takes(mode) => {
+                    return Ok(((self.attached(mode, true), link), pin));
                 }
-                Ok(link) => return self.change_mode(program, &link, &pin, mode, wanted),
+                Ok(link) => return self.change_mode(program, &link, &pin, mode),
             }
         }
-        self.attach(program, wanted)
+        self.attach(program)
     }
 
     /// Attaches in another mode. The kernel has one mode at a time on an interface, so the former
@@ -190,11 +199,10 @@ impl Place<'_> {
         link: &Link,
         pin: &Path,
         former: Mode,
-        wanted: AttachMode,
-    ) -> Result<Held, KernelError> {
+    ) -> Result<(Held, PathBuf), KernelError> {
         let since = Instant::now();
         link.detach().map_err(path_error("detach", pin))?;
-        let attached = self.create(program, wanted);
+        let attached = self.create(program);
         let (interface, unfiltered) = (self.interface, since.elapsed());
         tracing::warn!(%interface, ?unfiltered, "unfiltered while its mode changed");
         fs::remove_file(pin).map_err(path_error("remove", pin))?;
@@ -210,29 +218,30 @@ impl Place<'_> {
         Err(error)
     }
 
-    fn attach(&self, program: BorrowedFd<'_>, wanted: AttachMode) -> Result<Held, KernelError> {
-        let (mode, link) = self.create(program, wanted)?;
+    fn attach(&self, program: BorrowedFd<'_>) -> Result<(Held, PathBuf), KernelError> {
+        let (mode, link) = self.create(program)?;
         self.pinned(mode, link)
     }
 
-    fn pinned(&self, mode: Mode, link: Link) -> Result<Held, KernelError> {
+    fn pinned(&self, mode: Mode, link: Link) -> Result<(Held, PathBuf), KernelError> {
         let attached = self.attached(mode, false);
         let pin = self.folders.own.join(attached.pin_name());
         link.pin(&pin).map_err(path_error("pin the filter at", &pin))?;
-        Ok((attached, link))
+        Ok(((attached, link), pin))
     }
 
-    fn create(
-        &self,
-        program: BorrowedFd<'_>,
-        wanted: AttachMode,
-    ) -> Result<(Mode, Link), KernelError> {
-        match wanted {
+    fn create(&self, program: BorrowedFd<'_>) -> Result<(Mode, Link), KernelError> {
+        match self.wanted {
             AttachMode::Offload => self.create_in(program, Mode::Offload),
             AttachMode::Native => self.create_in(program, Mode::Native),
             AttachMode::Generic => self.create_in(program, Mode::Generic),
             AttachMode::Auto => match self.create_in(program, Mode::Native) {
-                Err(KernelError::Attach { .. }) => self.create_in(program, Mode::Generic),
+                Err(refused @ KernelError::Attach { .. }) => {
+                    let generic = self.create_in(program, Mode::Generic)?;
+                    let (interface, error) = (self.interface, error_chain(&refused));
+                    tracing::warn!(%interface, error, "guarded in the network stack, not in the driver");
+                    Ok(generic)
+                }
                 other => other,
             },
         }
@@ -242,8 +251,8 @@ impl Place<'_> {
         let interface = || self.interface.to_owned();
         let link = Link::create(program, self.ifindex, mode);
         let link = link.map_err(|source| match source.raw_os_error() {
-            Some(libc::EBUSY | libc::EEXIST) => {
-                KernelError::Occupied { interface: interface(), holder: holder(self.ifindex) }
+            Some(libc::EBUSY | libc::EEXIST) if let Some((holder, off)) = holder(self.ifindex) => {
+                KernelError::Occupied { interface: interface(), holder, off }
             }
             _ => KernelError::Attach { interface: interface(), mode, source },
         })?;
@@ -335,32 +344,32 @@ fn ask(interface: &str, question: libc::Ioctl) -> io::Result<libc::ifreq> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(request) }
 }
 
-/// The XDP programs on an interface, in words; best effort, for a message.
-fn holder(ifindex: u32) -> String {
-    let mut ids = Vec::new();
-    let asked = Netlink::open(SockProtocol::NetlinkRoute, 0).and_then(|netlink| {
-        netlink.dump(RTM_GETLINK, &[0; IFINFO], |answer| {
-            if word(answer, 4) == Some(ifindex) {
-                ids.extend(programs_of(answer));
-            }
-        })
+/// The XDP programs on an interface, in words, and what `ip link set` calls the mode of the first;
+/// best effort, for a message.
+fn holder(ifindex: u32) -> Option<(String, &'static str)> {
+    let mut found = Vec::new();
+    let netlink = Netlink::open(SockProtocol::NetlinkRoute, 0).ok()?;
+    let asked = netlink.dump(RTM_GETLINK, &[0; IFINFO], |answer| {
+        if word(answer, 4) == Some(ifindex) {
+            found.extend(programs_of(answer));
+        }
     });
-    if ids.is_empty() {
-        return asked.err().map_or_else(|| "unknown".to_owned(), |error| error.to_string());
-    }
-    let words = ids.iter().map(|id| match bpf::program_name(*id) {
+    asked.ok()?;
+    let (off, _) = *found.first()?;
+    let words = found.iter().map(|(_, id)| match bpf::program_name(*id) {
         name if name.is_empty() => format!("id {id}"),
         name => format!("{name}, id {id}"),
     });
-    words.collect::<Vec<_>>().join("; ")
+    Some((words.collect::<Vec<_>>().join("; "), off))
 }
 
-/// The ids of the XDP programs that a link message tells of.
-fn programs_of(answer: &[u8]) -> Vec<u32> {
+/// The mode and the id of each XDP program that a link message tells of.
+fn programs_of(answer: &[u8]) -> Vec<(&'static str, u32)> {
     let Some(about) = answer.get(IFINFO..) else { return Vec::new() };
     let xdp = attributes(about).filter(|(kind, _)| *kind == IFLA_XDP);
     let ids = xdp.flat_map(|(_, nested)| attributes(nested)).filter_map(|(kind, value)| {
-        (IFLA_XDP_DRV_PROG_ID..=IFLA_XDP_HW_PROG_ID).contains(&kind).then(|| word(value, 0))?
+        let (_, mode) = IFLA_XDP_IDS.iter().find(|(of, _)| *of == kind)?;
+        Some((*mode, word(value, 0)?))
     });
     ids.collect()
 }
@@ -369,8 +378,8 @@ const RTM_GETLINK: u16 = 18;
 /// Bytes of an `ifinfomsg`.
 const IFINFO: usize = 16;
 const IFLA_XDP: u16 = 43;
-const IFLA_XDP_DRV_PROG_ID: u16 = 5;
-const IFLA_XDP_HW_PROG_ID: u16 = 7;
+/// `IFLA_XDP_DRV_PROG_ID` and so on.
+const IFLA_XDP_IDS: [(u16, &str); 3] = [(5, "xdpdrv"), (6, "xdpgeneric"), (7, "xdpoffload")];
 
 #[cfg(test)]
 mod tests {

@@ -13,6 +13,17 @@ pub enum KernelError {
         /// The folder of pins.
         path: PathBuf,
     },
+    /// Pins would go with a mount namespace that is not the system's.
+    #[error(
+        "a bpffs mounted on {} would be seen in this mount namespace only, and its pins be gone \
+         with it; enter a network namespace by `nsenter --net=` or NetworkNamespacePath=, not by \
+         `ip netns exec`",
+        path.display()
+    )]
+    PrivateMounts {
+        /// Where there is none.
+        path: PathBuf,
+    },
     /// Another daemon runs with these pins.
     #[error("another daemon uses {}; each needs a folder of its own", path.display())]
     InUse {
@@ -52,7 +63,7 @@ pub enum KernelError {
     },
     /// The kernel gives no types of its own.
     #[error(
-        "cannot read /sys/kernel/btf/vmlinux (kernel 5.18 with CONFIG_DEBUG_INFO_BTF is needed)"
+        "cannot read /sys/kernel/btf/vmlinux (kernel 6.0 with CONFIG_DEBUG_INFO_BTF is needed)"
     )]
     Btf(#[source] btf_rs::Error),
     /// The kernel's types cannot be told to it.
@@ -74,7 +85,10 @@ pub enum KernelError {
         source: io::Error,
     },
     /// The object was refused.
-    #[error("cannot load the kernel object (kernel 5.18, CAP_BPF and CAP_NET_ADMIN are needed)")]
+    #[error(
+        "cannot load the kernel object \
+         (kernel 6.0, CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are needed)"
+    )]
     Object(#[source] EbpfError),
     /// The object lacks what the daemon expects in it.
     #[error("the kernel object has no {name}")]
@@ -84,7 +98,8 @@ pub enum KernelError {
     },
     /// A program was refused.
     #[error(
-        "cannot load the kernel program {name} (kernel 5.18, CAP_BPF and CAP_NET_ADMIN are needed)"
+        "cannot load the kernel program {name} \
+         (kernel 6.0, CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are needed)"
     )]
     Program {
         /// The program.
@@ -124,13 +139,16 @@ pub enum KernelError {
     /// Another program is there already.
     #[error(
         "interface {interface} is held by another XDP program ({holder}), which is left alone; \
-         have its owner remove it first, or `ip link set dev {interface} xdp off`"
+         have its owner let go of it first; `ip link set dev {interface} {off} off` removes one \
+         that was attached without a link"
     )]
     Occupied {
         /// The interface.
         interface: String,
-        /// The programs there, by name and id.
+        /// The programs there, by id, and by name for who has `CAP_SYS_ADMIN`.
         holder: String,
+        /// What `ip link set` calls the mode that the first is attached in.
+        off: &'static str,
     },
     /// The program could not be attached.
     #[error("cannot attach to interface {interface} in {mode} mode")]
@@ -230,4 +248,10 @@ impl KernelError {
                 | Self::Program { .. }
         )
     }
+}
+
+/// An error and what caused it, in a line.
+pub(super) fn error_chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

@@ -153,23 +153,25 @@ impl Kernel {
             maps::again(map::SOCKETS, self.tables.sockets.map())?,
         );
         let xdp: &mut Xdp = program_named(&mut self.programs, PACKETS)?;
-        self.tables.update_policy(&self.policy)?;
-        let held = attach::interfaces(xdp, interfaces, &self.folders)?;
-        self.attached = held.iter().map(|(attached, _)| attached.clone()).collect();
-        self.tables.count_apart(self.attached.iter().map(|attached| attached.ifindex))?;
-        self.folders.retire()?;
-        self.others.clear();
         let mut upkeep = Upkeep {
             program: duplicate(PACKETS, xdp.fd())?,
             folders: Folders { others: Vec::new(), ..self.folders.clone() },
             tables: self.tables.duplicate()?,
             census,
-            posts: interfaces.iter().cloned().zip(held).map(|(w, h)| Post::new(w, h)).collect(),
+            posts: Vec::new(),
             health: Arc::default(),
         };
-        upkeep.look();
-        // Without it the count begins at what opens from now on. That is logged and counted.
+        self.tables.update_policy(&self.policy)?;
+        // Before the filter needs it. Without it the count begins at what opens from now on; that
+        // is logged and counted.
         let _ = upkeep.take_census();
+        let held = attach::interfaces(xdp, interfaces, &self.folders)?;
+        self.attached = held.iter().map(|(attached, _)| attached.clone()).collect();
+        self.tables.count_apart(self.attached.iter().map(|attached| attached.ifindex))?;
+        self.folders.retire()?;
+        self.others.clear();
+        upkeep.posts = interfaces.iter().cloned().zip(held).map(|(w, h)| Post::new(w, h)).collect();
+        upkeep.look();
         Ok(upkeep)
     }
 

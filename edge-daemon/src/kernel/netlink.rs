@@ -5,12 +5,15 @@ use std::{
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
 };
 
-use nix::sys::{
-    socket::{
-        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
-        setsockopt, socket, sockopt::ReceiveTimeout,
+use nix::{
+    errno::Errno,
+    sys::{
+        socket::{
+            AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv,
+            send, setsockopt, socket, sockopt::ReceiveTimeout,
+        },
+        time::{TimeVal, TimeValLike as _},
     },
-    time::{TimeVal, TimeValLike as _},
 };
 
 /// A netlink socket in the network namespace of the thread that opened it.
@@ -48,7 +51,7 @@ impl Netlink {
             let length = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
             for message in messages(&buffer[..length]) {
                 match message? {
-                    (NLMSG_DONE, _) => return Ok(()),
+                    (NLMSG_DONE, payload) => return end_of(payload),
                     (NLMSG_ERROR, payload) => return Err(error_of(payload)),
                     (_, payload) => each(payload),
                 }
@@ -56,10 +59,20 @@ impl Netlink {
         }
     }
 
-    /// Forgets what was told to the groups so far.
-    pub(super) fn forget(&self) {
+    /// Takes what was told to the groups so far, kind and payload each; whether that is all, and
+    /// nothing was lost for want of room.
+    pub(super) fn told(&self, mut each: impl FnMut(u16, &[u8])) -> bool {
         let mut buffer = vec![0; BUFFER];
-        while recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT).is_ok() {}
+        let mut is_whole = true;
+        loop {
+            match recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+                Ok(length) => {
+                    messages(&buffer[..length]).flatten().for_each(|(kind, told)| each(kind, told));
+                }
+                Err(Errno::ENOBUFS) => is_whole = false,
+                Err(_) => return is_whole,
+            }
+        }
     }
 }
 
@@ -110,9 +123,17 @@ fn half(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
+/// How a dump ended: its last message tells of an error that cut it short.
+fn end_of(payload: &[u8]) -> io::Result<()> {
+    match word(payload, 0).map(u32::cast_signed) {
+        Some(..0) => Err(error_of(payload)),
+        _ => Ok(()),
+    }
+}
+
 fn error_of(payload: &[u8]) -> io::Error {
     match word(payload, 0) {
-        Some(code) => io::Error::from_raw_os_error(-code.cast_signed()),
+        Some(code) => io::Error::from_raw_os_error(code.cast_signed().saturating_neg()),
         None => io::ErrorKind::InvalidData.into(),
     }
 }
@@ -151,6 +172,14 @@ mod tests {
         let nested = [6, 0, 1, 0x80, 9, 8, 0, 0, 4, 0, 2, 0, 99, 0, 5, 0];
         let found: Vec<_> = attributes(&nested).collect();
         assert_eq!(found, [(1, &[9, 8][..]), (2, &[][..])]);
+    }
+
+    #[test]
+    fn a_dump_that_was_cut_short_is_no_whole_one() {
+        let end = |status: i32| end_of(&status.to_ne_bytes()).map_err(|e| e.raw_os_error());
+        assert_eq!(end(-libc::ENOMEM), Err(Some(libc::ENOMEM)));
+        assert_eq!((end(0), end(1)), (Ok(()), Ok(())));
+        assert!(end_of(&[]).is_ok());
     }
 
     proptest! {

@@ -86,6 +86,9 @@ impl Folders {
             if !pin_dir.starts_with(BPFFS) {
                 return Err(KernelError::NotBpffs { path: pin_dir.to_owned() });
             }
+            if has_mounts_of_its_own() {
+                return Err(KernelError::PrivateMounts { path: BPFFS.into() });
+            }
             mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
                 .map_err(|error| path_error("mount a bpffs on", Path::new(BPFFS))(error.into()))?;
         }
@@ -372,6 +375,13 @@ fn is_on_bpffs(path: &Path) -> Result<bool, KernelError> {
     Ok(found == FsType(libc::BPF_FS_MAGIC))
 }
 
+/// Whether this thread's mounts are not those of the system's first process, as under
+/// `ip netns exec`.
+fn has_mounts_of_its_own() -> bool {
+    let mounts = |process: &str| fs::read_link(format!("/proc/{process}/ns/mnt"));
+    matches!((mounts("thread-self"), mounts("1")), (Ok(own), Ok(first)) if own != first)
+}
+
 /// The tables that are taken over from another version: who is banned, what was counted, and what
 /// clients have used up of their limits.
 const CARRIED: [&str; 7] = [
@@ -397,6 +407,31 @@ mod tests {
         assert!(TABLES.iter().all(|table| is_ours(table.name)));
         assert!(["sockets", "sockets-too-new", "xdp-7-native-eth0"].into_iter().all(is_ours));
         assert!(!["Allowed", "allow", "socket", "progs", "xdp", "_"].into_iter().any(is_ours));
+    }
+
+    /// Whoever changes this list gives the folder another name: tables of another shape are not
+    /// adopted.
+    #[test]
+    fn tables_of_this_name_have_these_shapes() {
+        let needed = [
+            "BANS: type Hash, key 16, value 40, 131072 entries",
+            "CLIENT_CELLS: type Array, key 4, value 64, 65536 entries",
+            "KIND_CELLS: type Array, key 4, value 32, 65536 entries",
+            "OPEN: type Array, key 4, value 64, 32768 entries",
+            "SOCKETS: type Hash, key 8, value 8, 262144 entries",
+            "UNCOUNTED: type PerCpuArray, key 4, value 8, 1 entries",
+            "COUNTS: type PerCpuArray, key 4, value 16, 2048 entries",
+            "DROPS: type RingBuf, key 0, value 0, 262144 entries",
+            "DROPS_CELL: type Array, key 4, value 32, 1 entries",
+            "SAMPLES: type RingBuf, key 0, value 0, 262144 entries",
+            "EVENTS_LOST: type PerCpuArray, key 4, value 8, 2 entries",
+            "SIGNATURES: type Array, key 4, value 56, 128 entries",
+            "SIGNATURE_HITS: type PerCpuArray, key 4, value 8, 128 entries",
+            "SERVICES: type Array, key 4, value 8, 2052 entries",
+            "SETTINGS: type Array, key 4, value 416, 1 entries",
+        ];
+        let found = TABLES.map(|table| format!("{}: {}", table.name, table.describe()));
+        assert_eq!((map::ABI, found.each_ref().map(String::as_str)), ("v2", needed));
     }
 
     #[test]

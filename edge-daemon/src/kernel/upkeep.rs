@@ -25,7 +25,8 @@ use super::{
     attach::{self, Held},
     bpf::Link,
     census::{Census, Corrected},
-    netlink::Netlink,
+    error::error_chain,
+    netlink::{Netlink, word},
     pins::Folders,
 };
 
@@ -77,6 +78,8 @@ pub(super) struct Post {
     wanted: Wanted,
     attached: Attached,
     link: Link,
+    /// Whether the kernel told that the interface is gone, or may have.
+    is_deleted: bool,
     seen: Sight,
 }
 
@@ -94,7 +97,7 @@ enum Sight {
 impl Post {
     pub(super) fn new(wanted: Wanted, (attached, link): Held) -> Self {
         let seen = Sight::Guarded { name: wanted.interface.clone(), is_up: true };
-        Self { wanted, attached, link, seen }
+        Self { wanted, attached, link, is_deleted: false, seen }
     }
 
     /// Looks at the interface; says what has changed.
@@ -106,8 +109,13 @@ impl Post {
                 let name = name.unwrap_or_default();
                 Sight::Guarded { is_up: attach::is_up(&name).unwrap_or(false), name }
             }
-            // Who takes the filter off removes its pin.
-            _ if folder.join(self.attached.pin_name()).exists() => Sight::Gone,
+            // Who takes the filter off removes its pin, or has the kernel detach the link of an
+            // interface that is still there.
+            _ if folder.join(self.attached.pin_name()).exists()
+                && (self.is_deleted || if_indextoname(self.attached.ifindex).is_err()) =>
+            {
+                Sight::Gone
+            }
             _ => Sight::Detached,
         };
         if seen == self.seen {
@@ -128,11 +136,9 @@ impl Post {
         self.seen = seen;
     }
 
-    /// Whether another interface has the name of the one that is gone.
+    /// Whether another interface has the name of the one that is gone, and maybe its index.
     fn is_back(&self) -> bool {
-        let interface = self.wanted.interface.as_str();
-        self.seen == Sight::Gone
-            && if_nametoindex(interface).is_ok_and(|index| index != self.attached.ifindex)
+        self.seen == Sight::Gone && if_nametoindex(self.wanted.interface.as_str()).is_ok()
     }
 
     fn condition(&self) -> Interface {
@@ -169,7 +175,7 @@ impl Upkeep {
                 return;
             }
             if let Ok(news) = &news {
-                news.forget();
+                self.hear(news);
             }
             self.look();
             if Instant::now() >= next_census {
@@ -180,25 +186,46 @@ impl Upkeep {
         }
     }
 
+    /// Notes which interfaces are gone: their indices may be others' by now.
+    fn hear(&mut self, news: &Netlink) {
+        let mut deleted = Vec::new();
+        let is_whole = news.told(|kind, link| {
+            if kind == RTM_DELLINK && link.first() == Some(&(libc::AF_UNSPEC as u8)) {
+                deleted.extend(word(link, 4));
+            }
+        });
+        for post in &mut self.posts {
+            // Rather guarded against somebody's will than not at all.
+            post.is_deleted |= !is_whole || deleted.contains(&post.attached.ifindex);
+        }
+    }
+
     /// Looks at every interface, and guards those again that came back.
     pub(super) fn look(&mut self) {
+        let mut is_any_back = false;
         for post in &mut self.posts {
             post.look(&self.folders.own);
             if !post.is_back() {
                 continue;
             }
             let interface = post.wanted.interface.clone();
-            match attach::again(self.program.as_fd(), &post.wanted, &self.folders) {
+            let again =
+                attach::again(self.program.as_fd(), &post.wanted, &post.attached, &self.folders);
+            match again {
                 Ok(held) => {
-                    let former = self.folders.own.join(post.attached.pin_name());
                     *post = Post::new(post.wanted.clone(), held);
+                    is_any_back = true;
                     tracing::warn!(interface, "the interface is back, and guarded");
-                    if let Err(error) = std::fs::remove_file(former) {
-                        tracing::warn!(%error, "the pin of the former interface stays");
-                    }
                 }
                 // Tried again at the next look.
                 Err(error) => tracing::error!(interface, %error, "unfiltered: it came back"),
+            }
+        }
+        if is_any_back {
+            let guarded: Vec<_> = self.posts.iter().map(|post| post.attached.ifindex).collect();
+            if let Err(error) = self.tables.count_apart(guarded.into_iter()) {
+                let error = error_chain(&error);
+                tracing::error!(error, "its packets are counted among those of any other");
             }
         }
         let conditions = self.posts.iter().map(Post::condition).collect();
@@ -227,11 +254,7 @@ impl Upkeep {
     }
 }
 
-fn error_chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-}
-
+const RTM_DELLINK: u16 = 17;
 /// `RTMGRP_LINK`
 const LINK_NEWS: u32 = 1;
 const LOOK_EVERY_MS: u16 = 1000;

@@ -5,7 +5,7 @@ use std::{
     fs,
     process::Command,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -47,7 +47,7 @@ impl Flood {
         self.beside(lab, Pace::Full, || measure(lab, poller, effort))
     }
 
-    /// Does some work while the flood runs.
+    /// Does some work while the flood runs; an error if the flood did not arrive.
     pub(super) fn beside<T>(
         &self,
         lab: &Lab,
@@ -69,7 +69,9 @@ impl Flood {
         let sender = Program::send(port, &self.sources, self.is_tcp(), pace.interval_ns())?;
         let stop = AtomicBool::new(false);
         let send = |cpu| lab.net.enter(|| self.send(&sender, cpu, &stop));
-        std::thread::scope(|scope| {
+        let (taken, offered, start) =
+            (received(&lab.edge, "edge0")?, offered(lab)?, Instant::now());
+        let done = std::thread::scope(|scope| {
             let send = &send;
             let senders: Vec<_> = cpus.iter().map(|cpu| scope.spawn(move || send(*cpu))).collect();
             let done = work();
@@ -78,7 +80,16 @@ impl Flood {
                 sender.join().expect("no panic").context("the flood")?;
             }
             done
-        })
+        })?;
+        // Beside a flood that did not come, anything holds.
+        let rate = |packets: u64| packets as f64 / start.elapsed().as_secs_f64();
+        let taken = rate(received(&lab.edge, "edge0")? - taken);
+        let offered = rate(self::offered(lab)? - offered);
+        ensure!(
+            taken >= TAKEN_MIN && offered >= pace.floor(),
+            "of the flood, {offered:.0} packets a second arrived and {taken:.0} were taken in"
+        );
+        Ok(done)
     }
 
     fn is_tcp(&self) -> bool {
@@ -99,6 +110,14 @@ impl Pace {
         match self {
             Self::Full => None,
             Self::PerSecond(rate) => i32::try_from(1_000_000_000 / rate).ok(),
+        }
+    }
+
+    /// Packets a second that have to arrive at least.
+    fn floor(self) -> f64 {
+        match self {
+            Self::Full => TAKEN_MIN,
+            Self::PerSecond(rate) => f64::from(rate) / 2.0,
         }
     }
 }
@@ -163,8 +182,22 @@ fn threads_named(start: &str) -> Result<BTreeSet<u32>> {
 
 /// Packets that an interface has taken from its rings.
 pub(super) fn received(home: &Netns, interface: &str) -> Result<u64> {
+    counted(home, interface, "rx_queue_", "_xdp_packets")
+}
+
+/// Packets that came to the edge of a lab, with those that its full rings had no room for.
+fn offered(lab: &Lab) -> Result<u64> {
+    let refused = counted(&lab.net, "edge", "tx_queue_", "_xdp_xmit_errors")?;
+    Ok(received(&lab.edge, "edge0")? + refused)
+}
+
+/// The sum of a driver's counter over all queues.
+fn counted(home: &Netns, interface: &str, queue: &str, counter: &str) -> Result<u64> {
     let text = run(home.command("ethtool").args(["-S", interface]))?;
     let counts = text.lines().filter_map(|l| l.trim().split_once(": "));
-    let rings = counts.filter(|(n, _)| n.starts_with("rx_queue_") && n.ends_with("_xdp_packets"));
-    rings.map(|(_, count)| Ok(count.parse::<u64>()?)).sum()
+    let queues = counts.filter(|(n, _)| n.starts_with(queue) && n.ends_with(counter));
+    queues.map(|(_, count)| Ok(count.parse::<u64>()?)).sum()
 }
+
+/// Packets a second that a receiver takes in under any flood.
+const TAKEN_MIN: f64 = 10_000.0;

@@ -1,7 +1,7 @@
 //! Measure 4: what the limits per source cost under spoofed sources.
 
 use anyhow::Result;
-use edge_common::Reason;
+use edge_common::{Reason, map};
 
 use super::{
     UDP_LENGTH,
@@ -62,5 +62,5 @@ pub(in crate::bench) fn spoofed(effort: Effort, report: &mut Report) -> Result<(
     Ok(())
 }
 
-/// As many as the product keeps cells for.
-const LRU_SOURCES: u32 = 131_072;
+/// As many as the product keeps cells for: four in a set.
+const LRU_SOURCES: u32 = map::CLIENT_SETS * 4;
