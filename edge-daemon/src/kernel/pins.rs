@@ -428,7 +428,9 @@ mod tests {
             "SIGNATURES: type Array, key 4, value 56, 128 entries",
             "SIGNATURE_HITS: type PerCpuArray, key 4, value 8, 128 entries",
             "SERVICES: type Array, key 4, value 8, 2052 entries",
-            "SETTINGS: type Array, key 4, value 416, 1 entries",
+            "LISTENERS: type Hash, key 20, value 16, 4096 entries",
+            "ALARM: type Array, key 4, value 8, 1 entries",
+            "SETTINGS: type Array, key 4, value 440, 1 entries",
         ];
         let found = TABLES.map(|table| format!("{}: {}", table.name, table.describe()));
         assert_eq!((map::ABI, found.each_ref().map(String::as_str)), ("v2", needed));
