@@ -85,7 +85,8 @@ fn check(config: &Path, settings: &Settings) -> anyhow::Result<()> {
 }
 
 fn detach(_: &Path, settings: &Settings) -> anyhow::Result<()> {
-    print!("{}", print::detached(&kernel::detach(&settings.kernel.pin_dir)?, false));
+    let pin_dir = &settings.kernel.pin_dir;
+    print!("{}", print::detached(&kernel::detach(pin_dir)?, pin_dir, false));
     Ok(())
 }
 

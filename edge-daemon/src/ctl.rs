@@ -74,7 +74,7 @@ fn answer(args: &Args, command: &Command) -> Result<Reply, u8> {
 /// Takes the filter away. No daemon is asked: one that hangs must not be in the way.
 fn detach(pin_dir: &Path, json: bool) -> u8 {
     match kernel::detach(pin_dir) {
-        Ok(detached) => say(print::detached(&detached, json).as_bytes()),
+        Ok(detached) => say(print::detached(&detached, pin_dir, json).as_bytes()),
         Err(error) => complain(&format_args!("{:#}", anyhow::Error::from(error)), REFUSED),
     }
 }

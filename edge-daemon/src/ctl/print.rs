@@ -1,6 +1,6 @@
 //! Replies as people and programs read them.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, path::Path};
 
 use serde::Serialize;
 
@@ -53,15 +53,16 @@ pub(super) fn text(reply: &Reply, now_ms: u64) -> String {
     }
 }
 
-/// What was taken away, and who has to know.
-pub(crate) fn detached(detached: &Detached, json: bool) -> String {
+/// What was taken away from a folder, and who has to know.
+pub(crate) fn detached(detached: &Detached, pin_dir: &Path, json: bool) -> String {
     let Detached { removed, in_use } = detached;
     if json {
         return render(&serde_json::json!({ "removed": removed, "daemon_runs": in_use })) + "\n";
     }
     let mut text = removed.iter().fold(String::new(), |text, pin| text + pin + "\n");
     if removed.is_empty() {
-        text.push_str("nothing was pinned\n");
+        let folder = pin_dir.display();
+        text += &format!("nothing was pinned in {folder}; edgectl detach --pin-dir has another\n");
     }
     if *in_use {
         text.push_str("a daemon runs: it serves on, unfiltered, until it is started again\n");

@@ -173,10 +173,11 @@ fn assign(places: &mut [u32; INTERFACES_MAX as usize], interfaces: &[u32]) -> Ve
         }
         let is_free = |place: &u32| *place == 0 || !interfaces.contains(place);
         let place = places[..room].iter().position(|place| *place == 0);
-        if let Some(place) = place.or_else(|| places[..room].iter().position(is_free)) {
-            if std::mem::replace(&mut places[place], *ifindex) != 0 {
-                anew.push(place as u32);
-            }
+        let place = place.or_else(|| places[..room].iter().position(is_free));
+        if let Some(place) = place
+            && std::mem::replace(&mut places[place], *ifindex) != 0
+        {
+            anew.push(place as u32);
         }
     }
     anew
