@@ -24,7 +24,9 @@ use edge_common::{
     list::{OVERLAY_MAX, State},
     map::{ENTRIES, Entry, LIST_STATE, LISTS, OVERLAY},
 };
-use edge_policy::list::{Book, Change, Class, Numbers, Snapshot, Successor, Write};
+use edge_policy::list::{
+    Adopted, Book, Change, Class, Numbers, Refused, Snapshot, Successor, Write,
+};
 use ipnet::{IpNet, Ipv4Net};
 
 use super::{
@@ -94,9 +96,14 @@ pub struct Image {
     took: Duration,
 }
 
-/// Numbers that nobody uses once every packet under way is through.
+/// What is left to do once every packet under way is through.
 #[must_use]
-pub struct Freed(Vec<u32>);
+pub struct Former {
+    /// Numbers with the ends that they have in the image now in force.
+    ends: Vec<(u32, u64)>,
+    /// Numbers that only the overlay names.
+    free: Vec<u32>,
+}
 
 impl Lists {
     pub(super) fn take(programs: &mut Ebpf) -> Result<Self, KernelError> {
@@ -125,28 +132,36 @@ impl Lists {
     /// any more. A network that is listed already keeps its hits.
     ///
     /// # Errors
-    /// [`KernelError::Full`] if the lists hold as many networks as they may.
+    /// [`KernelError::Full`] if the lists hold as many networks as they may, or if this one takes a
+    /// new image and the last had no room.
     pub fn set(&self, class: Class, net: &IpNet, until_ns: u64) -> Result<InForce, KernelError> {
         let mut inner = self.inner();
         let change = {
             let mut numbers = self.0.numbers();
-            let is_new = until_ns > 0 && inner.book.entry(class, *net).is_none();
+            let is_new = until_ns > 0 && !inner.book.has_number(class, *net);
             if is_new && numbers.used() as u64 >= inner.sizes.entries_max {
                 return Err(KernelError::Full { table: ENTRIES });
             }
             inner.book.set(class, *net, until_ns, &mut numbers)
         };
-        match change.map_err(|_| KernelError::Full { table: ENTRIES })? {
-            Change::Large => Ok(InForce::WithNextImage),
-            Change::Small(writes) => Ok(match self.0.write(&mut inner, &writes) {
-                Ok(()) => InForce::Now,
-                Err(error) => {
-                    tracing::warn!(%error, %net, "the next image will have it");
-                    inner.sizes.failures += 1;
-                    InForce::WithNextImage
-                }
-            }),
-        }
+        let change = change.map_err(|refused| KernelError::Full {
+            table: match refused {
+                Refused::NoNumber => ENTRIES,
+                Refused::NoImage => LISTS,
+            },
+        })?;
+        let (writes, in_force) = match change {
+            Change::Small(writes) => (writes, InForce::Now),
+            Change::Large(writes) => (writes, InForce::WithNextImage),
+        };
+        Ok(match self.0.write(&mut inner, &writes) {
+            Ok(()) => in_force,
+            Err(error) => {
+                tracing::warn!(%error, %net, "the next image will have it");
+                inner.sizes.failures += 1;
+                InForce::WithNextImage
+            }
+        })
     }
 
     /// Forgets an entry that has ended.
@@ -169,60 +184,60 @@ impl Lists {
         Job { shared: Arc::clone(&self.0), snapshot, content, image: first..first + lines }
     }
 
-    /// Puts an image in force: from one packet to the next, all of it. What it frees is to be
+    /// Puts an image in force: from one packet to the next, all of it. What it leaves is to be
     /// given to [`Lists::settle`].
     ///
     /// # Errors
     /// The image's own; then the former stays, with all that has changed since.
-    pub fn adopt(&self, image: Result<Image, KernelError>) -> Result<Freed, KernelError> {
+    pub fn adopt(&self, image: Result<Image, KernelError>) -> Result<Former, KernelError> {
         let mut inner = self.inner();
         let Image { next, lines, took } = match image {
             Ok(image) => image,
             Err(error) => {
-                inner.book.abandon();
+                inner.book.abandon(matches!(error, KernelError::Full { table: LISTS }));
                 inner.sizes.failures += 1;
                 inner.is_writing = false;
                 self.0.written.notify_one();
                 return Err(error);
             }
         };
-        // What lasts longer now does so at once, what ends sooner once the other image says it.
-        for (id, until_ns) in &next.moved {
+        let Adopted { writes, ends, free } = inner.book.adopt(next);
+        for (id, until_ns) in &ends {
             self.0.tables.entries[*id as usize][0].fetch_max(*until_ns, Relaxed);
         }
         inner.second = !inner.second;
-        self.0.publish(&inner);
-        for (id, until_ns) in &next.moved {
-            self.0.tables.entries[*id as usize][0].store(*until_ns, Relaxed);
-        }
         inner.sizes = ListSizes {
             lines,
             compile: took,
             generation: inner.sizes.generation + 1,
             ..inner.sizes
         };
-        let (writes, freed) = inner.book.adopt(next);
         if let Err(error) = self.0.write(&mut inner, &writes) {
             tracing::error!(%error, "what changed while the lists were compiled waits for the next image");
             inner.sizes.failures += 1;
         }
-        Ok(Freed(freed))
+        Ok(Former { ends, free })
     }
 
     /// Clears away what the former image needed. Every packet that was judged by it must be
     /// through: see [`wait_for_packets`].
-    pub fn settle(&self, freed: Freed) {
+    pub fn settle(&self, Former { ends, free }: Former) {
         let mut inner = self.inner();
-        let stale = inner.book.settle();
-        if let Err(error) = self.0.write(&mut inner, &stale) {
+        let writes = inner.book.settle(ends);
+        if let Err(error) = self.0.write(&mut inner, &writes) {
             // They say what the image says, until the next one clears them away.
             tracing::warn!(%error, "the overlay cannot be cleared");
         }
-        for id in &freed.0 {
-            self.0.tables.entries[*id as usize][0].store(0, Relaxed);
+        drop(inner);
+        // A packet under way may have a number from the overlay still.
+        wait_for_packets();
+        for free in free.chunks(SLICE) {
+            for id in free {
+                self.0.tables.entries[*id as usize][0].store(0, Relaxed);
+            }
+            self.0.numbers().give_back(free.iter().copied());
         }
-        self.0.numbers().give_back(freed.0);
-        inner.is_writing = false;
+        self.inner().is_writing = false;
         self.0.written.notify_one();
     }
 
@@ -246,9 +261,9 @@ impl Lists {
     }
 
     fn make(&self, content: Content) -> Result<(), KernelError> {
-        let freed = self.adopt(self.begin(content).run())?;
+        let former = self.adopt(self.begin(content).run())?;
         wait_for_packets();
-        self.settle(freed);
+        self.settle(former);
         Ok(())
     }
 
@@ -379,6 +394,8 @@ pub fn wait_for_packets() {
 }
 
 const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+/// Numbers that are given back at once: whoever bans needs one meanwhile.
+const SLICE: usize = 4_096;
 
 /// The network as the kernel keys it.
 fn key(net: &IpNet) -> Key<[u8; 16]> {
