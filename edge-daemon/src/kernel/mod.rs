@@ -44,7 +44,7 @@ pub use self::{
     counts::ANY_OTHER,
     drops::{DebugLog, Drops, Samples},
     error::KernelError,
-    lists::{Content, Former, Image, InForce, Job, Lists, wait_for_packets},
+    lists::{Content, InForce, Job, Lists, wait_for_packets},
     maps::{Bans, Explanation, Occupancy, Tables},
     pins::{Detached, detach},
     policy::{Policy, Prefix},

@@ -288,13 +288,15 @@ impl Book {
     }
 
     /// Goes on without the image that was begun, which perhaps had no room for all entries.
-    pub fn abandon(&mut self, is_full: bool) {
+    /// Whether there was one.
+    pub fn abandon(&mut self, is_full: bool) -> bool {
+        let Some(folding) = self.folding.take() else { return false };
         self.is_full = is_full;
-        let Some(folding) = self.folding.take() else { return };
         let mut changes = Arc::unwrap_or_clone(folding);
         changes.append(&mut self.changes);
         self.changes = changes;
         self.fresh = self.overlay.keys().copied().collect();
+        true
     }
 
     /// What is to be done once no packet can be under way that saw the former image: the ends of

@@ -282,7 +282,7 @@ fn when_no_image_has_room_what_needs_one_is_refused() {
         lists.set(Class::Deny, net(host), FOREVER);
     }
     let _ = lists.book.snapshot();
-    lists.book.abandon(true);
+    assert!(lists.book.abandon(true));
     let mut set = |host, until| lists.book.set(Class::Deny, net(host), until, &mut lists.numbers);
     assert_eq!(set(4, FOREVER), Err(Refused::NoImage));
     // What leaves the lists makes room.
