@@ -211,8 +211,10 @@ impl Book {
             let uncovered = move |end: u64| (until.max(1)..before).contains(&end);
             touched.extend(self.inside(span, class, uncovered).take(TOUCHED_MAX));
         }
-        let is_large =
-            touched.len() > TOUCHED_MAX || self.overlay.len() + touched.len() > self.overlay_max;
+        let is_large = touched.len() > TOUCHED_MAX || {
+            let new = touched.iter().filter(|span| !self.overlay.contains_key(span)).count();
+            self.overlay.len() + new > self.overlay_max
+        };
         if is_large && self.is_full && until > known {
             return Err(Refused::NoImage);
         }
