@@ -275,6 +275,28 @@ fn what_the_overlay_cannot_hold_is_in_the_next_image() {
 }
 
 #[test]
+fn what_changes_while_a_list_is_replaced_keeps_its_own_end() {
+    let mut lists = Lists::new();
+    let [former, both, late] =
+        ["10.0.0.1/32", "10.0.0.2/32", "10.0.0.3/32"].map(|net| net.parse::<IpNet>().unwrap());
+    lists.set(Class::Deny, former, FOREVER);
+    let entries = [former, both].map(|net| (Class::Deny, net, 5));
+    let mut next = lists.book.snapshot().replace(entries);
+    let numbers = lists.numbers.take(next.unnumbered).unwrap();
+    for (id, until) in next.number(numbers) {
+        lists.kernel.ends[id as usize] = until;
+    }
+    // The second has two numbers then.
+    for (net, until) in [(former, 3), (both, 2), (late, FOREVER)] {
+        lists.set(Class::Deny, net, until);
+    }
+    lists.pending = Some(next);
+    lists.finish();
+    lists.check([former, both, late].map(|net| Span::of(net).first)).unwrap();
+    assert_eq!(lists.numbers.used(), 3);
+}
+
+#[test]
 fn when_no_image_has_room_what_needs_one_is_refused() {
     let mut lists = Lists::with_overlay(4);
     let net = |host: u8| -> IpNet { format!("10.0.{host}.1/32").parse().unwrap() };
