@@ -12,7 +12,7 @@ use std::{
 use edge_common::{Reason, map::FOREVER};
 use edge_daemon::{
     clock::boot_ns,
-    kernel::{InForce, Kernel, ListCapacity, Lists, LoadSettings, Policy, detach},
+    kernel::{InForce, Kernel, KernelError, ListCapacity, Lists, LoadSettings, Policy, detach},
 };
 use edge_policy::list::Class;
 use edge_tests::packet::{v4, v6};
@@ -221,12 +221,42 @@ fn lists_beyond_their_room_leave_the_former_in_force() {
         set(&lists, Class::Deny, &address(i), FOREVER);
     }
     assert!(lists.set(Class::Deny, &address(999), FOREVER).is_err());
+    // What has a number can be taken back, without another.
+    assert!(lists.set(Class::Watch, &address(1), FOREVER).is_err());
+    set(&lists, Class::Deny, &address(1), 0);
+    set(&lists, Class::Deny, &address(1), FOREVER);
+    assert!(!bench.passes("11.0.0.1".parse().unwrap()));
     set(&lists, Class::Deny, &address(0), 0);
     lists.fold(0).unwrap();
     set(&lists, Class::Deny, &address(999), FOREVER);
     assert!(
         bench.passes("11.0.0.0".parse().unwrap()) && !bench.passes("11.0.3.231".parse().unwrap())
     );
+}
+
+#[test]
+fn what_no_image_has_room_for_is_refused_until_there_is() {
+    // Lone IPv6 addresses take more lines than there are for networks of the ordinary kind.
+    let mut bench = Bench::new("lines", 12_000, &Vec::new());
+    let lists = bench.lists();
+    let address = |i: u32| Ipv6Addr::from(0x2001_0db8 << 96 | u128::from(i) << 64 | 7);
+    let deny =
+        |i: u32, until_ns| lists.set(Class::Deny, &IpNet::from(IpAddr::from(address(i))), until_ns);
+    let small = (0..11_000).take_while(|i| deny(*i, FOREVER).unwrap() == InForce::Now).count();
+    assert!(small > 7_100 && small < 11_000, "{small}");
+    let full = |error: KernelError| matches!(error, KernelError::Full { table: "LISTS" });
+    assert!(full(lists.fold(0).unwrap_err()));
+    let next = small as u32 + 1;
+    assert!(full(deny(next, FOREVER).unwrap_err()));
+    for i in 0..small as u32 {
+        deny(i, 0).unwrap();
+    }
+    lists.fold(0).unwrap();
+    assert_eq!(lists.sizes().entries, 1, "the one that was accepted");
+    assert!(!bench.passes(address(small as u32).into()));
+    assert!(bench.passes(address(next).into()));
+    assert_eq!(deny(next, FOREVER).unwrap(), InForce::Now);
+    assert!(!bench.passes(address(next).into()));
 }
 
 /// While whole lists take each other's place and single networks come and go, a prober that never

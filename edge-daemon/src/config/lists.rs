@@ -64,12 +64,19 @@ pub(super) fn read(
         (Err(fault), Some(former)) => return Ok(keep(former, format!("cannot read it: {fault}"))),
         (Err(fault), None) => return Err(format!("cannot read {}: {fault}", path.display())),
     };
-    let read = lines(path, &text, kind);
+    let mut read = lines(path, &text, kind);
     match former {
         Some(former) if has_shrunk(former.nets.len(), read.file.nets.len(), shrink_max) => {
             let now = read.file.nets.len();
             let what = format!("it has {now} networks, more than {shrink_max}% fewer than before");
             Ok(keep(former, what))
+        }
+        // At a start nothing tells what a file had before; a feed that failed has nothing now. Of
+        // one that is all faults enough is said.
+        None if read.file.nets.is_empty() && read.warnings.is_empty() => {
+            let (what, help) = ("it has no networks".into(), "nothing of it is in force".into());
+            read.warnings.push(Mistake::of_file(path.to_owned(), what, help));
+            Ok(read)
         }
         _ => Ok(read),
     }
@@ -291,6 +298,9 @@ mod tests {
             assert_eq!(now.file.nets == former.nets, stays);
             assert_eq!(now.warnings.len(), usize::from(stays));
         }
+        put(0);
+        let first = read(&path, Kind::Deny, None, 90).unwrap();
+        assert!(first.warnings[0].to_string().contains("no networks"), "{}", first.warnings[0]);
         std::fs::remove_file(&path).unwrap();
         let now = read(&path, Kind::Deny, Some(&former), 100).unwrap();
         assert!(now.file.is_stale && now.file.nets.len() == 100);

@@ -24,7 +24,10 @@ impl ListCapacity {
     /// Room for so many networks of the ordinary kind, and for twice these.
     #[must_use]
     pub fn of(networks: u32, entries: impl IntoIterator<Item = (Class, IpNet, u64)>) -> Self {
-        let table = Table::succeed(&Table::default(), entries).table;
+        let mut next = Table::succeed(&Table::default(), entries);
+        // Neighbours of one number would be one range.
+        next.number(1..);
+        let table = next.table;
         let mut lines = vec![[0; 8]; lines_of(networks)];
         let used = loop {
             match table.compile(&mut lines) {
@@ -70,4 +73,24 @@ pub struct ListSizes {
     pub compile: Duration,
     /// Images that could not be made.
     pub failures: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use super::*;
+
+    #[test]
+    fn there_is_room_for_what_was_measured() {
+        let address = |i: u32| IpNet::from(IpAddr::from(Ipv4Addr::from(0x0b00_0000 + i)));
+        let wide: IpNet = "11.0.0.0/8".parse().unwrap();
+        let inside = (0..10_000).map(|i| (Class::Watch, address(i * 128), u64::MAX));
+        let listed = || inside.clone().chain([(Class::Deny, wide, u64::MAX)]);
+        let capacity = ListCapacity::of(10, listed());
+        let mut next = Table::succeed(&Table::default(), listed());
+        next.number(1..);
+        let used = next.table.compile(&mut vec![[0; 8]; 1 << 18]).unwrap();
+        assert!(u64::from(capacity.lines) >= 2 * used - FIXED, "{} for {used}", capacity.lines);
+    }
 }

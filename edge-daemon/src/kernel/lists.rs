@@ -24,7 +24,9 @@ use edge_common::{
     list::{OVERLAY_MAX, State},
     map::{ENTRIES, Entry, LIST_STATE, LISTS, OVERLAY},
 };
-use edge_policy::list::{Book, Change, Class, Numbers, Snapshot, Successor, Write};
+use edge_policy::list::{
+    Adopted, Book, Change, Class, Numbers, Refused, Snapshot, Successor, Write,
+};
 use ipnet::{IpNet, Ipv4Net};
 
 use super::{
@@ -71,11 +73,11 @@ pub enum InForce {
     WithNextImage,
 }
 
-/// An image to be made, by whatever thread has the time.
+/// An image to be made, by whatever thread has the time. One that is dropped instead leaves the
+/// lists as they are, with all that has changed since.
 pub struct Job {
-    shared: Arc<Shared>,
+    turn: Turn,
     snapshot: Snapshot,
-    content: Content,
     image: Range<usize>,
 }
 
@@ -88,15 +90,40 @@ pub enum Content {
 }
 
 /// An image that is written and not in force yet.
-pub struct Image {
+struct Image {
+    turn: Turn,
     next: Successor,
     lines: u64,
     took: Duration,
 }
 
-/// Numbers that nobody uses once every packet under way is through.
-#[must_use]
-pub struct Freed(Vec<u32>);
+/// What is left to do once every packet under way is through.
+struct Former {
+    turn: Turn,
+    /// Numbers with the ends that they have in the image now in force.
+    ends: Vec<(u32, u64)>,
+    /// Numbers that only the overlay names.
+    free: Vec<u32>,
+}
+
+/// The right to make an image, which one has at a time; given back when it is dropped, and with
+/// it what was begun and did not come in force.
+struct Turn {
+    shared: Arc<Shared>,
+    /// Whether the image had too few lines.
+    is_full: bool,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut inner = self.shared.inner();
+        if inner.book.abandon(self.is_full) {
+            inner.sizes.failures += 1;
+        }
+        inner.is_writing = false;
+        self.shared.written.notify_one();
+    }
+}
 
 impl Lists {
     pub(super) fn take(programs: &mut Ebpf) -> Result<Self, KernelError> {
@@ -125,116 +152,69 @@ impl Lists {
     /// any more. A network that is listed already keeps its hits.
     ///
     /// # Errors
-    /// [`KernelError::Full`] if the lists hold as many networks as they may.
+    /// [`KernelError::Full`] if the lists hold as many networks as they may, or if this one takes a
+    /// new image and the last had no room.
     pub fn set(&self, class: Class, net: &IpNet, until_ns: u64) -> Result<InForce, KernelError> {
-        let mut inner = self.inner();
+        let mut inner = self.0.inner();
         let change = {
             let mut numbers = self.0.numbers();
-            let is_new = until_ns > 0 && inner.book.entry(class, *net).is_none();
+            let is_new = until_ns > 0 && !inner.book.has_number(class, *net);
             if is_new && numbers.used() as u64 >= inner.sizes.entries_max {
                 return Err(KernelError::Full { table: ENTRIES });
             }
             inner.book.set(class, *net, until_ns, &mut numbers)
         };
-        match change.map_err(|_| KernelError::Full { table: ENTRIES })? {
-            Change::Large => Ok(InForce::WithNextImage),
-            Change::Small(writes) => Ok(match self.0.write(&mut inner, &writes) {
-                Ok(()) => InForce::Now,
-                Err(error) => {
-                    tracing::warn!(%error, %net, "the next image will have it");
-                    inner.sizes.failures += 1;
-                    InForce::WithNextImage
-                }
-            }),
-        }
+        let change = change.map_err(|refused| KernelError::Full {
+            table: match refused {
+                Refused::NoNumber => ENTRIES,
+                Refused::NoImage => LISTS,
+            },
+        })?;
+        let (writes, in_force) = match change {
+            Change::Small(writes) => (writes, InForce::Now),
+            Change::Large(writes) => (writes, InForce::WithNextImage),
+        };
+        Ok(match self.0.write(&mut inner, &writes) {
+            Ok(()) => in_force,
+            Err(error) => {
+                tracing::warn!(%error, %net, "the next image will have it");
+                inner.sizes.failures += 1;
+                InForce::WithNextImage
+            }
+        })
     }
 
     /// Forgets an entry that has ended.
     pub fn forget(&self, class: Class, net: &IpNet) {
-        self.inner().book.forget(class, *net);
+        self.0.inner().book.forget(class, *net);
     }
 
-    /// Begins an image, once no other one is being made. Whoever begins one gives the result to
-    /// [`Lists::adopt`].
+    /// Begins an image with all changes so far, once no other one is being made.
     #[must_use]
-    pub fn begin(&self, content: Content) -> Job {
-        let mut inner = self.inner();
+    pub fn begin(&self) -> Job {
+        let mut inner = self.0.inner();
         while inner.is_writing {
             inner = self.0.written.wait(inner).unwrap_or_else(PoisonError::into_inner);
         }
-        inner.is_writing = true;
-        let lines = inner.sizes.lines_max as usize;
-        let first = if inner.second { 0 } else { lines };
-        let snapshot = inner.book.snapshot();
-        Job { shared: Arc::clone(&self.0), snapshot, content, image: first..first + lines }
+        self.0.begin(&mut inner)
     }
 
-    /// Puts an image in force: from one packet to the next, all of it. What it frees is to be
-    /// given to [`Lists::settle`].
-    ///
-    /// # Errors
-    /// The image's own; then the former stays, with all that has changed since.
-    pub fn adopt(&self, image: Result<Image, KernelError>) -> Result<Freed, KernelError> {
-        let mut inner = self.inner();
-        let Image { next, lines, took } = match image {
-            Ok(image) => image,
-            Err(error) => {
-                inner.book.abandon();
-                inner.sizes.failures += 1;
-                inner.is_writing = false;
-                self.0.written.notify_one();
-                return Err(error);
-            }
-        };
-        // What lasts longer now does so at once, what ends sooner once the other image says it.
-        for (id, until_ns) in &next.moved {
-            self.0.tables.entries[*id as usize][0].fetch_max(*until_ns, Relaxed);
-        }
-        inner.second = !inner.second;
-        self.0.publish(&inner);
-        for (id, until_ns) in &next.moved {
-            self.0.tables.entries[*id as usize][0].store(*until_ns, Relaxed);
-        }
-        inner.sizes = ListSizes {
-            lines,
-            compile: took,
-            generation: inner.sizes.generation + 1,
-            ..inner.sizes
-        };
-        let (writes, freed) = inner.book.adopt(next);
-        if let Err(error) = self.0.write(&mut inner, &writes) {
-            tracing::error!(%error, "what changed while the lists were compiled waits for the next image");
-            inner.sizes.failures += 1;
-        }
-        Ok(Freed(freed))
-    }
-
-    /// Clears away what the former image needed. Every packet that was judged by it must be
-    /// through: see [`wait_for_packets`].
-    pub fn settle(&self, freed: Freed) {
-        let mut inner = self.inner();
-        let stale = inner.book.settle();
-        if let Err(error) = self.0.write(&mut inner, &stale) {
-            // They say what the image says, until the next one clears them away.
-            tracing::warn!(%error, "the overlay cannot be cleared");
-        }
-        for id in &freed.0 {
-            self.0.tables.entries[*id as usize][0].store(0, Relaxed);
-        }
-        self.0.numbers().give_back(freed.0);
-        inner.is_writing = false;
-        self.0.written.notify_one();
+    /// As [`Lists::begin`], without waiting; `None` while another one is being made.
+    #[must_use]
+    pub fn try_begin(&self) -> Option<Job> {
+        let mut inner = self.0.inner();
+        (!inner.is_writing).then(|| self.0.begin(&mut inner))
     }
 
     /// Makes the lists hold exactly these entries, and returns when they do.
     ///
     /// # Errors
-    /// As [`Job::run`].
+    /// As [`Job::make`].
     pub fn replace(
         &self,
         entries: impl IntoIterator<Item = (Class, IpNet, u64)>,
     ) -> Result<(), KernelError> {
-        self.make(Content::Entries(entries.into_iter().collect()))
+        self.begin().make(Content::Entries(entries.into_iter().collect()))
     }
 
     /// Makes an image of the lists as they are, and returns when it is in force.
@@ -242,45 +222,49 @@ impl Lists {
     /// # Errors
     /// As [`Lists::replace`].
     pub fn fold(&self, now_ns: u64) -> Result<(), KernelError> {
-        self.make(Content::Changes(now_ns))
-    }
-
-    fn make(&self, content: Content) -> Result<(), KernelError> {
-        let freed = self.adopt(self.begin(content).run())?;
-        wait_for_packets();
-        self.settle(freed);
-        Ok(())
+        self.begin().make(Content::Changes(now_ns))
     }
 
     /// The entry of a network in a class.
     #[must_use]
     pub fn entry(&self, class: Class, net: &IpNet) -> Option<Entry> {
-        let (until_ns, id) = self.inner().book.entry(class, *net)?;
+        let (until_ns, id) = self.0.inner().book.entry(class, *net)?;
         Some(Entry { until_ns, hits: self.0.hits(id) })
     }
 
     /// The network of a class that decides about an address at a time, with its entry.
     #[must_use]
     pub fn decides(&self, class: Class, address: IpAddr, now_ns: u64) -> Option<(IpNet, Entry)> {
-        let (net, until_ns, id) = self.inner().book.decides(class, address)?;
+        let (net, until_ns, id) = self.0.inner().book.decides(class, address)?;
         (now_ns < until_ns).then(|| (net, Entry { until_ns, hits: self.0.hits(id) }))
     }
 
     /// How the lists are doing.
     #[must_use]
     pub fn sizes(&self) -> ListSizes {
-        let inner = self.inner();
+        let inner = self.0.inner();
         let overlay = inner.book.overlaid_len() as u64;
         ListSizes { entries: self.0.numbers().used() as u64, overlay, ..inner.sizes }
-    }
-
-    fn inner(&self) -> MutexGuard<'_, Inner> {
-        // Whatever a holder that panicked left half done, the next image does again.
-        self.0.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Shared {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        // Whatever a holder that panicked left half done, the next image does again.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(self: &Arc<Self>, inner: &mut Inner) -> Job {
+        inner.is_writing = true;
+        let lines = inner.sizes.lines_max as usize;
+        let first = if inner.second { 0 } else { lines };
+        Job {
+            turn: Turn { shared: Arc::clone(self), is_full: false },
+            snapshot: inner.book.snapshot(),
+            image: first..first + lines,
+        }
+    }
+
     fn numbers(&self) -> MutexGuard<'_, Numbers> {
         self.numbers.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -329,40 +313,98 @@ impl Shared {
 }
 
 impl Job {
-    /// Compiles the lists into the image that is not in force.
+    /// Compiles the lists into the image that is not in force, puts it in force, from one packet
+    /// to the next, and clears away what the former needed.
     ///
     /// # Errors
-    /// [`KernelError::Full`] if there is no room for so many networks or for so many lines.
-    pub fn run(self) -> Result<Image, KernelError> {
+    /// [`KernelError::Full`] if there is no room for so many networks or for so many lines; then
+    /// the former stays, with all that has changed since.
+    pub fn make(self, content: Content) -> Result<(), KernelError> {
+        self.compile(content)?.adopt().settle();
+        Ok(())
+    }
+
+    fn compile(mut self, content: Content) -> Result<Image, KernelError> {
         let begun = Instant::now();
+        let shared = Arc::clone(&self.turn.shared);
         // Nobody may still be judged by the image that is written over.
         wait_for_packets();
-        let mut next = match self.content {
+        let mut next = match content {
             Content::Changes(now_ns) => self.snapshot.fold(now_ns),
             Content::Entries(entries) => self.snapshot.replace(entries),
         };
         let lines_max = self.image.len();
-        if next.table.len() as u64 > self.shared.tables.entries.len() as u64 / 2 {
+        if next.table.len() as u64 > shared.tables.entries.len() as u64 / 2 {
             return Err(KernelError::Full { table: ENTRIES });
         }
         // SAFETY: of the two images this is the one that is not in force, and no packet is left
-        // that saw it in force; there is one job at a time.
-        let lines = unsafe { self.shared.tables.lists.exclusive(self.image.start, lines_max) };
+        // that saw it in force; there is one turn at a time.
+        let lines = unsafe { shared.tables.lists.exclusive(self.image.start, lines_max) };
         let count = next.unnumbered;
-        let taken = self.shared.numbers().take(count);
+        let taken = shared.numbers().take(count);
         let numbers = taken.map_err(|_| KernelError::Full { table: ENTRIES })?;
         let taken = next.number(numbers);
         for (id, until_ns) in &taken {
-            let [until, hits] = &self.shared.tables.entries[*id as usize];
+            let [until, hits] = &shared.tables.entries[*id as usize];
             until.store(*until_ns, Relaxed);
             hits.store(0, Relaxed);
         }
         match next.table.compile(lines) {
-            Ok(lines) => Ok(Image { next, lines, took: begun.elapsed() }),
+            Ok(lines) => Ok(Image { turn: self.turn, next, lines, took: begun.elapsed() }),
             Err(edge_policy::list::Full) => {
-                self.shared.numbers().give_back(taken.into_iter().map(|(id, _)| id));
+                self.turn.is_full = true;
+                shared.numbers().give_back(taken.into_iter().map(|(id, _)| id));
                 Err(KernelError::Full { table: LISTS })
             }
+        }
+    }
+}
+
+impl Image {
+    /// Puts it in force: from one packet to the next, all of it.
+    fn adopt(self) -> Former {
+        let Self { turn, next, lines, took } = self;
+        let shared = &turn.shared;
+        let mut inner = shared.inner();
+        let Adopted { writes, ends, free } = inner.book.adopt(next);
+        for (id, until_ns) in &ends {
+            shared.tables.entries[*id as usize][0].fetch_max(*until_ns, Relaxed);
+        }
+        inner.second = !inner.second;
+        inner.sizes = ListSizes {
+            lines,
+            compile: took,
+            generation: inner.sizes.generation + 1,
+            ..inner.sizes
+        };
+        if let Err(error) = shared.write(&mut inner, &writes) {
+            tracing::error!(%error, "what changed while the lists were compiled waits for the next image");
+            inner.sizes.failures += 1;
+        }
+        drop(inner);
+        Former { turn, ends, free }
+    }
+}
+
+impl Former {
+    /// Clears it away.
+    fn settle(self) {
+        let shared = &self.turn.shared;
+        wait_for_packets();
+        let mut inner = shared.inner();
+        let writes = inner.book.settle(self.ends);
+        if let Err(error) = shared.write(&mut inner, &writes) {
+            // They say what the image says, until the next one clears them away.
+            tracing::warn!(%error, "the overlay cannot be cleared");
+        }
+        drop(inner);
+        // A packet under way may have a number from the overlay still.
+        wait_for_packets();
+        for free in self.free.chunks(SLICE) {
+            for id in free {
+                shared.tables.entries[*id as usize][0].store(0, Relaxed);
+            }
+            shared.numbers().give_back(free.iter().copied());
         }
     }
 }
@@ -379,6 +421,8 @@ pub fn wait_for_packets() {
 }
 
 const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+/// Numbers that are given back at once: whoever bans needs one meanwhile.
+const SLICE: usize = 4_096;
 
 /// The network as the kernel keys it.
 fn key(net: &IpNet) -> Key<[u8; 16]> {

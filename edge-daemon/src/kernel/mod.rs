@@ -46,7 +46,7 @@ pub use self::{
     defence::{Defence, Listeners, When},
     drops::{DebugLog, Drops, Samples},
     error::KernelError,
-    lists::{Content, Freed, Image, InForce, Job, Lists, wait_for_packets},
+    lists::{Content, InForce, Job, Lists, wait_for_packets},
     maps::{Bans, Explanation, Occupancy, Tables},
     pins::{Detached, detach},
     policy::{Policy, Prefix},

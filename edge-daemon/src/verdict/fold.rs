@@ -19,6 +19,9 @@ pub(super) struct Folding {
     first_change: Option<Instant>,
     last_change: Option<Instant>,
     is_urgent: bool,
+    /// Images that failed one after the other, and when to try again.
+    failures: u32,
+    not_before: Option<Instant>,
     running: Option<JoinHandle<Result<(), KernelError>>>,
 }
 
@@ -35,10 +38,11 @@ impl Folding {
         if self.running.as_ref().is_some_and(|running| !running.is_finished()) {
             return;
         }
-        if let Some(Err(error)) = self.running.take().and_then(|running| running.join().ok()) {
-            let error = format!("{:#}", anyhow::Error::from(error));
-            tracing::error!(error, "the lists cannot be compiled; the former stay in force");
-            self.note(false, now);
+        match self.running.take().map(JoinHandle::join) {
+            None => {}
+            Some(Ok(Ok(()))) => self.failures = 0,
+            Some(Ok(Err(error))) => self.failed(&format!("{:#}", anyhow::Error::from(error)), now),
+            Some(Err(_)) => self.failed("their thread panicked", now),
         }
         if !self.is_due(now, lists.sizes().overlay) {
             return;
@@ -46,17 +50,30 @@ impl Folding {
         let folded = lists.clone();
         let run = move || folded.fold(clock::boot_ns());
         match Builder::new().name("lists".into()).spawn(run) {
-            Ok(running) => *self = Self { running: Some(running), ..Self::default() },
+            Ok(running) => {
+                let running = Some(running);
+                *self = Self { running, failures: self.failures, ..Self::default() };
+            }
             Err(error) => tracing::error!(%error, "no thread to compile the lists"),
         }
     }
 
+    /// Notes that the changes still wait, and for how long.
+    fn failed(&mut self, error: &str, now: Instant) {
+        let pause = QUIET.saturating_mul(1 << self.failures.min(16)).min(PAUSE_MAX);
+        self.failures = self.failures.saturating_add(1);
+        self.not_before = Some(now + pause);
+        tracing::error!(error, ?pause, "the lists cannot be compiled; the former stay in force");
+        self.note(false, now);
+    }
+
     fn is_due(&self, now: Instant, overlay: u64) -> bool {
         let since = |at: Option<Instant>| at.map(|at| now.saturating_duration_since(at));
-        self.is_urgent
+        let is_ripe = self.is_urgent
             || since(self.last_change) >= Some(QUIET)
             || since(self.first_change) >= Some(WAIT_MAX)
-            || self.first_change.is_some() && overlay > u64::from(OVERLAY_MAX) / 2
+            || self.first_change.is_some() && overlay > u64::from(OVERLAY_MAX) / 2;
+        is_ripe && self.not_before.is_none_or(|at| now >= at)
     }
 }
 
@@ -64,6 +81,8 @@ impl Folding {
 const QUIET: Duration = Duration::from_secs(1);
 /// However many follow.
 const WAIT_MAX: Duration = Duration::from_secs(10);
+/// The longest pause after an image that failed.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {
@@ -86,5 +105,17 @@ mod tests {
         let mut folding = Folding::default();
         folding.note(true, at(0));
         assert!(folding.is_due(at(0), 0));
+    }
+    #[test]
+    fn an_image_that_fails_again_and_again_is_tried_less_and_less_often() {
+        let start = Instant::now();
+        let at = |s| start + Duration::from_secs(s);
+        let mut folding = Folding::default();
+        for (failed, due) in [(0, 1), (1, 3), (3, 7), (7, 15), (15, 31), (31, 63), (63, 123)] {
+            folding.failed("full", at(failed));
+            folding.note(true, at(failed));
+            assert!(!folding.is_due(at(due - 1), 9_999), "{failed}");
+            assert!(folding.is_due(at(due), 0), "{failed}");
+        }
     }
 }

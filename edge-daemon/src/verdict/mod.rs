@@ -46,7 +46,7 @@ use crate::{
     clock,
     config::{Settings, settings::NamedSignature},
     control::{Command, ListName, Peer, Reply},
-    kernel::{Health, InForce, KernelError, ListCapacity, Tables, Twin},
+    kernel::{Content, Health, InForce, ListCapacity, Tables, Twin},
     metrics::{
         KernelView,
         lists::{FileView, ListView},
@@ -91,7 +91,7 @@ pub enum Order {
 pub struct Compiled {
     settings: Settings,
     configured: [Configured; 2],
-    result: Result<(), KernelError>,
+    result: anyhow::Result<()>,
     answer: oneshot::Sender<anyhow::Result<()>>,
 }
 
@@ -109,7 +109,9 @@ pub struct Writer {
     allow: List,
     deny: List,
     folding: Folding,
-    /// What operators changed while a configuration's lists are compiled; `None`: none are.
+    /// A configuration that waits for an image in the making.
+    queued: Option<(Box<Settings>, oneshot::Sender<anyhow::Result<()>>)>,
+    /// What operators changed, and what ended, while a configuration's lists are compiled; `None`: none are.
     meanwhile: Option<Vec<(ListName, IpNet)>>,
     keys: BTreeMap<String, KeyRecord>,
     /// Bans in force, by client. The kernel holds the same and ends each by itself.
@@ -152,6 +154,7 @@ impl Writer {
             allow: List::new(past.allow),
             deny: List::new(past.deny),
             folding: Folding::default(),
+            queued: None,
             meanwhile: None,
             keys: past.keys.into_iter().map(|key| (key.id.clone(), key)).collect(),
             bans: BTreeMap::new(),
@@ -180,7 +183,7 @@ impl Writer {
                     // An operator who has gone away is not told; the work is done all the same.
                     let _ = answer.send(self.obey(command, peer));
                 }
-                Ok(Order::Apply(settings, answer)) => self.apply(*settings, answer),
+                Ok(Order::Apply(settings, answer)) => self.queued = Some((settings, answer)),
                 Ok(Order::Compiled(compiled)) => self.compiled(*compiled),
                 Ok(Order::Reloaded(result)) => self.last_reload = Some((clock::unix_ms(), result)),
                 Ok(Order::View(answer)) => {
@@ -191,16 +194,26 @@ impl Writer {
                     return self.unsaved.finish();
                 }
             }
+            self.apply();
             if Instant::now() >= next_look {
                 self.look_after();
                 next_look = Instant::now() + LOOK_EVERY;
             }
+            if self.queued.is_some() {
+                next_look = next_look.min(Instant::now() + RETRY);
+            }
         }
     }
 
-    /// Begins to put a configuration in force: its policy now; its lists when they are compiled,
-    /// which another thread does, so that bans go on.
-    fn apply(&mut self, settings: Settings, answer: oneshot::Sender<anyhow::Result<()>>) {
+    /// Begins to put the queued configuration in force, once no other image is in the making: its
+    /// policy now; its lists when they are compiled, which another thread does, so that bans go on.
+    fn apply(&mut self) {
+        if self.queued.is_none() {
+            return;
+        }
+        // What operators have listed is taken in the same step: no change falls in between.
+        let Some(job) = self.tables.lists.try_begin() else { return };
+        let Some((settings, answer)) = self.queued.take() else { return };
         if let Err(error) = self.tables.update_policy(&plan::kernel_policy(&settings)) {
             let error = anyhow::Error::from(error).context("cannot configure the kernel programs");
             let _ = answer.send(Err(error));
@@ -208,18 +221,19 @@ impl Writer {
         }
         self.signatures.clone_from(&settings.kernel.signatures);
         self.meanwhile = Some(Vec::new());
-        let (lists, operators) = (self.tables.lists.clone(), self.of_operators());
-        let orders = self.edge.orders.clone();
+        let (operators, orders) = (self.of_operators(), self.edge.orders.clone());
         let compile = move || {
             let configured = Configured::both(&settings);
-            let result = lists.replace(entries(&configured, operators));
-            let compiled = Compiled { settings, configured, result, answer };
+            let made = job.make(Content::Entries(entries(&configured, operators)));
+            let result = made.context("cannot write the lists");
+            let compiled = Compiled { settings: *settings, configured, result, answer };
             // Without a writer there is nobody left to answer to.
             let _ = orders.send(Order::Compiled(Box::new(compiled)));
         };
         if let Err(error) = thread::Builder::new().name("lists".into()).spawn(compile) {
-            // The answer is dropped with the closure, and that is one.
+            // The answer and the job are dropped with the closure, and that is one.
             tracing::error!(%error, "no thread to compile the lists");
+            self.meanwhile = None;
             self.keep_former();
         }
     }
@@ -227,7 +241,6 @@ impl Writer {
     /// The rest of a configuration whose lists are in force; or, if they cannot be, the former.
     fn compiled(&mut self, compiled: Compiled) {
         let Compiled { settings, configured, result, answer } = compiled;
-        let result = result.context("cannot write the lists");
         if result.is_ok() {
             self.configure(configured);
             self.book.configure(plan::abuse(&settings.abuse));
@@ -282,10 +295,13 @@ impl Writer {
         if let Some(meanwhile) = &mut self.meanwhile {
             meanwhile.push((list, *net));
         }
+        let until = |class: &Class| (*class, self.list(list).until_ns(list, *class, net));
+        let mut ends: Vec<_> = lists::classes(list).iter().map(until).collect();
+        // What it is goes before what it is no more: there may be no room for it.
+        ends.sort_by_key(|(_, until_ns)| *until_ns == 0);
         let mut in_force = InForce::Now;
-        for class in lists::classes(list) {
-            let until_ns = self.list(list).until_ns(list, *class, net);
-            let set = self.tables.lists.set(*class, net, until_ns);
+        for (class, until_ns) in ends {
+            let set = self.tables.lists.set(class, net, until_ns);
             if set.with_context(|| format!("cannot write the {} list", list.name()))?
                 != InForce::Now
             {
@@ -334,6 +350,10 @@ impl Writer {
     fn expire(&mut self, list: ListName, now_ns: u64) {
         for entry in self.list_mut(list).expire(now_ns) {
             let (class, net) = (entry.class(list), entry.record.net);
+            // The configuration under way may list it for good.
+            if let Some(meanwhile) = &mut self.meanwhile {
+                meanwhile.push((list, net));
+            }
             if self.list(list).until_ns(list, class, &net) == 0 {
                 self.tables.lists.forget(class, &net);
                 self.folding.note(false, Instant::now());
@@ -404,4 +424,6 @@ pub fn list_capacity(settings: &Settings, store: &Store) -> anyhow::Result<ListC
 }
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How soon a queued configuration asks again for its turn.
+const RETRY: Duration = Duration::from_millis(20);
 const PURGE_EVERY: Duration = Duration::from_secs(3600);

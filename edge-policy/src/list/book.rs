@@ -37,13 +37,35 @@ pub enum Write {
 pub enum Change {
     /// These writes.
     Small(Vec<Write>),
-    /// A new image: it touches too much for the overlay.
-    Large,
+    /// A new image, as it touches too much for the overlay; and so far these writes.
+    Large(Vec<Write>),
 }
 
 /// There is no number left for an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoNumber;
+
+/// Why an entry cannot be listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// There is no number left for it.
+    NoNumber,
+    /// It takes a new image, and the last one had no room for what is listed already.
+    NoImage,
+}
+
+/// A table whose image comes in force: what is to be done for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Adopted {
+    /// What brings the overlay and the ends up to the image, to be done before it is in force.
+    pub writes: Vec<Write>,
+    /// Numbers with their ends: what lasts longer does so before the image is in force, what ends
+    /// sooner once no packet can be under way that saw the former; see [`Book::settle`].
+    pub ends: Vec<(u32, u64)>,
+    /// Numbers that are free once the overlay is settled and no packet can be under way that saw
+    /// it before.
+    pub free: Vec<u32>,
+}
 
 /// The numbers of entries. Those from 1 on are given out; a number that was given back is given
 /// out again.
@@ -103,11 +125,15 @@ pub struct Book {
     folding: Option<Arc<Changes>>,
     /// Changes that no image has.
     changes: Changes,
+    /// Changes that let an entry end sooner and wait for an image; until when the kernel has it.
+    waiting: BTreeMap<(Span, Class), u64>,
     overlay: BTreeMap<Span, Ids>,
     /// What the overlay needs to hold beside the image in the making.
     fresh: BTreeSet<Span>,
     /// Networks that the overlay holds at most.
     overlay_max: usize,
+    /// Whether the last image had no room for all entries.
+    is_full: bool,
 }
 
 /// What an image is made from.
@@ -134,6 +160,10 @@ impl Snapshot {
             self.table.changed(&self.changes, 0)
         };
         let mut next = Table::succeed(&former.table, entries);
+        // Of a change that goes on unaltered the kernel may not know yet.
+        let gone: HashSet<u32> = next.gone.iter().copied().collect();
+        let unaltered = former.moved.into_iter().filter(|(id, _)| !gone.contains(id));
+        next.moved = unaltered.chain(next.moved).collect();
         next.gone.extend(former.gone);
         next
     }
@@ -147,45 +177,62 @@ impl Book {
             table: Arc::default(),
             folding: None,
             changes: Changes::new(),
+            waiting: BTreeMap::new(),
             overlay: BTreeMap::new(),
             fresh: BTreeSet::new(),
             overlay_max,
+            is_full: false,
         }
     }
 
     /// Lets a network's entry in a class end then, with 0 at once: it is off the list.
     ///
     /// # Errors
-    /// [`NoNumber`] if it is new and cannot be numbered; then nothing has changed.
+    /// [`Refused`] if there is no room for it; then nothing has changed.
     pub fn set(
         &mut self,
         class: Class,
         net: IpNet,
         until: u64,
         numbers: &mut Numbers,
-    ) -> Result<Change, NoNumber> {
-        let span = Span::of(net);
+    ) -> Result<Change, Refused> {
+        let (span, key) = (Span::of(net), (Span::of(net), class));
         let former = self.state(span, class);
-        if former.map_or(0, |state| state.until) == until {
-            return Ok(Change::Small(Vec::new()));
+        let known = former.map_or(0, |state| state.until);
+        let before = self.waiting.get(&key).copied().unwrap_or(known);
+        if known == until {
+            let done = Vec::new();
+            return Ok(if before == until { Change::Small(done) } else { Change::Large(done) });
         }
-        let (id, before) = match former {
-            Some(state) => (state.id, state.until),
-            None => (numbers.take(1)?.pop().ok_or(NoNumber)?, 0),
-        };
-        self.changes.insert((span, class), State { until, id });
         let mut touched = self.overlaid(span);
         touched.push(span);
         if until < before {
             // Those that outlast it now and did not before: nobody has named them so far.
-            let uncovered = |state: State| (until.max(1)..before).contains(&state.until);
-            touched.extend(self.inside(span, class).filter(|(_, s)| uncovered(*s)).map(|(s, _)| s));
+            let uncovered = move |end: u64| (until.max(1)..before).contains(&end);
+            touched.extend(self.inside(span, class, uncovered).take(TOUCHED_MAX));
         }
-        if touched.len() > TOUCHED_MAX || self.overlay.len() + touched.len() > self.overlay_max {
-            return Ok(Change::Large);
+        let is_large = touched.len() > TOUCHED_MAX || {
+            let new = touched.iter().filter(|span| !self.overlay.contains_key(span)).count();
+            self.overlay.len() + new > self.overlay_max
+        };
+        if is_large && self.is_full && until > known {
+            return Err(Refused::NoImage);
+        }
+        let id = match former {
+            Some(state) => state.id,
+            None => numbers.take(1).ok().and_then(|mut ids| ids.pop()).ok_or(Refused::NoNumber)?,
+        };
+        self.changes.insert(key, State { until, id });
+        let ends = Write::Until(id, until);
+        if is_large && until < before {
+            self.waiting.insert(key, before);
+            return Ok(Change::Large(Vec::new()));
+        }
+        self.waiting.remove(&key);
+        if is_large {
+            return Ok(Change::Large(vec![ends]));
         }
         let spoken = self.speak(touched);
-        let ends = Write::Until(id, until);
         Ok(Change::Small(if until > before {
             std::iter::once(ends).chain(spoken).collect()
         } else {
@@ -210,11 +257,11 @@ impl Book {
         Snapshot { table: Arc::clone(&self.table), changes }
     }
 
-    /// Takes the table whose image is in force, numbered; the writes that bring the overlay up to
-    /// it, and the numbers that are free once no packet can be under way that saw the former.
-    pub fn adopt(&mut self, next: Successor) -> (Vec<Write>, Vec<u32>) {
+    /// Takes the table whose image comes in force, numbered.
+    pub fn adopt(&mut self, next: Successor) -> Adopted {
         self.table = Arc::new(next.table);
         self.folding = None;
+        self.is_full = false;
         // An entry that has come back since keeps its number.
         let back: HashSet<u32> = self.changes.values().map(|state| state.id).collect();
         let mut free = next.gone;
@@ -225,29 +272,57 @@ impl Book {
                 free.push(std::mem::replace(&mut state.id, same.id));
             }
         }
+        self.waiting.retain(|key, until| {
+            let Some(change) = self.changes.get(key) else { return false };
+            if let Some(state) = self.table.get(key.0, key.1) {
+                *until = state.until;
+            }
+            change.until < *until
+        });
+        let ends = self.without_changed(next.moved);
+        // The image was numbered without them.
+        let changed = self.changes.iter().filter(|(key, _)| !self.waiting.contains_key(key));
+        let changed = changed.map(|(_, state)| Write::Until(state.id, state.until));
+        let mut writes: Vec<_> = changed.collect();
         let fresh = self.fresh.iter().copied().collect();
-        (self.speak(fresh), free)
+        writes.extend(self.speak(fresh));
+        Adopted { writes, ends, free }
     }
 
-    /// Goes on without the image that was begun.
-    pub fn abandon(&mut self) {
-        let Some(folding) = self.folding.take() else { return };
+    /// Goes on without the image that was begun, which perhaps had no room for all entries.
+    /// Whether there was one.
+    pub fn abandon(&mut self, is_full: bool) -> bool {
+        let Some(folding) = self.folding.take() else { return false };
+        self.is_full = is_full;
         let mut changes = Arc::unwrap_or_clone(folding);
         changes.append(&mut self.changes);
         self.changes = changes;
         self.fresh = self.overlay.keys().copied().collect();
+        true
     }
 
-    /// What the overlay holds and the image in force says as well: to be removed, once no packet
-    /// can be under way that saw the former image.
-    pub fn settle(&mut self) -> Vec<Write> {
+    /// What is to be done once no packet can be under way that saw the former image: the ends of
+    /// [`Book::adopt`], but for what has changed since; and what the overlay holds and the image
+    /// says as well is removed.
+    pub fn settle(&mut self, ends: Vec<(u32, u64)>) -> Vec<Write> {
+        let ends = self.without_changed(ends);
         let stale: Vec<_> =
             self.overlay.keys().filter(|s| !self.fresh.contains(s)).copied().collect();
         let remove = |span: &Span| {
             self.overlay.remove(span);
             Write::Remove(span.net())
         };
-        stale.iter().map(remove).collect()
+        let ends = ends.into_iter().map(|(id, until)| Write::Until(id, until));
+        ends.chain(stale.iter().map(remove)).collect()
+    }
+
+    /// The ends without those of entries that have changed since the image and whose new end the
+    /// kernel has.
+    fn without_changed(&self, mut ends: Vec<(u32, u64)>) -> Vec<(u32, u64)> {
+        let changed = self.changes.iter().filter(|(key, _)| !self.waiting.contains_key(key));
+        let changed: HashSet<u32> = changed.map(|(_, state)| state.id).collect();
+        ends.retain(|(id, _)| !changed.contains(id));
+        ends
     }
 
     /// The entry of a class that decides about an address: its network, end and number.
@@ -262,6 +337,12 @@ impl Book {
     pub fn entry(&self, class: Class, net: IpNet) -> Option<(u64, u32)> {
         let state = self.state(Span::of(net), class).filter(|state| state.until > 0)?;
         Some((state.until, state.id))
+    }
+
+    /// Whether a network has a number in a class: it needs no other to be listed again.
+    #[must_use]
+    pub fn has_number(&self, class: Class, net: IpNet) -> bool {
+        self.state(Span::of(net), class).is_some()
     }
 
     /// Networks in the overlay.
@@ -302,21 +383,28 @@ impl Book {
         changed.or_else(folding).or_else(|| self.table.get(span, class))
     }
 
-    /// All entries of a class inside of a network, some of them twice.
-    fn inside(&self, span: Span, class: Class) -> impl Iterator<Item = (Span, State)> + '_ {
-        let range = move |changes: &'_ Changes| -> Vec<Span> {
-            let inside = changes
-                .range((span, Class::Allow)..)
-                .take_while(move |((s, _), _)| span.contains(*s));
-            inside.filter(|((s, c), _)| *c == class && *s != span).map(|((s, _), _)| *s).collect()
-        };
-        let folding = self.folding.as_ref().map(|folding| range(folding)).unwrap_or_default();
-        let changed = range(&self.changes).into_iter().chain(folding);
-        let changed = changed.filter_map(move |s| Some((s, self.state(s, class)?)));
-        // One that has changed since the table is as it is now.
-        let settled = self.table.inside(span, class);
-        let now = move |(s, _)| Some((s, self.state(s, class)?));
-        changed.chain(settled.filter_map(now))
+    /// The networks inside of a network that are listed in a class with such an end, some of them
+    /// twice.
+    fn inside<'a>(
+        &'a self,
+        span: Span,
+        class: Class,
+        wanted: impl Fn(u64) -> bool + Copy + 'a,
+    ) -> impl Iterator<Item = Span> + 'a {
+        let changes = self.folding.as_deref().into_iter().chain([&self.changes]);
+        let changed = changes.flat_map(move |changes| {
+            let inside = changes.range((span, Class::Allow)..);
+            let inside = inside.take_while(move |((s, _), _)| span.contains(*s));
+            inside.filter(move |((s, c), _)| *c == class && *s != span).map(|((s, _), _)| *s)
+        });
+        let changed =
+            changed.filter(move |s| self.state(*s, class).is_some_and(|s| wanted(s.until)));
+        // One that has changed since the table is among the changed.
+        let settled = self.table.inside(span, class, wanted).filter(move |s| {
+            let folding = self.folding.as_deref().is_some_and(|it| it.contains_key(&(*s, class)));
+            !folding && !self.changes.contains_key(&(*s, class))
+        });
+        changed.chain(settled)
     }
 
     /// What the overlay holds inside of a network, itself not among them.

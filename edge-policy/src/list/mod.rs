@@ -14,7 +14,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-pub use book::{Book, Change, NoNumber, Numbers, Snapshot, Write};
+pub use book::{Adopted, Book, Change, NoNumber, Numbers, Refused, Snapshot, Write};
 pub use edge_common::list::Class;
 pub use image::Full;
 pub use read::{Fault, NetFault, Reading, TEXT_MAX, parse_net, read};

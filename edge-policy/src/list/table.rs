@@ -44,7 +44,8 @@ pub struct Successor {
     pub table: Table,
     /// Numbers of entries that it does not have any more.
     pub gone: Vec<u32>,
-    /// Numbers of entries that go on, with their new ends.
+    /// Numbers of entries that go on, with their new ends; of a number that is there several
+    /// times, the last.
     pub moved: Vec<(u32, u64)>,
     /// How many of its entries have no number yet.
     pub unnumbered: usize,
@@ -118,6 +119,9 @@ impl Table {
         next.table.v4 = merge(&self.v4, &v4, now_ns, &mut next.gone);
         next.table.v6 = merge(&self.v6, &v6, now_ns, &mut next.gone);
         next.table.note_lengths();
+        // Of the large ones among them the kernel does not know yet.
+        let live = changes.values().filter(|state| state.until > now_ns);
+        next.moved.extend(live.map(|state| (state.id, state.until)));
         next
     }
 
@@ -165,25 +169,24 @@ impl Table {
         }
     }
 
-    /// The entries of a class that lie inside of a network, itself not among them.
-    pub(super) fn inside(
-        &self,
+    /// The networks inside of a network that are listed in a class with such an end, itself not
+    /// among them.
+    pub(super) fn inside<'a>(
+        &'a self,
         span: Span,
         class: Class,
-    ) -> Box<dyn Iterator<Item = (Span, State)> + '_> {
-        let of_class =
-            move |(item_class, span, state)| (item_class == class).then_some((span, state));
+        wanted: impl Fn(u64) -> bool + 'a,
+    ) -> Box<dyn Iterator<Item = Span> + 'a> {
         match span.v4() {
             Some((first, bits)) => {
                 let items = within(&self.v4, first, bits).iter();
-                let each = |i: &Item<u32>| (i.class, Span::from_v4(i.first, i.bits), i.state());
-                Box::new(items.map(each).filter_map(of_class))
+                let items = items.filter(move |i| i.class == class && wanted(i.until));
+                Box::new(items.map(|i| Span::from_v4(i.first, i.bits)))
             }
             None => {
                 let items = within(&self.v6, span.first, span.bits).iter();
-                let each =
-                    |i: &Item<u128>| (i.class, Span { first: i.first, bits: i.bits }, i.state());
-                Box::new(items.map(each).filter_map(of_class))
+                let items = items.filter(move |i| i.class == class && wanted(i.until));
+                Box::new(items.map(|i| Span { first: i.first, bits: i.bits }))
             }
         }
     }

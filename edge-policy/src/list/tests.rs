@@ -64,9 +64,13 @@ struct Lists {
 
 impl Lists {
     fn new() -> Self {
+        Self::with_overlay(64)
+    }
+
+    fn with_overlay(max: usize) -> Self {
         Self {
             model: BTreeMap::new(),
-            book: Book::new(64),
+            book: Book::new(max),
             numbers: Numbers::new(4_096),
             kernel: Kernel::new(),
             pending: None,
@@ -77,7 +81,8 @@ impl Lists {
     fn set(&mut self, class: Class, net: IpNet, until: u64) {
         match self.book.set(class, net, until, &mut self.numbers).unwrap() {
             Change::Small(writes) => self.kernel.write(writes),
-            Change::Large => {
+            Change::Large(writes) => {
+                self.kernel.write(writes);
                 self.finish();
                 self.begin();
                 self.large = true;
@@ -99,7 +104,7 @@ impl Lists {
         self.finish();
         let mut next = self.book.snapshot().replace(entries.iter().copied());
         let numbers = self.numbers.take(next.unnumbered).unwrap();
-        for (id, until) in next.number(numbers).into_iter().chain(next.moved.iter().copied()) {
+        for (id, until) in next.number(numbers) {
             self.kernel.ends[id as usize] = until;
         }
         self.model.clear();
@@ -115,10 +120,14 @@ impl Lists {
         let Some(next) = self.pending.take() else { return };
         self.large = false;
         next.table.compile(&mut self.kernel.image).unwrap();
-        let (writes, free) = self.book.adopt(next);
+        let Adopted { writes, ends, free } = self.book.adopt(next);
+        for (id, until) in &ends {
+            let end = &mut self.kernel.ends[*id as usize];
+            *end = (*end).max(*until);
+        }
         self.kernel.write(writes);
-        let stale = self.book.settle();
-        self.kernel.write(stale);
+        let settled = self.book.settle(ends);
+        self.kernel.write(settled);
         for id in &free {
             self.kernel.ends[*id as usize] = 0;
         }
@@ -220,10 +229,11 @@ proptest! {
 
     #[test]
     fn changes_in_any_order_say_it_too(
+        overlay_max in prop_oneof![Just(4_usize), Just(64)],
         steps in proptest::collection::vec(step(), 0..60),
         others in proptest::collection::vec(address(), 8),
     ) {
-        let mut lists = Lists::new();
+        let mut lists = Lists::with_overlay(overlay_max);
         let mut seen = Vec::new();
         for step in steps {
             match step {
@@ -246,6 +256,66 @@ proptest! {
         prop_assert_eq!(lists.kernel.overlay.len(), 0);
         prop_assert_eq!(lists.numbers.used(), lists.model.len());
     }
+}
+
+#[test]
+fn what_the_overlay_cannot_hold_is_in_the_next_image() {
+    let mut lists = Lists::with_overlay(4);
+    let nets: Vec<IpNet> =
+        (0..5).map(|host| format!("10.0.{host}.1/32").parse().unwrap()).collect();
+    for until in [FOREVER, 3, 4] {
+        for net in &nets {
+            lists.set(Class::Deny, *net, until);
+        }
+        lists.finish();
+        lists.begin();
+        lists.finish();
+        lists.check(nets.iter().map(|net| Span::of(*net).first)).unwrap();
+    }
+}
+
+#[test]
+fn what_changes_while_a_list_is_replaced_keeps_its_own_end() {
+    let mut lists = Lists::new();
+    let [former, both, late] =
+        ["10.0.0.1/32", "10.0.0.2/32", "10.0.0.3/32"].map(|net| net.parse::<IpNet>().unwrap());
+    lists.set(Class::Deny, former, FOREVER);
+    let entries = [former, both].map(|net| (Class::Deny, net, 5));
+    let mut next = lists.book.snapshot().replace(entries);
+    let numbers = lists.numbers.take(next.unnumbered).unwrap();
+    for (id, until) in next.number(numbers) {
+        lists.kernel.ends[id as usize] = until;
+    }
+    // The second has two numbers then.
+    for (net, until) in [(former, 3), (both, 2), (late, FOREVER)] {
+        lists.set(Class::Deny, net, until);
+    }
+    lists.pending = Some(next);
+    lists.finish();
+    lists.check([former, both, late].map(|net| Span::of(net).first)).unwrap();
+    assert_eq!(lists.numbers.used(), 3);
+}
+
+#[test]
+fn when_no_image_has_room_what_needs_one_is_refused() {
+    let mut lists = Lists::with_overlay(4);
+    let net = |host: u8| -> IpNet { format!("10.0.{host}.1/32").parse().unwrap() };
+    for host in 0..4 {
+        lists.set(Class::Deny, net(host), FOREVER);
+    }
+    let _ = lists.book.snapshot();
+    assert!(lists.book.abandon(true));
+    let mut set = |host, until| lists.book.set(Class::Deny, net(host), until, &mut lists.numbers);
+    assert_eq!(set(4, FOREVER), Err(Refused::NoImage));
+    // What leaves the lists makes room.
+    assert!(matches!(set(3, 0), Ok(Change::Small(_))));
+    assert!(matches!(set(4, FOREVER), Ok(Change::Small(_))));
+    assert_eq!(set(5, FOREVER), Err(Refused::NoImage));
+    let next = lists.book.snapshot().fold(0);
+    let ends = lists.book.adopt(next).ends;
+    lists.book.settle(ends);
+    let in_force = lists.book.set(Class::Deny, net(5), FOREVER, &mut lists.numbers);
+    assert!(matches!(in_force, Ok(Change::Small(_))));
 }
 
 /// Lines of a small image.
