@@ -141,7 +141,7 @@ fn the_program_says_what_the_entries_say() {
     let mut listed: Listed = Vec::new();
     let ends_of = |random: &mut Random| [1, FOREVER, FOREVER - 1][random.next() as usize % 3];
     for _ in 0..400 {
-        let class = if random.next() % 3 == 0 { Class::Allow } else { Class::Deny };
+        let class = if random.next().is_multiple_of(3) { Class::Allow } else { Class::Deny };
         listed.push((class, random.net(), ends_of(&mut random)));
     }
     let mut bench = Bench::new("model", 2_000, &listed);

@@ -11,6 +11,7 @@ mod explain;
 mod fold;
 mod keeper;
 mod lists;
+mod view;
 
 use std::{
     collections::BTreeMap,
@@ -47,10 +48,7 @@ use crate::{
     config::{Settings, settings::NamedSignature},
     control::{Command, ListName, Peer, Reply},
     kernel::{Content, Health, InForce, ListCapacity, Tables, Twin},
-    metrics::{
-        KernelView,
-        lists::{FileView, ListView},
-    },
+    metrics::KernelView,
     plan,
     request::Edge,
     store::Store,
@@ -365,39 +363,6 @@ impl Writer {
         let previous = self.edge.keys.load();
         let ring = KeyRing::new(self.keys.values().cloned(), Some(&previous));
         self.edge.keys.store(Arc::new(ring));
-    }
-
-    fn view(&self) -> KernelView {
-        let tables = &self.tables;
-        let names = self.signatures.iter().map(|named| named.name.clone());
-        KernelView {
-            counts: tables.counts_apart().unwrap_or_else(|error| {
-                tracing::error!(%error, "cannot read the packet counters");
-                Vec::new()
-            }),
-            would_drop: tables
-                .would_drop()
-                .unwrap_or([edge_common::map::Count::default(); Reason::COUNT]),
-            signature_hits: names.zip(tables.signature_hits().unwrap_or_default()).collect(),
-            tables: tables.occupancy().iter().map(|o| (o.map, o.used, o.capacity)).collect(),
-            drops_lost: tables.drops_lost().unwrap_or_default(),
-            samples_lost: tables.samples_lost().unwrap_or_default(),
-            uncounted: tables.uncounted().unwrap_or_default(),
-            interfaces: self.health.interfaces(),
-            corrected: [
-                ("added", self.health.added.load(Relaxed)),
-                ("removed", self.health.removed.load(Relaxed)),
-            ],
-            censuses_failed: self.health.failed.load(Relaxed),
-            lists: ListView {
-                sizes: tables.lists.sizes(),
-                allow: self.allow.len() as u64,
-                deny: self.deny.len() as u64,
-                files: FileView::all(&self.settings.lists),
-            },
-            engaged: tables.listeners.engaged().map_or(0, |engaged| engaged.len() as u64),
-            alarm: tables.listeners.is_alarm().unwrap_or_default(),
-        }
     }
 }
 
