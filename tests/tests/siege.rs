@@ -25,7 +25,10 @@ fn open_connections_are_counted_without_drift() -> Result<()> {
         }
         edged.start_again()
     })?;
-    assert_eq!((drift, corrected), (0, 0), "drift and corrections");
+    assert_eq!(drift, 0, "with {corrected} corrections");
+    // A census reads while connections come and go, and may rarely set one right that needs nothing;
+    // what the followers lost, over two outages of the daemon, would be many.
+    assert!(corrected <= CONNECTIONS / 5_000, "{corrected} corrections");
     Ok(())
 }
 

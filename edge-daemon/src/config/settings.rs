@@ -2,7 +2,7 @@
 //!
 //! `config/edged.toml` annotates every key; the names here are the names there.
 
-mod kernel;
+mod packets;
 
 use std::{
     net::SocketAddr,
@@ -15,7 +15,7 @@ use edge_common::Rate;
 use http::Method;
 use ipnet::IpNet;
 
-pub use self::kernel::{
+pub use self::packets::{
     Attach, Fragments, Interface, Kernel, NamedSignature, PrefixLimit, SynCookies, When,
 };
 pub use super::offer::Offer;

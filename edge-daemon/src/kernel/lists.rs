@@ -4,7 +4,6 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr},
-    ops::Range,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{
@@ -12,7 +11,7 @@ use std::{
             Ordering::{Relaxed, Release},
         },
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use aya::{
@@ -24,9 +23,7 @@ use edge_common::{
     list::{OVERLAY_MAX, State},
     map::{ENTRIES, Entry, LIST_STATE, LISTS, OVERLAY},
 };
-use edge_policy::list::{
-    Adopted, Book, Change, Class, Numbers, Refused, Snapshot, Successor, Write,
-};
+use edge_policy::list::{Book, Change, Class, Numbers, Refused, Write};
 use ipnet::{IpNet, Ipv4Net};
 
 use super::{
@@ -35,6 +32,10 @@ use super::{
     mapped::Mapped,
     maps::{absent, table_error, take},
 };
+
+mod turn;
+
+pub use turn::{Content, Job};
 
 /// Both lists. All handles are to the same.
 #[derive(Clone)]
@@ -71,58 +72,6 @@ pub enum InForce {
     Now,
     /// With the next image, which is to be begun.
     WithNextImage,
-}
-
-/// An image to be made, by whatever thread has the time. One that is dropped instead leaves the
-/// lists as they are, with all that has changed since.
-pub struct Job {
-    turn: Turn,
-    snapshot: Snapshot,
-    image: Range<usize>,
-}
-
-/// What an image is made of.
-pub enum Content {
-    /// The lists as they are, with what has changed, at this time.
-    Changes(u64),
-    /// These entries and nothing else.
-    Entries(Vec<(Class, IpNet, u64)>),
-}
-
-/// An image that is written and not in force yet.
-struct Image {
-    turn: Turn,
-    next: Successor,
-    lines: u64,
-    took: Duration,
-}
-
-/// What is left to do once every packet under way is through.
-struct Former {
-    turn: Turn,
-    /// Numbers with the ends that they have in the image now in force.
-    ends: Vec<(u32, u64)>,
-    /// Numbers that only the overlay names.
-    free: Vec<u32>,
-}
-
-/// The right to make an image, which one has at a time; given back when it is dropped, and with
-/// it what was begun and did not come in force.
-struct Turn {
-    shared: Arc<Shared>,
-    /// Whether the image had too few lines.
-    is_full: bool,
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        let mut inner = self.shared.inner();
-        if inner.book.abandon(self.is_full) {
-            inner.sizes.failures += 1;
-        }
-        inner.is_writing = false;
-        self.shared.written.notify_one();
-    }
 }
 
 impl Lists {
@@ -254,17 +203,6 @@ impl Shared {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn begin(self: &Arc<Self>, inner: &mut Inner) -> Job {
-        inner.is_writing = true;
-        let lines = inner.sizes.lines_max as usize;
-        let first = if inner.second { 0 } else { lines };
-        Job {
-            turn: Turn { shared: Arc::clone(self), is_full: false },
-            snapshot: inner.book.snapshot(),
-            image: first..first + lines,
-        }
-    }
-
     fn numbers(&self) -> MutexGuard<'_, Numbers> {
         self.numbers.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -312,103 +250,6 @@ impl Shared {
     }
 }
 
-impl Job {
-    /// Compiles the lists into the image that is not in force, puts it in force, from one packet
-    /// to the next, and clears away what the former needed.
-    ///
-    /// # Errors
-    /// [`KernelError::Full`] if there is no room for so many networks or for so many lines; then
-    /// the former stays, with all that has changed since.
-    pub fn make(self, content: Content) -> Result<(), KernelError> {
-        self.compile(content)?.adopt().settle();
-        Ok(())
-    }
-
-    fn compile(mut self, content: Content) -> Result<Image, KernelError> {
-        let begun = Instant::now();
-        let shared = Arc::clone(&self.turn.shared);
-        // Nobody may still be judged by the image that is written over.
-        wait_for_packets();
-        let mut next = match content {
-            Content::Changes(now_ns) => self.snapshot.fold(now_ns),
-            Content::Entries(entries) => self.snapshot.replace(entries),
-        };
-        let lines_max = self.image.len();
-        if next.table.len() as u64 > shared.tables.entries.len() as u64 / 2 {
-            return Err(KernelError::Full { table: ENTRIES });
-        }
-        // SAFETY: of the two images this is the one that is not in force, and no packet is left
-        // that saw it in force; there is one turn at a time.
-        let lines = unsafe { shared.tables.lists.exclusive(self.image.start, lines_max) };
-        let count = next.unnumbered;
-        let taken = shared.numbers().take(count);
-        let numbers = taken.map_err(|_| KernelError::Full { table: ENTRIES })?;
-        let taken = next.number(numbers);
-        for (id, until_ns) in &taken {
-            let [until, hits] = &shared.tables.entries[*id as usize];
-            until.store(*until_ns, Relaxed);
-            hits.store(0, Relaxed);
-        }
-        match next.table.compile(lines) {
-            Ok(lines) => Ok(Image { turn: self.turn, next, lines, took: begun.elapsed() }),
-            Err(edge_policy::list::Full) => {
-                self.turn.is_full = true;
-                shared.numbers().give_back(taken.into_iter().map(|(id, _)| id));
-                Err(KernelError::Full { table: LISTS })
-            }
-        }
-    }
-}
-
-impl Image {
-    /// Puts it in force: from one packet to the next, all of it.
-    fn adopt(self) -> Former {
-        let Self { turn, next, lines, took } = self;
-        let shared = &turn.shared;
-        let mut inner = shared.inner();
-        let Adopted { writes, ends, free } = inner.book.adopt(next);
-        for (id, until_ns) in &ends {
-            shared.tables.entries[*id as usize][0].fetch_max(*until_ns, Relaxed);
-        }
-        inner.second = !inner.second;
-        inner.sizes = ListSizes {
-            lines,
-            compile: took,
-            generation: inner.sizes.generation + 1,
-            ..inner.sizes
-        };
-        if let Err(error) = shared.write(&mut inner, &writes) {
-            tracing::error!(%error, "what changed while the lists were compiled waits for the next image");
-            inner.sizes.failures += 1;
-        }
-        drop(inner);
-        Former { turn, ends, free }
-    }
-}
-
-impl Former {
-    /// Clears it away.
-    fn settle(self) {
-        let shared = &self.turn.shared;
-        wait_for_packets();
-        let mut inner = shared.inner();
-        let writes = inner.book.settle(self.ends);
-        if let Err(error) = shared.write(&mut inner, &writes) {
-            // They say what the image says, until the next one clears them away.
-            tracing::warn!(%error, "the overlay cannot be cleared");
-        }
-        drop(inner);
-        // A packet under way may have a number from the overlay still.
-        wait_for_packets();
-        for free in self.free.chunks(SLICE) {
-            for id in free {
-                shared.tables.entries[*id as usize][0].store(0, Relaxed);
-            }
-            shared.numbers().give_back(free.iter().copied());
-        }
-    }
-}
-
 /// Returns when every packet that is being judged now is through: a grace period of the kernel's.
 pub fn wait_for_packets() {
     // SAFETY: the call takes three integers and touches no memory of ours.
@@ -421,8 +262,6 @@ pub fn wait_for_packets() {
 }
 
 const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
-/// Numbers that are given back at once: whoever bans needs one meanwhile.
-const SLICE: usize = 4_096;
 
 /// The network as the kernel keys it.
 fn key(net: &IpNet) -> Key<[u8; 16]> {

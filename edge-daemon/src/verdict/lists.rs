@@ -9,7 +9,8 @@ use crate::{
     clock,
     config::settings::{self, Settings},
     control::ListName,
-    store::ListRecord,
+    kernel::ListCapacity,
+    store::{ListRecord, Store},
 };
 
 /// One of the two lists: the configuration's networks and the operators'.
@@ -216,6 +217,28 @@ pub(crate) const fn classes(name: ListName) -> &'static [Class] {
         ListName::Allow => &[Class::Allow],
         ListName::Deny => &[Class::Deny, Class::Watch],
     }
+}
+
+/// Everything that is listed.
+pub(super) fn entries(
+    [allow, deny]: &[Configured; 2],
+    mut operators: Vec<(Class, IpNet, u64)>,
+) -> Vec<(Class, IpNet, u64)> {
+    operators.extend(allow.nets().map(|net| (Class::Allow, net, FOREVER)));
+    operators.extend(deny.nets().map(|net| (Class::Deny, net, FOREVER)));
+    operators
+}
+
+/// How much room a configuration's lists and the operators' need in the kernel.
+///
+/// # Errors
+/// If the store cannot be read.
+pub fn list_capacity(settings: &Settings, store: &Store) -> anyhow::Result<ListCapacity> {
+    let past = store.load_all()?;
+    let operators = past.allow.iter().chain(&past.deny);
+    let operators = operators.map(|record| (Class::Deny, record.net, FOREVER)).collect();
+    let entries = entries(&Configured::both(settings), operators);
+    Ok(ListCapacity::of(settings.lists.networks_max, entries))
 }
 
 #[cfg(test)]

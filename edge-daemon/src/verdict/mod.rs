@@ -31,23 +31,23 @@ use edge_common::{Reason, Source};
 use edge_policy::{
     abuse::Book,
     key::{KeyRecord, KeyRing},
-    list::{Class, FOREVER},
+    list::Class,
 };
 use ipnet::IpNet;
 use tokio::sync::oneshot;
 
-pub use self::keeper::Keeper;
 use self::{
     bans::Held,
     fold::Folding,
     keeper::Unsaved,
-    lists::{Configured, List},
+    lists::{Configured, List, entries},
 };
+pub use self::{keeper::Keeper, lists::list_capacity};
 use crate::{
     clock,
     config::{Settings, settings::NamedSignature},
     control::{Command, ListName, Peer, Reply},
-    kernel::{Content, Health, InForce, ListCapacity, Tables, Twin},
+    kernel::{Content, Health, InForce, Tables, Twin},
     metrics::KernelView,
     plan,
     request::Edge,
@@ -364,28 +364,6 @@ impl Writer {
         let ring = KeyRing::new(self.keys.values().cloned(), Some(&previous));
         self.edge.keys.store(Arc::new(ring));
     }
-}
-
-/// Everything that is listed.
-fn entries(
-    [allow, deny]: &[Configured; 2],
-    mut operators: Vec<(Class, IpNet, u64)>,
-) -> Vec<(Class, IpNet, u64)> {
-    operators.extend(allow.nets().map(|net| (Class::Allow, net, FOREVER)));
-    operators.extend(deny.nets().map(|net| (Class::Deny, net, FOREVER)));
-    operators
-}
-
-/// How much room a configuration's lists and the operators' need in the kernel.
-///
-/// # Errors
-/// If the store cannot be read.
-pub fn list_capacity(settings: &Settings, store: &Store) -> anyhow::Result<ListCapacity> {
-    let past = store.load_all()?;
-    let operators = past.allow.iter().chain(&past.deny);
-    let operators = operators.map(|record| (Class::Deny, record.net, FOREVER)).collect();
-    let entries = entries(&Configured::both(settings), operators);
-    Ok(ListCapacity::of(settings.lists.networks_max, entries))
 }
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);

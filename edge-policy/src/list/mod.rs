@@ -6,6 +6,7 @@
 
 mod book;
 mod image;
+mod numbers;
 mod prefixes;
 mod read;
 mod table;
@@ -14,9 +15,10 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-pub use book::{Adopted, Book, Change, NoNumber, Numbers, Refused, Snapshot, Write};
+pub use book::{Adopted, Book, Change, Refused, Snapshot, Write};
 pub use edge_common::list::Class;
 pub use image::Full;
+pub use numbers::{NoNumber, Numbers};
 pub use read::{Fault, NetFault, Reading, TEXT_MAX, parse_net, read};
 pub use table::{Successor, Table};
 
