@@ -36,7 +36,7 @@ pub struct Kernel {
     pub fragments: Fragments,
     /// Reasons that are judged and counted, and drop nothing.
     pub monitor: Vec<Reason>,
-    /// What alone is reachable from outside, besides the listeners of [`Server`]; `None`:
+    /// What alone is reachable from outside, besides the listeners of [`Server`](super::Server); `None`:
     /// everything.
     pub services: Option<Vec<Offer>>,
     /// Signature rules, in the order of the file; names are unique.
