@@ -1,6 +1,7 @@
 //! Builds the kernel object, the same bytes from any folder, and checks the committed one.
 
 use std::{
+    collections::BTreeSet,
     env, fs,
     path::{Path, PathBuf},
     process::Command,
@@ -162,8 +163,42 @@ fn compile(root: &Path, toolchain: &Toolchain) -> anyhow::Result<Vec<u8>> {
         .into_iter()
         .find(|tool| version(tool, &["--version"]).is_ok())
         .context("llvm-objcopy is not installed")?;
-    run(Command::new(objcopy).arg("--strip-debug").args([&built, &stripped]))?;
-    fs::read(&stripped).context("the stripped object")
+    run(Command::new(&objcopy).arg("--strip-debug").args([&built, &stripped]))?;
+    let read = || fs::read(&stripped).context("the stripped object");
+    run(Command::new(objcopy).args(rename_crates(&read()?)).arg(&stripped))?;
+    read()
+}
+
+/// `llvm-objcopy`'s arguments that take the hash of the crate out of each symbol's name: it comes
+/// from the folder that the crate was built in.
+fn rename_crates(object: &[u8]) -> Vec<String> {
+    let names = object.split(|byte| *byte == 0).filter_map(|name| str::from_utf8(name).ok());
+    let mangled: BTreeSet<&str> = names.filter(|name| name.starts_with("_R")).collect();
+    let renamed = mangled.into_iter().map(|name| (name, without_hashes(name)));
+    let changed = renamed.filter(|(name, plain)| name != plain);
+    changed.map(|(name, plain)| format!("--redefine-sym={name}={plain}")).collect()
+}
+
+/// A mangled name (RFC 2603) in which no crate has a disambiguator: `Cs3c2D_4edge` is `C4edge`.
+fn without_hashes(name: &str) -> String {
+    let mut parts = name.split("Cs");
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        match part.split_once('_') {
+            Some((hash, rest))
+                if hash.bytes().all(|byte| byte.is_ascii_alphanumeric())
+                    && rest.starts_with(|c: char| c.is_ascii_digit()) =>
+            {
+                plain += "C";
+                plain += rest;
+            }
+            _ => {
+                plain += "Cs";
+                plain += part;
+            }
+        }
+    }
+    plain
 }
 
 fn cargo(root: &Path, toolchain: &Toolchain, target: &Path) -> Command {
@@ -246,3 +281,17 @@ const TARGET: &str = "bpfel-unknown-none";
 const LINKER_VERSION: &str = "0.13.0";
 const LLVM: &str = "/usr/lib/llvm-22";
 const DEBIAN_CORE: &str = "/usr/lib/rustlib/src/rust/library/core";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crate_loses_its_hash_and_nothing_else() {
+        let name = "_RNCNvNtCs3c2DMtpOEjF_4edge6report3log0B5_";
+        assert_eq!(without_hashes(name), "_RNCNvNtC4edge6report3log0B5_");
+        assert_eq!(without_hashes("_RNvC4edge3Csx_y"), "_RNvC4edge3Csx_y");
+        let object = b"\0_RNvCsAb1_4edge1f\0account\0_RNvCsAb1_4edge1f\0\xff\0";
+        assert_eq!(rename_crates(object), ["--redefine-sym=_RNvCsAb1_4edge1f=_RNvC4edge1f"]);
+    }
+}
