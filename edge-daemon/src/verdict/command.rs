@@ -172,7 +172,9 @@ impl Writer {
             Reason::AllowList => ListName::Allow,
             _ => ListName::Deny,
         };
-        let origin = self.list(list).origins(net).into_iter().next()?;
+        // What is only monitored decides nothing.
+        let is_enforced = |o: &Origin<'_>| !matches!(o, Origin::Operator(e) if e.record.monitor);
+        let origin = self.list(list).origins(net).into_iter().find(is_enforced)?;
         Some(self.entry(list, *net, &origin))
     }
 
