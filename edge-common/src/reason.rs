@@ -184,8 +184,11 @@ impl Reason {
     pub const fn passes_by_number(number: u32) -> bool {
         const PASSING: u64 = {
             let (mut passing, mut i) = (0, 0);
+            // Packets' reasons lie below; the shift fails to compile if one that passes does not.
             while i < Reason::COUNT {
-                passing |= (Reason::ALL[i].passes() as u64) << i;
+                if Reason::ALL[i].passes() {
+                    passing |= 1 << i;
+                }
                 i += 1;
             }
             passing
@@ -274,7 +277,7 @@ mod tests {
 
     #[test]
     fn numbers_tell_what_passes() {
-        for reason in Reason::ALL {
+        for reason in Reason::ALL.iter().filter(|r| r.plane() == Plane::Packet) {
             assert_eq!(Reason::passes_by_number(*reason as u32), reason.passes());
         }
     }

@@ -20,10 +20,8 @@ use std::{
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use edge_common::{Reason, limit::Set, map};
-use edge_policy::{
-    key::{KeyRing, Pepper},
-    limit::Table,
-};
+use edge_identity::key::{KeyRing, Pepper};
+use edge_policy::limit::Table;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{oneshot, watch},

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use edge_policy::key::KeyRecord;
+use edge_identity::key::KeyRecord;
 use ipnet::IpNet;
 use redb::{
     Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, StorageError,
@@ -370,7 +370,7 @@ fn make_pepper(path: &Path) -> io::Result<[u8; 32]> {
 mod tests {
     use std::{os::unix::fs::PermissionsExt as _, sync::LazyLock};
 
-    use edge_policy::key::Digest;
+    use edge_identity::key::Digest;
     use tempfile::{TempDir, tempdir};
 
     use super::*;

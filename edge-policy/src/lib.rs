@@ -5,11 +5,8 @@
 #![forbid(unsafe_code)]
 
 pub mod abuse;
-pub mod access;
-pub mod credential;
 pub mod denied;
 pub mod head;
-pub mod key;
 pub mod limit;
 pub mod list;
 pub mod probe;

@@ -8,7 +8,8 @@ use http::header::{
 };
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use crate::credential::{X_API_KEY, is_api_key};
+/// The header that carries a key of ours.
+pub const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// What the upstream is told of the client.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +44,13 @@ pub fn strip_request(headers: &mut HeaderMap) {
     }
     strip(headers, is_claim);
     join_cookies(headers);
+}
+
+/// Whether this value of `Authorization` is under our scheme.
+#[must_use]
+pub fn is_api_key(value: &HeaderValue) -> bool {
+    let scheme = value.as_bytes().split(u8::is_ascii_whitespace).next();
+    scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"apikey"))
 }
 
 /// HTTP/2 may split the cookies over several fields; HTTP/1 knows one (RFC 9113, 8.2.3).

@@ -48,14 +48,16 @@ fn the_request_path_never_imports_the_kernel() -> Result<()> {
 }
 
 #[test]
-fn the_policy_does_no_io_and_reads_no_clock() -> Result<()> {
-    let policy = sources("edge-policy/src", ".rs")?;
-    none("a decision is pure", naming(&policy, &[], IMPURE));
-    let manifest =
-        std::fs::read_to_string(edge_tests::daemon::root().join("edge-policy/Cargo.toml"))?;
-    let manifest = manifest.split("[dev-dependencies]").next().unwrap_or_default();
-    for heavy in ["tokio", "aya", "rustls", "hyper"] {
-        assert!(!manifest.contains(heavy), "edge-policy depends on {heavy}");
+fn decisions_do_no_io_and_read_no_clock() -> Result<()> {
+    for pure in ["edge-policy", "edge-identity"] {
+        let decisions = sources(&format!("{pure}/src"), ".rs")?;
+        none("a decision is pure", naming(&decisions, &[], IMPURE));
+        let manifest = edge_tests::daemon::root().join(pure).join("Cargo.toml");
+        let manifest = std::fs::read_to_string(manifest)?;
+        let manifest = manifest.split("[dev-dependencies]").next().unwrap_or_default();
+        for heavy in ["tokio", "aya", "rustls", "hyper"] {
+            assert!(!manifest.contains(heavy), "{pure} depends on {heavy}");
+        }
     }
     Ok(())
 }

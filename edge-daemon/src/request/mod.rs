@@ -26,10 +26,10 @@ use std::{
 
 use arc_swap::ArcSwap;
 use edge_common::{Blame, ClientWidth, Reason, limit::Set};
+use edge_identity::key::{KeyRing, Pepper};
 use edge_policy::{
     abuse::Scores,
     head,
-    key::{KeyRing, Pepper},
     limit::{Limits, Table},
     route::Routes,
 };

@@ -3,11 +3,13 @@
 use std::rc::Rc;
 
 use edge_common::{Blame, Reason};
-use edge_policy::{
+use edge_identity::{
     access, credential,
+    key::{self, Key},
+};
+use edge_policy::{
     denied::Denied,
     head,
-    key::{self, Key},
     limit::{self, Standing},
     shield,
     target::Target,

@@ -2,10 +2,8 @@
 
 use anyhow::{Context as _, bail};
 use edge_common::{Reason, Source, map::PolicyFlag, signature::Ask};
-use edge_policy::{
-    key::{KeyRecord, Secret},
-    list::Class,
-};
+use edge_identity::key::{KeyRecord, Secret};
+use edge_policy::list::Class;
 use ipnet::IpNet;
 
 use super::{

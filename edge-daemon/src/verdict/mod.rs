@@ -28,11 +28,8 @@ use std::{
 
 use anyhow::Context as _;
 use edge_common::{Reason, Source};
-use edge_policy::{
-    abuse::Book,
-    key::{KeyRecord, KeyRing},
-    list::Class,
-};
+use edge_identity::key::{KeyRecord, KeyRing};
+use edge_policy::{abuse::Book, list::Class};
 use ipnet::IpNet;
 use tokio::sync::oneshot;
 

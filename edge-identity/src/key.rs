@@ -275,7 +275,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::limit::admit_key;
+    use edge_policy::limit::admit_key;
 
     fn record(digest: Digest) -> KeyRecord {
         KeyRecord {

@@ -1,9 +1,9 @@
 //! Whether a caller may use a route. What is not granted is refused.
 
 use edge_common::Reason;
+use edge_policy::route::{Access, Route};
 
 use crate::key::Key;
-use crate::route::{Access, Route};
 
 /// Grants or refuses a route to the holder of `key`, or to a caller without one.
 ///

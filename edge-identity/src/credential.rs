@@ -1,14 +1,12 @@
 //! Which credential a request presents. A credential in the URL is refused: logs and caches see it.
 
 use edge_common::Reason;
+use edge_policy::shield::{X_API_KEY, is_api_key};
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use percent_encoding::percent_decode_str;
 
 use crate::key::looks_like_key;
-
-/// The header that carries a key.
-pub const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// The one key that a request presents in `X-API-Key` or in `Authorization: ApiKey`, if any.
 ///
@@ -38,13 +36,6 @@ pub fn present<'a>(
         return Err(Reason::CredentialInvalid);
     }
     Ok(key)
-}
-
-/// Whether this value of `Authorization` is under our scheme.
-#[must_use]
-pub fn is_api_key(value: &HeaderValue) -> bool {
-    let scheme = value.as_bytes().split(u8::is_ascii_whitespace).next();
-    scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"apikey"))
 }
 
 fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a HeaderValue>, Reason> {

@@ -1,0 +1,10 @@
+//! Who is it, and may it: credentials in, a principal or a refusal out. No I/O, no clock, no
+//! runtime: time and bytes are arguments.
+//!
+//! A crate of its own beside `edge-policy`, because it alone needs cryptography and a policy
+//! engine.
+#![forbid(unsafe_code)]
+
+pub mod access;
+pub mod credential;
+pub mod key;
