@@ -8,10 +8,10 @@ use edge_policy::{
     shield,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
-use hyper::body::Incoming;
 
 use super::{
     body::{Answer, Ending, UploadState},
+    incoming::Incoming,
     path::Trace,
     upstream::Lease,
 };

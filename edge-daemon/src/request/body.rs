@@ -2,7 +2,6 @@
 
 use std::{
     cell::Cell,
-    io,
     pin::Pin,
     rc::Rc,
     sync::atomic::Ordering::Relaxed,
@@ -13,15 +12,17 @@ use std::{
 use bytes::Bytes;
 use edge_common::Reason;
 use http::StatusCode;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, SizeHint};
 
 use super::{
     Worker,
+    incoming::{Broken, Frame, Incoming},
     upstream::Lease,
     watch::{Progress, RequestClock, Uploading, WaitsFor},
 };
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
+type HyperFrame = hyper::body::Frame<Bytes>;
 
 /// A client's body on its way upstream: no longer than its bound.
 pub(crate) struct Upload {
@@ -83,10 +84,10 @@ impl Body for Upload {
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+    ) -> Poll<Option<Result<HyperFrame, Error>>> {
         let this = &mut *self;
         let Some((incoming, _)) = &mut this.incoming else { return Poll::Ready(None) };
-        let frame = Pin::new(incoming).poll_frame(cx);
+        let frame = incoming.poll_frame(cx);
         if this.state.is_starved.replace(frame.is_pending()) != frame.is_pending()
             || frame.is_ready()
         {
@@ -96,15 +97,15 @@ impl Body for Upload {
             this.incoming = None;
             return Poll::Ready(None);
         };
-        let frame = frame.inspect_err(|error| this.state.fault.set(Some(fault(error))))?;
-        let length = frame.data_ref().map_or(0, |data| data.len() as u64);
+        let frame = frame.inspect_err(|broken| this.state.fault.set(Some(fault(*broken))))?;
+        let length = if let Frame::Data(data) = &frame { data.len() as u64 } else { 0 };
         let Some(left) = this.left.checked_sub(length) else {
             this.state.fault.set(Some(Reason::BodyTooLarge));
             return Poll::Ready(Some(Err("the body is larger than the bound".into())));
         };
         this.left = left;
         this.state.bytes.set(this.state.bytes.get() + length);
-        Poll::Ready(Some(Ok(frame)))
+        Poll::Ready(Some(Ok(frame.into())))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -113,17 +114,29 @@ impl Body for Upload {
 
     fn size_hint(&self) -> SizeHint {
         let none = SizeHint::with_exact(0);
-        self.incoming.as_ref().map_or(none, |(incoming, _)| incoming.size_hint())
+        self.incoming.as_ref().map_or(none, |(incoming, _)| size_hint(incoming))
     }
 }
 
 /// A client that breaks off is gone, which is no misdeed; one whose chunks do not parse is wrong.
-fn fault(error: &hyper::Error) -> Reason {
-    let causes = std::iter::successors(std::error::Error::source(error), |e| e.source());
-    let wrong = causes.filter_map(|cause| cause.downcast_ref::<io::Error>()).any(|cause| {
-        matches!(cause.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData)
-    });
-    if wrong { Reason::MalformedRequest } else { Reason::ClientGone }
+fn fault(broken: Broken) -> Reason {
+    match broken {
+        Broken::Gone => Reason::ClientGone,
+        Broken::Malformed => Reason::MalformedRequest,
+    }
+}
+
+fn size_hint(incoming: &Incoming) -> SizeHint {
+    incoming.length().map_or_else(SizeHint::new, SizeHint::with_exact)
+}
+
+impl From<Frame> for HyperFrame {
+    fn from(frame: Frame) -> Self {
+        match frame {
+            Frame::Data(data) => Self::data(data),
+            Frame::Trailers(trailers) => Self::trailers(trailers),
+        }
+    }
 }
 
 /// An answer on its way to the client.
@@ -164,15 +177,15 @@ impl Body for Answer {
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+    ) -> Poll<Option<Result<HyperFrame, Error>>> {
         let Self { content, ending } = self.get_mut();
         let (incoming, lease, upload) = match content {
             Content::Whole { bytes, .. } => {
-                return Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b))));
+                return Poll::Ready(bytes.take().map(|b| Ok(HyperFrame::data(b))));
             }
             Content::Passed { incoming, lease, upload } => (incoming, lease, upload),
         };
-        let Poll::Ready(frame) = Pin::new(&mut *incoming).poll_frame(cx) else {
+        let Poll::Ready(frame) = incoming.poll_frame(cx) else {
             ending.clock.wait(WaitsFor::Upstream);
             return Poll::Pending;
         };
@@ -188,7 +201,7 @@ impl Body for Answer {
                 give_back(lease);
             }
         }
-        Poll::Ready(frame.map(|f| f.map_err(Into::into)))
+        Poll::Ready(frame.map(|f| f.map(Into::into).map_err(Into::into)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -203,7 +216,7 @@ impl Body for Answer {
             Content::Whole { bytes, .. } => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64))
             }
-            Content::Passed { incoming, .. } => incoming.size_hint(),
+            Content::Passed { incoming, .. } => size_hint(incoming),
         }
     }
 }

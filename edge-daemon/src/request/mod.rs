@@ -5,6 +5,7 @@
 
 mod answer;
 mod body;
+mod incoming;
 mod path;
 mod serve;
 mod upstream;

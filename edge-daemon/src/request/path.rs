@@ -15,11 +15,11 @@ use edge_policy::{
     target::Target,
 };
 use http::{HeaderMap, HeaderValue, Request, Response, Uri, header, request::Parts};
-use hyper::body::Incoming;
 
 use super::{
     Plan, Worker, answer,
     body::{Answer, Ending, Upload, UploadState},
+    incoming::Incoming,
     serve::{Entrance, Never, Visitor},
     upstream::Lease,
     watch::WaitsFor,

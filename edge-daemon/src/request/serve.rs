@@ -14,7 +14,6 @@ use std::{
 use edge_common::Reason;
 use hyper::{
     Request,
-    body::Incoming,
     server::conn::{http1, http2},
     service::service_fn,
 };
@@ -174,8 +173,8 @@ async fn serve_http1<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     let io = Watched { io, progress: Rc::clone(&visitor.progress) };
     let io = Worded::new(io, Rc::clone(&worker), Rc::clone(&visitor.progress));
     let (own, guest) = (Rc::clone(&worker), visitor.clone());
-    let service = service_fn(move |request: Request<Incoming>| {
-        path::answer(Rc::clone(&own), guest.clone(), entrance, request)
+    let service = service_fn(move |request: Request<hyper::body::Incoming>| {
+        path::answer(Rc::clone(&own), guest.clone(), entrance, request.map(Into::into))
     });
     let connection = http1::Builder::new()
         // The deadlines are `Progress`'s; hyper's would also end connections that merely wait.
@@ -195,8 +194,8 @@ async fn serve_http2<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
 ) {
     let bounds = worker.view().plan.bounds.clone();
     let (own, guest) = (Rc::clone(&worker), visitor.clone());
-    let service = service_fn(move |request: Request<Incoming>| {
-        path::answer(Rc::clone(&own), guest.clone(), Entrance::Https, request)
+    let service = service_fn(move |request: Request<hyper::body::Incoming>| {
+        path::answer(Rc::clone(&own), guest.clone(), Entrance::Https, request.map(Into::into))
     });
     let connection = http2::Builder::new(OnThisThread)
         .timer(TokioTimer::new())

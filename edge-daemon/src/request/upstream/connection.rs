@@ -7,14 +7,14 @@ use std::{
 
 use edge_common::Reason;
 use http::{Request, Response};
-use hyper::{
-    body::Incoming,
-    client::conn::http1::{self, SendRequest},
-};
+use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, time::sleep};
 
-use super::super::body::{Upload, UploadState};
+use super::super::{
+    body::{Upload, UploadState},
+    incoming::Incoming,
+};
 
 /// One connection to a server.
 pub(super) struct Connection {
@@ -83,7 +83,7 @@ impl Connection {
             }
             tokio::select! {
                 biased;
-                result = &mut response => return result.map_err(|mut error| Failed {
+                result = &mut response => return result.map(|r| r.map(Into::into)).map_err(|mut error| Failed {
                     reason: upload.fault.get().unwrap_or(Reason::UpstreamInvalid),
                     unsent: error.take_message().map(Box::new),
                 }),

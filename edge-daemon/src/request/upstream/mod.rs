@@ -9,7 +9,6 @@ use std::{rc::Rc, time::Duration};
 
 use edge_common::Reason;
 use http::{Request, Response};
-use hyper::body::Incoming;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
@@ -24,6 +23,7 @@ use self::{
 use super::{
     Throttle,
     body::{Upload, UploadState},
+    incoming::Incoming,
 };
 use crate::config::settings;
 
