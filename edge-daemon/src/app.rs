@@ -20,7 +20,7 @@ use std::{
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use edge_common::{Reason, limit::Set, map};
-use edge_identity::key::{KeyRing, Pepper};
+use edge_identity::key::KeyRing;
 use edge_policy::limit::Table;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -38,6 +38,7 @@ use crate::{
     control::{self, Command, Reply},
     events::{Event, EventLog, Events},
     kernel::{self, Attached, DebugLog, Drops, Kernel, LoadSettings, Upkeep},
+    keys::pepper,
     listen,
     metrics::{KernelView, Metrics},
     notify::notify,
@@ -79,9 +80,7 @@ impl App {
         if let Some(damage) = damage {
             tracing::error!(damage, "the store was damaged");
         }
-        let pepper = store::pepper(&settings.keys.pepper_file).with_context(|| {
-            format!("cannot use the pepper {}", settings.keys.pepper_file.display())
-        })?;
+        let peppers = pepper::load(&settings.keys)?;
         let listeners = bind(&settings, workers)?;
         let metrics = listen::bind(settings.metrics.listen, 1)
             .with_context(|| format!("cannot listen on {}", settings.metrics.listen))?
@@ -93,7 +92,7 @@ impl App {
         let edge = Arc::new(Edge {
             plan: ArcSwap::from_pointee(plan),
             keys: ArcSwap::from_pointee(KeyRing::default()),
-            pepper: Pepper::new(pepper),
+            peppers: ArcSwap::from_pointee(peppers),
             sources: Table::new(SOURCE_SETS, random_seed()?),
             everyone: Set::default(),
             orders: queue,
@@ -155,7 +154,7 @@ impl App {
             workers.push(spawn(&format!("worker-{index}"), work)?);
         }
         let edge = Arc::clone(&self.edge);
-        let operator = Operator { edge: self.edge, config: self.config, settings: self.settings };
+        let operator = Operator::new(self.edge, self.config, self.settings);
         serve_control(operator, self.control, self.metrics, self.told)?;
 
         notify("STOPPING=1");
@@ -215,6 +214,14 @@ fn serve_control(
                     work.await.unwrap_or_else(|_| Reply::Refused("the command broke off".into()))
                 }
             }));
+
+            let following = Rc::clone(&operator);
+            spawn_local(async move {
+                loop {
+                    tokio::time::sleep(LOOK_AT_SECRETS).await;
+                    following.lock().await.follow_secrets();
+                }
+            });
 
             // A task of its own: an end that is asked for does not wait for a reload.
             spawn_local(async move {
@@ -343,6 +350,8 @@ fn join_until<T>(thread: JoinHandle<T>, deadline: Instant) -> anyhow::Result<()>
     join(thread).map(|_| ())
 }
 
+/// How soon a secret that changes in its file is read again, at the latest.
+const LOOK_AT_SECRETS: Duration = Duration::from_secs(2);
 /// Signals and commands that wait for the writer; ~64 bytes each.
 const ORDERS_MAX: usize = 16_384;
 /// Sets of the request limiter: 262 144 sources in 2 MiB.

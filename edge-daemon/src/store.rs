@@ -5,10 +5,10 @@
 
 use std::{
     fmt,
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Read as _, Write as _},
+    fs::{self, DirBuilder, OpenOptions},
+    io,
     net::IpAddr,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -324,51 +324,9 @@ fn opening(fault: DatabaseError, path: &Path) -> Fault {
     }
 }
 
-/// The secret under which key digests are made: read from `path`, or made there at first start
-/// with mode 0600, whole or not at all.
-///
-/// # Errors
-/// If the file cannot be used, is not 32 bytes long or may be read by anyone but its owner.
-pub fn pepper(path: &Path) -> io::Result<[u8; 32]> {
-    match File::open(path) {
-        Ok(file) => read_pepper(file),
-        Err(fault) if fault.kind() == io::ErrorKind::NotFound => make_pepper(path),
-        Err(fault) => Err(fault),
-    }
-}
-
-fn read_pepper(file: File) -> io::Result<[u8; 32]> {
-    let metadata = file.metadata()?;
-    if metadata.mode() & 0o077 != 0 {
-        return Err(io::Error::other("others than its owner may read it: chmod 0600"));
-    }
-    let mut bytes = Vec::new();
-    file.take(33).read_to_end(&mut bytes)?;
-    bytes.try_into().map_err(|_| {
-        io::Error::other("it is not 32 bytes long; every key would be refused under another")
-    })
-}
-
-fn make_pepper(path: &Path) -> io::Result<[u8; 32]> {
-    let mut pepper = [0; 32];
-    getrandom::fill(&mut pepper).map_err(|fault| io::Error::other(fault.to_string()))?;
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    let temporary = path.with_extension(format!("new-{}", std::process::id()));
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-    let written = file
-        .write_all(&pepper)
-        .and_then(|()| file.sync_all())
-        // A link, unlike a rename, never replaces what another process made meanwhile.
-        .and_then(|()| fs::hard_link(&temporary, path))
-        .and_then(|()| File::open(dir)?.sync_all());
-    fs::remove_file(&temporary)?;
-    written.map(|()| pepper)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::{os::unix::fs::PermissionsExt as _, sync::LazyLock};
+    use std::{os::unix::fs::MetadataExt as _, sync::LazyLock};
 
     use edge_identity::key::Digest;
     use tempfile::{TempDir, tempdir};
@@ -477,25 +435,6 @@ mod tests {
         let dir = tempdir().unwrap();
         let _first = open(&dir);
         assert!(matches!(Store::open(dir.path(), 7), Err(Fault::InUse(_))));
-    }
-
-    #[test]
-    fn the_pepper_is_made_once_and_guarded() {
-        let dir = tempdir().unwrap();
-        let path = dir.path().join("sub/pepper");
-        let first = pepper(&path).unwrap();
-        assert_ne!(first, [0; 32]);
-        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-        assert_eq!(pepper(&path).unwrap(), first);
-        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
-
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-        assert!(pepper(&path).unwrap_err().to_string().contains("chmod 0600"));
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        for length in [0, 31, 33] {
-            fs::write(&path, vec![1; length]).unwrap();
-            assert!(pepper(&path).unwrap_err().to_string().contains("32 bytes"));
-        }
     }
 
     /// A store with something in most tables, as bytes.

@@ -13,6 +13,7 @@ use edge_common::Reason;
 use edge_common::limit::Set;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use subtle::ConstantTimeEq;
+use zeroize::{Zeroize, ZeroizeOnDrop};
 
 /// A whole key in the clear: shown once to its owner, never kept, never printed.
 pub struct Secret(String);
@@ -65,13 +66,40 @@ fn split(text: &str) -> Option<&str> {
 }
 
 /// The secret without which a stolen store is of no use. Kept outside the store.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct Pepper([u8; 32]);
+
+/// Names a pepper and tells nothing of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PepperId(pub [u8; 4]);
+
+/// The pepper in use, and those under which keys are still looked up.
+#[derive(Clone, Debug)]
+pub struct Peppers {
+    /// New digests are made under this one.
+    pub current: Pepper,
+    /// Digests under these are replaced when their key is seen.
+    pub former: Vec<Pepper>,
+}
 
 impl Pepper {
     /// The pepper of these random bytes.
     #[must_use]
     pub const fn new(random: [u8; 32]) -> Self {
         Self(random)
+    }
+
+    /// The pepper of a secret: 32 bytes are it, others are condensed to it.
+    #[must_use]
+    pub fn of(secret: &[u8]) -> Self {
+        Self(secret.try_into().unwrap_or_else(|_| blake3::derive_key("edged pepper v1", secret)))
+    }
+
+    /// Its name, by which a digest tells under which pepper it was made.
+    #[must_use]
+    pub fn id(&self) -> PepperId {
+        let [a, b, c, d, ..] = blake3::derive_key("edged pepper id v1", &self.0);
+        PepperId([a, b, c, d])
     }
 
     /// What is kept of a key.

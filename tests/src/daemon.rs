@@ -71,7 +71,10 @@ impl<'a> Setup<'a> {
             .set("server.http", &format!(r#"["{}:80"]"#, lab::EDGE))
             .set("tls.certificate", &at("cert.pem"))
             .set("tls.key", &at("key.pem"))
-            .set("keys.pepper_file", &at("pepper"))
+            .set(
+                "keys.pepper",
+                &format!("{:?}", format!("file:{}", lab.dir().join("pepper").display())),
+            )
             .set("upstream.0.servers", &format!(r#"["{}:8080"]"#, lab::ORIGIN))
             .set("state.dir", &at("state"))
             .set("control.socket", &at("control.sock"))

@@ -13,9 +13,11 @@ use crate::{
     config::{self, Settings},
     control::{Command, Peer, Reply},
     events::Event,
+    keys::pepper,
     notify::notify,
     plan,
     request::Edge,
+    secret::Stamp,
     verdict::Order,
 };
 
@@ -24,9 +26,21 @@ pub(super) struct Operator {
     pub(super) edge: Arc<Edge>,
     pub(super) config: PathBuf,
     pub(super) settings: Settings,
+    /// The files of the secrets, as they were when these were read.
+    stamps: Vec<Option<Stamp>>,
+}
+
+/// A state of each file that holds a secret.
+fn stamps(settings: &Settings) -> Vec<Option<Stamp>> {
+    settings.secrets().iter().map(|(origin, _)| origin.stamp()).collect()
 }
 
 impl Operator {
+    pub(super) fn new(edge: Arc<Edge>, config: PathBuf, settings: Settings) -> Self {
+        let stamps = stamps(&settings);
+        Self { edge, config, settings, stamps }
+    }
+
     pub(super) async fn obey(&mut self, command: Command, peer: Peer) -> Reply {
         if matches!(command, Command::Reload) {
             return match self.reload().await {
@@ -71,13 +85,36 @@ impl Operator {
             tracing::warn!("{warnings}");
         }
         refuse_what_needs_a_restart(&self.settings, &settings)?;
-        let plan = plan::plan(&settings)?;
+        let (plan, peppers) = (plan::plan(&settings)?, pepper::load(&settings.keys)?);
         let (answer, answered) = oneshot::channel();
         send(&self.edge.orders, Order::Apply(Box::new(settings.clone()), answer)).await?;
         answered.await.context("the verdict writer is gone")??;
         self.edge.plan.store(Arc::new(plan));
+        self.edge.peppers.store(Arc::new(peppers));
+        self.stamps = stamps(&settings);
         self.settings = settings;
         Ok(())
+    }
+
+    /// Reads the secrets again if the file of one has changed, under the configuration in force.
+    pub(super) fn follow_secrets(&mut self) {
+        let stamps = stamps(&self.settings);
+        if stamps == self.stamps {
+            return;
+        }
+        self.stamps = stamps;
+        let read = || anyhow::Ok((plan::plan(&self.settings)?, pepper::load(&self.settings.keys)?));
+        match read() {
+            Ok((plan, peppers)) => {
+                self.edge.plan.store(Arc::new(plan));
+                self.edge.peppers.store(Arc::new(peppers));
+                tracing::info!("a secret has changed; the new one is in use");
+            }
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::error!(error, "a secret has changed and cannot be used; the former stays");
+            }
+        }
     }
 }
 
@@ -95,7 +132,6 @@ fn refuse_what_needs_a_restart(old: &Settings, new: &Settings) -> anyhow::Result
         ("server.http", old.server.http != new.server.http),
         ("server.workers", old.server.workers != new.server.workers),
         ("server.drain_timeout", old.server.drain_timeout != new.server.drain_timeout),
-        ("keys.pepper_file", old.keys.pepper_file != new.keys.pepper_file),
         ("state.dir", old.state != new.state),
         ("control.socket", old.control != new.control),
         ("metrics.listen", old.metrics != new.metrics),

@@ -14,8 +14,9 @@ use super::{
     reader::Notes,
     settings::{Events, List, Lists, Settings},
     text as values,
-    whole::{place, place_in},
+    whole::{place, place_in, place_of_text},
 };
+use crate::secret::Origin;
 
 /// Reads a file of at most `most` bytes; bytes that are not UTF-8 are replaced.
 pub(super) fn text(path: &Path, most: u64) -> io::Result<String> {
@@ -40,11 +41,10 @@ pub(super) fn resolve(settings: &mut Settings, base: &Path) {
         Events::File(path) => Some(path),
         Events::Stdout => None,
     };
-    let paths: [&mut PathBuf; 6] = [
+    let paths: [&mut PathBuf; 5] = [
         &mut settings.tls.certificate,
         &mut settings.tls.key,
         &mut settings.kernel.pin_dir,
-        &mut settings.keys.pepper_file,
         &mut settings.state.dir,
         &mut settings.control.socket,
     ];
@@ -54,6 +54,7 @@ pub(super) fn resolve(settings: &mut Settings, base: &Path) {
             *path = base.join(&*path);
         }
     }
+    settings.resolve_secrets(base);
 }
 
 /// Looks at the certificate and the key, and reads the lists into the settings; what `former`
@@ -78,11 +79,31 @@ pub(super) fn inspect(
             notes.wrong(span, what, format!("chmod o= {}", path.display()));
         }
     }
+    inspect_secrets(settings, base, document, notes);
     let place = (base, document, notes);
     let Lists { allow, deny, shrink_max, .. } = &mut settings.lists;
     let former = former.map(|settings| &settings.lists);
     read_list(allow, (Kind::Allow, "allow_files"), *shrink_max, former.map(|l| &l.allow), place);
     read_list(deny, (Kind::Deny, "deny_files"), *shrink_max, former.map(|l| &l.deny), place);
+}
+
+/// Reads every secret once, to tell now what would fail later. The pepper is made at the first
+/// start, and may be missing before it.
+fn inspect_secrets(settings: &Settings, base: &Path, document: &DeTable<'_>, notes: &Notes<'_>) {
+    for (origin, least) in settings.secrets() {
+        let read = origin.read().and_then(|secret| secret.at_least(least));
+        let Err(fault) = read else { continue };
+        if fault.is_missing() && *origin == settings.keys.pepper {
+            continue;
+        }
+        let span = place_of_text(document, |text| {
+            text.parse().is_ok_and(|mut written: Origin| {
+                written.resolve(base);
+                written == *origin
+            })
+        });
+        notes.wrong(span, format!("the secret {origin}: {fault}"), "a secret that can be used");
+    }
 }
 
 fn is_public(path: &Path) -> bool {

@@ -60,6 +60,14 @@ impl<'t> Notes<'t> {
         }
     }
 
+    /// Notes a mistake without showing what stands there.
+    pub(super) fn wrong_unseen(&self, span: Range<usize>, what: &str, help: &str) {
+        let mut mistake = self.source.mistake(span, what.to_owned(), help.to_owned());
+        mistake.text = mistake.text.chars().take(mistake.column - 1).collect::<String>() + "***";
+        mistake.width = 3;
+        self.mistakes.borrow_mut().push(mistake);
+    }
+
     /// Notes a doubt.
     pub(super) fn doubt(
         &self,

@@ -12,6 +12,7 @@ use super::{
         Scores, Server, State, Tls, Upstream,
     },
 };
+use crate::secret::Origin;
 
 pub(super) const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -107,7 +108,10 @@ pub(super) fn keys(table: &Table<'_>) -> Keys {
         prefix: table.or("prefix", "edged".to_owned(), |item| {
             item.word(16, "lower-case letters and digits", alphanumeric)
         }),
-        pepper_file: table.or("pepper_file", "/var/lib/edged/pepper".into(), Item::path),
+        pepper: table.or("pepper", Origin::File("/var/lib/edged/pepper".into()), Item::secret),
+        former_peppers: table.or("former_peppers", Vec::new(), |item| {
+            item.list("an array of references to secrets", Item::secret)
+        }),
         expires: table.or("expires", Some(90 * DAY), |item| item.duration_or_never(36_500 * DAY)),
         url_parameters: table.or("url_parameters", parameters.map(str::to_owned).into(), |item| {
             item.list("an array of parameter names", parameter)

@@ -19,6 +19,7 @@ pub use self::packets::{
     Attach, Fragments, Interface, Kernel, NamedSignature, PrefixLimit, SynCookies, When,
 };
 pub use super::offer::Offer;
+use crate::secret::{BYTES_MIN, Origin};
 
 /// The whole configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +52,25 @@ pub struct Settings {
     pub metrics: Metrics,
     /// `[log]`: what is told, and where.
     pub log: Log,
+}
+
+impl Settings {
+    /// Every secret that is named, and the least of bytes that it must have.
+    #[must_use]
+    pub fn secrets(&self) -> Vec<(&Origin, usize)> {
+        let peppers = std::iter::once(&self.keys.pepper).chain(&self.keys.former_peppers);
+        peppers.map(|origin| (origin, BYTES_MIN)).collect()
+    }
+
+    fn secrets_mut(&mut self) -> Vec<&mut Origin> {
+        let keys = &mut self.keys;
+        std::iter::once(&mut keys.pepper).chain(&mut keys.former_peppers).collect()
+    }
+
+    /// Takes relative paths of secrets from this folder.
+    pub(super) fn resolve_secrets(&mut self, base: &Path) {
+        self.secrets_mut().into_iter().for_each(|origin| origin.resolve(base));
+    }
 }
 
 /// `[lists]`
@@ -171,8 +191,10 @@ pub struct Limits {
 pub struct Keys {
     /// What a key starts with: 1 to 16 lower-case letters and digits.
     pub prefix: String,
-    /// The secret under which digests are made; created at first start.
-    pub pepper_file: PathBuf,
+    /// The secret under which digests are made; a file is created at first start.
+    pub pepper: Origin,
+    /// Those that were in use before it, under which keys are still looked up.
+    pub former_peppers: Vec<Origin>,
     /// Life of a new key; `None`: without end.
     pub expires: Option<Duration>,
     /// Query parameters that are refused because credentials travel in them; lower case.

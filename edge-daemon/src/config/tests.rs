@@ -802,6 +802,33 @@ fn missing_and_public_files_are_mistakes() {
 }
 
 #[test]
+fn a_secret_is_named_and_never_shown() {
+    let folder = folder();
+    let path = folder.path().join("edged.toml");
+    let plain = fs::read_to_string(&path).unwrap();
+    let told = |pepper: &str| {
+        fs::write(&path, format!("{plain}\n[keys]\n{pepper}\n")).unwrap();
+        mistakes_of(&folder)
+    };
+    let inline = told("pepper = \"hunter2hunter2hunter2hunter2hunter2\"");
+    assert!(inline.contains("edged.toml:26:10") && inline.contains("file:PATH"), "{inline}");
+    assert!(!inline.contains("hunter2"), "{inline}");
+    let unset = told("pepper = \"env:EDGED_SURELY_UNSET\"");
+    assert!(unset.contains("edged.toml:26:10") && unset.contains("not set"), "{unset}");
+    let former = "former_peppers = [\"file:old\"]";
+    assert!(told(former).contains("edged.toml:26:19"), "{}", told(former));
+    let old = folder.path().join("old");
+    fs::write(&old, [7; 31]).unwrap();
+    fs::set_permissions(&old, fs::Permissions::from_mode(0o600)).unwrap();
+    assert!(told(former).contains("at least 32 bytes"), "{}", told(former));
+    fs::write(&old, [7; 32]).unwrap();
+    fs::set_permissions(&old, fs::Permissions::from_mode(0o644)).unwrap();
+    assert!(told(former).contains("everyone can read it"), "{}", told(former));
+    fs::set_permissions(&old, fs::Permissions::from_mode(0o640)).unwrap();
+    assert!(load(&path).is_ok(), "and a pepper that is not there yet is none");
+}
+
+#[test]
 fn a_bad_line_refuses_an_allow_file_and_warns_of_a_deny_file() {
     let folder = folder();
     fs::write(folder.path().join("deny.txt"), "what?\n198.51.100.1\n").unwrap();

@@ -9,6 +9,7 @@ use super::{
     reader::{Item, suggest},
     text,
 };
+use crate::secret;
 
 impl Item<'_> {
     /// A duration of at least a millisecond and at most `most`.
@@ -166,6 +167,18 @@ impl Item<'_> {
         match self.text("a path")? {
             "" => self.wrong(format!("'{}' is empty", self.key), "a path"),
             path => Some(path.into()),
+        }
+    }
+
+    /// A reference to a secret: "file:PATH", "env:NAME" or "credential:NAME". What was written
+    /// instead may be the secret itself, so the mistake does not show it.
+    pub(super) fn secret(&self) -> Option<secret::Origin> {
+        match self.text("a reference to a secret")?.parse() {
+            Ok(origin) => Some(origin),
+            Err(help) => {
+                self.notes.wrong_unseen(self.span.clone(), "not a reference to a secret", help);
+                None
+            }
         }
     }
 

@@ -44,6 +44,20 @@ pub(super) fn place_in(
         .map_or_else(|| place(document, section, key), toml::Spanned::span)
 }
 
+/// Where the first string of the document stands that `is_it` knows, however deep.
+pub(super) fn place_of_text(document: &DeTable<'_>, is_it: impl Fn(&str) -> bool) -> Range<usize> {
+    let mut ahead: Vec<_> = document.values().collect();
+    while let Some(value) = ahead.pop() {
+        match value.get_ref() {
+            DeValue::String(text) if is_it(text) => return value.span(),
+            DeValue::Array(values) => ahead.extend(values.iter()),
+            DeValue::Table(table) => ahead.extend(table.values()),
+            _ => {}
+        }
+    }
+    0..0
+}
+
 /// Where a key of the n-th table of an array of tables stands.
 fn place_nth(document: &DeTable<'_>, array: &str, n: usize, key: &str) -> Range<usize> {
     let tables = document.get(array).and_then(|tables| tables.get_ref().as_array());

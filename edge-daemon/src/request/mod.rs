@@ -27,7 +27,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use edge_common::{Blame, ClientWidth, Reason, limit::Set};
-use edge_identity::key::{KeyRing, Pepper};
+use edge_identity::key::{KeyRing, Peppers};
 use edge_policy::{
     abuse::Scores,
     head,
@@ -56,8 +56,8 @@ pub struct Edge {
     pub plan: ArcSwap<Plan>,
     /// The keys that are known; replaced whole when one is made or revoked.
     pub keys: ArcSwap<KeyRing>,
-    /// The secret of the keys' digests.
-    pub pepper: Pepper,
+    /// The secrets of the keys' digests; replaced whole when they are read again.
+    pub peppers: ArcSwap<Peppers>,
     /// Request rates of sources.
     pub sources: Table,
     /// Request rate of all clients together.

@@ -160,7 +160,7 @@ fn identify(worker: &Worker, plan: &Plan, text: &str) -> Result<std::sync::Arc<K
     if !key::well_formed(text, &plan.key_prefix) {
         return Err(Reason::CredentialInvalid);
     }
-    let digest = worker.edge.pepper.digest(text);
+    let digest = worker.edge.peppers.load().current.digest(text);
     worker.edge.keys.load().find(&digest, clock::unix_ms()).cloned()
 }
 

@@ -226,7 +226,7 @@ impl Writer {
         let mut random = [0; 32];
         getrandom::fill(&mut random).context("no randomness")?;
         let secret = Secret::mint(&self.settings.keys.prefix, &random);
-        let digest = self.edge.pepper.digest(secret.expose());
+        let digest = self.edge.peppers.load().current.digest(secret.expose());
         let created_ms = clock::unix_ms();
         let life_ms = match life {
             Life::Default => self.settings.keys.expires.map(|life| life.as_millis() as u64),
