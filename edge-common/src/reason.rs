@@ -165,6 +165,8 @@ reasons! {
         ClientGone = "client_gone", Nobody;
         /// A fault inside the edge.
         InternalError = "internal_error", Edge;
+        /// The credential is good, but of a kind that the route does not take.
+        CredentialUnfit = "credential_unfit", Client;
     }
 }
 
@@ -270,6 +272,7 @@ mod tests {
             (45, "upstream_invalid"),
             (46, "client_gone"),
             (47, "internal_error"),
+            (48, "credential_unfit"),
         ];
         let found: Vec<_> = Reason::ALL.iter().map(|r| (*r as usize, r.name())).collect();
         assert_eq!((crate::map::ABI, found.as_slice()), ("v2", golden.as_slice()));

@@ -44,9 +44,9 @@ pub enum Event {
         method: String,
         /// The request's path, without its query, in which secrets travel.
         path: String,
-        /// The key, by its public id, if one was known.
+        /// Who it was from, if that was proved: a key by its public id, a token by its subject.
         #[serde(skip_serializing_if = "Option::is_none")]
-        key_id: Option<String>,
+        principal: Option<String>,
     },
     /// A connection ended without a request through the client's fault.
     ConnectionRefused {

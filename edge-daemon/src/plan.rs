@@ -11,7 +11,7 @@ use edge_policy::{
 };
 
 use crate::{
-    config::settings::{self, Auth, Fragments, Settings},
+    config::settings::{self, Fragments, Settings},
     kernel,
     request::Plan,
     tls::{self, TlsError},
@@ -121,9 +121,9 @@ fn route(settings: &Settings, route: &settings::Route) -> Route {
         host: route.host.clone(),
         path: route.path.clone(),
         methods: route.methods.clone(),
-        access: match route.auth {
-            Auth::None => Access::Anyone,
-            Auth::Key => Access::Key { scopes: route.scopes.clone() },
+        access: match &route.needs {
+            None => Access::Anyone,
+            Some(needs) => Access::Needs(Box::new(needs.clone())),
         },
         upstream: settings.upstreams[route.upstream].name.clone(),
     }
@@ -144,7 +144,7 @@ fn scores(scores: &settings::Scores) -> Scores {
                 &[R::MalformedRequest, R::UriTooLong, R::HeadersTooLarge, R::RequestTimeout],
                 scores.malformed_request,
             ),
-            (&[R::NotPermitted], scores.not_permitted),
+            (&[R::NotPermitted, R::CredentialUnfit], scores.not_permitted),
             (&[R::NoRoute, R::MethodNotAllowed], scores.no_route),
             (&[R::HandshakeFailed, R::HandshakeTimeout], scores.handshake_failed),
         ]

@@ -8,3 +8,4 @@
 pub mod access;
 pub mod credential;
 pub mod key;
+pub mod principal;

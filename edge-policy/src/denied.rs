@@ -5,6 +5,7 @@ use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICA
 use http::{Method, Response, StatusCode};
 use serde::Serialize;
 
+use crate::auth::{Challenge, Methods};
 use crate::limit::{Standing, retry_after_s};
 
 /// Why a request is not served, and what its sender may know about it.
@@ -18,13 +19,16 @@ pub struct Denied {
     pub standing: Option<Standing>,
     /// What the route takes instead, for [`Reason::MethodNotAllowed`].
     pub allow: Vec<Method>,
+    /// How the caller may prove who it is, for a 401; what its token lacks, for a 403.
+    pub challenge: Challenge,
 }
 
 impl Denied {
     /// A refusal that tells no more than its status.
     #[must_use]
     pub const fn new(reason: Reason) -> Self {
-        Self { reason, wait_ns: None, standing: None, allow: Vec::new() }
+        let challenge = Challenge::of(Methods::NONE);
+        Self { reason, wait_ns: None, standing: None, allow: Vec::new(), challenge }
     }
 }
 
@@ -44,7 +48,8 @@ pub const fn status(reason: Reason) -> StatusCode {
         Reason::CredentialMissing
         | Reason::CredentialInvalid
         | Reason::CredentialExpired
-        | Reason::CredentialRevoked => StatusCode::UNAUTHORIZED,
+        | Reason::CredentialRevoked
+        | Reason::CredentialUnfit => StatusCode::UNAUTHORIZED,
         Reason::NotPermitted => StatusCode::FORBIDDEN,
         Reason::NoRoute => StatusCode::NOT_FOUND,
         Reason::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
@@ -74,9 +79,8 @@ pub fn problem(denied: &Denied, request_id: &str, now_ms: u64) -> Response<Vec<u
     *answer.status_mut() = status;
     let headers = answer.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-    if status == StatusCode::UNAUTHORIZED {
-        let challenge = HeaderValue::from_static(r#"ApiKey realm="edged""#);
-        headers.insert(WWW_AUTHENTICATE, challenge);
+    for challenge in denied.challenge.values().flatten() {
+        headers.append(WWW_AUTHENTICATE, challenge);
     }
     if status == StatusCode::METHOD_NOT_ALLOWED {
         headers.insert(ALLOW, allow(&denied.allow));
@@ -110,6 +114,7 @@ mod tests {
     use edge_common::{Blame, Plane};
 
     use super::*;
+    use crate::auth::Method as AuthMethod;
 
     fn shown(reason: Reason) -> (u16, String) {
         let answer = problem(&Denied::new(reason), "r-1", 0);
@@ -155,8 +160,11 @@ mod tests {
     #[test]
     fn each_status_carries_the_headers_it_needs() {
         let denied = |reason| problem(&Denied::new(reason), "r", 0);
-        let missing = denied(Reason::CredentialMissing);
+        let challenge = Challenge::of(Methods::from_iter(AuthMethod::ALL));
+        let missing = Denied { challenge, ..Denied::new(Reason::CredentialMissing) };
+        let missing = problem(&missing, "r", 0);
         assert_eq!(missing.headers()["www-authenticate"], r#"ApiKey realm="edged""#);
+        assert_eq!(missing.headers().get_all("www-authenticate").iter().count(), 4);
         assert_eq!(missing.headers()["content-type"], "application/problem+json");
         assert_eq!(denied(Reason::Overload).headers()["retry-after"], "1");
         assert!(!denied(Reason::NoRoute).headers().contains_key("retry-after"));

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod abuse;
+pub mod auth;
 pub mod denied;
 pub mod head;
 pub mod limit;

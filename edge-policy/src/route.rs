@@ -3,6 +3,7 @@
 use edge_common::Reason;
 use http::Method;
 
+use crate::auth::Methods;
 use crate::denied::Denied;
 use crate::target::Target;
 
@@ -26,11 +27,32 @@ pub struct Route {
 pub enum Access {
     /// Whoever comes.
     Anyone,
-    /// The holder of a key.
-    Key {
-        /// Every one of these must be granted to the key.
-        scopes: Vec<String>,
-    },
+    /// Who meets all of this.
+    Needs(Box<Requirement>),
+}
+
+impl Access {
+    /// The ways in which a caller may prove who it is; none if nobody asks.
+    #[must_use]
+    pub fn methods(&self) -> Methods {
+        match self {
+            Self::Anyone => Methods::NONE,
+            Self::Needs(needed) => needed.methods,
+        }
+    }
+}
+
+/// What a route asks of its callers: every part of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Requirement {
+    /// It is proved in one of these ways who they are. Without one, nobody passes.
+    pub methods: Methods,
+    /// They hold every one of these scopes.
+    pub scopes: Vec<String>,
+    /// They hold one of these scopes, if there are any.
+    pub any_scope: Vec<String>,
+    /// They are one of these, if there are any.
+    pub roles: Vec<String>,
 }
 
 /// Why a set of routes is refused. Routes are named by their place in what was given.

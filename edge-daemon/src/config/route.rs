@@ -1,33 +1,53 @@
 //! Reads `[[route]]`: what is served, to whom, from where.
 
+use edge_policy::auth::{self, Methods};
 use http::Method;
 
 use super::{
     reader::{Item, Table, suggest},
     sections::some_of,
-    settings::{Auth, Route, Upstream},
+    settings::{Requirement, Route, Upstream},
 };
 
 /// A route; `upstreams` are the names it may use.
 pub(super) fn route(table: &Table<'_>, upstreams: &[Upstream]) -> Route {
-    let auth = [("key", Auth::Key), ("none", Auth::None)];
-    let auth = table.need(
-        "auth",
-        "\"key\" (or \"none\"): a route without it would refuse all",
-        None,
-        |item| item.choice(&auth).map(Some),
-    );
     Route {
         path: table.need("path", "\"/\"", String::new(), path),
         host: table.or("host", None, host),
         methods: table.need("methods", "[\"GET\", \"HEAD\"]", Vec::new(), |item| {
             some_of(item, "an array of methods: [\"GET\", \"HEAD\"]", method)
         }),
-        auth: auth.unwrap_or(Auth::Key),
-        scopes: table.or("scopes", Vec::new(), |item| scopes(item, auth)),
+        needs: needs(table),
         upstream: table.need("upstream", "\"api\"", 0, |item| known(item, upstreams)),
     }
 }
+
+/// What a caller must prove and hold; `None` is nothing.
+fn needs(table: &Table<'_>) -> Option<Requirement> {
+    let missing = "\"key\" (or \"none\"): a route without it would refuse all";
+    let methods = table.need("auth", missing, Some(Methods::NONE), |item| auth(item));
+    let held = |key| table.or(key, Vec::new(), |item| held(item, methods.is_some()));
+    let scopes = held("scopes");
+    let (any_scope, roles) = (held("any_scope"), held("roles"));
+    methods.map(|methods| Requirement { methods, scopes, any_scope, roles })
+}
+
+/// `"none"`, one method of authentication, or an array of those that will do.
+fn auth(item: &Item<'_>) -> Option<Option<Methods>> {
+    if item.is_text() {
+        let one = |method: auth::Method| (method.name(), Some(Methods::from(method)));
+        let mut words: Vec<_> = METHODS_OF_PROOF.into_iter().map(one).collect();
+        words.push(("none", None));
+        return item.choice(&words);
+    }
+    let words = METHODS_OF_PROOF.map(|method| (method.name(), method));
+    let wanted = "\"key\" or \"none\", or an array of what will do: [\"key\"]";
+    let methods = some_of(item, wanted, |item| item.choice(&words))?;
+    Some(Some(methods.into_iter().collect()))
+}
+
+/// The ways of proof that a route may take.
+const METHODS_OF_PROOF: [auth::Method; 1] = [auth::Method::Key];
 
 fn path(item: &Item<'_>) -> Option<String> {
     let path = item.text("a path prefix: \"/v1\"")?;
@@ -93,17 +113,19 @@ fn method(item: &Item<'_>) -> Option<Method> {
     Some(method)
 }
 
-fn scopes(item: &Item<'_>, auth: Option<Auth>) -> Option<Vec<String>> {
-    let scope = |item: &Item<'_>| {
+/// Names of scopes or roles, which only somebody can hold.
+fn held(item: &Item<'_>, somebody: bool) -> Option<Vec<String>> {
+    let name = |item: &Item<'_>| {
         item.word(64, "letters, digits and '-_.:/'", |c| {
             c.is_ascii_alphanumeric() || "-_.:/".contains(c)
         })
     };
-    let scopes = item.list("an array of scopes: [\"orders:read\"]", scope)?;
-    if !scopes.is_empty() && auth == Some(Auth::None) {
-        return item.wrong("scopes without a key to hold them", "set auth = \"key\"");
+    let names = item.list("an array of names: [\"orders:read\"]", name)?;
+    if !names.is_empty() && !somebody {
+        let what = format!("'{}' without a caller to hold them", item.key);
+        return item.wrong(what, "set auth = \"key\"");
     }
-    Some(scopes)
+    Some(names)
 }
 
 fn known(item: &Item<'_>, upstreams: &[Upstream]) -> Option<usize> {

@@ -12,6 +12,7 @@ use std::{
 };
 
 use edge_common::Rate;
+pub use edge_policy::route::Requirement;
 use http::Method;
 use ipnet::IpNet;
 
@@ -225,21 +226,10 @@ pub struct Route {
     pub host: Option<String>,
     /// Methods it takes; never empty.
     pub methods: Vec<Method>,
-    /// Who may pass.
-    pub auth: Auth,
-    /// Scopes that a key must hold, all of them.
-    pub scopes: Vec<String>,
+    /// What it asks of its callers; `None`: nothing.
+    pub needs: Option<Requirement>,
     /// Index into [`Settings::upstreams`].
     pub upstream: usize,
-}
-
-/// What a route asks of its callers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Auth {
-    /// An API key.
-    Key,
-    /// Nothing.
-    None,
 }
 
 /// `[abuse]`

@@ -569,7 +569,7 @@ fn mistakes_are_told_with_their_place() {
             "auth = \"none\"\nscopes = [\"a\"]",
             20,
             10,
-            "scopes without a key",
+            "'scopes' without a caller",
             "set auth",
         ),
         (

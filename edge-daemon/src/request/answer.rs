@@ -76,7 +76,7 @@ pub(crate) fn redirect(
 }
 
 fn finish(headers: &mut HeaderMap, trace: &Trace) {
-    shield::secure(headers, trace.key.is_some());
+    shield::secure(headers, trace.principal.is_some());
     name(headers, &trace.id);
 }
 

@@ -5,6 +5,7 @@
 
 mod answer;
 mod body;
+mod identify;
 mod incoming;
 mod path;
 mod serve;

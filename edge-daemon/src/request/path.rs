@@ -3,10 +3,7 @@
 use std::rc::Rc;
 
 use edge_common::{Blame, Reason};
-use edge_identity::{
-    access, credential,
-    key::{self, Key},
-};
+use edge_identity::{access, principal::Principal};
 use edge_policy::{
     denied::Denied,
     head,
@@ -19,6 +16,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, Uri, header, request::Part
 use super::{
     Plan, Worker, answer,
     body::{Answer, Ending, Upload, UploadState},
+    identify,
     incoming::Incoming,
     serve::{Entrance, Never, Visitor},
     upstream::Lease,
@@ -31,7 +29,7 @@ pub(crate) struct Trace {
     pub(crate) id: String,
     method: String,
     path: String,
-    pub(crate) key: Option<std::sync::Arc<Key>>,
+    pub(crate) principal: Option<Principal>,
     /// The tightest of the limits it was charged to.
     pub(crate) standing: Option<Standing>,
 }
@@ -48,7 +46,7 @@ pub(crate) async fn answer(
         id: worker.request_id(),
         method: request.method().to_string(),
         path: cut(request.uri().path()).to_owned(),
-        key: None,
+        principal: None,
         standing: None,
     };
     let (head, body) = request.into_parts();
@@ -107,14 +105,13 @@ async fn settle(
     let target = Target::parse(path_and_query(&head.uri), plan.bounds.uri_bytes_max)?;
     cut(&target.path).clone_into(&mut trace.path);
 
-    let query = target.query.as_deref();
-    let credential = credential::present(&head.headers, query, &plan.url_parameters)?;
-    trace.key = credential.map(|text| identify(worker, plan, text)).transpose()?;
-
+    let key = identify::shown_key(plan, &head, &target)?;
     let route = plan.routes.find(&host.name, &target.path, &head.method)?;
-    access::authorize(route, trace.key.as_deref())?;
+    let identity = identify::identify(worker, plan, route, &head, key).await?;
+    trace.principal = identity.principal;
+    access::authorize(route, trace.principal.as_ref())?;
 
-    if let Some(key) = &trace.key {
+    if let Some(key) = trace.principal.as_ref().and_then(Principal::key) {
         let standing = limit::admit_key(&key.usage, plan.limits.key, now_ns)?;
         trace.standing = Standing::tighter(trace.standing, standing);
     }
@@ -133,9 +130,9 @@ async fn settle(
             host: &host.to_string(),
             request_id: &trace.id,
             principal: trace
-                .key
+                .principal
                 .as_ref()
-                .map(|key| shield::Principal { id: &key.record.id, name: &key.record.name }),
+                .map(|who| shield::Principal { id: who.id(), name: who.name() }),
         },
     );
     let body = body.take().ok_or(Reason::InternalError)?;
@@ -154,14 +151,6 @@ async fn settle(
     worker.counters.upstream.observe(sent_at.elapsed());
     let (response, lease) = sent?;
     Ok(Outcome::Passed(Box::new(response), lease, state))
-}
-
-fn identify(worker: &Worker, plan: &Plan, text: &str) -> Result<std::sync::Arc<Key>, Reason> {
-    if !key::well_formed(text, &plan.key_prefix) {
-        return Err(Reason::CredentialInvalid);
-    }
-    let digest = worker.edge.peppers.load().current.digest(text);
-    worker.edge.keys.load().find(&digest, clock::unix_ms()).cloned()
 }
 
 /// Where plain HTTP is sent: the same target, over TLS.
@@ -189,7 +178,7 @@ fn report(worker: &Worker, visitor: &Visitor, denied: &Denied, trace: &Trace) {
         request_id: trace.id.clone(),
         method: trace.method.clone(),
         path: trace.path.clone(),
-        key_id: trace.key.as_ref().map(|key| key.record.id.clone()),
+        principal: trace.principal.as_ref().map(|who| who.id().to_owned()),
     });
 }
 

@@ -272,7 +272,7 @@ fn broken_off(worker: &Worker, visitor: &Visitor, error: &hyper::Error) {
             request_id,
             method: String::new(),
             path: String::new(),
-            key_id: None,
+            principal: None,
         });
     } else if error.is_parse() || is_http2_misuse(error) {
         worker.refuse_connection(address, Reason::MalformedRequest);
