@@ -168,6 +168,30 @@ reasons! {
         /// The credential is good, but of a kind that the route does not take.
         CredentialUnfit = "credential_unfit", Client;
     }
+    Connection {
+        /// The edge is in as many TLS handshakes as it may be.
+        HandshakesFull = "handshakes_full", Edge;
+        /// The source began more TLS handshakes than its limit.
+        HandshakeRate = "handshake_rate", Client;
+        /// The fingerprint of the client's TLS library is on the list of those refused.
+        FingerprintDenied = "fingerprint_denied", Client;
+        /// A trusted proxy did not begin with a PROXY header, or with one that is malformed.
+        ProxyHeaderInvalid = "proxy_header_invalid", Nobody;
+        /// Who connects where only trusted proxies may is none.
+        ProxyUntrusted = "proxy_untrusted", Client;
+        /// The client is banned, and came through a trusted proxy; its connection was closed.
+        BannedConnection = "banned_connection", Client;
+    }
+    Request {
+        /// The client is banned, and came through a trusted proxy.
+        BannedRequest = "banned_request", Client;
+        /// The route asks for a client certificate and the connection came without one.
+        CertificateRequired = "certificate_required", Client;
+        /// The host is another than the one that the TLS handshake, with its question for a client certificate, was for.
+        MisdirectedRequest = "misdirected_request", Nobody;
+        /// A trusted proxy named the client in a way that has no meaning.
+        ForwardingInvalid = "forwarding_invalid", Nobody;
+    }
 }
 
 impl Reason {
@@ -273,6 +297,16 @@ mod tests {
             (46, "client_gone"),
             (47, "internal_error"),
             (48, "credential_unfit"),
+            (49, "handshakes_full"),
+            (50, "handshake_rate"),
+            (51, "fingerprint_denied"),
+            (52, "proxy_header_invalid"),
+            (53, "proxy_untrusted"),
+            (54, "banned_connection"),
+            (55, "banned_request"),
+            (56, "certificate_required"),
+            (57, "misdirected_request"),
+            (58, "forwarding_invalid"),
         ];
         let found: Vec<_> = Reason::ALL.iter().map(|r| (*r as usize, r.name())).collect();
         assert_eq!((crate::map::ABI, found.as_slice()), ("v2", golden.as_slice()));

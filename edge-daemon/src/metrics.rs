@@ -5,6 +5,7 @@
 
 mod kernel;
 pub mod lists;
+mod tls;
 
 use std::{
     collections::BTreeMap,
@@ -22,7 +23,7 @@ use prometheus::{
     proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType},
 };
 
-pub use self::kernel::KernelView;
+pub use self::{kernel::KernelView, tls::HandshakeFailures};
 
 /// One worker's counters.
 #[repr(align(128))]
@@ -36,6 +37,8 @@ pub struct Counters {
     pub upstream: Spread,
     /// From the accepted connection to the completed TLS handshake.
     pub handshake: Spread,
+    /// TLS handshakes that did not complete.
+    pub handshake_failures: HandshakeFailures,
 }
 
 impl Counters {
@@ -64,6 +67,7 @@ impl Default for Counters {
             request: Spread::default(),
             upstream: Spread::default(),
             handshake: Spread::default(),
+            handshake_failures: HandshakeFailures::default(),
         }
     }
 }
@@ -158,6 +162,7 @@ impl Metrics {
         let mut families = vec![
             self.requests_family(),
             self.connections_family(),
+            self.handshake_failures_family(),
             self.signals_family(),
             self.spread("edged_request_duration_seconds", "Duration of requests.", |c| &c.request),
             self.spread("edged_upstream_duration_seconds", "Wait for upstreams.", |c| &c.upstream),

@@ -44,13 +44,18 @@ pub const fn status(reason: Reason) -> StatusCode {
     match reason {
         Reason::Serve => StatusCode::OK,
         Reason::Redirect => StatusCode::PERMANENT_REDIRECT,
-        Reason::MalformedRequest | Reason::CredentialInUrl => StatusCode::BAD_REQUEST,
+        Reason::MalformedRequest | Reason::CredentialInUrl | Reason::ForwardingInvalid => {
+            StatusCode::BAD_REQUEST
+        }
         Reason::CredentialMissing
         | Reason::CredentialInvalid
         | Reason::CredentialExpired
         | Reason::CredentialRevoked
         | Reason::CredentialUnfit => StatusCode::UNAUTHORIZED,
-        Reason::NotPermitted => StatusCode::FORBIDDEN,
+        Reason::NotPermitted | Reason::BannedRequest | Reason::CertificateRequired => {
+            StatusCode::FORBIDDEN
+        }
+        Reason::MisdirectedRequest => StatusCode::MISDIRECTED_REQUEST,
         Reason::NoRoute => StatusCode::NOT_FOUND,
         Reason::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         // A client that went away gets no answer; this is what the access log shows for it.

@@ -8,6 +8,7 @@ pub mod abuse;
 pub mod auth;
 pub mod denied;
 pub mod head;
+pub mod ja4;
 pub mod limit;
 pub mod list;
 pub mod probe;

@@ -5,6 +5,7 @@
 
 mod answer;
 mod body;
+mod front;
 mod identify;
 mod incoming;
 mod path;

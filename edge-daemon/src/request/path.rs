@@ -16,9 +16,10 @@ use http::{HeaderMap, HeaderValue, Request, Response, Uri, header, request::Part
 use super::{
     Plan, Worker, answer,
     body::{Answer, Ending, Upload, UploadState},
+    front::Visitor,
     identify,
     incoming::Incoming,
-    serve::{Entrance, Never, Visitor},
+    serve::{Entrance, Never},
     upstream::Lease,
     watch::WaitsFor,
 };

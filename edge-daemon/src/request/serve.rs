@@ -3,12 +3,11 @@
 use std::{
     convert::Infallible,
     future::Future,
-    io,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     pin::{Pin, pin},
     rc::Rc,
     sync::atomic::Ordering::Relaxed,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use edge_common::Reason;
@@ -23,15 +22,17 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
     task::spawn_local,
-    time::{sleep, timeout},
+    time::sleep,
 };
 
 use super::{
-    Worker, path,
+    Worker,
+    front::{self, Visitor},
+    path,
     watch::{Overdue, Progress, Watched},
     words::Worded,
 };
-use crate::{events::Event, metrics::Metrics, tls};
+use crate::{events::Event, metrics::Metrics};
 
 /// What a listener serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,56 +111,24 @@ async fn connection(
     entrance: Entrance,
     stopping: watch::Receiver<bool>,
 ) {
-    let visitor = Visitor { address: peer.ip().to_canonical(), progress: Progress::new() };
+    let address = peer.ip().to_canonical();
+    let mut visitor = Visitor { address, tls: None, progress: Progress::new() };
     if stream.set_nodelay(true).is_err() {
         return;
     }
     match entrance {
         Entrance::Http => serve_http1(worker, visitor, stream, entrance, stopping).await,
         Entrance::Https => {
-            let Some(stream) = handshake(&worker, visitor.address, stream).await else { return };
-            if tls::is_h2(&stream) {
+            let Some(stream) = front::handshake(&worker, &mut visitor, stream).await else {
+                return;
+            };
+            if visitor.speaks_h2() {
                 serve_http2(worker, visitor, stream, stopping).await;
             } else {
                 serve_http1(worker, visitor, stream, entrance, stopping).await;
             }
         }
     }
-}
-
-/// The client of one connection.
-#[derive(Clone)]
-pub(crate) struct Visitor {
-    /// Its address, IPv4 never in IPv6's clothes.
-    pub(crate) address: IpAddr,
-    pub(crate) progress: Rc<Progress>,
-}
-
-async fn handshake(
-    worker: &Worker,
-    address: IpAddr,
-    stream: TcpStream,
-) -> Option<tls::TlsStream<TcpStream>> {
-    let plan = std::sync::Arc::clone(&worker.view().plan);
-    let started = Instant::now();
-    let acceptor = tls::TlsAcceptor::from(plan.tls.clone());
-    let reason = match timeout(plan.bounds.handshake_timeout, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => {
-            worker.counters.count(Reason::Handshake);
-            worker.counters.handshake.observe(started.elapsed());
-            return Some(stream);
-        }
-        // Hanging up before the end is what port scans and health checks do; only what was said
-        // wrongly is held against the client.
-        Ok(Err(error)) if error.kind() != io::ErrorKind::InvalidData => {
-            worker.counters.count(Reason::HandshakeFailed);
-            return None;
-        }
-        Ok(Err(_)) => Reason::HandshakeFailed,
-        Err(_) => Reason::HandshakeTimeout,
-    };
-    worker.refuse_connection(address, reason);
-    None
 }
 
 async fn serve_http1<IO: AsyncRead + AsyncWrite + Unpin + 'static>(

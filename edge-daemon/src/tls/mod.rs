@@ -1,4 +1,7 @@
-//! The server's side of TLS. The only file that names rustls.
+//! The server's side of TLS. Only this folder names rustls.
+
+mod accept;
+mod facts;
 
 use std::{
     path::{Path, PathBuf},
@@ -14,8 +17,12 @@ use rustls::{
     },
     version::{TLS12, TLS13},
 };
-pub use tokio_rustls::{TlsAcceptor, server::TlsStream};
+pub use tokio_rustls::server::TlsStream;
 
+pub use self::{
+    accept::{Failure, accept},
+    facts::{Facts, Peer},
+};
 use crate::config::settings;
 
 /// Reads the certificate and its key and checks that they belong together.
@@ -40,12 +47,6 @@ pub fn load(settings: &settings::Tls) -> Result<Arc<ServerConfig>, TlsError> {
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let read = |source| TlsError::Read { path: path.to_owned(), source };
     CertificateDer::pem_file_iter(path).map_err(read)?.collect::<Result<_, _>>().map_err(read)
-}
-
-/// Whether the handshake settled on HTTP/2.
-#[must_use]
-pub fn is_h2<IO>(stream: &TlsStream<IO>) -> bool {
-    stream.get_ref().1.alpn_protocol() == Some(H2)
 }
 
 /// Why a certificate cannot be served.

@@ -1,0 +1,177 @@
+//! One handshake: the client's hello is read by us, so that its bytes can be looked at, and the
+//! rest is rustls'.
+
+use std::{io, sync::Arc};
+
+use edge_policy::ja4::Hello;
+use rustls::{
+    AlertDescription, Error, ServerConfig,
+    server::{Accepted, Acceptor},
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+use tokio_rustls::StartHandshake;
+
+use super::{Facts, TlsStream};
+
+/// Why a handshake did not complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Failure {
+    /// The client went away, as port scans and health checks do.
+    HungUp,
+    /// It did not speak TLS.
+    NotTls,
+    /// It speaks neither TLS 1.2 nor 1.3.
+    NoSharedVersion,
+    /// It offers no cipher suite, group or signature algorithm that is taken here.
+    NoSharedSuite,
+    /// It wants to speak neither HTTP/2 nor HTTP/1.1.
+    NoSharedProtocol,
+    /// It gave no certificate where one is required.
+    CertificateMissing,
+    /// The certificate that it gave is not trusted.
+    CertificateRefused,
+    /// It broke off with an alert: most likely it does not trust our certificate.
+    ClientAlert,
+    /// It broke the protocol.
+    Misbehaved,
+    /// It did not complete in time.
+    Timeout,
+}
+
+impl Failure {
+    /// Every kind, in the order of its number.
+    pub const ALL: [Self; 10] = [
+        Self::HungUp,
+        Self::NotTls,
+        Self::NoSharedVersion,
+        Self::NoSharedSuite,
+        Self::NoSharedProtocol,
+        Self::CertificateMissing,
+        Self::CertificateRefused,
+        Self::ClientAlert,
+        Self::Misbehaved,
+        Self::Timeout,
+    ];
+
+    /// The word for it in the metrics and the log.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::HungUp => "hung_up",
+            Self::NotTls => "not_tls",
+            Self::NoSharedVersion => "no_shared_version",
+            Self::NoSharedSuite => "no_shared_suite",
+            Self::NoSharedProtocol => "no_shared_protocol",
+            Self::CertificateMissing => "certificate_missing",
+            Self::CertificateRefused => "certificate_refused",
+            Self::ClientAlert => "client_alert",
+            Self::Misbehaved => "misbehaved",
+            Self::Timeout => "timeout",
+        }
+    }
+
+    /// Whether it is held against the client. An old library, a client that went away and one that
+    /// does not trust our certificate do nobody harm.
+    #[must_use]
+    pub const fn is_misdeed(self) -> bool {
+        matches!(
+            self,
+            Self::NotTls
+                | Self::CertificateMissing
+                | Self::CertificateRefused
+                | Self::Misbehaved
+                | Self::Timeout
+        )
+    }
+}
+
+impl From<&Error> for Failure {
+    fn from(error: &Error) -> Self {
+        use rustls::PeerIncompatible as P;
+        match error {
+            Error::PeerIncompatible(
+                P::Tls12NotOffered | P::Tls12NotOfferedOrEnabled | P::Tls13RequiredForQuic,
+            ) => Self::NoSharedVersion,
+            Error::PeerIncompatible(_) => Self::NoSharedSuite,
+            Error::NoApplicationProtocol => Self::NoSharedProtocol,
+            Error::NoCertificatesPresented => Self::CertificateMissing,
+            Error::InvalidCertificate(_) => Self::CertificateRefused,
+            Error::AlertReceived(AlertDescription::CloseNotify) => Self::HungUp,
+            Error::AlertReceived(_) => Self::ClientAlert,
+            _ => Self::Misbehaved,
+        }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+        inner.map_or(Self::HungUp, Self::from)
+    }
+}
+
+/// Shakes hands. The caller bounds the time.
+pub async fn accept(
+    config: Arc<ServerConfig>,
+    mut stream: TcpStream,
+) -> Result<(TlsStream<TcpStream>, Facts), Failure> {
+    let (accepted, seen, unread) = hello(&mut stream).await?;
+    let ja4 = Hello::read(&seen).map(|hello| hello.ja4());
+    let mut rest = &seen[seen.len() - unread..];
+    let mut fed = Ok(0);
+    let start = StartHandshake::from_parts(accepted, stream);
+    let shaken = start.into_stream_with(config, |connection| {
+        if !rest.is_empty() {
+            fed = connection.read_tls(&mut rest);
+        }
+    });
+    let stream = shaken.await?;
+    fed?;
+    let facts = Facts::of(stream.get_ref().1, ja4);
+    Ok((stream, facts))
+}
+
+/// Reads the client's hello; also the bytes so far, and how many of the last are not its own.
+async fn hello(stream: &mut TcpStream) -> Result<(Accepted, Vec<u8>, usize), Failure> {
+    let (mut acceptor, mut seen) = (Acceptor::default(), Vec::with_capacity(HELLO_USUAL));
+    loop {
+        let from = seen.len();
+        if stream.read_buf(&mut seen).await? == 0 {
+            return Err(Failure::HungUp);
+        }
+        let mut new = &seen[from..];
+        while !new.is_empty() {
+            acceptor.read_tls(&mut new)?;
+            match acceptor.accept() {
+                Ok(Some(accepted)) => {
+                    let unread = new.len();
+                    return Ok((accepted, seen, unread));
+                }
+                Ok(None) => {}
+                Err((error, mut alert)) => {
+                    let mut words = Vec::new();
+                    // To memory; that cannot fail.
+                    let _ = alert.write_all(&mut words);
+                    // Whether it is heard does not matter.
+                    let _ = stream.write_all(&words).await;
+                    let is_tls = seen.first() == Some(&RECORD_HANDSHAKE);
+                    return Err(if is_tls { Failure::from(&error) } else { Failure::NotTls });
+                }
+            }
+        }
+        if seen.len() > HELLO_MAX {
+            return Err(Failure::Misbehaved);
+        }
+    }
+}
+
+/// What a hello takes, with a post-quantum key share, in bytes.
+const HELLO_USUAL: usize = 2048;
+/// What it may take.
+const HELLO_MAX: usize = 32 * 1024;
+/// The first byte of a record that holds a part of a handshake.
+const RECORD_HANDSHAKE: u8 = 22;
