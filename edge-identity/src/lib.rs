@@ -7,5 +7,6 @@
 
 pub mod access;
 pub mod credential;
+pub mod jwt;
 pub mod key;
 pub mod principal;

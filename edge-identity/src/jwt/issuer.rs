@@ -1,0 +1,207 @@
+//! What is asked of one issuer's tokens, and the judgement of a token by it, in the order of the
+//! token validation flow: format, signature, times, denylist, sender, audience.
+
+use super::claims::Claims;
+use super::denylist::Denylist;
+use super::jwk::{KeyName, VerifyingKey};
+use super::jwks::KeySet;
+use super::jws::{Jws, encode};
+use super::{Algorithm, Fault};
+
+/// An issuer whose tokens are taken, and on which terms.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Issuer {
+    /// What the operator calls it.
+    pub name: String,
+    /// `iss`, compared byte by byte.
+    pub issuer: String,
+    /// `aud`: a token must be meant for one of these.
+    pub audience: Vec<String>,
+    /// The algorithms that are taken.
+    pub algorithms: Vec<Algorithm>,
+    /// What its tokens look like.
+    pub profile: Profile,
+    /// By how much clocks may differ, in milliseconds.
+    pub leeway_ms: u64,
+    /// For how long a token may be good, in milliseconds.
+    pub lifetime_max_ms: u64,
+    /// Claims that name scopes: the first that is there counts.
+    pub scope_claims: Vec<String>,
+    /// The claim that names roles.
+    pub roles_claim: Option<String>,
+    /// The claim that names the tier.
+    pub tier_claim: Option<String>,
+}
+
+/// What an issuer's tokens look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// RFC 9068: `typ` is `at+jwt`; `sub`, `client_id`, `iat` and `jti` are there.
+    AccessToken,
+    /// Older issuers: no `typ`, `JWT` or `at+jwt`. Tokens with other types are for other things.
+    Plain,
+}
+
+/// A token whose form is sound. Nothing of it is proven yet.
+#[derive(Debug)]
+pub struct Unverified<'t> {
+    jws: Jws<'t>,
+    claims: Claims,
+}
+
+/// A token that its issuer signed. What depends on the moment and on the request is checked by
+/// [`Issuer::admit`], every time.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Verified {
+    /// What it says.
+    pub claims: Claims,
+    /// The key that signed it: its `kid`, or the thumbprint of a key without.
+    pub key: String,
+    /// What it allows.
+    pub scopes: Vec<String>,
+    /// What its bearer is.
+    pub roles: Vec<String>,
+    /// The service level of its bearer.
+    pub tier: Option<String>,
+}
+
+/// The request that a token came with.
+#[derive(Clone, Copy, Debug)]
+pub struct Presented<'p> {
+    /// The time, in unix milliseconds.
+    pub now_ms: u64,
+    /// What operators revoked.
+    pub denylist: &'p Denylist,
+    /// The thumbprint of the key of a DPoP proof that is good for this request and token. `None`
+    /// is the scheme `Bearer`.
+    pub proof_key: Option<&'p [u8; 32]>,
+    /// The SHA-256 digest of the connection's client certificate.
+    pub certificate: Option<&'p [u8; 32]>,
+}
+
+impl<'t> Unverified<'t> {
+    /// Takes a token of at most `bytes_max` bytes apart.
+    ///
+    /// # Errors
+    /// If its form is not sound.
+    pub fn parse(text: &'t str, bytes_max: usize) -> Result<Self, Fault> {
+        let jws = Jws::parse(text, bytes_max)?;
+        let claims = Claims::read(&jws.payload)?;
+        Ok(Self { jws, claims })
+    }
+
+    /// Who issued it, as it says: chooses by whose terms it is judged, and proves nothing.
+    #[must_use]
+    pub fn issuer(&self) -> &str {
+        &self.claims.issuer
+    }
+}
+
+impl Issuer {
+    /// Checks what never changes about a token: its form under this issuer's terms and its
+    /// signature.
+    ///
+    /// # Errors
+    /// The first of these that does not hold. [`Fault::Key`]: newer keys might have it.
+    pub fn verify(&self, token: Unverified<'_>, keys: &KeySet) -> Result<Verified, Fault> {
+        let Unverified { jws, claims } = token;
+        if claims.issuer != self.issuer {
+            return Err(Fault::Issuer);
+        }
+        if !self.algorithms.contains(&jws.header.algorithm) {
+            return Err(Fault::Algorithm);
+        }
+        self.check_type(&jws)?;
+        let key = keys.verify(&jws)?;
+        self.check_profile(&claims)?;
+        let scopes = self.scope_claims.iter().find_map(|name| claims.words(name).transpose());
+        let roles = self.roles_claim.as_ref().map(|name| claims.words(name)).transpose()?;
+        let tier = self.tier_claim.as_ref().and_then(|name| claims.at(name)?.as_str());
+        Ok(Verified {
+            key: key_name(key),
+            scopes: scopes.transpose()?.unwrap_or_default(),
+            roles: roles.flatten().unwrap_or_default(),
+            tier: tier.map(str::to_owned),
+            claims,
+        })
+    }
+
+    /// Checks what depends on the moment and the request: times, denylist, sender, audience.
+    ///
+    /// # Errors
+    /// The first of these that does not hold.
+    pub fn admit(&self, token: &Verified, presented: &Presented<'_>) -> Result<(), Fault> {
+        self.check_times(&token.claims, presented.now_ms)?;
+        if presented.denylist.denies(token, presented.now_ms) {
+            return Err(Fault::Revoked);
+        }
+        check_sender(&token.claims, presented)?;
+        let meant = |audience: &String| token.claims.audience.contains(audience);
+        if self.audience.iter().any(meant) { Ok(()) } else { Err(Fault::Audience) }
+    }
+
+    fn check_type(&self, jws: &Jws<'_>) -> Result<(), Fault> {
+        let fits = match self.profile {
+            Profile::AccessToken => jws.header.is_type(&["at+jwt"]),
+            Profile::Plain => jws.header.typ.is_none() || jws.header.is_type(&["JWT", "at+jwt"]),
+        };
+        if fits { Ok(()) } else { Err(Fault::Type) }
+    }
+
+    fn check_profile(&self, claims: &Claims) -> Result<(), Fault> {
+        let complete = claims.subject.is_some()
+            && claims.client.is_some()
+            && claims.issued_ms.is_some()
+            && claims.id.is_some()
+            && !claims.audience.is_empty();
+        match self.profile {
+            Profile::AccessToken if !complete => Err(Fault::Claims),
+            // Somebody it must be about.
+            Profile::Plain if claims.subject.is_none() && claims.client.is_none() => {
+                Err(Fault::Claims)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_times(&self, claims: &Claims, now_ms: u64) -> Result<(), Fault> {
+        if now_ms >= claims.expires_ms.saturating_add(self.leeway_ms) {
+            return Err(Fault::Expired);
+        }
+        let soonest_ms = now_ms.saturating_add(self.leeway_ms);
+        if claims.not_before_ms.is_some_and(|from_ms| from_ms > soonest_ms)
+            || claims.issued_ms.is_some_and(|issued_ms| issued_ms > soonest_ms)
+        {
+            return Err(Fault::NotYet);
+        }
+        // Without `iat` a token is as old as it can be: new at this moment.
+        let from_ms = claims.issued_ms.unwrap_or(soonest_ms);
+        let lifetime_ms = claims.expires_ms.saturating_sub(from_ms);
+        if lifetime_ms > self.lifetime_max_ms { Err(Fault::Lifetime) } else { Ok(()) }
+    }
+}
+
+/// A bound token is good only with what it is bound to; a proof of a key is good only for a token
+/// that is bound to it (RFC 9449 7.1).
+fn check_sender(claims: &Claims, presented: &Presented<'_>) -> Result<(), Fault> {
+    let (bound, certificate) = match &claims.confirmation {
+        None => (None, None),
+        Some(confirmation) => (confirmation.proof_key, confirmation.certificate),
+    };
+    if bound.as_ref() != presented.proof_key {
+        return Err(Fault::Sender);
+    }
+    match certificate {
+        Some(digest) if presented.certificate != Some(&digest) => Err(Fault::Sender),
+        _ => Ok(()),
+    }
+}
+
+fn key_name(key: &VerifyingKey) -> String {
+    match &key.name {
+        KeyName::Is(kid) => kid.clone(),
+        KeyName::Absent | KeyName::Any => {
+            key.thumbprint().map_or_else(String::new, |digest| encode(digest))
+        }
+    }
+}

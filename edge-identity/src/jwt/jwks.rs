@@ -1,0 +1,118 @@
+//! A set of keys (RFC 7517 section 5): what an issuer signs with.
+
+use serde_json::Value;
+
+use super::jwk::{KeyFault, KeyName, VerifyingKey};
+use super::jws::Jws;
+use super::{Algorithm, Fault, json};
+
+/// Keys that a set may hold; issuers publish two to six.
+pub const KEYS_MAX: usize = 64;
+
+/// Keys by which an issuer's tokens are verified.
+#[derive(Debug, Default)]
+pub struct KeySet {
+    keys: Vec<VerifyingKey>,
+    /// Keys that were left out, by their place, and why.
+    pub left_out: Vec<(usize, KeyFault)>,
+}
+
+/// Why a set as a whole is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SetFault {
+    /// Not a strict JSON object with an array `keys` of objects.
+    #[error("not a JSON object with an array 'keys' of keys, no member twice")]
+    Form,
+    /// Too many keys.
+    #[error("more than {KEYS_MAX} keys")]
+    Count,
+    /// Two keys have one `kid`.
+    #[error("two keys have the same 'kid'")]
+    DuplicateKid,
+    /// Secrets among public keys: whoever reads the set could sign.
+    #[error("it holds a shared secret, or the private part of a key")]
+    Secret,
+    /// No key that can be used.
+    #[error("it holds no key that can be used")]
+    Empty,
+}
+
+impl KeySet {
+    /// Reads a set of public keys. A key of an unknown kind, for another purpose, or too weak is
+    /// left out; a set that is ambiguous or gives secrets away is refused as a whole.
+    ///
+    /// # Errors
+    /// Why it is refused.
+    pub fn from_jwks(bytes: &[u8]) -> Result<Self, SetFault> {
+        let set = json::object(bytes).map_err(|_| SetFault::Form)?;
+        let Some(Value::Array(jwks)) = set.get("keys") else { return Err(SetFault::Form) };
+        if jwks.len() > KEYS_MAX {
+            return Err(SetFault::Count);
+        }
+        let (mut keys, mut left_out) = (Vec::new(), Vec::new());
+        for (place, jwk) in jwks.iter().enumerate() {
+            let jwk = jwk.as_object().ok_or(SetFault::Form)?;
+            match VerifyingKey::from_jwk(jwk) {
+                Ok(key) => keys.push(key),
+                Err(KeyFault::Symmetric | KeyFault::Private) => return Err(SetFault::Secret),
+                Err(fault) => left_out.push((place, fault)),
+            }
+        }
+        Ok(Self { left_out, ..Self::new(keys)? })
+    }
+
+    /// A set of these keys.
+    ///
+    /// # Errors
+    /// [`SetFault::DuplicateKid`] or [`SetFault::Empty`].
+    pub fn new(keys: Vec<VerifyingKey>) -> Result<Self, SetFault> {
+        let named = |n: usize| matches!(keys[n].name, KeyName::Is(_));
+        let twice = |n: usize| named(n) && keys[..n].iter().any(|key| key.name == keys[n].name);
+        if (0..keys.len()).any(twice) {
+            return Err(SetFault::DuplicateKid);
+        }
+        if keys.is_empty() {
+            return Err(SetFault::Empty);
+        }
+        Ok(Self { keys, left_out: Vec::new() })
+    }
+
+    /// The keys.
+    #[must_use]
+    pub fn keys(&self) -> &[VerifyingKey] {
+        &self.keys
+    }
+
+    /// The one key that a token's header means.
+    ///
+    /// # Errors
+    /// [`Fault::Key`] if there is none or more than one, [`Fault::Algorithm`] if the key named is
+    /// not for that algorithm.
+    pub fn find(&self, kid: Option<&str>, algorithm: Algorithm) -> Result<&VerifyingKey, Fault> {
+        if let Some(kid) = kid {
+            let named = |key: &&VerifyingKey| matches!(&key.name, KeyName::Is(own) if own == kid);
+            if let Some(key) = self.keys.iter().find(named) {
+                return if key.takes(algorithm) { Ok(key) } else { Err(Fault::Algorithm) };
+            }
+        }
+        let fits = |key: &&VerifyingKey| {
+            key.takes(algorithm) && (kid.is_none() || key.name == KeyName::Any)
+        };
+        let mut fitting = self.keys.iter().filter(fits);
+        match (fitting.next(), fitting.next()) {
+            (Some(key), None) => Ok(key),
+            _ => Err(Fault::Key),
+        }
+    }
+
+    /// Checks a token's signature; the key that made it.
+    ///
+    /// # Errors
+    /// As [`Self::find`], or [`Fault::Signature`].
+    pub fn verify(&self, jws: &Jws<'_>) -> Result<&VerifyingKey, Fault> {
+        let header = &jws.header;
+        let key = self.find(header.kid.as_deref(), header.algorithm)?;
+        key.verify(header.algorithm, jws.input, &jws.signature)?;
+        Ok(key)
+    }
+}
