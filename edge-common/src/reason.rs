@@ -191,6 +191,16 @@ reasons! {
         MisdirectedRequest = "misdirected_request", Nobody;
         /// A trusted proxy named the client in a way that has no meaning.
         ForwardingInvalid = "forwarding_invalid", Nobody;
+        /// The request's signature is malformed, covers too little or does not hold.
+        BadSignature = "bad_signature", Client;
+        /// The request was signed too long ago, or in the future.
+        StaleSignature = "stale_signature", Client;
+        /// What may come once came again: a nonce, a signature, a proof.
+        Replayed = "replayed", Client;
+        /// The body is not the one whose digest was signed.
+        BodyDigest = "body_digest", Client;
+        /// There is no room to remember what must not come twice.
+        NoncesFull = "nonces_full", Edge;
     }
 }
 
@@ -307,6 +317,11 @@ mod tests {
             (56, "certificate_required"),
             (57, "misdirected_request"),
             (58, "forwarding_invalid"),
+            (59, "bad_signature"),
+            (60, "stale_signature"),
+            (61, "replayed"),
+            (62, "body_digest"),
+            (63, "nonces_full"),
         ];
         let found: Vec<_> = Reason::ALL.iter().map(|r| (*r as usize, r.name())).collect();
         assert_eq!((crate::map::ABI, found.as_slice()), ("v2", golden.as_slice()));

@@ -134,11 +134,19 @@ fn scores(scores: &settings::Scores) -> Scores {
     Scores::new(
         [
             (
-                &[R::CredentialInvalid, R::CredentialExpired, R::CredentialRevoked][..],
+                &[
+                    R::CredentialInvalid,
+                    R::CredentialExpired,
+                    R::CredentialRevoked,
+                    R::BadSignature,
+                    R::BodyDigest,
+                    R::Replayed,
+                ][..],
                 scores.credential_invalid,
             ),
             (&[R::CredentialInUrl], scores.credential_in_url),
-            (&[R::CredentialMissing], scores.credential_missing),
+            // A clock that is wrong is no attack.
+            (&[R::CredentialMissing, R::StaleSignature], scores.credential_missing),
             (&[R::SourceRate, R::KeyRate], scores.rate_limited),
             (
                 &[R::MalformedRequest, R::UriTooLong, R::HeadersTooLarge, R::RequestTimeout],

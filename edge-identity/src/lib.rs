@@ -10,3 +10,5 @@ pub mod credential;
 pub mod jwt;
 pub mod key;
 pub mod principal;
+pub mod replay;
+pub mod signed;

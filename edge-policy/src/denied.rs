@@ -51,7 +51,11 @@ pub const fn status(reason: Reason) -> StatusCode {
         | Reason::CredentialInvalid
         | Reason::CredentialExpired
         | Reason::CredentialRevoked
-        | Reason::CredentialUnfit => StatusCode::UNAUTHORIZED,
+        | Reason::CredentialUnfit
+        | Reason::BadSignature
+        | Reason::StaleSignature
+        | Reason::Replayed
+        | Reason::BodyDigest => StatusCode::UNAUTHORIZED,
         Reason::NotPermitted | Reason::BannedRequest | Reason::CertificateRequired => {
             StatusCode::FORBIDDEN
         }
@@ -66,7 +70,9 @@ pub const fn status(reason: Reason) -> StatusCode {
         Reason::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         Reason::UpstreamUnreachable | Reason::UpstreamInvalid => StatusCode::BAD_GATEWAY,
         Reason::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
-        Reason::Overload | Reason::ConnectionsFull => StatusCode::SERVICE_UNAVAILABLE,
+        Reason::Overload | Reason::ConnectionsFull | Reason::NoncesFull => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
         // Reasons of the packet and connection planes never end a request.
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     }
@@ -147,9 +153,15 @@ mod tests {
         let document =
             r#"{"type":"about:blank","title":"Unauthorized","status":401,"request_id":"r-1"}"#;
         assert_eq!(missing.1, document);
-        for reason in
-            [Reason::CredentialInvalid, Reason::CredentialExpired, Reason::CredentialRevoked]
-        {
+        for reason in [
+            Reason::CredentialInvalid,
+            Reason::CredentialExpired,
+            Reason::CredentialRevoked,
+            Reason::BadSignature,
+            Reason::StaleSignature,
+            Reason::Replayed,
+            Reason::BodyDigest,
+        ] {
             assert_eq!(shown(reason), missing);
         }
     }
