@@ -13,7 +13,7 @@ pub struct Listener {
     /// The address.
     pub address: Source,
     /// The port.
-    pub port: u32,
+    pub port: u64,
 }
 
 /// How full the queue of a listener is. The kernel programs write it.
@@ -30,7 +30,7 @@ pub struct Pressure {
 pub const LISTENERS_MAX: u32 = 4_096;
 /// Of TCP packets of no connection, one in so many is looked for in peace; a power of two.
 pub const UNSOLICITED_SAMPLE: u64 = 64;
-const _: () = assert!(size_of::<Listener>() == 20);
+const _: () = assert!(size_of::<Listener>() == 24);
 const _: () = assert!(size_of::<Pressure>() == 16);
 const _: () = assert!(UNSOLICITED_SAMPLE.is_power_of_two());
 
@@ -128,12 +128,11 @@ impl Segment {
     #[inline(always)]
     #[must_use]
     pub fn can_be_answered(&self, source: &Source) -> bool {
-        let [.., twelfth, _, _, _] = source.0;
+        let (high, low) = (source.high(), source.low());
         let is_host = if source.is_v4() {
-            !matches!(twelfth, 0 | 127 | 224..)
+            !matches!((low >> 24) as u8, 0 | 127 | 224..)
         } else {
-            let [first, rest @ .., _] = &source.0;
-            *first != 0xff && (*first != 0 || rest.iter().any(|byte| *byte != 0))
+            high >> 56 != 0xff && (high != 0 || low >> 8 != 0)
         };
         is_host && self.macs[0] & 1 == 0
     }

@@ -228,6 +228,16 @@ impl Charge {
     }
 }
 
+/// Charges one unit to a bucket that has a word of its own: the word to put in its place; `None` if
+/// the unit does not fit.
+#[inline(always)]
+#[must_use]
+pub fn charged(word: u64, rate: Rate, now_ns: u64) -> Option<u64> {
+    let now = (now_ns / TICK_NS) & CLOCK;
+    let after = ahead(word, rate.capacity, now) + rate.interval;
+    (after <= rate.capacity).then_some(now.wrapping_add(after) & CLOCK)
+}
+
 /// What a source would still be given, without charging it: ticks until its bucket is empty.
 #[must_use]
 pub fn peek(set: &Set, hash: u64, rate: Rate, now_ns: u64) -> u64 {
@@ -364,6 +374,24 @@ mod tests {
             let _ = charge(stranger << 48, fast, 1_000);
         }
         assert!(matches!(charge(offender, slow, 2_000), Verdict::Refuse { .. }));
+    }
+
+    #[test]
+    fn a_bucket_with_a_word_of_its_own_gives_a_burst_then_the_rate() {
+        let rate = Rate::new(10, SECOND, 5).unwrap();
+        let (mut word, mut admitted) = (0, 0);
+        let times = std::iter::repeat_n(0, 9).chain((0..10_000).map(|ms| SECOND + ms * 1_000_000));
+        for now_ns in times {
+            if let Some(charged) = charged(word, rate, now_ns) {
+                (word, admitted) = (charged, admitted + 1);
+            }
+        }
+        assert!((105..=110).contains(&admitted), "{admitted}");
+        // A shorter bucket is not held to what a longer one was filled with.
+        let slow = Rate::new(1, 3600 * SECOND, 1).unwrap();
+        let full = charged(0, slow, SECOND).unwrap();
+        assert_eq!(charged(full, slow, 2 * SECOND), None);
+        assert!(charged(full, rate, 2 * SECOND).is_some());
     }
 
     #[test]

@@ -10,11 +10,12 @@
 //! | 1, at [`V6`] | IPv6: where the rest of it lies, [`Head`] |
 //! | any | leaves, blocks, sets, filters and trees, wherever the former point |
 //!
-//! **IPv4.** A record is two words: a bit for each /24 in which something is listed, and one value
-//! for all of those /24s, or, if that is zero, the index of the first one's leaf. A leaf is a word:
+//! **IPv4.** A record is two words. Those of a /18 in which one or two ranges are listed are the
+//! ranges. Else they are a bit for each /24 in which something is listed, and one value for all of
+//! those /24s, or, if that is zero, the index of the first one's leaf. A leaf is a word:
 //! the first and the last listed address of the /24 and their value, or the line of a block. A
 //! block has a bit for each address at which another value begins, and the values. A source that
-//! nobody listed is settled by one line, a listed one by two or three.
+//! nobody listed is settled by one line, a listed one by one to three.
 //!
 //! **IPv6.** A filter over the first 32 bits settles most of those that nobody listed. Behind it
 //! lies a search tree over the /64s at which another value begins; the value of a /64 that is not
@@ -59,17 +60,17 @@ impl Class {
     pub const ALL: [Self; 3] = [Self::Allow, Self::Deny, Self::Watch];
 }
 
-/// What is in force, in one word, so that it changes at once: the first line of the image, and how
-/// many networks the overlay holds.
+/// What is in force, in one word, so that it changes at once: the first line of the image, and what
+/// has changed since it was compiled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct State(pub u64);
 
 impl State {
-    /// This image, and an overlay of so many networks.
+    /// This image, and whether anything has changed since.
     #[must_use]
-    pub const fn new(first_line: u32, overlaid: u32) -> Self {
-        Self(first_line as u64 | (overlaid as u64) << 32)
+    pub const fn new(first_line: u32, has_changed: bool) -> Self {
+        Self(first_line as u64 | (has_changed as u64) << 32)
     }
 
     /// The line of the table at which the image begins.
@@ -79,10 +80,10 @@ impl State {
         self.0 & 0xffff_ffff
     }
 
-    /// Whether the overlay is to be asked, too.
+    /// Whether the overlay is to be asked, too, and an entry that has no end may have got one.
     #[inline(always)]
     #[must_use]
-    pub const fn has_overlay(self) -> bool {
+    pub const fn has_changed(self) -> bool {
         self.0 >> 32 != 0
     }
 }
@@ -97,8 +98,10 @@ pub const OVERLAY_MAX: u32 = 8_192;
 pub const NONE: u32 = 0;
 /// Where a value's tag begins: a [`Class`], [`SEVERAL`] or [`INNER`]. Below it lies an index.
 pub const TAG: u32 = 29;
+/// The bit of a value that names an entry without an end.
+pub const LASTING: u32 = 1 << 28;
 /// The bits of a value that are an index.
-pub const INDEX: u32 = (1 << TAG) - 1;
+pub const INDEX: u32 = LASTING - 1;
 /// Tag of a value whose index, in units of 16 bytes, is that of a set: [`Ids`] and a zero.
 pub const SEVERAL: u32 = 4;
 /// Tag of a /64 whose index is that of a line: a [`CLUSTER`] of boundaries, or the head of a tree.
@@ -110,6 +113,10 @@ pub const RECORDS: u64 = 1 << 16;
 pub const V6: u64 = RECORDS;
 /// Lines that every image has.
 pub const FIXED: u64 = RECORDS + 1;
+/// The tag of the second word of a record whose words are ranges; see [`range`].
+pub const RANGES: u64 = 7;
+/// Where it begins.
+pub const RANGES_TAG: u32 = 61;
 /// The bit of a leaf that tells a block's line from a range's value.
 pub const BLOCK: u64 = 1 << 48;
 /// Of a block, in halves of words: its values begin here, behind 256 bits and four sums of them.
@@ -147,6 +154,9 @@ pub fn v4<L: Lines + ?Sized>(image: &L, address: u32) -> u32 {
     let Some(line) = image.line(record >> 2) else { return NONE };
     let at = (record as usize & 3) * 2;
     let (occupied, leaves) = (line[at], line[at + 1]);
+    if leaves >> RANGES_TAG == RANGES {
+        return within(leaves, address) | within(occupied, address);
+    }
     let bit = address >> 8 & 63;
     if occupied >> bit & 1 == 0 {
         return NONE;
@@ -163,6 +173,24 @@ pub fn v4<L: Lines + ?Sized>(image: &L, address: u32) -> u32 {
     let (first, last) = (leaf >> 32 & 255, leaf >> 40 & 255);
     if host < first || host > last { NONE } else { leaf as u32 }
 }
+
+/// A range of a /18, as one word of a record: from an address to an address, and its value.
+#[must_use]
+pub const fn range(first: u32, last: u32, value: u32) -> u64 {
+    let (first, last) = (first as u64 & HOST, last as u64 & HOST);
+    RANGES << RANGES_TAG | last << 46 | first << 32 | value as u64
+}
+
+/// The value of a [`range`] for an address of its /18; a word of zeros has none.
+#[inline(always)]
+fn within(range: u64, address: u64) -> u32 {
+    let (first, last) = (range >> 32 & HOST, range >> 46 & HOST);
+    let past = (address & HOST).wrapping_sub(first);
+    if past <= last.wrapping_sub(first) { range as u32 } else { NONE }
+}
+
+/// The bits of an address inside of its /18.
+const HOST: u64 = 0x3fff;
 
 #[inline(always)]
 fn block<L: Lines + ?Sized>(image: &L, index: u64, host: u64) -> u32 {

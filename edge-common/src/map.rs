@@ -13,7 +13,7 @@ use crate::{
 /// Names the folder of pinned maps; changes whenever a layout below does. A version takes over from
 /// another the tables that it has under the same name and shape: what changes its meaning but not
 /// its shape changes its name. The first two fields of [`Settings`] are the same in every version.
-pub const ABI: &str = "v2";
+pub const ABI: &str = "v3";
 
 /// Both lists, compiled: two images of [`crate::list`] behind each other. Array of
 /// [`crate::list::Line`].
@@ -42,8 +42,8 @@ pub const UNCOUNTED: &str = "UNCOUNTED";
 pub const COUNTS: &str = "COUNTS";
 /// Ring buffer of [`Packet`]: dropped packets.
 pub const DROPS: &str = "DROPS";
-/// One [`crate::limit::Set`] for the rate of drop events.
-pub const DROPS_CELL: &str = "DROPS_CELL";
+/// One `u64`, the bucket of drop events: [`crate::limit::charged`].
+pub const DROPS_BUCKET: &str = "DROPS_BUCKET";
 /// Ring buffer of [`Packet`]: packets drawn at random from all.
 pub const SAMPLES: &str = "SAMPLES";
 /// Two `u64` per CPU: drop events that the rate or a full ring kept back, and samples that a
@@ -117,7 +117,8 @@ pub const FOREVER: u64 = u64::MAX;
 pub struct Entry {
     /// When it ends.
     pub until_ns: u64,
-    /// Packets it decided.
+    /// Packets it decided. Those that come faster than 10 000 a second on a CPU are drawn, one in
+    /// sixteen, and count as sixteen.
     pub hits: u64,
 }
 

@@ -2,10 +2,11 @@
 
 /// An IPv6 address or prefix in network byte order; IPv4 sits at `::ffff:0:0/96`.
 ///
-/// One form for both families: one table, one hash, one code path.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(C)]
-pub struct Source(pub [u8; 16]);
+/// One form for both families: one table, one hash, one code path. Two words, each as it lies in
+/// memory: the kernel's programs move and compare it by them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct Source([u64; 2]);
 
 /// How many bits of an address stand for one client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,8 +28,42 @@ impl Source {
     #[inline(always)]
     #[must_use]
     pub const fn v4(octets: [u8; 4]) -> Self {
-        let [a, b, c, d] = octets;
-        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
+        Self::of(0, 0xffff << 32 | u32::from_be_bytes(octets) as u64)
+    }
+
+    /// An IPv6 address in network byte order.
+    #[must_use]
+    pub const fn v6(octets: [u8; 16]) -> Self {
+        let bits = u128::from_be_bytes(octets);
+        Self::of((bits >> 64) as u64, bits as u64)
+    }
+
+    /// By its first and its last 64 bits.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(high: u64, low: u64) -> Self {
+        Self([high.to_be(), low.to_be()])
+    }
+
+    /// By two words as a packet has them.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of_words(words: [u64; 2]) -> Self {
+        Self(words)
+    }
+
+    /// The words, as a packet has them.
+    #[inline(always)]
+    #[must_use]
+    pub const fn words(self) -> [u64; 2] {
+        self.0
+    }
+
+    /// In network byte order.
+    #[inline(always)]
+    #[must_use]
+    pub const fn octets(self) -> [u8; 16] {
+        ((self.high() as u128) << 64 | self.low() as u128).to_be_bytes()
     }
 
     /// Whether this is an IPv4 address.
@@ -54,9 +89,7 @@ impl Source {
     #[must_use]
     pub const fn client(self, width: ClientWidth) -> Self {
         if self.is_v4() {
-            let low = self.low() & (u64::MAX << (32_u32.wrapping_sub(width.v4) & 63));
-            let [_, _, _, _, a, b, c, d] = low.to_be_bytes();
-            return Self::v4([a, b, c, d]);
+            return Self::of(0, self.low() & (u64::MAX << (32_u32.wrapping_sub(width.v4) & 63)));
         }
         self.prefix(width.v6)
     }
@@ -68,9 +101,7 @@ impl Source {
         if self.is_link_local() {
             return self;
         }
-        let high = self.high() & (u64::MAX << (64_u32.wrapping_sub(bits) & 63));
-        let [a, b, c, d, e, f, g, h] = high.to_be_bytes();
-        Self([a, b, c, d, e, f, g, h, 0, 0, 0, 0, 0, 0, 0, 0])
+        Self::of(self.high() & (u64::MAX << (64_u32.wrapping_sub(bits) & 63)), 0)
     }
 
     /// [`Self::hash`] of the [`Self::prefix`], told from that of a client of the same bits by the
@@ -96,16 +127,14 @@ impl Source {
     #[inline(always)]
     #[must_use]
     pub const fn high(&self) -> u64 {
-        let [a, b, c, d, e, f, g, h, ..] = self.0;
-        u64::from_be_bytes([a, b, c, d, e, f, g, h])
+        u64::from_be(self.0[0])
     }
 
     /// The last 64 bits.
     #[inline(always)]
     #[must_use]
     pub const fn low(&self) -> u64 {
-        let [.., a, b, c, d, e, f, g, h] = self.0;
-        u64::from_be_bytes([a, b, c, d, e, f, g, h])
+        u64::from_be(self.0[1])
     }
 }
 
@@ -118,18 +147,31 @@ const fn fold(value: u64, factor: u64) -> u64 {
     x ^ (x >> 29)
 }
 
+/// By the address, whatever its words look like here.
+impl Ord for Source {
+    fn cmp(&self, other: &Self) -> core::cmp::Ordering {
+        (self.high(), self.low()).cmp(&(other.high(), other.low()))
+    }
+}
+
+impl PartialOrd for Source {
+    fn partial_cmp(&self, other: &Self) -> Option<core::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
 impl From<core::net::IpAddr> for Source {
     fn from(address: core::net::IpAddr) -> Self {
         match address {
             core::net::IpAddr::V4(v4) => Self::v4(v4.octets()),
-            core::net::IpAddr::V6(v6) => Self(v6.octets()),
+            core::net::IpAddr::V6(v6) => Self::v6(v6.octets()),
         }
     }
 }
 
 impl From<Source> for core::net::IpAddr {
     fn from(source: Source) -> Self {
-        core::net::Ipv6Addr::from(source.0).to_canonical()
+        core::net::Ipv6Addr::from(source.octets()).to_canonical()
     }
 }
 

@@ -140,7 +140,7 @@ fn other(ctx: &XdpContext, knobs: Knobs, slot: &Slot) -> ControlFlow<Reason> {
 #[inline(always)]
 fn pressure(slot: &Slot) -> Option<*mut Pressure> {
     let listener =
-        Listener { address: fact!(slot, destination), port: u32::from(fact!(slot, port)) };
+        Listener { address: fact!(slot, destination), port: u64::from(fact!(slot, port)) };
     tables::LISTENERS.get_ptr_mut(&listener)
 }
 

@@ -94,6 +94,62 @@ impl Frame {
     }
 }
 
+/// The word at this offset of a header, as it lies there. Headers begin anywhere, and the compiler
+/// would read a word of them by its bytes.
+#[inline(always)]
+pub fn word<const OFFSET: usize, const N: usize>(header: &[u8; N]) -> u32 {
+    const { assert!(OFFSET + 4 <= N) };
+    let word: u64;
+    // SAFETY: one instruction, which reads four bytes of the header; BPF's loads need no alignment on
+    // the processors that we run on.
+    unsafe {
+        core::arch::asm!(
+            "{word} = *(u32 *)({header} + {offset})",
+            word = lateout(reg) word,
+            header = in(reg) header.as_ptr(),
+            offset = const OFFSET,
+            options(pure, readonly, nostack, preserves_flags),
+        );
+    }
+    word as u32
+}
+
+/// As [`word`], of eight bytes.
+#[inline(always)]
+pub fn long<const OFFSET: usize, const N: usize>(header: &[u8; N]) -> u64 {
+    const { assert!(OFFSET + 8 <= N) };
+    let long: u64;
+    // SAFETY: as in `word`, of eight bytes.
+    unsafe {
+        core::arch::asm!(
+            "{long} = *(u64 *)({header} + {offset})",
+            long = lateout(reg) long,
+            header = in(reg) header.as_ptr(),
+            offset = const OFFSET,
+            options(pure, readonly, nostack, preserves_flags),
+        );
+    }
+    long
+}
+
+/// As [`word`], of two bytes, in host byte order.
+#[inline(always)]
+pub fn number<const OFFSET: usize, const N: usize>(header: &[u8; N]) -> u16 {
+    const { assert!(OFFSET + 2 <= N) };
+    let number: u64;
+    // SAFETY: as in `word`, of two bytes.
+    unsafe {
+        core::arch::asm!(
+            "{number} = *(u16 *)({header} + {offset})",
+            number = lateout(reg) number,
+            header = in(reg) header.as_ptr(),
+            offset = const OFFSET,
+            options(pure, readonly, nostack, preserves_flags),
+        );
+    }
+    u16::from_be(number as u16)
+}
+
 /// Makes the verifier forget what it knows of a number, by way of a table.
 #[inline(always)]
 pub fn forget(place: &mut u32, value: u32) -> u32 {

@@ -83,13 +83,6 @@ pub fn exceeds(slot: &Slot, hash: u64, rate: Rate) -> bool {
     !rate.is_off() && settle(KINDS, slot.is_twin(), hash, charge) != ADMITTED
 }
 
-/// Whether one more drop may be told; all share one bucket.
-#[inline(always)]
-pub fn may_tell(knobs: Knobs, now_ns: u64) -> bool {
-    let rate = setting!(knobs, event_rate);
-    rate.is_off() || settle(DROPS, false, 0, Charge::unit(rate, now_ns)) == ADMITTED
-}
-
 /// [`Charge::settle`] for the verifier, which walks an attempt once and not once for each.
 #[inline(always)]
 fn settle(table: u64, is_twin: bool, hash: u64, charge: Charge) -> u64 {
@@ -113,11 +106,10 @@ extern "C" fn attempt_charge(table: u64, hash: u64, cost: u64, capacity: u64, no
     let set = match table & !LOOK {
         PACKETS => tables::CLIENT_CELLS.set(hash).map(|[packets, _]| packets),
         BYTES => tables::CLIENT_CELLS.set(hash).map(|[_, bytes]| bytes),
-        KINDS => {
+        _ => {
             horizon = capacity.max(kinds_horizon());
             tables::KIND_CELLS.set(hash)
         }
-        _ => tables::DROPS_CELL.set(hash),
     };
     // An array has every index below its length: a missing set cannot be.
     let Some(set) = set else { return ADMITTED };
@@ -154,6 +146,5 @@ const CONTENDED: u64 = 2;
 const PACKETS: u64 = 0;
 const BYTES: u64 = 1;
 const KINDS: u64 = 2;
-const DROPS: u64 = 3;
 /// The twin only looks.
 const LOOK: u64 = 8;

@@ -6,11 +6,12 @@ use core::ops::ControlFlow::{self, Break, Continue};
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
     macros::map,
-    maps::{Array, LpmTrie, lpm_trie::Key},
+    helpers::generated::bpf_ktime_get_coarse_ns,
+    maps::{Array, LpmTrie, PerCpuArray, lpm_trie::Key},
 };
 use edge_common::{
-    Reason,
-    list::{self, Class, INDEX, Ids, Line, Lines, NONE, OVERLAY_MAX, SEVERAL, State, TAG},
+    Rate, Reason, Source, limit,
+    list::{self, Class, INDEX, Ids, LASTING, Line, Lines, NONE, OVERLAY_MAX, SEVERAL, State, TAG},
     map::{Entry, FOREVER, FactFlag, Facts},
 };
 
@@ -26,14 +27,18 @@ static LIST_STATE: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 static ENTRIES: Array<Entry> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
+static HITS: PerCpuArray<Hits> = PerCpuArray::with_max_entries(1, 0);
+#[map]
 static OVERLAY: LpmTrie<[u8; 16], [u32; 4]> = LpmTrie::with_max_entries(OVERLAY_MAX, 0);
 
 /// Judges the source by the lists: allow above deny.
 #[inline(always)]
 pub fn judge(knobs: Knobs, facts: &mut Facts) -> ControlFlow<Reason> {
-    let twin = u64::from(facts.flags & FactFlag::TWIN);
-    let value = listed(facts.source.high(), facts.source.low(), twin) as u32;
+    let value = listed(facts.source.high(), facts.source.low()) as u32;
     facts.rule = value;
+    if value != NONE && facts.flags & FactFlag::TWIN == 0 {
+        hit(value & INDEX);
+    }
     match value >> TAG {
         ALLOW => Break(Reason::AllowList),
         DENY => refuse(knobs, Reason::DenyList, &mut facts.would),
@@ -53,10 +58,10 @@ const WATCH: u32 = Class::Watch as u32;
 // by itself, instead of once for every path of the packet that leads to it.
 
 /// The value of the running entry that decides about an address, its [`Class`] and number, or
-/// [`NONE`]; a hit of it unless `twin` is set.
+/// [`NONE`].
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn listed(high: u64, low: u64, twin: u64) -> u64 {
+extern "C" fn listed(high: u64, low: u64) -> u64 {
     let Some(state) = state() else { return NONE.into() };
     let image = Image(state.first_line());
     let value = match (high, low >> 32) {
@@ -64,10 +69,10 @@ extern "C" fn listed(high: u64, low: u64, twin: u64) -> u64 {
         _ => list::v6(&image, high, low),
     };
     // Both at once are rare; one function does for either.
-    if state.has_overlay() || value >> TAG == SEVERAL {
-        overlaid(high, low, value.into(), image.0, twin)
-    } else if value != NONE && runs(u64::from(value & INDEX), twin) == RUNS {
-        value.into()
+    if state.has_changed() || value >> TAG == SEVERAL {
+        overlaid(high, low, value.into(), image.0)
+    } else if value & LASTING != 0 || value != NONE && runs((value & INDEX).into()) == RUNS {
+        (value & !LASTING).into()
     } else {
         NONE.into()
     }
@@ -77,13 +82,11 @@ extern "C" fn listed(high: u64, low: u64, twin: u64) -> u64 {
 /// say more.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn overlaid(high: u64, low: u64, value: u64, first_line: u64, twin: u64) -> u64 {
-    let mut address = [0; 16];
-    address[..8].copy_from_slice(&high.to_be_bytes());
-    address[8..].copy_from_slice(&low.to_be_bytes());
+extern "C" fn overlaid(high: u64, low: u64, value: u64, first_line: u64) -> u64 {
+    let address = Source::of(high, low).octets();
     let [allow, deny, watch, _] = OVERLAY.get(Key::new(128, address)).copied().unwrap_or_default();
     let named = list::ids(&Image(first_line), value as u32);
-    decide(named, [allow, deny, watch], twin)
+    decide(named, [allow, deny, watch])
 }
 
 /// Searches a tree of the image at this line of the table.
@@ -95,11 +98,11 @@ extern "C" fn searched(first_line: u64, tree: u64, nodes: u64, key: u64) -> u64 
 
 /// The value of the first class of which either names a running entry.
 #[inline(always)]
-fn decide(named: Ids, overlaid: Ids, twin: u64) -> u64 {
+fn decide(named: Ids, overlaid: Ids) -> u64 {
     let mut class = 0;
     while class < 3 {
         for id in [named[class], overlaid[class]] {
-            if runs(id.into(), twin) == RUNS {
+            if runs(id.into()) == RUNS {
                 return u64::from((class as u32 + 1) << TAG | id);
             }
         }
@@ -108,30 +111,65 @@ fn decide(named: Ids, overlaid: Ids, twin: u64) -> u64 {
     NONE.into()
 }
 
-/// [`RUNS`] if there is such an entry and it has not ended; then this packet is a hit of it.
+/// [`RUNS`] if there is such an entry and it has not ended.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn runs(id: u64, twin: u64) -> u64 {
+extern "C" fn runs(id: u64) -> u64 {
     if id == 0 {
         return 0;
     }
     let Some(entry) = ENTRIES.get_ptr_mut(id as u32) else { return 0 };
     // SAFETY: the lookup gave the address of a whole `Entry` of an array, there for as long as the
-    // program; the kernel lets programs write it.
-    unsafe {
-        let until_ns = tables::peek(&raw const (*entry).until_ns);
-        // The clock costs more than all of the rest, and most entries have no end.
-        if until_ns != FOREVER && boot_ns() >= until_ns {
-            return 0;
-        }
-        if twin == 0 {
-            tables::increment(&raw mut (*entry).hits);
-        }
-    }
-    RUNS
+    // program.
+    let until_ns = unsafe { tables::peek(&raw const (*entry).until_ns) };
+    // The clock costs more than all of the rest, and most entries have no end.
+    u64::from(until_ns == FOREVER || boot_ns() < until_ns)
 }
 
 const RUNS: u64 = 1;
+
+/// Counts a hit of an entry. Those that come faster than [`HITS_RATE`] are drawn, one in
+/// [`HITS_SAMPLE`], and each of them stands for as many: a flood from all over a list would bring in
+/// a cache line for each packet, only to add one.
+#[inline(always)]
+fn hit(id: u32) {
+    let (Some(own), Some(entry)) = (HITS.get_ptr_mut(0), ENTRIES.get_ptr_mut(id)) else { return };
+    // SAFETY: the lookups gave the addresses of this CPU's whole `Hits`, which nobody else uses while
+    // XDP runs with bottom halves disabled, and of a whole `Entry` of an array, there for as long as
+    // the program; the kernel lets programs write it. The helper only reads a clock.
+    unsafe {
+        let weight = match limit::charged((*own).bucket, HITS_RATE, bpf_ktime_get_coarse_ns()) {
+            Some(charged) => {
+                (*own).bucket = charged;
+                1
+            }
+            None => {
+                (*own).drawn = (*own).drawn.wrapping_add(GOLDEN);
+                if (*own).drawn > u64::MAX / HITS_SAMPLE {
+                    return;
+                }
+                HITS_SAMPLE
+            }
+        };
+        tables::increase(&raw mut (*entry).hits, weight);
+    }
+}
+
+/// How a CPU counts hits.
+#[repr(C)]
+struct Hits {
+    /// [`limit::charged`], at [`HITS_RATE`].
+    bucket: u64,
+    /// Turns by the golden ratio, so that one in so many is drawn of any pattern.
+    drawn: u64,
+}
+
+const HITS_RATE: Rate = match Rate::new(10_000, 1_000_000_000, 10_000) {
+    Some(rate) => rate,
+    None => Rate::OFF,
+};
+const HITS_SAMPLE: u64 = 16;
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
 #[inline(always)]
 fn state() -> Option<State> {

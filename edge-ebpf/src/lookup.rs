@@ -10,6 +10,7 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use edge_common::{
+    Source,
     cookie::Segment,
     map::{FactFlag, Facts},
 };
@@ -97,15 +98,15 @@ fn find<T>(
         let tuple = tuple.assume_init_mut();
         let size = if facts.flags & FactFlag::V4 != 0 {
             let v4 = &mut tuple.__bindgen_anon_1.ipv4;
-            v4.saddr = v4_word(&facts.source.0);
-            v4.daddr = v4_word(&facts.destination.0);
+            v4.saddr = v4_word(facts.source);
+            v4.daddr = v4_word(facts.destination);
             v4.sport = facts.source_port.to_be();
             v4.dport = facts.port.to_be();
             size_of_val(v4)
         } else {
             let v6 = &mut tuple.__bindgen_anon_1.ipv6;
-            v6.saddr = v6_words(&facts.source.0);
-            v6.daddr = v6_words(&facts.destination.0);
+            v6.saddr = v6_words(facts.source);
+            v6.daddr = v6_words(facts.destination);
             v6.sport = facts.source_port.to_be();
             v6.dport = facts.port.to_be();
             size_of_val(v6)
@@ -126,12 +127,12 @@ fn find<T>(
 }
 
 #[inline(always)]
-fn v4_word(address: &[u8; 16]) -> u32 {
-    u32::from_ne_bytes([address[12], address[13], address[14], address[15]])
+fn v4_word(address: Source) -> u32 {
+    (address.words()[1] >> 32) as u32
 }
 
 #[inline(always)]
-fn v6_words(address: &[u8; 16]) -> [u32; 4] {
-    // SAFETY: both are 16 bytes of plain data; an array of bytes may lie at any address.
-    unsafe { address.as_ptr().cast::<[u32; 4]>().read_unaligned() }
+fn v6_words(address: Source) -> [u32; 4] {
+    let [high, low] = address.words();
+    [high as u32, (high >> 32) as u32, low as u32, (low >> 32) as u32]
 }

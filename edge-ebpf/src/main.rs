@@ -1,6 +1,7 @@
 //! The kernel programs: one judges packets, one follows sockets.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod cookies;
 mod frame;

@@ -11,7 +11,7 @@ use edge_common::{
 };
 
 use crate::{
-    frame::{Frame, forget},
+    frame::{Frame, forget, long, number, word},
     refuse,
     tables::{Knobs, Slot, fact, setting},
 };
@@ -40,14 +40,14 @@ pub fn source(frame: &mut Frame, facts: &mut Facts) -> ControlFlow<Reason, Heade
             if header[0] >> 4 != 4 {
                 return Break(Reason::MalformedPacket);
             }
-            facts.source = Source::v4([header[12], header[13], header[14], header[15]]);
-            facts.destination = Source::v4([header[16], header[17], header[18], header[19]]);
-            facts.ip_length = u32::from(u16::from_be_bytes([header[2], header[3]]));
+            facts.source = v4(word::<12, 20>(header));
+            facts.destination = v4(word::<16, 20>(header));
+            facts.ip_length = u32::from(number::<2, 20>(header));
             facts.flags |= FactFlag::V4;
             facts.ttl = header[8];
             facts.protocol = header[9];
             let bytes = u32::from(header[0] & 0xf) * 4;
-            let fragment = u16::from_be_bytes([header[6], header[7]]);
+            let fragment = number::<6, 20>(header);
             Continue(Header::V4 { bytes, fragment })
         }
         ETH_P_IPV6 => {
@@ -55,11 +55,11 @@ pub fn source(frame: &mut Frame, facts: &mut Facts) -> ControlFlow<Reason, Heade
             if header[0] >> 4 != 6 {
                 return Break(Reason::MalformedPacket);
             }
-            facts.source = Source(address::<8>(header));
-            facts.destination = Source(address::<24>(header));
+            facts.source = Source::of_words([long::<8, 40>(header), long::<16, 40>(header)]);
+            facts.destination = Source::of_words([long::<24, 40>(header), long::<32, 40>(header)]);
             facts.ttl = header[7];
             facts.protocol = header[6];
-            facts.ip_length = 40 + u32::from(u16::from_be_bytes([header[4], header[5]]));
+            facts.ip_length = 40 + u32::from(number::<4, 40>(header));
             Continue(Header::V6)
         }
         _ => Break(Reason::NotIp),
@@ -139,14 +139,14 @@ pub fn fragment_policy(knobs: Knobs, slot: &Slot) -> ControlFlow<Reason> {
 #[inline(always)]
 fn ether_type(frame: &mut Frame) -> ControlFlow<Reason, u16> {
     let header = frame.take::<14>()?;
-    let mut kind = u16::from_be_bytes([header[12], header[13]]);
+    let mut kind = number::<12, 14>(header);
     let mut tags = 0;
     while is_vlan(kind) {
         if tags == VLAN_TAGS_MAX {
             return Break(Reason::UnparsedPacket);
         }
         let tag = frame.take::<4>()?;
-        kind = u16::from_be_bytes([tag[2], tag[3]]);
+        kind = number::<2, 4>(tag);
         tags += 1;
     }
     Continue(kind)
@@ -228,7 +228,7 @@ fn extensions(frame: &mut Frame, facts: &mut Facts) -> ControlFlow<Reason, Fragm
         facts.protocol = extension[0];
         let more = match kind {
             IPPROTO_FRAGMENT => {
-                let field = u16::from_be_bytes([extension[2], extension[3]]);
+                let field = number::<2, 8>(extension);
                 Fragment::note(facts, field & 0xfff8 != 0, field & 1 != 0);
                 0
             }
@@ -279,7 +279,7 @@ fn udp(
 ) -> ControlFlow<Reason> {
     let header = frame.take::<8>()?;
     ports(facts, header);
-    let bytes = u32::from(u16::from_be_bytes([header[4], header[5]]));
+    let bytes = u32::from(number::<4, 8>(header));
     let is_jumbo = may_be_jumbo && bytes == 0;
     if !is_jumbo && (bytes < 8 || (!fragment.has_more && bytes - 8 > frame.left)) {
         return Break(Reason::MalformedPacket);
@@ -291,22 +291,20 @@ fn udp(
 #[inline(always)]
 fn icmp(frame: &mut Frame, facts: &mut Facts) -> ControlFlow<Reason> {
     let header = frame.take::<8>()?;
-    facts.port = u16::from_be_bytes([header[0], header[1]]);
+    facts.port = number::<0, 8>(header);
     Continue(())
 }
 
 #[inline(always)]
 fn ports<const N: usize>(facts: &mut Facts, header: &[u8; N]) {
-    facts.source_port = u16::from_be_bytes([header[0], header[1]]);
-    facts.port = u16::from_be_bytes([header[2], header[3]]);
+    facts.source_port = number::<0, N>(header);
+    facts.port = number::<2, N>(header);
 }
 
-/// The address at this offset of an IPv6 header.
+/// An IPv4 address, by its word in a header.
 #[inline(always)]
-fn address<const OFFSET: usize>(header: &[u8; 40]) -> [u8; 16] {
-    const { assert!(OFFSET <= 24) };
-    // SAFETY: the 16 bytes lie inside the 40, and an array of bytes needs no alignment.
-    unsafe { *header.as_ptr().add(OFFSET).cast::<[u8; 16]>() }
+fn v4(word: u32) -> Source {
+    Source::of_words([0, u64::from(word) << 32 | 0xffff_0000])
 }
 
 const VLAN_TAGS_MAX: u32 = 2;

@@ -8,13 +8,13 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use edge_common::{
-    Reason,
+    Reason, limit,
     map::{INTERFACES_MAX, Packet, PolicyFlag, count_index},
     verifier,
 };
 
 use crate::{
-    boot_ns, is_monitored, limits, note,
+    boot_ns, is_monitored, note,
     tables::{self, Knobs, Slot, fact, set_fact, setting},
 };
 
@@ -104,7 +104,7 @@ fn log(ctx: &XdpContext, slot: &Slot, reason: u32) {
         ctx,
         "{} {:i} protocol {} port {} length {}",
         reason,
-        fact!(slot, source).0,
+        fact!(slot, source).octets(),
         fact!(slot, protocol),
         fact!(slot, port),
         fact!(slot, length)
@@ -118,15 +118,30 @@ fn is_sampled(knobs: Knobs) -> bool {
         && unsafe { bpf_get_prandom_u32() } & setting!(knobs, sample_mask) == 0
 }
 
-/// Tells of a drop, unless there were too many already. The cheap clock will do for a rate.
+/// Tells of a drop, unless there were too many already.
 #[inline(always)]
 fn tell_drop(knobs: Knobs, slot: &Slot, reason: u32) {
-    // SAFETY: the helper takes no argument and only reads a clock.
-    if limits::may_tell(knobs, unsafe { bpf_ktime_get_coarse_ns() }) {
+    if may_tell(knobs) {
         tell(&tables::DROPS, DROPS_LOST, 0, slot, reason);
     } else {
         tables::increment_own(&tables::EVENTS_LOST, DROPS_LOST);
     }
+}
+
+/// Whether one more drop may be told; all share one bucket, which the cheap clock is good enough for.
+/// Where two CPUs ask at once, one may not.
+#[inline(always)]
+fn may_tell(knobs: Knobs) -> bool {
+    let rate = setting!(knobs, event_rate);
+    let Some(bucket) = tables::DROPS_BUCKET.get_ptr_mut(0) else { return false };
+    // SAFETY: an array's value is aligned and there for as long as the program; programs write it by
+    // this atomic exchange only. The helper takes no argument and only reads a clock.
+    rate.is_off()
+        || unsafe {
+            let word = tables::peek(bucket);
+            limit::charged(word, rate, bpf_ktime_get_coarse_ns())
+                .is_some_and(|charged| tables::replace(bucket, word, charged))
+        }
 }
 
 /// Writes an event, unless nobody empties the ring.

@@ -137,7 +137,7 @@ fn counted_as(socket: u64) -> Option<u64> {
     }
     let client = match read::<u16>(socket, layout.family)? {
         AF_INET => Source::v4(read(socket, layout.daddr)?),
-        AF_INET6 => Source(read(socket, layout.v6_daddr)?),
+        AF_INET6 => Source::of_words(read(socket, layout.v6_daddr)?),
         _ => return None,
     };
     Some(client.client(setting!(knobs, client)).hash(setting!(knobs, seed)))

@@ -36,7 +36,7 @@ pub static COUNTS: PerCpuArray<Count> =
 #[map]
 pub static DROPS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
 #[map]
-pub static DROPS_CELL: Table<limit::Set, 1> = Table::new();
+pub static DROPS_BUCKET: Array<u64> = Array::with_max_entries(1, 0);
 #[map]
 pub static SAMPLES: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
 #[map]
@@ -138,9 +138,17 @@ impl Slot {
     pub fn clear(&self, flags: u32) -> &'static mut Facts {
         // SAFETY: the lookup gave the address of whole `Facts`, aligned, of this run's own: the twin
         // runs for one caller at a time, and no packet comes between on one CPU. The reference goes
-        // before the slot is used again.
-        let facts = unsafe { &mut *self.0 };
-        *facts = Facts { flags, ..Facts::default() };
+        // before the slot is used again. `Facts` are integers without gaps, and zeros are valid;
+        // word by word, because the compiler would call a loop over bytes.
+        let facts = unsafe {
+            let mut word = 0;
+            while word < size_of::<Facts>() / 8 {
+                self.0.cast::<u64>().add(word).write_volatile(0);
+                word += 1;
+            }
+            &mut *self.0
+        };
+        facts.flags = flags;
         facts
     }
 
@@ -221,11 +229,31 @@ pub unsafe fn peek(field: *const u64) -> u64 {
 /// As for [`peek`].
 #[inline(always)]
 pub unsafe fn increment(counter: *mut u64) {
+    // SAFETY: as the caller promises.
+    unsafe { increase(counter, 1) };
+}
+
+/// As [`increment`], by so much.
+///
+/// # Safety
+/// As for [`peek`].
+#[inline(always)]
+pub unsafe fn increase(counter: *mut u64, more: u64) {
     // SAFETY: as the caller promises. The kernel's memory for the value stays until the program
     // returns, also when the key is removed. Programs write the field by atomic instructions only;
     // the daemon's writes are the kernel's own, and no Rust reference covers the field.
     let counter = unsafe { AtomicU64::from_ptr(counter) };
-    atomic::add(counter, 1);
+    atomic::add(counter, more);
+}
+
+/// Puts `to` in the place of `from`; whether it still was `from`.
+///
+/// # Safety
+/// As for [`peek`].
+#[inline(always)]
+pub unsafe fn replace(field: *mut u64, from: u64, to: u64) -> bool {
+    // SAFETY: as in `increment`.
+    atomic::replace(unsafe { AtomicU64::from_ptr(field) }, from, to)
 }
 
 /// Sets a field that is still zero, as best it can.
@@ -234,7 +262,6 @@ pub unsafe fn increment(counter: *mut u64) {
 /// As for [`peek`].
 #[inline(always)]
 pub unsafe fn set_once(field: *mut u64, value: u64) {
-    // SAFETY: as in `increment`.
-    let field = unsafe { AtomicU64::from_ptr(field) };
-    let _ = atomic::replace(field, 0, value);
+    // SAFETY: as the caller promises.
+    let _ = unsafe { replace(field, 0, value) };
 }

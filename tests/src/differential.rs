@@ -129,7 +129,7 @@ impl Guard {
     /// What the program told of the packet that it dropped last.
     fn dropped(&mut self) -> Option<Judgement> {
         let drop = std::iter::from_fn(|| self.kernel.drops.next_drop()).last()?;
-        let source = (drop.source != Source([0; 16])).then(|| IpAddr::from(drop.source));
+        let source = (drop.source != Source::default()).then(|| IpAddr::from(drop.source));
         Some(Judgement { reason: Reason::from_index(drop.reason)?, source })
     }
 

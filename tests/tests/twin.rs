@@ -125,7 +125,7 @@ const TABLES: [(&str, u32, usize); 6] = [
     ("CLIENT_CELLS", map::CLIENT_SETS, 64),
     ("KIND_CELLS", map::KIND_SETS, 32),
     ("OPEN", map::OPEN_SETS, 64),
-    ("DROPS_CELL", 1, 32),
+    ("DROPS_BUCKET", 1, 8),
     ("COUNTS", map::INTERFACES_MAX * 2 * map::REASONS_MAX, 16 * CPUS_MAX),
     ("SIGNATURE_HITS", 2 * map::SIGNATURES_MAX, 8 * CPUS_MAX),
 ];

@@ -165,7 +165,7 @@ fn open_sockets(settings: &Settings) -> io::Result<HashMap<u64, Open>> {
     let listening: HashSet<_> =
         sockets.iter().filter(|s| s.state == LISTEN).map(|s| (s.port, s.local)).collect();
     let accepted = |socket: &Socket| {
-        let any = [socket.local, Source::v4([0; 4]), Source([0; 16])];
+        let any = [socket.local, Source::v4([0; 4]), Source::default()];
         any.iter().any(|local| listening.contains(&(socket.port, *local)))
     };
     let open = sockets.iter().filter(|socket| socket.state != LISTEN).map(|socket| {
@@ -208,7 +208,7 @@ fn parse(answer: &[u8]) -> Option<Socket> {
     }
     let address = |at: usize| match i32::from(family) {
         libc::AF_INET => Some(Source::v4(*answer.get(at..)?.first_chunk()?)),
-        _ => Some(Source(*answer.get(at..)?.first_chunk()?)),
+        _ => Some(Source::v6(*answer.get(at..)?.first_chunk()?)),
     };
     let (low, high) = (word(answer, 44)?, word(answer, 48)?);
     Some(Socket {

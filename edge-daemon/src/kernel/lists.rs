@@ -214,7 +214,7 @@ impl Shared {
     /// Tells the programs, in one store, which image to use and whether to ask the overlay.
     fn publish(&self, inner: &Inner) {
         let first = if inner.second { inner.sizes.lines_max as u32 } else { 0 };
-        let state = State::new(first, inner.book.overlaid_len() as u32);
+        let state = State::new(first, inner.book.has_changed());
         self.tables.state[0][0].store(state.0, Release);
     }
 
@@ -269,7 +269,7 @@ fn key(net: &IpNet) -> Key<[u8; 16]> {
         IpNet::V4(v4) => u32::from(v4.prefix_len()) + 96,
         IpNet::V6(v6) => u32::from(v6.prefix_len()),
     };
-    Key::new(bits, Source::from(net.network()).0)
+    Key::new(bits, Source::from(net.network()).octets())
 }
 
 const ALL_IPV4: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0));

@@ -42,7 +42,7 @@ pub(super) const TABLES: [Shape; 17] = [
     shape(map::UNCOUNTED, MapType::PerCpuArray, 4, 8, 1),
     shape(map::COUNTS, MapType::PerCpuArray, 4, size_of::<map::Count>(), COUNTS_MAX),
     shape(map::DROPS, MapType::RingBuf, 0, 0, map::RING_BYTES),
-    array(map::DROPS_CELL, size_of::<limit::Set>(), 1),
+    array(map::DROPS_BUCKET, size_of::<u64>(), 1),
     shape(map::SAMPLES, MapType::RingBuf, 0, 0, map::RING_BYTES),
     shape(map::EVENTS_LOST, MapType::PerCpuArray, 4, 8, 2),
     array(map::SIGNATURES, size_of::<Signature>(), 2 * map::SIGNATURES_MAX),
@@ -422,18 +422,18 @@ mod tests {
             "UNCOUNTED: type PerCpuArray, key 4, value 8, 1 entries",
             "COUNTS: type PerCpuArray, key 4, value 16, 2048 entries",
             "DROPS: type RingBuf, key 0, value 0, 262144 entries",
-            "DROPS_CELL: type Array, key 4, value 32, 1 entries",
+            "DROPS_BUCKET: type Array, key 4, value 8, 1 entries",
             "SAMPLES: type RingBuf, key 0, value 0, 262144 entries",
             "EVENTS_LOST: type PerCpuArray, key 4, value 8, 2 entries",
             "SIGNATURES: type Array, key 4, value 56, 128 entries",
             "SIGNATURE_HITS: type PerCpuArray, key 4, value 8, 128 entries",
             "SERVICES: type Array, key 4, value 8, 2052 entries",
-            "LISTENERS: type Hash, key 20, value 16, 4096 entries",
+            "LISTENERS: type Hash, key 24, value 16, 4096 entries",
             "ALARM: type Array, key 4, value 8, 1 entries",
             "SETTINGS: type Array, key 4, value 440, 1 entries",
         ];
         let found = TABLES.map(|table| format!("{}: {}", table.name, table.describe()));
-        assert_eq!((map::ABI, found.each_ref().map(String::as_str)), ("v2", needed));
+        assert_eq!((map::ABI, found.each_ref().map(String::as_str)), ("v3", needed));
     }
 
     #[test]

@@ -291,6 +291,13 @@ impl Book {
         self.state(Span::of(net), class).is_some()
     }
 
+    /// Whether anything has changed since the image in force was begun.
+    #[must_use]
+    pub fn has_changed(&self) -> bool {
+        let folding = self.folding.as_ref().is_some_and(|folding| !folding.is_empty());
+        folding || !self.changes.is_empty() || !self.overlay.is_empty()
+    }
+
     /// Networks in the overlay.
     #[must_use]
     pub fn overlaid_len(&self) -> usize {

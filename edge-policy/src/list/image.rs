@@ -5,7 +5,10 @@
 //! ends early never opens a hole in one that lasts. Of two that end together the longer prefix
 //! speaks.
 
-use edge_common::list::{BLOCK, Class, FIXED, Line, NONE, SEVERAL, TAG, VALUES};
+use edge_common::{
+    list::{BLOCK, Class, FIXED, LASTING, Line, NONE, SEVERAL, TAG, VALUES, range},
+    map::FOREVER,
+};
 
 use super::{
     prefixes::Prefixes,
@@ -80,7 +83,8 @@ impl<'a> Room<'a> {
         let mut named = Class::ALL.into_iter().zip(best).filter(|(_, state)| state.id != 0);
         let Some((class, state)) = named.next() else { return Ok(NONE) };
         if named.next().is_none() {
-            return Ok((class as u32) << TAG | state.id);
+            let lasting = if state.until == FOREVER { LASTING } else { 0 };
+            return Ok((class as u32) << TAG | lasting | state.id);
         }
         self.word += self.word % 2;
         let at = self.words(2)?;
@@ -156,6 +160,8 @@ fn sweep<A: Address>(
 #[derive(Default)]
 struct Records {
     record: usize,
+    /// As words of the record.
+    ranges: Vec<u64>,
     pieces: Vec<Piece>,
 }
 
@@ -191,6 +197,7 @@ impl Records {
             if at & 0x3fff == 0 && end & 0x3fff == 0x3fff {
                 self.set(room, u64::MAX, u64::from(value) << 32);
             } else {
+                self.ranges.push(range(at, end, value));
                 self.split(at, end, value);
             }
             if end == last {
@@ -211,7 +218,11 @@ impl Records {
     fn flush(&mut self, room: &mut Room<'_>) -> Result<(), Full> {
         let Some(Piece { value, .. }) = self.pieces.first() else { return Ok(()) };
         let occupied = self.pieces.iter().fold(0, |bits, piece| bits | 1_u64 << piece.net);
-        if self.pieces.iter().all(|piece| piece.is_whole() && piece.value == *value) {
+        if let [first, rest @ ..] = &self.ranges[..]
+            && rest.len() <= 1
+        {
+            self.set(room, rest.first().copied().unwrap_or(0), *first);
+        } else if self.pieces.iter().all(|piece| piece.is_whole() && piece.value == *value) {
             self.set(room, occupied, u64::from(*value) << 32);
         } else {
             let first = room.words(occupied.count_ones() as usize)?;
@@ -221,6 +232,7 @@ impl Records {
             }
             self.set(room, occupied, first as u64);
         }
+        self.ranges.clear();
         self.pieces.clear();
         Ok(())
     }
