@@ -324,7 +324,7 @@ mod tests {
             (63, "nonces_full"),
         ];
         let found: Vec<_> = Reason::ALL.iter().map(|r| (*r as usize, r.name())).collect();
-        assert_eq!((crate::map::ABI, found.as_slice()), ("v2", golden.as_slice()));
+        assert_eq!((crate::map::ABI, found.as_slice()), ("v3", golden.as_slice()));
     }
 
     #[test]
