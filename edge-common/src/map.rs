@@ -5,8 +5,8 @@
 
 pub use crate::facts::{FactFlag, Facts};
 use crate::{
-    Rate,
-    reason::Reason,
+    Rate, Reason,
+    reason::Plane,
     source::{ClientWidth, Source},
 };
 
@@ -80,7 +80,7 @@ pub const KIND_SETS: u32 = 65_536;
 pub const OPEN_SETS: u32 = 32_768;
 /// Sockets that the open-connection count follows.
 pub const SOCKETS_MAX: u32 = 262_144;
-/// Room for reasons in [`COUNTS`]: more than there are, so that a new one keeps the layout.
+/// Room for packets' reasons in [`COUNTS`]: more than there are, so that a new one keeps the layout.
 pub const REASONS_MAX: u32 = 64;
 /// Interfaces that are counted apart; packets of any other count under the last.
 pub const INTERFACES_MAX: u32 = 16;
@@ -315,7 +315,13 @@ const _: () = assert!(
             + 16 * (Kind::COUNT * LEVELS + 2)
             + 4 * (2 + 2 + 2 + 6 + INTERFACES_MAX as usize + 6)
 );
-const _: () = assert!(Reason::COUNT <= REASONS_MAX as usize);
+const _: () = {
+    let mut i = REASONS_MAX as usize;
+    while i < Reason::COUNT {
+        assert!(!matches!(Reason::ALL[i].plane(), Plane::Packet), "COUNTS has no room for it");
+        i += 1;
+    }
+};
 
 #[cfg(feature = "user")]
 mod pod {

@@ -201,6 +201,8 @@ reasons! {
         BodyDigest = "body_digest", Client;
         /// There is no room to remember what must not come twice.
         NoncesFull = "nonces_full", Edge;
+        /// A request limit of the operator's was hit.
+        RequestLimit = "request_limit", Client;
     }
 }
 
@@ -322,6 +324,7 @@ mod tests {
             (61, "replayed"),
             (62, "body_digest"),
             (63, "nonces_full"),
+            (64, "request_limit"),
         ];
         let found: Vec<_> = Reason::ALL.iter().map(|r| (*r as usize, r.name())).collect();
         assert_eq!((crate::map::ABI, found.as_slice()), ("v3", golden.as_slice()));

@@ -11,7 +11,7 @@ use std::{
     rc::Rc,
     sync::{
         Arc,
-        mpsc::{Receiver, sync_channel},
+        mpsc::{Receiver, channel, sync_channel},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -19,9 +19,8 @@ use std::{
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use edge_common::{Reason, limit::Set, map};
+use edge_common::{Reason, map};
 use edge_identity::key::KeyRing;
-use edge_policy::limit::Table;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{oneshot, watch},
@@ -42,7 +41,7 @@ use crate::{
     listen,
     metrics::{KernelView, Metrics},
     notify::notify,
-    plan, privilege,
+    plan, privilege, quota,
     request::{self, Edge, Entrance},
     scrape, store,
     verdict::{self, Keeper, Order, Writer},
@@ -68,7 +67,7 @@ pub struct App {
 impl App {
     /// Does everything that can fail or needs a privilege.
     pub fn build(config: PathBuf, settings: Settings) -> anyhow::Result<Self> {
-        let plan = plan::plan(&settings)?;
+        let plan = plan::plan(&settings, |spec| quota::restore(&settings.state.dir, spec))?;
         let workers = match settings.server.workers {
             0 => thread::available_parallelism()?.get(),
             workers => workers,
@@ -93,8 +92,6 @@ impl App {
             plan: ArcSwap::from_pointee(plan),
             keys: ArcSwap::from_pointee(KeyRing::default()),
             peppers: ArcSwap::from_pointee(peppers),
-            sources: Table::new(SOURCE_SETS, random_seed()?),
-            everyone: Set::default(),
             orders: queue,
             metrics: Arc::new(Metrics::new(workers)),
             events,
@@ -146,6 +143,9 @@ impl App {
         let (upkeep, (stop_upkeep, upkeep_stops)) = (self.upkeep, UnixStream::pair()?);
         let upkeep = spawn("upkeep", move || upkeep.run(&upkeep_stops))?;
         let writer = spawn("verdicts", move || writer.run(&orders))?;
+        let (dir, quotas, (stop_quotas, quotas_stop)) =
+            (self.settings.state.dir.clone(), Arc::clone(&self.edge), channel());
+        let quotas = spawn("quotas", move || quota::keep(&dir, &quotas, &quotas_stop))?;
         let mut workers = Vec::new();
         for (index, listeners) in self.listeners.into_iter().enumerate() {
             let (edge, stopping) = (Arc::clone(&self.edge), stopping.clone());
@@ -163,6 +163,8 @@ impl App {
         for worker in workers {
             join(worker)??;
         }
+        drop(stop_quotas);
+        join(quotas)?;
         edge.orders.send(Order::Stop).context("the verdict writer is gone")?;
         join(writer)?;
         join(keeper)?;
@@ -248,7 +250,7 @@ async fn exposition(edge: Arc<Edge>) -> String {
         Ok(()) => answered.await.ok(),
         Err(_) => None,
     };
-    edge.metrics.expose(view.as_ref(), edge.events.lost())
+    edge.metrics.expose(view.as_ref(), &edge.plan.load().limits, edge.events.lost())
 }
 
 /// What the kernel programs tell.
@@ -321,12 +323,6 @@ fn raise_descriptor_limit() -> nix::Result<u64> {
     Ok(hard)
 }
 
-fn random_seed() -> anyhow::Result<u64> {
-    let mut seed = [0; 8];
-    getrandom::fill(&mut seed).context("no randomness")?;
-    Ok(u64::from_ne_bytes(seed))
-}
-
 fn spawn<T: Send + 'static>(
     name: &str,
     work: impl FnOnce() -> T + Send + 'static,
@@ -354,8 +350,6 @@ fn join_until<T>(thread: JoinHandle<T>, deadline: Instant) -> anyhow::Result<()>
 const LOOK_AT_SECRETS: Duration = Duration::from_secs(2);
 /// Signals and commands that wait for the writer; ~64 bytes each.
 const ORDERS_MAX: usize = 16_384;
-/// Sets of the request limiter: 262 144 sources in 2 MiB.
-const SOURCE_SETS: usize = 65_536;
 /// For the last events to be written, at the end.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
 /// Descriptors that are not connections: listeners, kernel tables, logs, the store.

@@ -6,6 +6,7 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
+use edge_policy::limit::Rule;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::{
@@ -79,7 +80,8 @@ fn run(config: &Path, settings: &Settings) -> anyhow::Result<()> {
 }
 
 fn check(config: &Path, settings: &Settings) -> anyhow::Result<()> {
-    crate::plan::plan(settings)?;
+    // A check reads no quota: a damaged one is the daemon's to set aside.
+    crate::plan::plan(settings, |spec| Ok(Rule::new(spec, None, [0; 16])))?;
     println!("{}: fine", config.display());
     Ok(())
 }

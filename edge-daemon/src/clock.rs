@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use edge_policy::{calendar::civil, limit::meter::Now};
 use nix::time::{ClockId, clock_gettime};
 
 /// Nanoseconds since boot, suspend included: the clock that the kernel programs compare bans to.
@@ -16,6 +17,14 @@ pub fn boot_ns() -> u64 {
 pub fn unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Both clocks, for request limits.
+#[must_use]
+pub fn now() -> Now {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let unix_ns = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
+    Now { boot_ns: boot_ns(), unix_ns }
 }
 
 /// The boot time at which the calendar shows `unix_ms`; 0 if that was before boot.
@@ -47,20 +56,6 @@ pub fn rfc3339(unix_ms: u64) -> String {
     let (year, month, day) = civil(days);
     let (hour, minute, second) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60);
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", ms % 1000)
-}
-
-/// Days since 1970 as year, month and day of the Gregorian calendar, counted in 400-year eras
-/// that begin on 1 March, so that the leap day is the last of its year.
-fn civil(days: u64) -> (u64, u64, u64) {
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
 const NS_PER_MS: u64 = 1_000_000;

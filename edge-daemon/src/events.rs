@@ -47,6 +47,9 @@ pub enum Event {
         /// Who it was from, if that was proved: a key by its public id, a token by its subject.
         #[serde(skip_serializing_if = "Option::is_none")]
         principal: Option<String>,
+        /// The limit that it hit.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        limit: Option<String>,
     },
     /// A connection ended without a request through the client's fault.
     ConnectionRefused {

@@ -14,6 +14,7 @@ pub mod metrics;
 pub mod notify;
 pub mod plan;
 pub mod privilege;
+pub mod quota;
 pub mod request;
 pub mod scrape;
 pub mod secret;

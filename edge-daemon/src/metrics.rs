@@ -4,6 +4,7 @@
 //! touches a cache line that another core writes, except the two gauges that are also bounds.
 
 mod kernel;
+mod limits;
 pub mod lists;
 mod tls;
 
@@ -17,6 +18,7 @@ use std::{
 };
 
 use edge_common::{Plane, Reason};
+use edge_policy::limit::Rules;
 use http::StatusCode;
 use prometheus::{
     TextEncoder,
@@ -113,6 +115,8 @@ pub struct Metrics {
     pub keys_active: AtomicU64,
     /// From the misdeed to the kernel's map.
     pub ban_latency: Spread,
+    /// Quotas that could not be saved.
+    pub quotas_unsaved: AtomicU64,
     /// Reloads that took effect.
     pub reloads_ok: AtomicU64,
     /// Reloads that were refused.
@@ -135,6 +139,7 @@ impl Metrics {
             watched_evicted: AtomicU64::new(0),
             keys_active: AtomicU64::new(0),
             ban_latency: Spread::default(),
+            quotas_unsaved: AtomicU64::new(0),
             reloads_ok: AtomicU64::new(0),
             reloads_refused: AtomicU64::new(0),
         }
@@ -158,7 +163,7 @@ impl Metrics {
 
     /// All of it in Prometheus' text format.
     #[must_use]
-    pub fn expose(&self, kernel: Option<&KernelView>, events_lost: u64) -> String {
+    pub fn expose(&self, kernel: Option<&KernelView>, rules: &Rules, events_lost: u64) -> String {
         let mut families = vec![
             self.requests_family(),
             self.connections_family(),
@@ -178,6 +183,7 @@ impl Metrics {
             build_info(),
         ];
         families.extend(self.plain(events_lost));
+        families.extend(limits::families(rules));
         families.extend(kernel.into_iter().flat_map(KernelView::families));
         // The encoder refuses a family that has not counted anything yet.
         families.retain(|family| !family.get_metric().is_empty());
@@ -267,6 +273,11 @@ impl Metrics {
                 "edged_watched_evicted_total",
                 "Clients forgotten to make room.",
                 load(&self.watched_evicted),
+            ),
+            total(
+                "edged_quotas_unsaved_total",
+                "Quotas that could not be saved.",
+                load(&self.quotas_unsaved),
             ),
             now("edged_keys_active", "Keys that would be accepted.", load(&self.keys_active)),
         ]
@@ -373,7 +384,7 @@ mod tests {
         metrics.worker(1).count(Reason::SourceRate);
         metrics.worker(0).request.observe(Duration::from_millis(3));
         metrics.worker(1).request.observe(Duration::from_secs(60));
-        let text = metrics.expose(None, 7);
+        let text = metrics.expose(None, &Rules::default(), 7);
         for line in [
             "edged_requests_total{reason=\"serve\",status=\"200\"} 2",
             "edged_requests_total{reason=\"serve\",status=\"999\"} 1",

@@ -1,12 +1,15 @@
 //! From the configuration as checked to what requests are judged by.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+};
 
 use edge_common::{Reason, map::Kind, service::Service};
 use edge_policy::{
     abuse::{self, Scores},
     head,
-    limit::Limits,
+    limit::{Rule, Spec},
     route::{Access, Route, Routes},
 };
 
@@ -17,8 +20,12 @@ use crate::{
     tls::{self, TlsError},
 };
 
-/// Makes the plan; reads the certificate and its key.
-pub fn plan(settings: &Settings) -> Result<Plan, PlanError> {
+/// Makes the plan; reads the certificate and its key. `rule` puts a limit in force, with what it has
+/// counted before.
+pub fn plan(
+    settings: &Settings,
+    rule: impl FnMut(Spec) -> io::Result<Rule>,
+) -> Result<Plan, PlanError> {
     let bounds = settings.bounds.clone();
     let routes = settings.routes.iter().map(|route| self::route(settings, route)).collect();
     Ok(Plan {
@@ -28,11 +35,7 @@ pub fn plan(settings: &Settings) -> Result<Plan, PlanError> {
             header_bytes_max: bounds.header_bytes_max,
         },
         bounds,
-        limits: Limits {
-            source: settings.limits.per_source,
-            key: settings.limits.per_key,
-            global: settings.limits.global,
-        },
+        limits: settings.limits.iter().cloned().map(rule).collect::<Result<_, _>>()?,
         routes: Routes::new(routes).map_err(|_| PlanError::Routes)?,
         upstreams: settings.upstreams.clone(),
         tls: tls::load(&settings.tls)?,
@@ -126,6 +129,7 @@ fn route(settings: &Settings, route: &settings::Route) -> Route {
             Some(needs) => Access::Needs(Box::new(needs.clone())),
         },
         upstream: settings.upstreams[route.upstream].name.clone(),
+        cost: route.cost,
     }
 }
 
@@ -147,7 +151,7 @@ fn scores(scores: &settings::Scores) -> Scores {
             (&[R::CredentialInUrl], scores.credential_in_url),
             // A clock that is wrong is no attack.
             (&[R::CredentialMissing, R::StaleSignature], scores.credential_missing),
-            (&[R::SourceRate, R::KeyRate], scores.rate_limited),
+            (&[R::SourceRate, R::KeyRate, R::RequestLimit], scores.rate_limited),
             (
                 &[R::MalformedRequest, R::UriTooLong, R::HeadersTooLarge, R::RequestTimeout],
                 scores.malformed_request,
@@ -171,6 +175,9 @@ pub enum PlanError {
     /// Two routes answer the same requests. The configuration's reader has said so already.
     #[error("routes contradict each other")]
     Routes,
+    /// No limit can be put in force.
+    #[error("cannot begin a limit")]
+    Limit(#[from] io::Error),
     /// The certificate cannot be served.
     #[error(transparent)]
     Tls(#[from] TlsError),

@@ -68,7 +68,7 @@ mod tests {
 
     fn route(access: Access) -> Route {
         let methods = vec![http::Method::GET];
-        Route { host: None, path: "/".into(), methods, access, upstream: "api".into() }
+        Route { host: None, path: "/".into(), methods, access, upstream: "api".into(), cost: 1 }
     }
 
     fn words(words: &[&str]) -> Vec<String> {

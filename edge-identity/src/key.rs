@@ -10,7 +10,6 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use edge_common::Reason;
-use edge_common::limit::Set;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, ZeroizeOnDrop};
@@ -194,13 +193,11 @@ impl KeyRecord {
     }
 }
 
-/// A key in use: its record and what it has used of its quota.
+/// A key in use.
 #[derive(Debug)]
 pub struct Key {
     /// What the store keeps of it.
     pub record: KeyRecord,
-    /// Its quota; the same one for as long as the key lives, through every reload.
-    pub usage: Arc<Set>,
 }
 
 /// All keys, by digest. Replaced whole when one changes.
@@ -210,16 +207,9 @@ pub struct KeyRing {
 }
 
 impl KeyRing {
-    /// A ring of these keys; those that `previous` holds as well keep their usage.
-    pub fn new(records: impl IntoIterator<Item = KeyRecord>, previous: Option<&Self>) -> Self {
-        let usage_of = |digest: &Digest| {
-            let known = previous.and_then(|ring| ring.keys.get(digest));
-            known.map(|key| Arc::clone(&key.usage)).unwrap_or_default()
-        };
-        let keys = records.into_iter().map(|record| {
-            let usage = usage_of(&record.digest);
-            (record.digest, Arc::new(Key { record, usage }))
-        });
+    /// A ring of these keys.
+    pub fn new(records: impl IntoIterator<Item = KeyRecord>) -> Self {
+        let keys = records.into_iter().map(|record| (record.digest, Arc::new(Key { record })));
         Self { keys: keys.collect() }
     }
 
@@ -299,11 +289,9 @@ fn hex(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use edge_common::Rate;
     use proptest::prelude::*;
 
     use super::*;
-    use edge_policy::limit::admit_key;
 
     fn record(digest: Digest) -> KeyRecord {
         KeyRecord {
@@ -357,24 +345,13 @@ mod tests {
 
     #[test]
     fn only_a_live_key_is_found() {
-        let ring = KeyRing::new([record(digest_of(1))], None);
+        let ring = KeyRing::new([record(digest_of(1))]);
         assert_eq!(ring.find(&digest_of(1), 1999).unwrap().record.name, "test");
         assert_eq!(ring.find(&digest_of(1), 2000).unwrap_err(), Reason::CredentialExpired);
         assert_eq!(ring.find(&digest_of(2), 1500).unwrap_err(), Reason::CredentialInvalid);
         let revoked = KeyRecord { revoked_ms: Some(1200), ..record(digest_of(1)) };
-        let ring = KeyRing::new([revoked], None);
+        let ring = KeyRing::new([revoked]);
         assert_eq!(ring.find(&digest_of(1), 9999).unwrap_err(), Reason::CredentialRevoked);
-    }
-
-    #[test]
-    fn a_new_ring_keeps_the_usage_of_its_keys() {
-        let rate = Rate::new(1, 1_000_000_000, 1).unwrap();
-        let old = KeyRing::new([record(digest_of(1))], None);
-        assert!(admit_key(&old.find(&digest_of(1), 0).unwrap().usage, rate, 0).is_ok());
-        let new = KeyRing::new([record(digest_of(1)), record(digest_of(2))], Some(&old));
-        assert!(admit_key(&new.find(&digest_of(1), 0).unwrap().usage, rate, 0).is_err());
-        assert!(admit_key(&new.find(&digest_of(2), 0).unwrap().usage, rate, 0).is_ok());
-        assert_eq!((new.len(), new.iter().count()), (2, 2));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Who a request is from, whichever way it was proved, and which way a request is to be proved.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use edge_common::Reason;
@@ -56,6 +57,17 @@ pub enum Claim {
     List(Vec<String>),
 }
 
+impl fmt::Display for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => f.write_str(text),
+            Self::Number(number) => number.fmt(f),
+            Self::Flag(flag) => flag.fmt(f),
+            Self::List(list) => f.write_str(&list.join(" ")),
+        }
+    }
+}
+
 impl Principal {
     /// How it was proved.
     #[must_use]
@@ -99,6 +111,15 @@ impl Principal {
         match self {
             Self::Key { .. } => &[],
             Self::Named(named) => &named.roles,
+        }
+    }
+
+    /// Its plan; `None` is the default one.
+    #[must_use]
+    pub fn tier(&self) -> Option<&str> {
+        match self {
+            Self::Key { .. } => None,
+            Self::Named(named) => named.tier.as_deref(),
         }
     }
 

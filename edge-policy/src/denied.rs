@@ -1,5 +1,7 @@
 //! A refusal, and the one place that turns it into an answer.
 
+use std::sync::Arc;
+
 use edge_common::Reason;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{Method, Response, StatusCode};
@@ -15,12 +17,21 @@ pub struct Denied {
     pub reason: Reason,
     /// When to try again, from now.
     pub wait_ns: Option<u64>,
-    /// Where the caller stands within the limit it hit.
-    pub standing: Option<Standing>,
+    /// The limit that it hit.
+    pub hit: Option<Box<Hit>>,
     /// What the route takes instead, for [`Reason::MethodNotAllowed`].
     pub allow: Vec<Method>,
     /// How the caller may prove who it is, for a 401; what its token lacks, for a 403.
     pub challenge: Challenge,
+}
+
+/// A limit that was hit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hit {
+    /// Its name; for the log, never for the client.
+    pub limit: Arc<str>,
+    /// Where the caller stands within it.
+    pub standing: Standing,
 }
 
 impl Denied {
@@ -28,7 +39,7 @@ impl Denied {
     #[must_use]
     pub const fn new(reason: Reason) -> Self {
         let challenge = Challenge::of(Methods::NONE);
-        Self { reason, wait_ns: None, standing: None, allow: Vec::new(), challenge }
+        Self { reason, wait_ns: None, hit: None, allow: Vec::new(), challenge }
     }
 }
 
@@ -66,7 +77,9 @@ pub const fn status(reason: Reason) -> StatusCode {
         Reason::RequestTimeout | Reason::ClientGone => StatusCode::REQUEST_TIMEOUT,
         Reason::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Reason::UriTooLong => StatusCode::URI_TOO_LONG,
-        Reason::SourceRate | Reason::KeyRate | Reason::GlobalRate => StatusCode::TOO_MANY_REQUESTS,
+        Reason::SourceRate | Reason::KeyRate | Reason::GlobalRate | Reason::RequestLimit => {
+            StatusCode::TOO_MANY_REQUESTS
+        }
         Reason::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         Reason::UpstreamUnreachable | Reason::UpstreamInvalid => StatusCode::BAD_GATEWAY,
         Reason::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
@@ -100,8 +113,8 @@ pub fn problem(denied: &Denied, request_id: &str, now_ms: u64) -> Response<Vec<u
         let wait_s = retry_after_s(denied.wait_ns.unwrap_or(0));
         headers.insert(RETRY_AFTER, HeaderValue::from(wait_s));
     }
-    if let Some(standing) = denied.standing {
-        standing.write(headers, now_ms);
+    if let Some(hit) = &denied.hit {
+        hit.standing.write(headers, now_ms);
     }
     answer
 }
@@ -126,6 +139,7 @@ mod tests {
 
     use super::*;
     use crate::auth::Method as AuthMethod;
+    use crate::limit::standing::Left;
 
     fn shown(reason: Reason) -> (u16, String) {
         let answer = problem(&Denied::new(reason), "r-1", 0);
@@ -188,9 +202,11 @@ mod tests {
         let allow = vec![Method::GET, Method::HEAD];
         let wrong = Denied { allow, ..Denied::new(Reason::MethodNotAllowed) };
         assert_eq!(problem(&wrong, "r", 0).headers()["allow"], "GET, HEAD");
-        let standing = Some(Standing { limit: 5, remaining: 0, reset_ns: 3_000_000_000 });
+        let left = Left { limit: 5, remaining: 0, reset_ns: 3_000_000_000 };
+        let standing = Standing { left, window_s: Some(5) };
+        let hit = Some(Box::new(Hit { limit: "burst".into(), standing }));
         let wait_ns = Some(1_500_000_000);
-        let limited = Denied { wait_ns, standing, ..Denied::new(Reason::KeyRate) };
+        let limited = Denied { wait_ns, hit, ..Denied::new(Reason::KeyRate) };
         let answer = problem(&limited, "r", 10_000);
         assert_eq!(answer.headers()["retry-after"], "2");
         assert_eq!(answer.headers()["x-ratelimit-reset"], "13");

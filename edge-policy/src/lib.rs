@@ -6,6 +6,7 @@
 
 pub mod abuse;
 pub mod auth;
+pub mod calendar;
 pub mod denied;
 pub mod head;
 pub mod ja4;

@@ -5,6 +5,8 @@ use std::fmt;
 use edge_common::Rate;
 use edge_common::limit::TICK_NS;
 
+use crate::limit::meter::Window;
+
 /// Why a text is not a rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RateFault {
@@ -28,14 +30,44 @@ pub fn parse(text: &str, burst: Option<u64>) -> Result<Rate, RateFault> {
     if text == "off" {
         return Ok(Rate::OFF);
     }
-    let (count, unit) = text.split_once('/').ok_or(RateFault::Form)?;
-    let count = whole(count).filter(|count| *count > 0).ok_or(RateFault::Count)?;
-    let (_, period_ns) = UNITS.into_iter().find(|u| u.0 == unit).ok_or(RateFault::Unit)?;
+    let (count, unit) = split(text)?;
+    let period_ns = period_ns(unit).ok_or(RateFault::Unit)?;
     let burst = burst.unwrap_or(count);
     if burst == 0 {
         return Err(RateFault::Burst);
     }
     Rate::new(count, period_ns, burst).ok_or(RateFault::Range)
+}
+
+/// Reads `COUNT/WINDOW`: a count, above zero, and a window of the calendar that is a unit, some of
+/// them ("100/15m") or a "month".
+///
+/// # Errors
+/// If it is not.
+pub fn window(text: &str) -> Result<(u64, Window), RateFault> {
+    let (count, window) = split(text)?;
+    if window == "month" {
+        return Ok((count, Window::Month));
+    }
+    let unit = window.trim_start_matches(|c: char| c.is_ascii_digit());
+    let times = match &window[..window.len() - unit.len()] {
+        "" => Some(1),
+        times => whole(times),
+    };
+    let length = times.and_then(|times| times.checked_mul(period_ns(unit)?));
+    let length = length.filter(|ns| (1..=WINDOW_NS_MAX).contains(ns)).ok_or(RateFault::Unit)?;
+    Ok((count, Window::Ns(length)))
+}
+
+/// The count, and what it is a rate of.
+fn split(text: &str) -> Result<(u64, &str), RateFault> {
+    let (count, unit) = text.split_once('/').ok_or(RateFault::Form)?;
+    let count = whole(count).filter(|count| *count > 0).ok_or(RateFault::Count)?;
+    Ok((count, unit))
+}
+
+fn period_ns(unit: &str) -> Option<u64> {
+    UNITS.into_iter().find(|(name, _)| *name == unit).map(|(_, ns)| ns)
 }
 
 /// Writes a rate so that [`parse`] would read the same one: "10/s, burst 100" or "off".
@@ -63,6 +95,9 @@ const SECOND_NS: u64 = 1_000_000_000;
 
 const UNITS: [(&str, u64); 4] =
     [("s", SECOND_NS), ("m", 60 * SECOND_NS), ("h", 3600 * SECOND_NS), ("d", 86_400 * SECOND_NS)];
+
+/// The longest window that is not a month: a year.
+const WINDOW_NS_MAX: u64 = 366 * 86_400 * SECOND_NS;
 
 /// Digits only: `str::parse` would also take a plus sign.
 fn whole(text: &str) -> Option<u64> {
@@ -116,6 +151,16 @@ mod tests {
             ("5/s", Some(u64::MAX), RateFault::Range),
         ] {
             assert_eq!(parse(text, burst), Err(fault), "{text}");
+        }
+    }
+
+    #[test]
+    fn windows_are_read() {
+        assert_eq!(window("100/m"), Ok((100, Window::Ns(60 * SECOND_NS))));
+        assert_eq!(window("100/15m"), Ok((100, Window::Ns(900 * SECOND_NS))));
+        assert_eq!(window("10000/month"), Ok((10_000, Window::Month)));
+        for text in ["1/", "1/0s", "1/1000d", "1/99999999999999999999s", "1/s5", "1/year"] {
+            assert_eq!(window(text), Err(RateFault::Unit), "{text}");
         }
     }
 

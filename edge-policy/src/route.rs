@@ -20,6 +20,8 @@ pub struct Route {
     pub access: Access,
     /// The name of the upstream.
     pub upstream: String,
+    /// What one request is charged to limits.
+    pub cost: u64,
 }
 
 /// Who may ask for a route.
@@ -181,6 +183,7 @@ mod tests {
             methods: methods.to_vec(),
             access: Access::Anyone,
             upstream: format!("{host}{path}"),
+            cost: 1,
         }
     }
 

@@ -15,8 +15,9 @@ use crate::{
     events::Event,
     keys::pepper,
     notify::notify,
-    plan,
-    request::Edge,
+    plan::{self, PlanError},
+    quota,
+    request::{Edge, Plan},
     secret::Stamp,
     verdict::Order,
 };
@@ -79,13 +80,19 @@ impl Operator {
         result
     }
 
+    /// What is to be in force, with what limits have counted so far.
+    fn plan(&self, settings: &Settings) -> Result<Plan, PlanError> {
+        let former = self.edge.plan.load();
+        plan::plan(settings, |spec| quota::carry(&former.limits, &settings.state.dir, spec))
+    }
+
     async fn try_reload(&mut self) -> anyhow::Result<()> {
         let (settings, warnings) = config::reload(&self.config, &self.settings)?;
         if !warnings.0.is_empty() {
             tracing::warn!("{warnings}");
         }
         refuse_what_needs_a_restart(&self.settings, &settings)?;
-        let (plan, peppers) = (plan::plan(&settings)?, pepper::load(&settings.keys)?);
+        let (plan, peppers) = (self.plan(&settings)?, pepper::load(&settings.keys)?);
         let (answer, answered) = oneshot::channel();
         send(&self.edge.orders, Order::Apply(Box::new(settings.clone()), answer)).await?;
         answered.await.context("the verdict writer is gone")??;
@@ -103,7 +110,7 @@ impl Operator {
             return;
         }
         self.stamps = stamps;
-        let read = || anyhow::Ok((plan::plan(&self.settings)?, pepper::load(&self.settings.keys)?));
+        let read = || anyhow::Ok((self.plan(&self.settings)?, pepper::load(&self.settings.keys)?));
         match read() {
             Ok((plan, peppers)) => {
                 self.edge.plan.store(Arc::new(plan));

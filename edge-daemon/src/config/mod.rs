@@ -4,6 +4,7 @@
 
 mod files;
 mod kernel;
+mod limit;
 pub mod lists;
 mod mistake;
 mod offer;
@@ -95,7 +96,7 @@ fn settings(document: &Table<'_>) -> Settings {
         server: document.table("server", sections::server),
         tls: document.table("tls", sections::tls),
         bounds: document.table("bounds", sections::bounds),
-        limits: document.table("limits", sections::limits),
+        limits: limit::limits(document),
         keys: document.table("keys", sections::keys),
         routes: document.tables("route", |table| route::route(table, &upstreams)),
         upstreams,

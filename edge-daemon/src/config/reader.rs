@@ -1,6 +1,6 @@
 //! Reads a TOML document key by key, and takes note of every mistake instead of the first.
 
-use std::{cell::RefCell, collections::BTreeSet, ops::Range};
+use std::{borrow::Cow, cell::RefCell, collections::BTreeSet, ops::Range};
 
 use toml::{
     Spanned,
@@ -316,6 +316,22 @@ impl<'n> Item<'n> {
         let content = self.value.as_table()?;
         let name = format!("'{}'", self.key);
         Some(Table::open(name, self.span.clone(), Some(content), self.notes, read))
+    }
+
+    /// Each entry of a table whose keys are the operator's own words, as `read` takes it; those it
+    /// refuses are noted and left out.
+    pub(super) fn each<T>(
+        &self,
+        wanted: &str,
+        read: impl Fn(&'n str, &Self) -> Option<T>,
+    ) -> Option<Vec<T>> {
+        let Some(table) = self.value.as_table() else { return self.wrong_kind(wanted) };
+        let entry = |(name, value): (&'n Spanned<_>, &'n Spanned<DeValue<'n>>)| {
+            let (span, value) = (value.span(), value.get_ref());
+            let name: &Cow<'n, str> = name.get_ref();
+            read(name, &Self { key: self.key, span, value, notes: self.notes })
+        };
+        Some(table.iter().filter_map(entry).collect())
     }
 
     /// Each value of an array, as `read` takes it; those it refuses are noted and left out.

@@ -19,6 +19,7 @@ pub(super) fn route(table: &Table<'_>, upstreams: &[Upstream]) -> Route {
         }),
         needs: needs(table),
         upstream: table.need("upstream", "\"api\"", 0, |item| known(item, upstreams)),
+        cost: table.or("cost", 1, |item| item.number(0, 1_000_000)),
     }
 }
 
@@ -92,7 +93,7 @@ fn host(item: &Item<'_>) -> Option<Option<String>> {
 /// Methods that a route may take without a word of doubt.
 const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
 
-fn method(item: &Item<'_>) -> Option<Method> {
+pub(super) fn method(item: &Item<'_>) -> Option<Method> {
     let written = item.text("a method: \"GET\"")?;
     let what = format!("not a method: '{written}'");
     if METHODS.contains(&written) {

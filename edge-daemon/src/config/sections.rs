@@ -8,8 +8,8 @@ use super::{
     files::EVERY_ADDRESS,
     reader::{Item, Table},
     settings::{
-        Abuse, Bounds, Control, Events, Keys, Level, Limits, List, ListFile, Lists, Log, Metrics,
-        Scores, Server, State, Tls, Upstream,
+        Abuse, Bounds, Control, Events, Keys, Level, List, ListFile, Lists, Log, Metrics, Scores,
+        Server, State, Tls, Upstream,
     },
 };
 use crate::secret::Origin;
@@ -84,14 +84,6 @@ pub(super) fn bounds(table: &Table<'_>) -> Bounds {
         headers_max: number("headers_max", 100, 1_000),
         header_bytes_max: narrow(size("header_bytes_max", 16 * KIB, KIB, MIB)),
         body_bytes_max: size("body_bytes_max", 10 * MIB, 0, 1 << 40),
-    }
-}
-
-pub(super) fn limits(table: &Table<'_>) -> Limits {
-    Limits {
-        per_source: rate(table, "per_source", 600, MINUTE, 100),
-        per_key: rate(table, "per_key", 6_000, MINUTE, 500),
-        global: rate(table, "global", 10_000, SECOND, 20_000),
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use edge_common::Rate;
+use edge_policy::limit;
 pub use edge_policy::route::Requirement;
 use http::Method;
 use ipnet::IpNet;
@@ -35,8 +35,8 @@ pub struct Settings {
     pub tls: Tls,
     /// `[bounds]`: what one client may occupy.
     pub bounds: Bounds,
-    /// `[limits]`: requests over time.
-    pub limits: Limits,
+    /// `[limits]` and `[[limit]]`, in the order in which requests are charged.
+    pub limits: Vec<limit::Spec>,
     /// `[keys]`: API keys.
     pub keys: Keys,
     /// `[[upstream]]`, in the order of the file; names are unique.
@@ -176,17 +176,6 @@ pub struct Bounds {
     pub body_bytes_max: u64,
 }
 
-/// `[limits]`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Requests per client.
-    pub per_source: Rate,
-    /// Requests per API key.
-    pub per_key: Rate,
-    /// Requests of all clients together.
-    pub global: Rate,
-}
-
 /// `[keys]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Keys {
@@ -230,6 +219,8 @@ pub struct Route {
     pub needs: Option<Requirement>,
     /// Index into [`Settings::upstreams`].
     pub upstream: usize,
+    /// What one request is charged to limits.
+    pub cost: u64,
 }
 
 /// `[abuse]`

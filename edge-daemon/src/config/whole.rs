@@ -6,6 +6,7 @@ use ipnet::IpNet;
 use toml::de::{DeTable, DeValue};
 
 use super::{
+    limit,
     reader::Notes,
     settings::{List, Offer, Settings},
     text,
@@ -18,6 +19,7 @@ pub(super) fn check(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'
     check_bans(settings, document, notes);
     check_denied_upstreams(settings, document, notes);
     check_services(settings, document, notes);
+    limit::check(settings, document, notes);
     if !settings.metrics.listen.ip().is_loopback() {
         let span = place(document, "metrics", "listen");
         notes.doubt(span, "the metrics are reachable from outside", "\"127.0.0.1:9464\" is not");
@@ -59,7 +61,7 @@ pub(super) fn place_of_text(document: &DeTable<'_>, is_it: impl Fn(&str) -> bool
 }
 
 /// Where a key of the n-th table of an array of tables stands.
-fn place_nth(document: &DeTable<'_>, array: &str, n: usize, key: &str) -> Range<usize> {
+pub(super) fn place_nth(document: &DeTable<'_>, array: &str, n: usize, key: &str) -> Range<usize> {
     let tables = document.get(array).and_then(|tables| tables.get_ref().as_array());
     let table = tables.and_then(|tables| tables.get(n));
     let value = table.and_then(|table| match table.get_ref() {

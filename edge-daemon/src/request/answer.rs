@@ -34,7 +34,7 @@ pub(crate) fn pass(
         // There is no body that it could be the length of (RFC 9110, 8.6).
         parts.headers.remove(header::CONTENT_LENGTH);
     }
-    if let Some(standing) = trace.standing {
+    if let Some(standing) = trace.admission.standing {
         standing.write(&mut parts.headers, clock::unix_ms());
     }
     finish(&mut parts.headers, trace);

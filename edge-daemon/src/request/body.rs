@@ -11,6 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use edge_common::Reason;
+use edge_policy::limit::Held;
 use http::StatusCode;
 use hyper::body::{Body, SizeHint};
 
@@ -248,6 +249,8 @@ pub(crate) struct Ending {
     /// The status of the answer that is passed on.
     pub(crate) status: StatusCode,
     reason: Option<Reason>,
+    /// Its places among the requests in flight that limits count.
+    pub(crate) held: Vec<Held>,
 }
 
 impl Ending {
@@ -256,7 +259,10 @@ impl Ending {
         let clock = progress.begin_request();
         let in_flight = worker.edge.metrics.requests.fetch_add(1, Relaxed) + 1;
         let (started, status) = (Instant::now(), StatusCode::OK);
-        (Self { worker, progress, clock, started, status, reason: None }, in_flight)
+        (
+            Self { worker, progress, clock, started, status, reason: None, held: Vec::new() },
+            in_flight,
+        )
     }
 
     /// States how the request ended; the first statement counts.

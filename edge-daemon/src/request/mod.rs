@@ -5,6 +5,7 @@
 
 mod answer;
 mod body;
+mod charge;
 mod front;
 mod identify;
 mod incoming;
@@ -28,14 +29,9 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use edge_common::{Blame, ClientWidth, Reason, limit::Set};
+use edge_common::{Blame, ClientWidth, Reason};
 use edge_identity::key::{KeyRing, Peppers};
-use edge_policy::{
-    abuse::Scores,
-    head,
-    limit::{Limits, Table},
-    route::Routes,
-};
+use edge_policy::{abuse::Scores, head, limit::Rules, route::Routes};
 use tokio::{
     sync::{Notify, watch::Receiver},
     task::LocalSet,
@@ -60,10 +56,6 @@ pub struct Edge {
     pub keys: ArcSwap<KeyRing>,
     /// The secrets of the keys' digests; replaced whole when they are read again.
     pub peppers: ArcSwap<Peppers>,
-    /// Request rates of sources.
-    pub sources: Table,
-    /// Request rate of all clients together.
-    pub everyone: Set,
     /// The way to the verdict writer.
     pub orders: SyncSender<Order>,
     /// What is counted.
@@ -79,7 +71,7 @@ pub struct Plan {
     /// Bounds of a request's head, as `edge-policy` wants them.
     pub head: head::Bounds,
     /// Request rates.
-    pub limits: Limits,
+    pub limits: Rules,
     /// Where requests go and who may send them there.
     pub routes: Routes,
     /// Where they go, by the names in `routes`.

@@ -1,21 +1,16 @@
 //! The path of a request, top to bottom: each line settles it or hands it on.
 
-use std::rc::Rc;
+use std::{mem, rc::Rc};
 
 use edge_common::{Blame, Reason};
 use edge_identity::{access, principal::Principal};
-use edge_policy::{
-    denied::Denied,
-    head,
-    limit::{self, Standing},
-    shield,
-    target::Target,
-};
+use edge_policy::{denied::Denied, head, limit::Admission, shield, target::Target};
 use http::{HeaderMap, HeaderValue, Request, Response, Uri, header, request::Parts};
 
 use super::{
     Plan, Worker, answer,
     body::{Answer, Ending, Upload, UploadState},
+    charge::charge,
     front::Visitor,
     identify,
     incoming::Incoming,
@@ -31,8 +26,8 @@ pub(crate) struct Trace {
     method: String,
     path: String,
     pub(crate) principal: Option<Principal>,
-    /// The tightest of the limits it was charged to.
-    pub(crate) standing: Option<Standing>,
+    /// What the limits it was charged to say of it.
+    pub(crate) admission: Admission,
 }
 
 /// Answers a request. Whatever happens, the answer is counted once, by its [`Ending`].
@@ -48,7 +43,7 @@ pub(crate) async fn answer(
         method: request.method().to_string(),
         path: cut(request.uri().path()).to_owned(),
         principal: None,
-        standing: None,
+        admission: Admission::default(),
     };
     let (head, body) = request.into_parts();
     let mut body = Some(body);
@@ -59,6 +54,7 @@ pub(crate) async fn answer(
             settle(&worker, &visitor, in_flight, &mut trace, head, &mut body).await
         }
     };
+    ending.held = mem::take(&mut trace.admission.held);
     ending.clock.turn(WaitsFor::Client);
     Ok(match outcome {
         Ok(Outcome::Passed(response, lease, upload)) => {
@@ -94,13 +90,13 @@ async fn settle(
     mut head: Parts,
     body: &mut Option<Incoming>,
 ) -> Result<Outcome, Denied> {
-    let (edge, view, now_ns) = (&worker.edge, worker.view(), clock::boot_ns());
+    let (view, now) = (worker.view(), clock::now());
     let plan = &view.plan;
     if in_flight > plan.bounds.requests_max {
         return Err(Reason::Overload.into());
     }
     let client = edge_common::Source::from(visitor.address).client(plan.client);
-    trace.standing = limit::admit_source(&edge.sources, &client, plan.limits.source, now_ns)?;
+    let early = plan.limits.admit_source(client, now)?;
 
     let host = head::check(&head.method, &head.uri, head.version, &head.headers, &plan.head)?;
     let target = Target::parse(path_and_query(&head.uri), plan.bounds.uri_bytes_max)?;
@@ -112,11 +108,8 @@ async fn settle(
     trace.principal = identity.principal;
     access::authorize(route, trace.principal.as_ref())?;
 
-    if let Some(key) = trace.principal.as_ref().and_then(Principal::key) {
-        let standing = limit::admit_key(&key.usage, plan.limits.key, now_ns)?;
-        trace.standing = Standing::tighter(trace.standing, standing);
-    }
-    limit::admit_global(&edge.everyone, plan.limits.global, now_ns)?;
+    let (who, asked) = (trace.principal.as_ref(), (&head, &*host.name));
+    trace.admission = charge(plan, (visitor, client), who, route, asked, (early, now)).await?;
 
     let body_max = plan.bounds.body_bytes_max;
     if declared_length(&head.headers).is_some_and(|length| length > body_max) {
@@ -180,6 +173,7 @@ fn report(worker: &Worker, visitor: &Visitor, denied: &Denied, trace: &Trace) {
         method: trace.method.clone(),
         path: trace.path.clone(),
         principal: trace.principal.as_ref().map(|who| who.id().to_owned()),
+        limit: denied.hit.as_ref().map(|hit| hit.limit.to_string()),
     });
 }
 

@@ -242,6 +242,7 @@ fn broken_off(worker: &Worker, visitor: &Visitor, error: &hyper::Error) {
             method: String::new(),
             path: String::new(),
             principal: None,
+            limit: None,
         });
     } else if error.is_parse() || is_http2_misuse(error) {
         worker.refuse_connection(address, Reason::MalformedRequest);

@@ -357,8 +357,7 @@ impl Writer {
     }
 
     fn publish_keys(&self) {
-        let previous = self.edge.keys.load();
-        let ring = KeyRing::new(self.keys.values().cloned(), Some(&previous));
+        let ring = KeyRing::new(self.keys.values().cloned());
         self.edge.keys.store(Arc::new(ring));
     }
 }

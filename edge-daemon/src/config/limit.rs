@@ -1,0 +1,358 @@
+//! Reads `[limits]` and `[[limit]]`: how many requests, whose, and how they are counted.
+
+use edge_common::Reason;
+use edge_policy::{
+    limit::{
+        Only, Part, Spec,
+        meter::{Bucket, COUNT_MAX, Meter, SLIDING_MAX, Window},
+    },
+    rate,
+};
+use http::HeaderName;
+use toml::de::DeTable;
+
+use super::{
+    reader::{Item, Notes, Table},
+    route,
+    sections::some_of,
+    settings::{Route, Settings},
+    whole,
+};
+
+/// Every limit, in the order in which requests are charged: those of all clients together come last,
+/// so that they are charged only by those who may.
+pub(super) fn limits(document: &Table<'_>) -> Vec<Spec> {
+    let own = document.tables("limit", limit);
+    let [source, key, global] = document.table("limits", usual);
+    let (all, some): (Vec<_>, Vec<_>) = own.into_iter().partition(|spec| spec.by.is_empty());
+    [source, key].into_iter().chain(some).chain(all).chain([global]).collect()
+}
+
+/// The limits that every edge has, each a token bucket.
+fn usual(table: &Table<'_>) -> [Spec; 3] {
+    let room = table.or("keys_max", KEYS_MAX, keys_max);
+    let rule = |key: &'static str, by: &[Part], usual: (u64, u64, u64), reason| {
+        let (count, period_s, burst) = usual;
+        let usual = Bucket::new(count, period_s * SECOND_NS, burst).map(Meter::TokenBucket);
+        Spec {
+            name: key.into(),
+            by: by.to_vec(),
+            only: Only::default(),
+            meter: table.or(key, usual, simple),
+            tiers: Vec::new(),
+            keys_max: if by.is_empty() { 1 } else { room },
+            shadow: false,
+            persist: false,
+            reason,
+        }
+    };
+    [
+        rule("per_source", &[Part::Source], (600, 60, 100), Reason::SourceRate),
+        rule("per_key", &[Part::Key], (6_000, 60, 500), Reason::KeyRate),
+        rule("global", &[], (10_000, 1, 20_000), Reason::GlobalRate),
+    ]
+}
+
+/// "600/m", "off", or `{ rate = "600/m", burst = 100 }`.
+fn simple(item: &Item<'_>) -> Option<Option<Meter>> {
+    if item.is_text() {
+        return number(item, Algorithm::TokenBucket, None);
+    }
+    let read = item.inline(|table| {
+        let burst = table.or("burst", None, |item| item.number(1, COUNT_MAX).map(Some));
+        table.need("rate", "\"600/m\"", None, |item| {
+            number(item, Algorithm::TokenBucket, burst).map(Some)
+        })
+    });
+    read.unwrap_or_else(|| {
+        item.wrong_kind("a rate: \"600/m\", or { rate = \"600/m\", burst = 100 }")
+    })
+}
+
+/// One limit of the operator's.
+fn limit(table: &Table<'_>) -> Spec {
+    let name = table.need("name", "\"search\"", String::new(), |item| {
+        item.word(64, "letters, digits and '-_.'", |c| {
+            c.is_ascii_alphanumeric() || "-_.".contains(c)
+        })
+    });
+    let by = table.need("by", "[\"source\"]", vec![Part::Source], |item| {
+        item.list("an array of what is counted together: [\"user\", \"route\"]", part)
+    });
+    let algorithm = table.or("algorithm", Algorithm::TokenBucket, |item| item.choice(&ALGORITHMS));
+    let burst = match algorithm {
+        Algorithm::TokenBucket => "burst",
+        Algorithm::LeakyBucket => "queue",
+        _ => "",
+    };
+    let burst = match burst {
+        "" => None,
+        key => table.or(key, None, |item| item.number(1, COUNT_MAX).map(Some)),
+    };
+    let rate = if algorithm == Algorithm::Concurrent { "max" } else { "rate" };
+    let example = if algorithm == Algorithm::Concurrent { "10" } else { "\"600/m\"" };
+    let meter = table.need(rate, example, None, |item| number(item, algorithm, burst));
+    let tiers = table.or("tiers", Vec::new(), |item| {
+        item.each("a table of rates: { pro = \"10000/d\", enterprise = \"off\" }", |tier, item| {
+            Some((tier.to_owned(), number(item, algorithm, burst)?))
+        })
+    });
+    let is_quota = |meter: &Meter| match meter {
+        Meter::FixedWindow { window: Window::Month, .. } => true,
+        Meter::FixedWindow { window: Window::Ns(ns), .. } => *ns >= 24 * 3_600 * SECOND_NS,
+        _ => false,
+    };
+    let meters = || meter.iter().chain(tiers.iter().filter_map(|(_, meter)| meter.as_ref()));
+    let lasts = meters().any(is_quota);
+    let persist = table.or("persist", lasts, |item| match (item.flag()?, algorithm) {
+        (true, Algorithm::FixedWindow) => Some(true),
+        (true, _) => item.wrong("only a fixed window outlives a restart", "persist = false"),
+        (false, _) => Some(false),
+    });
+    let keys_max =
+        table.or("keys_max", KEYS_MAX, keys_max).min(if by.is_empty() { 1 } else { usize::MAX });
+    let reason = if by.is_empty() { Reason::GlobalRate } else { Reason::RequestLimit };
+    Spec {
+        name: name.into(),
+        only: Only {
+            routes: table.or("routes", Vec::new(), |item| {
+                some_of(item, "an array of routes' paths: [\"/search\"]", |item| {
+                    item.text("a route's path: \"/search\"").map(str::to_owned)
+                })
+            }),
+            methods: table.or("methods", Vec::new(), |item| {
+                some_of(item, "an array of methods: [\"POST\"]", route::method)
+            }),
+        },
+        shadow: table.or("shadow", false, Item::flag),
+        by,
+        meter,
+        tiers,
+        keys_max,
+        persist,
+        reason,
+    }
+}
+
+/// What no single key can tell: names that clash, rules that speak of nothing.
+pub(super) fn check(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'_>) {
+    let own = |spec: &&Spec| !USUAL.contains(&&*spec.name);
+    let tables = document.get("limit").and_then(|tables| tables.get_ref().as_array());
+    let named = |n: usize| whole::place_nth(document, "limit", n, "name");
+    let mut names = USUAL.map(str::to_owned).to_vec();
+    for n in 0..tables.map_or(0, |tables| tables.len()) {
+        let name =
+            tables.and_then(|tables| tables.get(n)?.get_ref().get("name")?.get_ref().as_str());
+        let Some(name) = name else { continue };
+        if names.iter().any(|other| other == name) {
+            notes.wrong(named(n), format!("two limits are called '{name}'"), "rename one");
+        }
+        names.push(name.to_owned());
+        let Some(spec) = settings.limits.iter().filter(own).find(|spec| &*spec.name == name) else {
+            continue;
+        };
+        for path in &spec.only.routes {
+            let is_known = settings.routes.iter().any(|route| route.path == *path);
+            if !is_known && notes.is_clean() {
+                let help = "a limit names routes by their paths, as they are written there";
+                let span = whole::place_nth(document, "limit", n, "routes");
+                notes.wrong(span, format!("no route has the path '{path}'"), help);
+            }
+        }
+        let covered =
+            |route: &&Route| spec.only.routes.is_empty() || spec.only.routes.contains(&route.path);
+        let mut methods = settings.routes.iter().filter(covered).flat_map(|route| &route.methods);
+        if !spec.only.methods.is_empty() && !methods.any(|m| spec.only.methods.contains(m)) {
+            let span = whole::place_nth(document, "limit", n, "methods");
+            notes.doubt(span, format!("'{name}' speaks of no request"), "no route takes these");
+        }
+        if spec.meter.is_none() && spec.tiers.iter().all(|(_, meter)| meter.is_none()) {
+            notes.doubt(named(n), format!("'{name}' admits everything"), "leave it out");
+        }
+    }
+}
+
+/// The names of the limits under `[limits]`.
+const USUAL: [&str; 3] = ["per_source", "per_key", "global"];
+
+/// How a limit counts, in the configuration's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Algorithm {
+    FixedWindow,
+    SlidingWindow,
+    TokenBucket,
+    LeakyBucket,
+    Concurrent,
+}
+
+const ALGORITHMS: [(&str, Algorithm); 5] = [
+    ("token_bucket", Algorithm::TokenBucket),
+    ("leaky_bucket", Algorithm::LeakyBucket),
+    ("fixed_window", Algorithm::FixedWindow),
+    ("sliding_window", Algorithm::SlidingWindow),
+    ("concurrent", Algorithm::Concurrent),
+];
+
+/// The number of a limit; "off" admits all. `burst` is by default the rate's own count.
+#[expect(clippy::option_option, reason = "a mistake, no limit, or a limit")]
+fn number(item: &Item<'_>, algorithm: Algorithm, burst: Option<u64>) -> Option<Option<Meter>> {
+    if algorithm == Algorithm::Concurrent && item.is_number() {
+        let limit = item.number(1, COUNT_MAX)?;
+        return Some(Some(Meter::Concurrent { limit }));
+    }
+    let written = item.text("a rate: \"600/m\"")?;
+    if written == "off" {
+        return Some(None);
+    }
+    if algorithm == Algorithm::Concurrent {
+        return item.wrong_kind("a number of requests at once: 10, or \"off\"");
+    }
+    let (count, window) = match rate::window(written) {
+        Ok(read) => read,
+        Err(fault) => return item.wrong(format!("'{written}' {fault}"), RATES),
+    };
+    let meter = match (algorithm, window) {
+        (Algorithm::FixedWindow, window) if count <= COUNT_MAX => {
+            Some(Meter::FixedWindow { limit: count, window })
+        }
+        (Algorithm::SlidingWindow, Window::Ns(window_ns)) if count <= SLIDING_MAX => {
+            Some(Meter::SlidingWindow { limit: count, window_ns })
+        }
+        (Algorithm::TokenBucket | Algorithm::LeakyBucket, Window::Ns(period_ns)) => {
+            let bucket = Bucket::new(count, period_ns, burst.unwrap_or(count));
+            bucket.map(if algorithm == Algorithm::TokenBucket {
+                Meter::TokenBucket
+            } else {
+                Meter::LeakyBucket
+            })
+        }
+        _ => None,
+    };
+    match (meter, window) {
+        (Some(meter), _) => Some(Some(meter)),
+        (None, Window::Month) => {
+            item.wrong("only a fixed window knows months", "algorithm = \"fixed_window\"")
+        }
+        (None, Window::Ns(_)) => item.wrong(
+            format!("'{written}' is beyond what is counted"),
+            "at most one a nanosecond, and a burst within 400 days",
+        ),
+    }
+}
+
+fn part(item: &Item<'_>) -> Option<Part> {
+    let written = item.text(PARTS)?;
+    let named = |name: &str, what: &str| {
+        let fault = format!("'{written}' names no {what}");
+        if name.is_empty() { item.wrong(fault, PARTS) } else { Some(name.to_owned()) }
+    };
+    match written.split_once(':') {
+        Some(("header", name)) => match HeaderName::try_from(name) {
+            Ok(name) => Some(Part::Header(name)),
+            Err(_) => item.wrong(format!("'{name}' is no header's name"), "\"header:x-tenant\""),
+        },
+        Some(("claim", name)) => named(name, "claim").map(Part::Claim),
+        Some(_) => item.wrong(format!("nothing is counted by '{written}'"), PARTS),
+        None => item.choice(&PLAIN_PARTS).cloned(),
+    }
+}
+
+fn keys_max(item: &Item<'_>) -> Option<usize> {
+    item.number(1, 1 << 26).and_then(|number| usize::try_from(number).ok())
+}
+
+/// The parts that need no name, in the configuration's words.
+const PLAIN_PARTS: [(&str, &Part); 8] = [
+    ("source", &Part::Source),
+    ("user", &Part::User),
+    ("key", &Part::Key),
+    ("tier", &Part::Tier),
+    ("route", &Part::Route),
+    ("method", &Part::Method),
+    ("host", &Part::Host),
+    ("ja4", &Part::Ja4),
+];
+const RATES: &str = "\"600/m\", \"100/15m\", \"10000/d\", \"100000/month\", or \"off\"";
+const PARTS: &str = "source, user, key, tier, route, method, host, ja4, header:NAME or claim:NAME";
+/// Keys of a limit that are told apart: 16 bytes each, and an eighth more.
+const KEYS_MAX: usize = 262_144;
+const SECOND_NS: u64 = 1_000_000_000;
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::parse;
+
+    const MINIMAL: &str = include_str!("../../../config/minimal.toml");
+
+    /// A limit with these lines, besides a name and what it counts by.
+    fn limit(lines: &str) -> Result<(Spec, String), String> {
+        let text = format!("{MINIMAL}\n[[limit]]\nname = \"a\"\nby = [\"source\"]\n{lines}\n");
+        let read =
+            parse(Path::new("edged.toml"), &text).map_err(|mistakes| mistakes.to_string())?;
+        let spec = read.0.limits.into_iter().find(|spec| &*spec.name == "a");
+        Ok((spec.expect("it is there"), read.1.to_string()))
+    }
+
+    #[test]
+    fn each_algorithm_has_its_numbers() {
+        let meter = |lines: &str| limit(lines).unwrap().0.meter;
+        let bucket = |size| Bucket::new(5, SECOND_NS, size).unwrap();
+        assert_eq!(meter("rate = \"5/s\""), Some(Meter::TokenBucket(bucket(5))));
+        assert_eq!(meter("rate = \"5/s\"\nburst = 9"), Some(Meter::TokenBucket(bucket(9))));
+        let leaky = "algorithm = \"leaky_bucket\"\nrate = \"5/s\"\nqueue = 9";
+        assert_eq!(meter(leaky), Some(Meter::LeakyBucket(bucket(9))));
+        let window_ns = 900 * SECOND_NS;
+        let sliding = "algorithm = \"sliding_window\"\nrate = \"5/15m\"";
+        assert_eq!(meter(sliding), Some(Meter::SlidingWindow { limit: 5, window_ns }));
+        let fixed = "algorithm = \"fixed_window\"\nrate = \"5/month\"";
+        assert_eq!(meter(fixed), Some(Meter::FixedWindow { limit: 5, window: Window::Month }));
+        let concurrent = "algorithm = \"concurrent\"\nmax = 5\ntiers = { a = 9, b = \"off\" }";
+        let read = limit(concurrent).unwrap().0;
+        assert_eq!(read.meter, Some(Meter::Concurrent { limit: 5 }));
+        let nine = Some(Meter::Concurrent { limit: 9 });
+        assert_eq!(read.tiers, [("a".to_owned(), nine), ("b".to_owned(), None)]);
+    }
+
+    #[test]
+    fn a_quota_of_a_day_outlives_a_restart_unless_it_shall_not() {
+        let persists = |lines: &str| {
+            limit(&format!("algorithm = \"fixed_window\"\n{lines}")).unwrap().0.persist
+        };
+        assert!(persists("rate = \"5/d\"") && persists("rate = \"5/m\"\npersist = true"));
+        assert!(!persists("rate = \"5/h\"") && !persists("rate = \"5/d\"\npersist = false"));
+    }
+
+    #[test]
+    fn what_cannot_be_kept_is_refused() {
+        for (lines, what) in [
+            ("", "missing key 'rate'"),
+            ("rate = \"5\"", "is not a rate"),
+            ("rate = \"5/month\"", "only a fixed window knows months"),
+            ("rate = \"5/s\"\nqueue = 9", "unknown key 'queue'"),
+            ("rate = \"5000000000/s\"", "beyond what is counted"),
+            ("rate = \"5/s\"\npersist = true", "only a fixed window outlives"),
+            ("algorithm = \"concurrent\"\nmax = \"5/s\"", "'max' is a string"),
+            ("algorithm = \"concurrent\"\nrate = \"5/s\"", "missing key 'max'"),
+            ("rate = \"5/s\"\nroutes = [\"/nowhere\"]", "no route has the path '/nowhere'"),
+            ("rate = \"5/s\"\ntiers = { a = \"x\" }", "'x' is not a rate"),
+        ] {
+            let mistakes = limit(lines).expect_err(lines);
+            assert!(mistakes.contains(what), "{lines}: {mistakes}");
+        }
+        let twice = "rate = \"5/s\"\n[[limit]]\nname = \"a\"\nby = []\nrate = \"5/s\"";
+        assert!(limit(twice).unwrap_err().contains("two limits are called 'a'"));
+        let usual = "rate = \"5/s\"\n[[limit]]\nname = \"global\"\nby = []\nrate = \"5/s\"";
+        assert!(limit(usual).unwrap_err().contains("two limits are called 'global'"));
+        for by in ["nobody", "header:", "header:a b", "claim:", "x:y"] {
+            let lines =
+                format!("rate = \"1/s\"\n[[limit]]\nname = \"b\"\nby = [\"{by}\"]\nrate = \"1/s\"");
+            assert!(limit(&lines).is_err(), "{by}");
+        }
+        assert!(limit("rate = \"off\"").unwrap().1.contains("admits everything"));
+        let never = limit("rate = \"5/s\"\nmethods = [\"OPTIONS\"]").unwrap().1;
+        assert!(never.contains("speaks of no request"), "{never}");
+    }
+}

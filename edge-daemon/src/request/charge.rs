@@ -1,0 +1,49 @@
+//! What a request is charged to: the limits' view of it.
+
+use std::time::Duration;
+
+use edge_common::Source;
+use edge_identity::principal::{Claim, Principal};
+use edge_policy::{
+    denied::Denied,
+    ja4::Ja4,
+    limit::{Admission, Caller, Facts, meter::Now},
+    route::Route,
+};
+use http::request::Parts;
+
+use super::{Plan, front::Visitor};
+
+/// Charges a request, of which all is known, to every limit that asks for more than its source, and
+/// waits for its turn where one makes it queue. `early` is what the others have said.
+pub(super) async fn charge(
+    plan: &Plan,
+    (visitor, client): (&Visitor, Source),
+    principal: Option<&Principal>,
+    route: &Route,
+    (head, host): (&Parts, &str),
+    (early, now): (Admission, Now),
+) -> Result<Admission, Denied> {
+    let claim = |name: &str| principal?.claim(name).map(Claim::to_string);
+    let caller = principal.map(|who| Caller {
+        user: [who.method().name(), who.id()],
+        key: who.key().map(|key| key.record.id.as_str()),
+        tier: who.tier(),
+        claim: &claim,
+    });
+    let facts = Facts {
+        source: client,
+        caller,
+        route: &route.path,
+        method: &head.method,
+        host,
+        header: &|name| head.headers.get(name).map(http::HeaderValue::as_bytes),
+        ja4: visitor.tls.as_ref().and_then(|tls| tls.ja4.as_ref()).map(Ja4::as_str),
+        cost: route.cost,
+    };
+    let admission = early.and(plan.limits.admit(&facts, now)?);
+    if admission.delay_ns > 0 {
+        tokio::time::sleep(Duration::from_nanos(admission.delay_ns)).await;
+    }
+    Ok(admission)
+}

@@ -1,0 +1,64 @@
+//! The Gregorian calendar in days since 1970, by arithmetic alone.
+//!
+//! Counted in eras of 400 years that begin on 1 March, so that the leap day is the last of its
+//! year (the method of Howard Hinnant's `days_from_civil` and its inverse).
+
+/// A day since 1970 as year, month and day of the month.
+#[must_use]
+pub const fn civil(days: u64) -> (u64, u64, u64) {
+    let shifted = days + EPOCH;
+    let (era, of_era) = (shifted / ERA, shifted % ERA);
+    let year = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let from_march = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * from_march + 2) / 5 + 1;
+    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
+    (era * 400 + year + (month <= 2) as u64, month, day)
+}
+
+/// The day since 1970 of a date, which must not be earlier.
+#[must_use]
+pub const fn days(year: u64, month: u64, day: u64) -> u64 {
+    let year = year - (month <= 2) as u64;
+    let (era, of_era) = (year / 400, year % 400);
+    let from_march = if month > 2 { month - 3 } else { month + 9 };
+    let of_year = (153 * from_march + 2) / 5 + day - 1;
+    era * ERA + of_era * 365 + of_era / 4 - of_era / 100 + of_year - EPOCH
+}
+
+/// The first day of the month that a day lies in, and of the next one.
+#[must_use]
+pub const fn month(day: u64) -> (u64, u64) {
+    let (year, month, _) = civil(day);
+    let next = if month == 12 { days(year + 1, 1, 1) } else { days(year, month + 1, 1) };
+    (days(year, month, 1), next)
+}
+
+/// Days in an era.
+const ERA: u64 = 146_097;
+/// Days from 1 March of the year 0 to 1970.
+const EPOCH: u64 = 719_468;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_day_of_four_centuries_is_itself() {
+        const LENGTHS: [u64; 12] = [31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+        let mut first = 0;
+        for year in 1970..2410_u64 {
+            let leap = year % 4 == 0 && year % 100 != 0 || year % 400 == 0;
+            for (index, length) in LENGTHS.into_iter().enumerate() {
+                let length = length + u64::from(leap && index == 1);
+                for of_month in 0..length {
+                    let date = (year, index as u64 + 1, of_month + 1);
+                    assert_eq!(civil(first + of_month), date);
+                    assert_eq!(days(date.0, date.1, date.2), first + of_month);
+                    assert_eq!(month(first + of_month), (first, first + length));
+                }
+                first += length;
+            }
+        }
+    }
+}

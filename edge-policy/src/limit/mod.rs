@@ -1,0 +1,365 @@
+//! Request limits: rules that say whose requests are counted together, how, and how many may pass.
+//!
+//! `meter` has the algorithms, `table` the keys of a rule, `standing` what the client is told.
+
+pub mod meter;
+pub mod standing;
+pub mod table;
+
+use std::hash::Hasher;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use edge_common::{Reason, Source};
+use http::Method;
+use http::header::HeaderName;
+use siphasher::sip::SipHasher13;
+
+pub use self::standing::{Standing, retry_after_s};
+use self::{
+    meter::{Meter, Now},
+    standing::Left,
+    table::{Admitted, Hold, Refused, Table},
+};
+use crate::denied::{Denied, Hit};
+
+/// A limit, as configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spec {
+    /// What operators call it.
+    pub name: Arc<str>,
+    /// Whose requests are counted together: those that agree in all of this. Empty: everybody's.
+    pub by: Vec<Part>,
+    /// Which requests it speaks of.
+    pub only: Only,
+    /// How they are counted; `None` admits all.
+    pub meter: Option<Meter>,
+    /// How those of a caller of some tier are counted instead.
+    pub tiers: Vec<(String, Option<Meter>)>,
+    /// Keys that are told apart.
+    pub keys_max: usize,
+    /// Whether it only counts what it would have refused.
+    pub shadow: bool,
+    /// Whether what was used up outlives a restart.
+    pub persist: bool,
+    /// What its refusals are counted as.
+    pub reason: Reason,
+}
+
+/// A part of what a rule counts by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The client's address, or its prefix.
+    Source,
+    /// Who the caller is, however that was proven. Such a rule speaks of known callers alone.
+    User,
+    /// The API key. Such a rule speaks of its holders alone.
+    Key,
+    /// The caller's tier.
+    Tier,
+    /// A claim of the caller; those without it are counted together.
+    Claim(String),
+    /// The route.
+    Route,
+    /// The method.
+    Method,
+    /// The host.
+    Host,
+    /// A header; requests without it are counted together.
+    Header(HeaderName),
+    /// The fingerprint of the TLS client.
+    Ja4,
+}
+
+/// Which requests a rule speaks of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Only {
+    /// Routes, by their paths; empty is all.
+    pub routes: Vec<String>,
+    /// Methods; empty is all.
+    pub methods: Vec<Method>,
+}
+
+/// What is known of a request when it is charged.
+pub struct Facts<'a> {
+    /// The client, as wide as clients are told apart.
+    pub source: Source,
+    /// Who it is, if that is known.
+    pub caller: Option<Caller<'a>>,
+    /// The path of its route, without a slash at its end.
+    pub route: &'a str,
+    /// Its method.
+    pub method: &'a Method,
+    /// The host that it asks for.
+    pub host: &'a str,
+    /// Its headers.
+    pub header: &'a dyn Fn(&HeaderName) -> Option<&'a [u8]>,
+    /// The fingerprint of its TLS client.
+    pub ja4: Option<&'a str>,
+    /// What it costs.
+    pub cost: u64,
+}
+
+/// Who sends a request.
+#[derive(Clone, Copy)]
+pub struct Caller<'a> {
+    /// How it was proved who it is, and who: together a name that no other caller has.
+    pub user: [&'a str; 2],
+    /// The public id of its API key.
+    pub key: Option<&'a str>,
+    /// Its tier.
+    pub tier: Option<&'a str>,
+    /// What is claimed of it.
+    pub claim: &'a dyn Fn(&str) -> Option<String>,
+}
+
+/// A rule in force: what it says, and what it has counted.
+#[derive(Debug)]
+pub struct Rule {
+    /// What it says.
+    pub spec: Spec,
+    state: Arc<State>,
+}
+
+/// What a rule has counted; outlives a change of its numbers.
+#[derive(Debug)]
+pub struct State {
+    /// Its keys.
+    pub table: Table,
+    /// The secret that leads a key to its place.
+    pub secret: [u8; 16],
+    /// Requests that it refused.
+    pub refused: AtomicU64,
+    /// Requests that it would have refused.
+    pub would_refuse: AtomicU64,
+}
+
+/// What rules admitted.
+#[derive(Debug, Default)]
+pub struct Admission {
+    /// The tightest of the limits that it was charged to.
+    pub standing: Option<Standing>,
+    /// How long it has to wait for its turn.
+    pub delay_ns: u64,
+    /// What it holds until it ends.
+    pub held: Vec<Held>,
+}
+
+/// A place among the requests in flight, given back when it is dropped.
+#[derive(Debug)]
+pub struct Held {
+    state: Arc<State>,
+    meter: Meter,
+    hold: Hold,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.state.table.release(&self.meter, self.hold);
+    }
+}
+
+impl Admission {
+    /// Both together.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.standing = Standing::tighter(self.standing, other.standing);
+        self.delay_ns = self.delay_ns.max(other.delay_ns);
+        self.held.extend(other.held);
+        self
+    }
+}
+
+impl Spec {
+    /// Whether nothing but the client's address has to be known. Such a rule is asked before the
+    /// request is read, so that nonsense and guessing are slowed as well.
+    #[must_use]
+    pub fn is_early(&self) -> bool {
+        self.by == [Part::Source] && self.only == Only::default() && self.tiers.is_empty()
+    }
+
+    /// Whether what was counted by the one means the same to the other.
+    fn counts_like(&self, other: &Self) -> bool {
+        use std::mem::discriminant;
+        let kind = |spec: &Self| {
+            let window = spec.meter.and_then(|meter| match meter {
+                Meter::FixedWindow { .. } | Meter::SlidingWindow { .. } => meter.window_s(),
+                _ => None,
+            });
+            (spec.meter.as_ref().map(discriminant), window)
+        };
+        (&self.by, self.keys_max, kind(self)) == (&other.by, other.keys_max, kind(other))
+    }
+
+    /// How requests of this tier are counted.
+    fn meter(&self, tier: Option<&str>) -> Option<&Meter> {
+        let own = tier.and_then(|tier| self.tiers.iter().find(|(name, _)| name == tier));
+        own.map_or(self.meter.as_ref(), |(_, meter)| meter.as_ref())
+    }
+}
+
+impl Only {
+    fn covers(&self, facts: &Facts<'_>) -> bool {
+        (self.routes.is_empty()
+            || self.routes.iter().any(|r| r.trim_end_matches('/') == facts.route))
+            && (self.methods.is_empty() || self.methods.contains(facts.method))
+    }
+}
+
+impl Rule {
+    /// A rule that begins anew, or where the `former` one of its name was.
+    #[must_use]
+    pub fn new(spec: Spec, former: Option<&Self>, secret: [u8; 16]) -> Self {
+        let kept = former.filter(|former| former.spec.counts_like(&spec));
+        let anew = || State {
+            table: Table::new(spec.keys_max),
+            secret,
+            refused: AtomicU64::new(0),
+            would_refuse: AtomicU64::new(0),
+        };
+        let state = kept.map_or_else(|| Arc::new(anew()), |former| Arc::clone(&former.state));
+        Self { spec, state }
+    }
+
+    /// What it has counted.
+    #[must_use]
+    pub fn state(&self) -> &Arc<State> {
+        &self.state
+    }
+
+    /// Charges a request, if the rule speaks of it.
+    fn charge(&self, facts: &Facts<'_>, now: Now) -> Result<Admission, Denied> {
+        let tier = facts.caller.and_then(|caller| caller.tier);
+        let speaks = facts.cost > 0 && self.spec.only.covers(facts);
+        let Some(meter) = self.spec.meter(tier).filter(|_| speaks) else {
+            return Ok(Admission::default());
+        };
+        let Some(hash) = self.hash(facts) else { return Ok(Admission::default()) };
+        let standing = |left: Left| Standing { left, window_s: meter.window_s() };
+        match self.state.table.charge(meter, hash, facts.cost, now) {
+            Ok(Admitted { left, delay_ns, hold }) => {
+                let hold = meter.is_concurrent().then_some(hold);
+                let state = || Arc::clone(&self.state);
+                let held = hold.map(|hold| Held { state: state(), meter: *meter, hold });
+                let held = held.into_iter().collect();
+                Ok(if self.spec.shadow {
+                    Admission { held, ..Admission::default() }
+                } else {
+                    Admission { standing: Some(standing(left)), delay_ns, held }
+                })
+            }
+            Err(_) if self.spec.shadow => {
+                self.state.would_refuse.fetch_add(1, Relaxed);
+                Ok(Admission::default())
+            }
+            Err(Refused { left, wait_ns }) => {
+                self.state.refused.fetch_add(1, Relaxed);
+                let limit = Arc::clone(&self.spec.name);
+                let hit = Some(Box::new(Hit { limit, standing: standing(left) }));
+                Err(Denied { wait_ns, hit, ..Denied::new(self.spec.reason) })
+            }
+        }
+    }
+
+    /// Where a request's key leads; `None` if the rule does not speak of such a caller.
+    fn hash(&self, facts: &Facts<'_>) -> Option<u64> {
+        let mut hash = SipHasher13::new_with_key(&self.state.secret);
+        // A length before each part, so that no two lists of parts run together.
+        let mut write = |part: Option<&[u8]>| {
+            hash.write_u64(part.map_or(u64::MAX, |part| part.len() as u64));
+            hash.write(part.unwrap_or_default());
+        };
+        for part in &self.spec.by {
+            match part {
+                Part::Source => {
+                    let (high, low) = (facts.source.high(), facts.source.low());
+                    write(Some(&(u128::from(high) << 64 | u128::from(low)).to_ne_bytes()));
+                }
+                Part::User => facts.caller?.user.iter().for_each(|p| write(Some(p.as_bytes()))),
+                Part::Key => write(Some(facts.caller?.key?.as_bytes())),
+                Part::Tier => write(facts.caller.and_then(|c| c.tier).map(str::as_bytes)),
+                Part::Claim(name) => {
+                    let claim = facts.caller.and_then(|caller| (caller.claim)(name));
+                    write(claim.as_deref().map(str::as_bytes));
+                }
+                Part::Route => write(Some(facts.route.as_bytes())),
+                Part::Method => write(Some(facts.method.as_str().as_bytes())),
+                Part::Host => write(Some(facts.host.as_bytes())),
+                Part::Header(name) => write((facts.header)(name)),
+                Part::Ja4 => write(facts.ja4.map(str::as_bytes)),
+            }
+        }
+        Some(hash.finish())
+    }
+}
+
+/// All rules in force.
+#[derive(Debug, Default)]
+pub struct Rules {
+    early: Vec<Rule>,
+    late: Vec<Rule>,
+}
+
+impl FromIterator<Rule> for Rules {
+    fn from_iter<I: IntoIterator<Item = Rule>>(rules: I) -> Self {
+        let (early, late) = rules.into_iter().partition(|rule| rule.spec.is_early());
+        Self { early, late }
+    }
+}
+
+impl Rules {
+    /// Charges a request of which nothing but its source is known to the rules that ask for no more.
+    ///
+    /// # Errors
+    /// If a rule refuses.
+    pub fn admit_source(&self, source: Source, now: Now) -> Result<Admission, Denied> {
+        let facts = Facts {
+            source,
+            caller: None,
+            route: "",
+            method: &Method::GET,
+            host: "",
+            header: &|_| None,
+            ja4: None,
+            cost: 1,
+        };
+        admit(&self.early, &facts, now)
+    }
+
+    /// Charges a request to all other rules.
+    ///
+    /// # Errors
+    /// If a rule refuses; what the others in flight held is given back.
+    pub fn admit(&self, facts: &Facts<'_>, now: Now) -> Result<Admission, Denied> {
+        admit(&self.late, facts, now)
+    }
+
+    /// Every rule.
+    pub fn iter(&self) -> impl Iterator<Item = &Rule> {
+        self.early.iter().chain(&self.late)
+    }
+
+    /// The rule of a name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Rule> {
+        self.iter().find(|rule| &*rule.spec.name == name)
+    }
+}
+
+/// Charges a request to each rule that speaks of it, in their order, until one refuses.
+///
+/// # Errors
+/// If a rule refuses; what the others in flight held is given back.
+fn admit<'a>(
+    rules: impl IntoIterator<Item = &'a Rule>,
+    facts: &Facts<'_>,
+    now: Now,
+) -> Result<Admission, Denied> {
+    rules.into_iter().try_fold(Admission::default(), |admission, rule| {
+        Ok(admission.and(rule.charge(facts, now)?))
+    })
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

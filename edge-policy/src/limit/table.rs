@@ -1,0 +1,334 @@
+//! The keys of one rule: fixed memory, however many come, and exact from any number of cores.
+//!
+//! A table of sets of cells. A cell is one 128-bit word, the key's mark above its state, so that
+//! one compare-and-swap charges a key exactly and no lock is held. A new key takes the place of the
+//! idlest of its set, and never of one that is at its limit: where all are, the newcomers of that
+//! set share one cell, hence one limit, until somebody has become idle.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use portable_atomic::{AtomicU128, Ordering};
+
+use super::{
+    meter::{FULL, Meter, Now, Outcome, STATE_BITS},
+    standing::Left,
+};
+
+/// Where the keys of one rule are kept.
+#[derive(Debug)]
+pub struct Table {
+    sets: Box<[Set]>,
+    /// Keys that lost their place before they were idle.
+    evicted: AtomicU64,
+    /// Charges to a shared cell, because a set was full of keys at their limit.
+    crowded: AtomicU64,
+}
+
+/// Two cache lines: the places of [`WAYS`] keys, and one that the others share.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Set {
+    keys: [AtomicU128; WAYS],
+    rest: AtomicU128,
+}
+
+/// What an admitted request holds until it ends, where the meter counts what is in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hold {
+    set: usize,
+    way: usize,
+    mark: u128,
+}
+
+/// A charge that was admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admitted {
+    /// What is left.
+    pub left: Left,
+    /// How long the request has to wait for its turn.
+    pub delay_ns: u64,
+    /// To be given back to [`Table::release`] when the request ends.
+    pub hold: Hold,
+}
+
+/// A charge that was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// What is left.
+    pub left: Left,
+    /// After how long it would be admitted.
+    pub wait_ns: Option<u64>,
+}
+
+impl Table {
+    /// Room for so many keys, rounded up to a power of two of sets.
+    #[must_use]
+    pub fn new(keys_max: usize) -> Self {
+        let sets = keys_max.div_ceil(WAYS).max(1).next_power_of_two();
+        let sets = (0..sets).map(|_| Set::default()).collect();
+        Self { sets, evicted: AtomicU64::new(0), crowded: AtomicU64::new(0) }
+    }
+
+    /// Charges the key with this hash. All bits of the hash count.
+    ///
+    /// # Errors
+    /// If the key is at its limit.
+    pub fn charge(
+        &self,
+        meter: &Meter,
+        hash: u64,
+        cost: u64,
+        now: Now,
+    ) -> Result<Admitted, Refused> {
+        let mark = mark(hash);
+        let index = hash as usize & (self.sets.len() - 1);
+        let set = &self.sets[index];
+        let mut outcome = None;
+        for _ in 0..ATTEMPTS {
+            let (way, word) = set.place(meter, mark, now);
+            let cell = if way == WAYS { &set.rest } else { &set.keys[way] };
+            let own = if way == WAYS { REST } else { mark };
+            let (state, is_new) =
+                if word & MARK == own { (word & !MARK, false) } else { (0, true) };
+            let said = meter.charge(state, cost, now);
+            outcome = Some(said);
+            let Outcome::Admit { state: after, left, delay_ns } = said else { break };
+            let swap =
+                cell.compare_exchange(word, own | after, Ordering::AcqRel, Ordering::Acquire);
+            if swap.is_ok() {
+                if way == WAYS {
+                    self.crowded.fetch_add(1, Relaxed);
+                } else if is_new && meter.fullness(word & !MARK, now) > 0 {
+                    self.evicted.fetch_add(1, Relaxed);
+                }
+                let hold = Hold { set: index, way, mark: own };
+                return Ok(Admitted { left, delay_ns, hold });
+            }
+        }
+        // Refused, or so contended that other cores admitted one each time.
+        let (left, wait_ns) = match outcome {
+            Some(Outcome::Refuse { left, wait_ns }) => (left, wait_ns),
+            Some(Outcome::Admit { left, .. }) => (left, Some(0)),
+            None => (Left { limit: 0, remaining: 0, reset_ns: 0 }, Some(0)),
+        };
+        Err(Refused { left, wait_ns })
+    }
+
+    /// Gives back what a request held that has ended.
+    pub fn release(&self, meter: &Meter, hold: Hold) {
+        let set = &self.sets[hold.set];
+        let cell = if hold.way == WAYS { &set.rest } else { &set.keys[hold.way] };
+        // The cell still is the key's: one that holds requests in flight loses its place to nobody.
+        let _ = cell.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
+            (word & MARK == hold.mark).then(|| hold.mark | meter.release(word & !MARK))
+        });
+    }
+
+    /// What a key would be told, without a charge.
+    #[must_use]
+    pub fn look(&self, meter: &Meter, hash: u64, cost: u64, now: Now) -> Outcome {
+        let mark = mark(hash);
+        let set = &self.sets[hash as usize & (self.sets.len() - 1)];
+        let (way, word) = set.place(meter, mark, now);
+        let own = if way == WAYS { REST } else { mark };
+        meter.charge(if word & MARK == own { word & !MARK } else { 0 }, cost, now)
+    }
+
+    /// Keys that lost their place before they were idle, and charges that were shared.
+    #[must_use]
+    pub fn losses(&self) -> (u64, u64) {
+        (self.evicted.load(Relaxed), self.crowded.load(Relaxed))
+    }
+
+    /// Places for keys.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.sets.len() * WAYS
+    }
+
+    /// Every key that is not idle: the number of its set, and its word. For a table of as many sets
+    /// to [`Self::restore`].
+    pub fn words<'a>(
+        &'a self,
+        meter: &'a Meter,
+        now: Now,
+    ) -> impl Iterator<Item = (usize, u128)> + 'a {
+        self.sets.iter().enumerate().flat_map(move |(index, set)| {
+            let words = set.keys.iter().map(|cell| cell.load(Ordering::Acquire));
+            words
+                .filter(move |word| meter.fullness(word & !MARK, now) > 0)
+                .map(move |word| (index, word))
+        })
+    }
+
+    /// Puts a word back where it was. Before the table is in use: what is there already is replaced
+    /// if it is the same key's, and else kept.
+    pub fn restore(&self, index: usize, word: u128) {
+        let Some(set) = self.sets.get(index) else { return };
+        let is_free = |cell: &&AtomicU128| {
+            let kept = cell.load(Ordering::Acquire);
+            kept == 0 || kept & MARK == word & MARK
+        };
+        if let Some(cell) = set.keys.iter().find(is_free) {
+            cell.store(word, Ordering::Release);
+        }
+    }
+}
+
+impl Set {
+    /// Where the key is, or else the idlest of the set unless it is full, or else what all others
+    /// share; and the word there.
+    fn place(&self, meter: &Meter, mark: u128, now: Now) -> (usize, u128) {
+        let (mut idlest, mut least, mut found) = (WAYS, FULL, 0);
+        for (way, cell) in self.keys.iter().enumerate() {
+            let word = cell.load(Ordering::Acquire);
+            if word & MARK == mark {
+                return (way, word);
+            }
+            // An empty cell ends the search for an idler one, not for the key.
+            if least > 0 {
+                let fullness = meter.fullness(word & !MARK, now);
+                if fullness < least {
+                    (idlest, least, found) = (way, fullness, word);
+                }
+            }
+        }
+        if idlest == WAYS { (WAYS, self.rest.load(Ordering::Acquire)) } else { (idlest, found) }
+    }
+}
+
+/// The upper bits of the hash, in their place; never zero, which is an empty cell's, nor [`REST`].
+const fn mark(hash: u64) -> u128 {
+    let mark = (hash as u128 >> (64 - (128 - STATE_BITS))) << STATE_BITS;
+    if mark == 0 || mark == REST { 2 << STATE_BITS } else { mark }
+}
+
+/// The bits of a word that hold the mark.
+const MARK: u128 = !((1 << STATE_BITS) - 1);
+/// The mark of what is shared.
+const REST: u128 = 1 << STATE_BITS;
+
+/// Keys in a set. With the shared cell, two cache lines.
+pub const WAYS: usize = 7;
+
+/// Compare-and-swap tries before a contended key is refused; each failure means that another core
+/// just charged the same cell.
+const ATTEMPTS: u32 = 64;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::limit::meter::{Bucket, Window};
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn now(ns: u64) -> Now {
+        Now { boot_ns: ns, unix_ns: 1_700_000_000 * SECOND + ns }
+    }
+
+    fn bucket(count: u64, size: u64) -> Meter {
+        Meter::TokenBucket(Bucket::new(count, SECOND, size).unwrap())
+    }
+
+    /// Hashes that differ in every bit that matters.
+    fn hash(n: u64) -> u64 {
+        n.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+
+    #[test]
+    fn each_key_has_a_limit_of_its_own() {
+        let (table, meter) = (Table::new(1 << 12), bucket(1, 3));
+        for key in 0..2_000 {
+            let admitted =
+                (0..10).filter(|_| table.charge(&meter, hash(key), 1, now(0)).is_ok()).count();
+            assert_eq!(admitted, 3, "{key}");
+        }
+        assert_eq!(table.losses(), (0, 0));
+    }
+
+    #[test]
+    fn a_flood_of_new_keys_never_frees_the_offender() {
+        let meters = [
+            bucket(1, 5),
+            Meter::FixedWindow { limit: 5, window: Window::Ns(3_600 * SECOND) },
+            Meter::SlidingWindow { limit: 5, window_ns: 3_600 * SECOND },
+            Meter::Concurrent { limit: 5 },
+        ];
+        for meter in meters {
+            let table = Table::new(WAYS);
+            let offender = hash(99);
+            while table.charge(&meter, offender, 1, now(0)).is_ok() {}
+            for stranger in 1_000..20_000 {
+                let _ = table.charge(&meter, hash(stranger), 1, now(10));
+            }
+            assert!(table.charge(&meter, offender, 1, now(20)).is_err(), "{meter:?}");
+            let (evicted, crowded) = table.losses();
+            assert!(evicted + crowded > 0, "{meter:?}");
+        }
+    }
+
+    #[test]
+    fn where_all_are_at_their_limit_newcomers_share_one() {
+        let (table, meter) = (Table::new(WAYS), bucket(1, 2));
+        let mut offenders: Vec<_> = (0..WAYS as u64).map(hash).collect();
+        for offender in &offenders {
+            while table.charge(&meter, *offender, 1, now(0)).is_ok() {}
+        }
+        let newcomers = (100..200).map(hash);
+        let admitted = newcomers.filter(|n| table.charge(&meter, *n, 1, now(0)).is_ok()).count();
+        assert_eq!((admitted, table.losses()), (2, (0, 2)));
+        offenders.retain(|o| table.charge(&meter, *o, 1, now(0)).is_ok());
+        assert!(offenders.is_empty());
+        // Who waited is admitted again, offenders and newcomers alike.
+        assert!(table.charge(&meter, hash(5), 1, now(2 * SECOND)).is_ok());
+        assert!(table.charge(&meter, hash(150), 1, now(9 * SECOND)).is_ok());
+    }
+
+    #[test]
+    fn what_is_in_flight_is_given_back() {
+        let (table, meter) = (Table::new(64), Meter::Concurrent { limit: 2 });
+        let first = table.charge(&meter, hash(1), 1, now(0)).unwrap();
+        let second = table.charge(&meter, hash(1), 1, now(0)).unwrap();
+        assert!(table.charge(&meter, hash(1), 1, now(0)).is_err());
+        assert!(table.charge(&meter, hash(2), 1, now(0)).is_ok());
+        table.release(&meter, first.hold);
+        assert!(table.charge(&meter, hash(1), 1, now(0)).is_ok());
+        table.release(&meter, second.hold);
+        assert_eq!(table.charge(&meter, hash(1), 1, now(0)).unwrap().left.remaining, 0);
+    }
+
+    #[test]
+    fn cores_together_admit_what_one_would() {
+        let (table, meter) = (Table::new(1), bucket(1, 5_000));
+        let admitted: usize = std::thread::scope(|scope| {
+            let work = || {
+                let charge = |n: u64| table.charge(&meter, hash(7), 1, now(n)).is_ok();
+                (0..10_000).filter(|n| charge(*n)).count()
+            };
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(work)).collect();
+            threads.into_iter().map(|t| t.join().unwrap()).sum()
+        });
+        assert_eq!(admitted, 5_000);
+    }
+
+    #[test]
+    fn what_was_kept_is_where_it_was() {
+        let meter = Meter::FixedWindow { limit: 10, window: Window::Month };
+        let (old, new) = (Table::new(1_000), Table::new(1_000));
+        for key in 0..500 {
+            for _ in 0..=key % 10 {
+                old.charge(&meter, hash(key), 1, now(0)).unwrap();
+            }
+        }
+        let kept: Vec<_> = old.words(&meter, now(0)).collect();
+        assert_eq!(kept.iter().map(|(_, word)| word).collect::<HashSet<_>>().len(), 500);
+        kept.iter().for_each(|(set, word)| new.restore(*set, *word));
+        for key in 0..500 {
+            let (was, is) =
+                (old.look(&meter, hash(key), 1, now(1)), new.look(&meter, hash(key), 1, now(1)));
+            assert_eq!(was, is, "{key}");
+        }
+    }
+}

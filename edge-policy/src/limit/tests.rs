@@ -1,0 +1,214 @@
+//! Rules: who is counted with whom, and what becomes of it.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::limit::meter::Bucket;
+
+const SECOND: u64 = 1_000_000_000;
+
+fn now(ns: u64) -> Now {
+    Now { boot_ns: ns, unix_ns: 1_700_000_000 * SECOND + ns }
+}
+
+fn bucket(size: u64) -> Meter {
+    Meter::TokenBucket(Bucket::new(1, 3_600 * SECOND, size).unwrap())
+}
+
+fn spec(by: &[Part], meter: Meter) -> Spec {
+    Spec {
+        name: "test".into(),
+        by: by.to_vec(),
+        only: Only::default(),
+        meter: Some(meter),
+        tiers: Vec::new(),
+        keys_max: 1_000,
+        shadow: false,
+        persist: false,
+        reason: Reason::RequestLimit,
+    }
+}
+
+fn rule(spec: Spec) -> Rule {
+    Rule::new(spec, None, [7; 16])
+}
+
+/// A request, in the words that tests change.
+#[derive(Clone, Copy)]
+struct Ask {
+    source: [u8; 4],
+    user: Option<&'static str>,
+    tier: Option<&'static str>,
+    route: &'static str,
+    header: Option<&'static str>,
+    cost: u64,
+}
+
+const ASK: Ask =
+    Ask { source: [192, 0, 2, 1], user: None, tier: None, route: "/", header: None, cost: 1 };
+
+impl Ask {
+    fn of(self, rules: &[Rule], ns: u64) -> Result<Admission, Denied> {
+        let claim = |name: &str| (name == "org").then(|| "acme".to_owned());
+        let header = move |_: &HeaderName| self.header.map(str::as_bytes);
+        let caller = self.user.map(|user| Caller {
+            user: ["key", user],
+            key: None,
+            tier: self.tier,
+            claim: &claim,
+        });
+        let facts = Facts {
+            source: Source::v4(self.source),
+            caller,
+            route: self.route,
+            method: &Method::GET,
+            host: "api.example",
+            header: &header,
+            ja4: None,
+            cost: self.cost,
+        };
+        admit(rules, &facts, now(ns))
+    }
+
+    /// How many of a hundred are admitted.
+    fn admitted(self, rules: &[Rule]) -> usize {
+        (0..100).filter(|_| self.of(rules, 0).is_ok()).count()
+    }
+}
+
+#[test]
+fn requests_that_agree_in_all_parts_are_counted_together() {
+    let rules = [rule(spec(&[Part::Source, Part::Route], bucket(3)))];
+    assert_eq!(ASK.admitted(&rules), 3);
+    assert_eq!(Ask { route: "/a", ..ASK }.admitted(&rules), 3);
+    assert_eq!(Ask { source: [192, 0, 2, 2], ..ASK }.admitted(&rules), 3);
+    assert_eq!(Ask { user: Some("a"), ..ASK }.admitted(&rules), 0);
+    let everybody = [rule(spec(&[], bucket(3)))];
+    assert_eq!(ASK.admitted(&everybody), 3);
+    assert_eq!(Ask { source: [192, 0, 2, 2], ..ASK }.admitted(&everybody), 0);
+}
+
+#[test]
+fn who_is_nobody_has_no_limit_as_a_user_but_shares_that_of_an_absent_header() {
+    let users = [rule(spec(&[Part::User], bucket(3)))];
+    assert_eq!(ASK.admitted(&users), 100);
+    assert_eq!(Ask { user: Some("a"), ..ASK }.admitted(&users), 3);
+    assert_eq!(Ask { user: Some("b"), ..ASK }.admitted(&users), 3);
+    let headers = [rule(spec(&[Part::Header(HeaderName::from_static("x-tenant"))], bucket(3)))];
+    assert_eq!(ASK.admitted(&headers), 3);
+    assert_eq!(Ask { header: Some(""), ..ASK }.admitted(&headers), 3);
+    assert_eq!(Ask { header: Some("t"), ..ASK }.admitted(&headers), 3);
+    let claims = [rule(spec(&[Part::Claim("org".into())], bucket(3)))];
+    assert_eq!(Ask { user: Some("a"), ..ASK }.admitted(&claims), 3);
+    assert_eq!(Ask { user: Some("b"), ..ASK }.admitted(&claims), 0);
+}
+
+#[test]
+fn a_tier_has_numbers_of_its_own() {
+    let tiers = vec![("pro".to_owned(), Some(bucket(10))), ("enterprise".to_owned(), None)];
+    let rules = [rule(Spec { tiers, ..spec(&[Part::User], bucket(3)) })];
+    let of = |user, tier| Ask { user: Some(user), tier, ..ASK }.admitted(&rules);
+    assert_eq!(of("a", None), 3);
+    assert_eq!(of("b", Some("free")), 3);
+    assert_eq!(of("c", Some("pro")), 10);
+    assert_eq!(of("d", Some("enterprise")), 100);
+}
+
+#[test]
+fn a_request_may_cost_more_than_one() {
+    let rules = [rule(spec(&[Part::Source], bucket(25)))];
+    assert_eq!(Ask { cost: 10, ..ASK }.admitted(&rules), 2);
+    assert_eq!(ASK.admitted(&rules), 5);
+    assert_eq!(Ask { cost: 0, ..ASK }.admitted(&rules), 100);
+}
+
+#[test]
+fn only_what_a_rule_speaks_of_is_charged() {
+    let only = Only { routes: vec!["/a".into()], methods: vec![Method::GET] };
+    let rules = [rule(Spec { only, ..spec(&[Part::Source], bucket(3)) })];
+    assert_eq!(ASK.admitted(&rules), 100);
+    assert_eq!(Ask { route: "/a", ..ASK }.admitted(&rules), 3);
+    let only = Only { routes: Vec::new(), methods: vec![Method::POST] };
+    assert_eq!(ASK.admitted(&[rule(Spec { only, ..spec(&[], bucket(3)) })]), 100);
+}
+
+#[test]
+fn a_shadow_counts_and_refuses_nothing() {
+    let rules = [rule(Spec { shadow: true, ..spec(&[Part::Source], bucket(3)) })];
+    assert_eq!(ASK.admitted(&rules), 100);
+    assert_eq!(rules[0].state().would_refuse.load(Relaxed), 97);
+    assert_eq!(ASK.of(&rules, 0).unwrap().standing, None);
+}
+
+#[test]
+fn a_refusal_names_its_rule_and_the_tightest_speaks() {
+    let wide = Spec { name: "wide".into(), ..spec(&[], bucket(50)) };
+    let rules = [rule(spec(&[Part::Source], bucket(3))), rule(wide)];
+    let admitted = ASK.of(&rules, 0).unwrap();
+    assert_eq!(admitted.standing.unwrap().left.remaining, 2);
+    assert_eq!(ASK.admitted(&rules), 2);
+    let denied = ASK.of(&rules, 0).unwrap_err();
+    assert_eq!(
+        (denied.reason, &*denied.hit.as_ref().unwrap().limit),
+        (Reason::RequestLimit, "test")
+    );
+    assert_eq!(denied.wait_ns, Some(3_600 * SECOND));
+    assert_eq!(denied.hit.unwrap().standing.left.remaining, 0);
+    assert_eq!(rules[0].state().refused.load(Relaxed), 99);
+}
+
+#[test]
+fn what_is_in_flight_ends_when_it_is_dropped() {
+    let rules = [rule(spec(&[Part::Source], Meter::Concurrent { limit: 2 }))];
+    let (first, second) = (ASK.of(&rules, 0).unwrap(), ASK.of(&rules, 0).unwrap());
+    assert!(ASK.of(&rules, 0).is_err());
+    drop(first);
+    let third = ASK.of(&rules, 0);
+    assert!(third.is_ok() && ASK.of(&rules, 0).is_err());
+    drop((second, third));
+    assert_eq!(ASK.admitted(&rules), 100);
+    // What a later rule refuses holds nothing.
+    let both = [rule(spec(&[], Meter::Concurrent { limit: 2 })), rule(spec(&[], bucket(1)))];
+    let kept = ASK.of(&both, 0);
+    assert!(kept.is_ok() && ASK.admitted(&both) == 0);
+    let alone = &both[..1];
+    assert!(ASK.of(alone, 0).is_ok());
+}
+
+#[test]
+fn a_rule_goes_on_counting_where_its_former_self_was() {
+    let old = rule(spec(&[Part::Source], bucket(3)));
+    let rules = [old];
+    assert_eq!(ASK.admitted(&rules), 3);
+    let more = Rule::new(spec(&[Part::Source], bucket(5)), Some(&rules[0]), [8; 16]);
+    assert_eq!(ASK.admitted(&[more]), 2);
+    let other = Meter::FixedWindow { limit: 5, window: meter::Window::Month };
+    let anew = Rule::new(spec(&[Part::Source], other), Some(&rules[0]), [8; 16]);
+    assert_eq!(ASK.admitted(&[anew]), 5);
+}
+
+proptest! {
+    /// Parts that run together are told apart all the same.
+    #[test]
+    fn no_two_keys_are_one(a in "[ab]{0,3}", b in "[ab]{0,3}", c in "[ab]{0,3}", d in "[ab]{0,3}") {
+        let rules = [rule(spec(&[Part::User, Part::Route], bucket(1)))];
+        let ask = |user: &str, route: &str| {
+            let claim = |_: &str| None;
+            let header = |_: &HeaderName| None;
+            let caller = Some(Caller { user: ["key", user], key: None, tier: None, claim: &claim });
+            let facts = Facts {
+                source: Source::v4([192, 0, 2, 1]),
+                caller,
+                route,
+                method: &Method::GET,
+                host: "",
+                header: &header,
+                ja4: None,
+                cost: 1,
+            };
+            admit(&rules, &facts, now(0)).is_ok()
+        };
+        prop_assert!(ask(&a, &b));
+        prop_assert_eq!(ask(&c, &d), (&a, &b) != (&c, &d));
+    }
+}

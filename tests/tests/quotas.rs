@@ -1,0 +1,164 @@
+//! The limits that an operator writes: who is counted with whom, what is answered, what is kept.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use edge_common::Reason;
+use edge_tests::{
+    Edged, Lab, Origin,
+    client::until,
+    lab::{CLIENT, FRIEND},
+};
+
+/// A daemon with these limits, whose own ones are out of the way.
+fn edged<'a>(lab: &'a Lab, limits: &str) -> Result<Edged<'a>> {
+    let off = |setup: edge_tests::daemon::Setup<'a>, key| setup.set(key, "\"off\"");
+    let setup = ["limits.per_source", "limits.per_key", "limits.global"]
+        .into_iter()
+        .fold(lab.edged()?, off);
+    setup.append(limits)?.start()
+}
+
+fn refused_by(edged: &Edged<'_>, limit: &str, metric: &str) -> Result<f64> {
+    let line = format!("{metric}{{limit=\"{limit}\"}} ");
+    let scrape = edged.scrape()?;
+    let value = scrape.lines().find_map(|l| l.strip_prefix(&line)).unwrap_or("0");
+    Ok(value.parse()?)
+}
+
+#[test]
+fn a_limit_counts_whom_it_says_and_tells_the_client() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = edged(
+        &lab,
+        "[[limit]]\nname = \"each-user\"\nby = [\"user\", \"header:x-tenant\"]\n\
+         algorithm = \"sliding_window\"\nrate = \"3/h\"",
+    )?;
+    let (ann, bob) = (edged.key("ann")?, edged.key("bob")?);
+    let get = |key: &str| edged.get(FRIEND, "/").key(key).flag("--http1.1").send();
+    for left in ["2", "1", "0"] {
+        let served = get(&ann)?;
+        assert_eq!((served.status, served.header("x-ratelimit-remaining")), (200, Some(left)));
+        let policy = served.header("ratelimit-policy").unwrap_or_default();
+        assert_eq!(policy, "\"default\";q=3;w=3600");
+        assert!(served.header("ratelimit").unwrap_or_default().starts_with("\"default\";r="));
+    }
+    let refused = get(&ann)?;
+    assert_eq!(refused.status, 429);
+    let wait: u64 = refused.header("retry-after").unwrap_or("0").parse()?;
+    assert!((1..=7200).contains(&wait), "{wait}");
+    assert!(
+        !format!("{refused:?}").contains("each-user"),
+        "which limit is not the client's to know"
+    );
+    // Another user, and another tenant, have quotas of their own; without a key there is no user.
+    assert_eq!(get(&bob)?.status, 200);
+    let other = edged.get(FRIEND, "/").key(&ann).header("X-Tenant", "other").send()?;
+    assert_eq!(other.status, 200);
+    assert_eq!(edged.get(FRIEND, "/health").send()?.status, 200);
+    assert_eq!(refused_by(&edged, "each-user", "edged_limit_refused_total")?, 1.0);
+    assert_eq!(edged.metrics()?.requests(Reason::RequestLimit), 1.0);
+    let event = edged.event("request_refused", FRIEND)?;
+    assert_eq!((&event["reason"], &event["limit"]), (&"request_limit".into(), &"each-user".into()));
+    Ok(())
+}
+
+#[test]
+fn a_quota_outlives_restart_and_reload() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let quota = "[[limit]]\nname = \"monthly\"\nby = [\"source\", \"route\"]\n\
+                 algorithm = \"fixed_window\"\nrate = \"5/month\"";
+    let mut edged = edged(&lab, quota)?;
+    let key = edged.key("k")?;
+    let status =
+        |edged: &Edged<'_>| Ok::<_, anyhow::Error>(edged.get(FRIEND, "/").key(&key).send()?.status);
+    assert_eq!([status(&edged)?, status(&edged)?], [200, 200]);
+    // A reload with another number goes on counting.
+    edged.edit("limit.0.rate", "\"3/month\"")?;
+    edged.tell("reload")?;
+    assert_eq!([status(&edged)?, status(&edged)?], [200, 429]);
+    assert!(edged.terminate()?.success());
+    edged.start_again()?;
+    assert_eq!(status(&edged)?, 429);
+    // What is damaged is set aside, and nothing else is lost.
+    assert!(edged.terminate()?.success());
+    let file = lab.dir().join("state/quotas/monthly.quota");
+    let mut bytes = std::fs::read(&file)?;
+    bytes[20] ^= 1;
+    std::fs::write(&file, bytes)?;
+    edged.start_again()?;
+    assert_eq!(status(&edged)?, 200);
+    assert!(file.with_extension("damaged").exists());
+    assert!(edged.log().contains("set aside"), "{}", edged.log());
+    Ok(())
+}
+
+#[test]
+fn a_shadow_refuses_nothing_and_a_dear_route_costs_more() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let limits = "[[limit]]\nname = \"shadow\"\nby = [\"source\"]\nrate = \"1/h\"\nshadow = true\n\
+                  [[limit]]\nname = \"priced\"\nby = []\nrate = \"25/h\"\nroutes = [\"/\"]";
+    let edged = lab.edged()?.set("route.1.cost", "10").append(limits)?.start()?;
+    let key = edged.key("k")?;
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        seen.push(edged.get(FRIEND, "/").key(&key).send()?.status);
+    }
+    assert_eq!(seen, [200, 200, 429]);
+    assert_eq!(edged.get(FRIEND, "/health").send()?.status, 200);
+    assert!(refused_by(&edged, "shadow", "edged_limit_would_refuse_total")? >= 2.0);
+    assert_eq!(refused_by(&edged, "priced", "edged_limit_refused_total")?, 1.0);
+    assert_eq!(edged.metrics()?.requests(Reason::GlobalRate), 1.0, "nobody is to blame for it");
+    Ok(())
+}
+
+#[test]
+fn a_leaky_bucket_makes_requests_wait_for_their_turn() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = edged(
+        &lab,
+        "[[limit]]\nname = \"shaped\"\nby = [\"source\"]\nalgorithm = \"leaky_bucket\"\n\
+         rate = \"4/s\"\nqueue = 4",
+    )?;
+    let key = edged.key("k")?;
+    // Four at once: the last of them waits three quarters of a second for its turn.
+    let started = Instant::now();
+    let statuses: Vec<u16> = std::thread::scope(|scope| {
+        let ask = || edged.get(CLIENT, "/").key(&key).send().map_or(0, |answer| answer.status);
+        let asked: Vec<_> = (0..4).map(|_| scope.spawn(ask)).collect();
+        asked.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+    });
+    assert_eq!(statuses, [200; 4]);
+    assert!(started.elapsed() >= Duration::from_millis(700), "{:?}", started.elapsed());
+    Ok(())
+}
+
+#[test]
+fn requests_at_once_are_limited_and_given_back() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = edged(
+        &lab,
+        "[[limit]]\nname = \"at-once\"\nby = [\"source\"]\nalgorithm = \"concurrent\"\nmax = 2",
+    )?;
+    let key = edged.key("k")?;
+    let at_once = |count: u32| -> Vec<u16> {
+        std::thread::scope(|scope| {
+            let ask = || edged.get(CLIENT, "/slow").key(&key).send().map_or(0, |a| a.status);
+            let asked: Vec<_> = (0..count).map(|_| scope.spawn(ask)).collect();
+            asked.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+        })
+    };
+    let refused = || refused_by(&edged, "at-once", "edged_limit_refused_total");
+    let statuses = at_once(5);
+    assert!(statuses.iter().filter(|status| **status == 200).count() >= 2, "{statuses:?}");
+    assert!(refused()? >= 1.0, "{statuses:?}");
+    until("places are given back", Duration::from_secs(5), || {
+        Ok(edged.get(CLIENT, "/").key(&key).send()?.status == 200)
+    })?;
+    Ok(())
+}
