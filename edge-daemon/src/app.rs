@@ -1,5 +1,6 @@
 //! The daemon's life: build all that can fail, give up every power, then run, then drain.
 
+mod certificates;
 mod operator;
 mod traffic;
 
@@ -32,6 +33,7 @@ use self::{
     traffic::Watch,
 };
 use crate::{
+    banned::Banned,
     clock,
     config::Settings,
     control::{self, Command, Reply},
@@ -67,7 +69,8 @@ pub struct App {
 impl App {
     /// Does everything that can fail or needs a privilege.
     pub fn build(config: PathBuf, settings: Settings) -> anyhow::Result<Self> {
-        let plan = plan::plan(&settings, |spec| quota::restore(&settings.state.dir, spec))?;
+        let restore = |spec| quota::restore(&settings.state.dir, spec);
+        let plan = plan::plan(&settings, None, restore)?;
         let workers = match settings.server.workers {
             0 => thread::available_parallelism()?.get(),
             workers => workers,
@@ -92,6 +95,7 @@ impl App {
             plan: ArcSwap::from_pointee(plan),
             keys: ArcSwap::from_pointee(KeyRing::default()),
             peppers: ArcSwap::from_pointee(peppers),
+            banned: Banned::default(),
             orders: queue,
             metrics: Arc::new(Metrics::new(workers)),
             events,
@@ -196,6 +200,7 @@ fn serve_control(
             let scraped = Arc::clone(&edge);
             spawn_local(scrape::serve(listener, move || exposition(Arc::clone(&scraped))));
             spawn_local(tell_drops(told.drops, Arc::clone(&edge)));
+            spawn_local(certificates::tend(Arc::clone(&edge)));
             if let Some(log) = told.debug {
                 spawn_local(tell_debug(log));
             }
@@ -281,7 +286,8 @@ async fn tell_debug(log: DebugLog) -> io::Result<()> {
 }
 
 fn bind(settings: &Settings, workers: usize) -> anyhow::Result<Vec<Vec<(TcpListener, Entrance)>>> {
-    let https = settings.server.https.iter().map(|address| (*address, Entrance::Https));
+    let https = settings.server.https.iter().enumerate();
+    let https = https.map(|(n, listener)| (listener.address, Entrance::Https(n)));
     let http = settings.server.http.iter().map(|address| (*address, Entrance::Http));
     let mut listeners: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
     for (address, entrance) in https.chain(http) {

@@ -16,6 +16,7 @@ use edge_common::{
     Reason,
     limit::{self, Rate, Set, Verdict},
 };
+use edge_policy::ja4::Ja4;
 use serde::Serialize;
 
 use self::sink::{Sink, Torn};
@@ -50,6 +51,9 @@ pub enum Event {
         /// The limit that it hit.
         #[serde(skip_serializing_if = "Option::is_none")]
         limit: Option<String>,
+        /// The fingerprint of the client's TLS library.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        ja4: Option<Ja4>,
     },
     /// A connection ended without a request through the client's fault.
     ConnectionRefused {
@@ -57,6 +61,12 @@ pub enum Event {
         source: IpAddr,
         /// Why.
         reason: &'static str,
+        /// What of a TLS handshake failed.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        kind: Option<&'static str>,
+        /// The fingerprint of the client's TLS library.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        ja4: Option<Ja4>,
     },
     /// The kernel dropped a packet. A sample: the kernel limits how many it tells of.
     PacketDropped {
@@ -138,6 +148,13 @@ pub enum Event {
         /// The operator's user id.
         uid: u32,
     },
+    /// A certificate or the authorities of clients changed on disk.
+    CertificateReload {
+        /// The file of the certificate, or the authorities.
+        what: String,
+        /// `ok`, or `refused`: what was served before still is.
+        result: &'static str,
+    },
     /// The configuration was read again.
     Reload {
         /// `ok` or `refused`.
@@ -189,7 +206,8 @@ impl Events {
 
     /// Tells of a refused connection.
     pub fn refused(&self, source: IpAddr, reason: Reason) {
-        self.tell(Event::ConnectionRefused { source, reason: reason.name() });
+        let reason = reason.name();
+        self.tell(Event::ConnectionRefused { source, reason, kind: None, ja4: None });
     }
 
     /// Events that their rate, a full queue or a failing destination lost.
@@ -267,7 +285,8 @@ mod tests {
     use super::*;
 
     fn refused() -> Event {
-        Event::ConnectionRefused { source: "192.0.2.7".parse().unwrap(), reason: "x" }
+        let source = "192.0.2.7".parse().unwrap();
+        Event::ConnectionRefused { source, reason: "x", kind: None, ja4: None }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Everything with a file descriptor: the kernel's tables, sockets, files and the clock.
 
 pub mod app;
+pub mod banned;
 pub mod cli;
 pub mod clock;
 pub mod config;

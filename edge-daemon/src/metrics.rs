@@ -17,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use edge_common::{Plane, Reason};
 use edge_policy::limit::Rules;
 use http::StatusCode;
@@ -25,7 +26,10 @@ use prometheus::{
     proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType},
 };
 
-pub use self::{kernel::KernelView, tls::HandshakeFailures};
+pub use self::{
+    kernel::KernelView,
+    tls::{Fingerprints, HandshakeFailures, Served},
+};
 
 /// One worker's counters.
 #[repr(align(128))]
@@ -41,6 +45,8 @@ pub struct Counters {
     pub handshake: Spread,
     /// TLS handshakes that did not complete.
     pub handshake_failures: HandshakeFailures,
+    /// The TLS libraries of clients.
+    pub fingerprints: Fingerprints,
 }
 
 impl Counters {
@@ -70,6 +76,7 @@ impl Default for Counters {
             upstream: Spread::default(),
             handshake: Spread::default(),
             handshake_failures: HandshakeFailures::default(),
+            fingerprints: Fingerprints::default(),
         }
     }
 }
@@ -97,6 +104,10 @@ pub struct Metrics {
     workers: Vec<Arc<Counters>>,
     /// Client connections now.
     pub connections: AtomicUsize,
+    /// TLS handshakes that go on now.
+    pub handshakes: AtomicUsize,
+    /// What is served over TLS, as of the last look.
+    pub tls: ArcSwap<tls::Served>,
     /// Requests in flight now.
     pub requests: AtomicUsize,
     /// Signals that a full queue lost.
@@ -130,6 +141,8 @@ impl Metrics {
         Self {
             workers: (0..workers).map(|_| Arc::default()).collect(),
             connections: AtomicUsize::new(0),
+            handshakes: AtomicUsize::new(0),
+            tls: ArcSwap::default(),
             requests: AtomicUsize::new(0),
             signals_lost: AtomicU64::new(0),
             bans: AtomicU64::new(0),
@@ -167,7 +180,6 @@ impl Metrics {
         let mut families = vec![
             self.requests_family(),
             self.connections_family(),
-            self.handshake_failures_family(),
             self.signals_family(),
             self.spread("edged_request_duration_seconds", "Duration of requests.", |c| &c.request),
             self.spread("edged_upstream_duration_seconds", "Wait for upstreams.", |c| &c.upstream),
@@ -184,6 +196,7 @@ impl Metrics {
         ];
         families.extend(self.plain(events_lost));
         families.extend(limits::families(rules));
+        families.extend(self.tls_families());
         families.extend(kernel.into_iter().flat_map(KernelView::families));
         // The encoder refuses a family that has not counted anything yet.
         families.retain(|family| !family.get_metric().is_empty());

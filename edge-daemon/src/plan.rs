@@ -8,6 +8,7 @@ use std::{
 use edge_common::{Reason, map::Kind, service::Service};
 use edge_policy::{
     abuse::{self, Scores},
+    forwarded::Trusted,
     head,
     limit::{Rule, Spec},
     route::{Access, Route, Routes},
@@ -16,15 +17,16 @@ use edge_policy::{
 use crate::{
     config::settings::{self, Fragments, Settings},
     kernel,
-    request::Plan,
+    request::{Listener, Plan},
     tls::{self, TlsError},
 };
 
-/// Makes the plan; reads the certificate and its key. `rule` puts a limit in force, with what it has
-/// counted before.
+/// Makes the plan; reads the certificates and their keys. What can be kept of the former is. `rule`
+/// puts a limit in force, with what it has counted before.
 pub fn plan(
     settings: &Settings,
-    rule: impl FnMut(Spec) -> io::Result<Rule>,
+    former: Option<&Plan>,
+    mut rule: impl FnMut(Spec) -> io::Result<Rule>,
 ) -> Result<Plan, PlanError> {
     let bounds = settings.bounds.clone();
     let routes = settings.routes.iter().map(|route| self::route(settings, route)).collect();
@@ -35,15 +37,19 @@ pub fn plan(
             header_bytes_max: bounds.header_bytes_max,
         },
         bounds,
+        handshakes: std::iter::once(rule(settings.handshakes.clone())?).collect(),
         limits: settings.limits.iter().cloned().map(rule).collect::<Result<_, _>>()?,
         routes: Routes::new(routes).map_err(|_| PlanError::Routes)?,
         upstreams: settings.upstreams.clone(),
-        tls: tls::load(&settings.tls)?,
+        tls: tls::Front::new(settings.tls.clone(), former.map(|plan| &plan.tls))?,
+        listeners: settings.server.https.iter().map(|l| listener(settings, l)).collect(),
+        trusted: Trusted::new(settings.server.trusted_proxies.clone()),
+        naming: settings.server.forwarded_header,
         key_prefix: settings.keys.prefix.clone(),
         url_parameters: settings.keys.url_parameters.clone(),
         scores: scores(&settings.abuse.scores),
         client: settings.kernel.client,
-        https_port: settings.server.https.first().map_or(443, SocketAddr::port),
+        https_port: settings.server.https.first().map_or(443, |listener| listener.address.port()),
     })
 }
 
@@ -69,7 +75,7 @@ pub fn kernel_policy(settings: &Settings) -> kernel::Policy {
     let mut prefixes = packets.prefix_limits.iter();
     let prefix =
         |limit: &settings::PrefixLimit| kernel::Prefix { bits: limit.prefix, factor: limit.factor };
-    let own = server.https.iter().chain(&server.http).map(|address| Service::Tcp(address.port()));
+    let own = server.addresses().map(|address| Service::Tcp(address.port()));
     kernel::Policy {
         defence: defence(settings),
         prefixes: std::array::from_fn(|_| prefixes.next().map(prefix)),
@@ -115,7 +121,14 @@ fn defence(settings: &Settings) -> kernel::Defence {
         syn_cookies: cookies.mode.into(),
         unsolicited: cookies.unsolicited.into(),
         unsolicited_rate: cookies.unsolicited_rate,
-        listeners: server.https.iter().chain(&server.http).copied().chain(named).collect(),
+        listeners: server.addresses().chain(named).collect(),
+    }
+}
+
+fn listener(settings: &Settings, listener: &settings::Listener) -> Listener {
+    Listener {
+        client_auth: listener.client_auth.unwrap_or(settings.tls.clients.auth),
+        proxy_protocol: listener.proxy_protocol,
     }
 }
 
@@ -123,6 +136,7 @@ fn route(settings: &Settings, route: &settings::Route) -> Route {
     Route {
         host: route.host.clone(),
         path: route.path.clone(),
+        certificate: route.client_certificate,
         methods: route.methods.clone(),
         access: match &route.needs {
             None => Access::Anyone,
@@ -151,14 +165,17 @@ fn scores(scores: &settings::Scores) -> Scores {
             (&[R::CredentialInUrl], scores.credential_in_url),
             // A clock that is wrong is no attack.
             (&[R::CredentialMissing, R::StaleSignature], scores.credential_missing),
-            (&[R::SourceRate, R::KeyRate, R::RequestLimit], scores.rate_limited),
+            (&[R::SourceRate, R::KeyRate, R::RequestLimit, R::HandshakeRate], scores.rate_limited),
             (
                 &[R::MalformedRequest, R::UriTooLong, R::HeadersTooLarge, R::RequestTimeout],
                 scores.malformed_request,
             ),
-            (&[R::NotPermitted, R::CredentialUnfit], scores.not_permitted),
+            (&[R::NotPermitted, R::CredentialUnfit, R::CertificateRequired], scores.not_permitted),
             (&[R::NoRoute, R::MethodNotAllowed], scores.no_route),
-            (&[R::HandshakeFailed, R::HandshakeTimeout], scores.handshake_failed),
+            (
+                &[R::HandshakeFailed, R::HandshakeTimeout, R::FingerprintDenied, R::ProxyUntrusted],
+                scores.handshake_failed,
+            ),
         ]
         .into_iter()
         .flat_map(|(reasons, points)| reasons.iter().map(move |r| (*r, f64::from(points)))),

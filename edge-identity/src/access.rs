@@ -68,7 +68,15 @@ mod tests {
 
     fn route(access: Access) -> Route {
         let methods = vec![http::Method::GET];
-        Route { host: None, path: "/".into(), methods, access, upstream: "api".into(), cost: 1 }
+        Route {
+            host: None,
+            path: "/".into(),
+            certificate: false,
+            methods,
+            access,
+            upstream: "api".into(),
+            cost: 1,
+        }
     }
 
     fn words(words: &[&str]) -> Vec<String> {

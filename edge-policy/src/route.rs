@@ -14,6 +14,8 @@ pub struct Route {
     pub host: Option<String>,
     /// The path and all below it, by whole segments; a trailing slash means nothing.
     pub path: String,
+    /// Whether the connection must have come with a client certificate.
+    pub certificate: bool,
     /// What it takes.
     pub methods: Vec<Method>,
     /// Who may ask.
@@ -180,6 +182,7 @@ mod tests {
         Route {
             host: (host != "*").then(|| host.to_owned()),
             path: path.into(),
+            certificate: false,
             methods: methods.to_vec(),
             access: Access::Anyone,
             upstream: format!("{host}{path}"),

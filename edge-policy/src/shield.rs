@@ -18,6 +18,8 @@ pub struct Forward<'a> {
     pub client: IpAddr,
     /// The host it asked for, with the port if it named one.
     pub host: &'a str,
+    /// The port it came in by.
+    pub port: u16,
     /// Names the request in our logs and the upstream's.
     pub request_id: &'a str,
     /// Who it is, if a key was presented and good.
@@ -71,9 +73,14 @@ pub fn forward(headers: &mut HeaderMap, facts: &Forward<'_>) {
             headers.insert(HeaderName::from_static(name), value);
         }
     };
-    set("x-forwarded-for", &facts.client.to_canonical().to_string());
-    set("x-forwarded-proto", "https");
+    let client = facts.client.to_canonical();
+    let node = if client.is_ipv6() { format!("\"[{client}]\"") } else { client.to_string() };
+    set("forwarded", &format!("for={node};host=\"{}\";proto=https", facts.host));
+    set("x-forwarded-for", &client.to_string());
     set("x-forwarded-host", facts.host);
+    set("x-forwarded-port", &facts.port.to_string());
+    set("x-forwarded-proto", "https");
+    set("x-real-ip", &client.to_string());
     set("x-request-id", facts.request_id);
     if let Some(principal) = facts.principal {
         set("x-edged-key-id", principal.id);
@@ -136,6 +143,10 @@ fn is_claim(name: &str) -> bool {
         || CLAIMS.contains(&name)
         || name.starts_with("x-forwarded-")
         || name.starts_with("x-edged-")
+        || name.starts_with("ssl-client-")
+        || name.starts_with("x-ssl-")
+        || name.starts_with("x-client-")
+        || name.starts_with("x-amzn-mtls-")
 }
 
 const HOP: [&str; 11] = [
@@ -152,23 +163,42 @@ const HOP: [&str; 11] = [
     "upgrade",
 ];
 
-const CLAIMS: [&str; 16] = [
+const CLAIMS: [&str; 35] = [
+    "cf-connecting-ip",
+    "cf-connecting-ipv6",
+    "cf-pseudo-ipv4",
+    "client-cert",
+    "client-cert-chain",
     "client-ip",
+    "fastly-client-ip",
     "forwarded",
+    "front-end-https",
+    "remote-addr",
     "true-client-ip",
     "via",
-    "x-client-ip",
+    "x-appengine-user-ip",
+    "x-azure-clientip",
+    "x-azure-socketip",
     "x-cluster-client-ip",
+    "x-envoy-external-address",
     "x-forwarded",
     "x-host",
     "x-http-method",
     "x-http-method-override",
     "x-method-override",
+    "x-original-forwarded-for",
     "x-original-host",
+    "x-original-remote-addr",
     "x-original-url",
+    "x-originating-ip",
+    "x-proxyuser-ip",
     "x-real-ip",
+    "x-remote-addr",
+    "x-remote-ip",
     "x-request-id",
     "x-rewrite-url",
+    "x-scheme",
+    "x-url-scheme",
 ];
 
 const TELLTALES: [&str; 12] = [
@@ -241,6 +271,12 @@ mod tests {
             ("x_forwarded_for", "1.2.3.4"),
             ("x-forwarded_proto", "http"),
             ("x-real-ip", "1.2.3.4"),
+            ("x_real_ip", "1.2.3.4"),
+            ("True-Client-IP", "1.2.3.4"),
+            ("CF-Connecting_IP", "1.2.3.4"),
+            ("x-client-ip", "1.2.3.4"),
+            ("ssl_client_verify", "SUCCESS"),
+            ("client-cert", ":MIIB:"),
             ("x-request-id", "1"),
             ("x-edged-key-id", "root"),
             ("x_edged_key_id", "root"),
@@ -263,15 +299,24 @@ mod tests {
         let mut told = HeaderMap::new();
         let principal = Some(Principal { id: "k1", name: "B\u{fc}ro 7\r\n" });
         let client = "::ffff:192.0.2.7".parse().unwrap();
-        forward(&mut told, &Forward { client, host: "a:8443", request_id: "r1", principal });
+        forward(
+            &mut told,
+            &Forward { client, host: "a:8443", port: 8443, request_id: "r1", principal },
+        );
         assert_eq!(told["x-forwarded-for"], "192.0.2.7");
         assert_eq!(told["x-forwarded-proto"], "https");
+        assert_eq!(told["x-forwarded-port"], "8443");
+        assert_eq!(told["x-real-ip"], "192.0.2.7");
+        assert_eq!(told["forwarded"], "for=192.0.2.7;host=\"a:8443\";proto=https");
         assert_eq!(told["x-forwarded-host"], "a:8443");
         assert_eq!(told["x-request-id"], "r1");
         assert_eq!(told["x-edged-key-id"], "k1");
         assert_eq!(told["x-edged-key-name"], "B%C3%BCro%207%0D%0A");
         let mut told = HeaderMap::new();
-        forward(&mut told, &Forward { client, host: "a", request_id: "r1", principal: None });
+        forward(
+            &mut told,
+            &Forward { client, host: "a", port: 443, request_id: "r1", principal: None },
+        );
         assert!(!told.contains_key("x-edged-key-id"));
     }
 

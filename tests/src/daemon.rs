@@ -89,6 +89,16 @@ impl<'a> Setup<'a> {
         self
     }
 
+    /// Takes a key of a section away.
+    #[must_use]
+    pub fn without(mut self, section: &str, key: &str) -> Self {
+        self.changes.retain(|(path, _)| *path != format!("{section}.{key}"));
+        if let Some(table) = self.config.get_mut(section).and_then(Item::as_table_like_mut) {
+            table.remove(key);
+        }
+        self
+    }
+
     /// Appends tables: another route, another upstream.
     ///
     /// # Errors

@@ -14,10 +14,12 @@ pub mod model;
 pub mod netns;
 pub mod origin;
 pub mod packet;
+pub mod pki;
 pub mod plane;
 pub mod random;
 pub mod siege;
 pub mod source;
+pub mod talk;
 
 pub use daemon::Edged;
 pub use lab::Lab;

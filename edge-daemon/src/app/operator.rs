@@ -1,16 +1,19 @@
 //! Operators' commands on their way to the writer, and the reload of the configuration.
 
 use std::{
+    net::SocketAddr,
     path::PathBuf,
     sync::{Arc, atomic::Ordering::Relaxed, mpsc::SyncSender},
     time::Duration,
 };
 
 use anyhow::{Context as _, bail};
+use edge_common::Reason;
 use tokio::sync::oneshot;
 
+use super::certificates;
 use crate::{
-    config::{self, Settings},
+    config::{self, Settings, settings},
     control::{Command, Peer, Reply},
     events::Event,
     keys::pepper,
@@ -83,7 +86,14 @@ impl Operator {
     /// What is to be in force, with what limits have counted so far.
     fn plan(&self, settings: &Settings) -> Result<Plan, PlanError> {
         let former = self.edge.plan.load();
-        plan::plan(settings, |spec| quota::carry(&former.limits, &settings.state.dir, spec))
+        plan::plan(settings, Some(&former), |spec| {
+            let counted = if spec.reason == Reason::HandshakeRate {
+                &former.handshakes
+            } else {
+                &former.limits
+            };
+            quota::carry(counted, &settings.state.dir, spec)
+        })
     }
 
     async fn try_reload(&mut self) -> anyhow::Result<()> {
@@ -97,6 +107,7 @@ impl Operator {
         send(&self.edge.orders, Order::Apply(Box::new(settings.clone()), answer)).await?;
         answered.await.context("the verdict writer is gone")??;
         self.edge.plan.store(Arc::new(plan));
+        certificates::look(&self.edge, true);
         self.edge.peppers.store(Arc::new(peppers));
         self.stamps = stamps(&settings);
         self.settings = settings;
@@ -125,6 +136,11 @@ impl Operator {
     }
 }
 
+/// Where HTTPS is listened for; what a listener asks of its clients may change.
+fn addresses(server: &settings::Server) -> Vec<SocketAddr> {
+    server.https.iter().map(|listener| listener.address).collect()
+}
+
 /// What only the start can do, because the powers for it are gone.
 fn refuse_what_needs_a_restart(old: &Settings, new: &Settings) -> anyhow::Result<()> {
     let changed = [
@@ -135,7 +151,7 @@ fn refuse_what_needs_a_restart(old: &Settings, new: &Settings) -> anyhow::Result
         ("kernel.debug", old.kernel.debug != new.kernel.debug),
         ("kernel.ipv4_prefix", old.kernel.client.v4 != new.kernel.client.v4),
         ("kernel.ipv6_prefix", old.kernel.client.v6 != new.kernel.client.v6),
-        ("server.https", old.server.https != new.server.https),
+        ("server.https", addresses(&old.server) != addresses(&new.server)),
         ("server.http", old.server.http != new.server.http),
         ("server.workers", old.server.workers != new.server.workers),
         ("server.drain_timeout", old.server.drain_timeout != new.server.drain_timeout),

@@ -1,9 +1,8 @@
 //! The files that a configuration names: whether they are there, and what the lists hold.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{self, Read as _},
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -14,7 +13,7 @@ use super::{
     reader::Notes,
     settings::{Events, List, Lists, Settings},
     text as values,
-    whole::{place, place_in, place_of_text},
+    whole::{place_in, place_of_text},
 };
 use crate::secret::Origin;
 
@@ -41,14 +40,14 @@ pub(super) fn resolve(settings: &mut Settings, base: &Path) {
         Events::File(path) => Some(path),
         Events::Stdout => None,
     };
-    let paths: [&mut PathBuf; 5] = [
-        &mut settings.tls.certificate,
-        &mut settings.tls.key,
-        &mut settings.kernel.pin_dir,
-        &mut settings.state.dir,
-        &mut settings.control.socket,
-    ];
-    for path in paths.into_iter().chain(files.map(|file| &mut file.path)).chain(events) {
+    let paths: [&mut PathBuf; 3] =
+        [&mut settings.kernel.pin_dir, &mut settings.state.dir, &mut settings.control.socket];
+    for path in paths
+        .into_iter()
+        .chain(files.map(|file| &mut file.path))
+        .chain(events)
+        .chain(settings.tls.files_mut())
+    {
         // An empty path stands for a missing key, which is noted already.
         if !path.as_os_str().is_empty() {
             *path = base.join(&*path);
@@ -57,7 +56,7 @@ pub(super) fn resolve(settings: &mut Settings, base: &Path) {
     settings.resolve_secrets(base);
 }
 
-/// Looks at the certificate and the key, and reads the lists into the settings; what `former`
+/// Looks at the secrets, and reads the lists into the settings; what `former`
 /// has of them may stand in for files that are not good any more.
 pub(super) fn inspect(
     settings: &mut Settings,
@@ -66,19 +65,6 @@ pub(super) fn inspect(
     document: &DeTable<'_>,
     notes: &Notes<'_>,
 ) {
-    for (key, path) in [("certificate", &settings.tls.certificate), ("key", &settings.tls.key)] {
-        if path.as_os_str().is_empty() {
-            continue;
-        }
-        let span = place(document, "tls", key);
-        if let Err(fault) = File::open(path).and_then(|file| file.metadata()) {
-            let what = format!("cannot read {}: {fault}", path.display());
-            notes.wrong(span, what, format!("a PEM file with the {key}"));
-        } else if key == "key" && is_public(path) {
-            let what = format!("everyone can read the private key {}", path.display());
-            notes.wrong(span, what, format!("chmod o= {}", path.display()));
-        }
-    }
     inspect_secrets(settings, base, document, notes);
     let place = (base, document, notes);
     let Lists { allow, deny, shrink_max, .. } = &mut settings.lists;
@@ -104,10 +90,6 @@ fn inspect_secrets(settings: &Settings, base: &Path, document: &DeTable<'_>, not
         });
         notes.wrong(span, format!("the secret {origin}: {fault}"), "a secret that can be used");
     }
-}
-
-fn is_public(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|metadata| metadata.mode() & 0o007 != 0)
 }
 
 fn read_list(

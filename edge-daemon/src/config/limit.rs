@@ -21,15 +21,17 @@ use super::{
 
 /// Every limit, in the order in which requests are charged: those of all clients together come last,
 /// so that they are charged only by those who may.
-pub(super) fn limits(document: &Table<'_>) -> Vec<Spec> {
+///
+/// Apart from these, that of TLS handshakes.
+pub(super) fn limits(document: &Table<'_>) -> (Vec<Spec>, Spec) {
     let own = document.tables("limit", limit);
-    let [source, key, global] = document.table("limits", usual);
+    let [source, key, global, handshakes] = document.table("limits", usual);
     let (all, some): (Vec<_>, Vec<_>) = own.into_iter().partition(|spec| spec.by.is_empty());
-    [source, key].into_iter().chain(some).chain(all).chain([global]).collect()
+    ([source, key].into_iter().chain(some).chain(all).chain([global]).collect(), handshakes)
 }
 
 /// The limits that every edge has, each a token bucket.
-fn usual(table: &Table<'_>) -> [Spec; 3] {
+fn usual(table: &Table<'_>) -> [Spec; 4] {
     let room = table.or("keys_max", KEYS_MAX, keys_max);
     let rule = |key: &'static str, by: &[Part], usual: (u64, u64, u64), reason| {
         let (count, period_s, burst) = usual;
@@ -50,6 +52,7 @@ fn usual(table: &Table<'_>) -> [Spec; 3] {
         rule("per_source", &[Part::Source], (600, 60, 100), Reason::SourceRate),
         rule("per_key", &[Part::Key], (6_000, 60, 500), Reason::KeyRate),
         rule("global", &[], (10_000, 1, 20_000), Reason::GlobalRate),
+        rule("handshakes", &[Part::Source], (100, 1, 200), Reason::HandshakeRate),
     ]
 }
 
@@ -173,7 +176,7 @@ pub(super) fn check(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'
 }
 
 /// The names of the limits under `[limits]`.
-const USUAL: [&str; 3] = ["per_source", "per_key", "global"];
+const USUAL: [&str; 4] = ["per_source", "per_key", "global", "handshakes"];
 
 /// How a limit counts, in the configuration's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

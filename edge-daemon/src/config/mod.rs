@@ -14,6 +14,7 @@ mod sections;
 pub mod settings;
 pub mod signature;
 pub mod text;
+mod tls;
 mod value;
 mod whole;
 
@@ -51,18 +52,32 @@ pub fn reload(path: &Path, former: &Settings) -> Result<(Settings, Warnings), Mi
 }
 
 fn load_after(path: &Path, former: Option<&Settings>) -> Result<(Settings, Warnings), Mistakes> {
-    let text = files::text(path, FILE_BYTES_MAX).map_err(|fault| {
+    read(path, &text_of(path)?, |settings, document, notes| {
+        let base = path.parent().unwrap_or(Path::new(""));
+        files::resolve(settings, base);
+        files::inspect(settings, former, base, document, notes);
+        tls::inspect(settings, document, notes);
+    })
+}
+
+/// The text of the file.
+fn text_of(path: &Path) -> Result<String, Mistakes> {
+    files::text(path, FILE_BYTES_MAX).map_err(|fault| {
         Mistakes(vec![Mistake::of_file(
             path.to_owned(),
             format!("cannot read the configuration: {fault}"),
             "name another file with --config".to_owned(),
         )])
-    })?;
-    read(path, &text, |settings, document, notes| {
-        let base = path.parent().unwrap_or(Path::new(""));
-        files::resolve(settings, base);
-        files::inspect(settings, former, base, document, notes);
     })
+}
+
+/// Reads the configuration at `path` without looking at the files it names.
+///
+/// # Errors
+/// Every mistake in the file itself.
+pub fn outline(path: &Path) -> Result<(Settings, Warnings), Mistakes> {
+    let base = path.parent().unwrap_or(Path::new(""));
+    read(path, &text_of(path)?, |settings, _, _| files::resolve(settings, base))
 }
 
 /// Checks a configuration's text alone; the files it names are neither read nor missed.
@@ -90,13 +105,15 @@ fn read(
 
 fn settings(document: &Table<'_>) -> Settings {
     let upstreams = document.tables("upstream", sections::upstream);
+    let (limits, handshakes) = limit::limits(document);
     Settings {
         kernel: document.table("kernel", kernel::kernel),
         lists: document.table("lists", sections::lists),
         server: document.table("server", sections::server),
-        tls: document.table("tls", sections::tls),
+        tls: document.table("tls", tls::tls),
         bounds: document.table("bounds", sections::bounds),
-        limits: limit::limits(document),
+        limits,
+        handshakes,
         keys: document.table("keys", sections::keys),
         routes: document.tables("route", |table| route::route(table, &upstreams)),
         upstreams,

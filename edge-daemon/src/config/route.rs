@@ -17,6 +17,7 @@ pub(super) fn route(table: &Table<'_>, upstreams: &[Upstream]) -> Route {
         methods: table.need("methods", "[\"GET\", \"HEAD\"]", Vec::new(), |item| {
             some_of(item, "an array of methods: [\"GET\", \"HEAD\"]", method)
         }),
+        client_certificate: table.or("client_certificate", false, Item::flag),
         needs: needs(table),
         upstream: table.need("upstream", "\"api\"", 0, |item| known(item, upstreams)),
         cost: table.or("cost", 1, |item| item.number(0, 1_000_000)),

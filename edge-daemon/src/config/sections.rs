@@ -1,16 +1,18 @@
 //! The sections of the file, key by key: names, defaults and ranges.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use edge_common::Rate;
+use edge_policy::forwarded::Naming;
 
 use super::{
     files::EVERY_ADDRESS,
     reader::{Item, Table},
     settings::{
         Abuse, Bounds, Control, Events, Keys, Level, List, ListFile, Lists, Log, Metrics, Scores,
-        Server, State, Tls, Upstream,
+        Server, State, Upstream,
     },
+    tls,
 };
 use crate::secret::Origin;
 
@@ -50,22 +52,27 @@ pub(super) fn lists(table: &Table<'_>) -> Lists {
 
 pub(super) fn server(table: &Table<'_>) -> Server {
     let listeners = "an array of addresses with ports: [\"0.0.0.0:443\"]";
+    let naming = [
+        ("off", Naming::Off),
+        ("x-forwarded-for", Naming::XForwardedFor),
+        ("forwarded", Naming::Forwarded),
+    ];
+    let proxies = |item: &Item<'_>| match item.net()? {
+        net if net.prefix_len() == 0 => {
+            item.wrong(format!("{net} trusts everybody"), "the networks of your proxies alone")
+        }
+        net => Some(net),
+    };
     let http = vec![SocketAddr::from(([0, 0, 0, 0], 80))];
     Server {
-        https: table.need("https", "[\"0.0.0.0:443\"]", Vec::new(), |item| {
-            some_of(item, listeners, Item::address)
-        }),
+        https: table.need("https", "[\"0.0.0.0:443\"]", Vec::new(), |item| tls::listeners(item)),
         http: table.or("http", http, |item| item.list(listeners, Item::address)),
         workers: table.or("workers", 0, |item| count(item, 0, 1_024)),
         drain_timeout: table.or("drain_timeout", 10 * SECOND, |item| item.duration(HOUR)),
-    }
-}
-
-pub(super) fn tls(table: &Table<'_>) -> Tls {
-    let path = |key, example| table.need(key, example, PathBuf::new(), Item::path);
-    Tls {
-        certificate: path("certificate", "\"/etc/edged/tls/cert.pem\""),
-        key: path("key", "\"/etc/edged/tls/key.pem\""),
+        trusted_proxies: table.or("trusted_proxies", Vec::new(), |item| {
+            item.list("an array of networks: [\"192.0.2.0/24\"]", proxies)
+        }),
+        forwarded_header: table.or("forwarded_header", Naming::Off, |item| item.choice(&naming)),
     }
 }
 
@@ -77,6 +84,7 @@ pub(super) fn bounds(table: &Table<'_>) -> Bounds {
         connections_max: number("connections_max", 10_000, 10_000_000),
         requests_max: number("requests_max", 4_096, 1_000_000),
         streams_max: table.or("streams_max", 100, |item| small(item, 1, 10_000)),
+        handshakes_max: number("handshakes_max", 1_024, 1_000_000),
         handshake_timeout: timeout("handshake_timeout", 5 * SECOND),
         header_timeout: timeout("header_timeout", 10 * SECOND),
         idle_timeout: timeout("idle_timeout", MINUTE),

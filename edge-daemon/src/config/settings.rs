@@ -3,6 +3,7 @@
 //! `config/edged.toml` annotates every key; the names here are the names there.
 
 mod packets;
+mod tls;
 
 use std::{
     net::SocketAddr,
@@ -11,14 +12,15 @@ use std::{
     time::Duration,
 };
 
-use edge_policy::limit;
 pub use edge_policy::route::Requirement;
+use edge_policy::{forwarded::Naming, limit};
 use http::Method;
 use ipnet::IpNet;
 
 pub use self::packets::{
     Attach, Fragments, Interface, Kernel, NamedSignature, PrefixLimit, SynCookies, When,
 };
+pub use self::tls::{Certificate, ClientAuth, Clients, Listener, Tls, UnknownName};
 pub use super::offer::Offer;
 use crate::secret::{BYTES_MIN, Origin};
 
@@ -37,6 +39,8 @@ pub struct Settings {
     pub bounds: Bounds,
     /// `[limits]` and `[[limit]]`, in the order in which requests are charged.
     pub limits: Vec<limit::Spec>,
+    /// `handshakes` of `[limits]`: TLS handshakes per client.
+    pub handshakes: limit::Spec,
     /// `[keys]`: API keys.
     pub keys: Keys,
     /// `[[upstream]]`, in the order of the file; names are unique.
@@ -133,22 +137,24 @@ impl List {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
     /// Listeners for HTTPS; never empty.
-    pub https: Vec<SocketAddr>,
+    pub https: Vec<Listener>,
     /// Listeners that redirect to HTTPS.
     pub http: Vec<SocketAddr>,
     /// Threads of the request plane; 0 is one per core.
     pub workers: usize,
     /// How long open requests may take after SIGTERM.
     pub drain_timeout: Duration,
+    /// Whose word on the address of a client is taken.
+    pub trusted_proxies: Vec<IpNet>,
+    /// The header in which they name it.
+    pub forwarded_header: Naming,
 }
 
-/// `[tls]`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tls {
-    /// PEM, leaf first.
-    pub certificate: PathBuf,
-    /// PEM; not readable by everyone.
-    pub key: PathBuf,
+impl Server {
+    /// Where it listens, for HTTPS and for HTTP.
+    pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        self.https.iter().map(|listener| listener.address).chain(self.http.iter().copied())
+    }
 }
 
 /// `[bounds]`
@@ -160,6 +166,8 @@ pub struct Bounds {
     pub requests_max: usize,
     /// HTTP/2 streams per connection.
     pub streams_max: u32,
+    /// TLS handshakes at once.
+    pub handshakes_max: usize,
     /// From the first byte of a connection to the end of its TLS handshake.
     pub handshake_timeout: Duration,
     /// From the first byte of a request to its last header.
@@ -215,6 +223,8 @@ pub struct Route {
     pub host: Option<String>,
     /// Methods it takes; never empty.
     pub methods: Vec<Method>,
+    /// Whether the connection must have come with a client certificate.
+    pub client_certificate: bool,
     /// What it asks of its callers; `None`: nothing.
     pub needs: Option<Requirement>,
     /// Index into [`Settings::upstreams`].

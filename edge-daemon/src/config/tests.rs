@@ -56,6 +56,7 @@ fn the_annotated_file_shows_every_key() {
         include_str!("route.rs"),
         include_str!("sections.rs"),
         include_str!("signature.rs"),
+        include_str!("tls.rs"),
     ];
     let keys = asked.iter().flat_map(|file| file.lines()).filter_map(|line| {
         let call = line.split(['(']).find(|part| part.starts_with('"'))?;
@@ -758,8 +759,10 @@ fn doubts_are_told_but_do_not_refuse() {
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let put = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
-    put("cert.pem", "certificate");
-    put("key.pem", "key");
+    let key = rcgen::KeyPair::generate().unwrap();
+    let own = rcgen::CertificateParams::new(vec!["edge.test".to_owned()]).unwrap();
+    put("cert.pem", &own.self_signed(&key).unwrap().pem());
+    put("key.pem", &key.serialize_pem());
     put("allow.txt", "\u{feff}# friends\n192.0.2.1 since May\r\n\n2001:db8::/32; office\n");
     put("deny.txt", "198.51.100.0/24\r\n203.0.113.9/24\n");
     fs::set_permissions(folder.path().join("key.pem"), fs::Permissions::from_mode(0o640)).unwrap();
@@ -776,7 +779,7 @@ fn mistakes_of(folder: &tempfile::TempDir) -> String {
 fn files_are_found_beside_the_configuration() {
     let folder = folder();
     let (settings, warnings) = load(&folder.path().join("edged.toml")).unwrap();
-    assert_eq!(settings.tls.key, folder.path().join("key.pem"));
+    assert_eq!(settings.tls.certificates[0].key, folder.path().join("key.pem"));
     let allowed: Vec<_> = settings.lists.allow.iter().map(|(net, _)| net.to_string()).collect();
     assert_eq!(allowed, ["192.0.2.1/32", "2001:db8::/32"]);
     assert_eq!(settings.lists.deny.iter().count(), 2);

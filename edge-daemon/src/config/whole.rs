@@ -20,6 +20,7 @@ pub(super) fn check(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'
     check_denied_upstreams(settings, document, notes);
     check_services(settings, document, notes);
     limit::check(settings, document, notes);
+    super::tls::check(settings, document, notes);
     if !settings.metrics.listen.ip().is_loopback() {
         let span = place(document, "metrics", "listen");
         notes.doubt(span, "the metrics are reachable from outside", "\"127.0.0.1:9464\" is not");
@@ -101,7 +102,8 @@ fn check_routes(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'_>) 
 
 fn check_listeners(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'_>) {
     let of = |key, addresses: &[_]| addresses.iter().map(|a| (key, *a)).collect::<Vec<_>>();
-    let mut listeners = of("https", &settings.server.https);
+    let https: Vec<_> = settings.server.https.iter().map(|l| l.address).collect();
+    let mut listeners = of("https", &https);
     listeners.extend(of("http", &settings.server.http));
     listeners.push(("listen", settings.metrics.listen));
     for (n, (key, address)) in listeners.iter().enumerate().filter(|(_, l)| l.1.port() != 0) {

@@ -1,59 +1,230 @@
 //! What comes before the first request: who is connected, and the TLS handshake.
 
-use std::{net::IpAddr, rc::Rc, time::Instant};
+use std::{
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Instant,
+};
 
-use edge_common::Reason;
-use tokio::{net::TcpStream, time::timeout};
+use edge_common::{Reason, Source};
+use edge_policy::{denied::Denied, proxy};
+use http::HeaderMap;
+use tokio::{io::AsyncReadExt as _, net::TcpStream, time::timeout};
 
-use super::{Worker, watch::Progress};
-use crate::tls::{self, Facts, Failure};
+use super::{Plan, Worker, watch::Progress};
+use crate::{
+    clock,
+    events::Event,
+    metrics::Metrics,
+    tls::{self, Facts, Failure, Refusal},
+};
 
-/// The client of one connection.
+/// The client of one connection, or of one request if a trusted proxy told of it.
 #[derive(Clone)]
 pub(crate) struct Visitor {
-    /// Its address as proven, IPv4 never in IPv6's clothes.
+    /// Its address as proven, IPv4 never in IPv6's clothes: what limits, logs and bans go by.
     pub(crate) address: IpAddr,
+    /// The trusted proxy that vouches for the address; `None`: the client itself is connected.
+    pub(crate) proxy: Option<IpAddr>,
     /// What the TLS handshake told; `None` on plain HTTP.
     pub(crate) tls: Option<Rc<Facts>>,
     pub(crate) progress: Rc<Progress>,
 }
 
 impl Visitor {
+    pub(super) fn new(peer: SocketAddr) -> Self {
+        let address = peer.ip().to_canonical();
+        Self { address, proxy: None, tls: None, progress: Progress::new() }
+    }
+
     /// Whether HTTP/2 was agreed on.
     pub(crate) fn speaks_h2(&self) -> bool {
         self.tls.as_ref().is_some_and(|facts| facts.alpn == Some("h2"))
     }
+
+    /// The client of a request: who is connected, or whom trusted proxies name in its head.
+    pub(super) fn of_request(&self, plan: &Plan, headers: &HeaderMap) -> Result<Self, Denied> {
+        let client = plan.trusted.client(self.address, headers, plan.naming);
+        let address = client.map_err(|_| Denied::from(Reason::ForwardingInvalid))?;
+        let proxy = if address == self.address { self.proxy } else { Some(self.address) };
+        Ok(Self { address, proxy, ..self.clone() })
+    }
+
+    /// Refuses a banned client whose packets the kernel cannot tell from those of its proxy.
+    pub(super) fn admit(&self, worker: &Worker, plan: &Plan) -> Result<(), Denied> {
+        let client = Source::from(self.address).client(plan.client);
+        if self.proxy.is_some() && worker.edge.banned.has(&client, clock::boot_ns()) {
+            return Err(Reason::BannedRequest.into());
+        }
+        Ok(())
+    }
+
+    /// Where client certificates are asked for, a request must be for the host that the handshake
+    /// was for: what was judged for one name opens no other.
+    pub(super) fn check_host(&self, host: &str) -> Result<(), Denied> {
+        let Some(facts) = &self.tls else { return Ok(()) };
+        let is_asked = facts.asked != crate::config::settings::ClientAuth::Off;
+        match &facts.server_name {
+            Some(name) if is_asked && !name.eq_ignore_ascii_case(host) => {
+                Err(Reason::MisdirectedRequest.into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses who came without a client certificate, where the route asks for one. The connection
+    /// is not asked again: TLS 1.3 has no renegotiation, and HTTP/2 forbids what took its place.
+    pub(super) fn check_certificate(&self, is_needed: bool) -> Result<(), Denied> {
+        if is_needed && self.tls.as_ref().is_none_or(|facts| facts.peer.is_none()) {
+            return Err(Reason::CertificateRequired.into());
+        }
+        Ok(())
+    }
 }
 
-/// Shakes hands with a visitor, and notes what that told. A failure is counted, and what the client
-/// said wrongly is held against it.
-pub(super) async fn handshake(
+/// Lets a connection in by a listener for HTTPS: finds out whose it is, and shakes hands.
+pub(super) async fn enter(
     worker: &Worker,
-    visitor: &mut Visitor,
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    listener: usize,
+) -> Option<(Visitor, tls::TlsStream<TcpStream>)> {
+    let guest = greet(worker, &mut stream, peer, listener).await?;
+    handshake(worker, guest, stream, listener).await
+}
+
+/// A client that may speak TLS now, and its first bytes if they came with what a proxy said.
+struct Guest {
+    visitor: Visitor,
+    early: Vec<u8>,
+}
+
+/// Finds out who has come in by a listener; refuses strangers and banned ones.
+async fn greet(
+    worker: &Worker,
+    stream: &mut TcpStream,
+    peer: SocketAddr,
+    listener: usize,
+) -> Option<Guest> {
+    let plan = Arc::clone(&worker.view().plan);
+    let mut guest = Guest { visitor: Visitor::new(peer), early: Vec::new() };
+    if !plan.listeners.get(listener).is_some_and(|listener| listener.proxy_protocol) {
+        return Some(guest);
+    }
+    let visitor = &mut guest.visitor;
+    if !plan.trusted.has(visitor.address) {
+        worker.refuse_connection(visitor.address, Reason::ProxyUntrusted);
+        return None;
+    }
+    let header = timeout(plan.bounds.handshake_timeout, introduction(stream)).await;
+    let Ok(Some((header, early))) = header else {
+        worker.counters.count(Reason::ProxyHeaderInvalid);
+        if worker.complaints.may_log() {
+            tracing::warn!(proxy = %visitor.address, "no PROXY header, or none that is one");
+        }
+        return None;
+    };
+    guest.early = early;
+    if let Some(client) = header.client {
+        visitor.proxy = Some(visitor.address);
+        visitor.address = client.ip();
+    }
+    if visitor.admit(worker, &plan).is_err() {
+        worker.counters.count(Reason::BannedConnection);
+        return None;
+    }
+    Some(guest)
+}
+
+/// Reads what a proxy says of its client, and what came with it.
+async fn introduction(stream: &mut TcpStream) -> Option<(proxy::Header, Vec<u8>)> {
+    let mut bytes = Vec::with_capacity(256);
+    loop {
+        if stream.read_buf(&mut bytes).await.ok()? == 0 {
+            return None;
+        }
+        if let Some(header) = proxy::read(&bytes).ok()? {
+            let early = bytes.split_off(header.length);
+            return Some((header, early));
+        }
+    }
+}
+
+/// Shakes hands with a guest, and notes what that told. A failure is counted, and what the client
+/// said wrongly is held against it.
+async fn handshake(
+    worker: &Worker,
+    guest: Guest,
     stream: TcpStream,
-) -> Option<tls::TlsStream<TcpStream>> {
-    let plan = std::sync::Arc::clone(&worker.view().plan);
+    listener: usize,
+) -> Option<(Visitor, tls::TlsStream<TcpStream>)> {
+    let plan = Arc::clone(&worker.view().plan);
+    let Guest { mut visitor, early } = guest;
+    let handshake = Handshake::begin(&worker.edge.metrics);
+    if worker.edge.metrics.handshakes.load(Relaxed) > plan.bounds.handshakes_max {
+        worker.counters.count(Reason::HandshakesFull);
+        return None;
+    }
+    // A proxy shakes hands for many.
+    if !plan.trusted.has(visitor.address) {
+        let client = Source::from(visitor.address).client(plan.client);
+        if plan.handshakes.admit_source(client, clock::now()).is_err() {
+            worker.refuse_connection(visitor.address, Reason::HandshakeRate);
+            return None;
+        }
+    }
     let started = Instant::now();
-    let shaken = tls::accept(plan.tls.clone(), stream);
-    let failure = match timeout(plan.bounds.handshake_timeout, shaken).await {
+    let auth = plan.listeners.get(listener).map_or_else(Default::default, |l| l.client_auth);
+    let shaken = tls::accept(&plan.tls, auth, stream, early);
+    let shaken = timeout(plan.bounds.handshake_timeout, shaken).await;
+    drop(handshake);
+    let Refusal { failure, ja4 } = match shaken {
         Ok(Ok((stream, facts))) => {
             worker.counters.count(Reason::Handshake);
             worker.counters.handshake.observe(started.elapsed());
+            if let Some(ja4) = facts.ja4 {
+                worker.counters.fingerprints.count(ja4);
+            }
             visitor.tls = Some(Rc::new(facts));
-            return Some(stream);
+            return Some((visitor, stream));
         }
-        Ok(Err(failure)) => failure,
-        Err(_) => Failure::Timeout,
+        Ok(Err(refusal)) => refusal,
+        Err(_) => Failure::Timeout.into(),
     };
     worker.counters.handshake_failures.count(failure);
     let reason = match failure {
         Failure::Timeout => Reason::HandshakeTimeout,
+        Failure::FingerprintDenied => Reason::FingerprintDenied,
         _ => Reason::HandshakeFailed,
     };
+    worker.counters.count(reason);
     if failure.is_misdeed() {
-        worker.refuse_connection(visitor.address, reason);
-    } else {
-        worker.counters.count(reason);
+        let kind = Some(failure.name());
+        let (source, reason_name) = (visitor.address, reason.name());
+        worker.edge.events.tell(Event::ConnectionRefused {
+            source,
+            reason: reason_name,
+            kind,
+            ja4,
+        });
+        worker.misdeed(source, reason, None);
     }
     None
+}
+
+/// One of the handshakes that go on at once.
+struct Handshake<'a>(&'a Metrics);
+
+impl<'a> Handshake<'a> {
+    fn begin(metrics: &'a Metrics) -> Self {
+        metrics.handshakes.fetch_add(1, Relaxed);
+        Self(metrics)
+    }
+}
+
+impl Drop for Handshake<'_> {
+    fn drop(&mut self) {
+        self.0.handshakes.fetch_sub(1, Relaxed);
+    }
 }

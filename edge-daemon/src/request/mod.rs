@@ -31,7 +31,13 @@ use std::{
 use arc_swap::ArcSwap;
 use edge_common::{Blame, ClientWidth, Reason};
 use edge_identity::key::{KeyRing, Peppers};
-use edge_policy::{abuse::Scores, head, limit::Rules, route::Routes};
+use edge_policy::{
+    abuse::Scores,
+    forwarded::{Naming, Trusted},
+    head,
+    limit::Rules,
+    route::Routes,
+};
 use tokio::{
     sync::{Notify, watch::Receiver},
     task::LocalSet,
@@ -40,6 +46,7 @@ use tokio::{
 pub use self::serve::Entrance;
 use self::upstream::Upstream;
 use crate::{
+    banned::Banned,
     clock,
     config::settings,
     events::Events,
@@ -56,6 +63,8 @@ pub struct Edge {
     pub keys: ArcSwap<KeyRing>,
     /// The secrets of the keys' digests; replaced whole when they are read again.
     pub peppers: ArcSwap<Peppers>,
+    /// Bans, for clients behind trusted proxies.
+    pub banned: Banned,
     /// The way to the verdict writer.
     pub orders: SyncSender<Order>,
     /// What is counted.
@@ -76,8 +85,16 @@ pub struct Plan {
     pub routes: Routes,
     /// Where they go, by the names in `routes`.
     pub upstreams: Vec<settings::Upstream>,
-    /// The certificate.
-    pub tls: Arc<tls::ServerConfig>,
+    /// The certificates, and what else handshakes go by.
+    pub tls: Arc<tls::Front>,
+    /// What each listener for HTTPS asks of its clients.
+    pub listeners: Vec<Listener>,
+    /// Whose word on the address of a client is taken.
+    pub trusted: Trusted,
+    /// The header in which they name it.
+    pub naming: Naming,
+    /// TLS handshakes per client.
+    pub handshakes: Rules,
     /// What keys begin with.
     pub key_prefix: String,
     /// Query parameters in which a credential is refused.
@@ -88,6 +105,15 @@ pub struct Plan {
     pub client: ClientWidth,
     /// The port that plain HTTP is sent to.
     pub https_port: u16,
+}
+
+/// What a listener for HTTPS asks of its clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// Whether it asks for certificates.
+    pub client_auth: settings::ClientAuth,
+    /// Whether it takes connections from trusted proxies alone, with a PROXY header.
+    pub proxy_protocol: bool,
 }
 
 /// One worker: what its thread has for itself.

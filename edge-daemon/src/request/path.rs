@@ -33,7 +33,7 @@ pub(crate) struct Trace {
 /// Answers a request. Whatever happens, the answer is counted once, by its [`Ending`].
 pub(crate) async fn answer(
     worker: Rc<Worker>,
-    visitor: Visitor,
+    mut visitor: Visitor,
     entrance: Entrance,
     request: Request<Incoming>,
 ) -> Result<Response<Answer>, Never> {
@@ -49,9 +49,9 @@ pub(crate) async fn answer(
     let mut body = Some(body);
     let outcome = match entrance {
         Entrance::Http => redirect(&worker.view().plan, &head).map(Outcome::Redirect),
-        Entrance::Https => {
+        Entrance::Https(_) => {
             ending.clock.wait(WaitsFor::Exchange);
-            settle(&worker, &visitor, in_flight, &mut trace, head, &mut body).await
+            settle(&worker, &mut visitor, in_flight, &mut trace, head, &mut body).await
         }
     };
     ending.held = mem::take(&mut trace.admission.held);
@@ -84,7 +84,7 @@ enum Outcome {
 /// The body is taken only when it goes upstream.
 async fn settle(
     worker: &Worker,
-    visitor: &Visitor,
+    visitor: &mut Visitor,
     in_flight: usize,
     trace: &mut Trace,
     mut head: Parts,
@@ -95,15 +95,19 @@ async fn settle(
     if in_flight > plan.bounds.requests_max {
         return Err(Reason::Overload.into());
     }
+    *visitor = visitor.of_request(plan, &head.headers)?;
+    visitor.admit(worker, plan)?;
     let client = edge_common::Source::from(visitor.address).client(plan.client);
     let early = plan.limits.admit_source(client, now)?;
 
     let host = head::check(&head.method, &head.uri, head.version, &head.headers, &plan.head)?;
+    visitor.check_host(&host.name)?;
     let target = Target::parse(path_and_query(&head.uri), plan.bounds.uri_bytes_max)?;
     cut(&target.path).clone_into(&mut trace.path);
 
     let key = identify::shown_key(plan, &head, &target)?;
     let route = plan.routes.find(&host.name, &target.path, &head.method)?;
+    visitor.check_certificate(route.certificate)?;
     let identity = identify::identify(worker, plan, route, &head, key).await?;
     trace.principal = identity.principal;
     access::authorize(route, trace.principal.as_ref())?;
@@ -122,6 +126,7 @@ async fn settle(
         &shield::Forward {
             client: visitor.address,
             host: &host.to_string(),
+            port: plan.https_port,
             request_id: &trace.id,
             principal: trace
                 .principal
@@ -174,6 +179,7 @@ fn report(worker: &Worker, visitor: &Visitor, denied: &Denied, trace: &Trace) {
         path: trace.path.clone(),
         principal: trace.principal.as_ref().map(|who| who.id().to_owned()),
         limit: denied.hit.as_ref().map(|hit| hit.limit.to_string()),
+        ja4: visitor.tls.as_ref().and_then(|facts| facts.ja4),
     });
 }
 

@@ -29,7 +29,7 @@ use super::{
     Worker,
     front::{self, Visitor},
     path,
-    watch::{Overdue, Progress, Watched},
+    watch::{Overdue, Watched},
     words::Worded,
 };
 use crate::{events::Event, metrics::Metrics};
@@ -37,8 +37,8 @@ use crate::{events::Event, metrics::Metrics};
 /// What a listener serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entrance {
-    /// Requests over TLS.
-    Https,
+    /// Requests over TLS, by the number of the listener.
+    Https(usize),
     /// Redirects to HTTPS.
     Http,
 }
@@ -111,19 +111,20 @@ async fn connection(
     entrance: Entrance,
     stopping: watch::Receiver<bool>,
 ) {
-    let address = peer.ip().to_canonical();
-    let mut visitor = Visitor { address, tls: None, progress: Progress::new() };
     if stream.set_nodelay(true).is_err() {
         return;
     }
     match entrance {
-        Entrance::Http => serve_http1(worker, visitor, stream, entrance, stopping).await,
-        Entrance::Https => {
-            let Some(stream) = front::handshake(&worker, &mut visitor, stream).await else {
+        Entrance::Http => {
+            serve_http1(worker, Visitor::new(peer), stream, entrance, stopping).await;
+        }
+        Entrance::Https(listener) => {
+            let Some((visitor, stream)) = front::enter(&worker, stream, peer, listener).await
+            else {
                 return;
             };
             if visitor.speaks_h2() {
-                serve_http2(worker, visitor, stream, stopping).await;
+                serve_http2(worker, visitor, stream, entrance, stopping).await;
             } else {
                 serve_http1(worker, visitor, stream, entrance, stopping).await;
             }
@@ -159,12 +160,13 @@ async fn serve_http2<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     worker: Rc<Worker>,
     visitor: Visitor,
     io: IO,
+    entrance: Entrance,
     stopping: watch::Receiver<bool>,
 ) {
     let bounds = worker.view().plan.bounds.clone();
     let (own, guest) = (Rc::clone(&worker), visitor.clone());
     let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-        path::answer(Rc::clone(&own), guest.clone(), Entrance::Https, request.map(Into::into))
+        path::answer(Rc::clone(&own), guest.clone(), entrance, request.map(Into::into))
     });
     let connection = http2::Builder::new(OnThisThread)
         .timer(TokioTimer::new())
@@ -243,6 +245,7 @@ fn broken_off(worker: &Worker, visitor: &Visitor, error: &hyper::Error) {
             path: String::new(),
             principal: None,
             limit: None,
+            ja4: visitor.tls.as_ref().and_then(|facts| facts.ja4),
         });
     } else if error.is_parse() || is_http2_misuse(error) {
         worker.refuse_connection(address, Reason::MalformedRequest);

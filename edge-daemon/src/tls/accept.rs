@@ -1,11 +1,11 @@
 //! One handshake: the client's hello is read by us, so that its bytes can be looked at, and the
 //! rest is rustls'.
 
-use std::{io, sync::Arc};
+use std::io;
 
-use edge_policy::ja4::Hello;
+use edge_policy::ja4::{Hello, Ja4};
 use rustls::{
-    AlertDescription, Error, ServerConfig,
+    AlertDescription, Error,
     server::{Accepted, Acceptor},
 };
 use tokio::{
@@ -14,7 +14,8 @@ use tokio::{
 };
 use tokio_rustls::StartHandshake;
 
-use super::{Facts, TlsStream};
+use super::{Facts, Front, TlsStream};
+use crate::config::settings::ClientAuth;
 
 /// Why a handshake did not complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,10 @@ pub enum Failure {
     NoSharedSuite,
     /// It wants to speak neither HTTP/2 nor HTTP/1.1.
     NoSharedProtocol,
+    /// It asks for a name that no certificate has, or for none.
+    UnknownName,
+    /// Its fingerprint is among those that are refused.
+    FingerprintDenied,
     /// It gave no certificate where one is required.
     CertificateMissing,
     /// The certificate that it gave is not trusted.
@@ -44,12 +49,14 @@ pub enum Failure {
 
 impl Failure {
     /// Every kind, in the order of its number.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::HungUp,
         Self::NotTls,
         Self::NoSharedVersion,
         Self::NoSharedSuite,
         Self::NoSharedProtocol,
+        Self::UnknownName,
+        Self::FingerprintDenied,
         Self::CertificateMissing,
         Self::CertificateRefused,
         Self::ClientAlert,
@@ -66,6 +73,8 @@ impl Failure {
             Self::NoSharedVersion => "no_shared_version",
             Self::NoSharedSuite => "no_shared_suite",
             Self::NoSharedProtocol => "no_shared_protocol",
+            Self::UnknownName => "unknown_name",
+            Self::FingerprintDenied => "fingerprint_denied",
             Self::CertificateMissing => "certificate_missing",
             Self::CertificateRefused => "certificate_refused",
             Self::ClientAlert => "client_alert",
@@ -81,6 +90,8 @@ impl Failure {
         matches!(
             self,
             Self::NotTls
+                | Self::UnknownName
+                | Self::FingerprintDenied
                 | Self::CertificateMissing
                 | Self::CertificateRefused
                 | Self::Misbehaved
@@ -114,13 +125,42 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// Shakes hands. The caller bounds the time.
+/// A handshake that did not complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Why.
+    pub failure: Failure,
+    /// The fingerprint of the client's TLS library, if it came as far as that.
+    pub ja4: Option<Ja4>,
+}
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Self {
+        Self { failure, ja4: None }
+    }
+}
+
+/// Shakes hands; `early` are bytes that were read already. The caller bounds the time.
 pub async fn accept(
-    config: Arc<ServerConfig>,
+    front: &Front,
+    auth: ClientAuth,
     mut stream: TcpStream,
-) -> Result<(TlsStream<TcpStream>, Facts), Failure> {
-    let (accepted, seen, unread) = hello(&mut stream).await?;
-    let ja4 = Hello::read(&seen).map(|hello| hello.ja4());
+    early: Vec<u8>,
+) -> Result<(TlsStream<TcpStream>, Facts), Refusal> {
+    let (accepted, seen, unread) = hello(&mut stream, early).await?;
+    let read = Hello::read(&seen);
+    let ja4 = read.as_ref().map(Hello::ja4);
+    let refused = |failure| Refusal { failure, ja4 };
+    let config = match front.choose(auth, &accepted.client_hello(), read.as_ref(), ja4) {
+        Ok(config) => config,
+        Err(failure) => {
+            let alert =
+                if failure == Failure::UnknownName { UNRECOGNIZED_NAME } else { ACCESS_DENIED };
+            // Whether it is heard does not matter.
+            let _ = stream.write_all(&[21, 3, 3, 0, 2, FATAL, alert]).await;
+            return Err(refused(failure));
+        }
+    };
     let mut rest = &seen[seen.len() - unread..];
     let mut fed = Ok(0);
     let start = StartHandshake::from_parts(accepted, stream);
@@ -129,18 +169,29 @@ pub async fn accept(
             fed = connection.read_tls(&mut rest);
         }
     });
-    let stream = shaken.await?;
-    fed?;
-    let facts = Facts::of(stream.get_ref().1, ja4);
+    let stream = shaken.await.map_err(|error| refused(error.into()))?;
+    fed.map_err(|error| refused(error.into()))?;
+    let connection = stream.get_ref().1;
+    let facts = Facts::of(connection, auth, ja4);
+    // A resumed session was judged when it began.
+    if facts.is_resumed && !front.still_trusts(connection) {
+        return Err(refused(Failure::CertificateRefused));
+    }
+    if auth == ClientAuth::Required && facts.peer.is_none() {
+        return Err(refused(Failure::CertificateMissing));
+    }
     Ok((stream, facts))
 }
 
 /// Reads the client's hello; also the bytes so far, and how many of the last are not its own.
-async fn hello(stream: &mut TcpStream) -> Result<(Accepted, Vec<u8>, usize), Failure> {
-    let (mut acceptor, mut seen) = (Acceptor::default(), Vec::with_capacity(HELLO_USUAL));
+async fn hello(
+    stream: &mut TcpStream,
+    mut seen: Vec<u8>,
+) -> Result<(Accepted, Vec<u8>, usize), Failure> {
+    let (mut acceptor, mut from) = (Acceptor::default(), 0);
+    seen.reserve(HELLO_USUAL);
     loop {
-        let from = seen.len();
-        if stream.read_buf(&mut seen).await? == 0 {
+        if from == seen.len() && stream.read_buf(&mut seen).await? == 0 {
             return Err(Failure::HungUp);
         }
         let mut new = &seen[from..];
@@ -163,7 +214,8 @@ async fn hello(stream: &mut TcpStream) -> Result<(Accepted, Vec<u8>, usize), Fai
                 }
             }
         }
-        if seen.len() > HELLO_MAX {
+        from = seen.len();
+        if from > HELLO_MAX {
             return Err(Failure::Misbehaved);
         }
     }
@@ -173,5 +225,9 @@ async fn hello(stream: &mut TcpStream) -> Result<(Accepted, Vec<u8>, usize), Fai
 const HELLO_USUAL: usize = 2048;
 /// What it may take.
 const HELLO_MAX: usize = 32 * 1024;
+/// Alerts, as they are sent before there is a connection to send them by.
+const FATAL: u8 = 2;
+const ACCESS_DENIED: u8 = 49;
+const UNRECOGNIZED_NAME: u8 = 112;
 /// The first byte of a record that holds a part of a handshake.
 const RECORD_HANDSHAKE: u8 = 22;

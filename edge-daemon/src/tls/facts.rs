@@ -4,6 +4,8 @@ use edge_policy::ja4::Ja4;
 use rustls::{ServerConnection, pki_types::CertificateDer, server::ParsedCertificate};
 use sha2::{Digest as _, Sha256};
 
+use crate::config::settings::ClientAuth;
+
 /// What a TLS handshake told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
@@ -21,6 +23,8 @@ pub struct Facts {
     pub is_resumed: bool,
     /// The fingerprint of the client's TLS library.
     pub ja4: Option<Ja4>,
+    /// Whether the client was asked for a certificate.
+    pub asked: ClientAuth,
     /// The client's certificate, if one was asked for, given and good.
     pub peer: Option<Peer>,
 }
@@ -35,7 +39,7 @@ pub struct Peer {
 }
 
 impl Facts {
-    pub(super) fn of(connection: &ServerConnection, ja4: Option<Ja4>) -> Self {
+    pub(super) fn of(connection: &ServerConnection, asked: ClientAuth, ja4: Option<Ja4>) -> Self {
         let known = |name: Option<&'static str>| name.unwrap_or("unknown");
         let suite = connection.negotiated_cipher_suite();
         let version = match connection.protocol_version() {
@@ -56,6 +60,7 @@ impl Facts {
                 .map(|group| known(group.name().as_str())),
             is_resumed: connection.handshake_kind() == Some(rustls::HandshakeKind::Resumed),
             ja4,
+            asked,
             peer: connection.peer_certificates().and_then(Peer::of),
         }
     }

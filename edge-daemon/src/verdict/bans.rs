@@ -55,6 +55,7 @@ impl Writer {
                 reason: reason_of(&ban).name().into(),
             };
             self.unsaved.put(record.clone());
+            self.edge.banned.put(client, ban.until_ns);
             self.bans.insert(client, Held { record, until_ns: ban.until_ns });
         }
         Ok(())
@@ -117,6 +118,7 @@ impl Writer {
             reason: reason.name().into(),
         };
         self.unsaved.put(record.clone());
+        self.edge.banned.put(client, until_ns);
         self.bans.insert(client, Held { record, until_ns });
         metrics.bans_active.store(self.bans.len() as u64, Relaxed);
         self.edge.events.tell(Event::Ban {
@@ -150,6 +152,7 @@ impl Writer {
     pub(super) fn lift(&mut self, client: &Source, why: &'static str) -> anyhow::Result<()> {
         self.tables.bans.unban(*client)?;
         self.bans.remove(client);
+        self.edge.banned.lift(client);
         self.edge.events.tell(Event::Unban { source: (*client).into(), reason: why });
         Ok(())
     }

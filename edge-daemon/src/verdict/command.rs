@@ -309,7 +309,7 @@ impl Writer {
             monitored: kernel.monitor.iter().map(|reason| reason.name().into()).collect(),
             would_drop: would_drop.filter(|(_, count)| *count > 0).collect(),
             services: kernel.services.as_ref().map(|offers| {
-                let own = server.https.iter().chain(&server.http).map(|a| Offer::port(a.port()));
+                let own = server.addresses().map(|a| Offer::port(a.port()));
                 let mut all = Vec::<Offer>::new();
                 own.chain(offers.iter().copied()).for_each(|offer| {
                     if !all.contains(&offer) {

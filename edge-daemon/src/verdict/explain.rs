@@ -1,7 +1,7 @@
 //! What becomes of a packet, and why: asked of the packet program itself, by its twin, and of the
 //! tables that it goes by.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use anyhow::{Context as _, bail};
 use edge_common::{
@@ -98,7 +98,7 @@ impl Writer {
         let listeners = &self.settings.server.https;
         let is_fit =
             |address: &IpAddr| address.is_ipv4() == source.is_ipv4() && !address.is_unspecified();
-        let own = listeners.iter().map(SocketAddr::ip).find(is_fit);
+        let own = listeners.iter().map(|listener| listener.address.ip()).find(is_fit);
         let destination = asked.destination.or(own).unwrap_or(match source {
             IpAddr::V4(_) => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
             IpAddr::V6(_) => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
@@ -109,7 +109,10 @@ impl Writer {
         if protocol == Protocol::Icmp && (asked.port.is_some() || asked.source_port.is_some()) {
             bail!("ICMP has no ports");
         }
-        let port = asked.port.or(listeners.first().map(SocketAddr::port)).unwrap_or(HTTPS);
+        let port = asked
+            .port
+            .or(listeners.first().map(|listener| listener.address.port()))
+            .unwrap_or(HTTPS);
         let source_port = asked.source_port.unwrap_or(SOURCE_PORT);
         let transport = match protocol {
             Protocol::Tcp => {

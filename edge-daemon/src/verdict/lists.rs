@@ -84,7 +84,12 @@ impl Configured {
     /// Both lists of a configuration: the allow list and the deny list.
     pub(crate) fn both(settings: &Settings) -> [Self; 2] {
         let lists = &settings.lists;
-        [Self::new(&lists.allow, &settings.upstreams), Self::new(&lists.deny, &[])]
+        let mut allow = Self::new(&lists.allow, &settings.upstreams);
+        let proxies = settings.server.trusted_proxies.iter().map(|net| (*net, 0));
+        // They stand for many clients, each of which is judged by itself behind them.
+        allow.add("trusted_proxies".to_owned(), proxies);
+        allow.nets.sort_unstable();
+        [allow, Self::new(&lists.deny, &[])]
     }
 
     fn add(&mut self, from: String, nets: impl Iterator<Item = (IpNet, u32)>) {

@@ -1,0 +1,342 @@
+//! What handshakes go by: certificates, tickets and trust, each of which may be replaced while
+//! connections go on.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use edge_policy::{
+    ja4::{Hello, Ja4},
+    sni::Names,
+};
+use rustls::{
+    NamedGroup, ServerConfig, SignatureScheme,
+    crypto::{CryptoProvider, aws_lc_rs},
+    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier},
+    sign::CertifiedKey,
+    version::{TLS12, TLS13},
+};
+
+use super::{
+    Pair, TlsError,
+    accept::Failure,
+    tickets::Tickets,
+    trust::{self, Question, Trust},
+    watch::{Part, Watch},
+};
+use crate::config::settings::{self, ClientAuth, UnknownName};
+
+/// The server's side of TLS, as the configuration wants it.
+pub struct Front {
+    settings: settings::Tls,
+    tickets: Option<Arc<Tickets>>,
+    served: ArcSwap<Served>,
+    watch: Mutex<Watch>,
+}
+
+/// What is served now; replaced whole.
+struct Served {
+    pairs: Vec<Arc<Pair>>,
+    trust: Option<Arc<Trusted>>,
+    choice: Arc<Choice>,
+    /// By whether clients are asked for certificates, and whether they offer post-quantum keys.
+    configs: [[Option<Arc<ServerConfig>>; 2]; 3],
+}
+
+/// Trust, and the tickets of sessions under it: a session never outlives what it was judged by.
+#[derive(Debug)]
+struct Trusted {
+    trust: Arc<Trust>,
+    tickets: Option<Arc<Tickets>>,
+}
+
+impl Front {
+    /// Reads all that the settings name; if they are the same, the former front goes on. Sessions
+    /// can be resumed as far as what they were judged by is the same.
+    pub fn new(settings: settings::Tls, former: Option<&Arc<Self>>) -> Result<Arc<Self>, TlsError> {
+        if let Some(former) = former.filter(|former| former.settings == settings) {
+            return Ok(Arc::clone(former));
+        }
+        // Before the files are read: what changes meanwhile is read again.
+        let watch = Mutex::new(Watch::new(&settings));
+        let pairs = settings.certificates.iter().map(Pair::read).map(|pair| pair.map(Arc::new));
+        let pairs = pairs.collect::<Result<Vec<_>, _>>()?;
+        let kept = former.and_then(|former| former.tickets.clone());
+        let tickets = match (settings.ticket_rotation, kept) {
+            (Some(rotation), Some(kept)) if kept.rotation() == rotation => Some(kept),
+            (Some(rotation), _) => Some(tickets(rotation)?),
+            (None, _) => None,
+        };
+        let former = former.map(|former| former.served.load_full());
+        let former = former.as_ref().and_then(|served| served.trust.as_ref());
+        let trust = read_trust(&settings, former)?;
+        let served = Served::new(&settings, tickets.as_ref(), pairs, trust)?;
+        Ok(Arc::new(Self { settings, tickets, served: ArcSwap::from_pointee(served), watch }))
+    }
+
+    /// What a client that says this is shown.
+    pub(super) fn choose(
+        &self,
+        auth: ClientAuth,
+        hello: &ClientHello<'_>,
+        seen: Option<&Hello>,
+        ja4: Option<Ja4>,
+    ) -> Result<Arc<ServerConfig>, Failure> {
+        let served = self.served.load();
+        if ja4.is_some_and(|ja4| self.settings.ja4_deny.contains(&ja4)) {
+            return Err(Failure::FingerprintDenied);
+        }
+        if served.choice.candidates(hello.server_name()).is_none() {
+            return Err(Failure::UnknownName);
+        }
+        let offers_pq = seen.is_some_and(|seen| {
+            seen.version == 0x0304 && seen.groups.contains(&u16::from(NamedGroup::X25519MLKEM768))
+        });
+        let config = &served.configs[auth as usize][usize::from(offers_pq)];
+        // The configuration lets no listener ask for certificates without an authority.
+        config.clone().ok_or(Failure::CertificateRefused)
+    }
+
+    /// Whether the chain of a resumed session is still good.
+    pub(super) fn still_trusts(&self, connection: &rustls::ServerConnection) -> bool {
+        let served = self.served.load();
+        let chain = connection.peer_certificates().unwrap_or_default();
+        let now = rustls::pki_types::UnixTime::now();
+        let trusted = served.trust.as_ref();
+        chain.is_empty() || trusted.is_some_and(|t| t.trust.verify(chain, now).is_ok())
+    }
+
+    /// What is served now and how it is.
+    #[must_use]
+    pub fn state(&self) -> State {
+        let watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
+        let certificate = |(n, pair): (usize, &Arc<Pair>)| CertificateState {
+            name: pair.title().to_owned(),
+            kind: pair.kind(),
+            not_after_s: pair.not_after_s,
+            is_stale: watch.is_stale(Part::Pair(n)),
+        };
+        State {
+            certificates: self.served.load().pairs.iter().enumerate().map(certificate).collect(),
+            trust_is_stale: watch.is_stale(Part::Trust),
+        }
+    }
+
+    /// Changes ticket keys whose time has come, and takes what has changed on disk and is good.
+    /// Whatever is not good stays as it was; what became of each file is told.
+    ///
+    /// What has changed is left for a second, so that all that belongs together is there; or not.
+    pub fn tend(&self, at_once: bool) -> Vec<Change> {
+        let served = self.served.load_full();
+        let own = self.tickets.iter().chain(served.trust.iter().filter_map(|t| t.tickets.as_ref()));
+        for tickets in own {
+            if let Err(error) = tickets.rotate() {
+                tracing::error!(%error, "cannot draw session ticket keys");
+            }
+        }
+        let mut watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = watch.look(at_once);
+        let mut changes = Vec::new();
+        for part in changed {
+            let result = self.replace(part);
+            watch.note(part, result.is_ok());
+            changes.push(Change { what: self.title(part), result });
+        }
+        changes
+    }
+
+    fn title(&self, part: Part) -> String {
+        match part {
+            Part::Pair(n) => {
+                let certificate = self.settings.certificates.get(n);
+                certificate.map_or_else(String::new, |c| c.chain.display().to_string())
+            }
+            Part::Trust => "the authorities of clients".to_owned(),
+        }
+    }
+
+    /// Reads one part again and serves it.
+    fn replace(&self, part: Part) -> Result<(), String> {
+        let served = self.served.load_full();
+        let (mut pairs, mut trust) = (served.pairs.clone(), served.trust.clone());
+        match part {
+            Part::Pair(n) => {
+                let files = self.settings.certificates.get(n).ok_or("is not configured")?;
+                let pair = Pair::read(files).map_err(|fault| fault.to_string())?;
+                let now_s = i64::try_from(crate::clock::unix_ms() / 1000).unwrap_or(i64::MAX);
+                // A certificate that clients refuse is worse than one that they take.
+                if let Some(doubt) = pair.doubt(now_s).filter(|_| pairs[n].doubt(now_s).is_none()) {
+                    return Err(format!("{} {doubt}", files.chain.display()));
+                }
+                pairs[n] = Arc::new(pair);
+            }
+            Part::Trust => {
+                let read = read_trust(&self.settings, trust.as_ref());
+                trust = read.map_err(|error| error.to_string())?;
+            }
+        }
+        let new = Served::new(&self.settings, self.tickets.as_ref(), pairs, trust);
+        self.served.store(Arc::new(new.map_err(|error| error.to_string())?));
+        Ok(())
+    }
+}
+
+/// What is served, for the metrics.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// The certificates.
+    pub certificates: Vec<CertificateState>,
+    /// Whether the files that say whom to trust are not good, and what they held before holds.
+    pub trust_is_stale: bool,
+}
+
+/// How a certificate is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateState {
+    /// Its first name.
+    pub name: String,
+    /// The kind of its key.
+    pub kind: &'static str,
+    /// When it ends, in unix seconds.
+    pub not_after_s: i64,
+    /// Whether its files are not good, and what they held before is served.
+    pub is_stale: bool,
+}
+
+/// What became of a part whose files have changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The part.
+    pub what: String,
+    /// Whether it is served now; or why what was served before still is.
+    pub result: Result<(), String>,
+}
+
+fn tickets(rotation: Duration) -> Result<Arc<Tickets>, TlsError> {
+    Tickets::new(rotation).map(Arc::new).map_err(TlsError::Tickets)
+}
+
+/// Reads whom to trust; sessions are kept if it is the same as before.
+fn read_trust(
+    settings: &settings::Tls,
+    former: Option<&Arc<Trusted>>,
+) -> Result<Option<Arc<Trusted>>, TlsError> {
+    let Some(trust) = trust::read(&settings.clients)? else { return Ok(None) };
+    let rotation = settings.ticket_rotation;
+    let kept = former.filter(|former| former.trust.digest == trust.digest);
+    let kept = kept.and_then(|former| former.tickets.clone());
+    let tickets = match (rotation, kept) {
+        (Some(rotation), Some(kept)) if kept.rotation() == rotation => Some(kept),
+        (Some(rotation), _) => Some(tickets(rotation)?),
+        (None, _) => None,
+    };
+    Ok(Some(Arc::new(Trusted { trust: Arc::new(trust), tickets })))
+}
+
+impl Served {
+    fn new(
+        settings: &settings::Tls,
+        tickets: Option<&Arc<Tickets>>,
+        pairs: Vec<Arc<Pair>>,
+        trust: Option<Arc<Trusted>>,
+    ) -> Result<Self, TlsError> {
+        let choice = Arc::new(Choice::new(&pairs, settings.unknown_name));
+        let mut configs: [[Option<Arc<ServerConfig>>; 2]; 3] = Default::default();
+        for auth in [ClientAuth::Off, ClientAuth::Optional, ClientAuth::Required] {
+            let question = match (auth, &trust) {
+                (ClientAuth::Off, _) => None,
+                (_, Some(trusted)) => Some(trusted),
+                (_, None) => continue,
+            };
+            for (i, config) in configs[auth as usize].iter_mut().enumerate() {
+                let is_mandatory = auth == ClientAuth::Required;
+                let verifier =
+                    question.map(|t| Question { trust: Arc::clone(&t.trust), is_mandatory });
+                let tickets = question.map_or(tickets, |trusted| trusted.tickets.as_ref());
+                *config = Some(Arc::new(config_of(&choice, verifier, tickets, i == 1)?));
+            }
+        }
+        Ok(Self { pairs, trust, choice, configs })
+    }
+}
+
+fn config_of(
+    choice: &Arc<Choice>,
+    question: Option<Question>,
+    tickets: Option<&Arc<Tickets>>,
+    post_quantum: bool,
+) -> Result<ServerConfig, TlsError> {
+    let builder = ServerConfig::builder_with_provider(Arc::new(provider(post_quantum)))
+        .with_protocol_versions(&[&TLS13, &TLS12])
+        .map_err(TlsError::Config)?;
+    let builder = builder.with_client_cert_verifier(match question {
+        Some(question) => Arc::new(question),
+        None => WebPkiClientVerifier::no_client_auth(),
+    });
+    let mut config = builder.with_cert_resolver(Arc::clone(choice) as Arc<_>);
+    config.alpn_protocols = vec![super::H2.to_vec(), b"http/1.1".to_vec()];
+    // Sessions are in tickets or nowhere.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    match tickets {
+        Some(tickets) => config.ticketer = Arc::clone(tickets) as Arc<_>,
+        None => config.send_tls13_tickets = 0,
+    }
+    Ok(config)
+}
+
+/// The library's suites, all of which are safe. Who offers a post-quantum exchange gets it, though
+/// it may cost a round trip more: what is recorded today must not be read tomorrow.
+fn provider(post_quantum: bool) -> CryptoProvider {
+    let mut provider = aws_lc_rs::default_provider();
+    if post_quantum {
+        provider.kx_groups.retain(|group| group.name() == NamedGroup::X25519MLKEM768);
+    }
+    provider
+}
+
+/// Which certificate is shown to whom.
+#[derive(Debug)]
+struct Choice {
+    keys: Vec<Arc<CertifiedKey>>,
+    names: Names,
+    /// What those are shown who ask for no name that is known; empty: they are refused.
+    default: Vec<usize>,
+}
+
+impl Choice {
+    fn new(pairs: &[Arc<Pair>], unknown: UnknownName) -> Self {
+        let mut names = Names::default();
+        for (n, pair) in pairs.iter().enumerate() {
+            pair.names().iter().for_each(|name| names.add(name, n));
+        }
+        let default = match (pairs.first(), unknown) {
+            (Some(first), UnknownName::Default) => match names.find(first.title()) {
+                [] => vec![0],
+                same => same.to_vec(),
+            },
+            _ => Vec::new(),
+        };
+        Self { keys: pairs.iter().map(|pair| Arc::clone(&pair.key)).collect(), names, default }
+    }
+
+    /// What could be shown to who asks for this name; `None`: nothing.
+    fn candidates(&self, name: Option<&str>) -> Option<&[usize]> {
+        let named = name.map_or(&[][..], |name| self.names.find(name));
+        [named, &self.default].into_iter().find(|numbers| !numbers.is_empty())
+    }
+
+    /// Of several the first whose key the client can check.
+    fn key(&self, name: Option<&str>, schemes: &[SignatureScheme]) -> Option<&Arc<CertifiedKey>> {
+        let candidates = self.candidates(name)?.iter().filter_map(|n| self.keys.get(*n));
+        let fits = |key: &&Arc<CertifiedKey>| key.key.choose_scheme(schemes).is_some();
+        candidates.clone().find(fits).or_else(|| candidates.clone().next())
+    }
+}
+
+impl ResolvesServerCert for Choice {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.key(hello.server_name(), hello.signature_schemes()).cloned()
+    }
+}

@@ -1,0 +1,190 @@
+//! A certificate with its key, as it is read from files.
+
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rustls::{
+    SignatureAlgorithm,
+    crypto::aws_lc_rs,
+    pki_types::{
+        CertificateDer, PrivateKeyDer,
+        pem::{self, PemObject as _},
+    },
+    sign::CertifiedKey,
+};
+use x509_parser::{extensions::GeneralName, prelude::FromDer as _};
+
+use crate::{clock, config::settings};
+
+/// A certificate that can be served.
+#[derive(Clone, Debug)]
+pub struct Pair {
+    /// As rustls wants it.
+    pub(super) key: Arc<CertifiedKey>,
+    /// The names that it was configured for; empty: its own.
+    configured: Vec<String>,
+    /// The names that it has, in lower case.
+    pub own: Vec<String>,
+    /// From when to when it is good, in unix seconds.
+    pub not_before_s: i64,
+    /// The end of that.
+    pub not_after_s: i64,
+}
+
+/// Which of a pair's files is at fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The certificate.
+    Chain,
+    /// The key.
+    Key,
+    /// The OCSP response.
+    Ocsp,
+}
+
+/// Why a certificate cannot be served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PairFault {
+    /// Whose fault it is.
+    pub part: Part,
+    path: PathBuf,
+    why: String,
+}
+
+impl fmt::Display for PairFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path.display(), self.why)
+    }
+}
+
+impl std::error::Error for PairFault {}
+
+impl Pair {
+    /// Reads the files and checks that they belong together.
+    pub fn read(files: &settings::Certificate) -> Result<Self, PairFault> {
+        let fault = |part, path: &Path| {
+            let path = path.to_owned();
+            move |why: String| PairFault { part, path: path.clone(), why }
+        };
+        let chain_fault = fault(Part::Chain, &files.chain);
+        let chain = certificates(&files.chain).map_err(&chain_fault)?;
+        let key = PrivateKeyDer::from_pem_file(&files.key)
+            .map_err(|error| pem_words(&error))
+            .map_err(fault(Part::Key, &files.key))?;
+        let mut pair = Self::new(chain, key).map_err(|(part, why)| match part {
+            Part::Key => fault(Part::Key, &files.key)(why),
+            _ => chain_fault(why),
+        })?;
+        if let Some(path) = &files.ocsp {
+            let response = ocsp(path).map_err(fault(Part::Ocsp, path))?;
+            Arc::make_mut(&mut pair.key).ocsp = Some(response);
+        }
+        pair.configured.clone_from(&files.names);
+        Ok(pair)
+    }
+
+    /// Of a chain and a key; or whose fault it is that they are no pair, and why.
+    pub(super) fn new(
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+    ) -> Result<Self, (Part, String)> {
+        let leaf = chain.first().ok_or((Part::Chain, "holds no certificate".to_owned()))?;
+        let (_, parsed) = x509_parser::certificate::X509Certificate::from_der(leaf)
+            .map_err(|error| (Part::Chain, format!("is no certificate: {error}")))?;
+        let names = parsed.subject_alternative_name().ok().flatten();
+        let names = names.map_or(&[][..], |names| &names.value.general_names);
+        let own = names.iter().filter_map(|name| match name {
+            GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
+            _ => None,
+        });
+        let (own, validity) = (own.collect(), parsed.validity());
+        let (not_before_s, not_after_s) =
+            (validity.not_before.timestamp(), validity.not_after.timestamp());
+        let key = aws_lc_rs::default_provider()
+            .key_provider
+            .load_private_key(key)
+            .map_err(|error| (Part::Key, format!("is no key that can be used: {error}")))?;
+        let key = CertifiedKey::new(chain, key);
+        match key.keys_match() {
+            Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {}
+            Err(_) => return Err((Part::Key, "is not the key of the certificate".to_owned())),
+        }
+        Ok(Self { key: Arc::new(key), configured: Vec::new(), own, not_before_s, not_after_s })
+    }
+
+    /// The names that it serves.
+    #[must_use]
+    pub fn names(&self) -> &[String] {
+        if self.configured.is_empty() { &self.own } else { &self.configured }
+    }
+
+    /// What it is called in metrics and logs.
+    #[must_use]
+    pub fn title(&self) -> &str {
+        self.names().first().map_or("", String::as_str)
+    }
+
+    /// Those of its configured names that it does not have.
+    pub fn uncovered(&self) -> impl Iterator<Item = &str> {
+        let has = |name: &str| {
+            let wild = name.split_once('.').map(|(_, parent)| format!("*.{parent}"));
+            self.own.iter().any(|own| own == name || Some(own) == wild.as_ref())
+        };
+        self.configured.iter().map(String::as_str).filter(move |name| !has(name))
+    }
+
+    /// What of its time is not right, in words that go on after its name.
+    #[must_use]
+    pub fn doubt(&self, now_s: i64) -> Option<String> {
+        let date = |s: i64| clock::rfc3339(u64::try_from(s).unwrap_or(0).saturating_mul(1000));
+        if now_s > self.not_after_s {
+            return Some(format!("has expired on {}", date(self.not_after_s)));
+        }
+        (now_s < self.not_before_s)
+            .then(|| format!("is not good before {}", date(self.not_before_s)))
+    }
+
+    /// The kind of its key: of two certificates for one name, clients are shown the kind they take.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self.key.key.algorithm() {
+            SignatureAlgorithm::RSA => "RSA",
+            SignatureAlgorithm::ECDSA => "ECDSA",
+            _ => "EdDSA",
+        }
+    }
+}
+
+/// The certificates in a PEM file, which are some.
+pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let all = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    match all {
+        Ok(all) if all.is_empty() => Err("holds no certificate".to_owned()),
+        Ok(all) => Ok(all),
+        Err(error) => Err(pem_words(&error)),
+    }
+}
+
+/// What is wrong with a PEM file.
+pub(super) fn pem_words(error: &pem::Error) -> String {
+    match error {
+        pem::Error::Io(error) => format!("cannot be read: {error}"),
+        pem::Error::NoItemsFound => "holds nothing of the kind".to_owned(),
+        error => format!("is no PEM: {error}"),
+    }
+}
+
+/// An OCSP response that says that it is one, and a good one: `SEQUENCE { ENUMERATED 0, .. }` to
+/// the end of the file (RFC 6960, 4.2.1).
+fn ocsp(path: &Path) -> Result<Vec<u8>, String> {
+    let bytes = fs::read(path).map_err(|error| format!("cannot be read: {error}"))?;
+    let whole = x509_parser::der_parser::parse_der(&bytes);
+    let is_good = whole.is_ok_and(|(rest, response)| {
+        let first = response.as_sequence().ok().and_then(|parts| parts.first());
+        rest.is_empty() && first.is_some_and(|status| status.as_u32() == Ok(0))
+    });
+    if is_good { Ok(bytes) } else { Err("is no good OCSP response".to_owned()) }
+}

@@ -1,0 +1,166 @@
+//! Whose certificates clients may show.
+
+use std::{fmt, path::PathBuf, sync::Arc};
+
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore,
+    SignatureScheme,
+    client::danger::HandshakeSignatureValid,
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime, pem::PemObject as _},
+    server::{
+        WebPkiClientVerifier,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
+};
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    facts::spki_sha256,
+    pair::{certificates, pem_words},
+};
+use crate::config::settings::Clients;
+
+/// The authorities, what they revoked, and the keys that are pinned.
+#[derive(Debug)]
+pub(super) struct Trust {
+    webpki: Arc<dyn ClientCertVerifier>,
+    pins: Vec<[u8; 32]>,
+    /// Of all it was made of: equal digests trust the same clients.
+    pub(super) digest: [u8; 32],
+}
+
+/// Why it cannot be told whom to trust.
+#[derive(Debug, thiserror::Error)]
+pub enum TrustFault {
+    /// A bundle of authorities.
+    #[error("{}: {why}", path.display())]
+    Ca {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// A revocation list.
+    #[error("{}: {why}", path.display())]
+    Crl {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+impl TrustFault {
+    /// Whether a revocation list is at fault.
+    #[must_use]
+    pub fn is_crl(&self) -> bool {
+        matches!(self, Self::Crl { .. })
+    }
+}
+
+/// Reads what is known of clients' certificates, if anything is configured.
+pub(super) fn read(clients: &Clients) -> Result<Option<Trust>, TrustFault> {
+    let Some(path) = &clients.ca else { return Ok(None) };
+    let ca_fault = |why| TrustFault::Ca { path: path.clone(), why };
+    let (mut roots, mut digest) = (RootCertStore::empty(), Sha256::new());
+    for certificate in certificates(path).map_err(ca_fault)? {
+        digest.update(&certificate);
+        let added = roots.add(certificate);
+        added.map_err(|error| ca_fault(format!("holds no authority: {error}")))?;
+    }
+    let mut lists = Vec::new();
+    for path in &clients.crl {
+        let fault = |why| TrustFault::Crl { path: path.clone(), why };
+        let read = CertificateRevocationListDer::pem_file_iter(path)
+            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+            .map_err(|error| fault(pem_words(&error)))?;
+        if read.is_empty() {
+            return Err(fault("holds no revocation list".to_owned()));
+        }
+        read.iter().for_each(|list| digest.update(list));
+        // One at a time, so that the file at fault is known.
+        builder(&roots, read.clone()).map_err(fault)?;
+        lists.extend(read);
+    }
+    clients.pins.iter().for_each(|pin| digest.update(pin));
+    let webpki = builder(&roots, lists).map_err(ca_fault)?;
+    Ok(Some(Trust { webpki, pins: clients.pins.clone(), digest: digest.finalize().into() }))
+}
+
+/// The whole chain is looked up in the lists, if there are any, and must be found.
+fn builder(
+    roots: &RootCertStore,
+    lists: Vec<CertificateRevocationListDer<'static>>,
+) -> Result<Arc<dyn ClientCertVerifier>, String> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots.clone()), provider);
+    builder.with_crls(lists).build().map_err(|error| format!("cannot be used: {error}"))
+}
+
+impl Trust {
+    /// Judges a chain; again also for a session that is resumed, since when much may have changed.
+    pub(super) fn verify(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<(), Error> {
+        let (own, between) = chain.split_first().ok_or(Error::NoCertificatesPresented)?;
+        self.webpki.verify_client_cert(own, between, now)?;
+        let is_pinned = || spki_sha256(own).is_some_and(|digest| self.pins.contains(&digest));
+        if self.pins.is_empty() || is_pinned() {
+            return Ok(());
+        }
+        Err(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
+    }
+}
+
+/// What a handshake asks: [`Trust`], of every client or of those that have a certificate.
+pub(super) struct Question {
+    pub(super) trust: Arc<Trust>,
+    pub(super) is_mandatory: bool,
+}
+
+impl fmt::Debug for Question {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Question {{ is_mandatory: {} }}", self.is_mandatory)
+    }
+}
+
+impl ClientCertVerifier for Question {
+    fn client_auth_mandatory(&self) -> bool {
+        self.is_mandatory
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.trust.webpki.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        own: &CertificateDer<'_>,
+        between: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let chain: Vec<_> = std::iter::once(own).chain(between).cloned().collect();
+        self.trust.verify(&chain, now).map(|()| ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.trust.webpki.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.trust.webpki.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.trust.webpki.supported_verify_schemes()
+    }
+}

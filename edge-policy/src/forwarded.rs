@@ -1,0 +1,295 @@
+//! Who the client of a request is that came through proxies: `Forwarded` (RFC 7239) and
+//! `X-Forwarded-For`, as far as trusted proxies vouch for them.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use http::{HeaderMap, HeaderName};
+use ipnet::IpNet;
+
+/// The header in which trusted proxies name the client. It is one of them alone: a proxy that adds
+/// to one passes the other on as the client wrote it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Naming {
+    /// None: the client is who is connected.
+    #[default]
+    Off,
+    /// `X-Forwarded-For`: addresses, each proxy's own peer last.
+    XForwardedFor,
+    /// `Forwarded`, RFC 7239.
+    Forwarded,
+}
+
+/// Whose word on the client's address is taken.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Trusted(Vec<IpNet>);
+
+/// A header that has no meaning in a place where one is needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Meaningless;
+
+/// A station on the way of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hop {
+    Address(IpAddr),
+    /// The proxy does not tell.
+    Hidden,
+}
+
+impl Trusted {
+    /// Those in any of the networks.
+    #[must_use]
+    pub fn new(networks: Vec<IpNet>) -> Self {
+        Self(networks)
+    }
+
+    /// Whether this address is among them.
+    #[must_use]
+    pub fn has(&self, address: IpAddr) -> bool {
+        self.0.iter().any(|net| net.contains(&address))
+    }
+
+    /// The client of a request that came from `peer`: the first address, seen from here, that is
+    /// not a trusted proxy's. Where a proxy does not tell its peer, the client is that proxy.
+    ///
+    /// # Errors
+    /// If what a trusted proxy wrote has no meaning. What is beyond the client is not looked at.
+    pub fn client(
+        &self,
+        peer: IpAddr,
+        headers: &HeaderMap,
+        naming: Naming,
+    ) -> Result<IpAddr, Meaningless> {
+        let mut proven = peer.to_canonical();
+        if naming == Naming::Off || !self.has(proven) {
+            return Ok(proven);
+        }
+        for value in headers.get_all(naming.header()).iter().rev() {
+            let value = value.to_str().map_err(|_| Meaningless)?;
+            let mut hops: Box<dyn Iterator<Item = Result<Hop, Meaningless>>> = match naming {
+                Naming::Forwarded => Box::new(elements(value)?.into_iter().rev().map(Ok)),
+                _ => Box::new(value.rsplit(',').map(trim).filter(|hop| !hop.is_empty()).map(node)),
+            };
+            while self.has(proven) {
+                match hops.next().transpose()? {
+                    Some(Hop::Address(address)) => proven = address,
+                    Some(Hop::Hidden) => return Ok(proven),
+                    None => break,
+                }
+            }
+            if !self.has(proven) {
+                break;
+            }
+        }
+        Ok(proven)
+    }
+}
+
+impl Naming {
+    const fn header(self) -> HeaderName {
+        match self {
+            Self::Forwarded => http::header::FORWARDED,
+            _ => HeaderName::from_static("x-forwarded-for"),
+        }
+    }
+}
+
+/// The `for` of each element of a `Forwarded` field, in its order.
+fn elements(value: &str) -> Result<Vec<Hop>, Meaningless> {
+    let mut hops = Vec::new();
+    let mut rest = trim(value);
+    while !rest.is_empty() {
+        let (mut hop, mut seen) = (None, Vec::new());
+        // The parameters of one element, up to its comma.
+        loop {
+            if !rest.starts_with([',', ';']) && !rest.is_empty() {
+                let (name, after) = token(rest)?;
+                let (value, after) = word(after.strip_prefix('=').ok_or(Meaningless)?)?;
+                let name = name.to_ascii_lowercase();
+                if name == "for" {
+                    hop = Some(node(&value)?);
+                }
+                if seen.contains(&name) {
+                    return Err(Meaningless);
+                }
+                seen.push(name);
+                rest = trim(after);
+            }
+            match rest.strip_prefix(';') {
+                Some(after) => rest = trim(after),
+                None => break,
+            }
+        }
+        if !seen.is_empty() {
+            hops.push(hop.unwrap_or(Hop::Hidden));
+        }
+        match rest.strip_prefix(',') {
+            Some(after) => rest = trim(after),
+            None if rest.is_empty() => break,
+            None => return Err(Meaningless),
+        }
+    }
+    Ok(hops)
+}
+
+/// A token at the begin, and what follows it.
+fn token(text: &str) -> Result<(&str, &str), Meaningless> {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+    let end = text.find(|c| !is_part(c)).unwrap_or(text.len());
+    if end == 0 { Err(Meaningless) } else { Ok(text.split_at(end)) }
+}
+
+/// A token or a quoted string at the begin, and what follows it.
+fn word(text: &str) -> Result<(String, &str), Meaningless> {
+    let Some(quoted) = text.strip_prefix('"') else {
+        return token(text).map(|(token, rest)| (token.to_owned(), rest));
+    };
+    let (mut word, mut chars) = (String::new(), quoted.char_indices());
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '"' => return Ok((word, &quoted[at + 1..])),
+            '\\' => word.push(chars.next().ok_or(Meaningless)?.1),
+            c => word.push(c),
+        }
+    }
+    Err(Meaningless)
+}
+
+/// An address with or without port, `unknown`, or a name that hides one.
+fn node(text: &str) -> Result<Hop, Meaningless> {
+    if text.eq_ignore_ascii_case("unknown") || text.starts_with('_') {
+        return Ok(Hop::Hidden);
+    }
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok(Hop::Address(address.to_canonical()));
+    }
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
+    if let Some(address) = bare.and_then(|text| text.parse::<Ipv6Addr>().ok()) {
+        return Ok(Hop::Address(IpAddr::from(address).to_canonical()));
+    }
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return Ok(Hop::Address(address.ip().to_canonical()));
+    }
+    // The port may be hidden as well.
+    match text.rsplit_once(":_") {
+        Some((address, _)) => node(address),
+        None => Err(Meaningless),
+    }
+}
+
+fn trim(text: &str) -> &str {
+    text.trim_matches([' ', '\t'])
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn client(naming: Naming, fields: &[&str]) -> Result<String, Meaningless> {
+        let mut headers = HeaderMap::new();
+        for field in fields {
+            headers.append(naming.header(), HeaderValue::from_str(field).unwrap());
+        }
+        let nets = ["10.0.0.0/8", "2001:db8:f::/48"].map(|net| net.parse().unwrap());
+        let trusted = Trusted::new(nets.into());
+        let peer = "::ffff:10.0.0.1".parse().unwrap();
+        trusted.client(peer, &headers, naming).map(|address| address.to_string())
+    }
+
+    #[test]
+    fn the_rightmost_untrusted_address_is_the_client() {
+        let xff = |fields: &[&str]| client(Naming::XForwardedFor, fields);
+        for (fields, expected) in [
+            (&[][..], "10.0.0.1"),
+            (&["192.0.2.1"], "192.0.2.1"),
+            // What the client made up lies to the left of what the proxy saw.
+            (&["203.0.113.9, 192.0.2.1"], "192.0.2.1"),
+            (&["203.0.113.9", "192.0.2.1"], "192.0.2.1"),
+            (&["garbage, 192.0.2.1, 10.0.0.2"], "192.0.2.1"),
+            (&["192.0.2.1, 10.0.0.3", "10.0.0.2"], "192.0.2.1"),
+            (&["192.0.2.1, , 10.0.0.2,"], "192.0.2.1"),
+            (&["10.0.0.3, 10.0.0.2"], "10.0.0.3"),
+            (&["192.0.2.1, unknown, 10.0.0.2"], "10.0.0.2"),
+            (&["192.0.2.1:4711"], "192.0.2.1"),
+            (&["2001:db8::7"], "2001:db8::7"),
+            (&["[2001:db8::7]:4711, 2001:db8:f::1"], "2001:db8::7"),
+            (&["::ffff:192.0.2.1"], "192.0.2.1"),
+        ] {
+            assert_eq!(xff(fields).as_deref(), Ok(expected), "{fields:?}");
+        }
+        for fields in [&["garbage"][..], &["192.0.2.1, 10.0.0.300"], &["192.0.2.1, x, 10.0.0.2"]] {
+            assert_eq!(xff(fields), Err(Meaningless), "{fields:?}");
+        }
+    }
+
+    #[test]
+    fn the_standard_header_is_read() {
+        let forwarded = |field: &str| client(Naming::Forwarded, &[field]);
+        for (field, expected) in [
+            ("for=192.0.2.1", "192.0.2.1"),
+            ("For=\"192.0.2.1:47011\";proto=https;by=203.0.113.43", "192.0.2.1"),
+            ("for=203.0.113.9, for=192.0.2.1;host=\"a,b;c\"", "192.0.2.1"),
+            ("for=\"[2001:db8::7]\"", "2001:db8::7"),
+            ("for=\"[2001:db8::7]:4711\", for=10.0.0.2", "2001:db8::7"),
+            ("for=\"192.0.2.1:_port\"", "192.0.2.1"),
+            ("for=192.0.2.1, proto=https", "10.0.0.1"),
+            ("for=192.0.2.1, for=_hidden, for=10.0.0.2", "10.0.0.2"),
+            ("for=unknown", "10.0.0.1"),
+            (" ,for=\"192.0.2.\\1\" , ", "192.0.2.1"),
+            ("", "10.0.0.1"),
+        ] {
+            assert_eq!(forwarded(field).as_deref(), Ok(expected), "{field}");
+        }
+        for field in [
+            "for",
+            "for=",
+            "for=\"192.0.2.1",
+            "for=192.0.2.1 for=192.0.2.2",
+            "for=192.0.2.1;for=192.0.2.2",
+            "for=192.0.2.1:80",
+            "for=nonsense",
+            // A quote that the client left open would swallow what the proxy added.
+            "for=\"x, for=192.0.2.1",
+            "=x",
+        ] {
+            assert_eq!(forwarded(field), Err(Meaningless), "{field}");
+        }
+    }
+
+    #[test]
+    fn only_trusted_peers_are_believed() {
+        let mut headers = HeaderMap::new();
+        headers.insert("x-forwarded-for", HeaderValue::from_static("203.0.113.9"));
+        let trusted = Trusted::new(vec!["10.0.0.0/8".parse().unwrap()]);
+        for (peer, naming, expected) in [
+            ("192.0.2.1", Naming::XForwardedFor, "192.0.2.1"),
+            ("10.0.0.1", Naming::XForwardedFor, "203.0.113.9"),
+            ("10.0.0.1", Naming::Off, "10.0.0.1"),
+            ("10.0.0.1", Naming::Forwarded, "10.0.0.1"),
+        ] {
+            let client = trusted.client(peer.parse().unwrap(), &headers, naming);
+            assert_eq!(client, Ok(expected.parse().unwrap()), "{peer} {naming:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_field_is_too_strange(field in "[ -~\\t]{0,80}", forwarded: bool) {
+            let naming = if forwarded { Naming::Forwarded } else { Naming::XForwardedFor };
+            let _ = client(naming, &[&field]);
+        }
+
+        /// However a client begins the header, it cannot get past the address that the proxy saw.
+        #[test]
+        fn nobody_moves_what_the_proxy_wrote(forged in "[ -~]{0,60}", separate: bool) {
+            for (naming, seen) in [(Naming::XForwardedFor, "192.0.2.1"), (Naming::Forwarded, "for=192.0.2.1")] {
+                let joined = format!("{forged}, {seen}");
+                let fields = if separate { vec![&*forged, seen] } else { vec![&*joined] };
+                let found = client(naming, &fields);
+                prop_assert!(found == Err(Meaningless) || found.as_deref() == Ok("192.0.2.1"), "{found:?}");
+            }
+        }
+    }
+}

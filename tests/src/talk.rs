@@ -1,0 +1,155 @@
+//! A TLS client whose every choice is the test's: names, groups, certificates, first bytes.
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::TcpStream,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use rustls::{
+    ClientConfig, ClientConnection, NamedGroup, RootCertStore, StreamOwned,
+    crypto::{SupportedKxGroup, aws_lc_rs},
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+};
+
+use crate::{client::connect, lab::Lab, pki::Leaf};
+
+/// How to connect; [`Dial::connect`] does it.
+pub struct Dial {
+    config: ClientConfig,
+    name: String,
+    before: Vec<u8>,
+    port: u16,
+}
+
+/// A connection that speaks HTTP/1.1 within TLS.
+pub struct Talk(BufReader<StreamOwned<ClientConnection, TcpStream>>);
+
+/// Status, head and body of an answer.
+#[derive(Debug)]
+pub struct Answer {
+    /// The status.
+    pub status: u16,
+    /// The body.
+    pub body: String,
+}
+
+impl Dial {
+    /// To a name, on port 443, trusting an authority.
+    ///
+    /// # Errors
+    /// If its certificate cannot be read.
+    pub fn new(ca: &Path, name: &str) -> Result<Self> {
+        Self::with(ca, name, None, &[])
+    }
+
+    /// As [`Self::new`], with a certificate of one's own and with these groups alone, in this order.
+    ///
+    /// # Errors
+    /// If a file cannot be read.
+    pub fn with(ca: &Path, name: &str, own: Option<&Leaf>, groups: &[NamedGroup]) -> Result<Self> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(ca)?)?;
+        let mut provider = aws_lc_rs::default_provider();
+        if !groups.is_empty() {
+            let known = &aws_lc_rs::ALL_KX_GROUPS;
+            let find = |group: &NamedGroup| known.iter().find(|k| k.name() == *group).copied();
+            provider.kx_groups = groups.iter().filter_map(find).collect();
+        }
+        let builder = ClientConfig::builder_with_provider(Arc::new(provider))
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots);
+        let config = match own {
+            None => builder.with_no_client_auth(),
+            Some(leaf) => builder.with_client_auth_cert(
+                vec![CertificateDer::from_pem_file(&leaf.chain)?],
+                PrivateKeyDer::from_pem_file(&leaf.key)?,
+            )?,
+        };
+        Ok(Self { config, name: name.to_owned(), before: Vec::new(), port: 443 })
+    }
+
+    /// Sends bytes before the handshake.
+    #[must_use]
+    pub fn before(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.before = bytes.into();
+        self
+    }
+
+    /// Goes to another port.
+    #[must_use]
+    pub fn port(mut self, port: u16) -> Self {
+        self.port = port;
+        self
+    }
+
+    /// Connects from an address of the lab, and shakes hands. Sessions are resumed from one call
+    /// to the next.
+    ///
+    /// # Errors
+    /// If either is refused.
+    pub fn connect(&self, lab: &Lab, source: &str) -> Result<Talk> {
+        let mut tcp = connect(lab, source, self.port, Duration::from_secs(10))?;
+        tcp.set_read_timeout(Some(Duration::from_secs(10)))?;
+        // Together with the first of the handshake, as a proxy may send it.
+        let mut tls =
+            ClientConnection::new(Arc::new(self.config.clone()), self.name.clone().try_into()?)?;
+        let mut first = self.before.clone();
+        tls.write_tls(&mut first)?;
+        tcp.write_all(&first)?;
+        while tls.is_handshaking() {
+            tls.complete_io(&mut tcp)?;
+        }
+        Ok(Talk(BufReader::new(StreamOwned::new(tls, tcp))))
+    }
+}
+
+impl Talk {
+    /// The group of the key exchange.
+    #[must_use]
+    pub fn group(&self) -> Option<NamedGroup> {
+        self.0.get_ref().conn.negotiated_key_exchange_group().map(SupportedKxGroup::name)
+    }
+
+    /// Whether an earlier session was taken up again.
+    #[must_use]
+    pub fn is_resumed(&self) -> bool {
+        self.0.get_ref().conn.handshake_kind() == Some(rustls::HandshakeKind::Resumed)
+    }
+
+    /// The server's own certificate, DER.
+    #[must_use]
+    pub fn certificate(&self) -> Vec<u8> {
+        let chain = self.0.get_ref().conn.peer_certificates();
+        chain.and_then(|chain| chain.first()).map(|own| own.to_vec()).unwrap_or_default()
+    }
+
+    /// Asks for a path of a host, with more header lines, and reads the answer.
+    ///
+    /// # Errors
+    /// If the connection breaks.
+    pub fn get(&mut self, host: &str, path: &str, lines: &[&str]) -> Result<Answer> {
+        let lines: String = lines.iter().map(|line| format!("{line}\r\n")).collect();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n{lines}\r\n");
+        self.0.get_mut().write_all(request.as_bytes())?;
+        let (mut status, mut length, mut line) = (0, 0, String::new());
+        loop {
+            line.clear();
+            self.0.read_line(&mut line)?;
+            let text = line.trim_end().to_ascii_lowercase();
+            if let Some(rest) = text.strip_prefix("http/1.1 ") {
+                status = rest.get(..3).context("a status")?.parse()?;
+            } else if let Some(value) = text.strip_prefix("content-length:") {
+                length = value.trim().parse()?;
+            } else if text.is_empty() {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        self.0.read_exact(&mut body)?;
+        Ok(Answer { status, body: String::from_utf8(body)? })
+    }
+}

@@ -1,0 +1,203 @@
+//! Who the client is, when proxies stand in front: what they say is taken from the trusted alone,
+//! and what follows from it meets the client and never the proxy.
+
+use std::{process::Stdio, time::Duration};
+
+use anyhow::{Result, ensure};
+use edge_common::Reason;
+use edge_tests::{
+    Edged, Lab, Origin,
+    client::{HOST, until},
+    lab::{ATTACKER, CLIENT, EDGE},
+    talk::{Answer, Dial},
+};
+
+/// Clients that nobody in the lab is, behind a proxy at [`CLIENT`].
+const ONE: &str = "203.0.114.9";
+const OTHER: &str = "203.0.114.10";
+
+/// A daemon behind the proxy.
+fn behind<'a>(lab: &'a Lab, more: &[(&str, &str)]) -> Result<Edged<'a>> {
+    let setup = lab
+        .edged()?
+        .set("server.trusted_proxies", &format!("[\"{CLIENT}/32\", \"10.0.0.0/8\"]"))
+        .set("abuse.threshold", "8");
+    more.iter().fold(setup, |setup, (key, value)| setup.set(key, value)).start()
+}
+
+fn line(client: &str) -> String {
+    format!("PROXY TCP4 {client} {EDGE} 50000 443\r\n")
+}
+
+/// Version 2 of the same, with an addition.
+fn binary(client: [u8; 4]) -> Vec<u8> {
+    let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x11".to_vec();
+    header.extend(client);
+    header.extend([198, 51, 100, 1, 0xc3, 0x50, 1, 0xbb]);
+    header.extend([4, 0, 2, 0, 0]);
+    header
+}
+
+/// A request with a key that is none.
+fn misdeed(edged: &Edged<'_>, lab: &Lab, before: &[u8], more: &[&str]) -> Result<Answer> {
+    let mut talk = Dial::new(&edged.ca, HOST)?.before(before).connect(lab, CLIENT)?;
+    let lines = [more, &["X-API-Key: nonsense"]].concat();
+    talk.get(HOST, "/", &lines)
+}
+
+#[test]
+fn a_proxy_says_who_the_client_is() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let listener = format!("[{{ address = \"{EDGE}:443\", proxy_protocol = true }}]");
+    let settings = [("server.https", &*listener), ("route.1.auth", "\"none\"")];
+    let edged = behind(&lab, &settings)?;
+    let echo = |before: &[u8]| -> Result<String> {
+        let mut talk = Dial::new(&edged.ca, HOST)?.before(before).connect(&lab, CLIENT)?;
+        let answer = talk.get(HOST, "/echo", &[])?;
+        ensure!(answer.status == 200, "{answer:?}");
+        Ok(answer.body)
+    };
+    let first = echo(line(ONE).as_bytes())?;
+    assert!(first.contains(ONE) && !first.contains(CLIENT), "{first}");
+    let second = echo(&binary([203, 0, 114, 10]))?;
+    assert!(second.contains(OTHER) && !second.contains(CLIENT), "{second}");
+    // The proxy itself, as its health checks are.
+    let own = echo(b"PROXY UNKNOWN\r\n")?;
+    assert!(own.contains(CLIENT), "{own}");
+    let curl = edged.get(CLIENT, "/echo").flag("--haproxy-protocol").send()?;
+    assert_eq!(curl.status, 200);
+
+    for before in [&b""[..], b"PROXY TCP4 203.0.114.9\r\n", b"GET / HTTP/1.1\r\n\r\n"] {
+        let dial = Dial::new(&edged.ca, HOST)?.before(before);
+        assert!(dial.connect(&lab, CLIENT).is_err(), "{before:?}");
+    }
+    assert!(Dial::new(&edged.ca, HOST)?.before(line(ONE)).connect(&lab, ATTACKER).is_err());
+    let metrics = edged.metrics()?;
+    assert_eq!(metrics.connections(Reason::ProxyHeaderInvalid), 3.0);
+    assert_eq!(metrics.connections(Reason::ProxyUntrusted), 1.0);
+    let refused = edged.event("connection_refused", ATTACKER)?;
+    assert_eq!(refused["reason"], "proxy_untrusted");
+    Ok(())
+}
+
+#[test]
+fn a_ban_meets_the_client_and_not_its_proxy() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let listener = format!("[{{ address = \"{EDGE}:443\", proxy_protocol = true }}]");
+    let mut edged = behind(&lab, &[("server.https", &listener)])?;
+    for _ in 0..3 {
+        assert_eq!(misdeed(&edged, &lab, line(ONE).as_bytes(), &[])?.status, 401);
+    }
+    let visit = |edged: &Edged<'_>, client: &str| -> Result<u16> {
+        let mut talk = Dial::new(&edged.ca, HOST)?.before(line(client)).connect(&lab, CLIENT)?;
+        Ok(talk.get(HOST, "/health", &[])?.status)
+    };
+    until("it is banned", Duration::from_secs(5), || edged.banned(ONE))?;
+    let banned = |edged: &Edged<'_>| visit(edged, ONE).is_err();
+    until("its connections are closed", Duration::from_secs(5), || Ok(banned(&edged)))?;
+    assert!(edged.metrics()?.connections(Reason::BannedConnection) >= 1.0);
+    assert_eq!(visit(&edged, OTHER)?, 200);
+    assert!(!edged.banned(CLIENT)?);
+    // It outlasts the daemon, as any ban.
+    edged.kill9()?;
+    edged.start_again()?;
+    assert!(banned(&edged));
+    assert_eq!(visit(&edged, OTHER)?, 200);
+    edged.tell(&format!("ban remove {ONE}"))?;
+    assert_eq!(visit(&edged, ONE)?, 200);
+    // What goes wrong on the proxy's own account is not held against it.
+    for _ in 0..12 {
+        assert_eq!(misdeed(&edged, &lab, b"PROXY UNKNOWN\r\n", &[])?.status, 401);
+    }
+    assert_eq!(visit(&edged, OTHER)?, 200);
+    assert!(edged.bans()?.is_empty());
+    Ok(())
+}
+
+#[test]
+fn forwarding_headers_count_from_trusted_peers_alone() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let settings = [
+        ("server.forwarded_header", "\"x-forwarded-for\""),
+        ("limits.per_source", "{ rate = \"60/m\", burst = 6 }"),
+        ("limits.handshakes", "{ rate = \"1/m\", burst = 2 }"),
+        ("route.1.auth", "\"none\""),
+    ];
+    let edged = behind(&lab, &settings)?;
+    let dial = Dial::new(&edged.ca, HOST)?;
+    let mut proxy = dial.connect(&lab, CLIENT)?;
+    let forged = format!("X-Forwarded-For: 192.0.2.66, {ONE}, 10.1.2.3");
+    let lines = [&*forged, "True-Client-IP: 192.0.2.68", "Forwarded: for=192.0.2.69"];
+    let echo = proxy.get(HOST, "/echo", &lines)?.body;
+    assert!(!echo.contains("192.0.2.6") && !echo.contains("10.1.2.3"), "{echo}");
+    for name in ["x-forwarded-for", "x-real-ip", "forwarded"] {
+        let lower = echo.to_ascii_lowercase();
+        let after = lower.split_once(&format!("\"{name}\"")).map_or("", |(_, after)| after);
+        assert!(after.starts_with([',', ':']) && after[..60].contains(ONE), "{name}: {echo}");
+    }
+    // Who is not trusted is who is connected, whatever it says.
+    let echo = dial.connect(&lab, ATTACKER)?.get(HOST, "/echo", &[&forged])?.body;
+    assert!(echo.contains(ATTACKER) && !echo.contains(ONE), "{echo}");
+
+    // Each client has limits of its own, over one connection; the proxy's handshakes have none.
+    let of = |client: &str| format!("X-Forwarded-For: {client}");
+    let mut ask = |client: &str| proxy.get(HOST, "/health", &[&of(client)]).map(|a| a.status);
+    let statuses = (0..7).map(|_| ask(ONE)).collect::<Result<Vec<_>>>()?;
+    assert!(statuses.ends_with(&[429]) && statuses.starts_with(&[200]), "{statuses:?}");
+    assert_eq!(ask(OTHER)?, 200);
+    assert_eq!(ask("nonsense")?, 400);
+    assert_eq!(edged.metrics()?.requests(Reason::ForwardingInvalid), 1.0);
+    for _ in 0..4 {
+        dial.connect(&lab, CLIENT)?;
+    }
+
+    // So has each its own bans.
+    edged.edit("limits.per_source", "\"off\"")?;
+    edged.tell("reload")?;
+    for _ in 0..3 {
+        misdeed(&edged, &lab, b"", &[&of(ONE)])?;
+    }
+    until("it is banned", Duration::from_secs(5), || edged.banned(ONE))?;
+    let mut ask = |client: &str| proxy.get(HOST, "/health", &[&of(client)]).map(|a| a.status);
+    until("its requests are refused", Duration::from_secs(5), || Ok(ask(ONE)? == 403))?;
+    assert_eq!(ask(OTHER)?, 200);
+    assert!(edged.metrics()?.requests(Reason::BannedRequest) >= 1.0);
+    assert!(!edged.banned(CLIENT)?);
+    Ok(())
+}
+
+#[test]
+fn the_standard_header_is_taken_if_it_is_the_one() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let settings = [("server.forwarded_header", "\"forwarded\""), ("route.1.auth", "\"none\"")];
+    let edged = behind(&lab, &settings)?;
+    let mut proxy = Dial::new(&edged.ca, HOST)?.connect(&lab, CLIENT)?;
+    let lines = [format!("Forwarded: for=192.0.2.66, for=\"{ONE}:4711\";proto=http")];
+    let lines = [&*lines[0], "X-Forwarded-For: 192.0.2.67"];
+    let echo = proxy.get(HOST, "/echo", &lines)?.body;
+    assert!(echo.contains(ONE) && !echo.contains("192.0.2.6"), "{echo}");
+    let open =
+        proxy.get(HOST, "/echo", &["Forwarded: for=\"x", &format!("Forwarded: for={ONE}")])?;
+    assert_eq!(open.status, 200, "each field stands for itself: {open:?}");
+    let joined = format!("Forwarded: for=\"x, for={ONE}");
+    assert_eq!(proxy.get(HOST, "/echo", &[&joined])?.status, 400);
+    Ok(())
+}
+
+#[test]
+fn what_is_wrong_is_told_with_its_line() -> Result<()> {
+    let lab = Lab::new()?;
+    let listener = format!("[{{ address = \"{EDGE}:443\", proxy_protocol = true }}]");
+    let config = lab.edged()?.set("server.https", &listener).write()?;
+    edge_tests::daemon::certify(lab.dir())?;
+    let mut check = lab.edge.command(edge_tests::daemon::binary("edged")?);
+    let done = check.arg("check").arg("--config").arg(&config).stdin(Stdio::null()).output()?;
+    let said = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
+    assert!(!done.status.success());
+    assert!(said.contains("no proxy to take them from") && said.contains("edged.toml:"), "{said}");
+    Ok(())
+}

@@ -1,0 +1,449 @@
+//! TLS as clients meet it: which certificate, which session, who is asked for what.
+
+use std::{fs, io::Write as _, path::Path, process::Stdio, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use edge_common::Reason;
+use edge_tests::{
+    Edged, Lab, Origin,
+    client::{HOST, connect, handshake, until},
+    lab::{ATTACKER, CLIENT, FRIEND},
+    pki::{Authority, DAY, Leaf},
+    talk::{Answer, Dial},
+};
+use rustls::NamedGroup;
+
+/// Certificates as an array of tables, written inline.
+fn certificates(all: &[(&Leaf, &str)]) -> String {
+    let one = |(leaf, more): &(&Leaf, &str)| {
+        format!("{{ chain = {:?}, key = {:?}{more} }}", leaf.chain, leaf.key)
+    };
+    format!("[{}]", all.iter().map(one).collect::<Vec<_>>().join(", "))
+}
+
+/// The common name of the certificate that is shown for a name.
+fn shown(lab: &Lab, name: &[&str]) -> Result<String> {
+    let said = ask(lab, name)?;
+    let subject = said.lines().find_map(|line| line.strip_prefix("subject=CN = "));
+    subject.map(str::to_owned).with_context(|| said.clone())
+}
+
+/// What `openssl s_client` says of a handshake with these options alone.
+fn ask(lab: &Lab, options: &[&str]) -> Result<String> {
+    let to = format!("{}:443", edge_tests::lab::EDGE);
+    let mut openssl = lab.client.command("openssl");
+    openssl.args(["s_client", "-connect", &to]).args(options).stdin(Stdio::null());
+    let done = openssl.output()?;
+    Ok(String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned())
+}
+
+fn failures(edged: &Edged<'_>, kind: &str) -> Result<f64> {
+    metric(edged, &format!("edged_handshake_failures_total{{kind=\"{kind}\"}} "))
+}
+
+/// A value of the metrics page by the begin of its line.
+fn metric(edged: &Edged<'_>, begin: &str) -> Result<f64> {
+    let page = edged.scrape()?;
+    let line =
+        page.lines().find(|line| line.starts_with(begin)).with_context(|| begin.to_owned())?;
+    Ok(line.rsplit(' ').next().unwrap_or_default().parse()?)
+}
+
+#[test]
+fn the_name_chooses_the_certificate() -> Result<()> {
+    let lab = Lab::new()?;
+    let authority = Authority::new(lab.dir(), "tls")?;
+    let first = authority.sign("first", &["first.test"], -60, DAY)?;
+    let wild = authority.sign("wild", &["*.wild.test"], -60, DAY)?;
+    let exact = authority.sign("exact", &["exact.wild.test"], -60, DAY)?;
+    let rsa = authority.sign_rsa("rsa", &["rsa.test", "first.test"])?;
+    let all = certificates(&[(&first, ""), (&wild, ""), (&exact, ""), (&rsa, "")]);
+    let edged = lab.edged()?.without("tls", "key").set("tls.certificate", &all).start()?;
+    for (name, expected) in [
+        ("first.test", "first.test"),
+        ("a.wild.test", "*.wild.test"),
+        ("EXACT.wild.test", "exact.wild.test"),
+        ("a.b.wild.test", "first.test"),
+        ("unknown.test", "first.test"),
+    ] {
+        assert_eq!(shown(&lab, &["-servername", name])?, expected, "{name}");
+    }
+    assert_eq!(shown(&lab, &["-noservername"])?, "first.test");
+    // Of two certificates for one name a client is shown the kind that it can check.
+    let only_rsa = ["-servername", "first.test", "-sigalgs", "rsa_pss_rsae_sha256"];
+    assert_eq!(shown(&lab, &only_rsa)?, "rsa.test");
+
+    edged.edit("tls.unknown_name", "\"refuse\"")?;
+    edged.tell("reload")?;
+    assert_eq!(shown(&lab, &["-servername", "b.wild.test"])?, "*.wild.test");
+    for strange in [&["-servername", "unknown.test"][..], &["-noservername"]] {
+        let said = ask(&lab, strange)?;
+        assert!(said.contains("unrecognized name"), "{said}");
+    }
+    assert_eq!(failures(&edged, "unknown_name")?, 2.0);
+    assert_eq!(metric(&edged, "edged_connections_total{reason=\"handshake_failed\"}")?, 2.0);
+    Ok(())
+}
+
+#[test]
+fn sessions_are_resumed_until_their_key_is_gone() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab.edged()?.set("tls.ticket_rotation", "\"4s\"").start()?;
+    let dial = Dial::new(&edged.ca, HOST)?;
+    let visit = || -> Result<bool> {
+        let mut talk = dial.connect(&lab, CLIENT)?;
+        // The ticket comes with the answer.
+        ensure!(talk.get(HOST, "/health", &[])?.status == 200);
+        Ok(talk.is_resumed())
+    };
+    assert_eq!((visit()?, visit()?), (false, true));
+    // A reload that leaves TLS alone ends no session.
+    edged.edit("bounds.streams_max", "50")?;
+    edged.tell("reload")?;
+    assert!(visit()?);
+    // Of TLS 1.2, by another client.
+    let session = lab.dir().join("session");
+    let path = session.to_string_lossy();
+    let first = handshake(&lab, &["-tls1_2", "-sess_out", &path])?;
+    assert!(first.contains("New, TLSv1.2"), "{first}");
+    let resumed = || handshake(&lab, &["-tls1_2", "-sess_in", &path]);
+    let again = resumed()?;
+    assert!(again.contains("Reused, TLSv1.2"), "{again}");
+    // Two rotations later nobody can open the ticket any more.
+    until("the ticket's key is gone", Duration::from_secs(30), || {
+        Ok(resumed()?.contains("New, TLSv1.2"))
+    })?;
+    edged.edit("tls.ticket_rotation", "\"off\"")?;
+    edged.tell("reload")?;
+    assert_eq!((visit()?, visit()?), (false, false));
+    Ok(())
+}
+
+#[test]
+fn post_quantum_exchange_goes_first() -> Result<()> {
+    use NamedGroup::{X25519, X25519MLKEM768, secp256r1};
+    let lab = Lab::new()?;
+    let edged = lab.edged()?.start()?;
+    for (offered, agreed) in [
+        (&[X25519MLKEM768, X25519][..], X25519MLKEM768),
+        (&[X25519, X25519MLKEM768], X25519MLKEM768),
+        (&[X25519], X25519),
+        (&[secp256r1], secp256r1),
+    ] {
+        let talk = Dial::with(&edged.ca, HOST, None, offered)?.connect(&lab, CLIENT)?;
+        assert_eq!(talk.group(), Some(agreed), "{offered:?}");
+    }
+    // Who has none of the groups is told so.
+    let said = handshake(&lab, &["-groups", "ffdhe2048"])?;
+    assert!(said.contains("handshake failure"), "{said}");
+    assert_eq!(failures(&edged, "no_shared_suite")?, 1.0);
+    Ok(())
+}
+
+/// A daemon that asks for client certificates of an authority.
+struct Asking<'a> {
+    edged: Edged<'a>,
+    authority: Authority,
+}
+
+impl<'a> Asking<'a> {
+    fn start(lab: &'a Lab, auth: &str, route: bool) -> Result<Self> {
+        let authority = Authority::new(lab.dir(), "clients")?;
+        let crl = authority.revoke("clients.crl", &[])?;
+        let edged = lab
+            .edged()?
+            .set("tls.clients.auth", &format!("{auth:?}"))
+            .set("tls.clients.ca", &format!("{:?}", authority.ca))
+            .set("tls.clients.crl", &format!("[{crl:?}]"))
+            .set("route.0.client_certificate", &route.to_string())
+            .start()?;
+        Ok(Self { edged, authority })
+    }
+
+    fn visit(&self, lab: &Lab, own: Option<&Leaf>) -> Result<Answer> {
+        let mut talk = Dial::with(&self.edged.ca, HOST, own, &[])?.connect(lab, FRIEND)?;
+        talk.get(HOST, "/health", &[])
+    }
+}
+
+#[test]
+fn client_certificates_are_judged_by_authority_list_and_pin() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let asking = Asking::start(&lab, "required", false)?;
+    let (edged, authority) = (&asking.edged, &asking.authority);
+    let good = authority.sign("good", &["good"], -60, DAY)?;
+    let revoked = authority.sign("revoked", &["revoked"], -60, DAY)?;
+    let expired = authority.sign("expired", &["expired"], -2 * DAY, -DAY)?;
+    let stranger = Authority::new(lab.dir(), "other")?.sign("stranger", &["good"], -60, DAY)?;
+    assert_eq!(asking.visit(&lab, Some(&good))?.status, 200);
+    assert!(asking.visit(&lab, None).is_err());
+    assert!(asking.visit(&lab, Some(&stranger)).is_err());
+    assert!(asking.visit(&lab, Some(&expired)).is_err());
+    until("failures are counted", Duration::from_secs(5), || {
+        let kinds = ["certificate_missing", "certificate_refused"];
+        Ok(kinds.map(|kind| failures(edged, kind).unwrap_or(-1.0)) == [1.0, 2.0])
+    })?;
+
+    // A session from before the revocation is no way around it.
+    let dial = Dial::with(&edged.ca, HOST, Some(&revoked), &[])?;
+    let visit = || -> Result<Answer> { dial.connect(&lab, FRIEND)?.get(HOST, "/health", &[]) };
+    assert_eq!(visit()?.status, 200);
+    authority.revoke("clients.crl", &[&revoked])?;
+    until("the list is taken from disk", Duration::from_secs(10), || {
+        Ok(metric(edged, "edged_certificate_reloads_total{result=\"ok\"}")? == 1.0)
+    })?;
+    assert!(visit().is_err());
+    assert_eq!(asking.visit(&lab, Some(&good))?.status, 200);
+    // A list that cannot be read leaves the former in force.
+    fs::write(lab.dir().join("clients.crl"), "nonsense")?;
+    until("the list is refused", Duration::from_secs(10), || {
+        Ok(metric(edged, "edged_client_trust_stale")? == 1.0)
+    })?;
+    assert!(visit().is_err());
+    assert_eq!(asking.visit(&lab, Some(&good))?.status, 200);
+    authority.revoke("clients.crl", &[])?;
+
+    let pin = |leaf: &Leaf| -> Result<()> {
+        edged.edit("tls.clients.pins", &format!("[\"sha256:{}\"]", spki_digest(&leaf.chain)?))?;
+        edged.tell("reload").map(drop)
+    };
+    pin(&good)?;
+    assert_eq!(asking.visit(&lab, Some(&good))?.status, 200);
+    pin(&stranger)?;
+    assert!(asking.visit(&lab, Some(&good)).is_err());
+    Ok(())
+}
+
+/// What `openssl` says the digest of a certificate's key is.
+fn spki_digest(chain: &Path) -> Result<String> {
+    let line = format!(
+        "openssl x509 -in {} -noout -pubkey | openssl pkey -pubin -outform der | sha256sum",
+        chain.display()
+    );
+    let done = std::process::Command::new("sh").args(["-c", &line]).output()?;
+    Ok(String::from_utf8(done.stdout)?.split(' ').next().unwrap_or_default().to_owned())
+}
+
+#[test]
+fn a_route_may_ask_for_a_certificate_and_a_host_for_its_own_handshake() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let asking = Asking::start(&lab, "optional", true)?;
+    let good = asking.authority.sign("good", &["good"], -60, DAY)?;
+    assert_eq!(asking.visit(&lab, None)?.status, 403);
+    assert_eq!(asking.visit(&lab, Some(&good))?.status, 200);
+    let mut talk = Dial::with(&asking.edged.ca, HOST, Some(&good), &[])?.connect(&lab, FRIEND)?;
+    assert_eq!(talk.get("other.test", "/health", &[])?.status, 421);
+    let metrics = asking.edged.metrics()?;
+    assert_eq!(metrics.requests(Reason::CertificateRequired), 1.0);
+    assert_eq!(metrics.requests(Reason::MisdirectedRequest), 1.0);
+    Ok(())
+}
+
+#[test]
+fn a_new_certificate_is_served_and_no_connection_is_lost() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let authority = Authority::new(lab.dir(), "tls")?;
+    let leaf = authority.sign("served", &[HOST], -60, DAY)?;
+    let path = |path: &Path| format!("{path:?}");
+    let edged = lab
+        .edged()?
+        .set("tls.certificate", &path(&leaf.chain))
+        .set("tls.key", &path(&leaf.key))
+        .set("limits.per_source", "\"off\"")
+        .start()?;
+    let dial = Dial::new(&authority.ca, HOST)?;
+    let mut held = (0..8).map(|_| dial.connect(&lab, CLIENT)).collect::<Result<Vec<_>>>()?;
+    let mut ask_all = || -> Result<()> {
+        for talk in &mut held {
+            ensure!(talk.get(HOST, "/health", &[])?.status == 200);
+        }
+        Ok(())
+    };
+    // A client without sessions sees what is served now.
+    let current = || -> Result<Vec<u8>> {
+        Ok(Dial::new(&authority.ca, HOST)?.connect(&lab, CLIENT)?.certificate())
+    };
+    ask_all()?;
+    let first = current()?;
+    authority.sign("served", &[HOST], -60, 2 * DAY)?;
+    until("the new one is served", Duration::from_secs(10), || {
+        ask_all()?;
+        Ok(current()? != first)
+    })?;
+    ask_all()?;
+    let second = current()?;
+    let expiry = metric(
+        &edged,
+        &format!("edged_certificate_expiry_seconds{{name=\"{HOST}\",key=\"ECDSA\"}}"),
+    )?;
+
+    // What is not good never takes its place: another's key, one that has expired, nonsense.
+    let refused = |count: f64| {
+        until("it is refused", Duration::from_secs(10), || {
+            Ok(metric(&edged, "edged_certificate_reloads_total{result=\"refused\"}")? == count)
+        })
+    };
+    let other = authority.sign("other", &[HOST], -60, DAY)?;
+    fs::copy(&other.key, &leaf.key)?;
+    refused(1.0)?;
+    assert_eq!(current()?, second);
+    assert_eq!(metric(&edged, "edged_certificate_stale")?, 1.0);
+    authority.sign("served", &[HOST], -2 * DAY, -DAY)?;
+    refused(2.0)?;
+    fs::write(&leaf.chain, "nonsense")?;
+    refused(3.0)?;
+    assert_eq!(current()?, second);
+    assert!(edged.ctl("reload")?.status.code() != Some(0), "nor does a reload take it");
+    assert_eq!(metric(&edged, "edged_certificate_expiry")?, expiry);
+    assert!(edged.log().contains("not good; the former is served"), "{}", edged.log());
+    authority.sign("served", &[HOST], -60, 3 * DAY)?;
+    until("a good one is taken again", Duration::from_secs(10), || {
+        Ok(metric(&edged, "edged_certificate_stale")? == 0.0 && current()? != second)
+    })?;
+    ask_all()
+}
+
+#[test]
+fn an_ocsp_response_is_stapled() -> Result<()> {
+    let lab = Lab::new()?;
+    let authority = Authority::new(lab.dir(), "tls")?;
+    let leaf = authority.sign("leaf", &[HOST], -60, DAY)?;
+    let response = lab.dir().join("response.der");
+    authority.respond(&leaf, &response)?;
+    let all = certificates(&[(&leaf, &format!(", ocsp = {response:?}"))]);
+    let _edged = lab.edged()?.without("tls", "key").set("tls.certificate", &all).start()?;
+    let said = handshake(&lab, &["-status"])?;
+    assert!(said.contains("OCSP Response Status: successful"), "{said}");
+    assert!(said.contains("Cert Status: good"), "{said}");
+    Ok(())
+}
+
+/// JA4 as its description words it, by another hand: what a program of Python makes of a hello.
+const REFERENCE: &str = r#"
+import sys, hashlib
+b = sys.stdin.buffer.read(); m = b''; i = 0
+while i < len(b) and b[i] == 22:
+    n = b[i+3] << 8 | b[i+4]; m += b[i+5:i+5+n]; i += 5 + n
+n = lambda k: int.from_bytes(m[k:k+2], 'big')
+p = 4 + 2 + 32; version = n(4); p += 1 + m[p]
+suites = [n(k) for k in range(p+2, p+2+n(p), 2)]; p += 2 + n(p); p += 1 + m[p]
+end = p + 2 + n(p); p += 2; exts = []; sigs = []; alpn = '00'
+while p < end:
+    t, l = n(p), n(p+2); exts.append(t); q = p + 4
+    if t == 13: sigs = [n(k) for k in range(q+2, q+l, 2)]
+    if t == 16: w = m[q+3:q+3+m[q+2]].decode(); alpn = w[0] + w[-1]
+    if t == 43: version = max(n(k) for k in range(q+1, q+l, 2) if m[k] & 15 != 10)
+    p = q + l
+real = lambda v: [x for x in v if x & 0x0f0f != 0x0a0a]
+h = lambda s: hashlib.sha256(s.encode()).hexdigest()[:12]
+x = lambda v: ','.join('%04x' % k for k in v)
+suites, exts = real(suites), real(exts)
+print('t%s%s%02d%02d%s_%s_%s' % ({772: '13', 771: '12'}[version], 'd' if 0 in exts else 'i',
+    len(suites), len(exts), alpn, h(x(sorted(suites))),
+    h(x(sorted(k for k in exts if k not in (0, 16))) + ('_' + x(sigs) if sigs else ''))))
+"#;
+
+#[test]
+fn fingerprints_are_those_of_an_independent_reading() -> Result<()> {
+    let lab = Lab::new()?;
+    // A certificate is asked for, so that each connection ends in an event.
+    let asking = Asking::start(&lab, "required", false)?;
+    let edged = &asking.edged;
+    let tap = lab.client.enter(|| std::net::TcpListener::bind("127.0.0.1:4433"))?;
+    let programs = [
+        "openssl s_client -servername edge.test -connect ADDRESS",
+        "openssl s_client -tls1_2 -noservername -connect ADDRESS",
+        "openssl s_client -alpn http/1.1 -servername edge.test -connect ADDRESS",
+        "curl -sk --connect-to edge.test:443:ADDRESS https://edge.test/",
+    ];
+    let mut expected = Vec::new();
+    for program in programs {
+        let run = |address: &str| {
+            let line = program.replace("ADDRESS", address);
+            let mut words = line.split(' ');
+            let mut command = lab.client.command(words.next().unwrap_or_default());
+            command.args(words).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            command.spawn()
+        };
+        let mut tapped = run("127.0.0.1:4433")?;
+        let (mut stream, _) = tap.accept()?;
+        let mut hello = vec![0; 16_384];
+        let mut length = 0;
+        while length < 5 || length < 5 + usize::from(u16::from_be_bytes([hello[3], hello[4]])) {
+            length += std::io::Read::read(&mut stream, &mut hello[length..])?;
+        }
+        drop(stream);
+        tapped.wait()?;
+        let mut python = std::process::Command::new("python3")
+            .args(["-c", REFERENCE])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        python.stdin.take().context("piped")?.write_all(&hello[..length])?;
+        let said = String::from_utf8(python.wait_with_output()?.stdout)?;
+        expected.push(said.trim().to_owned());
+        run(&format!("{}:443", edge_tests::lab::EDGE))?.wait()?;
+    }
+    until("each was seen", Duration::from_secs(10), || {
+        let seen: Vec<_> = edged
+            .events()?
+            .iter()
+            .filter(|e| e["kind"] == "certificate_missing")
+            .filter_map(|e| e["ja4"].as_str().map(str::to_owned))
+            .collect();
+        ensure!(seen.len() < expected.len() || seen == expected, "{seen:?}, not {expected:?}");
+        Ok(seen == expected)
+    })?;
+    // Three kinds of hello, four programs, two of them alike in nothing.
+    assert!(expected[0].starts_with("t13d") && expected[1].starts_with("t12i"), "{expected:?}");
+
+    edged.edit("tls.ja4_deny", &format!("[{:?}]", expected[0]))?;
+    edged.tell("reload")?;
+    handshake(&lab, &[])?;
+    assert_eq!(failures(edged, "fingerprint_denied")?, 1.0);
+    assert_eq!(edged.metrics()?.connections(Reason::FingerprintDenied), 1.0);
+    Ok(())
+}
+
+#[test]
+fn handshakes_are_bounded_in_number_rate_and_time() -> Result<()> {
+    let lab = Lab::new()?;
+    let edged = lab
+        .edged()?
+        .set("bounds.handshakes_max", "4")
+        .set("bounds.handshake_timeout", "\"2s\"")
+        .set("limits.handshakes", "{ rate = \"1/m\", burst = 12 }")
+        .set("abuse.scores.rate_limited", "0")
+        .set("abuse.scores.handshake_failed", "0")
+        .start()?;
+    let within = Duration::from_secs(5);
+    let slow =
+        (0..4).map(|_| connect(&lab, ATTACKER, 443, within)).collect::<Result<Vec<_>, _>>()?;
+    until("they are all in", within, || Ok(metric(&edged, "edged_handshakes_in_flight")? == 4.0))?;
+    let reset = connect(&lab, CLIENT, 443, within)?;
+    until("one more is one too many", within, || {
+        Ok(edged.metrics()?.connections(Reason::HandshakesFull) == 1.0)
+    })?;
+    until(
+        "they are given up",
+        Duration::from_secs(10),
+        || Ok(failures(&edged, "timeout")? == 4.0),
+    )?;
+    drop((slow, reset));
+    assert!(handshake(&lab, &[])?.contains("New, TLSv1.3"), "others are served again");
+    for _ in 0..12 {
+        let mut stream = connect(&lab, ATTACKER, 443, within)?;
+        stream.write_all(b"GET / HTTP/1.1\r\n\r\n")?;
+        let _ = std::io::Read::read(&mut stream, &mut [0; 16]);
+    }
+    until("a source has a budget", within, || {
+        Ok(edged.metrics()?.connections(Reason::HandshakeRate) == 4.0)
+    })?;
+    assert_eq!(failures(&edged, "not_tls")?, 8.0);
+    assert!(handshake(&lab, &[])?.contains("New, TLSv1.3"), "of its own");
+    Ok(())
+}
