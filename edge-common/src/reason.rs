@@ -204,6 +204,24 @@ reasons! {
         /// A request limit of the operator's was hit.
         RequestLimit = "request_limit", Client;
     }
+    Request {
+        /// A browser's question about another site's request was answered.
+        Preflight = "preflight", Nobody;
+        /// Another site asked for what the route's list does not allow it.
+        PreflightRefused = "preflight_refused", Client;
+        /// A request with cookies was made by another site's page.
+        CrossSite = "cross_site", Client;
+        /// A request with cookies does not show that a page of this site made it.
+        OriginMismatch = "origin_mismatch", Client;
+        /// A request with cookies does not repeat its token.
+        CsrfToken = "csrf_token", Client;
+        /// Every server of the upstream is down, ejected or drained.
+        UpstreamUnhealthy = "upstream_unhealthy", Upstream;
+        /// The upstream has as many requests in flight as it may.
+        UpstreamBusy = "upstream_busy", Upstream;
+        /// Too many requests to the upstream failed; for a while it is not asked.
+        CircuitOpen = "circuit_open", Upstream;
+    }
 }
 
 impl Reason {
@@ -325,6 +343,14 @@ mod tests {
             (62, "body_digest"),
             (63, "nonces_full"),
             (64, "request_limit"),
+            (65, "preflight"),
+            (66, "preflight_refused"),
+            (67, "cross_site"),
+            (68, "origin_mismatch"),
+            (69, "csrf_token"),
+            (70, "upstream_unhealthy"),
+            (71, "upstream_busy"),
+            (72, "circuit_open"),
         ];
         let found: Vec<_> = Reason::ALL.iter().map(|r| (*r as usize, r.name())).collect();
         assert_eq!((crate::map::ABI, found.as_slice()), ("v3", golden.as_slice()));

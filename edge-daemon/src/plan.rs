@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 use edge_common::{Reason, map::Kind, service::Service};
@@ -29,7 +30,7 @@ pub fn plan(
     mut rule: impl FnMut(Spec) -> io::Result<Rule>,
 ) -> Result<Plan, PlanError> {
     let bounds = settings.bounds.clone();
-    let routes = settings.routes.iter().map(|route| self::route(settings, route)).collect();
+    let routes = settings.routes.iter().map(route).collect();
     Ok(Plan {
         head: head::Bounds {
             uri_bytes_max: bounds.uri_bytes_max,
@@ -132,17 +133,18 @@ fn listener(settings: &Settings, listener: &settings::Listener) -> Listener {
     }
 }
 
-fn route(settings: &Settings, route: &settings::Route) -> Route {
+fn route(route: &settings::Route) -> Route {
     Route {
-        host: route.host.clone(),
-        path: route.path.clone(),
+        at: route.at.clone(),
         certificate: route.client_certificate,
-        methods: route.methods.clone(),
         access: match &route.needs {
             None => Access::Anyone,
             Some(needs) => Access::Needs(Box::new(needs.clone())),
         },
-        upstream: settings.upstreams[route.upstream].name.clone(),
+        upstream: route.upstream,
+        rewrite: route.rewrite.clone(),
+        host_sent: route.upstream_host.clone(),
+        answers: Arc::new(route.answers.clone()),
         cost: route.cost,
     }
 }

@@ -67,16 +67,7 @@ mod tests {
     use crate::principal::Named;
 
     fn route(access: Access) -> Route {
-        let methods = vec![http::Method::GET];
-        Route {
-            host: None,
-            path: "/".into(),
-            certificate: false,
-            methods,
-            access,
-            upstream: "api".into(),
-            cost: 1,
-        }
+        Route { access, ..Route::default() }
     }
 
     fn words(words: &[&str]) -> Vec<String> {

@@ -58,6 +58,7 @@ pub const fn status(reason: Reason) -> StatusCode {
         Reason::MalformedRequest | Reason::CredentialInUrl | Reason::ForwardingInvalid => {
             StatusCode::BAD_REQUEST
         }
+        Reason::Preflight => StatusCode::NO_CONTENT,
         Reason::CredentialMissing
         | Reason::CredentialInvalid
         | Reason::CredentialExpired
@@ -67,9 +68,13 @@ pub const fn status(reason: Reason) -> StatusCode {
         | Reason::StaleSignature
         | Reason::Replayed
         | Reason::BodyDigest => StatusCode::UNAUTHORIZED,
-        Reason::NotPermitted | Reason::BannedRequest | Reason::CertificateRequired => {
-            StatusCode::FORBIDDEN
-        }
+        Reason::NotPermitted
+        | Reason::BannedRequest
+        | Reason::CertificateRequired
+        | Reason::PreflightRefused
+        | Reason::CrossSite
+        | Reason::OriginMismatch
+        | Reason::CsrfToken => StatusCode::FORBIDDEN,
         Reason::MisdirectedRequest => StatusCode::MISDIRECTED_REQUEST,
         Reason::NoRoute => StatusCode::NOT_FOUND,
         Reason::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
@@ -83,9 +88,12 @@ pub const fn status(reason: Reason) -> StatusCode {
         Reason::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         Reason::UpstreamUnreachable | Reason::UpstreamInvalid => StatusCode::BAD_GATEWAY,
         Reason::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
-        Reason::Overload | Reason::ConnectionsFull | Reason::NoncesFull => {
-            StatusCode::SERVICE_UNAVAILABLE
-        }
+        Reason::Overload
+        | Reason::ConnectionsFull
+        | Reason::NoncesFull
+        | Reason::UpstreamUnhealthy
+        | Reason::UpstreamBusy
+        | Reason::CircuitOpen => StatusCode::SERVICE_UNAVAILABLE,
         // Reasons of the packet and connection planes never end a request.
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     }
@@ -96,13 +104,8 @@ pub const fn status(reason: Reason) -> StatusCode {
 #[must_use]
 pub fn problem(denied: &Denied, request_id: &str, now_ms: u64) -> Response<Vec<u8>> {
     let status = status(denied.reason);
-    let title = status.canonical_reason().unwrap_or("Error");
-    let body = Problem { kind: "about:blank", title, status: status.as_u16(), request_id };
-    let body = serde_json::to_vec(&body).expect("strings and a number always serialize");
-    let mut answer = Response::new(body);
-    *answer.status_mut() = status;
+    let mut answer = page(status, request_id);
     let headers = answer.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
     for challenge in denied.challenge.values().flatten() {
         headers.append(WWW_AUTHENTICATE, challenge);
     }
@@ -116,6 +119,19 @@ pub fn problem(denied: &Denied, request_id: &str, now_ms: u64) -> Response<Vec<u
     if let Some(hit) = &denied.hit {
         hit.standing.write(headers, now_ms);
     }
+    answer
+}
+
+/// A problem document that tells a status and the request id, and nothing else.
+#[must_use]
+pub fn page(status: StatusCode, request_id: &str) -> Response<Vec<u8>> {
+    let title = status.canonical_reason().unwrap_or("Error");
+    let body = Problem { kind: "about:blank", title, status: status.as_u16(), request_id };
+    let body = serde_json::to_vec(&body).expect("strings and a number always serialize");
+    let mut answer = Response::new(body);
+    *answer.status_mut() = status;
+    let kind = HeaderValue::from_static("application/problem+json");
+    answer.headers_mut().insert(CONTENT_TYPE, kind);
     answer
 }
 

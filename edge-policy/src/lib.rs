@@ -7,6 +7,8 @@
 pub mod abuse;
 pub mod auth;
 pub mod calendar;
+pub mod cors;
+pub mod csrf;
 pub mod denied;
 pub mod forwarded;
 pub mod head;
@@ -22,3 +24,4 @@ pub mod sketch;
 pub mod sni;
 pub mod target;
 pub mod traffic;
+pub mod upstream;

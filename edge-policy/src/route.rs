@@ -1,29 +1,62 @@
 //! Routes: which upstream serves a host and path, and who may ask for it.
+//!
+//! One place decides: the most specific path, and of routes for that path the most specific host.
+//! Paths are compared segment by segment from the left, where a literal is more specific than
+//! `{name}`, a longer path more specific than one above it, and an exact path more specific than
+//! the same path with all below. Of hosts, an exact one comes before the longest wildcard, and that
+//! before any. What the place does not take is refused, though a wider place might take it, since
+//! that one may ask less of the caller. The order in which routes are written means nothing, save
+//! between routes of one place whose rules about headers are equally narrow.
+
+mod place;
+mod rewrite;
+mod tree;
+
+use std::collections::HashMap;
+use std::sync::Arc;
 
 use edge_common::Reason;
-use http::Method;
+use http::{HeaderMap, Method};
 
-use crate::auth::Methods;
-use crate::denied::Denied;
-use crate::target::Target;
+use self::tree::Tree;
+pub use self::{
+    place::{HeaderRule, HostPattern, Match, PathFault, PathPattern, Test},
+    rewrite::{Rewrite, RewriteFault},
+};
+use crate::{auth::Methods, cors::Cors, csrf::Csrf, denied::Denied, shield::Overrides};
 
 /// What serves a part of the site.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Route {
-    /// The host name, in lower case; `None` is any.
-    pub host: Option<String>,
-    /// The path and all below it, by whole segments; a trailing slash means nothing.
-    pub path: String,
+    /// Which requests it is for.
+    pub at: Match,
     /// Whether the connection must have come with a client certificate.
     pub certificate: bool,
-    /// What it takes.
-    pub methods: Vec<Method>,
     /// Who may ask.
     pub access: Access,
-    /// The name of the upstream.
-    pub upstream: String,
+    /// The upstream, by its place in the configuration.
+    pub upstream: usize,
     /// What one request is charged to limits.
     pub cost: u64,
+    /// What the path becomes on its way there.
+    pub rewrite: Option<Rewrite>,
+    /// The host that the upstream is told; `None`: the one the client asked for.
+    pub host_sent: Option<String>,
+    /// What is done to its answers.
+    pub answers: Arc<Answers>,
+}
+
+/// What the edge does about the browsers that see a route's answers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Answers {
+    /// Which other sites' scripts may read them; `None`: the upstream says so itself.
+    pub cors: Option<Cors>,
+    /// What a request that bears cookies must prove.
+    pub csrf: Csrf,
+    /// Security headers that differ from the usual ones.
+    pub headers: Overrides,
+    /// Whether the upstream's own error pages reach the client.
+    pub show_errors: bool,
 }
 
 /// Who may ask for a route.
@@ -33,6 +66,13 @@ pub enum Access {
     Anyone,
     /// Who meets all of this.
     Needs(Box<Requirement>),
+}
+
+/// Nobody may.
+impl Default for Access {
+    fn default() -> Self {
+        Self::Needs(Box::default())
+    }
 }
 
 impl Access {
@@ -60,218 +100,152 @@ pub struct Requirement {
 }
 
 /// Why a set of routes is refused. Routes are named by their place in what was given.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RouteFault {
-    /// Two routes take the same method for the same host and path.
+    /// Two routes take the same method for the same host, path and headers: the later would never
+    /// be asked for it.
     Duplicate {
         /// The earlier.
         first: usize,
         /// The later.
         second: usize,
-    },
-    /// The path is not in the normal form, in which requests are compared with it.
-    Path {
-        /// The route.
-        index: usize,
+        /// The method.
+        method: Method,
     },
     /// The route takes no method, or one that the edge never lets pass.
     Methods {
         /// The route.
         index: usize,
     },
+    /// No request can have the headers that the route asks for.
+    Never {
+        /// The route.
+        index: usize,
+        /// The header that would have to be two things at once.
+        name: String,
+    },
 }
 
-/// All routes, the most specific first.
+/// All routes.
 #[derive(Clone, Debug, Default)]
 pub struct Routes {
     routes: Vec<Route>,
+    tree: Tree,
 }
 
 impl Routes {
-    /// Sorts the routes.
+    /// Compiles the routes.
     ///
     /// # Errors
     /// Every fault of every route.
     pub fn new(mut routes: Vec<Route>) -> Result<Self, Vec<RouteFault>> {
-        let faults = faults(&routes);
+        let faults = faults(routes.iter().map(|route| &route.at));
         if !faults.is_empty() {
             return Err(faults);
         }
-        for route in &mut routes {
-            route.path.truncate(stem(&route.path).len());
-            if let Some(host) = &mut route.host {
-                host.make_ascii_lowercase();
-            }
+        routes.sort_by_cached_key(|route| std::cmp::Reverse(route.at.rank()));
+        let mut tree = Tree::default();
+        for (index, route) in routes.iter().enumerate() {
+            tree.add(&route.at, index);
         }
-        // The longest path first, and of equal ones that with a host of its own.
-        routes.sort_by_key(|route| (std::cmp::Reverse(route.path.len()), route.host.is_none()));
-        Ok(Self { routes })
+        Ok(Self { routes, tree })
     }
 
     /// The route for a request with this host name (without port) and normalised path.
     ///
-    /// The most specific path and host decide: a method that they do not take is refused, though
-    /// a wider route might take it, since that one may ask less of the caller.
-    ///
     /// # Errors
     /// [`Reason::NoRoute`], or [`Reason::MethodNotAllowed`] with the methods that are.
-    pub fn find(&self, host: &str, path: &str, method: &Method) -> Result<&Route, Denied> {
-        let mut found = self.routes.iter().filter(|route| route.serves(host, path)).peekable();
-        let best = *found.peek().ok_or(Denied::new(Reason::NoRoute))?;
+    pub fn find(
+        &self,
+        host: &str,
+        path: &str,
+        method: &Method,
+        headers: &HeaderMap,
+    ) -> Result<&Route, Denied> {
         let mut allow = Vec::new();
-        for route in found.take_while(|route| best.is_place_of(route)) {
-            if route.methods.contains(method) {
+        for route in self.place(host, path) {
+            if !route.at.headers.iter().all(|rule| rule.holds(headers)) {
+                continue;
+            }
+            if route.at.methods.contains(method) {
                 return Ok(route);
             }
-            allow.extend_from_slice(&route.methods);
+            allow.extend_from_slice(&route.at.methods);
+        }
+        if allow.is_empty() {
+            return Err(Denied::new(Reason::NoRoute));
         }
         Err(Denied { allow, ..Denied::new(Reason::MethodNotAllowed) })
     }
 
-    /// Every route, the most specific first.
+    /// The CORS policy of the route that a request with this method would go to. A browser asks
+    /// ahead without the header fields of the request itself, so no rule about them is asked.
+    #[must_use]
+    pub fn cors(&self, host: &str, path: &str, method: &Method) -> Option<(&Route, &Cors)> {
+        let mut routes = self.place(host, path).filter(|route| route.at.methods.contains(method));
+        routes.find_map(|route| Some((route, route.answers.cors.as_ref()?)))
+    }
+
+    /// Every route.
     pub fn iter(&self) -> impl Iterator<Item = &Route> {
         self.routes.iter()
     }
-}
 
-impl Route {
-    fn serves(&self, host: &str, path: &str) -> bool {
-        let below = path.strip_prefix(stem(&self.path));
-        self.host.as_deref().is_none_or(|own| own == host)
-            && below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    }
-
-    fn is_place_of(&self, other: &Self) -> bool {
-        stem(&self.path) == stem(&other.path) && self.host == other.host
+    fn place(&self, host: &str, path: &str) -> impl Iterator<Item = &Route> {
+        let place = self.tree.find(host, path).unwrap_or_default();
+        place.iter().map(|index| &self.routes[*index])
     }
 }
 
-fn faults(routes: &[Route]) -> Vec<RouteFault> {
+/// What is wrong with a set of routes.
+pub fn faults<'a>(routes: impl IntoIterator<Item = &'a Match>) -> Vec<RouteFault> {
     let mut faults = Vec::new();
-    for (index, route) in routes.iter().enumerate() {
-        let normal = Target::parse(&route.path, usize::MAX);
-        if !normal.is_ok_and(|target| target.query.is_none() && target.path == route.path) {
-            faults.push(RouteFault::Path { index });
-        }
+    let mut places: HashMap<String, Vec<(usize, &Match)>> = HashMap::new();
+    for (index, at) in routes.into_iter().enumerate() {
         let never = |m: &Method| matches!(*m, Method::CONNECT | Method::TRACE);
-        if route.methods.is_empty() || route.methods.iter().any(never) {
+        if at.methods.is_empty() || at.methods.iter().any(never) {
             faults.push(RouteFault::Methods { index });
         }
-        let same = |other: &Route| {
-            route.is_place_of(other) && other.methods.iter().any(|m| route.methods.contains(m))
-        };
-        if let Some(first) = routes[..index].iter().position(same) {
-            faults.push(RouteFault::Duplicate { first, second: index });
+        if let Some(name) = contradiction(&at.headers) {
+            faults.push(RouteFault::Never { index, name });
         }
+        let path = at.path.anonymous();
+        let earlier = places.entry(format!("{} {path}", at.host)).or_default();
+        let same = |other: &Match| {
+            let method = other.methods.iter().find(|m| at.methods.contains(m))?;
+            same_rules(&other.headers, &at.headers).then(|| method.clone())
+        };
+        let found = earlier.iter().find_map(|(first, other)| Some((*first, same(other)?)));
+        if let Some((first, method)) = found {
+            faults.push(RouteFault::Duplicate { first, second: index, method });
+        }
+        earlier.push((index, at));
     }
     faults
 }
 
-/// A path without its trailing slash.
-fn stem(path: &str) -> &str {
-    path.strip_suffix('/').unwrap_or(path)
+/// The header that would have to have two values at once. Several fields of one name could have
+/// them, but no client sends what tells routes apart twice.
+fn contradiction(rules: &[HeaderRule]) -> Option<String> {
+    let agree = |a: &Test, b: &Test| match (a, b) {
+        (Test::Present, _) | (_, Test::Present) => true,
+        (Test::Equals(a), Test::Equals(b)) => a == b,
+        (Test::Equals(whole), Test::Prefix(start)) | (Test::Prefix(start), Test::Equals(whole)) => {
+            whole.starts_with(start.as_str())
+        }
+        (Test::Prefix(a), Test::Prefix(b)) => {
+            a.starts_with(b.as_str()) || b.starts_with(a.as_str())
+        }
+    };
+    rules.iter().enumerate().find_map(|(at, rule)| {
+        let other = rules[..at].iter().find(|other| other.name == rule.name)?;
+        (!agree(&rule.test, &other.test)).then(|| rule.name.to_string())
+    })
+}
+
+fn same_rules(a: &[HeaderRule], b: &[HeaderRule]) -> bool {
+    a.iter().all(|rule| b.contains(rule)) && b.iter().all(|rule| a.contains(rule))
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn route(host: &str, path: &str, methods: &[Method]) -> Route {
-        Route {
-            host: (host != "*").then(|| host.to_owned()),
-            path: path.into(),
-            certificate: false,
-            methods: methods.to_vec(),
-            access: Access::Anyone,
-            upstream: format!("{host}{path}"),
-            cost: 1,
-        }
-    }
-
-    fn routes() -> Routes {
-        Routes::new(vec![
-            route("*", "/", &[Method::GET, Method::POST]),
-            route("*", "/admin", &[Method::GET]),
-            route("*", "/admin", &[Method::PUT]),
-            route("*", "/static/", &[Method::GET]),
-            route("A.example", "/admin", &[Method::DELETE]),
-        ])
-        .unwrap()
-    }
-
-    fn found(host: &str, path: &str, method: &Method) -> Result<String, (Reason, Vec<Method>)> {
-        let routes = routes();
-        let found = routes.find(host, path, method);
-        found.map(|route| route.upstream.clone()).map_err(|denied| (denied.reason, denied.allow))
-    }
-
-    #[test]
-    fn the_most_specific_route_serves() {
-        for (host, path, method, upstream) in [
-            ("b", "/", Method::GET, "*/"),
-            ("b", "/x/y", Method::POST, "*/"),
-            ("b", "/admin", Method::GET, "*/admin"),
-            ("b", "/admin/users", Method::PUT, "*/admin"),
-            ("b", "/administrator", Method::GET, "*/"),
-            ("b", "/static", Method::GET, "*/static/"),
-            ("b", "/static/a", Method::GET, "*/static/"),
-            ("a.example", "/admin/", Method::DELETE, "A.example/admin"),
-        ] {
-            assert_eq!(found(host, path, &method).as_deref(), Ok(upstream), "{host}{path}");
-        }
-    }
-
-    #[test]
-    fn a_wider_route_never_takes_the_method_of_a_narrower_one() {
-        let refused = found("b", "/admin", &Method::POST).unwrap_err();
-        assert_eq!(refused, (Reason::MethodNotAllowed, vec![Method::GET, Method::PUT]));
-        let refused = found("a.example", "/admin", &Method::GET).unwrap_err();
-        assert_eq!(refused, (Reason::MethodNotAllowed, vec![Method::DELETE]));
-    }
-
-    #[test]
-    fn without_a_route_there_is_no_answer() {
-        let only = Routes::new(vec![route("a", "/x", &[Method::GET])]).unwrap();
-        for (host, path) in [("b", "/x"), ("a", "/"), ("a", "/xy"), ("a", "/X")] {
-            assert_eq!(only.find(host, path, &Method::GET), Err(Denied::new(Reason::NoRoute)));
-        }
-        assert!(Routes::default().find("a", "/", &Method::GET).is_err());
-    }
-
-    #[test]
-    fn every_fault_is_reported() {
-        let given = vec![
-            route("*", "/a", &[Method::GET]),
-            route("*", "/a/", &[Method::POST, Method::GET]),
-            route("*", "/b/../c", &[Method::GET]),
-            route("*", "x", &[Method::GET]),
-            route("*", "/d", &[]),
-            route("*", "/e", &[Method::TRACE]),
-        ];
-        let expected = vec![
-            RouteFault::Duplicate { first: 0, second: 1 },
-            RouteFault::Path { index: 2 },
-            RouteFault::Path { index: 3 },
-            RouteFault::Methods { index: 4 },
-            RouteFault::Methods { index: 5 },
-        ];
-        assert_eq!(Routes::new(given).unwrap_err(), expected);
-    }
-
-    proptest! {
-        /// Against a model: of all routes that cover the path, the longest.
-        #[test]
-        fn the_longest_prefix_wins(
-            paths in proptest::collection::btree_set("(/[ab]){1,4}", 1..8), asked in "(/[ab]){1,5}",
-        ) {
-            let all = paths.iter().map(|path| route("*", path, &[Method::GET])).collect();
-            let routes = Routes::new(all).unwrap();
-            let covers = |p: &&String| asked == **p || asked.starts_with(&format!("{p}/"));
-            let longest = paths.iter().filter(covers).max_by_key(|p| p.len());
-            let found = routes.find("h", &asked, &Method::GET).ok().map(|r| &r.path);
-            prop_assert_eq!(found, longest);
-        }
-    }
-}
+mod tests;

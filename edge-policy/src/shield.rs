@@ -94,18 +94,35 @@ pub fn strip_response(headers: &mut HeaderMap) {
     strip(headers, |name| TELLTALES.contains(&name) || name.starts_with("x-edged-"));
 }
 
+/// A route's own word on security headers, each one of [`secured`]: a value is set whatever the
+/// upstream says, `None` leaves the header to the upstream.
+pub type Overrides = Vec<(HeaderName, Option<HeaderValue>)>;
+
+/// The headers that the edge sets by itself and a route may set otherwise.
+pub fn secured() -> impl Iterator<Item = &'static str> + Clone {
+    let names = ALWAYS.iter().chain(&UNLESS_SET).map(|(name, _)| *name);
+    names.chain(["cache-control"])
+}
+
 /// Adds the security headers to an answer. An upstream knows its own pages and may set its own
-/// policies, but not do without HSTS, `nosniff`, or `no-store` on an authenticated answer.
-pub fn secure(headers: &mut HeaderMap, authenticated: bool) {
-    for (name, value) in ALWAYS {
+/// policies, but not do without HSTS, `nosniff`, or `no-store` on an authenticated answer, unless
+/// the route says so.
+pub fn secure(headers: &mut HeaderMap, authenticated: bool, overrides: &Overrides) {
+    let usual = |name: &str| !overrides.iter().any(|(own, _)| own.as_str() == name);
+    for (name, value) in ALWAYS.into_iter().filter(|(name, _)| usual(name)) {
         headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
     }
-    for (name, value) in UNLESS_SET {
+    for (name, value) in UNLESS_SET.into_iter().filter(|(name, _)| usual(name)) {
         let name = HeaderName::from_static(name);
         headers.entry(name).or_insert(HeaderValue::from_static(value));
     }
-    if authenticated {
+    if authenticated && usual(CACHE_CONTROL.as_str()) {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
+    for (name, value) in overrides {
+        if let Some(value) = value {
+            headers.insert(name, value.clone());
+        }
     }
 }
 
@@ -342,13 +359,31 @@ mod tests {
     #[test]
     fn security_headers_are_on_by_default() {
         let mut given = HeaderMap::new();
-        secure(&mut given, true);
+        secure(&mut given, true, &Vec::new());
         assert_eq!(given.len(), ALWAYS.len() + UNLESS_SET.len() + 1);
         assert_eq!(given["cache-control"], "no-store");
         assert_eq!(given["x-frame-options"], "DENY");
         let mut open = headers(&[("cache-control", "max-age=60")]);
-        secure(&mut open, false);
+        secure(&mut open, false, &Vec::new());
         assert_eq!(open["cache-control"], "max-age=60");
+    }
+
+    #[test]
+    fn a_route_has_the_last_word_on_security_headers() {
+        let overrides = vec![
+            (HeaderName::from_static("x-frame-options"), None),
+            (
+                HeaderName::from_static("content-security-policy"),
+                Some("default-src 'self'".parse().unwrap()),
+            ),
+            (CACHE_CONTROL, Some("private".parse().unwrap())),
+        ];
+        let mut given = headers(&[("content-security-policy", "x"), ("cache-control", "public")]);
+        secure(&mut given, true, &overrides);
+        assert!(!given.contains_key("x-frame-options"));
+        assert_eq!(given["content-security-policy"], "default-src 'self'");
+        assert_eq!(given["cache-control"], "private");
+        assert!(overrides.iter().all(|(name, _)| secured().any(|own| own == name.as_str())));
     }
 
     #[test]
@@ -370,7 +405,7 @@ mod tests {
             ("x-content-type-options", "x"),
             ("cache-control", "public, max-age=60"),
         ]);
-        secure(&mut given, true);
+        secure(&mut given, true, &Vec::new());
         assert_eq!(given["content-security-policy"], "default-src 'self'");
         assert_eq!(given["strict-transport-security"], ALWAYS[0].1);
         assert_eq!(given["x-content-type-options"], "nosniff");

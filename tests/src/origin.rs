@@ -1,6 +1,6 @@
 //! A small HTTP/1.1 server behind the edge, whose answers tests choose by the path.
 //!
-//! `/echo` answers with the request head as JSON, `/slow?ms=` late, `/status/NNN` with a status,
+//! `/echo` answers with the request head as JSON, `/slow?ms=` late, `/status/NNN` and what is below with a status,
 //! `/big?bytes=` at length, `/upload` with the count of bytes it read, `/drop` not to the end,
 //! `/garbage` with what is not HTTP, and anything else with `hello`.
 
@@ -101,6 +101,7 @@ fn converse(client: TcpStream, count: &AtomicU64) -> Option<()> {
 fn answer(to: &mut TcpStream, head: &Head, body_bytes: u64) -> Result<bool> {
     let ask = |name: &str, default| head.query.get(name).copied().unwrap_or(default);
     if let Some(status) = head.path.strip_prefix("/status/") {
+        let status = status.split('/').next().unwrap_or_default();
         respond(to, head, status, "text/plain", status.as_bytes())?;
         return Ok(true);
     }

@@ -155,16 +155,19 @@ pub(super) fn check(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'
             continue;
         };
         for path in &spec.only.routes {
-            let is_known = settings.routes.iter().any(|route| route.path == *path);
+            let is_known = settings.routes.iter().any(|route| route.at.path.as_str() == path);
             if !is_known && notes.is_clean() {
                 let help = "a limit names routes by their paths, as they are written there";
                 let span = whole::place_nth(document, "limit", n, "routes");
                 notes.wrong(span, format!("no route has the path '{path}'"), help);
             }
         }
-        let covered =
-            |route: &&Route| spec.only.routes.is_empty() || spec.only.routes.contains(&route.path);
-        let mut methods = settings.routes.iter().filter(covered).flat_map(|route| &route.methods);
+        let covered = |route: &&Route| {
+            let named = |path: &String| path == route.at.path.as_str();
+            spec.only.routes.is_empty() || spec.only.routes.iter().any(named)
+        };
+        let mut methods =
+            settings.routes.iter().filter(covered).flat_map(|route| &route.at.methods);
         if !spec.only.methods.is_empty() && !methods.any(|m| spec.only.methods.contains(m)) {
             let span = whole::place_nth(document, "limit", n, "methods");
             notes.doubt(span, format!("'{name}' speaks of no request"), "no route takes these");

@@ -2,6 +2,7 @@
 //!
 //! Reading never stops at the first mistake: whoever repairs a file wants to know them all.
 
+mod answers;
 mod files;
 mod kernel;
 mod limit;

@@ -12,9 +12,8 @@ use std::{
     time::Duration,
 };
 
-pub use edge_policy::route::Requirement;
+pub use edge_policy::route::{Answers, Match, Requirement, Rewrite};
 use edge_policy::{forwarded::Naming, limit};
-use http::Method;
 use ipnet::IpNet;
 
 pub use self::packets::{
@@ -217,12 +216,8 @@ pub struct Upstream {
 /// `[[route]]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// Path prefix, matched by whole segments; starts with `/`.
-    pub path: String,
-    /// The host it serves, in lower case; `None`: any.
-    pub host: Option<String>,
-    /// Methods it takes; never empty.
-    pub methods: Vec<Method>,
+    /// Which requests it is for.
+    pub at: Match,
     /// Whether the connection must have come with a client certificate.
     pub client_certificate: bool,
     /// What it asks of its callers; `None`: nothing.
@@ -231,6 +226,12 @@ pub struct Route {
     pub upstream: usize,
     /// What one request is charged to limits.
     pub cost: u64,
+    /// What its paths become on their way upstream.
+    pub rewrite: Option<Rewrite>,
+    /// The host that the upstream is told; `None`: the one the client asked for.
+    pub upstream_host: Option<String>,
+    /// What is done to its answers.
+    pub answers: Answers,
 }
 
 /// `[abuse]`

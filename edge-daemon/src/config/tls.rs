@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use edge_policy::{ja4::Ja4, sni};
+use edge_policy::{ja4::Ja4, route::HostPattern, sni};
 use toml::de::DeTable;
 
 use super::{
@@ -246,7 +246,10 @@ fn note_uncovered(
     let is_address = |host: &str| host.starts_with('[') || host.parse::<std::net::IpAddr>().is_ok();
     let mut told = Vec::new();
     for (n, route) in settings.routes.iter().enumerate() {
-        let Some(host) = route.host.as_deref().filter(|host| !is_address(host)) else { continue };
+        let HostPattern::Exact(host) = &route.at.host else { continue };
+        if is_address(host) {
+            continue;
+        }
         if names.find(host).is_empty() && !told.contains(&host) {
             told.push(host);
             let span = super::whole::place_nth(document, "route", n, "host");

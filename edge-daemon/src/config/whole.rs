@@ -1,7 +1,8 @@
 //! What no single key can tell: names that clash, addresses that collide, lists that cut off.
 
-use std::{collections::HashMap, net::IpAddr, ops::Range};
+use std::{net::IpAddr, ops::Range};
 
+use edge_policy::route::{self, Match, RouteFault};
 use ipnet::IpNet;
 use toml::de::{DeTable, DeValue};
 
@@ -89,13 +90,21 @@ fn check_routes(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'_>) 
     if settings.routes.is_empty() && notes.is_clean() {
         notes.doubt(0..0, "there is no [[route]]", "every request will be refused");
     }
-    let mut seen = HashMap::new();
-    for (n, route) in settings.routes.iter().enumerate().filter(|(_, r)| !r.path.is_empty()) {
-        if let Some(first) = seen.insert((&route.host, &route.path), n) {
-            let host = route.host.as_deref().unwrap_or("*");
-            let what = format!("route {} is the same as route {}", n + 1, first + 1);
-            let help = format!("one route serves {} of host {host}", route.path);
-            notes.wrong(place_nth(document, "route", n, "path"), what, help);
+    for fault in route::faults(settings.routes.iter().map(|route| &route.at)) {
+        match fault {
+            RouteFault::Duplicate { first, second, method } => {
+                let Match { host, path, .. } = &settings.routes[second].at;
+                let what = format!("route {} is the same as route {}", second + 1, first + 1);
+                let help = format!("one route serves {path} of host {host} for {method}");
+                notes.wrong(place_nth(document, "route", second, "path"), what, help);
+            }
+            RouteFault::Never { index, name } => {
+                let what = format!("no request has two values of '{name}' at once");
+                let help = "it would never be asked: a route for each value";
+                notes.wrong(place_nth(document, "route", index, "if_headers"), what, help);
+            }
+            // The reader has told of it.
+            RouteFault::Methods { .. } => {}
         }
     }
 }

@@ -34,7 +34,7 @@ pub(super) async fn charge(
     let facts = Facts {
         source: client,
         caller,
-        route: &route.path,
+        route: route.at.path.as_str(),
         method: &head.method,
         host,
         header: &|name| head.headers.get(name).map(http::HeaderValue::as_bytes),

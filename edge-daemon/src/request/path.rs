@@ -1,10 +1,21 @@
 //! The path of a request, top to bottom: each line settles it or hands it on.
 
-use std::{mem, rc::Rc};
+use std::{mem, rc::Rc, sync::Arc};
 
 use edge_common::{Blame, Reason};
-use edge_identity::{access, principal::Principal};
-use edge_policy::{denied::Denied, head, limit::Admission, shield, target::Target};
+use edge_identity::{
+    access,
+    principal::{Method, Principal},
+};
+use edge_policy::{
+    cors,
+    denied::Denied,
+    head::{self, Host},
+    limit::Admission,
+    route::{Answers, Route},
+    shield,
+    target::Target,
+};
 use http::{HeaderMap, HeaderValue, Request, Response, Uri, header, request::Parts};
 
 use super::{
@@ -28,6 +39,9 @@ pub(crate) struct Trace {
     pub(crate) principal: Option<Principal>,
     /// What the limits it was charged to say of it.
     pub(crate) admission: Admission,
+    /// What its route does about browsers, and the origin that may read the answer.
+    pub(crate) answers: Option<Arc<Answers>>,
+    pub(crate) origin: Option<HeaderValue>,
 }
 
 /// Answers a request. Whatever happens, the answer is counted once, by its [`Ending`].
@@ -44,6 +58,8 @@ pub(crate) async fn answer(
         path: cut(request.uri().path()).to_owned(),
         principal: None,
         admission: Admission::default(),
+        answers: None,
+        origin: None,
     };
     let (head, body) = request.into_parts();
     let mut body = Some(body);
@@ -60,6 +76,10 @@ pub(crate) async fn answer(
         Ok(Outcome::Passed(response, lease, upload)) => {
             answer::pass(*response, lease, upload, &trace, ending)
         }
+        Ok(Outcome::Preflight(headers)) => {
+            ending.settle(Reason::Preflight);
+            answer::preflight(headers, &trace, body, ending)
+        }
         Ok(Outcome::Redirect(location)) => {
             ending.settle(Reason::Redirect);
             answer::redirect(location, &trace, body, ending)
@@ -74,6 +94,8 @@ pub(crate) async fn answer(
 
 enum Outcome {
     Passed(Box<Response<Incoming>>, Lease, Rc<UploadState>),
+    /// What a browser asked ahead of another site's request.
+    Preflight(HeaderMap),
     Redirect(HeaderValue),
 }
 
@@ -87,7 +109,7 @@ async fn settle(
     visitor: &mut Visitor,
     in_flight: usize,
     trace: &mut Trace,
-    mut head: Parts,
+    head: Parts,
     body: &mut Option<Incoming>,
 ) -> Result<Outcome, Denied> {
     let (view, now) = (worker.view(), clock::now());
@@ -106,11 +128,21 @@ async fn settle(
     cut(&target.path).clone_into(&mut trace.path);
 
     let key = identify::shown_key(plan, &head, &target)?;
-    let route = plan.routes.find(&host.name, &target.path, &head.method)?;
+    if let Some(method) = cors::preflight(&head.method, &head.headers)?
+        && let Some((route, cors)) = plan.routes.cors(&host.name, &target.path, &method)
+    {
+        return Ok(Outcome::Preflight(cors.answer(&head.headers, &route.at.methods)?));
+    }
+    let route = plan.routes.find(&host.name, &target.path, &head.method, &head.headers)?;
+    trace.answers = Some(Arc::clone(&route.answers));
+    trace.origin = route.answers.cors.as_ref().and_then(|cors| cors.origin(&head.headers));
     visitor.check_certificate(route.certificate)?;
     let identity = identify::identify(worker, plan, route, &head, key).await?;
     trace.principal = identity.principal;
     access::authorize(route, trace.principal.as_ref())?;
+    if !trace.principal.as_ref().is_some_and(is_shown) {
+        route.answers.csrf.check(&head.method, &head.headers, &host)?;
+    }
 
     let (who, asked) = (trace.principal.as_ref(), (&head, &*host.name));
     trace.admission = charge(plan, (visitor, client), who, route, asked, (early, now)).await?;
@@ -120,36 +152,58 @@ async fn settle(
         return Err(Reason::BodyTooLarge.into());
     }
 
-    shield::strip_request(&mut head.headers);
-    shield::forward(
-        &mut head.headers,
-        &shield::Forward {
-            client: visitor.address,
-            host: &host.to_string(),
-            port: plan.https_port,
-            request_id: &trace.id,
-            principal: trace
-                .principal
-                .as_ref()
-                .map(|who| shield::Principal { id: who.id(), name: who.name() }),
-        },
-    );
     let body = body.take().ok_or(Reason::InternalError)?;
     let (upload, state) = Upload::new(body, body_max, &visitor.progress);
-    let mut outgoing = Request::new(upload);
-    *outgoing.method_mut() = head.method;
-    *outgoing.uri_mut() =
-        target.path_and_query().parse().map_err(|_| Denied::from(Reason::MalformedRequest))?;
-    *outgoing.headers_mut() = head.headers;
-    set_host(outgoing.headers_mut(), &host.to_string())?;
-
-    let index = plan.upstreams.iter().position(|upstream| upstream.name == route.upstream);
-    let upstream = index.and_then(|i| view.upstreams.get(i)).ok_or(Reason::InternalError)?;
+    let outgoing =
+        outgoing(head, upload, (visitor, &host, &target, route), plan.https_port, trace)?;
+    let upstream = view.upstreams.get(route.upstream).ok_or(Reason::InternalError)?;
     let sent_at = std::time::Instant::now();
     let sent = upstream.send(outgoing, &state, plan.bounds.idle_timeout).await;
     worker.counters.upstream.observe(sent_at.elapsed());
     let (response, lease) = sent?;
     Ok(Outcome::Passed(Box::new(response), lease, state))
+}
+
+/// Whether the caller showed who it is by a header of its own, which no browser adds to what
+/// another site's page asks for.
+fn is_shown(principal: &Principal) -> bool {
+    principal.method() != Method::Mtls
+}
+
+/// The request as the upstream gets it: made anew, from what was checked.
+fn outgoing(
+    mut head: Parts,
+    upload: Upload,
+    (visitor, host, target, route): (&Visitor, &Host, &Target, &Route),
+    https_port: u16,
+    trace: &Trace,
+) -> Result<Request<Upload>, Denied> {
+    let asked_host = host.to_string();
+    shield::strip_request(&mut head.headers);
+    let facts = shield::Forward {
+        client: visitor.address,
+        host: &asked_host,
+        port: https_port,
+        request_id: &trace.id,
+        principal: trace
+            .principal
+            .as_ref()
+            .map(|who| shield::Principal { id: who.id(), name: who.name() }),
+    };
+    shield::forward(&mut head.headers, &facts);
+    set_host(&mut head.headers, route.host_sent.as_ref().unwrap_or(&asked_host))?;
+    let target = match &route.rewrite {
+        None => target.path_and_query(),
+        Some(rewrite) => {
+            let path = rewrite.apply(&route.at.path, &target.path);
+            Target { path, query: target.query.clone() }.path_and_query()
+        }
+    };
+    let mut outgoing = Request::new(upload);
+    *outgoing.method_mut() = head.method;
+    *outgoing.uri_mut() = target.parse().map_err(|_| Denied::from(Reason::MalformedRequest))?;
+    *outgoing.headers_mut() = head.headers;
+    Ok(outgoing)
 }
 
 /// Where plain HTTP is sent: the same target, over TLS.
