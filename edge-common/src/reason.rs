@@ -167,6 +167,14 @@ reasons! {
         InternalError = "internal_error", Edge;
         /// The credential is good, but of a kind that the route does not take.
         CredentialUnfit = "credential_unfit", Client;
+        /// A credential came over plain HTTP, where everyone on the way can read it.
+        CredentialInClear = "credential_in_clear", Client;
+        /// The credential was sent where others could read it, and such are refused.
+        CredentialExposed = "credential_exposed", Client;
+        /// The key may not be used from this address.
+        KeyNetwork = "key_network", Client;
+        /// The key may not be used for this host and path.
+        KeyPlace = "key_place", Client;
     }
     Connection {
         /// The edge is in as many TLS handshakes as it may be.
@@ -351,6 +359,10 @@ mod tests {
             (70, "upstream_unhealthy"),
             (71, "upstream_busy"),
             (72, "circuit_open"),
+            (73, "credential_in_clear"),
+            (74, "credential_exposed"),
+            (75, "key_network"),
+            (76, "key_place"),
         ];
         let found: Vec<_> = Reason::ALL.iter().map(|r| (*r as usize, r.name())).collect();
         assert_eq!((crate::map::ABI, found.as_slice()), ("v3", golden.as_slice()));

@@ -39,7 +39,10 @@ use crate::{
     control::{self, Command, Reply},
     events::{Event, EventLog, Events},
     kernel::{self, Attached, DebugLog, Drops, Kernel, LoadSettings, Upkeep},
-    keys::pepper,
+    keys::{
+        self, Registry, pepper,
+        slow::{Hasher, Slow},
+    },
     listen,
     metrics::{KernelView, Metrics},
     notify::notify,
@@ -58,6 +61,7 @@ pub struct App {
     keeper: Keeper,
     upkeep: Upkeep,
     orders: Receiver<Order>,
+    keys: (Registry, Receiver<keys::Order>, Hasher),
     told: Told,
     event_log: EventLog,
     /// For each worker, its listeners.
@@ -82,7 +86,8 @@ impl App {
         if let Some(damage) = damage {
             tracing::error!(damage, "the store was damaged");
         }
-        let peppers = pepper::load(&settings.keys)?;
+        let (store, peppers) = (Arc::new(store), pepper::load(&settings.keys)?);
+        let keys = load_keys(&store)?;
         let listeners = bind(&settings, workers)?;
         let metrics = listen::bind(settings.metrics.listen, 1)
             .with_context(|| format!("cannot listen on {}", settings.metrics.listen))?
@@ -91,13 +96,19 @@ impl App {
             .with_context(|| format!("cannot listen on {}", settings.control.socket.display()))?;
 
         let (queue, orders) = sync_channel(ORDERS_MAX);
+        let (key_queue, key_orders) = sync_channel(KEY_ORDERS_MAX);
+        let (to_keys, metrics_of) = (keys::Orders::new(key_queue), Arc::new(Metrics::new(workers)));
+        let (slow, hasher) =
+            Slow::new(Arc::clone(&store), to_keys.clone(), Arc::clone(&metrics_of));
         let edge = Arc::new(Edge {
             plan: ArcSwap::from_pointee(plan),
-            keys: ArcSwap::from_pointee(KeyRing::default()),
+            keys,
+            key_orders: to_keys,
+            slow,
             peppers: ArcSwap::from_pointee(peppers),
             banned: Banned::default(),
             orders: queue,
-            metrics: Arc::new(Metrics::new(workers)),
+            metrics: metrics_of,
             events,
         });
         // The tables are filled before the program that reads them sees its first packet.
@@ -108,6 +119,7 @@ impl App {
             lists: verdict::list_capacity(&settings, &store)?,
         })?;
         let kernels = (kernel.tables.duplicate()?, kernel.take_twin()?);
+        let registry = Registry::new(Arc::clone(&store), Arc::clone(&edge));
         let edge_too = Arc::clone(&edge);
         let (mut writer, keeper) =
             Writer::new(kernels, store, config.clone(), settings.clone(), edge_too)?;
@@ -127,6 +139,7 @@ impl App {
             keeper,
             upkeep,
             orders,
+            keys: (registry, key_orders, hasher),
             told,
             event_log,
             listeners,
@@ -150,6 +163,9 @@ impl App {
         let (dir, quotas, (stop_quotas, quotas_stop)) =
             (self.settings.state.dir.clone(), Arc::clone(&self.edge), channel());
         let quotas = spawn("quotas", move || quota::keep(&dir, &quotas, &quotas_stop))?;
+        let (registry, key_orders, hasher) = self.keys;
+        let registry = spawn("keys", move || registry.run(&key_orders))?;
+        let hasher = spawn("hasher", move || hasher.run())?;
         let mut workers = Vec::new();
         for (index, listeners) in self.listeners.into_iter().enumerate() {
             let (edge, stopping) = (Arc::clone(&self.edge), stopping.clone());
@@ -171,12 +187,40 @@ impl App {
         join(quotas)?;
         edge.orders.send(Order::Stop).context("the verdict writer is gone")?;
         join(writer)?;
+        stop_keys(&edge.key_orders)?;
+        join(registry)?;
         join(keeper)?;
         drop(stop_upkeep);
         join(upkeep)?;
         drop(edge);
+        // It ends with the last that could ask it, in the middle of no hash.
+        join_until(hasher, Instant::now() + LAST_EVENTS)?;
         // Nobody can tell of events any more; a destination that hangs is not waited for long.
         join_until(event_log, Instant::now() + LAST_EVENTS)
+    }
+}
+
+/// The keys in the store; one that cannot be read is told of, and left where it is.
+fn load_keys(store: &store::Store) -> anyhow::Result<KeyRing> {
+    let started = Instant::now();
+    let (keys, unreadable) = store.load_keys().context("cannot read the keys")?;
+    for key in &unreadable {
+        tracing::error!(key, "the store holds a key that cannot be read");
+    }
+    tracing::info!(keys = keys.len(), ms = started.elapsed().as_millis() as u64, "keys are loaded");
+    Ok(keys)
+}
+
+/// Has the keys' thread end, however many orders wait for it.
+fn stop_keys(orders: &keys::Orders) -> anyhow::Result<()> {
+    let mut stop = keys::Order::Stop;
+    loop {
+        match orders.ask(stop) {
+            Ok(()) => return Ok(()),
+            Err(Some(unsent)) => stop = unsent,
+            Err(None) => anyhow::bail!("the thread of the keys is gone"),
+        }
+        thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -356,6 +400,8 @@ fn join_until<T>(thread: JoinHandle<T>, deadline: Instant) -> anyhow::Result<()>
 const LOOK_AT_SECRETS: Duration = Duration::from_secs(2);
 /// Signals and commands that wait for the writer; ~64 bytes each.
 const ORDERS_MAX: usize = 16_384;
+/// Renewals, exposures and operators' commands that wait for the thread of the keys.
+const KEY_ORDERS_MAX: usize = 4_096;
 /// For the last events to be written, at the end.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
 /// Descriptors that are not connections: listeners, kernel tables, logs, the store.

@@ -1,6 +1,7 @@
 //! `edgectl`: what an operator types, turned into one command, and the reply into words.
 
 mod args;
+mod keys;
 pub(crate) mod print;
 mod top;
 
@@ -47,6 +48,7 @@ pub fn main() -> ExitCode {
 fn run(args: &Args) -> u8 {
     let command = match args.verb.act(ssh_peer) {
         Act::Ask(command) => command,
+        Act::Key(verb) => return keys::run(args, &verb),
         Act::Detach(pin_dir) => return detach(&pin_dir, args.json),
         Act::Watch { command, once } => return top::watch(args, &command, once),
         Act::Complete(shell) => {
@@ -148,7 +150,7 @@ impl Verb {
                 let command = Command::Top { sort: top.sort, limit: top.number.into() };
                 return Act::Watch { command, once: top.once };
             }
-            Self::Key(verb) => verb.command(),
+            Self::Key(verb) => return Act::Key(Box::new(verb.clone())),
             Self::Reload => Command::Reload,
         };
         Act::Ask(command)

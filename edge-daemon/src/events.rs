@@ -138,6 +138,22 @@ pub enum Event {
         key_id: String,
         /// Its name.
         name: String,
+        /// Who answers for it.
+        owner: String,
+        /// When it ends.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        until: Option<String>,
+        /// The operator's user id.
+        uid: u32,
+    },
+    /// A key was rotated.
+    KeyRotated {
+        /// Its public id.
+        key_id: String,
+        /// The key that takes its place.
+        by: String,
+        /// When it ends.
+        until: String,
         /// The operator's user id.
         uid: u32,
     },
@@ -154,6 +170,60 @@ pub enum Event {
         what: String,
         /// `ok`, or `refused`: what was served before still is.
         result: &'static str,
+    },
+    /// A key that was revoked or had ended was forgotten.
+    KeyRemoved {
+        /// Its public id.
+        key_id: String,
+        /// The operator's user id.
+        uid: u32,
+    },
+    /// A key will end soon. Told once after each start.
+    KeyExpiring {
+        /// Its public id.
+        key_id: String,
+        /// Its name.
+        name: String,
+        /// Who answers for it.
+        owner: String,
+        /// When it ends.
+        until: String,
+    },
+    /// A key has ended by itself.
+    KeyExpired {
+        /// Its public id.
+        key_id: String,
+    },
+    /// A key was sent where others could read it. Told once.
+    KeyExposed {
+        /// Its public id.
+        key_id: String,
+        /// `url`, or `clear` for plain HTTP.
+        how: &'static str,
+        /// Who sent it.
+        source: IpAddr,
+    },
+    /// The hash of a key in the store is another key's: another hand wrote there.
+    KeyForged {
+        /// Its public id.
+        key_id: String,
+    },
+    /// A key that was kept under a former pepper is kept under the one in use.
+    KeyRenewed {
+        /// Its public id.
+        key_id: String,
+    },
+    /// An operator took keys in from elsewhere.
+    KeysImported {
+        /// How many.
+        keys: u64,
+        /// The operator's user id.
+        uid: u32,
+    },
+    /// An operator had the keys written out.
+    KeysExported {
+        /// The operator's user id.
+        uid: u32,
     },
     /// The configuration was read again.
     Reload {

@@ -4,6 +4,7 @@
 //! touches a cache line that another core writes, except the two gauges that are also bounds.
 
 mod kernel;
+pub mod keys;
 mod limits;
 pub mod lists;
 mod tls;
@@ -122,8 +123,8 @@ pub struct Metrics {
     pub watched: AtomicU64,
     /// Clients forgotten to make room, as of the last look.
     pub watched_evicted: AtomicU64,
-    /// Keys that are neither expired nor revoked, as of the last look.
-    pub keys_active: AtomicU64,
+    /// What is counted of keys.
+    pub keys: keys::KeyCounts,
     /// From the misdeed to the kernel's map.
     pub ban_latency: Spread,
     /// Quotas that could not be saved.
@@ -150,7 +151,7 @@ impl Metrics {
             bans_active: AtomicU64::new(0),
             watched: AtomicU64::new(0),
             watched_evicted: AtomicU64::new(0),
-            keys_active: AtomicU64::new(0),
+            keys: keys::KeyCounts::default(),
             ban_latency: Spread::default(),
             quotas_unsaved: AtomicU64::new(0),
             reloads_ok: AtomicU64::new(0),
@@ -197,6 +198,7 @@ impl Metrics {
         families.extend(self.plain(events_lost));
         families.extend(limits::families(rules));
         families.extend(self.tls_families());
+        families.extend(self.keys.families());
         families.extend(kernel.into_iter().flat_map(KernelView::families));
         // The encoder refuses a family that has not counted anything yet.
         families.retain(|family| !family.get_metric().is_empty());
@@ -292,7 +294,6 @@ impl Metrics {
                 "Quotas that could not be saved.",
                 load(&self.quotas_unsaved),
             ),
-            now("edged_keys_active", "Keys that would be accepted.", load(&self.keys_active)),
         ]
     }
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use edge_common::{Reason, map::Kind, service::Service};
+use edge_identity::key::Rules;
 use edge_policy::{
     abuse::{self, Scores},
     forwarded::Trusted,
@@ -46,8 +47,11 @@ pub fn plan(
         listeners: settings.server.https.iter().map(|l| listener(settings, l)).collect(),
         trusted: Trusted::new(settings.server.trusted_proxies.clone()),
         naming: settings.server.forwarded_header,
-        key_prefix: settings.keys.prefix.clone(),
-        url_parameters: settings.keys.url_parameters.clone(),
+        key_rules: Rules {
+            prefix: settings.keys.prefix.clone(),
+            refuse_exposed: settings.keys.refuse_exposed,
+        },
+        keys: settings.keys.clone(),
         scores: scores(&settings.abuse.scores),
         client: settings.kernel.client,
         https_port: settings.server.https.first().map_or(443, |listener| listener.address.port()),
@@ -164,7 +168,7 @@ fn scores(scores: &settings::Scores) -> Scores {
                 ][..],
                 scores.credential_invalid,
             ),
-            (&[R::CredentialInUrl], scores.credential_in_url),
+            (&[R::CredentialInUrl, R::CredentialInClear], scores.credential_in_url),
             // A clock that is wrong is no attack.
             (&[R::CredentialMissing, R::StaleSignature], scores.credential_missing),
             (&[R::SourceRate, R::KeyRate, R::RequestLimit, R::HandshakeRate], scores.rate_limited),
@@ -172,7 +176,16 @@ fn scores(scores: &settings::Scores) -> Scores {
                 &[R::MalformedRequest, R::UriTooLong, R::HeadersTooLarge, R::RequestTimeout],
                 scores.malformed_request,
             ),
-            (&[R::NotPermitted, R::CredentialUnfit, R::CertificateRequired], scores.not_permitted),
+            (
+                &[
+                    R::NotPermitted,
+                    R::CredentialUnfit,
+                    R::KeyNetwork,
+                    R::KeyPlace,
+                    R::CertificateRequired,
+                ],
+                scores.not_permitted,
+            ),
             (&[R::NoRoute, R::MethodNotAllowed], scores.no_route),
             (
                 &[R::HandshakeFailed, R::HandshakeTimeout, R::FingerprintDenied, R::ProxyUntrusted],

@@ -3,6 +3,8 @@
 //! One embedded database with a table each. A call that changes something has made it durable
 //! when it returns; it waits for the disk, so it belongs on the control thread.
 
+mod keys;
+
 use std::{
     fmt,
     fs::{self, DirBuilder, OpenOptions},
@@ -13,7 +15,6 @@ use std::{
     time::Duration,
 };
 
-use edge_identity::key::KeyRecord;
 use ipnet::IpNet;
 use redb::{
     Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, StorageError,
@@ -21,12 +22,13 @@ use redb::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+pub use self::keys::StoredKey;
+use self::keys::{HASHES, KEYS, USES};
 use crate::control::ListName;
 
 /// A table of JSON records under a text key.
 type Records = TableDefinition<'static, &'static str, &'static [u8]>;
 
-const KEYS: Records = TableDefinition::new("keys");
 const ALLOW: Records = TableDefinition::new("allow");
 const DENY: Records = TableDefinition::new("deny");
 const BANS: Records = TableDefinition::new("bans");
@@ -67,11 +69,9 @@ pub struct BanRecord {
     pub reason: String,
 }
 
-/// Everything in the store.
+/// Everything in the store but the keys.
 #[derive(Clone, Debug, Default)]
 pub struct Contents {
-    /// API keys, the revoked and expired ones included.
-    pub keys: Vec<KeyRecord>,
     /// The operator's allow list.
     pub allow: Vec<ListRecord>,
     /// The operator's deny list.
@@ -97,6 +97,9 @@ pub enum Fault {
     /// A record cannot be encoded.
     #[error("a record cannot be encoded")]
     Encode(#[from] serde_json::Error),
+    /// A key's record cannot be encoded.
+    #[error("a key's record cannot be encoded: {0}")]
+    EncodeKey(postcard::Error),
 }
 
 macro_rules! database_faults {
@@ -154,27 +157,18 @@ impl Store {
         Ok((store, warning))
     }
 
-    /// Everything in the store.
+    /// Everything in the store but the keys.
     ///
     /// # Errors
     /// If the database fails.
     pub fn load_all(&self) -> Result<Contents, Fault> {
         let mut unreadable = Vec::new();
         Ok(Contents {
-            keys: self.records(KEYS, &mut unreadable)?,
             allow: self.records(ALLOW, &mut unreadable)?,
             deny: self.records(DENY, &mut unreadable)?,
             bans: self.records(BANS, &mut unreadable)?,
             unreadable,
         })
-    }
-
-    /// Writes a key, new or changed.
-    ///
-    /// # Errors
-    /// If the database fails.
-    pub fn put_key(&self, key: &KeyRecord) -> Result<(), Fault> {
-        self.put(KEYS, [(key.id.clone(), key)])
     }
 
     /// Writes an entry of a list; an earlier one for the same network is replaced.
@@ -230,6 +224,8 @@ impl Store {
         for table in [KEYS, ALLOW, DENY, BANS] {
             write.open_table(table)?;
         }
+        write.open_table(HASHES)?;
+        write.open_table(USES)?;
         Ok(write.commit()?)
     }
 
@@ -328,27 +324,14 @@ fn opening(fault: DatabaseError, path: &Path) -> Fault {
 mod tests {
     use std::{os::unix::fs::MetadataExt as _, sync::LazyLock};
 
-    use edge_identity::key::Digest;
     use tempfile::{TempDir, tempdir};
 
-    use super::*;
+    use super::{keys::tests::stored, *};
 
     fn open(dir: &TempDir) -> Store {
         let (store, warning) = Store::open(dir.path(), 7).unwrap();
         assert_eq!(warning, None);
         store
-    }
-
-    fn key(id: &str) -> KeyRecord {
-        KeyRecord {
-            id: id.to_owned(),
-            name: "ci".to_owned(),
-            scopes: vec!["read".to_owned()],
-            created_ms: 1,
-            expires_ms: Some(2),
-            revoked_ms: None,
-            digest: Digest([9; 32]),
-        }
     }
 
     fn listed(net: &str, until_ms: Option<u64>) -> ListRecord {
@@ -365,8 +348,6 @@ mod tests {
     fn everything_survives_a_reopen() {
         let dir = tempdir().unwrap();
         let store = open(&dir);
-        store.put_key(&key("k1")).unwrap();
-        store.put_key(&KeyRecord { revoked_ms: Some(3), ..key("k1") }).unwrap();
         store.put_list(ListName::Allow, &listed("192.0.2.0/24", None)).unwrap();
         store.put_list(ListName::Deny, &listed("2001:db8::/32", Some(9))).unwrap();
         store.put_list(ListName::Deny, &listed("198.51.100.7/32", None)).unwrap();
@@ -377,7 +358,6 @@ mod tests {
         drop(store);
 
         let contents = open(&dir).load_all().unwrap();
-        assert_eq!(contents.keys, [KeyRecord { revoked_ms: Some(3), ..key("k1") }]);
         assert_eq!(contents.allow, [listed("192.0.2.0/24", None)]);
         assert_eq!(contents.deny, [listed("2001:db8::/32", Some(9))]);
         assert_eq!(contents.bans, [ban("2001:db8::", 20)]);
@@ -415,9 +395,9 @@ mod tests {
             let aside = dir.path().join("edged.redb.corrupt-1700000000");
             assert!(warning.unwrap().contains(&aside.display().to_string()));
             assert_eq!(fs::read(aside).unwrap().len(), damage.len());
-            store.put_key(&key("k1")).unwrap();
+            store.put_keys(&[stored(1)]).unwrap();
             drop(store);
-            assert_eq!(open(&dir).load_all().unwrap().keys.len(), 1);
+            assert_eq!(open(&dir).load_keys().unwrap().0.len(), 1);
         }
     }
 
@@ -441,7 +421,7 @@ mod tests {
     static FILLED: LazyLock<Vec<u8>> = LazyLock::new(|| {
         let dir = tempdir().unwrap();
         let store = open(&dir);
-        store.put_key(&key("k1")).unwrap();
+        store.put_keys(&[stored(1)]).unwrap();
         store.put_list(ListName::Deny, &listed("192.0.2.0/24", None)).unwrap();
         let bans: Vec<_> = (0..500).map(|n| ban(&format!("2001:db8::{n:x}"), n)).collect();
         store.put_bans(&bans).unwrap();
@@ -471,7 +451,8 @@ mod tests {
             fs::write(dir.path().join("edged.redb"), bytes).unwrap();
             let (store, _) = Store::open(dir.path(), 7).unwrap();
             store.load_all().unwrap();
-            store.put_key(&key("k2")).unwrap();
+            store.load_keys().unwrap();
+            store.put_keys(&[stored(2)]).unwrap();
         }
     }
 }

@@ -1,10 +1,13 @@
 //! Whether a caller may use a route. What is not granted is refused.
 
+use std::net::IpAddr;
+
 use edge_common::Reason;
 use edge_policy::auth::{Challenge, Method, Methods, TokenError};
 use edge_policy::denied::Denied;
 use edge_policy::route::{Access, Requirement, Route};
 
+use crate::key::Grants;
 use crate::principal::Principal;
 
 /// Grants or refuses a route to the principal, or to a caller who proved nothing.
@@ -29,6 +32,17 @@ pub fn authorize(route: &Route, principal: Option<&Principal>) -> Result<(), Den
         return Err(Reason::NotPermitted.into());
     }
     Ok(())
+}
+
+/// Whether a key may come from this address, and go to this place.
+///
+/// # Errors
+/// [`Reason::KeyNetwork`] or [`Reason::KeyPlace`].
+pub fn confine(grants: &Grants, client: IpAddr, host: &str, path: &str) -> Result<(), Reason> {
+    if !grants.admits(client) {
+        return Err(Reason::KeyNetwork);
+    }
+    if grants.reaches(host, path) { Ok(()) } else { Err(Reason::KeyPlace) }
 }
 
 /// The refusal of a caller who has not proved who it is in a way that the route takes.

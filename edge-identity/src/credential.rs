@@ -1,12 +1,29 @@
 //! Which credential a request presents. A credential in the URL is refused: logs and caches see it.
 
+use std::fmt;
+
 use edge_common::Reason;
-use edge_policy::shield::{X_API_KEY, is_api_key};
+use edge_policy::shield::{X_API_KEY, X_API_SECRET, is_api_key};
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use percent_encoding::percent_decode_str;
 
 use crate::key::looks_like_key;
+
+/// A key as a request shows it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Shown<'a> {
+    /// The key.
+    pub key: &'a str,
+    /// The secret that came with it in `X-API-Secret`.
+    pub secret: Option<&'a str>,
+}
+
+impl fmt::Debug for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Shown(masked)")
+    }
+}
 
 /// The one key that a request presents in `X-API-Key` or in `Authorization: ApiKey`, if any.
 ///
@@ -14,13 +31,16 @@ use crate::key::looks_like_key;
 /// are the names of query parameters that carry credentials elsewhere.
 ///
 /// # Errors
-/// If a credential is in the query, or if the headers present several or an unreadable one.
+/// If a credential is in the target, if the headers present several or an unreadable one, or a
+/// secret without its key.
 pub fn present<'a>(
     headers: &'a HeaderMap,
+    path: &str,
     query: Option<&str>,
     url_parameters: &[String],
-) -> Result<Option<&'a str>, Reason> {
-    if query.is_some_and(|query| in_query(query, url_parameters)) {
+) -> Result<Option<Shown<'a>>, Reason> {
+    let in_query = query.is_some_and(|query| in_query(query, url_parameters));
+    if in_query || path.split('/').any(looks_like_key) {
         return Err(Reason::CredentialInUrl);
     }
     let plain = only(headers, &X_API_KEY)?.map(readable).transpose()?;
@@ -32,11 +52,37 @@ pub fn present<'a>(
         (Some(_), Some(_)) => return Err(Reason::CredentialInvalid),
         (plain, authorization) => plain.or(authorization),
     };
-    if key == Some("") {
-        return Err(Reason::CredentialInvalid);
+    let secret = only(headers, &X_API_SECRET)?.map(readable).transpose()?;
+    match (key, secret) {
+        (Some(""), _) | (_, Some("")) | (None, Some(_)) => Err(Reason::CredentialInvalid),
+        (key, secret) => Ok(key.map(|key| Shown { key, secret })),
     }
-    Ok(key)
 }
+
+/// Whether the headers hold a credential of any kind, ours or another's.
+#[must_use]
+pub fn is_any(headers: &HeaderMap) -> bool {
+    [AUTHORIZATION, X_API_KEY, X_API_SECRET].iter().any(|name| headers.contains_key(name))
+}
+
+/// Whatever in the headers looks like a key of ours, however it is presented.
+pub fn keys_in_headers(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let values = headers.get_all(X_API_KEY).iter().chain(headers.get_all(AUTHORIZATION));
+    let words = values.filter_map(|value| value.to_str().ok()).flat_map(str::split_whitespace);
+    words.filter(|word| looks_like_key(word)).take(KEYS_MAX)
+}
+
+/// Whatever in a target looks like a key of ours.
+#[must_use]
+pub fn keys_in_target(path: &str, query: Option<&str>) -> Vec<String> {
+    let words = query.unwrap_or_default().split(['&', ';', '=']).map(decode);
+    let segments = path.split('/').map(str::to_owned);
+    let words = words.map(|word| word.trim().to_owned()).chain(segments);
+    words.filter(|word| looks_like_key(word)).take(KEYS_MAX).collect()
+}
+
+/// As many keys of one request are looked at.
+const KEYS_MAX: usize = 4;
 
 fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a HeaderValue>, Reason> {
     let mut values = headers.get_all(name).iter();
@@ -85,7 +131,7 @@ mod tests {
     }
 
     fn presented(fields: &[(&'static str, &'static str)]) -> Result<Option<String>, Reason> {
-        present(&headers(fields), None, &[]).map(|key| key.map(str::to_owned))
+        present(&headers(fields), "/", None, &[]).map(|shown| shown.map(|shown| shown.key.into()))
     }
 
     #[test]
@@ -130,11 +176,41 @@ mod tests {
             format!("x={escaped}"),
             key.expose().into(),
         ] {
-            let found = present(&headers, Some(&query), &names);
+            let found = present(&headers, "/", Some(&query), &names);
             assert_eq!(found, Err(Reason::CredentialInUrl), "{query}");
         }
         for query in ["", "a=b", "tokens=1", "x=api_key", "x=edged_a_b"] {
-            assert_eq!(present(&headers, Some(query), &names), Ok(None), "{query}");
+            assert_eq!(present(&headers, "/", Some(query), &names), Ok(None), "{query}");
         }
+        let path = format!("/v1/{}/x", key.expose());
+        assert_eq!(present(&headers, &path, None, &names), Err(Reason::CredentialInUrl));
+        assert_eq!(keys_in_target(&path, None), [key.expose()]);
+        assert_eq!(keys_in_target("/", Some(&format!("a=1;b={escaped}&c"))), [key.expose()]);
+        assert_eq!(keys_in_target("/v1", Some("a=edged_a_b")), [""; 0]);
+    }
+
+    #[test]
+    fn a_secret_comes_with_its_key_or_not_at_all() {
+        let both = headers(&[("x-api-key", "k"), ("x-api-secret", "s")]);
+        let shown = Shown { key: "k", secret: Some("s") };
+        assert_eq!(present(&both, "/", None, &[]), Ok(Some(shown)));
+        assert!(!format!("{shown:?}").contains('s') || format!("{shown:?}") == "Shown(masked)");
+        for fields in [
+            &[("x-api-secret", "s")][..],
+            &[("x-api-key", "k"), ("x-api-secret", "")],
+            &[("x-api-key", "k"), ("x-api-secret", "s"), ("x-api-secret", "s")],
+        ] {
+            assert_eq!(presented(fields), Err(Reason::CredentialInvalid), "{fields:?}");
+        }
+    }
+
+    #[test]
+    fn keys_are_found_wherever_headers_hold_them() {
+        let (a, b) = (Secret::mint("edged", &[5; 32]), Secret::mint("edged", &[6; 32]));
+        let mut given = HeaderMap::new();
+        given.append(X_API_KEY, a.expose().parse().unwrap());
+        given.append(AUTHORIZATION, format!("Bearer {}", b.expose()).parse().unwrap());
+        assert_eq!(keys_in_headers(&given).collect::<Vec<_>>(), [a.expose(), b.expose()]);
+        assert!(is_any(&given) && !is_any(&HeaderMap::new()));
     }
 }

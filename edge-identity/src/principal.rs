@@ -82,7 +82,7 @@ impl Principal {
     #[must_use]
     pub fn id(&self) -> &str {
         match self {
-            Self::Key { key, .. } => &key.record.id,
+            Self::Key { key, .. } => key.id().as_str(),
             Self::Named(named) => &named.id,
         }
     }
@@ -91,7 +91,7 @@ impl Principal {
     #[must_use]
     pub fn name(&self) -> &str {
         match self {
-            Self::Key { key, .. } => &key.record.name,
+            Self::Key { key, .. } => key.name(),
             Self::Named(named) => &named.name,
         }
     }
@@ -100,7 +100,7 @@ impl Principal {
     #[must_use]
     pub fn scopes(&self) -> &[String] {
         match self {
-            Self::Key { key, .. } => &key.record.scopes,
+            Self::Key { key, .. } => &key.grants().scopes,
             Self::Named(named) => &named.scopes,
         }
     }
@@ -109,7 +109,7 @@ impl Principal {
     #[must_use]
     pub fn roles(&self) -> &[String] {
         match self {
-            Self::Key { .. } => &[],
+            Self::Key { key, .. } => &key.grants().roles,
             Self::Named(named) => &named.roles,
         }
     }
@@ -118,7 +118,7 @@ impl Principal {
     #[must_use]
     pub fn tier(&self) -> Option<&str> {
         match self {
-            Self::Key { .. } => None,
+            Self::Key { key, .. } => key.grants().tier.as_deref(),
             Self::Named(named) => named.tier.as_deref(),
         }
     }

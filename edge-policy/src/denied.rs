@@ -55,9 +55,10 @@ pub const fn status(reason: Reason) -> StatusCode {
     match reason {
         Reason::Serve => StatusCode::OK,
         Reason::Redirect => StatusCode::PERMANENT_REDIRECT,
-        Reason::MalformedRequest | Reason::CredentialInUrl | Reason::ForwardingInvalid => {
-            StatusCode::BAD_REQUEST
-        }
+        Reason::MalformedRequest
+        | Reason::CredentialInUrl
+        | Reason::ForwardingInvalid
+        | Reason::CredentialInClear => StatusCode::BAD_REQUEST,
         Reason::Preflight => StatusCode::NO_CONTENT,
         Reason::CredentialMissing
         | Reason::CredentialInvalid
@@ -67,14 +68,17 @@ pub const fn status(reason: Reason) -> StatusCode {
         | Reason::BadSignature
         | Reason::StaleSignature
         | Reason::Replayed
-        | Reason::BodyDigest => StatusCode::UNAUTHORIZED,
+        | Reason::BodyDigest
+        | Reason::CredentialExposed => StatusCode::UNAUTHORIZED,
         Reason::NotPermitted
         | Reason::BannedRequest
         | Reason::CertificateRequired
         | Reason::PreflightRefused
         | Reason::CrossSite
         | Reason::OriginMismatch
-        | Reason::CsrfToken => StatusCode::FORBIDDEN,
+        | Reason::CsrfToken
+        | Reason::KeyNetwork
+        | Reason::KeyPlace => StatusCode::FORBIDDEN,
         Reason::MisdirectedRequest => StatusCode::MISDIRECTED_REQUEST,
         Reason::NoRoute => StatusCode::NOT_FOUND,
         Reason::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,

@@ -11,6 +11,9 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 /// The header that carries a key of ours.
 pub const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
+/// The header that carries the secret bound to a key of ours.
+pub const X_API_SECRET: HeaderName = HeaderName::from_static("x-api-secret");
+
 /// What the upstream is told of the client.
 #[derive(Clone, Copy, Debug)]
 pub struct Forward<'a> {
@@ -41,6 +44,7 @@ pub fn strip_request(headers: &mut HeaderMap) {
     strip_hop(headers);
     headers.remove(header::EXPECT);
     headers.remove(&X_API_KEY);
+    headers.remove(&X_API_SECRET);
     if headers.get_all(AUTHORIZATION).iter().any(is_api_key) {
         headers.remove(AUTHORIZATION);
     }
@@ -157,6 +161,7 @@ fn strip(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
 /// Whether a request header claims what only the edge may say.
 fn is_claim(name: &str) -> bool {
     name == X_API_KEY.as_str()
+        || name == X_API_SECRET.as_str()
         || CLAIMS.contains(&name)
         || name.starts_with("x-forwarded-")
         || name.starts_with("x-edged-")
@@ -282,6 +287,8 @@ mod tests {
             ("expect", "100-continue"),
             ("x-api-key", "k"),
             ("x_api_key", "k"),
+            ("x-api-secret", "s"),
+            ("x_api_secret", "s"),
             ("authorization", "APIKEY k"),
             ("forwarded", "for=1.2.3.4"),
             ("x-forwarded-for", "1.2.3.4"),

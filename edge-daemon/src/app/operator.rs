@@ -14,9 +14,9 @@ use tokio::sync::oneshot;
 use super::certificates;
 use crate::{
     config::{self, Settings, settings},
-    control::{Command, Peer, Reply},
+    control::{Command, Peer, Reply, keys::KeyCommand},
     events::Event,
-    keys::pepper,
+    keys::{self, pepper},
     notify::notify,
     plan::{self, PlanError},
     quota,
@@ -52,12 +52,26 @@ impl Operator {
                 Err(error) => Reply::Refused(format!("{error:#}")),
             };
         }
+        if let Command::Key(command) = command {
+            return self.ask_of_keys(command, peer).await;
+        }
         let (answer, answered) = oneshot::channel();
         let sent = send(&self.edge.orders, Order::Command(command, peer, answer)).await;
         match (sent, answered.await) {
             (Ok(()), Ok(reply)) => reply,
             _ => Reply::Refused("the verdict writer is gone".into()),
         }
+    }
+
+    async fn ask_of_keys(&self, command: KeyCommand, peer: Peer) -> Reply {
+        let (answer, answered) = oneshot::channel();
+        let mut order = keys::Order::Command(command, peer, answer);
+        while let Err(unsent) = self.edge.key_orders.ask(order) {
+            let Some(unsent) = unsent else { return Reply::Refused(KEYS_GONE.into()) };
+            order = unsent;
+            tokio::time::sleep(QUEUE_PAUSE).await;
+        }
+        answered.await.unwrap_or_else(|_| Reply::Refused(KEYS_GONE.into()))
     }
 
     /// Reads the configuration again. Nothing changes unless all of it can be put in force.
@@ -180,4 +194,5 @@ pub(super) async fn send(orders: &SyncSender<Order>, mut order: Order) -> anyhow
     }
 }
 
+const KEYS_GONE: &str = "the thread of the keys is gone";
 const QUEUE_PAUSE: Duration = Duration::from_millis(1);

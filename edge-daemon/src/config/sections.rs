@@ -9,8 +9,8 @@ use super::{
     files::EVERY_ADDRESS,
     reader::{Item, Table},
     settings::{
-        Abuse, Bounds, Control, Events, Keys, Level, List, ListFile, Lists, Log, Metrics, Scores,
-        Server, State, Upstream,
+        Abuse, Bounds, Control, Events, HashPolicy, Keys, Level, List, ListFile, Lists, Log,
+        Metrics, Scores, Server, State, Upstream,
     },
     tls,
 };
@@ -110,14 +110,35 @@ pub(super) fn keys(table: &Table<'_>) -> Keys {
         }),
         pepper: table.or("pepper", Origin::File("/var/lib/edged/pepper".into()), Item::secret),
         former_peppers: table.or("former_peppers", Vec::new(), |item| {
-            item.list("an array of references to secrets", Item::secret)
+            let peppers = item.list("an array of references to secrets", Item::secret)?;
+            if peppers.len() > FORMER_PEPPERS_MAX {
+                return item.wrong(
+                    "too many former peppers",
+                    format!("{FORMER_PEPPERS_MAX} at most: an unknown key is looked up under each"),
+                );
+            }
+            Some(peppers)
         }),
+        hash: table.or("hash_policy", HashPolicy::KeyedAndArgon2id, |item| {
+            item.choice(&[
+                ("keyed", HashPolicy::Keyed),
+                ("keyed+argon2id", HashPolicy::KeyedAndArgon2id),
+            ])
+        }),
+        grace: table.or("grace", 7 * DAY, |item| item.duration(3_650 * DAY)),
+        warn_before: table.or("warn_before", 14 * DAY, |item| item.duration(3_650 * DAY)),
+        refuse_exposed: table
+            .or("exposed", false, |item| item.choice(&[("flag", false), ("refuse", true)])),
+        keys_max: table.or("keys_max", 1_000_000, |item| count(item, 1, 10_000_000)),
         expires: table.or("expires", Some(90 * DAY), |item| item.duration_or_never(36_500 * DAY)),
         url_parameters: table.or("url_parameters", parameters.map(str::to_owned).into(), |item| {
             item.list("an array of parameter names", parameter)
         }),
     }
 }
+
+/// Each costs a request with an unknown key a digest and a look-up.
+const FORMER_PEPPERS_MAX: usize = 4;
 
 pub(super) fn upstream(table: &Table<'_>) -> Upstream {
     let letters = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);

@@ -192,10 +192,29 @@ pub struct Keys {
     pub pepper: Origin,
     /// Those that were in use before it, under which keys are still looked up.
     pub former_peppers: Vec<Origin>,
+    /// What is kept of a key.
+    pub hash: HashPolicy,
     /// Life of a new key; `None`: without end.
     pub expires: Option<Duration>,
+    /// How long a rotated key is still good.
+    pub grace: Duration,
+    /// How long before its end a key's owner is told.
+    pub warn_before: Duration,
+    /// Whether keys are refused that were sent where others could read them.
+    pub refuse_exposed: bool,
+    /// Keys that there may be.
+    pub keys_max: usize,
     /// Query parameters that are refused because credentials travel in them; lower case.
     pub url_parameters: Vec<String>,
+}
+
+/// What is kept of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HashPolicy {
+    /// A keyed digest.
+    Keyed,
+    /// An Argon2id hash as well.
+    KeyedAndArgon2id,
 }
 
 /// `[[upstream]]`

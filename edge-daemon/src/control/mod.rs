@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod guard;
+pub mod keys;
 pub mod packets;
 pub mod protocol;
 pub mod server;

@@ -5,13 +5,17 @@
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
+use edge_identity::key::KeyId;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::packets::{Bucket, EventsLost, Probe, Sort, Top, Traffic};
+use super::{
+    keys::{Imported, KeyCommand, KeyCreated, KeyEntry, KeyPage},
+    packets::{Bucket, EventsLost, Probe, Sort, Top, Traffic},
+};
 
-/// The longest command, in bytes.
-pub const COMMAND_BYTES_MAX: usize = 64 << 10;
+/// The longest command, in bytes: some thousand keys to be imported.
+pub const COMMAND_BYTES_MAX: usize = 2 << 20;
 
 /// The longest reply, in bytes: [`ENTRIES_MAX`] entries of ordinary length.
 pub const REPLY_BYTES_MAX: usize = 64 << 20;
@@ -82,22 +86,8 @@ pub enum Command {
     },
     /// The signatures in force. Answer: [`Reply::Signatures`].
     SignatureList,
-    /// Makes an API key. Answer: [`Reply::KeyCreated`].
-    KeyCreate {
-        /// What its owner is called.
-        name: String,
-        /// What it may do.
-        scopes: Vec<String>,
-        /// How long it lives.
-        life: Life,
-    },
-    /// The API keys. Answer: [`Reply::Keys`].
-    KeyList,
-    /// Revokes an API key for good. Answer: [`Reply::Done`].
-    KeyRevoke {
-        /// Its public name.
-        id: String,
-    },
+    /// Something about API keys.
+    Key(KeyCommand),
     /// Reads the configuration again. Answer: [`Reply::Done`].
     Reload,
 }
@@ -123,18 +113,6 @@ impl ListName {
     }
 }
 
-/// How long a new key lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Life {
-    /// As long as the configuration says.
-    Default,
-    /// Until it is revoked.
-    Forever,
-    /// So many milliseconds.
-    Ms(u64),
-}
-
 /// What the daemon answers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "reply", content = "with", rename_all = "snake_case")]
@@ -155,10 +133,16 @@ pub enum Reply {
     Signatures(Entries<SignatureEntry>),
     /// Who sends most.
     Top(Box<Top>),
-    /// A new key; the only time that its secret is told.
+    /// A new key; the only time that it is told.
     KeyCreated(KeyCreated),
-    /// API keys.
-    Keys(Entries<KeyEntry>),
+    /// Some of the API keys.
+    Keys(KeyPage),
+    /// One API key.
+    Key(Box<KeyEntry>),
+    /// API keys as lines to be imported elsewhere, and the last of them if there are more.
+    Exported(Vec<String>, Option<KeyId>),
+    /// What became of imported lines.
+    Imported(Imported),
 }
 
 /// Some entries, and how many there are in all.
@@ -343,40 +327,6 @@ pub struct Explanation {
     pub strikes: u32,
 }
 
-/// A new API key.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KeyCreated {
-    /// Its public name.
-    pub id: String,
-    /// The key itself.
-    pub secret: String,
-    /// When it ends; `None`: never.
-    pub expires_ms: Option<u64>,
-}
-
-impl std::fmt::Debug for KeyCreated {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "KeyCreated({})", self.id)
-    }
-}
-
-/// An API key, without anything secret.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KeyEntry {
-    /// Its public name.
-    pub id: String,
-    /// What its owner is called.
-    pub name: String,
-    /// What it may do.
-    pub scopes: Vec<String>,
-    /// When it was made.
-    pub created_ms: u64,
-    /// When it ends; `None`: never.
-    pub expires_ms: Option<u64>,
-    /// When it was revoked.
-    pub revoked_ms: Option<u64>,
-}
-
 impl Command {
     /// Says what is wrong with a command, if anything is.
     ///
@@ -386,15 +336,18 @@ impl Command {
         if matches!(self, Self::ListAdd { list: ListName::Allow, monitor: true, .. }) {
             return Some("only a deny entry can be monitored: an allow entry drops nothing".into());
         }
-        let texts: Vec<&String> = match self {
-            Self::ListAdd { reason, .. } => reason.iter().collect(),
-            Self::KeyCreate { name, scopes, .. } => std::iter::once(name).chain(scopes).collect(),
-            Self::KeyRevoke { id } => vec![id],
-            _ => return None,
-        };
-        let bad = texts.into_iter().find(|text| {
-            text.is_empty() || text.len() > TEXT_BYTES_MAX || text.chars().any(char::is_control)
-        })?;
-        Some(format!("not 1 to {TEXT_BYTES_MAX} bytes without control characters: {bad:?}"))
+        match self {
+            Self::ListAdd { reason, .. } => text_fault(reason),
+            Self::Key(command) => command.fault(),
+            _ => None,
+        }
     }
+}
+
+/// What is wrong with one of these texts, if anything is.
+pub(super) fn text_fault<'a>(texts: impl IntoIterator<Item = &'a String>) -> Option<String> {
+    let bad = texts.into_iter().find(|text| {
+        text.is_empty() || text.len() > TEXT_BYTES_MAX || text.chars().any(char::is_control)
+    })?;
+    Some(format!("not 1 to {TEXT_BYTES_MAX} bytes without control characters: {bad:?}"))
 }

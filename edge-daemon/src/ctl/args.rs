@@ -7,12 +7,12 @@ use clap_complete::Shell;
 use edge_policy::probe::tcp_flags;
 use ipnet::IpNet;
 
+use super::keys::KeyVerb;
 use crate::{
     config::text,
     control::{
         Command, ListName,
         packets::{Probe, Protocol, Sort, TALKERS_MAX},
-        protocol::Life,
     },
 };
 
@@ -193,34 +193,12 @@ pub enum SignatureVerb {
     List,
 }
 
-/// What to do with API keys.
-#[derive(Debug, Subcommand)]
-pub enum KeyVerb {
-    /// Make a key and print it, this once
-    Create {
-        /// What its owner is called
-        #[arg(long)]
-        name: String,
-        /// What it may do; may be given several times
-        #[arg(long = "scope", value_name = "SCOPE")]
-        scopes: Vec<String>,
-        /// How long it lives: 90d, or never [default: as configured]
-        #[arg(long, value_name = "DURATION", value_parser = life)]
-        expires: Option<Life>,
-    },
-    /// Show the keys
-    List,
-    /// Revoke a key for good
-    Revoke {
-        /// Its public name, from `key list`
-        id: String,
-    },
-}
-
 /// What a command line comes to.
 pub(super) enum Act {
     /// To ask the daemon.
     Ask(Command),
+    /// To ask the daemon about keys.
+    Key(Box<KeyVerb>),
     /// To take the filter away.
     Detach(PathBuf),
     /// To ask the daemon again and again.
@@ -265,40 +243,22 @@ impl BanVerb {
     }
 }
 
-impl KeyVerb {
-    pub(super) fn command(&self) -> Command {
-        match self {
-            Self::Create { name, scopes, expires } => Command::KeyCreate {
-                name: name.clone(),
-                scopes: scopes.clone(),
-                life: expires.unwrap_or(Life::Default),
-            },
-            Self::List => Command::KeyList,
-            Self::Revoke { id } => Command::KeyRevoke { id: id.clone() },
-        }
-    }
-}
-
 /// A network without stray host bits: whoever typed them may have meant another one.
-fn net(text: &str) -> Result<IpNet, String> {
+pub(super) fn net(text: &str) -> Result<IpNet, String> {
     match text::net(text)? {
         (net, false) => Ok(net),
         (net, true) => Err(format!("it has bits beyond its prefix; the network is {net}")),
     }
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     text::duration(text).and_then(|duration| match duration {
         Duration::ZERO => Err("more than nothing".to_owned()),
         duration => Ok(duration),
     })
 }
 
-fn life(text: &str) -> Result<Life, String> {
-    if text == "never" { Ok(Life::Forever) } else { duration(text).map(|d| Life::Ms(millis(d))) }
-}
-
-fn millis(duration: Duration) -> u64 {
+pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -307,11 +267,13 @@ mod tests {
     use clap::CommandFactory as _;
 
     use super::*;
+    use crate::control::keys::{KeyCommand, Life, NewKey, NewSecret};
 
     fn command(line: &str) -> Command {
         let args = Args::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));
         match args.verb.act(|| Some("198.51.100.7".parse().unwrap())) {
             Act::Ask(command) | Act::Watch { command, .. } => command,
+            Act::Key(verb) => Command::Key(verb.command().unwrap()),
             Act::Detach(_) | Act::Complete(_) => panic!("{line}: no command"),
         }
     }
@@ -357,11 +319,21 @@ mod tests {
             force,
             ssh_peer: Some("198.51.100.7".parse().unwrap()),
         };
-        let create = |scopes: &[&str], life| Command::KeyCreate {
+        let plain = NewKey {
             name: "ci".to_owned(),
-            scopes: scopes.iter().map(|&s| s.to_owned()).collect(),
-            life,
+            owner: String::new(),
+            scopes: Vec::new(),
+            roles: Vec::new(),
+            tier: None,
+            networks: Vec::new(),
+            places: Vec::new(),
+            life: Life::Default,
+            secret: NewSecret::None,
         };
+        let key = |command| Command::Key(command);
+        let create = |new| key(KeyCommand::Create(Box::new(new)));
+        let id = "0a1b2c3d4e5f".parse().unwrap();
+        let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
         let explain = |address: Option<IpAddr>, packet| Command::Explain {
             address,
             packet: Box::new(packet),
@@ -408,14 +380,42 @@ mod tests {
             ("edgectl ban list", Command::BanList),
             ("edgectl ban remove 2001:db8::1", Command::BanRemove { source: address }),
             ("edgectl explain 2001:db8::1", explain(Some(address), Probe::default())),
-            ("edgectl key create --name ci", create(&[], Life::Default)),
+            ("edgectl key create --name ci", create(plain.clone())),
             (
-                "edgectl key create --name ci --scope a --scope b --expires never",
-                create(&["a", "b"], Life::Forever),
+                "edgectl key create --name ci --scopes a,b --scope c --expires never --secret",
+                create(NewKey {
+                    scopes: words(&["a", "b", "c"]),
+                    life: Life::Forever,
+                    secret: NewSecret::Random,
+                    ..plain.clone()
+                }),
             ),
-            ("edgectl key create --name ci --expires 1h", create(&[], Life::Ms(3_600_000))),
-            ("edgectl key list", Command::KeyList),
-            ("edgectl key revoke 0a1b", Command::KeyRevoke { id: "0a1b".to_owned() }),
+            (
+                "edgectl key create --name ci --owner team --roles r --tier gold --expires 1h \
+                 --allow-cidr 192.0.2.0/24,2001:db8::1 --routes /v1,a.test/v2",
+                create(NewKey {
+                    owner: "team".into(),
+                    roles: words(&["r"]),
+                    tier: Some("gold".into()),
+                    networks: vec![net, "2001:db8::1/128".parse().unwrap()],
+                    places: vec!["/v1".parse().unwrap(), "a.test/v2".parse().unwrap()],
+                    life: Life::Ms(3_600_000),
+                    ..plain.clone()
+                }),
+            ),
+            ("edgectl key list --unused 90d", key(KeyCommand::List { after: None })),
+            ("edgectl key show 0a1b2c3d4e5f", key(KeyCommand::Show { id })),
+            (
+                "edgectl key rotate 0a1b2c3d4e5f --grace 2s",
+                key(KeyCommand::Rotate { id, grace_ms: Some(2000), life: Life::Default }),
+            ),
+            ("edgectl key revoke 0a1b2c3d4e5f", key(KeyCommand::Revoke { id })),
+            ("edgectl key remove 0a1b2c3d4e5f", key(KeyCommand::Remove { id })),
+            ("edgectl key export", key(KeyCommand::Export { after: None })),
+            (
+                "edgectl key import keys.jsonl --check",
+                key(KeyCommand::Import { lines: Vec::new(), check: true }),
+            ),
             ("edgectl reload", Command::Reload),
         ];
         for (line, wanted) in table {
@@ -447,6 +447,10 @@ mod tests {
             "edgectl top --sort name",
             "edgectl key create",
             "edgectl key create --name ci --expires soon",
+            "edgectl key create --name ci --allow-cidr 192.0.2.1/24",
+            "edgectl key create --name ci --routes v1",
+            "edgectl key create --name ci --secret --secret-file f",
+            "edgectl key revoke 0a1b",
             "edgectl completions tcsh2",
         ] {
             assert!(Args::try_parse_from(line.split(' ')).is_err(), "{line}");

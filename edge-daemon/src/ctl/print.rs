@@ -4,15 +4,15 @@ use std::{fmt::Write as _, path::Path};
 
 use serde::Serialize;
 
+use super::keys;
+
 use crate::{
     clock,
     config::text::show_duration,
     control::{
         Reply,
         packets::{EventsLost, Traffic},
-        protocol::{
-            BanEntry, Entries, Explanation, KeyCreated, KeyEntry, ListEntry, SignatureEntry, Status,
-        },
+        protocol::{BanEntry, Entries, Explanation, ListEntry, SignatureEntry, Status},
     },
     kernel::Detached,
 };
@@ -30,6 +30,9 @@ pub(super) fn json(reply: &Reply) -> String {
         Reply::Top(top) => render(top),
         Reply::KeyCreated(key) => render(key),
         Reply::Keys(keys) => render(keys),
+        Reply::Key(key) => render(key),
+        Reply::Exported(lines, _) => render(lines),
+        Reply::Imported(imported) => render(imported),
     };
     pretty + "\n"
 }
@@ -48,8 +51,11 @@ pub(super) fn text(reply: &Reply, now_ms: u64) -> String {
         Reply::Explanation(explanation) => explanation_text(explanation, now_ms),
         Reply::Signatures(signatures) => signatures_text(signatures),
         Reply::Top(top) => super::top::text(top),
-        Reply::KeyCreated(key) => created_text(key),
-        Reply::Keys(keys) => keys_text(keys, now_ms),
+        Reply::KeyCreated(key) => keys::created_text(key),
+        Reply::Keys(keys) => keys::list_text(keys, now_ms),
+        Reply::Key(key) => keys::entry_text(key, now_ms),
+        Reply::Exported(lines, _) => lines.join("\n"),
+        Reply::Imported(imported) => keys::imported_text(imported),
     }
 }
 
@@ -161,23 +167,6 @@ fn signatures_text(signatures: &Entries<SignatureEntry>) -> String {
     table(&["NAME", "HITS", "ACTION", "MATCHES"], rows) + &rest(signatures)
 }
 
-fn keys_text(keys: &Entries<KeyEntry>, now_ms: u64) -> String {
-    let rows = keys.entries.iter().map(|key| {
-        let ends = match key.revoked_ms {
-            Some(at) => format!("revoked {}", utc(at)),
-            None => left(key.expires_ms, now_ms),
-        };
-        vec![key.id.clone(), key.name.clone(), key.scopes.join(","), utc(key.created_ms), ends]
-    });
-    table(&["ID", "NAME", "SCOPES", "CREATED", "ENDS"], rows) + &rest(keys)
-}
-
-fn created_text(key: &KeyCreated) -> String {
-    let ends = key.expires_ms.map_or_else(|| "never".to_owned(), utc);
-    let pairs = pairs(&[("id", key.id.clone()), ("key", key.secret.clone()), ("expires", ends)]);
-    pairs + "\nThe key is shown this once; only its digest is kept.\n"
-}
-
 fn explanation_text(explanation: &Explanation, now_ms: u64) -> String {
     let told = explanation;
     let mut lines = vec![
@@ -227,7 +216,7 @@ fn rest<T>(entries: &Entries<T>) -> String {
     }
 }
 
-fn pairs(pairs: &[(&str, String)]) -> String {
+pub(super) fn pairs(pairs: &[(&str, String)]) -> String {
     let width = pairs.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     pairs.iter().fold(String::new(), |mut text, (name, value)| {
         let _ = writeln!(text, "{name:width$}  {value}");
@@ -253,7 +242,7 @@ pub(super) fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> S
 }
 
 /// "never", "over", or the time left, in its two largest units.
-fn left(until_ms: Option<u64>, now_ms: u64) -> String {
+pub(super) fn left(until_ms: Option<u64>, now_ms: u64) -> String {
     match until_ms {
         None => "never".to_owned(),
         Some(until) if until <= now_ms => "over".to_owned(),
@@ -281,7 +270,7 @@ fn length(millis: u64) -> String {
 }
 
 /// A time as `2026-01-31 23:59:59Z`.
-fn utc(at_ms: u64) -> String {
+pub(super) fn utc(at_ms: u64) -> String {
     let time = clock::rfc3339(at_ms);
     format!("{} {}Z", &time[..10], &time[11..19])
 }

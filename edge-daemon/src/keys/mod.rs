@@ -1,3 +1,181 @@
-//! API keys in the daemon: the secrets that their digests are made under.
+//! API keys in the daemon: the one thread that changes them, on disk first and then in the ring
+//! that requests look them up in.
+//!
+//! A revocation alone goes the other way round: it holds at once, and its caller waits for the
+//! disk.
 
+mod command;
+mod exchange;
 pub mod pepper;
+pub mod slow;
+mod sweep;
+
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::Ordering::Relaxed,
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError},
+    },
+    time::{Duration, Instant},
+};
+
+use edge_identity::key::{Digest, Extra, Key, KeyId, KeyRecord, Leak, Mark};
+use tokio::sync::oneshot;
+
+use self::sweep::Sweep;
+use crate::{
+    clock,
+    config::settings,
+    control::{Peer, Reply, keys::KeyCommand},
+    events::Event,
+    request::Edge,
+    store::{Store, StoredKey},
+};
+
+/// What the thread can be asked to do.
+pub enum Order {
+    /// Do what an operator says.
+    Command(KeyCommand, Peer, oneshot::Sender<Reply>),
+    /// Keep a key under the pepper in use, of which this is its digest.
+    Renew(Arc<Key>, Digest),
+    /// Note that a key was seen where others could read it.
+    Exposed {
+        /// The key.
+        key: Arc<Key>,
+        /// How.
+        leak: Leak,
+        /// Who sent it.
+        source: IpAddr,
+    },
+    /// Tell that a key's slow hash is another key's.
+    Forged(Arc<Key>),
+    /// Save what is not saved and end.
+    Stop,
+}
+
+/// The way to the thread that changes keys, for requests: it never waits.
+#[derive(Clone)]
+pub struct Orders(SyncSender<Order>);
+
+impl Orders {
+    /// The way to whoever receives from the other end.
+    #[must_use]
+    pub const fn new(queue: SyncSender<Order>) -> Self {
+        Self(queue)
+    }
+
+    /// Gives an order, unless too many wait; whether it was taken.
+    pub fn give(&self, order: Order) -> bool {
+        self.0.try_send(order).is_ok()
+    }
+
+    /// Gives an operator's order; it is handed back if too many wait.
+    ///
+    /// # Errors
+    /// The order, if there is no room for it now; nothing, if nobody takes orders any more.
+    pub fn ask(&self, order: Order) -> Result<(), Option<Order>> {
+        self.0.try_send(order).map_err(|error| match error {
+            TrySendError::Full(order) => Some(order),
+            TrySendError::Disconnected(_) => None,
+        })
+    }
+}
+
+/// The one writer of keys.
+pub struct Registry {
+    store: Arc<Store>,
+    edge: Arc<Edge>,
+    /// Keys that are revoked in the ring and not yet on disk.
+    unsaved: Vec<KeyId>,
+    sweep: Sweep,
+}
+
+impl Registry {
+    /// A registry of the keys in the store, which are in the edge's ring already.
+    #[must_use]
+    pub fn new(store: Arc<Store>, edge: Arc<Edge>) -> Self {
+        Self { store, edge, unsaved: Vec::new(), sweep: Sweep::default() }
+    }
+
+    /// Takes orders until it is told to stop.
+    pub fn run(mut self, orders: &Receiver<Order>) {
+        let mut next_look = Instant::now();
+        loop {
+            match orders.recv_timeout(next_look.saturating_duration_since(Instant::now())) {
+                Ok(Order::Command(command, peer, answer)) => {
+                    // An operator who has gone away is not told; the work is done all the same.
+                    let _ = answer.send(self.obey(command, peer));
+                }
+                Ok(Order::Renew(key, digest)) => self.renew(&key, digest),
+                Ok(Order::Exposed { key, leak, source }) => self.exposed(&key, leak, source),
+                Ok(Order::Forged(key)) => self.forged(&key),
+                Err(RecvTimeoutError::Timeout) => {}
+                Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => {
+                    self.save_revocations();
+                    return self.save_all_uses();
+                }
+            }
+            if Instant::now() >= next_look {
+                self.save_revocations();
+                self.sweep();
+                next_look = Instant::now() + LOOK_EVERY;
+            }
+        }
+    }
+
+    /// The settings in force.
+    fn settings(&self) -> settings::Keys {
+        self.edge.plan.load().keys.clone()
+    }
+
+    /// Writes a change of one key to the disk and then to the ring.
+    fn change(&self, id: &KeyId, change: impl FnOnce(&mut KeyRecord)) -> anyhow::Result<KeyRecord> {
+        let Some(mut record) = self.store.key(id)? else { anyhow::bail!("there is no key {id}") };
+        change(&mut record);
+        self.store.put_keys(&[StoredKey { record: record.clone(), hash: None }])?;
+        Ok(record)
+    }
+
+    fn renew(&self, key: &Key, digest: Digest) {
+        let pepper = self.edge.peppers.load().current.id();
+        let changed = self.change(key.id(), |record| {
+            (record.digest, record.pepper) = (digest, pepper);
+        });
+        match changed {
+            Ok(record) => {
+                self.edge.keys.put(&record);
+                self.edge.metrics.keys.renewed.fetch_add(1, Relaxed);
+                self.edge.events.tell(Event::KeyRenewed { key_id: record.id.to_string() });
+            }
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::error!(key = %key.id(), error, "a key stays under its former pepper");
+                key.unmark(Mark::Renewing);
+            }
+        }
+    }
+
+    fn exposed(&self, key: &Key, leak: Leak, source: IpAddr) {
+        let (key_id, how, at_ms) = (key.id().to_string(), leak.name(), clock::unix_ms());
+        self.edge.events.tell(Event::KeyExposed { key_id, how, source });
+        let noted = self.change(key.id(), |record| {
+            if record.exposed().is_none() {
+                record.extras.push(Extra::Exposed(leak, at_ms));
+            }
+        });
+        if let Err(error) = noted {
+            // The mark in the ring stays; a restart forgets it.
+            let error = format!("{error:#}");
+            tracing::error!(key = %key.id(), error, "cannot keep that a key is exposed");
+        }
+    }
+
+    fn forged(&self, key: &Key) {
+        self.edge.metrics.keys.forged.fetch_add(1, Relaxed);
+        tracing::error!(key = %key.id(), "the store was changed by another hand: key refused");
+        self.edge.events.tell(Event::KeyForged { key_id: key.id().to_string() });
+    }
+}
+
+const LOOK_EVERY: Duration = Duration::from_secs(1);

@@ -66,6 +66,7 @@ mod tests {
     use tempfile::tempdir;
 
     use super::*;
+    use crate::config::settings::HashPolicy;
 
     fn keys(pepper: &Path, former: &[&Path]) -> Keys {
         let file = |path: &Path| Origin::File(path.to_owned());
@@ -73,7 +74,12 @@ mod tests {
             prefix: "edged".into(),
             pepper: file(pepper),
             former_peppers: former.iter().map(|path| file(path)).collect(),
+            hash: HashPolicy::Keyed,
             expires: Some(Duration::from_secs(1)),
+            grace: Duration::from_secs(1),
+            warn_before: Duration::from_secs(1),
+            refuse_exposed: false,
+            keys_max: 1,
             url_parameters: Vec::new(),
         }
     }

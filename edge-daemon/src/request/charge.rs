@@ -27,7 +27,7 @@ pub(super) async fn charge(
     let claim = |name: &str| principal?.claim(name).map(Claim::to_string);
     let caller = principal.map(|who| Caller {
         user: [who.method().name(), who.id()],
-        key: who.key().map(|key| key.record.id.as_str()),
+        key: who.key().map(|key| key.id().as_str()),
         tier: who.tier(),
         claim: &claim,
     });

@@ -1,13 +1,10 @@
 //! Who a request is from: looks at what it presents, and has each kind of credential proved in
 //! its own way.
 
-use std::sync::Arc;
-
 use edge_common::Reason;
 use edge_identity::{
     access::unproved,
-    credential,
-    key::{self, Key},
+    credential::{self, Shown},
     principal::{Method, Methods, Presented, Principal},
 };
 use edge_policy::{
@@ -18,8 +15,7 @@ use edge_policy::{
 };
 use http::request::Parts;
 
-use super::{Plan, Worker};
-use crate::clock;
+use super::{Plan, Worker, front::Visitor, keys};
 
 /// What is known of the sender of a request.
 #[derive(Default)]
@@ -31,33 +27,40 @@ pub(crate) struct Identity {
 /// The key that a request shows, if any. Asked of every request, whether or not a route takes it:
 /// a credential in the URL or two keys are a mistake anywhere.
 pub(crate) fn shown_key<'a>(
+    worker: &Worker,
+    visitor: &Visitor,
     plan: &Plan,
     head: &'a Parts,
     target: &Target,
-) -> Result<Option<&'a str>, Denied> {
-    credential::present(&head.headers, target.query.as_deref(), &plan.url_parameters)
-        .map_err(|reason| unproved(reason, Method::Key.into()))
+) -> Result<Option<Shown<'a>>, Denied> {
+    let (path, query) = (&target.path, target.query.as_deref());
+    let shown = credential::present(&head.headers, path, query, &plan.keys.url_parameters);
+    shown.map_err(|reason| {
+        if reason == Reason::CredentialInUrl {
+            keys::flag_in_target(worker, visitor, plan, target);
+        }
+        unproved(reason, Method::Key.into())
+    })
 }
 
 /// Proves what a request presents, in the one way that it and the route have in common.
 ///
 /// May wait, bounded, for keys of an issuer; never for a disk.
-#[expect(clippy::unused_async, reason = "proving a token may wait for the keys of its issuer")]
 pub(crate) async fn identify(
     worker: &Worker,
     plan: &Plan,
     route: &Route,
     head: &Parts,
-    shown: Option<&str>,
+    shown: Option<Shown<'_>>,
 ) -> Result<Identity, Denied> {
     let methods = route.access.methods();
     let presented = Presented { headers: &head.headers, key: shown.is_some(), certificate: false };
     let method = presented.method(methods).map_err(|reason| unproved(reason, methods))?;
     let proved = match (method, shown) {
         (None, _) => return Ok(Identity::default()),
-        (Some(Method::Key), Some(text)) => {
-            by_key(worker, plan, text).map(|key| Principal::Key { key, method: Method::Key })
-        }
+        (Some(Method::Key), Some(shown)) => keys::prove(worker, plan, shown)
+            .await
+            .map(|key| Principal::Key { key, method: Method::Key }),
         // The configuration lets a route take only what can be proved.
         (Some(_), _) => Err(Reason::InternalError),
     };
@@ -72,12 +75,4 @@ fn refused(reason: Reason, methods: Methods, presented: Option<Method>) -> Denie
     let methods = if methods == Methods::NONE { Method::Key.into() } else { methods };
     let challenge = Challenge { error, ..Challenge::of(methods) };
     Denied { challenge, ..Denied::new(reason) }
-}
-
-fn by_key(worker: &Worker, plan: &Plan, text: &str) -> Result<Arc<Key>, Reason> {
-    if !key::well_formed(text, &plan.key_prefix) {
-        return Err(Reason::CredentialInvalid);
-    }
-    let digest = worker.edge.peppers.load().current.digest(text);
-    worker.edge.keys.load().find(&digest, clock::unix_ms()).cloned()
 }

@@ -9,6 +9,7 @@ mod charge;
 mod front;
 mod identify;
 mod incoming;
+mod keys;
 mod path;
 mod serve;
 mod upstream;
@@ -30,7 +31,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use edge_common::{Blame, ClientWidth, Reason};
-use edge_identity::key::{KeyRing, Peppers};
+use edge_identity::key::{self, KeyRing, Peppers};
 use edge_policy::{
     abuse::Scores,
     forwarded::{Naming, Trusted},
@@ -50,6 +51,7 @@ use crate::{
     clock,
     config::settings,
     events::Events,
+    keys::{Orders, slow::Slow},
     metrics::{Counters, Metrics},
     tls,
     verdict::{Order, Signal},
@@ -59,8 +61,12 @@ use crate::{
 pub struct Edge {
     /// What requests are judged by; replaced whole at a reload.
     pub plan: ArcSwap<Plan>,
-    /// The keys that are known; replaced whole when one is made or revoked.
-    pub keys: ArcSwap<KeyRing>,
+    /// The keys that are known.
+    pub keys: KeyRing,
+    /// The way to the thread that changes them.
+    pub key_orders: Orders,
+    /// The way to the thread that checks slow hashes.
+    pub slow: Slow,
     /// The secrets of the keys' digests; replaced whole when they are read again.
     pub peppers: ArcSwap<Peppers>,
     /// Bans, for clients behind trusted proxies.
@@ -95,10 +101,10 @@ pub struct Plan {
     pub naming: Naming,
     /// TLS handshakes per client.
     pub handshakes: Rules,
-    /// What keys begin with.
-    pub key_prefix: String,
-    /// Query parameters in which a credential is refused.
-    pub url_parameters: Vec<String>,
+    /// By what keys are judged.
+    pub key_rules: key::Rules,
+    /// How keys are kept.
+    pub keys: settings::Keys,
     /// What each misdeed weighs; what weighs nothing is not reported.
     pub scores: Scores,
     /// How much of an address stands for one client.

@@ -25,6 +25,7 @@ use super::{
     front::Visitor,
     identify,
     incoming::Incoming,
+    keys,
     serve::{Entrance, Never},
     upstream::Lease,
     watch::WaitsFor,
@@ -64,7 +65,9 @@ pub(crate) async fn answer(
     let (head, body) = request.into_parts();
     let mut body = Some(body);
     let outcome = match entrance {
-        Entrance::Http => redirect(&worker.view().plan, &head).map(Outcome::Redirect),
+        Entrance::Http => keys::refuse_in_clear(&worker, &visitor, &head.headers)
+            .and_then(|()| redirect(&worker.view().plan, &head))
+            .map(Outcome::Redirect),
         Entrance::Https(_) => {
             ending.clock.wait(WaitsFor::Exchange);
             settle(&worker, &mut visitor, in_flight, &mut trace, head, &mut body).await
@@ -127,7 +130,7 @@ async fn settle(
     let target = Target::parse(path_and_query(&head.uri), plan.bounds.uri_bytes_max)?;
     cut(&target.path).clone_into(&mut trace.path);
 
-    let key = identify::shown_key(plan, &head, &target)?;
+    let key = identify::shown_key(worker, visitor, plan, &head, &target)?;
     if let Some(method) = cors::preflight(&head.method, &head.headers)?
         && let Some((route, cors)) = plan.routes.cors(&host.name, &target.path, &method)
     {
@@ -144,6 +147,9 @@ async fn settle(
         route.answers.csrf.check(&head.method, &head.headers, &host)?;
     }
 
+    if let Some(key) = trace.principal.as_ref().and_then(Principal::key) {
+        access::confine(key.grants(), visitor.address, &host.name, &target.path)?;
+    }
     let (who, asked) = (trace.principal.as_ref(), (&head, &*host.name));
     trace.admission = charge(plan, (visitor, client), who, route, asked, (early, now)).await?;
 

@@ -1,8 +1,9 @@
 //! What operators say, done by the writer.
 
-use anyhow::{Context as _, bail};
+use std::sync::atomic::Ordering::Relaxed;
+
+use anyhow::bail;
 use edge_common::{Reason, Source, map::PolicyFlag, signature::Ask};
-use edge_identity::key::{KeyRecord, Secret};
 use edge_policy::list::Class;
 use ipnet::IpNet;
 
@@ -22,8 +23,7 @@ use crate::{
         guard::{self, Protected},
         packets::{EventsLost, Traffic},
         protocol::{
-            BanEntry, Entries, InterfaceStatus, KeyCreated, KeyEntry, Life, ListEntry,
-            ReloadStatus, SignatureEntry, Status,
+            BanEntry, Entries, InterfaceStatus, ListEntry, ReloadStatus, SignatureEntry, Status,
         },
     },
     events::Event,
@@ -57,13 +57,7 @@ impl Writer {
                 Reply::Explanation(Box::new(self.explain(address, &packet)?))
             }
             Command::Top { .. } => bail!("the traffic is not the writer's to watch"),
-            Command::KeyCreate { name, scopes, life } => {
-                self.create_key(name, scopes, life, peer)?
-            }
-            Command::KeyList => {
-                Reply::Keys(Entries::of(self.keys.values().map(entry_of).collect()))
-            }
-            Command::KeyRevoke { id } => self.revoke_key(&id, peer)?,
+            Command::Key(_) => bail!("keys are not the writer's to change"),
             Command::Reload => bail!("a reload is not the writer's to do"),
         })
     }
@@ -216,56 +210,6 @@ impl Writer {
         Ok(Reply::Done(format!("{client} is free and its misdeeds are forgotten")))
     }
 
-    fn create_key(
-        &mut self,
-        name: String,
-        scopes: Vec<String>,
-        life: Life,
-        peer: Peer,
-    ) -> anyhow::Result<Reply> {
-        let mut random = [0; 32];
-        getrandom::fill(&mut random).context("no randomness")?;
-        let secret = Secret::mint(&self.settings.keys.prefix, &random);
-        let digest = self.edge.peppers.load().current.digest(secret.expose());
-        let created_ms = clock::unix_ms();
-        let life_ms = match life {
-            Life::Default => self.settings.keys.expires.map(|life| life.as_millis() as u64),
-            Life::Forever => None,
-            Life::Ms(ms) => Some(ms),
-        };
-        let record = KeyRecord {
-            id: digest.id(),
-            name,
-            scopes,
-            created_ms,
-            expires_ms: life_ms.map(|ms| created_ms.saturating_add(ms)),
-            revoked_ms: None,
-            digest,
-        };
-        self.store.put_key(&record)?;
-        let (key_id, expires_ms) = (record.id.clone(), record.expires_ms);
-        let event = Event::KeyCreated { key_id, name: record.name.clone(), uid: peer.uid };
-        let created =
-            KeyCreated { id: record.id.clone(), secret: secret.expose().into(), expires_ms };
-        self.keys.insert(record.id.clone(), record);
-        self.publish_keys();
-        self.edge.events.tell(event);
-        Ok(Reply::KeyCreated(created))
-    }
-
-    fn revoke_key(&mut self, id: &str, peer: Peer) -> anyhow::Result<Reply> {
-        let Some(record) = self.keys.get(id) else { bail!("there is no key {id}") };
-        if record.revoked_ms.is_some() {
-            bail!("the key {id} was revoked already");
-        }
-        let record = KeyRecord { revoked_ms: Some(clock::unix_ms()), ..record.clone() };
-        self.store.put_key(&record)?;
-        self.keys.insert(id.to_owned(), record);
-        self.publish_keys();
-        self.edge.events.tell(Event::KeyRevoked { key_id: id.to_owned(), uid: peer.uid });
-        Ok(Reply::Done(format!("the key {id} is revoked")))
-    }
-
     fn show_signatures(&self) -> anyhow::Result<Vec<SignatureEntry>> {
         let hits = self.tables.signature_hits()?;
         let signatures = self.signatures.iter();
@@ -299,7 +243,6 @@ impl Writer {
             guarded: found.is_guarded,
             up: found.is_up,
         });
-        let now_ms = clock::unix_ms();
         Ok(Status {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
@@ -329,7 +272,7 @@ impl Writer {
             bans: self.bans.len() as u64,
             allow: self.allow.len() as u64,
             deny: self.deny.len() as u64,
-            keys: self.keys.values().filter(|key| key.check(now_ms).is_ok()).count() as u64,
+            keys: self.edge.metrics.keys.active.load(Relaxed),
             config: self.config.clone(),
             last_reload: self.last_reload.as_ref().map(|(at_ms, result)| ReloadStatus {
                 at_ms: *at_ms,
@@ -350,17 +293,6 @@ const fn when(in_force: InForce) -> &'static str {
     match in_force {
         InForce::Now => "",
         InForce::WithNextImage => "; it touches so many others that it takes effect in a second",
-    }
-}
-
-fn entry_of(key: &KeyRecord) -> KeyEntry {
-    KeyEntry {
-        id: key.id.clone(),
-        name: key.name.clone(),
-        scopes: key.scopes.clone(),
-        created_ms: key.created_ms,
-        expires_ms: key.expires_ms,
-        revoked_ms: key.revoked_ms,
     }
 }
 

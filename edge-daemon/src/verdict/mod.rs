@@ -28,7 +28,6 @@ use std::{
 
 use anyhow::Context as _;
 use edge_common::{Reason, Source};
-use edge_identity::key::{KeyRecord, KeyRing};
 use edge_policy::{abuse::Book, list::Class};
 use ipnet::IpNet;
 use tokio::sync::oneshot;
@@ -108,7 +107,6 @@ pub struct Writer {
     queued: Option<(Box<Settings>, oneshot::Sender<anyhow::Result<()>>)>,
     /// What operators changed, and what ended, while a configuration's lists are compiled; `None`: none are.
     meanwhile: Option<Vec<(ListName, IpNet)>>,
-    keys: BTreeMap<String, KeyRecord>,
     /// Bans in force, by client. The kernel holds the same and ends each by itself.
     bans: BTreeMap<Source, Held>,
     /// Bans that are in the kernel and not yet on disk.
@@ -121,17 +119,16 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Reads what is known of the past: keys, operators' lists and bans, from the store and from
+    /// Reads what is known of the past: operators' lists and bans, from the store and from
     /// the kernel's own tables, which may have outlived the last daemon. The keeper saves bans
     /// once it runs.
     pub fn new(
         (tables, twin): (Tables, Twin),
-        store: Store,
+        store: Arc<Store>,
         config: PathBuf,
         settings: Settings,
         edge: Arc<Edge>,
     ) -> anyhow::Result<(Self, Keeper)> {
-        let store = Arc::new(store);
         let (unsaved, keeper) = Unsaved::new(Arc::clone(&store));
         let past = store.load_all()?;
         for record in &past.unreadable {
@@ -151,7 +148,6 @@ impl Writer {
             folding: Folding::default(),
             queued: None,
             meanwhile: None,
-            keys: past.keys.into_iter().map(|key| (key.id.clone(), key)).collect(),
             bans: BTreeMap::new(),
             unsaved,
             edge,
@@ -161,7 +157,6 @@ impl Writer {
             next_purge: Instant::now(),
         };
         writer.restore(past.bans)?;
-        writer.publish_keys();
         let entries = entries(&configured, writer.of_operators());
         writer.tables.lists.replace(entries).context("cannot write the lists")?;
         writer.configure(configured);
@@ -323,9 +318,7 @@ impl Writer {
         if now >= self.next_purge && self.unsaved.purge(now_ms, self.settings.abuse.forget_after) {
             self.next_purge = now + PURGE_EVERY;
         }
-        let active = self.keys.values().filter(|key| key.check(now_ms).is_ok()).count();
         let metrics = &self.edge.metrics;
-        metrics.keys_active.store(active as u64, Relaxed);
         metrics.bans_active.store(self.bans.len() as u64, Relaxed);
         metrics.watched.store(self.book.len() as u64, Relaxed);
         metrics.watched_evicted.store(self.book.evicted(), Relaxed);
@@ -354,11 +347,6 @@ impl Writer {
                 self.folding.note(false, Instant::now());
             }
         }
-    }
-
-    fn publish_keys(&self) {
-        let ring = KeyRing::new(self.keys.values().cloned());
-        self.edge.keys.store(Arc::new(ring));
     }
 }
 

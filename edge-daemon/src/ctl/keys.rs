@@ -1,0 +1,373 @@
+//! `edgectl key`: what is asked of the daemon about keys, page by page where there are many, and
+//! the answers in words.
+
+use std::{
+    fs,
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use clap::Subcommand;
+use edge_identity::key::{KeyId, Place};
+use ipnet::IpNet;
+
+use super::{
+    Args, DONE, REFUSED, answer,
+    args::{duration, millis, net},
+    complain, now_ms,
+    print::{left, pairs, table, utc},
+    say,
+};
+use crate::control::{
+    Command, Reply,
+    keys::{Imported, KeyCommand, KeyCreated, KeyEntry, KeyPage, Life, NewKey, NewSecret},
+};
+
+/// What to do with API keys.
+#[derive(Clone, Debug, Subcommand)]
+pub enum KeyVerb {
+    /// Make a key and print it, this once
+    Create(Create),
+    /// Show the keys
+    List(Filter),
+    /// Show all that is known of a key
+    Show {
+        /// Its public name, from `key list`
+        id: KeyId,
+    },
+    /// Make a key in the place of another, which is still good for a while
+    Rotate {
+        /// The other's public name
+        id: KeyId,
+        /// How long it is still good: 7d [default: as configured]
+        #[arg(long, value_name = "DURATION", value_parser = duration)]
+        grace: Option<Duration>,
+        /// How long the new one lives: 90d, or never [default: as configured]
+        #[arg(long, value_name = "DURATION", value_parser = life)]
+        expires: Option<Life>,
+    },
+    /// Revoke a key for good
+    Revoke {
+        /// Its public name
+        id: KeyId,
+    },
+    /// Forget a key that is revoked or has ended
+    Remove {
+        /// Its public name
+        id: KeyId,
+    },
+    /// Write all keys out, a line of JSON each: digests, nothing that opens anything
+    Export,
+    /// Take exported keys in; if a line is wrong, none of them
+    Import {
+        /// The file; `-` is standard input
+        file: PathBuf,
+        /// Only say what is wrong
+        #[arg(long)]
+        check: bool,
+    },
+}
+
+/// A key to be made.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Create {
+    /// What its owner calls it
+    #[arg(long)]
+    name: String,
+    /// Who answers for it
+    #[arg(long, default_value = "")]
+    owner: String,
+    /// What it may do: orders:read,orders:write; may be given several times
+    #[arg(long, alias = "scope", value_name = "SCOPES", value_delimiter = ',')]
+    scopes: Vec<String>,
+    /// What it is
+    #[arg(long, value_name = "ROLES", value_delimiter = ',')]
+    roles: Vec<String>,
+    /// Its plan
+    #[arg(long)]
+    tier: Option<String>,
+    /// How long it lives: 90d, or never [default: as configured]
+    #[arg(long, value_name = "DURATION", value_parser = life)]
+    expires: Option<Life>,
+    /// Where alone it may come from: 192.0.2.0/24,2001:db8::/32
+    #[arg(long, value_name = "NETWORKS", value_delimiter = ',', value_parser = net)]
+    allow_cidr: Vec<IpNet>,
+    /// Where alone it may go, with all below: /v1/orders,api.example.com/v2
+    #[arg(long, value_name = "PLACES", value_delimiter = ',')]
+    routes: Vec<Place>,
+    /// Bind a random secret to it, which has to come in X-API-Secret
+    #[arg(long, conflicts_with = "secret_file")]
+    secret: bool,
+    /// Bind the secret in this file to it; `-` is standard input
+    #[arg(long, value_name = "FILE")]
+    secret_file: Option<PathBuf>,
+}
+
+/// Which keys to show.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Filter {
+    /// Those of this owner
+    #[arg(long)]
+    owner: Option<String>,
+    /// Those in force that end within this time
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    expiring: Option<Duration>,
+    /// Those in force that never end
+    #[arg(long)]
+    without_expiry: bool,
+    /// Those in force that were not used for this time
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    unused: Option<Duration>,
+    /// Those that were sent where others could read them
+    #[arg(long)]
+    exposed: bool,
+}
+
+/// Does what a line about keys says; what to end with.
+pub(super) fn run(args: &Args, verb: &KeyVerb) -> u8 {
+    match verb {
+        KeyVerb::List(filter) => list(args, filter),
+        KeyVerb::Export => export(args),
+        KeyVerb::Import { file, check } => import(args, file, *check),
+        verb => match verb.command() {
+            Ok(command) => match ask(args, command) {
+                Ok(reply) => say(super::show(args, &reply).as_bytes()),
+                Err(code) => code,
+            },
+            Err(why) => complain(&why, REFUSED),
+        },
+    }
+}
+
+fn ask(args: &Args, command: KeyCommand) -> Result<Reply, u8> {
+    answer(args, &Command::Key(command))
+}
+
+impl KeyVerb {
+    /// What is asked first.
+    pub(super) fn command(&self) -> io::Result<KeyCommand> {
+        Ok(match self {
+            Self::Create(create) => KeyCommand::Create(Box::new(create.key()?)),
+            Self::List(_) => KeyCommand::List { after: None },
+            Self::Show { id } => KeyCommand::Show { id: *id },
+            Self::Rotate { id, grace, expires } => KeyCommand::Rotate {
+                id: *id,
+                grace_ms: grace.map(millis),
+                life: expires.unwrap_or(Life::Default),
+            },
+            Self::Revoke { id } => KeyCommand::Revoke { id: *id },
+            Self::Remove { id } => KeyCommand::Remove { id: *id },
+            Self::Export => KeyCommand::Export { after: None },
+            Self::Import { check, .. } => KeyCommand::Import { lines: Vec::new(), check: *check },
+        })
+    }
+}
+
+impl Create {
+    fn key(&self) -> io::Result<NewKey> {
+        let secret = match &self.secret_file {
+            Some(path) => NewSecret::Chosen(read(path)?.trim_end_matches(['\r', '\n']).to_owned()),
+            None if self.secret => NewSecret::Random,
+            None => NewSecret::None,
+        };
+        Ok(NewKey {
+            name: self.name.clone(),
+            owner: self.owner.clone(),
+            scopes: self.scopes.clone(),
+            roles: self.roles.clone(),
+            tier: self.tier.clone(),
+            networks: self.allow_cidr.clone(),
+            places: self.routes.clone(),
+            life: self.expires.unwrap_or(Life::Default),
+            secret,
+        })
+    }
+}
+
+impl Filter {
+    fn takes(&self, key: &KeyEntry, now_ms: u64) -> bool {
+        let is_in_force = key.revoked_ms.is_none() && key.expires_ms.is_none_or(|end| end > now_ms);
+        let ends_by = |within: &Duration| {
+            key.expires_ms.is_some_and(|end| end - now_ms.min(end) <= millis(*within))
+        };
+        let seen_ms = key.used_ms.unwrap_or(key.created_ms);
+        let is_idle = |time: &Duration| now_ms.saturating_sub(seen_ms) >= millis(*time);
+        self.owner.as_ref().is_none_or(|owner| *owner == key.owner)
+            && self.expiring.as_ref().is_none_or(|within| is_in_force && ends_by(within))
+            && (!self.without_expiry || is_in_force && key.expires_ms.is_none())
+            && self.unused.as_ref().is_none_or(|time| is_in_force && is_idle(time))
+            && (!self.exposed || key.exposed.is_some())
+    }
+}
+
+fn list(args: &Args, filter: &Filter) -> u8 {
+    let (mut page, now_ms) = (KeyPage { entries: Vec::new(), total: 0 }, now_ms());
+    let mut after = None;
+    loop {
+        let reply = ask(args, KeyCommand::List { after });
+        let found = match reply {
+            Ok(Reply::Keys(found)) => found,
+            Ok(_) => return complain(&STRANGE, REFUSED),
+            Err(code) => return code,
+        };
+        page.total = found.total;
+        let Some(last) = found.entries.last() else { break };
+        after = Some(last.id);
+        page.entries.extend(found.entries.into_iter().filter(|key| filter.takes(key, now_ms)));
+    }
+    say(super::show(args, &Reply::Keys(page)).as_bytes())
+}
+
+fn export(args: &Args) -> u8 {
+    let mut after = None;
+    loop {
+        let (lines, next) = match ask(args, KeyCommand::Export { after }) {
+            Ok(Reply::Exported(lines, next)) => (lines, next),
+            Ok(_) => return complain(&STRANGE, REFUSED),
+            Err(code) => return code,
+        };
+        let text = lines.iter().fold(String::new(), |text, line| text + line + "\n");
+        let said = say(text.as_bytes());
+        if said != DONE || next.is_none() {
+            return said;
+        }
+        after = next;
+    }
+}
+
+/// Looks at all lines before any of them is taken.
+fn import(args: &Args, file: &Path, check: bool) -> u8 {
+    let text = match read(file) {
+        Ok(text) => text,
+        Err(fault) => return complain(&format_args!("{}: {fault}", file.display()), REFUSED),
+    };
+    let numbered: Vec<_> =
+        text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).collect();
+    let mut all = Imported::default();
+    for check in if check { &[true][..] } else { &[true, false] } {
+        all = Imported::default();
+        for lines in chunks(&numbered) {
+            let command = KeyCommand::Import {
+                lines: lines.iter().map(|(_, line)| (*line).to_owned()).collect(),
+                check: *check,
+            };
+            let part = match ask(args, command) {
+                Ok(Reply::Imported(part)) => part,
+                Ok(_) => return complain(&STRANGE, REFUSED),
+                Err(code) => return code,
+            };
+            all.added += part.added;
+            all.known += part.known;
+            all.wrong.extend(part.wrong.into_iter().map(|(n, what)| (lines[n].0 + 1, what)));
+        }
+        if !all.wrong.is_empty() {
+            for (line, what) in &all.wrong {
+                complain(&format_args!("{}:{line}: {what}", file.display()), REFUSED);
+            }
+            return REFUSED;
+        }
+    }
+    if check {
+        return say(format!("{} keys can be taken in\n", numbered.len()).as_bytes());
+    }
+    say(super::show(args, &Reply::Imported(all)).as_bytes())
+}
+
+/// As many lines at once as a command holds.
+fn chunks<'l, 't>(lines: &'l [(usize, &'t str)]) -> Vec<&'l [(usize, &'t str)]> {
+    let (mut chunks, mut start, mut bytes) = (Vec::new(), 0, 0);
+    for (n, (_, line)) in lines.iter().enumerate() {
+        // Quotes double when a line travels as a string.
+        let length = 2 * line.len();
+        if bytes + length > CHUNK_BYTES && n > start {
+            chunks.push(&lines[start..n]);
+            (start, bytes) = (n, 0);
+        }
+        bytes += length;
+    }
+    chunks.push(&lines[start..]);
+    chunks
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    if path == Path::new("-") {
+        let mut text = String::new();
+        io::stdin().read_to_string(&mut text)?;
+        return Ok(text);
+    }
+    fs::read_to_string(path)
+}
+
+pub(super) fn life(text: &str) -> Result<Life, String> {
+    if text == "never" { Ok(Life::Forever) } else { duration(text).map(|d| Life::Ms(millis(d))) }
+}
+
+pub(super) fn created_text(key: &KeyCreated) -> String {
+    let mut lines = vec![("id", key.id.clone()), ("key", key.key.clone())];
+    lines.extend(key.secret.clone().map(|secret| ("secret", secret)));
+    lines.push(("expires", key.expires_ms.map_or_else(|| "never".to_owned(), utc)));
+    if let Some((id, ends_ms)) = &key.replaces {
+        let ends = ends_ms.map_or_else(|| "never".to_owned(), utc);
+        lines.push(("replaces", format!("{id}, which ends {ends}")));
+    }
+    pairs(&lines) + "\nThe key is shown this once; only its digest is kept.\n"
+}
+
+pub(super) fn list_text(page: &KeyPage, now_ms: u64) -> String {
+    let rows = page.entries.iter().map(|key| {
+        vec![
+            key.id.to_string(),
+            key.name.clone(),
+            key.owner.clone(),
+            key.scopes.join(","),
+            utc(key.created_ms),
+            ends(key, now_ms),
+            key.used_ms.map_or_else(|| "never".to_owned(), utc),
+            if key.exposed.is_some() { "EXPOSED".to_owned() } else { String::new() },
+        ]
+    });
+    table(&["ID", "NAME", "OWNER", "SCOPES", "CREATED", "ENDS", "USED", "NOTE"], rows)
+}
+
+pub(super) fn entry_text(key: &KeyEntry, now_ms: u64) -> String {
+    let words = |words: &[String]| if words.is_empty() { "none".into() } else { words.join(" ") };
+    let some = |words: Vec<String>| if words.is_empty() { "any".into() } else { words.join(" ") };
+    let kept = if key.argon2id { "keyed BLAKE3, $argon2id$" } else { "keyed BLAKE3" };
+    let mut lines = vec![
+        ("id", key.id.to_string()),
+        ("name", key.name.clone()),
+        ("owner", key.owner.clone()),
+        ("scopes", words(&key.scopes)),
+        ("roles", words(&key.roles)),
+        ("tier", key.tier.clone().unwrap_or_else(|| "default".to_owned())),
+        ("networks", some(key.networks.iter().map(ToString::to_string).collect())),
+        ("routes", some(key.places.iter().map(ToString::to_string).collect())),
+        ("created", utc(key.created_ms)),
+        ("ends", ends(key, now_ms)),
+        ("used", key.used_ms.map_or_else(|| "never".to_owned(), utc)),
+        ("kept as", format!("{kept}; {} pepper", key.pepper)),
+        ("secret", key.secret.clone().unwrap_or_else(|| "none".to_owned())),
+    ];
+    lines.extend(
+        key.exposed.map(|(leak, at_ms)| ("EXPOSED", format!("{}, {}", leak.name(), utc(at_ms)))),
+    );
+    lines.extend(key.replaced_by.map(|id| ("replaced by", id.to_string())));
+    pairs(&lines)
+}
+
+fn ends(key: &KeyEntry, now_ms: u64) -> String {
+    match key.revoked_ms {
+        Some(at) => format!("revoked {}", utc(at)),
+        None => left(key.expires_ms, now_ms),
+    }
+}
+
+pub(super) fn imported_text(imported: &Imported) -> String {
+    format!("{} keys are new, {} were known\n", imported.added, imported.known)
+}
+
+/// Bytes of the lines in one command; the command holds some more.
+const CHUNK_BYTES: usize = 1 << 20;
+
+const STRANGE: &str = "the daemon's answer makes no sense here";
