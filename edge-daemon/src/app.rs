@@ -87,7 +87,7 @@ impl App {
             tracing::error!(damage, "the store was damaged");
         }
         let (store, peppers) = (Arc::new(store), pepper::load(&settings.keys)?);
-        let keys = load_keys(&store)?;
+        let keys = keys::load(&store)?;
         let listeners = bind(&settings, workers)?;
         let metrics = listen::bind(settings.metrics.listen, 1)
             .with_context(|| format!("cannot listen on {}", settings.metrics.listen))?
@@ -187,7 +187,7 @@ impl App {
         join(quotas)?;
         edge.orders.send(Order::Stop).context("the verdict writer is gone")?;
         join(writer)?;
-        stop_keys(&edge.key_orders)?;
+        edge.key_orders.stop()?;
         join(registry)?;
         join(keeper)?;
         drop(stop_upkeep);
@@ -197,30 +197,6 @@ impl App {
         join_until(hasher, Instant::now() + LAST_EVENTS)?;
         // Nobody can tell of events any more; a destination that hangs is not waited for long.
         join_until(event_log, Instant::now() + LAST_EVENTS)
-    }
-}
-
-/// The keys in the store; one that cannot be read is told of, and left where it is.
-fn load_keys(store: &store::Store) -> anyhow::Result<KeyRing> {
-    let started = Instant::now();
-    let (keys, unreadable) = store.load_keys().context("cannot read the keys")?;
-    for key in &unreadable {
-        tracing::error!(key, "the store holds a key that cannot be read");
-    }
-    tracing::info!(keys = keys.len(), ms = started.elapsed().as_millis() as u64, "keys are loaded");
-    Ok(keys)
-}
-
-/// Has the keys' thread end, however many orders wait for it.
-fn stop_keys(orders: &keys::Orders) -> anyhow::Result<()> {
-    let mut stop = keys::Order::Stop;
-    loop {
-        match orders.ask(stop) {
-            Ok(()) => return Ok(()),
-            Err(Some(unsent)) => stop = unsent,
-            Err(None) => anyhow::bail!("the thread of the keys is gone"),
-        }
-        thread::sleep(Duration::from_millis(1));
     }
 }
 

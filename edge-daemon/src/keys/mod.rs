@@ -20,7 +20,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use edge_identity::key::{Digest, Extra, Key, KeyId, KeyRecord, Leak, Mark};
+use anyhow::Context as _;
+use edge_identity::key::{Digest, Extra, Key, KeyId, KeyRecord, KeyRing, Leak, Mark};
 use tokio::sync::oneshot;
 
 use self::sweep::Sweep;
@@ -80,6 +81,28 @@ impl Orders {
             TrySendError::Disconnected(_) => None,
         })
     }
+
+    /// Has the thread end, however many orders wait for it.
+    ///
+    /// # Errors
+    /// If it is gone already.
+    pub fn stop(&self) -> anyhow::Result<()> {
+        self.0.send(Order::Stop).context("the thread of the keys is gone")
+    }
+}
+
+/// The keys in the store; one that cannot be read is told of, and left where it is.
+///
+/// # Errors
+/// If the store fails.
+pub fn load(store: &Store) -> anyhow::Result<KeyRing> {
+    let started = Instant::now();
+    let (keys, unreadable) = store.load_keys().context("cannot read the keys")?;
+    for key in &unreadable {
+        tracing::error!(key, "the store holds a key that cannot be read");
+    }
+    tracing::info!(keys = keys.len(), ms = started.elapsed().as_millis() as u64, "keys are loaded");
+    Ok(keys)
 }
 
 /// The one writer of keys.
