@@ -21,7 +21,6 @@ use std::{
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use edge_common::{Reason, map};
-use edge_identity::key::KeyRing;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{oneshot, watch},
