@@ -220,6 +220,7 @@ fn serve_control(
             spawn_local(scrape::serve(listener, move || exposition(Arc::clone(&scraped))));
             spawn_local(tell_drops(told.drops, Arc::clone(&edge)));
             spawn_local(certificates::tend(Arc::clone(&edge)));
+            spawn_local(certificates::fetch(Arc::clone(&edge)));
             if let Some(log) = told.debug {
                 spawn_local(tell_debug(log));
             }

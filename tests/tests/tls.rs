@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use edge_common::Reason;
 use edge_tests::{
     Edged, Lab, Origin,
-    client::{HOST, connect, handshake, until},
+    client::{HOST, connect, handshake, installed, until},
     lab::{ATTACKER, CLIENT, FRIEND},
     pki::{Authority, DAY, Leaf},
     talk::{Answer, Dial},
@@ -445,5 +445,101 @@ fn handshakes_are_bounded_in_number_rate_and_time() -> Result<()> {
     })?;
     assert_eq!(failures(&edged, "not_tls")?, 8.0);
     assert!(handshake(&lab, &[])?.contains("New, TLSv1.3"), "of its own");
+    Ok(())
+}
+
+/// Pebble, a small authority, behind the edge, with a DNS of its own that knows one address.
+struct Pebble([std::process::Child; 2]);
+
+impl Pebble {
+    fn start(lab: &Lab, authority: &Authority) -> Result<Self> {
+        use edge_tests::lab::{BACK, ORIGIN};
+        let own = authority.sign("pebble", &[ORIGIN], -60, DAY)?;
+        let config = serde_json::json!({ "pebble": {
+            "listenAddress": format!("{ORIGIN}:14000"),
+            "managementListenAddress": format!("{ORIGIN}:15000"),
+            "certificate": own.chain, "privateKey": own.key,
+            "httpPort": 80, "tlsPort": 443,
+            "ocspResponderURL": "", "externalAccountBindingRequired": false,
+        }});
+        let path = lab.dir().join("pebble.json");
+        fs::write(&path, config.to_string())?;
+        let quiet = |command: &mut std::process::Command| {
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
+        };
+        let mut dns = lab.origin.command("pebble-challtestsrv");
+        dns.args(["-defaultIPv4", BACK, "-defaultIPv6", "", "-dns01", "127.0.0.1:8053"]);
+        dns.args([
+            "-management",
+            "127.0.0.1:8055",
+            "-http01",
+            "",
+            "-https01",
+            "",
+            "-tlsalpn01",
+            "",
+        ]);
+        let mut pebble = lab.origin.command("pebble");
+        pebble.arg("-config").arg(&path).args(["-dnsserver", "127.0.0.1:8053"]);
+        pebble.env("PEBBLE_VA_NOSLEEP", "1");
+        Ok(Self([quiet(&mut dns)?, quiet(&mut pebble)?]))
+    }
+}
+
+impl Drop for Pebble {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+#[test]
+fn a_certificate_is_fetched_kept_and_served() -> Result<()> {
+    if !installed("pebble") {
+        return Ok(());
+    }
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let authority = Authority::new(lab.dir(), "directory")?;
+    let pebble = Pebble::start(&lab, &authority)?;
+    let listeners =
+        format!("[\"{}:443\", \"{}:443\"]", edge_tests::lab::EDGE, edge_tests::lab::BACK);
+    let acme = format!(
+        "{{ directory = \"https://{}:14000/dir\", names = [\"acme.test\"], ca = {:?} }}",
+        edge_tests::lab::ORIGIN,
+        authority.ca
+    );
+    let mut edged = lab
+        .edged()?
+        .without("tls", "certificate")
+        .without("tls", "key")
+        .set("tls.acme", &acme)
+        .set("server.https", &listeners)
+        .start()?;
+    let fetched = "edged_certificate_expiry_seconds{name=\"acme.test\"";
+    until("it is fetched", Duration::from_secs(60), || Ok(metric(&edged, fetched).is_ok()))
+        .with_context(|| edged.log())?;
+
+    let root = lab.dir().join("root.pem");
+    let mut curl = lab.origin.command("curl");
+    curl.args(["-sk", "https://192.0.2.2:15000/roots/0", "-o"]).arg(&root);
+    ensure!(curl.status()?.success());
+    let dial = Dial::new(&root, "acme.test")?;
+    let mut talk = dial.connect(&lab, CLIENT)?;
+    assert_eq!(talk.get("acme.test", "/health", &[])?.status, 200);
+    for secret in ["account.json", "acme.test.pem"] {
+        let mode = fs::metadata(lab.dir().join("state/acme").join(secret))?.permissions();
+        assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777, 0o600, "{secret}");
+    }
+    // It is on disk: a restart needs no authority.
+    drop(pebble);
+    edged.kill9()?;
+    edged.start_again()?;
+    assert_eq!(dial.connect(&lab, CLIENT)?.get("acme.test", "/health", &[])?.status, 200);
+    // Who asks for a proof while none is due is no authority of ours.
+    let said = ask(&lab, &["-servername", "acme.test", "-alpn", "acme-tls/1"])?;
+    assert!(said.contains("no application protocol"), "{said}");
     Ok(())
 }

@@ -78,7 +78,8 @@ fn mount_bpf() -> Result<()> {
 }
 
 /// Program and the Debian package that holds it.
-const NEEDED: &[(&str, &str)] = &[("ip", "iproute2"), ("curl", "curl"), ("openssl", "openssl")];
+const NEEDED: &[(&str, &str)] =
+    &[("ip", "iproute2"), ("curl", "curl"), ("openssl", "openssl"), ("pebble", "pebble")];
 
 /// As [`NEEDED`], for the benches.
 const PEERS: &[(&str, &str)] = &[

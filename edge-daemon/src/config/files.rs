@@ -53,6 +53,9 @@ pub(super) fn resolve(settings: &mut Settings, base: &Path) {
             *path = base.join(&*path);
         }
     }
+    if let Some(acme) = &mut settings.tls.acme {
+        acme.dir = settings.state.dir.join("acme");
+    }
     settings.resolve_secrets(base);
 }
 

@@ -19,7 +19,7 @@ use ipnet::IpNet;
 pub use self::packets::{
     Attach, Fragments, Interface, Kernel, NamedSignature, PrefixLimit, SynCookies, When,
 };
-pub use self::tls::{Certificate, ClientAuth, Clients, Listener, Tls, UnknownName};
+pub use self::tls::{Acme, Certificate, ClientAuth, Clients, Listener, Tls, UnknownName};
 pub use super::offer::Offer;
 use crate::secret::{BYTES_MIN, Origin};
 

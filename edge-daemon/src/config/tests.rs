@@ -885,3 +885,106 @@ proptest::proptest! {
         }
     }
 }
+
+/// A certificate for these names, good for so many days from `from` days on, and its key.
+fn certify(folder: &tempfile::TempDir, file: &str, names: &[&str], from: i64) {
+    use std::time::{Duration, SystemTime};
+    let day = |days: i64| {
+        let (now, by) = (SystemTime::now(), Duration::from_secs(days.unsigned_abs() * 86_400));
+        if days < 0 { now - by } else { now + by }
+    };
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    let mut params = rcgen::CertificateParams::new(names).unwrap();
+    (params.not_before, params.not_after) = (day(from).into(), day(from + 2).into());
+    let key = rcgen::KeyPair::generate().unwrap();
+    let put = |end: &str, text: &str| {
+        let path = folder.path().join(format!("{file}.{end}"));
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+    };
+    put("pem", &params.self_signed(&key).unwrap().pem());
+    put("key", &key.serialize_pem());
+}
+
+/// The folder's configuration with another `[tls]`.
+fn with_tls(folder: &tempfile::TempDir, tls: &str) -> Result<(Settings, Warnings), Mistakes> {
+    let path = folder.path().join("edged.toml");
+    let single =
+        "[tls]\ncertificate = \"/etc/edged/tls/cert.pem\"\nkey = \"/etc/edged/tls/key.pem\"\n";
+    fs::write(&path, format!("{}{tls}\n", MINIMAL.replacen(single, "", 1))).unwrap();
+    load(&path)
+}
+
+#[test]
+fn certificates_are_read_before_they_are_served() {
+    let folder = folder();
+    certify(&folder, "a", &["a.test", "*.wild.test"], -1);
+    certify(&folder, "b", &["b.test", "a.test"], -1);
+    certify(&folder, "old", &["old.test"], -9);
+    certify(&folder, "new", &["new.test"], 9);
+    let entry = |chain: &str, key: &str, more: &str| {
+        format!("[[tls.certificate]]\nchain = \"{chain}.pem\"\nkey = \"{key}.key\"\n{more}\n")
+    };
+    let wrong = |tls: &str, pieces: &[&str]| {
+        let told = with_tls(&folder, tls).unwrap_err().to_string();
+        for piece in pieces.iter().chain(&["1 mistake"]) {
+            assert!(told.contains(piece), "{piece} in\n{told}");
+        }
+    };
+    assert!(with_tls(&folder, &entry("a", "a", "names = [\"x.wild.test\"]")).is_ok());
+    wrong(&entry("a", "b", ""), &["edged.toml:20:7", "b.key: is not the key of the certificate"]);
+    wrong(&entry("a", "none", ""), &["edged.toml:20:7", "none.key: cannot be read"]);
+    wrong(&entry("none", "a", ""), &["edged.toml:19:9", "none.pem: cannot be read"]);
+    fs::write(folder.path().join("empty.pem"), "text").unwrap();
+    wrong(&entry("empty", "a", ""), &["edged.toml:19:9", "holds no certificate"]);
+    wrong(&entry("a", "a", "ocsp = \"a.pem\""), &["edged.toml:21:8", "no good OCSP response"]);
+    wrong(
+        &entry("a", "a", "names = [\"b.test\"]"),
+        &["edged.toml:21:9", "not for 'b.test'", "*.wild.test"],
+    );
+    let both = entry("a", "a", "") + &entry("b", "b", "");
+    wrong(&both, &["edged.toml:23:9", "certificates 1 and 2 are both for 'a.test'"]);
+    let public = folder.path().join("a.key");
+    fs::set_permissions(&public, fs::Permissions::from_mode(0o644)).unwrap();
+    wrong(&entry("a", "a", ""), &["edged.toml:20:7", "everyone can read the private key"]);
+    fs::set_permissions(&public, fs::Permissions::from_mode(0o600)).unwrap();
+
+    let doubts = entry("old", "old", "") + &entry("new", "new", "");
+    let route = "[[route]]\npath = \"/\"\nhost = \"c.test\"\nmethods = [\"GET\"]\nauth = \"none\"\n\
+                 upstream = \"api\"\n";
+    let (_, warnings) = with_tls(&folder, &(doubts + route)).unwrap();
+    let told = warnings.to_string();
+    for piece in [
+        "old.pem has expired on",
+        "edged.toml:19:9",
+        "new.pem is not good before",
+        "edged.toml:23:9",
+        "no certificate is for 'c.test'",
+    ] {
+        assert!(told.contains(piece), "{piece} in\n{told}");
+    }
+}
+
+#[test]
+fn what_is_asked_of_clients_must_be_possible() {
+    let folder = folder();
+    let base = "[tls]\ncertificate = \"cert.pem\"\nkey = \"key.pem\"\n";
+    let told = |more: &str| with_tls(&folder, &format!("{base}{more}")).unwrap_err().to_string();
+    let clients = |keys: &str| told(&format!("[tls.clients]\n{keys}"));
+    for (keys, pieces) in [
+        ("auth = \"optional\"", ["edged.toml:22:8", "without an authority to trust"]),
+        ("pins = [\"sha256:12\"]", ["edged.toml:22:9", "64 hexadecimal digits"]),
+        ("crl = [\"cert.pem\"]", ["edged.toml:21:1", "no authority to trust"]),
+        ("ca = \"none.pem\"", ["edged.toml:22:6", "none.pem: cannot be read"]),
+        ("ca = \"cert.pem\"\ncrl = [\"key.pem\"]", ["edged.toml:23:7", "no revocation list"]),
+        ("auth = \"sometimes\"", ["edged.toml:22:8", "one of: off"]),
+    ] {
+        let told = clients(keys);
+        assert!(pieces.iter().all(|piece| told.contains(piece)), "{pieces:?} in\n{told}");
+    }
+    let acme =
+        told("[tls.acme]\ndirectory = \"http://x\"\nnames = [\"*.a.test\"]\ncontact = [\"me\"]");
+    for piece in ["https://", "a wildcard cannot be proved", "mailto:", "3 mistakes"] {
+        assert!(acme.contains(piece), "{piece} in\n{acme}");
+    }
+}

@@ -11,7 +11,7 @@ use toml::de::DeTable;
 use super::{
     reader::{Item, Notes, Table},
     sections::some_of,
-    settings::{Certificate, ClientAuth, Clients, Listener, Settings, Tls, UnknownName},
+    settings::{Acme, Certificate, ClientAuth, Clients, Listener, Settings, Tls, UnknownName},
     whole::place,
 };
 use crate::{
@@ -53,8 +53,11 @@ pub(super) fn listeners(item: &Item<'_>) -> Option<Vec<Listener>> {
 
 pub(super) fn tls(table: &Table<'_>) -> Tls {
     let is_array = table.item("certificate").is_some_and(|item| !item.is_text());
+    let acme = table.is_there("acme").then(|| table.table("acme", acme));
     let certificates = if is_array {
         table.tables("certificate", |table| certificate(table, "chain"))
+    } else if acme.is_some() && !table.is_there("certificate") {
+        Vec::new()
     } else {
         vec![certificate(table, "certificate")]
     };
@@ -73,6 +76,7 @@ pub(super) fn tls(table: &Table<'_>) -> Tls {
         ja4_deny: table
             .or("ja4_deny", Vec::new(), |item| item.list("an array of fingerprints", ja4)),
         clients: table.table("clients", clients),
+        acme,
     }
 }
 
@@ -128,6 +132,39 @@ fn pin(item: &Item<'_>) -> Option<[u8; 32]> {
             format!("not a pin: '{written}'"),
             "\"sha256:\" and 64 hexadecimal digits: the digest of a public key",
         ),
+    }
+}
+
+fn acme(table: &Table<'_>) -> Acme {
+    let url = |item: &Item<'_>| match item.text("the URL of a directory")? {
+        url if url.starts_with("https://") => Some(url.to_owned()),
+        url => item.wrong(format!("'directory' cannot be '{url}'"), "a URL with https://"),
+    };
+    let contact = |item: &Item<'_>| match item.text("a mailto: address")? {
+        contact if contact.starts_with("mailto:") => Some(contact.to_owned()),
+        contact => {
+            item.wrong(format!("'contact' cannot be '{contact}'"), "\"mailto:you@example.com\"")
+        }
+    };
+    let exact = |item: &Item<'_>| match name(item)? {
+        name if name.starts_with("*.") => {
+            item.wrong("a wildcard cannot be proved over TLS", "name each host")
+        }
+        name => Some(name),
+    };
+    let names = |item: &Item<'_>| some_of(item, "an array of names: [\"api.example.com\"]", exact);
+    Acme {
+        directory: table.need(
+            "directory",
+            "\"https://acme-v02.api.letsencrypt.org/directory\"",
+            String::new(),
+            url,
+        ),
+        ca: table.or("ca", None, |item| item.path().map(Some)),
+        contact: table
+            .or("contact", Vec::new(), |item| item.list("an array of addresses", contact)),
+        names: table.need("names", "[\"api.example.com\"]", Vec::new(), names),
+        dir: Default::default(),
     }
 }
 
@@ -240,6 +277,8 @@ fn note_uncovered(
     for (n, pair) in pairs {
         pair.names().iter().for_each(|name| names.add(name, *n));
     }
+    let acme = settings.tls.acme.iter().flat_map(|acme| &acme.names);
+    acme.for_each(|name| names.add(name, usize::MAX));
     if !notes.is_clean() || names.is_empty() {
         return;
     }

@@ -180,7 +180,11 @@ async fn handshake(
     let shaken = timeout(plan.bounds.handshake_timeout, shaken).await;
     drop(handshake);
     let Refusal { failure, ja4 } = match shaken {
-        Ok(Ok((stream, facts))) => {
+        Ok(Ok(None)) => {
+            worker.counters.count(Reason::Handshake);
+            return None;
+        }
+        Ok(Ok(Some((stream, facts)))) => {
             worker.counters.count(Reason::Handshake);
             worker.counters.handshake.observe(started.elapsed());
             if let Some(ja4) = facts.ja4 {

@@ -140,17 +140,25 @@ impl From<Failure> for Refusal {
     }
 }
 
-/// Shakes hands; `early` are bytes that were read already. The caller bounds the time.
+/// Shakes hands; `early` are bytes that were read already. The caller bounds the time. `None`: who
+/// asked was an authority's, for the proof of a name, and has it.
 pub async fn accept(
     front: &Front,
     auth: ClientAuth,
     mut stream: TcpStream,
     early: Vec<u8>,
-) -> Result<(TlsStream<TcpStream>, Facts), Refusal> {
+) -> Result<Option<(TlsStream<TcpStream>, Facts)>, Refusal> {
     let (accepted, seen, unread) = hello(&mut stream, early).await?;
     let read = Hello::read(&seen);
     let ja4 = read.as_ref().map(Hello::ja4);
     let refused = |failure| Refusal { failure, ja4 };
+    if let Some(config) = front.challenge(&accepted.client_hello()) {
+        let shaken = StartHandshake::from_parts(accepted, stream).into_stream(config).await;
+        let mut stream = shaken.map_err(|error| refused(error.into()))?;
+        // It has seen what it came for; whether it hears the end does not matter.
+        let _ = stream.shutdown().await;
+        return Ok(None);
+    }
     let config = match front.choose(auth, &accepted.client_hello(), read.as_ref(), ja4) {
         Ok(config) => config,
         Err(failure) => {
@@ -180,7 +188,7 @@ pub async fn accept(
     if auth == ClientAuth::Required && facts.peer.is_none() {
         return Err(refused(Failure::CertificateMissing));
     }
-    Ok((stream, facts))
+    Ok(Some((stream, facts)))
 }
 
 /// Reads the client's hello; also the bytes so far, and how many of the last are not its own.

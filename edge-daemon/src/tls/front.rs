@@ -2,6 +2,7 @@
 //! connections go on.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -22,6 +23,7 @@ use rustls::{
 use super::{
     Pair, TlsError,
     accept::Failure,
+    acme,
     tickets::Tickets,
     trust::{self, Question, Trust},
     watch::{Part, Watch},
@@ -33,6 +35,10 @@ pub struct Front {
     settings: settings::Tls,
     tickets: Option<Arc<Tickets>>,
     served: ArcSwap<Served>,
+    /// Certificates that were fetched, by name.
+    fetched: Mutex<BTreeMap<String, Arc<Pair>>>,
+    /// What proves a name to the authority that is asked for its certificate.
+    challenges: ArcSwap<BTreeMap<String, Arc<ServerConfig>>>,
     watch: Mutex<Watch>,
 }
 
@@ -72,8 +78,11 @@ impl Front {
         let former = former.map(|former| former.served.load_full());
         let former = former.as_ref().and_then(|served| served.trust.as_ref());
         let trust = read_trust(&settings, former)?;
-        let served = Served::new(&settings, tickets.as_ref(), pairs, trust)?;
-        Ok(Arc::new(Self { settings, tickets, served: ArcSwap::from_pointee(served), watch }))
+        let fetched = settings.acme.as_ref().map(acme::kept).unwrap_or_default();
+        let all = pairs.into_iter().chain(fetched.values().cloned()).collect();
+        let served = ArcSwap::from_pointee(Served::new(&settings, tickets.as_ref(), all, trust)?);
+        let (fetched, challenges) = (Mutex::new(fetched), ArcSwap::default());
+        Ok(Arc::new(Self { settings, tickets, served, fetched, challenges, watch }))
     }
 
     /// What a client that says this is shown.
@@ -97,6 +106,49 @@ impl Front {
         let config = &served.configs[auth as usize][usize::from(offers_pq)];
         // The configuration lets no listener ask for certificates without an authority.
         config.clone().ok_or(Failure::CertificateRefused)
+    }
+
+    /// The settings of what is fetched.
+    #[must_use]
+    pub fn acme(&self) -> Option<&settings::Acme> {
+        self.settings.acme.as_ref()
+    }
+
+    /// The certificate that was fetched for a name.
+    pub(super) fn fetched(&self, name: &str) -> Option<Arc<Pair>> {
+        self.fetched.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    /// Serves a certificate that was fetched.
+    pub(super) fn adopt(&self, name: &str, pair: Pair) -> Result<(), TlsError> {
+        let mut fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
+        fetched.insert(name.to_owned(), Arc::new(pair));
+        let served = self.served.load_full();
+        let own = served.pairs.iter().take(self.settings.certificates.len()).cloned();
+        let all = own.chain(fetched.values().cloned()).collect();
+        let trust = served.trust.clone();
+        let served = Served::new(&self.settings, self.tickets.as_ref(), all, trust)?;
+        self.served.store(Arc::new(served));
+        Ok(())
+    }
+
+    /// Has a name proved to who asks for the proof, or no more.
+    pub(super) fn set_challenge(&self, name: &str, config: Option<&Arc<ServerConfig>>) {
+        self.challenges.rcu(|challenges| {
+            let mut challenges = BTreeMap::clone(challenges);
+            match config {
+                Some(config) => challenges.insert(name.to_owned(), Arc::clone(config)),
+                None => challenges.remove(name),
+            };
+            challenges
+        });
+    }
+
+    /// What proves the name that a hello asks for, if it asks for the proof.
+    pub(super) fn challenge(&self, hello: &ClientHello<'_>) -> Option<Arc<ServerConfig>> {
+        let asks = hello.alpn().is_some_and(|mut names| names.any(|name| name == acme::PROOF));
+        let name = hello.server_name().filter(|_| asks)?.to_ascii_lowercase();
+        self.challenges.load().get(&name).cloned()
     }
 
     /// Whether the chain of a resumed session is still good.

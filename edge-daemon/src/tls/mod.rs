@@ -3,6 +3,7 @@
 //! TLS 1.2 and 1.3 with the library's safe suites, `h2` before `http/1.1`.
 
 mod accept;
+pub mod acme;
 mod facts;
 mod front;
 mod pair;

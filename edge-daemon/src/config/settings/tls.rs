@@ -30,7 +30,7 @@ pub enum ClientAuth {
 /// `[tls]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tls {
-    /// What is served; the first is the default. Never empty.
+    /// What is served; the first is the default. Not empty, unless `acme` is there.
     pub certificates: Vec<Certificate>,
     /// Whether they were written as `[[tls.certificate]]`.
     pub is_array: bool,
@@ -42,6 +42,8 @@ pub struct Tls {
     pub ja4_deny: Vec<Ja4>,
     /// `[tls.clients]`: clients' certificates.
     pub clients: Clients,
+    /// `[tls.acme]`: certificates that are fetched; `None`: none are.
+    pub acme: Option<Acme>,
 }
 
 /// A certificate with its key.
@@ -79,6 +81,21 @@ pub struct Clients {
     pub pins: Vec<[u8; 32]>,
 }
 
+/// `[tls.acme]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Acme {
+    /// The directory of the authority.
+    pub directory: String,
+    /// Whom to trust for the connection to it, PEM; `None`: the authorities of the system.
+    pub ca: Option<PathBuf>,
+    /// Where the authority may write to: `mailto:` addresses.
+    pub contact: Vec<String>,
+    /// The names, each of which gets a certificate of its own.
+    pub names: Vec<String>,
+    /// Where account and certificates are kept: `acme` in the state folder.
+    pub dir: PathBuf,
+}
+
 impl Tls {
     /// Every file it names.
     pub fn files_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
@@ -86,6 +103,7 @@ impl Tls {
         let certificates =
             certificates.flat_map(|c| [&mut c.chain, &mut c.key].into_iter().chain(&mut c.ocsp));
         let clients = self.clients.ca.iter_mut().chain(&mut self.clients.crl);
-        certificates.chain(clients)
+        let acme = self.acme.iter_mut().filter_map(|acme| acme.ca.as_mut());
+        certificates.chain(clients).chain(acme)
     }
 }
