@@ -229,6 +229,14 @@ reasons! {
         UpstreamBusy = "upstream_busy", Upstream;
         /// Too many requests to the upstream failed; for a while it is not asked.
         CircuitOpen = "circuit_open", Upstream;
+        /// The token is good, but meant for another audience.
+        TokenAudience = "token_audience", Client;
+        /// The token is bound to a key or a certificate, and its sender did not prove to have it.
+        TokenUnproved = "token_unproved", Client;
+        /// The proof must carry a nonce of ours; the answer tells one.
+        ProofNonce = "proof_nonce", Nobody;
+        /// The keys of the token's issuer are not known, because it cannot be reached.
+        IssuerUnavailable = "issuer_unavailable", Upstream;
     }
 }
 
@@ -363,6 +371,10 @@ mod tests {
             (74, "credential_exposed"),
             (75, "key_network"),
             (76, "key_place"),
+            (77, "token_audience"),
+            (78, "token_unproved"),
+            (79, "proof_nonce"),
+            (80, "issuer_unavailable"),
         ];
         let found: Vec<_> = Reason::ALL.iter().map(|r| (*r as usize, r.name())).collect();
         assert_eq!((crate::map::ABI, found.as_slice()), ("v3", golden.as_slice()));

@@ -21,6 +21,7 @@ use std::{
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use edge_common::{Reason, map};
+use edge_identity::jwt::denylist::Denylist;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{oneshot, watch},
@@ -37,6 +38,7 @@ use crate::{
     config::Settings,
     control::{self, Command, Reply},
     events::{Event, EventLog, Events},
+    issuers::{self, Feeds},
     kernel::{self, Attached, DebugLog, Drops, Kernel, LoadSettings, Upkeep},
     keys::{
         self, Registry, pepper,
@@ -46,7 +48,7 @@ use crate::{
     metrics::{KernelView, Metrics},
     notify::notify,
     plan, privilege, quota,
-    request::{self, Edge, Entrance},
+    request::{self, Edge, Entrance, Proofs},
     scrape, store,
     verdict::{self, Keeper, Order, Writer},
 };
@@ -72,8 +74,9 @@ pub struct App {
 impl App {
     /// Does everything that can fail or needs a privilege.
     pub fn build(config: PathBuf, settings: Settings) -> anyhow::Result<Self> {
+        let feeds = Feeds::default();
         let restore = |spec| quota::restore(&settings.state.dir, spec);
-        let plan = plan::plan(&settings, None, restore)?;
+        let plan = plan::plan(&settings, None, &feeds, restore)?;
         let workers = match settings.server.workers {
             0 => thread::available_parallelism()?.get(),
             workers => workers,
@@ -99,8 +102,12 @@ impl App {
         let (to_keys, metrics_of) = (keys::Orders::new(key_queue), Arc::new(Metrics::new(workers)));
         let (slow, hasher) =
             Slow::new(Arc::clone(&store), to_keys.clone(), Arc::clone(&metrics_of));
+        feeds.publish(&plan.issuers);
         let edge = Arc::new(Edge {
             plan: ArcSwap::from_pointee(plan),
+            feeds,
+            denylist: Denylist::default(),
+            proofs: Proofs::new(&settings.tokens).context("no randomness")?,
             keys,
             key_orders: to_keys,
             slow,
@@ -165,6 +172,8 @@ impl App {
         let (registry, key_orders, hasher) = self.keys;
         let registry = spawn("keys", move || registry.run(&key_orders))?;
         let hasher = spawn("hasher", move || hasher.run())?;
+        let issuers = issuers::keeper(&self.edge.feeds, stopping.clone());
+        let issuers = spawn("issuers", move || issuers.run())?;
         let mut workers = Vec::new();
         for (index, listeners) in self.listeners.into_iter().enumerate() {
             let (edge, stopping) = (Arc::clone(&self.edge), stopping.clone());
@@ -184,6 +193,7 @@ impl App {
         }
         drop(stop_quotas);
         join(quotas)?;
+        join(issuers)??;
         edge.orders.send(Order::Stop).context("the verdict writer is gone")?;
         join(writer)?;
         edge.key_orders.stop()?;
@@ -275,7 +285,8 @@ async fn exposition(edge: Arc<Edge>) -> String {
         Ok(()) => answered.await.ok(),
         Err(_) => None,
     };
-    edge.metrics.expose(view.as_ref(), &edge.plan.load().limits, edge.events.lost())
+    let (plan, feeds) = (edge.plan.load(), edge.feeds.in_use());
+    edge.metrics.expose(view.as_ref(), &plan.limits, &feeds, edge.events.lost())
 }
 
 /// What the kernel programs tell.

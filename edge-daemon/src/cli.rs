@@ -84,7 +84,8 @@ fn run(config: &Path, settings: &Settings) -> anyhow::Result<()> {
 
 fn check(config: &Path, settings: &Settings) -> anyhow::Result<()> {
     // A check reads no quota: a damaged one is the daemon's to set aside.
-    crate::plan::plan(settings, None, |spec| Ok(Rule::new(spec, None, [0; 16])))?;
+    let rule = |spec| Ok(Rule::new(spec, None, [0; 16]));
+    crate::plan::plan(settings, None, &crate::issuers::Feeds::default(), rule)?;
     println!("{}: fine", config.display());
     Ok(())
 }

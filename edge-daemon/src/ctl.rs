@@ -3,6 +3,7 @@
 mod args;
 mod keys;
 pub(crate) mod print;
+mod tokens;
 mod top;
 
 use std::{
@@ -151,6 +152,7 @@ impl Verb {
                 return Act::Watch { command, once: top.once };
             }
             Self::Key(verb) => return Act::Key(Box::new(verb.clone())),
+            Self::Token(verb) => Command::Token(verb.command()),
             Self::Reload => Command::Reload,
         };
         Act::Ask(command)

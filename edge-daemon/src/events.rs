@@ -54,6 +54,9 @@ pub enum Event {
         /// The fingerprint of the client's TLS library.
         #[serde(skip_serializing_if = "Option::is_none")]
         ja4: Option<Ja4>,
+        /// What exactly was wrong, if the reason leaves it open: a token's fault.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        detail: Option<&'static str>,
     },
     /// A connection ended without a request through the client's fault.
     ConnectionRefused {
@@ -222,6 +225,21 @@ pub enum Event {
     },
     /// An operator had the keys written out.
     KeysExported {
+        /// The operator's user id.
+        uid: u32,
+    },
+    /// An operator denied tokens, or took that back.
+    TokenDenied {
+        /// `revoke` or `remove`.
+        change: &'static str,
+        /// `iss` of the tokens.
+        issuer: String,
+        /// By which of their names: `jti`, `sub`, `sid` or `kid`.
+        by: &'static str,
+        /// That name.
+        value: String,
+        /// When it ends, in unix milliseconds.
+        until_ms: u64,
         /// The operator's user id.
         uid: u32,
     },

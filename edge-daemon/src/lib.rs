@@ -8,6 +8,7 @@ pub mod config;
 pub mod control;
 pub mod ctl;
 pub mod events;
+pub mod issuers;
 pub mod kernel;
 pub mod keys;
 pub mod listen;

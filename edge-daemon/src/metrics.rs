@@ -8,6 +8,7 @@ pub mod keys;
 mod limits;
 pub mod lists;
 mod tls;
+mod tokens;
 
 use std::{
     collections::BTreeMap,
@@ -20,6 +21,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use edge_common::{Plane, Reason};
+use edge_identity::jwt::Fault;
 use edge_policy::limit::Rules;
 use http::StatusCode;
 use prometheus::{
@@ -31,6 +33,7 @@ pub use self::{
     kernel::KernelView,
     tls::{Fingerprints, HandshakeFailures, Served},
 };
+use crate::issuers::Feed;
 
 /// One worker's counters.
 #[repr(align(128))]
@@ -38,6 +41,7 @@ pub struct Counters {
     reasons: [AtomicU64; Reason::COUNT],
     served: [AtomicU64; STATUSES],
     signals: [AtomicU64; Reason::COUNT],
+    token_faults: [AtomicU64; Fault::ALL.len()],
     /// From the request's last header to the end of its answer.
     pub request: Spread,
     /// From the request's way upstream to the first byte of the upstream's answer.
@@ -61,6 +65,11 @@ impl Counters {
         self.served[usize::from(status.as_u16())].fetch_add(1, Relaxed);
     }
 
+    /// Counts a token that was refused.
+    pub fn token_fault(&self, fault: Fault) {
+        self.token_faults[fault as usize].fetch_add(1, Relaxed);
+    }
+
     /// Counts a misdeed that was reported to the verdict writer.
     pub fn signal(&self, reason: Reason) {
         self.signals[reason as usize].fetch_add(1, Relaxed);
@@ -73,6 +82,7 @@ impl Default for Counters {
             reasons: [const { AtomicU64::new(0) }; Reason::COUNT],
             served: [const { AtomicU64::new(0) }; STATUSES],
             signals: [const { AtomicU64::new(0) }; Reason::COUNT],
+            token_faults: [const { AtomicU64::new(0) }; Fault::ALL.len()],
             request: Spread::default(),
             upstream: Spread::default(),
             handshake: Spread::default(),
@@ -177,11 +187,18 @@ impl Metrics {
 
     /// All of it in Prometheus' text format.
     #[must_use]
-    pub fn expose(&self, kernel: Option<&KernelView>, rules: &Rules, events_lost: u64) -> String {
+    pub fn expose(
+        &self,
+        kernel: Option<&KernelView>,
+        rules: &Rules,
+        feeds: &[Arc<Feed>],
+        events_lost: u64,
+    ) -> String {
         let mut families = vec![
             self.requests_family(),
             self.connections_family(),
             self.signals_family(),
+            tokens::faults(|fault| self.sum(|c| &c.token_faults[fault as usize])),
             self.spread("edged_request_duration_seconds", "Duration of requests.", |c| &c.request),
             self.spread("edged_upstream_duration_seconds", "Wait for upstreams.", |c| &c.upstream),
             self.spread("edged_handshake_duration_seconds", "Duration of TLS handshakes.", |c| {
@@ -199,6 +216,7 @@ impl Metrics {
         families.extend(limits::families(rules));
         families.extend(self.tls_families());
         families.extend(self.keys.families());
+        families.extend(tokens::issuers(feeds));
         families.extend(kernel.into_iter().flat_map(KernelView::families));
         // The encoder refuses a family that has not counted anything yet.
         families.retain(|family| !family.get_metric().is_empty());
@@ -398,7 +416,7 @@ mod tests {
         metrics.worker(1).count(Reason::SourceRate);
         metrics.worker(0).request.observe(Duration::from_millis(3));
         metrics.worker(1).request.observe(Duration::from_secs(60));
-        let text = metrics.expose(None, &Rules::default(), 7);
+        let text = metrics.expose(None, &Rules::default(), &[], 7);
         for line in [
             "edged_requests_total{reason=\"serve\",status=\"200\"} 2",
             "edged_requests_total{reason=\"serve\",status=\"999\"} 1",

@@ -18,16 +18,18 @@ use edge_policy::{
 
 use crate::{
     config::settings::{self, Fragments, Settings},
+    issuers::{self, Feeds, Issuers},
     kernel,
     request::{Listener, Plan},
     tls::{self, TlsError},
 };
 
-/// Makes the plan; reads the certificates and their keys. What can be kept of the former is. `rule`
-/// puts a limit in force, with what it has counted before.
+/// Makes the plan; reads the certificates and their keys, and issuers' keys that lie on this host.
+/// What can be kept of the former is. `rule` puts a limit in force, with what it has counted before.
 pub fn plan(
     settings: &Settings,
     former: Option<&Plan>,
+    feeds: &Feeds,
     mut rule: impl FnMut(Spec) -> io::Result<Rule>,
 ) -> Result<Plan, PlanError> {
     let bounds = settings.bounds.clone();
@@ -42,6 +44,8 @@ pub fn plan(
         handshakes: std::iter::once(rule(settings.handshakes.clone())?).collect(),
         limits: settings.limits.iter().cloned().map(rule).collect::<Result<_, _>>()?,
         routes: Routes::new(routes).map_err(|_| PlanError::Routes)?,
+        issuers: Issuers::new(&settings.issuers, feeds)?,
+        tokens: settings.tokens.clone(),
         upstreams: settings.upstreams.clone(),
         tls: tls::Front::new(settings.tls.clone(), former.map(|plan| &plan.tls))?,
         listeners: settings.server.https.iter().map(|l| listener(settings, l)).collect(),
@@ -162,6 +166,7 @@ fn scores(scores: &settings::Scores) -> Scores {
                     R::CredentialInvalid,
                     R::CredentialExpired,
                     R::CredentialRevoked,
+                    R::TokenUnproved,
                     R::BadSignature,
                     R::BodyDigest,
                     R::Replayed,
@@ -183,6 +188,7 @@ fn scores(scores: &settings::Scores) -> Scores {
                     R::KeyNetwork,
                     R::KeyPlace,
                     R::CertificateRequired,
+                    R::TokenAudience,
                 ],
                 scores.not_permitted,
             ),
@@ -213,6 +219,9 @@ pub enum PlanError {
     /// The certificate cannot be served.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The keys of an issuer are no good.
+    #[error("the keys of an issuer")]
+    Issuers(#[from] issuers::Fault),
 }
 
 impl From<settings::When> for kernel::When {

@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use edge_identity::jwt::denylist::Denial;
 use ipnet::IpNet;
 use redb::{
     Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, StorageError,
@@ -32,6 +33,7 @@ type Records = TableDefinition<'static, &'static str, &'static [u8]>;
 const ALLOW: Records = TableDefinition::new("allow");
 const DENY: Records = TableDefinition::new("deny");
 const BANS: Records = TableDefinition::new("bans");
+const DENIALS: Records = TableDefinition::new("denied_tokens");
 
 /// The database reads little and seldom; its default cache would be 1 GiB.
 const CACHE_BYTES: usize = 8 << 20;
@@ -78,6 +80,8 @@ pub struct Contents {
     pub deny: Vec<ListRecord>,
     /// Bans, those past included.
     pub bans: Vec<BanRecord>,
+    /// Tokens that operators denied.
+    pub denials: Vec<Denial>,
     /// Records that could not be read, by table and key; they stay where they are.
     pub unreadable: Vec<String>,
 }
@@ -167,6 +171,7 @@ impl Store {
             allow: self.records(ALLOW, &mut unreadable)?,
             deny: self.records(DENY, &mut unreadable)?,
             bans: self.records(BANS, &mut unreadable)?,
+            denials: self.records(DENIALS, &mut unreadable)?,
             unreadable,
         })
     }
@@ -195,6 +200,22 @@ impl Store {
         self.put(BANS, bans.iter().map(|ban| (ban.source.to_string(), ban)))
     }
 
+    /// Writes a denial of tokens; an earlier one of the same is replaced.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn put_denial(&self, denial: &Denial) -> Result<(), Fault> {
+        self.put(DENIALS, [(denial_key(denial), denial)])
+    }
+
+    /// Removes a denial of tokens, and says whether there was one.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn remove_denial(&self, denial: &Denial) -> Result<bool, Fault> {
+        self.remove(DENIALS, &denial_key(denial))
+    }
+
     /// Removes a client's ban and with it its history; says whether there was one.
     ///
     /// # Errors
@@ -215,13 +236,14 @@ impl Store {
         let mut count = retain(&write, ALLOW, is_ended)?;
         count += retain(&write, DENY, is_ended)?;
         count += retain(&write, BANS, is_old)?;
+        count += retain(&write, DENIALS, |denial: Denial| denial.until_ms <= now_ms)?;
         write.commit()?;
         Ok(count)
     }
 
     fn make_tables(&self) -> Result<(), Fault> {
         let write = self.database.begin_write()?;
-        for table in [KEYS, ALLOW, DENY, BANS] {
+        for table in [KEYS, ALLOW, DENY, BANS, DENIALS] {
             write.open_table(table)?;
         }
         write.open_table(HASHES)?;
@@ -268,6 +290,11 @@ impl Store {
         write.commit()?;
         Ok(was_there)
     }
+}
+
+/// No name of an issuer or a token has a line end.
+fn denial_key(denial: &Denial) -> String {
+    format!("{}\n{}\n{}", denial.issuer, denial.target.kind(), denial.target.value())
 }
 
 /// Removes the records of a table that `is_gone` names; those it cannot read stay.

@@ -59,7 +59,8 @@ fn unscoped(needed: &Requirement, method: Method) -> Denied {
     }
     let scopes = if needed.scopes.is_empty() { &needed.any_scope } else { &needed.scopes };
     let error = Some(TokenError::InsufficientScope);
-    let challenge = Challenge { methods: Method::Jwt.into(), error, scopes: scopes.clone() };
+    let scopes = scopes.clone();
+    let challenge = Challenge { error, scopes, ..Challenge::of(Method::Jwt.into()) };
     Denied { challenge, ..refused }
 }
 
@@ -94,6 +95,7 @@ mod tests {
             scopes: words(all),
             any_scope: words(any),
             roles: words(roles),
+            audience: Vec::new(),
         })))
     }
 

@@ -84,6 +84,29 @@ pub struct Challenge {
     pub error: Option<TokenError>,
     /// The scopes that the route asks for, for [`TokenError::InsufficientScope`].
     pub scopes: Vec<String>,
+    /// The token that was presented, if one was.
+    pub token: Option<Box<PresentedToken>>,
+}
+
+/// What there is to say of a token that was presented.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PresentedToken {
+    /// The scheme under which it came.
+    pub scheme: TokenScheme,
+    /// A nonce for the next proof (RFC 9449, 8): goes into `DPoP-Nonce`.
+    pub nonce: Option<String>,
+    /// What exactly was wrong with it, in a word; for the log, never for the client.
+    pub fault: Option<&'static str>,
+}
+
+/// A scheme under which tokens are presented.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TokenScheme {
+    /// Whoever has the token may use it (RFC 6750).
+    #[default]
+    Bearer,
+    /// Whoever has the token's key may use it (RFC 9449).
+    Dpop,
 }
 
 /// What a client may learn of its token (RFC 6750, 3.1).
@@ -93,6 +116,10 @@ pub enum TokenError {
     InvalidToken,
     /// It is good, and does not grant enough.
     InsufficientScope,
+    /// The proof that came with it is no good (RFC 9449, 7.1).
+    InvalidProof,
+    /// The proof must carry the nonce that goes with this answer (RFC 9449, 9).
+    UseNonce,
 }
 
 impl TokenError {
@@ -100,6 +127,8 @@ impl TokenError {
         match self {
             Self::InvalidToken => "invalid_token",
             Self::InsufficientScope => "insufficient_scope",
+            Self::InvalidProof => "invalid_dpop_proof",
+            Self::UseNonce => "use_dpop_nonce",
         }
     }
 }
@@ -108,7 +137,7 @@ impl Challenge {
     /// To ask for these methods, of a caller who presented nothing.
     #[must_use]
     pub const fn of(methods: Methods) -> Self {
-        Self { methods, error: None, scopes: Vec::new() }
+        Self { methods, error: None, scopes: Vec::new(), token: None }
     }
 
     /// One value of `WWW-Authenticate` for each method.
@@ -116,17 +145,27 @@ impl Challenge {
         &self,
     ) -> impl Iterator<Item = Result<HeaderValue, InvalidHeaderValue>> + '_ {
         self.methods.iter().map(|method| {
-            let mut value = format!(r#"{} realm="edged""#, method.scheme());
+            let scheme = self.token.as_ref().map_or(TokenScheme::Bearer, |token| token.scheme);
+            let is_dpop = method == Method::Jwt && scheme == TokenScheme::Dpop;
+            let scheme = if is_dpop { "DPoP" } else { method.scheme() };
+            let mut value = format!(r#"{scheme} realm="edged""#);
             if let (Method::Jwt, Some(error)) = (method, self.error) {
                 value += &format!(r#", error="{}""#, error.name());
                 if !self.scopes.is_empty() {
                     value += &format!(r#", scope="{}""#, self.scopes.join(" "));
                 }
             }
+            if is_dpop {
+                value += PROOF_ALGORITHMS;
+            }
             HeaderValue::try_from(value)
         })
     }
 }
+
+/// What proofs may be signed with (RFC 9449, 7.1).
+const PROOF_ALGORITHMS: &str =
+    r#", algs="ES256 ES384 ES512 EdDSA PS256 PS384 PS512 RS256 RS384 RS512""#;
 
 #[cfg(test)]
 mod tests {
@@ -162,13 +201,23 @@ mod tests {
     fn only_the_token_is_told_what_was_wrong_with_it() {
         let methods = Methods::from_iter([Method::Key, Method::Jwt]);
         let error = Some(TokenError::InvalidToken);
-        let bad = Challenge { methods, error, scopes: Vec::new() };
+        let bad = Challenge { error, ..Challenge::of(methods) };
         let expected =
             [r#"ApiKey realm="edged""#, r#"Bearer realm="edged", error="invalid_token""#];
         assert_eq!(shown(&bad), expected);
         let error = Some(TokenError::InsufficientScope);
-        let short = Challenge { methods, error, scopes: vec!["a".into(), "b".into()] };
+        let scopes = vec!["a".into(), "b".into()];
+        let short = Challenge { error, scopes, ..Challenge::of(methods) };
         let expected = r#"Bearer realm="edged", error="insufficient_scope", scope="a b""#;
         assert_eq!(shown(&short)[1], expected);
+    }
+
+    #[test]
+    fn a_proof_is_asked_for_under_its_own_scheme() {
+        let token = PresentedToken { scheme: TokenScheme::Dpop, ..PresentedToken::default() };
+        let (error, token) = (Some(TokenError::UseNonce), Some(Box::new(token)));
+        let asked = Challenge { error, token, ..Challenge::of(Method::Jwt.into()) };
+        let expected = r#"DPoP realm="edged", error="use_dpop_nonce", algs="ES256 "#;
+        assert!(shown(&asked)[0].starts_with(expected), "{:?}", shown(&asked));
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use edge_common::Reason;
-use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{Method, Response, StatusCode};
 use serde::Serialize;
 
@@ -69,7 +69,9 @@ pub const fn status(reason: Reason) -> StatusCode {
         | Reason::StaleSignature
         | Reason::Replayed
         | Reason::BodyDigest
-        | Reason::CredentialExposed => StatusCode::UNAUTHORIZED,
+        | Reason::CredentialExposed
+        | Reason::TokenUnproved
+        | Reason::ProofNonce => StatusCode::UNAUTHORIZED,
         Reason::NotPermitted
         | Reason::BannedRequest
         | Reason::CertificateRequired
@@ -78,7 +80,8 @@ pub const fn status(reason: Reason) -> StatusCode {
         | Reason::OriginMismatch
         | Reason::CsrfToken
         | Reason::KeyNetwork
-        | Reason::KeyPlace => StatusCode::FORBIDDEN,
+        | Reason::KeyPlace
+        | Reason::TokenAudience => StatusCode::FORBIDDEN,
         Reason::MisdirectedRequest => StatusCode::MISDIRECTED_REQUEST,
         Reason::NoRoute => StatusCode::NOT_FOUND,
         Reason::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
@@ -97,7 +100,8 @@ pub const fn status(reason: Reason) -> StatusCode {
         | Reason::NoncesFull
         | Reason::UpstreamUnhealthy
         | Reason::UpstreamBusy
-        | Reason::CircuitOpen => StatusCode::SERVICE_UNAVAILABLE,
+        | Reason::CircuitOpen
+        | Reason::IssuerUnavailable => StatusCode::SERVICE_UNAVAILABLE,
         // Reasons of the packet and connection planes never end a request.
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     }
@@ -112,6 +116,10 @@ pub fn problem(denied: &Denied, request_id: &str, now_ms: u64) -> Response<Vec<u
     let headers = answer.headers_mut();
     for challenge in denied.challenge.values().flatten() {
         headers.append(WWW_AUTHENTICATE, challenge);
+    }
+    let nonce = denied.challenge.token.as_ref().and_then(|token| token.nonce.as_deref());
+    if let Some(Ok(nonce)) = nonce.map(HeaderValue::from_str) {
+        headers.insert(DPOP_NONCE, nonce);
     }
     if status == StatusCode::METHOD_NOT_ALLOWED {
         headers.insert(ALLOW, allow(&denied.allow));
@@ -138,6 +146,7 @@ pub fn page(status: StatusCode, request_id: &str) -> Response<Vec<u8>> {
     answer.headers_mut().insert(CONTENT_TYPE, kind);
     answer
 }
+const DPOP_NONCE: HeaderName = HeaderName::from_static("dpop-nonce");
 
 #[derive(Serialize)]
 struct Problem<'a> {

@@ -97,6 +97,8 @@ pub struct Requirement {
     pub any_scope: Vec<String>,
     /// They are one of these, if there are any.
     pub roles: Vec<String>,
+    /// Their tokens are meant for one of these; if there are none, as the issuer's terms say.
+    pub audience: Vec<String>,
 }
 
 /// Why a set of routes is refused. Routes are named by their place in what was given.

@@ -8,6 +8,7 @@ pub mod daemon;
 pub mod delivery;
 pub mod differential;
 pub mod flood;
+pub mod issuer;
 pub mod lab;
 pub mod metrics;
 pub mod model;

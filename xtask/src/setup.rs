@@ -7,7 +7,7 @@ use clap::Args;
 
 use crate::{
     bpf,
-    shell::{installed, need_root, run},
+    shell::{installed, need_root, root, run},
 };
 
 /// What to install beyond what the demo and the tests need.
@@ -24,6 +24,8 @@ pub(crate) struct Setup {
 impl Setup {
     pub(crate) fn run(self) -> Result<()> {
         need()?;
+        install(NODE)?;
+        need_issuers()?;
         if self.peers {
             need_peers()?;
         }
@@ -38,6 +40,23 @@ impl Setup {
 pub(crate) fn need() -> Result<()> {
     install(NEEDED)?;
     mount_bpf()
+}
+
+/// The issuers of tokens that others wrote, of the versions in `tests/issuers`; whether they are
+/// there. Without Node they are not, and the tests say that they did not run.
+pub(crate) fn need_issuers() -> Result<bool> {
+    if !(installed("node") && installed("npm")) {
+        println!("no node and npm: the tests against other people's issuers will not run");
+        return Ok(false);
+    }
+    let folder = root().join("tests/issuers");
+    let (asked, there) = (folder.join("package-lock.json"), folder.join("node_modules"));
+    let at = |path: &std::path::Path| path.metadata().and_then(|m| m.modified()).ok();
+    if at(&there) < at(&asked) {
+        let npm = ["ci", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"];
+        run(Command::new("npm").args(npm).current_dir(&folder))?;
+    }
+    Ok(true)
 }
 
 /// What the benches measure beside.
@@ -80,6 +99,9 @@ fn mount_bpf() -> Result<()> {
 /// Program and the Debian package that holds it.
 const NEEDED: &[(&str, &str)] =
     &[("ip", "iproute2"), ("curl", "curl"), ("openssl", "openssl"), ("pebble", "pebble")];
+
+/// As [`NEEDED`], for the tests against other people's issuers.
+const NODE: &[(&str, &str)] = &[("node", "nodejs"), ("npm", "npm")];
 
 /// As [`NEEDED`], for the benches.
 const PEERS: &[(&str, &str)] = &[

@@ -22,6 +22,9 @@ impl Test {
         // The whole workspace at once, so that each dependency is built in one way only.
         run(&mut cargo(["build", "--workspace", "--bins"]))?;
         let mut tests = cargo(["test", "--workspace", "--no-fail-fast"]);
+        if setup::need_issuers()? {
+            tests.env("EDGED_NEED_PEERS", "1");
+        }
         run(tests.args(&self.filter).env("EDGED_BIN_DIR", built("debug")))
     }
 }

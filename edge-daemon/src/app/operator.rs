@@ -100,7 +100,7 @@ impl Operator {
     /// What is to be in force, with what limits have counted so far.
     fn plan(&self, settings: &Settings) -> Result<Plan, PlanError> {
         let former = self.edge.plan.load();
-        plan::plan(settings, Some(&former), |spec| {
+        plan::plan(settings, Some(&former), &self.edge.feeds, |spec| {
             let counted = if spec.reason == Reason::HandshakeRate {
                 &former.handshakes
             } else {
@@ -120,7 +120,7 @@ impl Operator {
         let (answer, answered) = oneshot::channel();
         send(&self.edge.orders, Order::Apply(Box::new(settings.clone()), answer)).await?;
         answered.await.context("the verdict writer is gone")??;
-        self.edge.plan.store(Arc::new(plan));
+        self.edge.adopt(plan);
         certificates::look(&self.edge, true);
         self.edge.peppers.store(Arc::new(peppers));
         self.stamps = stamps(&settings);
@@ -138,7 +138,7 @@ impl Operator {
         let read = || anyhow::Ok((self.plan(&self.settings)?, pepper::load(&self.settings.keys)?));
         match read() {
             Ok((plan, peppers)) => {
-                self.edge.plan.store(Arc::new(plan));
+                self.edge.adopt(plan);
                 self.edge.peppers.store(Arc::new(peppers));
                 tracing::info!("a secret has changed; the new one is in use");
             }
@@ -169,6 +169,9 @@ fn refuse_what_needs_a_restart(old: &Settings, new: &Settings) -> anyhow::Result
         ("server.http", old.server.http != new.server.http),
         ("server.workers", old.server.workers != new.server.workers),
         ("server.drain_timeout", old.server.drain_timeout != new.server.drain_timeout),
+        ("tokens.proofs_max", old.tokens.proofs_max != new.tokens.proofs_max),
+        ("tokens.proof_age", old.tokens.proof_age != new.tokens.proof_age),
+        ("tokens.cache_bytes", old.tokens.cache_bytes != new.tokens.cache_bytes),
         ("state.dir", old.state != new.state),
         ("control.socket", old.control != new.control),
         ("metrics.listen", old.metrics != new.metrics),

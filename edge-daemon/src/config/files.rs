@@ -11,11 +11,11 @@ use toml::de::DeTable;
 use super::{
     lists::{self, Kind},
     reader::Notes,
-    settings::{Events, List, Lists, Settings},
+    settings::{Events, KeySource, List, Lists, Settings},
     text as values,
-    whole::{place_in, place_of_text},
+    whole::{place_in, place_nth, place_of_text},
 };
-use crate::secret::Origin;
+use crate::{issuers::Fault, secret::Origin};
 
 /// Reads a file of at most `most` bytes; bytes that are not UTF-8 are replaced.
 pub(super) fn text(path: &Path, most: u64) -> io::Result<String> {
@@ -56,6 +56,14 @@ pub(super) fn resolve(settings: &mut Settings, base: &Path) {
     if let Some(acme) = &mut settings.tls.acme {
         acme.dir = settings.state.dir.join("acme");
     }
+    for issuer in &mut settings.issuers {
+        match &mut issuer.keys {
+            KeySource::Static(files) => files.public.iter_mut().for_each(|p| *p = base.join(&*p)),
+            KeySource::Fetched(source) => {
+                source.authorities.iter_mut().for_each(|path| *path = base.join(&*path));
+            }
+        }
+    }
     settings.resolve_secrets(base);
 }
 
@@ -69,6 +77,7 @@ pub(super) fn inspect(
     notes: &Notes<'_>,
 ) {
     inspect_secrets(settings, base, document, notes);
+    inspect_issuers(settings, document, notes);
     let place = (base, document, notes);
     let Lists { allow, deny, shrink_max, .. } = &mut settings.lists;
     let former = former.map(|settings| &settings.lists);
@@ -92,6 +101,38 @@ fn inspect_secrets(settings: &Settings, base: &Path, document: &DeTable<'_>, not
             })
         });
         notes.wrong(span, format!("the secret {origin}: {fault}"), "a secret that can be used");
+    }
+}
+
+/// Reads the keys of issuers that lie on this host, to tell now what is no good about them.
+fn inspect_issuers(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'_>) {
+    for (n, issuer) in settings.issuers.iter().enumerate() {
+        let (key, fault) = match &issuer.keys {
+            KeySource::Static(files) if !files.secrets.is_empty() => {
+                match files.read(&issuer.terms.algorithms) {
+                    // What is wrong with a secret by itself is told already.
+                    Err(fault @ (Fault::Short(..) | Fault::Set(_))) => {
+                        ("secrets", fault.to_string())
+                    }
+                    _ => continue,
+                }
+            }
+            KeySource::Static(files) if !files.public.is_empty() => {
+                match files.read(&issuer.terms.algorithms) {
+                    Err(fault) => ("key_files", fault.to_string()),
+                    Ok(_) => continue,
+                }
+            }
+            KeySource::Fetched(source) => {
+                let Some(path) = &source.authorities else { continue };
+                match crate::tls::client::client(Some(path)) {
+                    Err(fault) => ("authorities", fault.to_string()),
+                    Ok(_) => continue,
+                }
+            }
+            KeySource::Static(_) => continue,
+        };
+        notes.wrong(place_nth(document, "issuer", n, key), fault, "keys that can be used");
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod answers;
 mod files;
+mod issuer;
 mod kernel;
 mod limit;
 pub mod lists;
@@ -81,6 +82,14 @@ pub fn outline(path: &Path) -> Result<(Settings, Warnings), Mistakes> {
     read(path, &text_of(path)?, |settings, _, _| files::resolve(settings, base))
 }
 
+/// Reads a file that the configuration names, of at most `most` bytes.
+///
+/// # Errors
+/// If it is larger or cannot be read.
+pub fn read_text(path: &Path, most: u64) -> std::io::Result<String> {
+    files::text(path, most)
+}
+
 /// Checks a configuration's text alone; the files it names are neither read nor missed.
 ///
 /// # Errors
@@ -116,6 +125,8 @@ fn settings(document: &Table<'_>) -> Settings {
         limits,
         handshakes,
         keys: document.table("keys", sections::keys),
+        issuers: document.tables("issuer", issuer::issuer),
+        tokens: document.table("tokens", issuer::tokens),
         routes: document.tables("route", |table| route::route(table, &upstreams)),
         upstreams,
         abuse: document.table("abuse", sections::abuse),

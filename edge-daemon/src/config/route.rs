@@ -56,7 +56,17 @@ fn needs(table: &Table<'_>) -> Option<Requirement> {
     let held = |key| table.or(key, Vec::new(), |item| held(item, methods.is_some()));
     let scopes = held("scopes");
     let (any_scope, roles) = (held("any_scope"), held("roles"));
-    methods.map(|methods| Requirement { methods, scopes, any_scope, roles })
+    let takes_tokens = methods.is_some_and(|methods| methods.contains(auth::Method::Jwt));
+    let audience = table.or("audience", Vec::new(), |item| audience(item, takes_tokens));
+    methods.map(|methods| Requirement { methods, scopes, any_scope, roles, audience })
+}
+
+/// Whom tokens are meant for on this route.
+fn audience(item: &Item<'_>, takes_tokens: bool) -> Option<Vec<String>> {
+    if !takes_tokens {
+        return item.wrong("'audience' without tokens", "it goes with an 'auth' of \"jwt\"");
+    }
+    some_of(item, "an array of audiences", super::issuer::audience)
 }
 
 /// `"none"`, one method of authentication, or an array of those that will do.
@@ -74,7 +84,7 @@ fn auth(item: &Item<'_>) -> Option<Option<Methods>> {
 }
 
 /// The ways of proof that a route may take.
-const METHODS_OF_PROOF: [auth::Method; 1] = [auth::Method::Key];
+const METHODS_OF_PROOF: [auth::Method; 2] = [auth::Method::Key, auth::Method::Jwt];
 
 fn path(item: &Item<'_>, exact: bool) -> Option<PathPattern> {
     let path = item.text("a path: \"/v1\"")?;

@@ -2,6 +2,7 @@
 //!
 //! `config/edged.toml` annotates every key; the names here are the names there.
 
+mod issuer;
 mod packets;
 mod tls;
 
@@ -16,6 +17,7 @@ pub use edge_policy::route::{Answers, Match, Requirement, Rewrite};
 use edge_policy::{forwarded::Naming, limit};
 use ipnet::IpNet;
 
+pub use self::issuer::{Issuer, KeySource, Tokens};
 pub use self::packets::{
     Attach, Fragments, Interface, Kernel, NamedSignature, PrefixLimit, SynCookies, When,
 };
@@ -42,6 +44,10 @@ pub struct Settings {
     pub handshakes: limit::Spec,
     /// `[keys]`: API keys.
     pub keys: Keys,
+    /// `[[issuer]]`, in the order of the file; names are unique, and so is each `issuer`.
+    pub issuers: Vec<Issuer>,
+    /// `[tokens]`: what tokens may take.
+    pub tokens: Tokens,
     /// `[[upstream]]`, in the order of the file; names are unique.
     pub upstreams: Vec<Upstream>,
     /// `[[route]]`, in the order of the file; host and path are unique together.
@@ -63,12 +69,21 @@ impl Settings {
     #[must_use]
     pub fn secrets(&self) -> Vec<(&Origin, usize)> {
         let peppers = std::iter::once(&self.keys.pepper).chain(&self.keys.former_peppers);
-        peppers.map(|origin| (origin, BYTES_MIN)).collect()
+        let signing = self.issuers.iter().filter_map(|issuer| match &issuer.keys {
+            KeySource::Static(files) => Some(&files.secrets),
+            KeySource::Fetched(_) => None,
+        });
+        peppers.chain(signing.flatten()).map(|origin| (origin, BYTES_MIN)).collect()
     }
 
     fn secrets_mut(&mut self) -> Vec<&mut Origin> {
         let keys = &mut self.keys;
-        std::iter::once(&mut keys.pepper).chain(&mut keys.former_peppers).collect()
+        let peppers = std::iter::once(&mut keys.pepper).chain(&mut keys.former_peppers);
+        let signing = self.issuers.iter_mut().filter_map(|issuer| match &mut issuer.keys {
+            KeySource::Static(files) => Some(&mut files.secrets),
+            KeySource::Fetched(_) => None,
+        });
+        peppers.chain(signing.flatten()).collect()
     }
 
     /// Takes relative paths of secrets from this folder.

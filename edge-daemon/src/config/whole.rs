@@ -2,7 +2,11 @@
 
 use std::{net::IpAddr, ops::Range};
 
-use edge_policy::route::{self, Match, RouteFault};
+use edge_identity::jwt::Issuer as Terms;
+use edge_policy::{
+    auth::Method,
+    route::{self, Match, Requirement, RouteFault},
+};
 use ipnet::IpNet;
 use toml::de::{DeTable, DeValue};
 
@@ -16,6 +20,7 @@ use super::{
 pub(super) fn check(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'_>) {
     check_names(settings, document, notes);
     check_routes(settings, document, notes);
+    check_issuers(settings, document, notes);
     check_listeners(settings, document, notes);
     check_bans(settings, document, notes);
     check_denied_upstreams(settings, document, notes);
@@ -106,6 +111,35 @@ fn check_routes(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'_>) 
             // The reader has told of it.
             RouteFault::Methods { .. } => {}
         }
+    }
+}
+
+fn check_issuers(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'_>) {
+    let issuers = || settings.issuers.iter().map(|issuer| &issuer.terms);
+    for (n, terms) in issuers().enumerate() {
+        let same = |field: fn(&Terms) -> &String| {
+            !field(terms).is_empty() && issuers().take(n).any(|e| field(e) == field(terms))
+        };
+        if same(|terms| &terms.name) {
+            let what = format!("two issuers are called '{}'", terms.name);
+            notes.wrong(place_nth(document, "issuer", n, "name"), what, "rename one");
+        }
+        if same(|terms| &terms.issuer) {
+            let what = format!("two [[issuer]] are '{}'", terms.issuer);
+            let help = "a token names one issuer; a route's 'audience' tells its uses apart";
+            notes.wrong(place_nth(document, "issuer", n, "issuer"), what, help);
+        }
+    }
+    let takes = |needs: &Requirement| needs.methods.contains(Method::Jwt);
+    let takers = settings.routes.iter().map(|route| route.needs.as_ref().is_some_and(takes));
+    if settings.issuers.is_empty() {
+        for (n, _) in takers.enumerate().filter(|(_, takes)| *takes) {
+            let span = place_nth(document, "route", n, "auth");
+            notes.wrong(span, "the route takes tokens, and there is no [[issuer]]", "add one");
+        }
+    } else if notes.is_clean() && !takers.into_iter().any(|takes| takes) {
+        let span = place_nth(document, "issuer", 0, "name");
+        notes.doubt(span, "no route takes tokens", "is an 'auth' of \"jwt\" missing?");
     }
 }
 

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     keys::{Imported, KeyCommand, KeyCreated, KeyEntry, KeyPage},
     packets::{Bucket, EventsLost, Probe, Sort, Top, Traffic},
+    tokens::{DenialEntry, TokenCommand},
 };
 
 /// The longest command, in bytes: some thousand keys to be imported.
@@ -88,6 +89,8 @@ pub enum Command {
     SignatureList,
     /// Something about API keys.
     Key(KeyCommand),
+    /// Something about tokens.
+    Token(TokenCommand),
     /// Reads the configuration again. Answer: [`Reply::Done`].
     Reload,
 }
@@ -143,6 +146,8 @@ pub enum Reply {
     Exported(Vec<String>, Option<KeyId>),
     /// What became of imported lines.
     Imported(Imported),
+    /// Denials of tokens in force.
+    Denials(Entries<DenialEntry>),
 }
 
 /// Some entries, and how many there are in all.
@@ -339,6 +344,7 @@ impl Command {
         match self {
             Self::ListAdd { reason, .. } => text_fault(reason),
             Self::Key(command) => command.fault(),
+            Self::Token(command) => command.fault(),
             _ => None,
         }
     }

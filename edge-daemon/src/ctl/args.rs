@@ -7,7 +7,7 @@ use clap_complete::Shell;
 use edge_policy::probe::tcp_flags;
 use ipnet::IpNet;
 
-use super::keys::KeyVerb;
+use super::{keys::KeyVerb, tokens::TokenVerb};
 use crate::{
     config::text,
     control::{
@@ -58,6 +58,9 @@ pub enum Verb {
     /// API keys
     #[command(subcommand)]
     Key(KeyVerb),
+    /// Tokens of issuers that are refused although they are good
+    #[command(subcommand)]
+    Token(TokenVerb),
     /// Read the configuration again; a bad one is refused and changes nothing
     Reload,
     /// Take the packet filter off its interfaces and forget its tables
@@ -268,6 +271,8 @@ mod tests {
 
     use super::*;
     use crate::control::keys::{KeyCommand, Life, NewKey, NewSecret};
+    use crate::control::tokens::TokenCommand;
+    use edge_identity::jwt::denylist::Target;
 
     fn command(line: &str) -> Command {
         let args = Args::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));
@@ -348,6 +353,10 @@ mod tests {
             ..Probe::default()
         };
         let frame = Probe { frame: Some("0200".to_owned()), ..Probe::default() };
+        let token = |target, life_ms| {
+            let issuer = "main".to_owned();
+            Command::Token(TokenCommand::Revoke { target, issuer, life_ms })
+        };
         let table = [
             ("edgectl top", Command::Top { sort: Sort::Cost, limit: 10 }),
             ("edgectl top --once --json", Command::Top { sort: Sort::Cost, limit: 10 }),
@@ -416,6 +425,19 @@ mod tests {
                 "edgectl key import keys.jsonl --check",
                 key(KeyCommand::Import { lines: Vec::new(), check: true }),
             ),
+            ("edgectl token revoke --jti a --issuer main", token(Target::Jti("a".into()), None)),
+            (
+                "edgectl token revoke --kid k --issuer main --until 1h",
+                token(Target::Kid("k".into()), Some(3_600_000)),
+            ),
+            (
+                "edgectl token remove --sub alice --issuer https://id.example",
+                Command::Token(TokenCommand::Remove {
+                    target: Target::Sub("alice".into()),
+                    issuer: "https://id.example".into(),
+                }),
+            ),
+            ("edgectl token list", Command::Token(TokenCommand::List)),
             ("edgectl reload", Command::Reload),
         ];
         for (line, wanted) in table {
@@ -451,6 +473,9 @@ mod tests {
             "edgectl key create --name ci --routes v1",
             "edgectl key create --name ci --secret --secret-file f",
             "edgectl key revoke 0a1b",
+            "edgectl token revoke --issuer main",
+            "edgectl token revoke --jti a",
+            "edgectl token revoke --jti a --sub b --issuer main",
             "edgectl completions tcsh2",
         ] {
             assert!(Args::try_parse_from(line.split(' ')).is_err(), "{line}");

@@ -33,6 +33,7 @@ pub(super) fn json(reply: &Reply) -> String {
         Reply::Key(key) => render(key),
         Reply::Exported(lines, _) => render(lines),
         Reply::Imported(imported) => render(imported),
+        Reply::Denials(denials) => render(denials),
     };
     pretty + "\n"
 }
@@ -56,6 +57,7 @@ pub(super) fn text(reply: &Reply, now_ms: u64) -> String {
         Reply::Key(key) => keys::entry_text(key, now_ms),
         Reply::Exported(lines, _) => lines.join("\n"),
         Reply::Imported(imported) => keys::imported_text(imported),
+        Reply::Denials(denials) => super::tokens::text(denials, now_ms),
     }
 }
 
@@ -209,7 +211,7 @@ fn explanation_text(explanation: &Explanation, now_ms: u64) -> String {
 }
 
 /// How many entries the reply left out, if any.
-fn rest<T>(entries: &Entries<T>) -> String {
+pub(super) fn rest<T>(entries: &Entries<T>) -> String {
     match entries.total.saturating_sub(entries.entries.len() as u64) {
         0 => String::new(),
         more => format!("... and {more} more\n"),

@@ -10,12 +10,22 @@ use edge_identity::{
 use edge_policy::{
     auth::{Challenge, TokenError},
     denied::Denied,
+    head::Host,
     route::Route,
     target::Target,
 };
 use http::request::Parts;
 
-use super::{Plan, Worker, front::Visitor, keys};
+use super::{Plan, Worker, front::Visitor, keys, token};
+
+/// A request as far as it is known before anybody is asked who sent it.
+#[derive(Clone, Copy)]
+pub(crate) struct Asked<'r> {
+    pub(crate) head: &'r Parts,
+    pub(crate) host: &'r Host,
+    pub(crate) target: &'r Target,
+    pub(crate) visitor: &'r Visitor,
+}
 
 /// What is known of the sender of a request.
 #[derive(Default)]
@@ -50,17 +60,22 @@ pub(crate) async fn identify(
     worker: &Worker,
     plan: &Plan,
     route: &Route,
-    head: &Parts,
+    asked: Asked<'_>,
     shown: Option<Shown<'_>>,
 ) -> Result<Identity, Denied> {
     let methods = route.access.methods();
-    let presented = Presented { headers: &head.headers, key: shown.is_some(), certificate: false };
+    let presented =
+        Presented { headers: &asked.head.headers, key: shown.is_some(), certificate: false };
     let method = presented.method(methods).map_err(|reason| unproved(reason, methods))?;
     let proved = match (method, shown) {
         (None, _) => return Ok(Identity::default()),
         (Some(Method::Key), Some(shown)) => keys::prove(worker, plan, shown)
             .await
             .map(|key| Principal::Key { key, method: Method::Key }),
+        (Some(Method::Jwt), None) => {
+            let named = token::prove(worker, plan, route, asked).await?;
+            return Ok(Identity { principal: Some(Principal::Named(named)) });
+        }
         // The configuration lets a route take only what can be proved.
         (Some(_), _) => Err(Reason::InternalError),
     };

@@ -12,6 +12,7 @@ mod incoming;
 mod keys;
 mod path;
 mod serve;
+mod token;
 mod upstream;
 mod watch;
 mod words;
@@ -31,6 +32,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use edge_common::{Blame, ClientWidth, Reason};
+use edge_identity::jwt::denylist::Denylist;
 use edge_identity::key::{self, KeyRing, Peppers};
 use edge_policy::{
     abuse::Scores,
@@ -45,12 +47,14 @@ use tokio::{
 };
 
 pub use self::serve::Entrance;
-use self::upstream::Upstream;
+pub use self::token::Proofs;
+use self::{token::Tokens, upstream::Upstream};
 use crate::{
     banned::Banned,
     clock,
     config::settings,
     events::Events,
+    issuers::{Feeds, Issuers},
     keys::{Orders, slow::Slow},
     metrics::{Counters, Metrics},
     tls,
@@ -61,6 +65,12 @@ use crate::{
 pub struct Edge {
     /// What requests are judged by; replaced whole at a reload.
     pub plan: ArcSwap<Plan>,
+    /// Where issuers' keys come from.
+    pub feeds: Feeds,
+    /// Tokens that operators deny.
+    pub denylist: Denylist,
+    /// DPoP proofs that came.
+    pub proofs: Proofs,
     /// The keys that are known.
     pub keys: KeyRing,
     /// The way to the thread that changes them.
@@ -79,6 +89,14 @@ pub struct Edge {
     pub events: Events,
 }
 
+impl Edge {
+    /// Puts a plan in force, and has the keys fetched that it needs.
+    pub fn adopt(&self, plan: Plan) {
+        self.feeds.publish(&plan.issuers);
+        self.plan.store(Arc::new(plan));
+    }
+}
+
 /// What requests are judged by: the part of the configuration that the request plane reads.
 pub struct Plan {
     /// Bounds of connections and requests.
@@ -89,6 +107,10 @@ pub struct Plan {
     pub limits: Rules,
     /// Where requests go and who may send them there.
     pub routes: Routes,
+    /// Whose tokens are taken.
+    pub issuers: Issuers,
+    /// What tokens may take.
+    pub tokens: settings::Tokens,
     /// Where they go, by the names in `routes`.
     pub upstreams: Vec<settings::Upstream>,
     /// The certificates, and what else handshakes go by.
@@ -134,6 +156,7 @@ pub(crate) struct Worker {
     visitors: Cell<usize>,
     left: Notify,
     complaints: Throttle,
+    tokens: Tokens,
 }
 
 /// Lets one line a second into the log: writing it takes time from every request.
@@ -171,7 +194,8 @@ impl Worker {
         let counters = edge.metrics.worker(index);
         let next_request = Cell::new((0, u64::from_ne_bytes(secret)));
         let (visitors, left, complaints) = (Cell::new(0), Notify::new(), Throttle::default());
-        Ok(Self { edge, counters, view, next_request, visitors, left, complaints })
+        let tokens = token::tokens(&edge.plan.load().tokens)?;
+        Ok(Self { edge, counters, view, next_request, visitors, left, complaints, tokens })
     }
 
     /// The plan in force. A new one begins with fresh upstream connections; requests under the

@@ -140,7 +140,8 @@ async fn settle(
     trace.answers = Some(Arc::clone(&route.answers));
     trace.origin = route.answers.cors.as_ref().and_then(|cors| cors.origin(&head.headers));
     visitor.check_certificate(route.certificate)?;
-    let identity = identify::identify(worker, plan, route, &head, key).await?;
+    let asked = identify::Asked { head: &head, host: &host, target: &target, visitor };
+    let identity = identify::identify(worker, plan, route, asked, key).await?;
     trace.principal = identity.principal;
     access::authorize(route, trace.principal.as_ref())?;
     if !trace.principal.as_ref().is_some_and(is_shown) {
@@ -240,6 +241,7 @@ fn report(worker: &Worker, visitor: &Visitor, denied: &Denied, trace: &Trace) {
         principal: trace.principal.as_ref().map(|who| who.id().to_owned()),
         limit: denied.hit.as_ref().map(|hit| hit.limit.to_string()),
         ja4: visitor.tls.as_ref().and_then(|facts| facts.ja4),
+        detail: denied.challenge.token.as_ref().and_then(|token| token.fault),
     });
 }
 

@@ -246,6 +246,7 @@ fn broken_off(worker: &Worker, visitor: &Visitor, error: &hyper::Error) {
             principal: None,
             limit: None,
             ja4: visitor.tls.as_ref().and_then(|facts| facts.ja4),
+            detail: None,
         });
     } else if error.is_parse() || is_http2_misuse(error) {
         worker.refuse_connection(address, Reason::MalformedRequest);

@@ -4,6 +4,7 @@
 
 mod accept;
 pub mod acme;
+pub mod client;
 mod facts;
 mod front;
 mod pair;

@@ -58,6 +58,7 @@ impl Writer {
             }
             Command::Top { .. } => bail!("the traffic is not the writer's to watch"),
             Command::Key(_) => bail!("keys are not the writer's to change"),
+            Command::Token(command) => self.obey_token(command, peer)?,
             Command::Reload => bail!("a reload is not the writer's to do"),
         })
     }

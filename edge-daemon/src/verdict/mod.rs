@@ -11,6 +11,7 @@ mod explain;
 mod fold;
 mod keeper;
 mod lists;
+mod tokens;
 mod view;
 
 use std::{
@@ -37,6 +38,7 @@ use self::{
     fold::Folding,
     keeper::Unsaved,
     lists::{Configured, List, entries},
+    tokens::Denials,
 };
 pub use self::{keeper::Keeper, lists::list_capacity};
 use crate::{
@@ -107,6 +109,8 @@ pub struct Writer {
     queued: Option<(Box<Settings>, oneshot::Sender<anyhow::Result<()>>)>,
     /// What operators changed, and what ended, while a configuration's lists are compiled; `None`: none are.
     meanwhile: Option<Vec<(ListName, IpNet)>>,
+    /// Tokens that operators denied.
+    denials: Denials,
     /// Bans in force, by client. The kernel holds the same and ends each by itself.
     bans: BTreeMap<Source, Held>,
     /// Bans that are in the kernel and not yet on disk.
@@ -148,6 +152,7 @@ impl Writer {
             folding: Folding::default(),
             queued: None,
             meanwhile: None,
+            denials: Denials::new(),
             bans: BTreeMap::new(),
             unsaved,
             edge,
@@ -157,6 +162,7 @@ impl Writer {
             next_purge: Instant::now(),
         };
         writer.restore(past.bans)?;
+        writer.restore_denials(past.denials);
         let entries = entries(&configured, writer.of_operators());
         writer.tables.lists.replace(entries).context("cannot write the lists")?;
         writer.configure(configured);
@@ -315,6 +321,7 @@ impl Writer {
         self.folding.look(&self.tables.lists, now);
         self.follow_addresses();
         let now_ms = clock::unix_ms();
+        self.expire_denials(now_ms);
         if now >= self.next_purge && self.unsaved.purge(now_ms, self.settings.abuse.forget_after) {
             self.next_purge = now + PURGE_EVERY;
         }

@@ -7,30 +7,34 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::issuer::Verified;
-
-/// Verified tokens, bounded in bytes. For one thread.
+/// What was made of verified tokens, bounded in bytes. For one thread.
 #[derive(Debug)]
-pub struct Cache {
+pub struct Cache<T> {
     secret: [u8; 32],
     half_bytes: usize,
-    young: Generation,
+    young: Generation<T>,
     /// What was young before; what is asked for becomes young again, the rest goes at once.
-    old: Generation,
+    old: Generation<T>,
 }
 
-#[derive(Debug, Default)]
-struct Generation {
-    entries: HashMap<[u8; 32], Entry>,
+#[derive(Debug)]
+struct Generation<T> {
+    entries: HashMap<[u8; 32], Entry<T>>,
     bytes: usize,
 }
 
-#[derive(Clone, Debug)]
-struct Entry {
+impl<T> Default for Generation<T> {
+    fn default() -> Self {
+        Self { entries: HashMap::new(), bytes: 0 }
+    }
+}
+
+#[derive(Debug)]
+struct Entry<T> {
     under: Under,
     until_ms: u64,
     bytes: usize,
-    token: Arc<Verified>,
+    token: Arc<T>,
 }
 
 /// What a token was verified under.
@@ -48,7 +52,7 @@ pub struct Under {
 #[derive(Clone, Copy, Debug)]
 pub struct Digest([u8; 32]);
 
-impl Cache {
+impl<T> Cache<T> {
     /// A cache of about `bytes_max` bytes; `secret` is random, so that nobody can aim at an entry.
     #[must_use]
     pub fn new(secret: [u8; 32], bytes_max: usize) -> Self {
@@ -69,8 +73,8 @@ impl Cache {
         digest: Digest,
         now_ms: u64,
         holds: impl Fn(Under) -> bool,
-    ) -> Option<(usize, Arc<Verified>)> {
-        let good = |entry: &Entry| entry.until_ms > now_ms && holds(entry.under);
+    ) -> Option<(usize, Arc<T>)> {
+        let good = |entry: &Entry<T>| entry.until_ms > now_ms && holds(entry.under);
         if let Some(entry) = self.young.entries.get(&digest.0) {
             return good(entry).then(|| (entry.under.issuer, Arc::clone(&entry.token)));
         }
@@ -89,7 +93,7 @@ impl Cache {
         &mut self,
         digest: Digest,
         under: Under,
-        token: Arc<Verified>,
+        token: Arc<T>,
         bytes: usize,
         until_ms: u64,
     ) {
@@ -97,7 +101,7 @@ impl Cache {
         self.insert(digest, Entry { under, until_ms, bytes, token });
     }
 
-    fn insert(&mut self, digest: Digest, entry: Entry) {
+    fn insert(&mut self, digest: Digest, entry: Entry<T>) {
         if entry.bytes > self.half_bytes {
             return;
         }

@@ -2,13 +2,17 @@
 //! the key that signed them.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::{AcqRel, Acquire};
 
+use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 
 use super::issuer::Verified;
 
 /// Which tokens of an issuer are denied.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(tag = "by", content = "value", rename_all = "snake_case")]
 pub enum Target {
     /// The token with this `jti`.
@@ -36,10 +40,21 @@ pub struct Denial {
     pub by: String,
 }
 
-/// Every denial in force. Replaced whole when one is made or taken back.
-#[derive(Clone, Debug, Default)]
+/// Every denial in force, for all threads: a look takes no lock, and a change copies a small part.
+#[derive(Debug)]
 pub struct Denylist {
-    issuers: HashMap<String, HashMap<Target, Denial>>,
+    /// By the first byte of the name.
+    parts: [ArcSwap<HashMap<Name, Term>>; 256],
+    count: AtomicUsize,
+}
+
+/// A digest of issuer, kind and value: what is looked for is as long as it likes.
+type Name = [u8; 32];
+
+#[derive(Clone, Copy, Debug)]
+struct Term {
+    since_ms: u64,
+    until_ms: u64,
 }
 
 impl Target {
@@ -63,32 +78,65 @@ impl Target {
     }
 }
 
+impl Default for Denylist {
+    fn default() -> Self {
+        Self { parts: std::array::from_fn(|_| ArcSwap::default()), count: AtomicUsize::new(0) }
+    }
+}
+
 impl Denylist {
-    /// The list of these denials.
-    pub fn new(denials: impl IntoIterator<Item = Denial>) -> Self {
-        let mut list = Self::default();
-        for denial in denials {
-            let own = list.issuers.entry(denial.issuer.clone()).or_default();
-            own.insert(denial.target.clone(), denial);
+    /// Denies; in force when it returns. An earlier denial of the same is replaced.
+    pub fn put(&self, denial: &Denial) {
+        let name = name(&denial.issuer, denial.target.kind(), denial.target.value());
+        let term = Term { since_ms: denial.since_ms, until_ms: denial.until_ms };
+        self.change(name, |part| part.insert(name, term).is_none(), 1);
+    }
+
+    /// Takes a denial back.
+    pub fn remove(&self, denial: &Denial) {
+        let name = name(&denial.issuer, denial.target.kind(), denial.target.value());
+        self.change(name, |part| part.remove(&name).is_some(), usize::MAX);
+    }
+
+    /// Changes a part, and adds to the count if that made a difference. One thread changes.
+    fn change(&self, name: Name, act: impl Fn(&mut HashMap<Name, Term>) -> bool, by: usize) {
+        let part = &self.parts[usize::from(name[0])];
+        let mut changed = HashMap::clone(&part.load());
+        let differs = act(&mut changed);
+        part.store(Arc::new(changed));
+        if differs {
+            self.count.fetch_add(by, AcqRel);
         }
-        list
     }
 
     /// Whether a token is denied at this time.
     #[must_use]
     pub fn denies(&self, token: &Verified, now_ms: u64) -> bool {
+        if self.count.load(Acquire) == 0 {
+            return false;
+        }
         let claims = &token.claims;
-        let Some(own) = self.issuers.get(&claims.issuer) else { return false };
-        let denial = |target: Target| own.get(&target).filter(|denial| denial.until_ms > now_ms);
-        let by = |value: &Option<String>, target: fn(String) -> Target| {
-            value.as_ref().and_then(|value| denial(target(value.clone())))
+        let term = |kind, value: &str| {
+            let name = name(&claims.issuer, kind, value);
+            let found = self.parts[usize::from(name[0])].load().get(&name).copied();
+            found.filter(|term| term.until_ms > now_ms)
         };
-        let subject = by(&claims.subject, Target::Sub);
+        let by = |kind, value: &Option<String>| value.as_ref().and_then(|value| term(kind, value));
         // Whole seconds are all that `iat` may have; a token of the same second is denied.
-        let before = |denial: &Denial| claims.issued_ms.is_none_or(|at| at <= denial.since_ms);
-        subject.is_some_and(before)
-            || by(&claims.id, Target::Jti).is_some()
-            || by(&claims.session, Target::Sid).is_some()
-            || denial(Target::Kid(token.key.clone())).is_some()
+        let before = |term: Term| claims.issued_ms.is_none_or(|at| at <= term.since_ms);
+        by("sub", &claims.subject).is_some_and(before)
+            || by("jti", &claims.id).is_some()
+            || by("sid", &claims.session).is_some()
+            || term("kid", &token.key).is_some()
     }
+}
+
+fn name(issuer: &str, kind: &str, value: &str) -> Name {
+    let mut hash = blake3::Hasher::new();
+    for part in [issuer, kind, value] {
+        // With the length before it, no two lists of parts are the same bytes.
+        hash.update(&(part.len() as u64).to_le_bytes());
+        hash.update(part.as_bytes());
+    }
+    *hash.finalize().as_bytes()
 }

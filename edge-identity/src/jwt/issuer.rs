@@ -72,6 +72,8 @@ pub struct Presented<'p> {
     pub now_ms: u64,
     /// What operators revoked.
     pub denylist: &'p Denylist,
+    /// Whom the token must be meant for here; empty is as the issuer's terms say.
+    pub audience: &'p [String],
     /// The thumbprint of the key of a DPoP proof that is good for this request and token. `None`
     /// is the scheme `Bearer`.
     pub proof_key: Option<&'p [u8; 32]>,
@@ -98,20 +100,25 @@ impl<'t> Unverified<'t> {
 }
 
 impl Issuer {
+    /// Whether a token of sound form asks for a key that is not among these: newer ones might have
+    /// it.
+    ///
+    /// # Errors
+    /// If its form is not sound under this issuer's terms: then no key would help.
+    pub fn lacks_key(&self, token: &Unverified<'_>, keys: &KeySet) -> Result<bool, Fault> {
+        self.check_form(token)?;
+        let header = &token.jws.header;
+        Ok(matches!(keys.find(header.kid.as_deref(), header.algorithm), Err(Fault::Key)))
+    }
+
     /// Checks what never changes about a token: its form under this issuer's terms and its
     /// signature.
     ///
     /// # Errors
-    /// The first of these that does not hold. [`Fault::Key`]: newer keys might have it.
+    /// The first of these that does not hold.
     pub fn verify(&self, token: Unverified<'_>, keys: &KeySet) -> Result<Verified, Fault> {
+        self.check_form(&token)?;
         let Unverified { jws, claims } = token;
-        if claims.issuer != self.issuer {
-            return Err(Fault::Issuer);
-        }
-        if !self.algorithms.contains(&jws.header.algorithm) {
-            return Err(Fault::Algorithm);
-        }
-        self.check_type(&jws)?;
         let key = keys.verify(&jws)?;
         self.check_profile(&claims)?;
         let scopes = self.scope_claims.iter().find_map(|name| claims.words(name).transpose());
@@ -136,14 +143,25 @@ impl Issuer {
             return Err(Fault::Revoked);
         }
         check_sender(&token.claims, presented)?;
+        let wanted = match presented.audience {
+            [] => self.audience.as_slice(),
+            narrower => narrower,
+        };
         let meant = |audience: &String| token.claims.audience.contains(audience);
-        if self.audience.iter().any(meant) { Ok(()) } else { Err(Fault::Audience) }
+        if wanted.iter().any(meant) { Ok(()) } else { Err(Fault::Audience) }
     }
 
-    fn check_type(&self, jws: &Jws<'_>) -> Result<(), Fault> {
+    fn check_form(&self, token: &Unverified<'_>) -> Result<(), Fault> {
+        if token.claims.issuer != self.issuer {
+            return Err(Fault::Issuer);
+        }
+        let header = &token.jws.header;
+        if !self.algorithms.contains(&header.algorithm) {
+            return Err(Fault::Algorithm);
+        }
         let fits = match self.profile {
-            Profile::AccessToken => jws.header.is_type(&["at+jwt"]),
-            Profile::Plain => jws.header.typ.is_none() || jws.header.is_type(&["JWT", "at+jwt"]),
+            Profile::AccessToken => header.is_type(&["at+jwt"]),
+            Profile::Plain => header.typ.is_none() || header.is_type(&["JWT", "at+jwt"]),
         };
         if fits { Ok(()) } else { Err(Fault::Type) }
     }

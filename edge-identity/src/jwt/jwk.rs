@@ -51,6 +51,14 @@ pub enum KeyFault {
     Secret,
 }
 
+impl KeyFault {
+    /// Whether the key may be good and is for somebody else.
+    #[must_use]
+    pub const fn is_of_others(self) -> bool {
+        matches!(self, Self::Unknown | Self::Purpose)
+    }
+}
+
 /// The name that tokens know a key by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeyName {
@@ -228,6 +236,16 @@ impl VerifyingKey {
         canonical: &str,
     ) -> Self {
         Self { name, kind, verifiers, thumbprint: Some(sha256(canonical.as_bytes())) }
+    }
+
+    /// Whether the other is this key under the same name and for the same algorithms. Two secrets
+    /// are never known to be the same.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        let algorithms = |key: &Self| key.verifiers.iter().map(|(own, _)| *own).collect::<Vec<_>>();
+        self.name == other.name
+            && self.thumbprint.is_some()
+            && self.thumbprint == other.thumbprint
+            && algorithms(self) == algorithms(other)
     }
 
     /// Leaves only the algorithms for which this holds.

@@ -83,6 +83,19 @@ impl KeySet {
         &self.keys
     }
 
+    /// The keys themselves.
+    #[must_use]
+    pub fn into_keys(self) -> Vec<VerifyingKey> {
+        self.keys
+    }
+
+    /// Whether the other set verifies the same tokens under the same names.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        let mut pairs = self.keys.iter().zip(&other.keys);
+        self.keys.len() == other.keys.len() && pairs.all(|(a, b)| a.is_same(b))
+    }
+
     /// The one key that a token's header means.
     ///
     /// # Errors

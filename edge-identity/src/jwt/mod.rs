@@ -29,6 +29,12 @@ pub use jwk::{KeyFault, KeyName, VerifyingKey};
 pub use jwks::{KEYS_MAX, KeySet, SetFault};
 pub use jws::{Header, Jws};
 
+/// The digest of a certificate, as `x5t#S256` of a token has it (RFC 8705 3.1); `der` is the whole.
+#[must_use]
+pub fn certificate_digest(der: &[u8]) -> [u8; 32] {
+    algorithm::sha256(der)
+}
+
 /// Why a token is refused. For counters and logs; the client learns no more than RFC 6750 demands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Fault {
@@ -136,7 +142,10 @@ impl Fault {
         match self {
             Self::Expired => Reason::CredentialExpired,
             Self::Revoked => Reason::CredentialRevoked,
-            Self::Audience => Reason::NotPermitted,
+            Self::Sender | Self::Proof => Reason::TokenUnproved,
+            Self::ProofNonce => Reason::ProofNonce,
+            Self::ProofReplayed => Reason::Replayed,
+            Self::Audience => Reason::TokenAudience,
             _ => Reason::CredentialInvalid,
         }
     }

@@ -111,7 +111,7 @@ fn ours(token: &str, issuer: &Issuer, keys: &KeySet) -> Result<(), Fault> {
     let denylist = &Denylist::default();
     issuer.admit(
         &verified,
-        &Presented { now_ms: NOW_MS, denylist, proof_key: None, certificate: None },
+        &Presented { now_ms: NOW_MS, denylist, audience: &[], proof_key: None, certificate: None },
     )
 }
 
@@ -212,7 +212,7 @@ proptest! {
         let token = signer.token(&body);
         let verified = issuer.verify(Unverified::parse(&token, 8192).unwrap(), &keys).unwrap();
         let denylist = &Denylist::default();
-        let at = |now_ms| Presented { now_ms, denylist, proof_key: None, certificate: None };
+        let at = |now_ms| Presented { now_ms, denylist, audience: &[], proof_key: None, certificate: None };
         prop_assert_eq!(issuer.admit(&verified, &at(now * 1000)).is_ok(), now < exp + 5);
     }
 }

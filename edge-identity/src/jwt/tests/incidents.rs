@@ -21,7 +21,10 @@ fn verified(token: &str, issuer: &Issuer, keys: &KeySet) -> Result<Verified, Fau
 
 fn admit(issuer: &Issuer, token: &Verified, now_ms: u64) -> Result<(), Fault> {
     let denylist = &Denylist::default();
-    issuer.admit(token, &Presented { now_ms, denylist, proof_key: None, certificate: None })
+    issuer.admit(
+        token,
+        &Presented { now_ms, denylist, audience: &[], proof_key: None, certificate: None },
+    )
 }
 
 /// lua-resty-openidc 399 (2021) and 569 (2026): a cache of verified tokens answered for another
@@ -70,7 +73,7 @@ proptest! {
     /// fast-jwt GHSA-rp9m-7r4c-75qg (2026): colliding cache keys gave out another token's claims.
     #[test]
     fn incident_cache_names_all_bytes(a in ".{0,60}", b in ".{0,60}", secret: [u8; 32]) {
-        let cache = Cache::new(secret, 1000);
+        let cache = Cache::<()>::new(secret, 1000);
         let (x, y) = (format!("{:?}", cache.digest(&a)), format!("{:?}", cache.digest(&b)));
         prop_assert_eq!(x == y, a == b);
     }

@@ -199,7 +199,10 @@ fn a_bound_token_is_good_with_what_it_is_bound_to() {
         });
         let token = issuer.verify(Unverified::parse(&token, 8192).unwrap(), &keys).unwrap();
         let denylist = &denylist;
-        issuer.admit(&token, &Presented { now_ms: NOW_MS, denylist, proof_key, certificate })
+        issuer.admit(
+            &token,
+            &Presented { now_ms: NOW_MS, denylist, audience: &[], proof_key, certificate },
+        )
     };
     let (jkt, x5t) = (encode(&key), encode(&certificate));
     let (to_key, to_certificate) = (json!({"jkt": jkt}), json!({"x5t#S256": x5t}));

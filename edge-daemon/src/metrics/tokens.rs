@@ -1,0 +1,41 @@
+//! What is counted of tokens and their issuers.
+
+use std::sync::{Arc, atomic::Ordering::Relaxed};
+
+use edge_identity::jwt::Fault;
+use prometheus::proto::{MetricFamily, MetricType};
+
+use super::{counter, family, gauge};
+use crate::issuers::Feed;
+
+/// Tokens that were refused, by what was wrong with them.
+pub(super) fn faults(count: impl Fn(Fault) -> u64) -> MetricFamily {
+    let counts = Fault::ALL.map(|fault| (fault, count(fault)));
+    let seen = counts.into_iter().filter(|(_, count)| *count > 0);
+    let metrics = seen.map(|(fault, count)| counter(&[("fault", fault.name())], count));
+    family("edged_token_faults_total", "Tokens refused, by fault.", MetricType::COUNTER, metrics)
+}
+
+/// How the keys of issuers are.
+pub(super) fn issuers(feeds: &[Arc<Feed>]) -> [MetricFamily; 3] {
+    let fetched = feeds.iter().filter(|feed| feed.source.is_some());
+    let fetches = fetched.flat_map(|feed| {
+        [("ok", &feed.fetched), ("failed", &feed.failed)].map(|(result, count)| {
+            counter(&[("issuer", &feed.name), ("result", result)], count.load(Relaxed))
+        })
+    });
+    let keys = feeds.iter().map(|feed| {
+        let count = feed.age_and_count().map_or(0, |(_, count)| count);
+        gauge(&[("issuer", &feed.name)], count as u64)
+    });
+    let ages = feeds.iter().filter(|feed| feed.source.is_some()).filter_map(|feed| {
+        let (age_ms, _) = feed.age_and_count()?;
+        Some(gauge(&[("issuer", &feed.name)], age_ms / 1000))
+    });
+    let (counts, now) = (MetricType::COUNTER, MetricType::GAUGE);
+    [
+        family("edged_issuer_fetches_total", "Fetches of issuers' keys.", counts, fetches),
+        family("edged_issuer_keys", "Keys of an issuer in force.", now, keys),
+        family("edged_issuer_keys_age_seconds", "Since they were last confirmed.", now, ages),
+    ]
+}

@@ -1,0 +1,358 @@
+//! A token, proved: `Authorization: Bearer` and `Authorization: DPoP`.
+
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    io,
+    sync::{Arc, Mutex},
+};
+
+use edge_common::Reason;
+use edge_identity::{
+    jwt::{
+        Fault, Issuer, Presented, Unverified, Verified,
+        cache::{Cache, Digest, Under},
+        certificate_digest,
+        dpop::{Expected, Nonces, Proof},
+    },
+    principal::{Claim, Method, Named},
+    replay::{Seen, Shard},
+};
+use edge_policy::{
+    auth::{Challenge, Methods, PresentedToken, TokenError, TokenScheme},
+    denied::Denied,
+    route::{Access, Route},
+};
+use http::{HeaderMap, HeaderName, header};
+use serde_json::Value;
+
+use super::{Plan, Worker, front::Visitor, identify::Asked};
+use crate::{
+    clock,
+    config::settings,
+    issuers::{Feed, Refreshed},
+};
+
+/// A token that was verified, and whom it names.
+pub(super) struct Known {
+    verified: Verified,
+    named: Arc<Named>,
+}
+
+/// The tokens that one worker has verified.
+pub(super) type Tokens = RefCell<Cache<Known>>;
+
+/// What proofs need beside the request: the memory of those seen, and nonces. Shared by all.
+pub struct Proofs {
+    shards: Vec<Mutex<Shard>>,
+    nonces: Nonces,
+    fingerprints: [u8; 32],
+    age_max_s: u64,
+}
+
+/// Proves a token. May wait, bounded, for its issuer's keys.
+///
+/// # Errors
+/// The refusal, with the challenge that goes with it.
+pub(super) async fn prove(
+    worker: &Worker,
+    plan: &Plan,
+    route: &Route,
+    asked: Asked<'_>,
+) -> Result<Arc<Named>, Denied> {
+    let methods = route.access.methods();
+    let (scheme, text) = present(&asked.head.headers)
+        .map_err(|reason| refusal(reason, None, (TokenScheme::Bearer, None), methods))?;
+    let proved = match verify(worker, plan, text).await {
+        Ok((issuer, known)) => {
+            let terms = &plan.issuers.all[issuer].0;
+            admit(worker, plan, terms, &known, (scheme, text), (route, asked)).map(|()| known)
+        }
+        Err(stop) => Err(stop),
+    };
+    match proved {
+        Ok(known) => Ok(Arc::clone(&known.named)),
+        Err(Stop::Fault(fault)) => {
+            worker.counters.token_fault(fault);
+            let nonces = &worker.edge.proofs.nonces;
+            let nonce = (fault == Fault::ProofNonce).then(|| nonces.current(clock::unix_ms()));
+            Err(refusal(fault.reason(), Some(fault), (scheme, nonce), methods))
+        }
+        Err(Stop::Reason(reason)) => Err(reason.into()),
+    }
+}
+
+/// Why a token is not proved.
+enum Stop {
+    /// The token's fault, or its sender's.
+    Fault(Fault),
+    /// Nobody's who sent it.
+    Reason(Reason),
+}
+
+impl From<Fault> for Stop {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+/// The one token that a request presents, and under which scheme.
+fn present(headers: &HeaderMap) -> Result<(TokenScheme, &str), Reason> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let (Some(value), None) = (values.next(), values.next()) else {
+        return Err(Reason::CredentialInvalid);
+    };
+    let text = value.to_str().map_err(|_| Reason::CredentialInvalid)?.trim();
+    let (scheme, token) = text.split_once(' ').ok_or(Reason::CredentialInvalid)?;
+    let scheme = match scheme {
+        s if s.eq_ignore_ascii_case("Bearer") => TokenScheme::Bearer,
+        s if s.eq_ignore_ascii_case("DPoP") => TokenScheme::Dpop,
+        _ => return Err(Reason::CredentialInvalid),
+    };
+    Ok((scheme, token.trim_start_matches(' ')))
+}
+
+/// What is true of a token whenever it comes: from the cache, or from its signature.
+async fn verify(worker: &Worker, plan: &Plan, text: &str) -> Result<(usize, Arc<Known>), Stop> {
+    if text.len() > plan.tokens.bytes_max {
+        return Err(Fault::Size.into());
+    }
+    let now_ms = clock::unix_ms();
+    let digest = worker.tokens.borrow().digest(text);
+    let found = worker.tokens.borrow_mut().find(digest, now_ms, |under| plan.issuers.holds(under));
+    if let Some(found) = found {
+        return Ok(found);
+    }
+    let token = Unverified::parse(text, plan.tokens.bytes_max)?;
+    let issuer = plan.issuers.find(token.issuer()).ok_or(Fault::Issuer)?;
+    let (terms, feed) = &plan.issuers.all[issuer];
+    let (verified, keys) = with_keys(terms, feed, token).await?;
+    let named = Arc::new(name(terms, &verified));
+    let known = Arc::new(Known { verified, named });
+    remember(worker, plan, digest, (issuer, keys), &known, text.len());
+    Ok((issuer, known))
+}
+
+/// Verifies with the keys there are; where they do not know the token's, with newer ones, once.
+async fn with_keys(
+    terms: &Issuer,
+    feed: &Feed,
+    token: Unverified<'_>,
+) -> Result<(Verified, u64), Stop> {
+    let mut keys = feed.keys();
+    let lacks = match &keys {
+        Some(keys) => terms.lacks_key(&token, &keys.set)?,
+        None => true,
+    };
+    if lacks && feed.refresh(keys.as_ref().map(|keys| keys.number)).await == Refreshed::Newer {
+        keys = feed.keys();
+    }
+    let keys = keys.ok_or(Stop::Reason(Reason::IssuerUnavailable))?;
+    Ok((terms.verify(token, &keys.set)?, keys.number))
+}
+
+fn remember(
+    worker: &Worker,
+    plan: &Plan,
+    digest: Digest,
+    (issuer, keys): (usize, u64),
+    known: &Arc<Known>,
+    bytes: usize,
+) {
+    let under = Under { policy: plan.issuers.number, issuer, keys };
+    let for_ms = u64::try_from(plan.tokens.cache_time.as_millis()).unwrap_or(u64::MAX);
+    let until_ms = clock::unix_ms().saturating_add(for_ms).min(known.verified.claims.expires_ms);
+    worker.tokens.borrow_mut().put(digest, under, Arc::clone(known), bytes, until_ms);
+}
+
+/// What depends on the moment and the request: everything that no cache may answer.
+fn admit(
+    worker: &Worker,
+    plan: &Plan,
+    terms: &Issuer,
+    known: &Known,
+    (scheme, text): (TokenScheme, &str),
+    (route, asked): (&Route, Asked<'_>),
+) -> Result<(), Stop> {
+    let now_ms = clock::unix_ms();
+    let proof = match scheme {
+        TokenScheme::Bearer => None,
+        TokenScheme::Dpop => Some(proof(worker, plan, terms, text, asked, now_ms)),
+    };
+    let certificate = certificate(&known.verified, asked.visitor);
+    let audience = match &route.access {
+        Access::Anyone => &[][..],
+        Access::Needs(needed) => &needed.audience,
+    };
+    // A token that is no good by itself is refused as such, whatever its proof is.
+    let shown = proof.as_ref().and_then(|proof| proof.as_ref().ok()).map(|proof| &proof.key);
+    let judged = terms.admit(
+        &known.verified,
+        &Presented {
+            now_ms,
+            denylist: &worker.edge.denylist,
+            audience,
+            proof_key: shown,
+            certificate: certificate.as_ref(),
+        },
+    );
+    match (judged, proof) {
+        // It was not the token that lacked something, but its proof.
+        (Ok(()) | Err(Fault::Sender), Some(Err(fault))) | (Err(fault), _) => Err(fault.into()),
+        (Ok(()), Some(Ok(proof))) => worker.edge.proofs.admit(&proof, now_ms),
+        (Ok(()), None) => Ok(()),
+    }
+}
+
+/// The proof that goes with a token (RFC 9449, 4.3): one header, and good for this request.
+fn proof(
+    worker: &Worker,
+    plan: &Plan,
+    terms: &Issuer,
+    token: &str,
+    asked: Asked<'_>,
+    now_ms: u64,
+) -> Result<Proof, Fault> {
+    let mut values = asked.head.headers.get_all(&DPOP).iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return Err(Fault::Proof) };
+    let text = value.to_str().map_err(|_| Fault::Proof)?;
+    let port = asked.host.port.filter(|port| *port != 443);
+    let authority =
+        port.map_or_else(|| asked.host.name.clone(), |p| format!("{}:{p}", asked.host.name));
+    Proof::check(
+        text,
+        &Expected {
+            method: asked.head.method.as_str(),
+            authority: &authority,
+            path: &asked.target.path,
+            token,
+            now_ms,
+            age_max_ms: u64::try_from(plan.tokens.proof_age.as_millis()).unwrap_or(u64::MAX),
+            leeway_ms: terms.leeway_ms,
+            nonces: plan.tokens.proof_nonces.map(|_| &worker.edge.proofs.nonces),
+        },
+    )
+}
+
+/// The digest of the connection's client certificate, if the token is bound to one.
+fn certificate(token: &Verified, visitor: &Visitor) -> Option<[u8; 32]> {
+    token.claims.confirmation.as_ref()?.certificate?;
+    let peer = visitor.tls.as_ref()?.peer.as_ref()?;
+    Some(certificate_digest(peer.chain.first()?))
+}
+
+const DPOP: HeaderName = HeaderName::from_static("dpop");
+
+impl Proofs {
+    /// An empty memory. Proofs that were made before this moment are refused: whether they came
+    /// already, only the process before this one knew.
+    ///
+    /// # Errors
+    /// If there is no randomness.
+    pub fn new(settings: &settings::Tokens) -> io::Result<Self> {
+        let (mut secret, mut fingerprints) = ([0; 32], [0; 32]);
+        getrandom::fill(&mut secret).map_err(io::Error::other)?;
+        getrandom::fill(&mut fingerprints).map_err(io::Error::other)?;
+        let age_max_s = settings.proof_age.as_secs().max(1);
+        let period = settings.proof_nonces.unwrap_or(settings.proof_age).max(MILLISECOND);
+        let capacity = u32::try_from(settings.proofs_max / SHARDS).unwrap_or(u32::MAX).max(1);
+        let proven_s = clock::unix_ms() / 1000 + age_max_s;
+        // A proof may come a leeway early, and is remembered until it is too old all the same.
+        let lifetime_s = age_max_s + LEEWAY_MAX_S;
+        let shard = |_| Mutex::new(Shard::new(capacity, lifetime_s, proven_s));
+        Ok(Self {
+            shards: (0..SHARDS).map(shard).collect(),
+            nonces: Nonces::new(secret, u64::try_from(period.as_millis()).unwrap_or(u64::MAX)),
+            fingerprints,
+            age_max_s,
+        })
+    }
+
+    /// Lets a proof pass once.
+    fn admit(&self, proof: &Proof, now_ms: u64) -> Result<(), Stop> {
+        let hash = blake3::keyed_hash(&self.fingerprints, &proof.id);
+        let bytes = hash.as_bytes();
+        let mut print = [0; 16];
+        print.copy_from_slice(&bytes[..16]);
+        let shard = &self.shards[usize::from(bytes[31]) % SHARDS];
+        let until_s = proof.issued_ms / 1000 + self.age_max_s;
+        let seen = shard.lock().map_err(|_| Stop::Reason(Reason::InternalError))?.admit(
+            &print,
+            until_s,
+            now_ms / 1000,
+        );
+        match seen {
+            Seen::Now(_) => Ok(()),
+            Seen::Before | Seen::Stale => Err(Fault::ProofReplayed.into()),
+            Seen::Full => Err(Stop::Reason(Reason::NoncesFull)),
+        }
+    }
+}
+
+/// Whom a token names.
+fn name(terms: &Issuer, token: &Verified) -> Named {
+    let claims = &token.claims;
+    let id = claims.subject.as_ref().or(claims.client.as_ref()).cloned().unwrap_or_default();
+    let told = claims.all.iter().filter_map(|(name, value)| Some((name.clone(), claim(value)?)));
+    Named {
+        method: Method::Jwt,
+        id,
+        name: terms.name.clone(),
+        scopes: token.scopes.clone(),
+        roles: token.roles.clone(),
+        tier: token.tier.clone(),
+        claims: told.collect::<BTreeMap<_, _>>(),
+    }
+}
+
+/// A claim in a form that rules can compare, if it has one.
+fn claim(value: &Value) -> Option<Claim> {
+    Some(match value {
+        Value::String(text) => Claim::Text(text.clone()),
+        Value::Bool(flag) => Claim::Flag(*flag),
+        Value::Number(number) => Claim::Number(number.as_i64()?),
+        Value::Array(items) => {
+            let texts = items.iter().map(|item| item.as_str().map(str::to_owned));
+            Claim::List(texts.collect::<Option<_>>()?)
+        }
+        Value::Null | Value::Object(_) => return None,
+    })
+}
+
+/// What the client learns: that the token or the proof is no good, and nothing of why (RFC 6750,
+/// 3.1; RFC 9449, 7.1). For a token that is meant for others there is nothing to ask for.
+fn refusal(
+    reason: Reason,
+    fault: Option<Fault>,
+    (scheme, nonce): (TokenScheme, Option<String>),
+    methods: Methods,
+) -> Denied {
+    let token = PresentedToken { scheme, nonce, fault: fault.map(Fault::name) };
+    let error = match fault {
+        Some(Fault::ProofNonce) => TokenError::UseNonce,
+        Some(Fault::Proof | Fault::ProofReplayed) => TokenError::InvalidProof,
+        _ => TokenError::InvalidToken,
+    };
+    let methods = if fault == Some(Fault::Audience) { Methods::NONE } else { methods };
+    let token = Some(Box::new(token));
+    let challenge = Challenge { error: Some(error), token, ..Challenge::of(methods) };
+    Denied { challenge, ..Denied::new(reason) }
+}
+
+/// An empty cache for one worker.
+///
+/// # Errors
+/// If there is no randomness.
+pub(super) fn tokens(settings: &settings::Tokens) -> io::Result<Tokens> {
+    let mut secret = [0; 32];
+    getrandom::fill(&mut secret).map_err(io::Error::other)?;
+    Ok(RefCell::new(Cache::new(secret, settings.cache_bytes)))
+}
+
+const MILLISECOND: std::time::Duration = std::time::Duration::from_millis(1);
+
+/// Each with a lock of its own, held for a look and a write.
+const SHARDS: usize = 16;
+
+/// The most that an issuer's `leeway` may be, in seconds.
+const LEEWAY_MAX_S: u64 = 300;

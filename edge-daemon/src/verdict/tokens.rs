@@ -1,0 +1,141 @@
+//! Tokens that operators deny: on disk first, then at once in force on every worker.
+
+use std::collections::BTreeMap;
+
+use anyhow::bail;
+use edge_identity::jwt::denylist::{Denial, Target};
+
+use super::Writer;
+use crate::{
+    clock,
+    control::{
+        Peer, Reply,
+        protocol::Entries,
+        tokens::{DenialEntry, TokenCommand},
+    },
+    events::Event,
+};
+
+/// Denials by issuer and target: as on disk.
+pub(super) type Denials = BTreeMap<(String, Target), Denial>;
+
+impl Writer {
+    /// Puts in force what was denied before the start.
+    pub(super) fn restore_denials(&mut self, past: Vec<Denial>) {
+        for denial in past {
+            self.edge.denylist.put(&denial);
+            self.denials.insert((denial.issuer.clone(), denial.target.clone()), denial);
+        }
+    }
+
+    pub(super) fn obey_token(
+        &mut self,
+        command: TokenCommand,
+        peer: Peer,
+    ) -> anyhow::Result<Reply> {
+        match command {
+            TokenCommand::Revoke { target, issuer, life_ms } => {
+                self.deny_token(target, &issuer, life_ms, peer)
+            }
+            TokenCommand::Remove { target, issuer } => self.allow_token(target, &issuer, peer),
+            TokenCommand::List => Ok(self.show_denials()),
+        }
+    }
+
+    fn deny_token(
+        &mut self,
+        target: Target,
+        issuer: &str,
+        life_ms: Option<u64>,
+        peer: Peer,
+    ) -> anyhow::Result<Reply> {
+        let (issuer, lifetime_ms) = self.issuer(issuer)?;
+        let since_ms = clock::unix_ms();
+        // A key that leaked signs new tokens for as long as it is trusted.
+        let default_ms = if matches!(target, Target::Kid(_)) { KEY_MS } else { lifetime_ms };
+        let until_ms = since_ms.saturating_add(life_ms.unwrap_or(default_ms));
+        let by = format!("uid {}", peer.uid);
+        let denial = Denial { issuer, target, since_ms, until_ms, by };
+        let key = (denial.issuer.clone(), denial.target.clone());
+        if self.denials.len() >= DENIALS_MAX && !self.denials.contains_key(&key) {
+            bail!("{DENIALS_MAX} denials are in force, and there is room for no more");
+        }
+        self.store.put_denial(&denial)?;
+        self.edge.denylist.put(&denial);
+        self.tell_denial("revoke", &denial, peer);
+        let (kind, value) = (denial.target.kind(), denial.target.value());
+        let done = format!("{kind} {value} of {} is revoked", denial.issuer);
+        self.denials.insert(key, denial);
+        Ok(Reply::Done(done))
+    }
+
+    fn allow_token(&mut self, target: Target, issuer: &str, peer: Peer) -> anyhow::Result<Reply> {
+        let issuer = self.issuer(issuer).map_or(issuer.to_owned(), |(issuer, _)| issuer);
+        let (kind, value) = (target.kind(), target.value().to_owned());
+        let key = (issuer, target);
+        let Some(denial) = self.denials.get(&key) else {
+            bail!("{kind} {value} of {} is not revoked", key.0);
+        };
+        self.store.remove_denial(denial)?;
+        self.edge.denylist.remove(denial);
+        self.tell_denial("remove", denial, peer);
+        self.denials.remove(&key);
+        Ok(Reply::Done(format!("{kind} {value} of {} is not revoked any more", key.0)))
+    }
+
+    fn show_denials(&self) -> Reply {
+        let now_ms = clock::unix_ms();
+        let in_force = self.denials.values().filter(|denial| denial.until_ms > now_ms);
+        let entries = in_force.map(|denial| DenialEntry {
+            issuer: denial.issuer.clone(),
+            kind: denial.target.kind().to_owned(),
+            value: denial.target.value().to_owned(),
+            since_ms: denial.since_ms,
+            until_ms: denial.until_ms,
+            by: denial.by.clone(),
+        });
+        Reply::Denials(Entries::of(entries.collect()))
+    }
+
+    /// Forgets what has ended; from the disk the next purge takes it.
+    pub(super) fn expire_denials(&mut self, now_ms: u64) {
+        let denylist = &self.edge.denylist;
+        self.denials.retain(|_, denial| {
+            let stays = denial.until_ms > now_ms;
+            if !stays {
+                denylist.remove(denial);
+            }
+            stays
+        });
+    }
+
+    /// The `iss` of the issuer with this name or `iss`, and for how long its tokens can be good.
+    fn issuer(&self, called: &str) -> anyhow::Result<(String, u64)> {
+        let issuers = self.settings.issuers.iter().map(|issuer| &issuer.terms);
+        let mut found = issuers.filter(|terms| terms.name == called || terms.issuer == called);
+        match found.next() {
+            Some(terms) => {
+                let most_ms = terms.lifetime_max_ms.saturating_add(terms.leeway_ms);
+                Ok((terms.issuer.clone(), most_ms))
+            }
+            None => bail!("no [[issuer]] is called '{called}'"),
+        }
+    }
+
+    fn tell_denial(&self, change: &'static str, denial: &Denial, peer: Peer) {
+        self.edge.events.tell(Event::TokenDenied {
+            change,
+            issuer: denial.issuer.clone(),
+            by: denial.target.kind(),
+            value: denial.target.value().to_owned(),
+            until_ms: denial.until_ms,
+            uid: peer.uid,
+        });
+    }
+}
+
+/// Denials in force at once: ~200 bytes each, twice.
+const DENIALS_MAX: usize = 100_000;
+
+/// For how long a key stays denied unless the operator says: 90 days.
+const KEY_MS: u64 = 90 * 86_400_000;

@@ -1,0 +1,509 @@
+//! Tokens as clients, issuers and thieves see them: the real daemon, a key server whose every
+//! answer is chosen, and the issuers and libraries of others.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use edge_tests::{
+    Edged, Lab, Origin,
+    client::{Response, until},
+    issuer::{
+        AUDIENCE, Answers, ISSUER, KEYS_URL, KeyServer, Node, Signer, jwks, node_json, now_s, ran,
+    },
+    lab::{CLIENT, FRIEND},
+};
+use serde_json::{Value, json};
+
+/// Our own issuer, with keys from [`KeyServer`], and a route for its tokens alone.
+fn terms(more: &str) -> String {
+    format!(
+        "[[issuer]]\nname = \"own\"\nissuer = \"{ISSUER}\"\naudience = [\"{AUDIENCE}\"]\n\
+         jwks_url = \"{KEYS_URL}\"\ncooldown = \"1s\"\nwait = \"2s\"\nfetch_timeout = \"1s\"\n\
+         fresh_min = \"1h\"\nfresh = \"1h\"\n{more}\n\
+         [[route]]\npath = \"/token\"\nmethods = [\"GET\", \"POST\"]\nauth = \"jwt\"\n\
+         upstream = \"api\"\n\
+         [[route]]\npath = \"/token/write\"\nmethods = [\"GET\"]\nauth = \"jwt\"\n\
+         scopes = [\"write\"]\nupstream = \"api\"\n\
+         [[route]]\npath = \"/token/other\"\nmethods = [\"GET\"]\nauth = \"jwt\"\n\
+         audience = [\"https://other.test\"]\nupstream = \"api\"\n"
+    )
+}
+
+/// A GET with a token, from a source that no misdeed bans.
+fn get(edged: &Edged<'_>, path: &str, token: &str) -> Result<Response> {
+    edged.get(FRIEND, path).header("Authorization", &format!("Bearer {token}")).send()
+}
+
+fn status(edged: &Edged<'_>, token: &str) -> Result<u16> {
+    Ok(get(edged, "/token", token)?.status)
+}
+
+fn with(mut claims: Value, name: &str, value: Value) -> Value {
+    match value {
+        Value::Null => drop(claims.as_object_mut().map(|object| object.remove(name))),
+        value => claims[name] = value,
+    }
+    claims
+}
+
+/// Row 26 of the seeds, over the wire: 401 401 401 401 401 403 403 200, and nobody learns why.
+#[test]
+fn seed_26_a_token_is_judged_in_the_order_of_the_flow() -> Result<()> {
+    let lab = Lab::new()?;
+    let origin = Origin::start(&lab)?;
+    let (signer, thief) = (Signer::new("k1")?, Signer::new("k1")?);
+    let _keys = KeyServer::start(&lab, Answers::Bytes(jwks(&[&signer])))?;
+    let edged = lab.edged()?.append(&terms(""))?.start()?;
+    let claims = signer.claims();
+    let now = now_s();
+
+    let bad = [
+        ("format", "a.b.c".to_owned()),
+        ("signature", thief.token(&claims)),
+        ("unknown key", Signer::new("k9")?.token(&claims)),
+        ("expiry", signer.token(&with(claims.clone(), "exp", json!(now - 60)))),
+        ("not yet", signer.token(&with(claims.clone(), "nbf", json!(now + 60)))),
+        ("issuer", signer.token(&with(claims.clone(), "iss", json!("https://x.test")))),
+        ("lifetime", signer.token(&with(claims.clone(), "exp", json!(now + 90_000)))),
+        ("no expiry", signer.token(&with(claims.clone(), "exp", Value::Null))),
+        ("type", signer.seal(&json!({"alg": "ES256", "kid": "k1", "typ": "dpop+jwt"}), &claims)),
+        (
+            "crit",
+            signer.seal(
+                &json!({"alg": "ES256", "kid": "k1", "typ": "at+jwt", "crit": ["x"], "x": 1}),
+                &claims,
+            ),
+        ),
+        ("none", signer.seal(&json!({"alg": "none", "kid": "k1", "typ": "at+jwt"}), &claims)),
+    ];
+    for (what, token) in &bad {
+        let refused = get(&edged, "/token", token)?;
+        assert_eq!(refused.status, 401, "{what}: {refused:?}");
+        let challenge = refused.header("www-authenticate");
+        assert_eq!(challenge, Some(r#"Bearer realm="edged", error="invalid_token""#), "{what}");
+        let mut problem = refused.json();
+        problem["request_id"] = Value::Null;
+        let expected = json!({
+            "type": "about:blank", "title": "Unauthorized", "status": 401, "request_id": null,
+        });
+        assert_eq!(problem, expected, "{what}");
+    }
+    let foreign = signer.token(&with(claims.clone(), "aud", json!("https://x.test")));
+    let refused = get(&edged, "/token", &foreign)?;
+    assert_eq!((refused.status, refused.header("www-authenticate")), (403, None));
+    let good = signer.token(&claims);
+    let unscoped = get(&edged, "/token/write", &good)?;
+    assert_eq!(unscoped.status, 403);
+    let challenge = unscoped.header("www-authenticate").unwrap_or_default();
+    assert!(challenge.contains(r#"error="insufficient_scope", scope="write""#), "{challenge}");
+    assert_eq!(origin.seen(), 0, "nothing of it reached the origin");
+
+    let missing = edged.get(FRIEND, "/token").send()?;
+    assert_eq!(missing.status, 401);
+    assert_eq!(missing.header("www-authenticate"), Some(r#"Bearer realm="edged""#));
+    let twice = edged.get(FRIEND, "/token").header("Authorization", &format!("Bearer {good}"));
+    let twice =
+        twice.header("Authorization", &format!("Bearer {good}")).flag("--http1.1").send()?;
+    assert_eq!(twice.status, 401);
+    for n in 0..2 {
+        assert_eq!(get(&edged, "/token", &good)?.status, 200, "time {n}");
+    }
+    // Why, operators learn: counted by fault, and told of without the token.
+    let metrics = edged.scrape()?;
+    for fault in ["base64", "signature", "unknown_key", "expired", "critical", "audience"] {
+        let line = format!("edged_token_faults_total{{fault=\"{fault}\"}}");
+        assert!(metrics.contains(&line), "{line} in {metrics}");
+    }
+    let told = edged.event("request_refused", FRIEND)?;
+    assert_eq!(told["detail"], "base64", "{told}");
+    let all = format!("{:?}{}", edged.events()?, edged.log());
+    assert!(bad.iter().all(|(_, token)| !all.contains(token.as_str())) && !all.contains(&good));
+    Ok(())
+}
+
+/// lua-resty-openidc 399 and 569, over the wire and with a warm cache.
+#[test]
+fn incident_a_warm_cache_does_not_cross_audiences() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let signer = Signer::new("k1")?;
+    let _keys = KeyServer::start(&lab, Answers::Bytes(jwks(&[&signer])))?;
+    let edged = lab.edged()?.append(&terms(""))?.start()?;
+    let token = signer.token(&signer.claims());
+    for _ in 0..4 {
+        assert_eq!(get(&edged, "/token", &token)?.status, 200);
+        assert_eq!(get(&edged, "/token/other", &token)?.status, 403);
+    }
+    let both = with(signer.claims(), "aud", json!([AUDIENCE, "https://other.test"]));
+    let both = signer.token(&both);
+    assert_eq!(get(&edged, "/token/other", &both)?.status, 200);
+    // A cached token ends when it ends.
+    let short = signer.token(&with(signer.claims(), "exp", json!(now_s() + 1)));
+    assert_eq!(status(&edged, &short)?, 200);
+    until("the token has expired", Duration::from_secs(15), || Ok(status(&edged, &short)? == 401))?;
+    // Another policy: the operator narrows the audience, and a reload is enough.
+    edged.edit("issuer.0.audience", r#"["https://narrow.test"]"#)?;
+    edged.tell("reload")?;
+    assert_eq!(status(&edged, &token)?, 403);
+    Ok(())
+}
+
+/// KrakenD without a cache, MongoDB SERVER-89870: tokens with made-up keys are no lever on the
+/// issuer.
+#[test]
+fn incident_unknown_keys_are_fetched_once_a_cooldown() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let signer = Signer::new("k1")?;
+    let keys = KeyServer::start(&lab, Answers::Bytes(jwks(&[&signer])))?;
+    let terms = terms("").replace("cooldown = \"1s\"", "cooldown = \"1h\"");
+    let edged = lab
+        .edged()?
+        .set("limits.per_source", r#"{ rate = "100000/s", burst = 100000 }"#)
+        .append(&terms)?
+        .start()?;
+    let good = signer.token(&signer.claims());
+    assert_eq!(status(&edged, &good)?, 200);
+    assert_eq!(keys.asked(), 1);
+    let thief = Signer::new("made up")?;
+    for n in 0..20 {
+        let header = json!({"alg": "ES256", "typ": "at+jwt", "kid": format!("made-up-{n}")});
+        let forged = thief.seal(&header, &thief.claims());
+        let refused = edged
+            .get(FRIEND, "/token")
+            .header("Authorization", &format!("Bearer {forged}"))
+            .send_many(50)?;
+        assert!(refused.iter().all(|status| *status == 401), "{refused:?}");
+    }
+    assert_eq!(keys.asked(), 1, "a thousand tokens with unknown keys");
+    assert_eq!(status(&edged, &good)?, 200);
+    Ok(())
+}
+
+#[test]
+fn keys_turn_and_issuers_fail() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let (first, second, third) = (Signer::new("k1")?, Signer::new("k2")?, Signer::new("k3")?);
+    let keys = KeyServer::start(&lab, Answers::Status("503 Down"))?;
+    let edged = lab.edged()?.append(&terms("stale = \"1h\""))?.start()?;
+    let token = |signer: &Signer| signer.token(&signer.claims());
+
+    // Without keys nobody is let in, and nobody is blamed.
+    assert_eq!(status(&edged, &token(&first))?, 503);
+    keys.set(Answers::Bytes(jwks(&[&first])));
+    let soon = Duration::from_secs(20);
+    until("the first keys come", soon, || Ok(status(&edged, &token(&first))? == 200))?;
+
+    // A new key is found by the first token that needs it.
+    keys.set(Answers::Bytes(jwks(&[&first, &second])));
+    until("the new key is found", soon, || Ok(status(&edged, &token(&second))? == 200))?;
+    // A withdrawn one is no good any more, in the cache neither.
+    keys.set(Answers::Bytes(jwks(&[&second, &third])));
+    until("the third is found", soon, || Ok(status(&edged, &token(&third))? == 200))?;
+    assert_eq!(status(&edged, &token(&first))?, 401);
+
+    // What is no set of keys never replaces one.
+    let private = with(first.jwk(), "d", json!("AA"));
+    for bad in [
+        Answers::Nothing,
+        Answers::Status("500 Oops"),
+        Answers::Status("302 Found\r\nLocation: http://127.0.0.1:9000/other"),
+        Answers::Bytes("<html>".into()),
+        Answers::Bytes(json!({"keys": []}).to_string()),
+        Answers::Bytes(jwks(&[&first, &first])),
+        Answers::Bytes(json!({"keys": [private]}).to_string()),
+        Answers::Endless,
+        Answers::Late(Duration::from_secs(30), jwks(&[&first])),
+    ] {
+        keys.set(bad.clone());
+        let asked = keys.asked();
+        until("it is fetched again", soon, || {
+            assert_eq!(status(&edged, &token(&first))?, 401, "{bad:?}");
+            Ok(keys.asked() > asked)
+        })?;
+        assert_eq!(status(&edged, &token(&second))?, 200, "{bad:?}");
+    }
+    // While a fetch hangs, who needs none does not wait.
+    let begun = Instant::now();
+    let key = edged.key("other")?;
+    assert_eq!(edged.get(CLIENT, "/").key(&key).send()?.status, 200);
+    assert_eq!(status(&edged, &token(&second))?, 200);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    let metrics = edged.scrape()?;
+    let counted = |name: &str| metrics.contains(name);
+    assert!(counted(r#"edged_issuer_fetches_total{issuer="own",result="ok"}"#), "{metrics}");
+    assert!(counted(r#"edged_issuer_fetches_total{issuer="own",result="failed"}"#), "{metrics}");
+    assert!(counted(r#"edged_issuer_keys{issuer="own"} 2"#), "{metrics}");
+    assert!(counted(r#"edged_issuer_keys_age_seconds{issuer="own"}"#), "{metrics}");
+    Ok(())
+}
+
+#[test]
+fn what_is_revoked_is_refused_at_once_and_for_good() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let signer = Signer::new("k1")?;
+    let _keys = KeyServer::start(&lab, Answers::Bytes(jwks(&[&signer])))?;
+    let mut edged = lab.edged()?.append(&terms(""))?.start()?;
+    let named = |jti: &str, sub: &str, sid: &str| {
+        let claims = with(with(signer.claims(), "jti", json!(jti)), "sub", json!(sub));
+        signer.token(&with(claims, "sid", json!(sid)))
+    };
+    let tokens = [named("a", "x", "1"), named("b", "alice", "2"), named("c", "y", "3")];
+    let good = named("d", "z", "4");
+    for token in tokens.iter().chain([&good]) {
+        assert_eq!(status(&edged, token)?, 200, "and from now on in the cache");
+    }
+    for (line, token) in ["--jti a", "--sub alice", "--sid 3"].iter().zip(&tokens) {
+        let said = edged.tell(&format!("token revoke {line} --issuer own"))?;
+        assert!(said.contains("revoked"), "{said}");
+        assert_eq!(status(&edged, token)?, 401, "{line}");
+        assert_eq!(status(&edged, &good)?, 200, "{line}");
+    }
+    let list = edged.ask("token list")?;
+    assert_eq!(list["total"], 3, "{list}");
+    assert_eq!(list["entries"][0]["issuer"], ISSUER, "{list}");
+    assert!(!edged.ctl("token revoke --jti a --issuer nobody")?.status.success());
+
+    edged.kill9()?;
+    edged.start_again()?;
+    for token in &tokens {
+        assert_eq!(status(&edged, token)?, 401, "after a crash");
+    }
+    assert_eq!(status(&edged, &good)?, 200);
+    edged.tell("token remove --jti a --issuer own")?;
+    assert_eq!(status(&edged, &tokens[0])?, 200);
+    // A subject's tokens are refused that were issued before; later ones are good.
+    let later = with(signer.claims(), "iat", json!(now_s() + 3));
+    until("the clock has gone on", Duration::from_secs(15), || {
+        Ok(status(&edged, &signer.token(&later))? == 200)
+    })?;
+    edged.tell("token revoke --kid k1 --issuer own --until 1h")?;
+    assert_eq!(status(&edged, &good)?, 401);
+    let told = edged.events()?.into_iter().filter(|e| e["event"] == "token_denied").count();
+    assert_eq!(told, 5);
+    Ok(())
+}
+
+#[test]
+fn a_bound_token_needs_its_proof_each_time_a_new_one() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let (signer, client, thief) = (Signer::new("k1")?, Signer::new("")?, Signer::new("")?);
+    let _keys = KeyServer::start(&lab, Answers::Bytes(jwks(&[&signer])))?;
+    let edged = lab.edged()?.append(&terms(""))?.start()?;
+    let bound = with(signer.claims(), "cnf", json!({"jkt": client.thumbprint()}));
+    let token = signer.token(&bound);
+    let url = "https://edge.test/token";
+    let ask = |scheme: &str, token: &str, proofs: &[&str]| -> Result<Response> {
+        let mut request = edged.get(FRIEND, "/token?page=2");
+        request = request.header("Authorization", &format!("{scheme} {token}"));
+        for proof in proofs {
+            request = request.header("DPoP", proof);
+        }
+        request.flag("--http1.1").send()
+    };
+    // What was made before the daemon started, or in the same second, may have been used before.
+    std::thread::sleep(Duration::from_millis(1100));
+    let made =
+        |by: &Signer, method, url, token: &str, jti| by.prove(&by.proof(method, url, token, jti));
+    let proof = made(&client, "GET", url, &token, "1");
+    let first = ask("DPoP", &token, &[&proof])?;
+    assert_eq!(first.status, 200, "{first:?}");
+    let again = ask("DPoP", &token, &[&proof])?;
+    assert_eq!(again.status, 401, "a proof is good once");
+    let challenge = again.header("www-authenticate").unwrap_or_default();
+    assert!(challenge.starts_with("DPoP ") && challenge.contains("invalid_dpop_proof"));
+    assert!(challenge.contains("algs=\"") && challenge.contains("ES256"), "{challenge}");
+    let old = with(client.proof("GET", url, &token, "2"), "iat", json!(now_s() - 3600));
+    for (what, scheme, proofs) in [
+        ("a stolen token alone", "Bearer", vec![]),
+        ("no proof", "DPoP", vec![]),
+        ("as bearer, with its proof", "Bearer", vec![made(&client, "GET", url, &token, "3")]),
+        ("the thief's own proof", "DPoP", vec![made(&thief, "GET", url, &token, "4")]),
+        ("another method", "DPoP", vec![made(&client, "POST", url, &token, "5")]),
+        ("another path", "DPoP", vec![made(&client, "GET", "https://edge.test/x", &token, "6")]),
+        ("another token", "DPoP", vec![made(&client, "GET", url, "x", "7")]),
+        ("an old proof", "DPoP", vec![client.prove(&old)]),
+        (
+            "two proofs",
+            "DPoP",
+            vec![made(&client, "GET", url, &token, "8"), made(&client, "GET", url, &token, "9")],
+        ),
+    ] {
+        let proofs: Vec<&str> = proofs.iter().map(String::as_str).collect();
+        assert_eq!(ask(scheme, &token, &proofs)?.status, 401, "{what}");
+    }
+    let free = signer.token(&signer.claims());
+    let proof = made(&client, "GET", url, &free, "10");
+    assert_eq!(ask("DPoP", &free, &[&proof])?.status, 401, "a token that is not bound");
+    assert_eq!(ask("DPoP", &token, &[&made(&client, "GET", url, &token, "11")])?.status, 200);
+    // RFC 8705: a certificate that this connection has not.
+    let certified = with(signer.claims(), "cnf", json!({"x5t#S256": client.thumbprint()}));
+    assert_eq!(ask("Bearer", &signer.token(&certified), &[])?.status, 401);
+
+    // With nonces of ours the client is told one, and uses it.
+    edged.edit("tokens.proof_nonces", "\"30s\"")?;
+    edged.tell("reload")?;
+    let told = ask("DPoP", &token, &[&made(&client, "GET", url, &token, "12")])?;
+    assert_eq!(told.status, 401);
+    let challenge = told.header("www-authenticate").unwrap_or_default().to_owned();
+    assert!(challenge.contains(r#"error="use_dpop_nonce""#), "{challenge}");
+    let nonce = told.header("dpop-nonce").context("no nonce")?;
+    let claims = with(client.proof("GET", url, &token, "13"), "nonce", json!(nonce));
+    assert_eq!(ask("DPoP", &token, &[&client.prove(&claims)])?.status, 200);
+    Ok(())
+}
+
+/// npm `oidc-provider`, a certified provider: discovery, RFC 9068 tokens, DPoP by `jose`.
+#[test]
+fn a_certified_provider_and_an_independent_client_are_understood() -> Result<()> {
+    if !Node::is_there()? {
+        return Ok(());
+    }
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let issuer = "http://127.0.0.1:9001";
+    let (_provider, ready) = Node::start(&lab.edge, "provider.mjs", &["9001"])?;
+    assert_eq!(ready, "ready");
+    let edged = lab
+        .edged()?
+        .append(&format!(
+            "[[issuer]]\nname = \"provider\"\nissuer = \"{issuer}\"\n\
+             audience = [\"https://api.example\"]\ndiscovery = true\ncooldown = \"1s\"\n\
+             [[route]]\npath = \"/token\"\nmethods = [\"GET\"]\nauth = \"jwt\"\n\
+             scopes = [\"read\"]\nupstream = \"api\""
+        ))?
+        .start()?;
+    let bearer = node_json(&lab.edge, "client.mjs", &[issuer, "bearer"])?;
+    let token = bearer["token"].as_str().context("no token")?;
+    let answer = get(&edged, "/token", token)?;
+    assert_eq!(answer.status, 200, "{answer:?} {}", edged.log());
+    std::thread::sleep(Duration::from_millis(1100));
+    let url = "https://edge.test/token";
+    let bound = node_json(&lab.edge, "client.mjs", &[issuer, "dpop", "GET", url, "2"])?;
+    let token = bound["token"].as_str().context("no token")?;
+    assert_eq!(status(&edged, token)?, 401, "a bound token alone");
+    for proof in bound["proofs"].as_array().context("no proofs")? {
+        let ask = || {
+            let request = edged.get(FRIEND, "/token");
+            let request = request.header("Authorization", &format!("DPoP {token}"));
+            request.header("DPoP", proof.as_str().unwrap_or_default()).send()
+        };
+        assert_eq!(ask()?.status, 200);
+        assert_eq!(ask()?.status, 401, "replayed");
+    }
+    ran("npm oidc-provider, with jose as its client");
+    Ok(())
+}
+
+/// npm `oauth2-mock-server`: keys that turn while requests come, and tokens of other types.
+#[test]
+fn a_mock_issuer_turns_its_keys_under_load() -> Result<()> {
+    if !Node::is_there()? {
+        return Ok(());
+    }
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let (mut mock, ready) = Node::start(&lab.edge, "mock.mjs", &["9002"])?;
+    assert_eq!(ready, "ready");
+    let edged = lab
+        .edged()?
+        .append(
+            "[[issuer]]\nname = \"mock\"\nissuer = \"http://127.0.0.1:9002\"\n\
+             audience = [\"api\"]\ndiscovery = true\ncooldown = \"100ms\"\nprofile = \"plain\"\n\
+             algorithms = [\"RS256\", \"ES256\", \"EdDSA\", \"PS512\"]\n\
+             [[route]]\npath = \"/token\"\nmethods = [\"GET\"]\nauth = \"jwt\"\nupstream = \"api\"",
+        )?
+        .start()?;
+    let good = r#"mint {"header": {}, "claims": {"aud": "api", "sub": "alice"}}"#;
+    let old = mock.ask(good)?;
+    assert_eq!(status(&edged, &old)?, 200);
+    for algorithm in ["ES256", "EdDSA", "PS512", "RS256"] {
+        mock.ask(&format!("rotate {algorithm}"))?;
+        let new = mock.ask(good)?;
+        until("the new key is taken", Duration::from_secs(10), || {
+            assert_eq!(status(&edged, &old)?, 200, "the old one stays good");
+            Ok(status(&edged, &new)? == 200)
+        })?;
+    }
+    for (what, line, expected) in [
+        ("another audience", r#"mint {"header": {}, "claims": {"aud": "other", "sub": "a"}}"#, 403),
+        ("no audience", r#"mint {"header": {}, "claims": {"sub": "a"}}"#, 403),
+        ("nobody", r#"mint {"header": {}, "claims": {"aud": "api"}}"#, 401),
+        (
+            "a logout token",
+            r#"mint {"header": {"typ": "logout+jwt"}, "claims": {"aud": "api"}}"#,
+            401,
+        ),
+        (
+            "an expired one",
+            r#"mint {"header": {}, "claims": {"aud": "api", "sub": "a", "exp": 9}}"#,
+            401,
+        ),
+    ] {
+        assert_eq!(status(&edged, &mock.ask(line)?)?, expected, "{what}");
+    }
+    ran("npm oauth2-mock-server");
+    Ok(())
+}
+
+/// Tokens made and damaged by npm `jose`: nothing may pass here that it refuses. Some thousand;
+/// `EDGED_TOKEN_MUTATIONS=1000000` for as many.
+#[test]
+fn nothing_passes_that_jose_refuses() -> Result<()> {
+    use edge_identity::jwt::{
+        Algorithm, Issuer, KeySet, Presented, Profile, Unverified, denylist::Denylist,
+    };
+    if !Node::is_there()? {
+        return Ok(());
+    }
+    let count = std::env::var("EDGED_TOKEN_MUTATIONS").unwrap_or_else(|_| "4000".to_owned());
+    let (mut judge, first) = Node::plain("judge.mjs", &[&count, "20261125"])?;
+    let first: Value = serde_json::from_str(&first)?;
+    let keys = KeySet::from_jwks(first["jwks"].to_string().as_bytes())?;
+    let now_ms = first["now"].as_u64().context("no time")? * 1000;
+    let issuer = Issuer {
+        name: "jose".into(),
+        issuer: "https://issuer.example".into(),
+        audience: vec!["https://api.example".into()],
+        algorithms: Algorithm::ALL.into_iter().filter(|a| !a.is_symmetric()).collect(),
+        profile: Profile::AccessToken,
+        leeway_ms: 5_000,
+        lifetime_max_ms: u64::MAX,
+        scope_claims: vec!["scope".into()],
+        roles_claim: None,
+        tier_claim: None,
+    };
+    let denylist = Denylist::default();
+    let judged = |token: &str| {
+        let verified = issuer.verify(Unverified::parse(token, 8192)?, &keys)?;
+        issuer.admit(
+            &verified,
+            &Presented {
+                now_ms,
+                denylist: &denylist,
+                audience: &[],
+                proof_key: None,
+                certificate: None,
+            },
+        )
+    };
+    let (mut both, mut ours, mut seen) = (0, std::collections::BTreeMap::new(), 0_u64);
+    while let Some(line) = judge.line()? {
+        let (theirs, token) = line.split_once(' ').context("no verdict")?;
+        seen += 1;
+        match judged(token) {
+            Ok(()) => {
+                assert_eq!(theirs, "1", "accepted here, refused by jose: {token}");
+                both += 1;
+            }
+            Err(fault) if theirs == "1" => *ours.entry(fault.name()).or_insert(0_u64) += 1,
+            Err(_) => {}
+        }
+    }
+    ran(&format!("npm jose: {seen} tokens, {both} taken by both, refused here alone: {ours:?}"));
+    assert!(both > seen / 20 && seen > 1000, "{both} of {seen}");
+    Ok(())
+}
