@@ -21,7 +21,6 @@ use std::{
 
 use arc_swap::ArcSwap;
 use edge_common::{Plane, Reason};
-use edge_identity::jwt::Fault;
 use edge_policy::limit::Rules;
 use http::StatusCode;
 use prometheus::{
@@ -32,6 +31,7 @@ use prometheus::{
 pub use self::{
     kernel::KernelView,
     tls::{Fingerprints, HandshakeFailures, Served},
+    tokens::TokenFaults,
 };
 use crate::issuers::Feed;
 
@@ -41,7 +41,8 @@ pub struct Counters {
     reasons: [AtomicU64; Reason::COUNT],
     served: [AtomicU64; STATUSES],
     signals: [AtomicU64; Reason::COUNT],
-    token_faults: [AtomicU64; Fault::ALL.len()],
+    /// Tokens that were refused.
+    pub token_faults: TokenFaults,
     /// From the request's last header to the end of its answer.
     pub request: Spread,
     /// From the request's way upstream to the first byte of the upstream's answer.
@@ -65,11 +66,6 @@ impl Counters {
         self.served[usize::from(status.as_u16())].fetch_add(1, Relaxed);
     }
 
-    /// Counts a token that was refused.
-    pub fn token_fault(&self, fault: Fault) {
-        self.token_faults[fault as usize].fetch_add(1, Relaxed);
-    }
-
     /// Counts a misdeed that was reported to the verdict writer.
     pub fn signal(&self, reason: Reason) {
         self.signals[reason as usize].fetch_add(1, Relaxed);
@@ -82,7 +78,7 @@ impl Default for Counters {
             reasons: [const { AtomicU64::new(0) }; Reason::COUNT],
             served: [const { AtomicU64::new(0) }; STATUSES],
             signals: [const { AtomicU64::new(0) }; Reason::COUNT],
-            token_faults: [const { AtomicU64::new(0) }; Fault::ALL.len()],
+            token_faults: TokenFaults::default(),
             request: Spread::default(),
             upstream: Spread::default(),
             handshake: Spread::default(),
@@ -198,7 +194,7 @@ impl Metrics {
             self.requests_family(),
             self.connections_family(),
             self.signals_family(),
-            tokens::faults(|fault| self.sum(|c| &c.token_faults[fault as usize])),
+            tokens::faults(|fault| self.sum(|c| c.token_faults.of(fault))),
             self.spread("edged_request_duration_seconds", "Duration of requests.", |c| &c.request),
             self.spread("edged_upstream_duration_seconds", "Wait for upstreams.", |c| &c.upstream),
             self.spread("edged_handshake_duration_seconds", "Duration of TLS handshakes.", |c| {

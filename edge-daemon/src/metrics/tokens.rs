@@ -1,12 +1,35 @@
 //! What is counted of tokens and their issuers.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 use edge_identity::jwt::Fault;
 use prometheus::proto::{MetricFamily, MetricType};
 
 use super::{counter, family, gauge};
 use crate::issuers::Feed;
+
+/// One worker's count of tokens that were refused, by what was wrong with them.
+pub struct TokenFaults([AtomicU64; Fault::ALL.len()]);
+
+impl Default for TokenFaults {
+    fn default() -> Self {
+        Self([const { AtomicU64::new(0) }; Fault::ALL.len()])
+    }
+}
+
+impl TokenFaults {
+    /// Counts one.
+    pub fn count(&self, fault: Fault) {
+        self.of(fault).fetch_add(1, Relaxed);
+    }
+
+    pub(super) const fn of(&self, fault: Fault) -> &AtomicU64 {
+        &self.0[fault as usize]
+    }
+}
 
 /// Tokens that were refused, by what was wrong with them.
 pub(super) fn faults(count: impl Fn(Fault) -> u64) -> MetricFamily {

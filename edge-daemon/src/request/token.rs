@@ -73,7 +73,7 @@ pub(super) async fn prove(
     match proved {
         Ok(known) => Ok(Arc::clone(&known.named)),
         Err(Stop::Fault(fault)) => {
-            worker.counters.token_fault(fault);
+            worker.counters.token_faults.count(fault);
             let nonces = &worker.edge.proofs.nonces;
             let nonce = (fault == Fault::ProofNonce).then(|| nonces.current(clock::unix_ms()));
             Err(refusal(fault.reason(), Some(fault), (scheme, nonce), methods))
