@@ -1,7 +1,7 @@
 //! Quotas on disk: what the limits that outlive a restart have counted.
 //!
 //! Each such limit has a file in the state folder, written whole beside the old one and put in its
-//! place, every [`SAVE_EVERY`] and at the end. A crash forgets what was counted since the last
+//! place, every ten seconds and at the end. A crash forgets what was counted since the last
 //! time; a damaged file is set aside, and its limit begins anew.
 
 use std::{

@@ -183,7 +183,7 @@ fn json_is_the_payload_alone() {
     let daemon = Daemon::start();
     let output = daemon.edgectl("key create --name ci --json");
     let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!((&value["id"], &value["secret"]), (&"0a1b".into(), &"edged_x_y".into()));
+    assert_eq!((&value["id"], &value["key"]), (&"0a1b".into(), &"edged_x_y".into()));
     let output = daemon.edgectl("deny list --json");
     let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let wanted = format!("{:?}", Command::ListShow { list: ListName::Deny, from: 0 });
@@ -196,7 +196,7 @@ fn a_reader_that_leaves_early_is_no_fault() {
     let mut child = Process::new(env!("CARGO_BIN_EXE_edgectl"))
         .arg("--socket")
         .arg(daemon.socket())
-        .args(["key", "list"])
+        .args(["key", "export"])
         .stdout(std::process::Stdio::piped())
         .spawn()
         .unwrap();

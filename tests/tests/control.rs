@@ -49,7 +49,7 @@ fn exit_codes_mean_something() -> Result<()> {
     let mut edged = lab.edged()?.start()?;
     let code = |line: &str| edged.ctl(line).map(|o| o.status.code());
     assert_eq!(code("status")?, Some(0));
-    assert_eq!(code("key revoke nobody")?, Some(1));
+    assert_eq!(code("key revoke 0123456789ab")?, Some(1));
     assert_eq!(code("deny remove 198.51.100.250")?, Some(1));
     assert_eq!(code("deny add not-a-network")?, Some(2));
     assert_eq!(code("frobnicate")?, Some(2));

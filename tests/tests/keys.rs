@@ -157,7 +157,7 @@ fn a_key_goes_only_where_it_may_and_comes_with_its_secret() -> Result<()> {
 fn a_rotated_key_ends_after_its_grace_and_a_revoked_one_at_once() -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;
-    let mut edged = lab.edged()?.start()?;
+    let mut edged = lab.edged()?.set("limits.per_source", "\"off\"").start()?;
     let (old, old_key, _) = create(&edged, "--name a --scopes s --owner o")?;
     let made = edged.ask(&format!("key rotate {old} --grace 3s"))?;
     let new_key = made["key"].as_str().context("no key")?.to_owned();
