@@ -86,7 +86,7 @@ pub struct Facts<'a> {
     pub source: Source,
     /// Who it is, if that is known.
     pub caller: Option<Caller<'a>>,
-    /// The path of its route, without a slash at its end.
+    /// The path of its route; a slash at its end means nothing.
     pub route: &'a str,
     /// Its method.
     pub method: &'a Method,
@@ -200,8 +200,8 @@ impl Spec {
 
 impl Only {
     fn covers(&self, facts: &Facts<'_>) -> bool {
-        (self.routes.is_empty()
-            || self.routes.iter().any(|r| r.trim_end_matches('/') == facts.route))
+        let is_same = |r: &String| r.trim_end_matches('/') == facts.route.trim_end_matches('/');
+        (self.routes.is_empty() || self.routes.iter().any(is_same))
             && (self.methods.is_empty() || self.methods.contains(facts.method))
     }
 }
