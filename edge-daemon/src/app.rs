@@ -88,7 +88,7 @@ impl App {
         if let Some(damage) = damage {
             tracing::error!(damage, "the store was damaged");
         }
-        let (store, peppers) = (Arc::new(store), pepper::load(&settings.keys)?);
+        let (store, peppers) = (Arc::new(store), pepper::make(&settings.keys)?);
         let keys = keys::load(&store)?;
         let listeners = bind(&settings, workers)?;
         let metrics = listen::bind(settings.metrics.listen, 1)

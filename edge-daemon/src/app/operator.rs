@@ -116,7 +116,10 @@ impl Operator {
             tracing::warn!("{warnings}");
         }
         refuse_what_needs_a_restart(&self.settings, &settings)?;
-        let (plan, peppers) = (self.plan(&settings)?, pepper::load(&settings.keys)?);
+        // Another pepper may be made; one that was lost must not be.
+        let is_same = settings.keys.pepper == self.settings.keys.pepper;
+        let peppers = if is_same { pepper::load } else { pepper::make };
+        let (plan, peppers) = (self.plan(&settings)?, peppers(&settings.keys)?);
         let (answer, answered) = oneshot::channel();
         send(&self.edge.orders, Order::Apply(Box::new(settings.clone()), answer)).await?;
         answered.await.context("the verdict writer is gone")??;

@@ -17,16 +17,25 @@ use crate::{
     secret::{BYTES_MIN, Origin},
 };
 
-/// Reads the pepper in use and those before it. A missing file of the former is a mistake; that
-/// of the one in use is made, with mode 0600, whole or not at all.
+/// As [`load`], at the start and for a pepper that was not in use before: a missing file of the pepper in use is made, with mode 0600, whole or
+/// not at all.
 ///
 /// # Errors
-/// If a secret cannot be used; it is named, never shown.
-pub fn load(keys: &Keys) -> anyhow::Result<Peppers> {
+/// As [`load`], or if it cannot be made.
+pub fn make(keys: &Keys) -> anyhow::Result<Peppers> {
     if let Origin::File(path) = &keys.pepper {
         make_if_missing(path)
             .with_context(|| format!("cannot make the pepper {}", path.display()))?;
     }
+    load(keys)
+}
+
+/// Reads the pepper in use and those before it. A missing file is a mistake: another pepper in the
+/// place of one that was lost would make every key unknown.
+///
+/// # Errors
+/// If a secret cannot be used; it is named, never shown.
+pub fn load(keys: &Keys) -> anyhow::Result<Peppers> {
     Ok(Peppers {
         current: read(&keys.pepper)?,
         former: keys.former_peppers.iter().map(read).collect::<Result<_, _>>()?,
@@ -88,10 +97,15 @@ mod tests {
     fn the_pepper_is_made_once_and_guarded() {
         let dir = tempdir().unwrap();
         let path = dir.path().join("sub/pepper");
-        let first = load(&keys(&path, &[])).unwrap().current.id();
+        let first = make(&keys(&path, &[])).unwrap().current.id();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(load(&keys(&path, &[])).unwrap().current.id(), first);
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+
+        // One that is lost while the daemon runs is missed, not replaced.
+        fs::rename(&path, dir.path().join("kept")).unwrap();
+        assert!(load(&keys(&path, &[])).is_err() && !path.exists());
+        fs::rename(dir.path().join("kept"), &path).unwrap();
 
         fs::set_permissions(&path, fs::Permissions::from_mode(0o604)).unwrap();
         let told = format!("{:#}", load(&keys(&path, &[])).unwrap_err());
@@ -106,7 +120,7 @@ mod tests {
     fn a_former_pepper_is_never_made() {
         let dir = tempdir().unwrap();
         let (path, former) = (dir.path().join("new"), dir.path().join("old"));
-        assert!(load(&keys(&path, &[&former])).is_err() && !former.exists());
+        assert!(make(&keys(&path, &[&former])).is_err() && !former.exists());
         make_if_missing(&former).unwrap();
         let peppers = load(&keys(&path, &[&former])).unwrap();
         assert_ne!(peppers.current.id(), peppers.former[0].id());
