@@ -5,8 +5,8 @@ use core::ops::ControlFlow::{self, Break, Continue};
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
-    macros::map,
     helpers::generated::bpf_ktime_get_coarse_ns,
+    macros::map,
     maps::{Array, LpmTrie, PerCpuArray, lpm_trie::Key},
 };
 use edge_common::{
