@@ -27,6 +27,9 @@ pub const OVERLAY: &str = "OVERLAY";
 pub const ENTRIES: &str = "ENTRIES";
 /// Clients that are dropped for abuse. Hash: [`crate::Source`] -> [`Ban`].
 pub const BANS: &str = "BANS";
+/// A bit for each client that may be banned, [`BAN_BITS`] of them in words of 64, by the lower bits of
+/// the client's hash: whose is not set is not looked up in [`BANS`]. Array of `u64`.
+pub const BAN_FILTER: &str = "BAN_FILTER";
 /// Packets and bytes per client and prefix. Array of two [`crate::limit::Set`], one cache line,
 /// chosen by the hash: packets, then bytes.
 pub const CLIENT_CELLS: &str = "CLIENT_CELLS";
@@ -72,6 +75,8 @@ pub const SETTINGS: &str = "SETTINGS";
 
 /// Bans at once. The kernel allocates them all at start: 131 072 x ~112 bytes.
 pub const BANS_MAX: u32 = 131_072;
+/// Bits of the filter in front of the bans, a power of two: 32 KiB, so that it stays in a cache.
+pub const BAN_BITS: u32 = 1 << 18;
 /// Sets of packets and bytes, a power of two: 262 144 sources in 4 MiB.
 pub const CLIENT_SETS: u32 = 65_536;
 /// Sets of the other rates, a power of two: 262 144 sources in 2 MiB.

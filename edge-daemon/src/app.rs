@@ -135,6 +135,7 @@ impl App {
             tracing::info!(interface, %mode, adopted, "attached");
         }
         writer.health = upkeep.health();
+        operator::keep_lists(&settings);
         let Kernel { tables, drops, samples, debug_log, .. } = kernel;
         let told = Told { drops, watch: Watch::new(tables, samples), debug: debug_log };
         Ok(Self {

@@ -237,7 +237,6 @@ impl From<settings::When> for kernel::When {
 impl From<settings::Attach> for kernel::AttachMode {
     fn from(attach: settings::Attach) -> Self {
         match attach {
-            settings::Attach::Offload => Self::Offload,
             settings::Attach::Auto => Self::Auto,
             settings::Attach::Generic => Self::Generic,
             settings::Attach::Native => Self::Native,

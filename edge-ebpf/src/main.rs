@@ -108,6 +108,9 @@ fn judge(ctx: &XdpContext, knobs: Knobs, slot: &Slot) -> ControlFlow<Reason> {
 
 #[inline(always)]
 fn banned(knobs: Knobs, client: &Source, facts: &mut Facts) -> ControlFlow<Reason> {
+    if !tables::may_be_banned(facts.client_hash) {
+        return Continue(());
+    }
     let Some(ban) = tables::BANS.get_ptr_mut(client) else { return Continue(()) };
     // SAFETY: the lookup gave the address of a whole `Ban`, which stays until the program returns,
     // though the daemon may overwrite it or the kernel give it to another client meanwhile.

@@ -35,7 +35,12 @@ pub fn judge(ctx: &XdpContext, knobs: Knobs, slot: &Slot) -> ControlFlow<Reason>
                 set_fact!(slot, rule, index);
                 return refuse(knobs, Reason::Signature, slot.would());
             }
-            WOULD_DROP => note(Reason::Signature as u32, slot.would()),
+            WOULD_DROP => {
+                if fact!(slot, would) == 0 {
+                    set_fact!(slot, rule, index);
+                }
+                note(Reason::Signature as u32, slot.would());
+            }
             _ => {}
         }
         index += 1;

@@ -3,6 +3,7 @@
 use core::sync::atomic::AtomicU64;
 
 use aya_ebpf::{
+    bindings::BPF_F_MMAPABLE,
     macros::map,
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
@@ -11,8 +12,8 @@ use edge_common::{
     cookie::{LISTENERS_MAX, Listener, Pressure, Segment},
     limit,
     map::{
-        BANS_MAX, Ban, CLIENT_SETS, Count, FactFlag, Facts, INTERFACES_MAX, KIND_SETS, OPEN_SETS,
-        REASONS_MAX, RING_BYTES, SIGNATURES_MAX, SOCKETS_MAX, Settings,
+        BAN_BITS, BANS_MAX, Ban, CLIENT_SETS, Count, FactFlag, Facts, INTERFACES_MAX, KIND_SETS,
+        OPEN_SETS, REASONS_MAX, RING_BYTES, SIGNATURES_MAX, SOCKETS_MAX, Settings,
     },
     open,
     service::{self, Service},
@@ -20,6 +21,8 @@ use edge_common::{
 
 #[map]
 pub static BANS: HashMap<Source, Ban> = HashMap::with_max_entries(BANS_MAX, 0);
+#[map]
+static BAN_FILTER: Array<u64> = Array::with_max_entries(BAN_BITS / 64, BPF_F_MMAPABLE);
 #[map]
 pub static CLIENT_CELLS: Table<[limit::Set; 2], CLIENT_SETS> = Table::new();
 #[map]
@@ -180,6 +183,16 @@ impl Slot {
     pub fn is_twin(&self) -> bool {
         self.flags() & FactFlag::TWIN != 0
     }
+}
+
+/// Whether a client of this hash may be banned: most are told that they are not by a table that is
+/// small enough to be at hand.
+#[inline(always)]
+pub fn may_be_banned(hash: u64) -> bool {
+    let bit = hash as u32 % BAN_BITS;
+    let Some(word) = BAN_FILTER.get_ptr(bit / 64) else { return true };
+    // SAFETY: an array's value is aligned and there for as long as the program.
+    unsafe { peek(word) >> (bit % 64) & 1 != 0 }
 }
 
 /// Whether this is offered to the outside.

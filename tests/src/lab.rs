@@ -185,7 +185,9 @@ pub fn remove(id: &str) {
             let _ = run(Command::new("ip").args(["netns", "del", &format!("{id}-{role}")]));
         }
     }
-    let _ = std::fs::remove_dir_all(format!("/sys/fs/bpf/{id}"));
+    let pins = Path::new("/sys/fs/bpf").join(id);
+    let _ = edge_daemon::kernel::detach(&pins);
+    let _ = std::fs::remove_dir_all(pins);
 }
 
 /// Whether an address is inside the lab's IPv6 range.
@@ -194,20 +196,28 @@ pub fn is_v6(address: &str) -> bool {
     address.parse::<IpAddr>().is_ok_and(|a| a.is_ipv6())
 }
 
-/// Removes the labs of test processes that were killed before they could.
-fn sweep() {
+/// Removes what test processes left that were killed before they could: labs, and the pins of kernel
+/// planes without one, whose names begin alike.
+pub(crate) fn sweep() {
     let left =
         ["/run/netns", "/run", "/sys/fs/bpf"].into_iter().filter_map(|d| std::fs::read_dir(d).ok());
     for entry in left.flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let mut parts = name.split('-');
-        let (Some("edged"), Some(pid), Some(n)) = (parts.next(), parts.next(), parts.next()) else {
-            continue;
+        let parts: Vec<_> = name.split('-').collect();
+        let (id, pid) = match &parts[..] {
+            ["edged", pid, number, ..] if is_number(pid) => (format!("edged-{pid}-{number}"), *pid),
+            ["edged", _, pid, ..] => (name.clone(), *pid),
+            _ => continue,
         };
-        if pid.parse::<u32>().is_ok() && !Path::new(&format!("/proc/{pid}")).exists() {
-            remove(&format!("edged-{pid}-{n}"));
+        if is_number(pid) && !Path::new(&format!("/proc/{pid}")).exists() {
+            remove(&id);
+            remove(&name);
         }
     }
+}
+
+fn is_number(text: &str) -> bool {
+    text.parse::<u32>().is_ok()
 }
 
 #[cfg(test)]
@@ -216,6 +226,19 @@ mod tests {
 
     use super::*;
     use crate::{client, origin::Origin};
+
+    #[test]
+    fn what_the_dead_left_is_swept_away() -> Result<()> {
+        // No process has a number as high.
+        let left = ["edged-plane-4194999-0", "edged-bench-4194999", "edged-4194999-3"];
+        let pins = left.map(|name| Path::new("/sys/fs/bpf").join(name));
+        for pin in &pins {
+            std::fs::create_dir_all(pin.join("v1"))?;
+        }
+        sweep();
+        assert!(pins.iter().all(|pin| !pin.exists()));
+        Ok(())
+    }
 
     #[test]
     fn a_lab_comes_up_and_leaves_nothing() -> Result<()> {

@@ -13,6 +13,8 @@ use edge_common::{
 use edge_daemon::kernel::{InForce, Kernel, ListCapacity, LoadSettings, Policy, detach};
 use edge_policy::list::Class;
 
+use crate::lab::sweep;
+
 /// A loaded kernel plane of a test's own; unpinned when dropped.
 pub struct Plane {
     /// Its tables and events.
@@ -62,6 +64,7 @@ impl Plane {
     #[must_use]
     pub fn new(policy: Policy) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
+        sweep();
         let (process, next) = (std::process::id(), NEXT.fetch_add(1, Relaxed));
         let pins = Pins(format!("/sys/fs/bpf/edged-plane-{process}-{next}").into());
         let lists = ListCapacity::of(1_000, []);

@@ -345,6 +345,82 @@ fn a_refused_start_moves_no_interface() {
 }
 
 #[test]
+fn a_refusal_midway_puts_the_former_program_back() {
+    let pair = Pair::new();
+    ip(&format!("-n {}-edge link add other type veth peer name elsewhere", pair.name));
+    drop(pair.load_denying("guarded", AttachMode::Native, "10.99.0.2/32").unwrap());
+    let wanted = ["guarded", "other"]
+        .map(|interface| Wanted { interface: interface.to_owned(), mode: AttachMode::Native });
+    let refused = || {
+        let attach = || Kernel::load(&pair.settings(UNLIMITED)).unwrap().attach(&wanted).err();
+        pair.within("edge", attach).expect("refused")
+    };
+    // A pin that says that it holds the link of the second, and holds a program.
+    let index = pair.within("edge", || nix::net::if_::if_nametoindex("other").unwrap());
+    let pin = pair.pin_dir.join(ABI).join(format!("xdp-{index}-native-other"));
+    pin_program(&pin, b"stranger");
+    let error = refused();
+    assert!(matches!(error, KernelError::Path { .. }), "{error}");
+    // The successor's lists were empty.
+    assert!(!pair.answers(), "the former's lists are in force");
+    std::fs::remove_file(&pin).unwrap();
+    // One that is new is let go again, before any that is there is touched.
+    let held = pair.pin_dir.join("stranger");
+    pin_program(&held, b"stranger");
+    let set = |what: &str| pair.within("edge", || ip(&format!("link set dev other {what}")));
+    set(&format!("xdpgeneric pinned {}", held.display()));
+    let error = refused();
+    assert!(matches!(error, KernelError::Occupied { .. }), "{error}");
+    assert!(!pair.answers());
+    set("xdpgeneric off");
+    std::fs::remove_file(held).unwrap();
+    pair.within("edge", || {
+        let mut kernel = Kernel::load(&pair.settings(UNLIMITED)).unwrap();
+        kernel.attach(&wanted).unwrap();
+        let told: Vec<_> = kernel.attached().iter().map(|a| a.interface.as_str()).collect();
+        assert_eq!(told, ["guarded", "other"], "in the order of the configuration");
+    });
+    assert!(pair.answers());
+}
+
+#[test]
+fn a_link_that_is_detached_by_force_is_told_of_and_left_off() {
+    let pair = Pair::new();
+    let (kernel, upkeep) = pair.load_whole(AttachMode::Native, UNLIMITED).unwrap();
+    deny(&kernel, "10.99.0.2/32");
+    assert!(!pair.answers());
+    let pin = std::fs::read_dir(pair.pin_dir.join(ABI)).unwrap().flatten().map(|e| e.path());
+    let pin = pin.into_iter().find(|p| p.to_string_lossy().contains("/xdp-")).unwrap();
+    force_detach(&pin);
+    let health = upkeep.health();
+    let (stop, stops) = UnixStream::pair().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| unprivileged(&pair, || upkeep.run(&stops)));
+        expect("missed", || !health.interfaces()[0].is_guarded);
+        assert!(pair.answers(), "who took it off wants it off");
+        drop(stop);
+    });
+    // Until the next start.
+    drop(kernel);
+    drop(pair.load_denying("guarded", AttachMode::Native, "10.99.0.2/32").unwrap());
+    assert!(!pair.answers());
+}
+
+/// Detaches the link that a pin holds, as `bpftool link detach` does.
+fn force_detach(pin: &std::path::Path) {
+    let path = CString::new(pin.to_str().unwrap()).unwrap();
+    let call = |command: libc::c_long, words: &[u64]| {
+        // SAFETY: the words are what the command takes, and what they point to is alive.
+        let done =
+            unsafe { libc::syscall(libc::SYS_bpf, command, words.as_ptr(), size_of_val(words)) };
+        assert!(done >= 0, "{}", std::io::Error::last_os_error());
+        done as u64
+    };
+    let link = call(7, &[path.as_ptr().expose_provenance() as u64, 0]);
+    call(34, &[link]);
+}
+
+#[test]
 fn the_filter_outlives_its_daemon_and_is_taken_over() {
     let pair = Pair::new();
     let kernel = pair.load(AttachMode::Auto, UNLIMITED).unwrap();

@@ -172,13 +172,20 @@ fn explain_names_what_decides() -> Result<()> {
 fn explain_tells_of_signatures_limits_and_bans() -> Result<()> {
     let lab = Lab::new()?;
     let rate = r#"{ rate = "1/h", burst = 40 }"#;
-    let signature = "[[kernel.signature]]\nname = \"ntp\"\naction = \"drop\"\nprotocol = \"udp\"\n\
+    let signature = "[[kernel.signature]]\nname = \"dns\"\naction = \"drop\"\nprotocol = \"udp\"\n\
+                     source_ports = 53\nmonitor = true\n\
+                     [[kernel.signature]]\nname = \"ntp\"\naction = \"drop\"\nprotocol = \"udp\"\n\
                      source_ports = 123\n";
     let edged = lab.edged()?.set("kernel.connection_rate", rate).append(signature)?.start()?;
     let matched = edged.ask(&format!("explain {CLIENT} --protocol udp --source-port 123"))?;
     assert_eq!(
         (&matched["verdict"], &matched["rule"], &matched["hits"]),
         (&"signature".into(), &"signature ntp".into(), &0.into())
+    );
+    let watched = edged.ask(&format!("explain {CLIENT} --protocol udp --source-port 53"))?;
+    assert_eq!(
+        (&watched["verdict"], &watched["would"], &watched["rule"]),
+        (&"pass".into(), &"signature".into(), &"signature dns".into())
     );
     let bucket = |source: &str| -> Result<Value> {
         let told = edged.ask(&format!("explain {source}"))?;

@@ -127,6 +127,7 @@ impl Operator {
         certificates::look(&self.edge, true);
         self.edge.peppers.store(Arc::new(peppers));
         self.stamps = stamps(&settings);
+        keep_lists(&settings);
         self.settings = settings;
         Ok(())
     }
@@ -156,6 +157,13 @@ impl Operator {
 /// Where HTTPS is listened for; what a listener asks of its clients may change.
 fn addresses(server: &settings::Server) -> Vec<SocketAddr> {
     server.https.iter().map(|listener| listener.address).collect()
+}
+
+/// Keeps the list files for the next start. Without it, that one takes them as it finds them.
+pub(super) fn keep_lists(settings: &Settings) {
+    if let Err(error) = config::keep(&settings.state.dir, &settings.lists) {
+        tracing::warn!(%error, "the list files could not be kept for the next start");
+    }
 }
 
 /// What only the start can do, because the powers for it are gone.

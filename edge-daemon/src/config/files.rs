@@ -9,9 +9,10 @@ use std::{
 use toml::de::DeTable;
 
 use super::{
+    kept,
     lists::{self, Kind},
     reader::Notes,
-    settings::{Events, KeySource, List, Lists, Settings},
+    settings::{Events, KeySource, List, ListFile, Lists, Settings},
     text as values,
     whole::{place_in, place_nth, place_of_text},
 };
@@ -79,10 +80,19 @@ pub(super) fn inspect(
     inspect_secrets(settings, base, document, notes);
     inspect_issuers(settings, document, notes);
     let place = (base, document, notes);
+    let state = settings.state.dir.clone();
     let Lists { allow, deny, shrink_max, .. } = &mut settings.lists;
-    let former = former.map(|settings| &settings.lists);
-    read_list(allow, (Kind::Allow, "allow_files"), *shrink_max, former.map(|l| &l.allow), place);
-    read_list(deny, (Kind::Deny, "deny_files"), *shrink_max, former.map(|l| &l.deny), place);
+    let former = |list: fn(&Lists) -> &List| {
+        let former = former.map(|settings| list(&settings.lists));
+        let state = &state;
+        move |path: &Path| match former {
+            Some(list) => list.files.iter().find(|old| old.path == path).cloned(),
+            // A start has what the last run left.
+            None => kept::former(state, path),
+        }
+    };
+    read_list(allow, (Kind::Allow, "allow_files"), *shrink_max, former(|l| &l.allow), place);
+    read_list(deny, (Kind::Deny, "deny_files"), *shrink_max, former(|l| &l.deny), place);
 }
 
 /// Reads every secret once, to tell now what would fail later. The pepper is made at the first
@@ -140,12 +150,11 @@ fn read_list(
     list: &mut List,
     (kind, key): (Kind, &str),
     shrink_max: u32,
-    former: Option<&List>,
+    former: impl Fn(&Path) -> Option<ListFile>,
     (base, document, notes): (&Path, &DeTable<'_>, &Notes<'_>),
 ) {
     for file in &mut list.files {
-        let former = former.and_then(|list| list.files.iter().find(|old| old.path == file.path));
-        match lists::read(&file.path, kind, former, shrink_max) {
+        match lists::read(&file.path, kind, former(&file.path).as_ref(), shrink_max) {
             Ok(read) => {
                 notes.adopt(read.mistakes, read.warnings);
                 *file = read.file;

@@ -83,12 +83,14 @@ fn interfaces(item: &Item<'_>) -> Option<Vec<Interface>> {
 }
 
 fn attach(item: &Item<'_>) -> Option<Attach> {
-    item.choice(&[
-        ("auto", Attach::Auto),
-        ("native", Attach::Native),
-        ("generic", Attach::Generic),
-        ("offload", Attach::Offload),
-    ])
+    // No network card runs a program that looks up sockets and writes to ring buffers.
+    if item.is_text() && item.text("a mode") == Some("offload") {
+        return item.wrong(
+            "a network card cannot hold the packet program: cards have no socket look-ups and no ring buffers",
+            "\"native\" is the fastest that there is",
+        );
+    }
+    item.choice(&[("auto", Attach::Auto), ("native", Attach::Native), ("generic", Attach::Generic)])
 }
 
 /// The prefixes that providers commonly give to one customer, as far as they are wider than a

@@ -71,8 +71,8 @@ pub(super) fn read(
             let what = format!("it has {now} networks, more than {shrink_max}% fewer than before");
             Ok(keep(former, what))
         }
-        // At a start nothing tells what a file had before; a feed that failed has nothing now. Of
-        // one that is all faults enough is said.
+        // At a first start nothing tells what a file had before; a feed that failed has nothing now.
+        // Of one that is all faults enough is said.
         None if read.file.nets.is_empty() && read.warnings.is_empty() => {
             let (what, help) = ("it has no networks".into(), "nothing of it is in force".into());
             read.warnings.push(Mistake::of_file(path.to_owned(), what, help));

@@ -5,6 +5,7 @@
 mod answers;
 mod files;
 mod issuer;
+mod kept;
 mod kernel;
 mod limit;
 pub mod lists;
@@ -25,6 +26,7 @@ mod tests;
 
 use std::path::Path;
 
+pub use kept::keep;
 use mistake::Source;
 pub use mistake::{Mistake, Mistakes, Warnings};
 use reader::{Notes, Table};

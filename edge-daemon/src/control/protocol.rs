@@ -213,7 +213,7 @@ pub struct Status {
 pub struct InterfaceStatus {
     /// Its name.
     pub name: String,
-    /// "native", "generic" or "offload".
+    /// "native" or "generic".
     pub mode: String,
     /// Whether the program judges its packets.
     pub guarded: bool,

@@ -24,6 +24,7 @@ use super::{
     error::error_chain,
     netlink::{Netlink, attributes, word},
     pins::{Folders, path_error},
+    taken::{Former, Taken},
 };
 
 /// An interface that the configuration wants guarded.
@@ -38,8 +39,6 @@ pub struct Wanted {
 /// How the configuration wants the program attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttachMode {
-    /// In the network card, or not at all.
-    Offload,
     /// In the driver, or not at all.
     Native,
     /// In the network stack, which any driver can and which costs more.
@@ -51,8 +50,6 @@ pub enum AttachMode {
 /// How the program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// In the network card.
-    Offload,
     /// In the driver.
     Native,
     /// In the network stack.
@@ -62,7 +59,6 @@ pub enum Mode {
 impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Offload => "offload",
             Self::Native => "native",
             Self::Generic => "generic",
         })
@@ -86,21 +82,29 @@ pub struct Attached {
 pub(super) type Held = (Attached, Link);
 
 /// Attaches to every interface, and lets go of those that a former configuration named. What can be
-/// refused beforehand is, and pins move only when every link has the new program: until then those
-/// of another version are all where it left them.
+/// refused beforehand is, what may still be goes first, and a refusal takes back what was done. Pins
+/// move only when every link has the new program: until then those of another version are all where
+/// it left them.
 pub(super) fn interfaces(
     xdp: &Xdp,
     wanted: &[Wanted],
     folders: &Folders,
 ) -> Result<Vec<Held>, KernelError> {
-    let places: Vec<_> =
+    let mut places: Vec<_> =
         wanted.iter().map(|wanted| Place::find(wanted, folders)).collect::<Result<_, _>>()?;
-    let (mut held, mut moves) = (Vec::new(), Vec::new());
+    places.sort_by_cached_key(|place| place.pins().map_or(0, |pins| pins.len()));
+    let mut taken: Vec<Taken> = Vec::new();
     for place in places {
-        let (found, pin) = place.adopt_or_attach(program(xdp)?)?;
-        moves.push((pin, folders.own.join(found.0.pin_name())));
-        held.push(found);
+        match place.adopt_or_attach(program(xdp)?) {
+            Ok(new) => taken.push(new),
+            Err(error) => {
+                taken.into_iter().rev().for_each(Taken::give_back);
+                return Err(error);
+            }
+        }
     }
+    let named = |taken: &Taken| folders.own.join(taken.held.0.pin_name());
+    let moves: Vec<_> = taken.iter().map(|taken| (taken.pin.clone(), named(taken))).collect();
     for (pin, named) in moves.iter().filter(|(pin, named)| pin != named) {
         fs::rename(pin, named).map_err(path_error("rename", pin))?;
     }
@@ -111,6 +115,9 @@ pub(super) fn interfaces(
             bpf::release(&pin).map_err(path_error("remove", &pin))?;
         }
     }
+    let mut held: Vec<_> = taken.into_iter().map(|taken| taken.held).collect();
+    // As they were asked for.
+    held.sort_by_key(|(held, _)| wanted.iter().position(|w| w.interface == held.interface));
     Ok(held)
 }
 
@@ -168,12 +175,13 @@ impl<'a> Place<'a> {
         Ok(Self { interface, ifindex, wanted: *mode, folders })
     }
 
-    /// The link, and the pin that holds it so far.
-    fn adopt_or_attach(&self, program: BorrowedFd<'_>) -> Result<(Held, PathBuf), KernelError> {
+    /// Takes over the link that is there, or makes one.
+    fn adopt_or_attach(&self, program: BorrowedFd<'_>) -> Result<Taken, KernelError> {
         for (pin, mode) in self.pins()? {
             let adoption = Link::open(&pin).and_then(|link| {
+                let former = link.program();
                 link.update(program)?;
-                Ok(link)
+                Ok((link, Former::Program(former)))
             });
             match adoption {
                 // Another interface had this index, and is gone: the link leads nowhere.
@@ -182,13 +190,17 @@ impl<'a> Place<'a> {
                 }
                 // Whatever it is, the program of before goes on filtering.
                 Err(error) => return Err(path_error("adopt the filter", &pin)(error)),
-                Ok(link) if self.wanted.takes(mode) => {
-                    return Ok(((self.attached(mode, true), link), pin));
+                Ok((link, former)) if self.wanted.takes(mode) => {
+                    return Ok(Taken { held: (self.attached(mode, true), link), pin, former });
                 }
-                Ok(link) => return self.change_mode(program, &link, &pin, mode),
+                Ok((link, _)) => {
+                    let (held, pin) = self.change_mode(program, &link, &pin, mode)?;
+                    return Ok(Taken { held, pin, former: Former::Mode });
+                }
             }
         }
-        self.attach(program)
+        let (held, pin) = self.attach(program)?;
+        Ok(Taken { held, pin, former: Former::Nothing })
     }
 
     /// Attaches in another mode. The kernel has one mode at a time on an interface, so the former
@@ -232,7 +244,6 @@ impl<'a> Place<'a> {
 
     fn create(&self, program: BorrowedFd<'_>) -> Result<(Mode, Link), KernelError> {
         match self.wanted {
-            AttachMode::Offload => self.create_in(program, Mode::Offload),
             AttachMode::Native => self.create_in(program, Mode::Native),
             AttachMode::Generic => self.create_in(program, Mode::Generic),
             AttachMode::Auto => match self.create_in(program, Mode::Native) {
@@ -284,7 +295,6 @@ impl Attached {
 impl AttachMode {
     fn takes(self, mode: Mode) -> bool {
         match self {
-            Self::Offload => mode == Mode::Offload,
             Self::Native => mode == Mode::Native,
             Self::Generic => mode == Mode::Generic,
             Self::Auto => true,
@@ -302,8 +312,7 @@ fn program(xdp: &Xdp) -> Result<BorrowedFd<'_>, KernelError> {
 fn parse_pin(name: &str) -> Option<(u32, Mode)> {
     let (ifindex, rest) = name.strip_prefix("xdp-")?.split_once('-')?;
     let (mode, _interface) = rest.split_once('-')?;
-    let mode =
-        [Mode::Offload, Mode::Native, Mode::Generic].into_iter().find(|m| m.to_string() == mode)?;
+    let mode = [Mode::Native, Mode::Generic].into_iter().find(|m| m.to_string() == mode)?;
     Some((ifindex.parse().ok()?, mode))
 }
 

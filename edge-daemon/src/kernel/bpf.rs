@@ -26,7 +26,6 @@ impl Link {
         let flags = match mode {
             Mode::Native => XDP_FLAGS_DRV_MODE,
             Mode::Generic => XDP_FLAGS_SKB_MODE,
-            Mode::Offload => XDP_FLAGS_HW_MODE,
         };
         let words = &mut [number(program), ifindex, ATTACH_XDP, flags];
         call(LINK_CREATE, words).map(own).map(Self)
@@ -48,6 +47,12 @@ impl Link {
     /// the interface is gone or the link was detached.
     pub(super) fn update(&self, program: BorrowedFd<'_>) -> io::Result<()> {
         call(LINK_UPDATE, &mut [number(self.0.as_fd()), number(program), 0, 0]).map(drop)
+    }
+
+    /// The program that runs. The kernel gives it to nobody but `CAP_SYS_ADMIN`.
+    pub(super) fn program(&self) -> io::Result<OwnedFd> {
+        let info = describe::<LINK_INFO_WORDS>(self.0.as_fd())?;
+        call(PROG_GET_FD_BY_ID, &mut [info[LINK_INFO_PROGRAM], 0, 0]).map(own)
     }
 
     /// Takes the program off its interface now, whoever still holds the link.
@@ -163,7 +168,6 @@ const LINK_DETACH: libc::c_long = 34;
 const ATTACH_XDP: u32 = 37;
 const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
 const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
-const XDP_FLAGS_HW_MODE: u32 = 1 << 3;
 
 // Where things lie in the call's structures, in words.
 /// `bpf_attr.test` up to `flags`
@@ -173,6 +177,7 @@ const RUN_BYTES: usize = 10;
 const RUN_ARGUMENTS: usize = 12;
 /// `bpf_link_info` up to `xdp.ifindex`
 const LINK_INFO_WORDS: usize = 5;
+const LINK_INFO_PROGRAM: usize = 2;
 const LINK_INFO_IFINDEX: usize = 4;
 /// `bpf_prog_info` up to `name`
 const PROGRAM_INFO_WORDS: usize = 20;

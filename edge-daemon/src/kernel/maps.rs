@@ -3,10 +3,7 @@
 use std::{
     net::IpAddr,
     os::fd::AsFd as _,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
 };
 
 use aya::{
@@ -26,6 +23,7 @@ use crate::clock::boot_ns;
 
 use super::{
     KernelError, Policy,
+    bans::Bans,
     defence::Listeners,
     lists::Lists,
     pins::{Lock, TABLES},
@@ -83,7 +81,7 @@ impl Tables {
     pub(super) fn take(programs: &mut Ebpf, lock: Arc<Lock>) -> Result<Self, KernelError> {
         Ok(Self {
             lists: Lists::take(programs)?,
-            bans: Bans::new(take(programs, map::BANS)?)?,
+            bans: Bans::take(programs)?,
             listeners: Listeners::take(programs)?,
             counts: take(programs, map::COUNTS)?,
             events_lost: take(programs, map::EVENTS_LOST)?,
@@ -137,6 +135,7 @@ impl Tables {
             settings.netns_cookie = netns_cookie;
             settings.socket = layout;
         })?;
+        self.bans.screen(seed)?;
         self.sample(None)?;
         Ok(is_new)
     }
@@ -248,74 +247,6 @@ impl Tables {
         let mut settings = self.settings()?;
         change(&mut settings);
         self.settings.set(0, settings, 0).map_err(table_error(map::SETTINGS))
-    }
-}
-
-/// The clients that are banned.
-pub struct Bans {
-    table: HashMap<MapData, Source, Ban>,
-    /// Kept here because the kernel does not tell; shared by all handles.
-    used: Arc<AtomicU64>,
-}
-
-impl Bans {
-    fn new(table: HashMap<MapData, Source, Ban>) -> Result<Self, KernelError> {
-        let used = Arc::new(AtomicU64::new(table.keys().filter(Result::is_ok).count() as u64));
-        Ok(Self { table, used })
-    }
-
-    fn duplicate(&self) -> Result<Self, KernelError> {
-        let table = again(map::BANS, self.table.map())?;
-        Ok(Self { table, used: Arc::clone(&self.used) })
-    }
-
-    /// Bans a client, in the place of its former ban if it has one.
-    ///
-    /// # Errors
-    /// [`KernelError::Full`] at [`map::BANS_MAX`] bans.
-    pub fn ban(&mut self, client: Source, ban: Ban) -> Result<(), KernelError> {
-        let is_new = self.lookup(client)?.is_none();
-        self.table.insert(client, ban, 0).map_err(table_error(map::BANS))?;
-        self.used.fetch_add(u64::from(is_new), Relaxed);
-        Ok(())
-    }
-
-    /// Lifts a client's ban; whether it had one.
-    ///
-    /// # Errors
-    /// [`KernelError::Table`] if the kernel refuses.
-    pub fn unban(&mut self, client: Source) -> Result<bool, KernelError> {
-        let removed = absent(self.table.remove(&client)).map_err(table_error(map::BANS))?;
-        self.used.fetch_sub(u64::from(removed.is_some()), Relaxed);
-        Ok(removed.is_some())
-    }
-
-    /// A client's ban, also one that has ended and not been removed yet.
-    ///
-    /// # Errors
-    /// [`KernelError::Table`] if the kernel refuses.
-    pub fn lookup(&self, client: Source) -> Result<Option<Ban>, KernelError> {
-        absent(self.table.get(&client, 0)).map_err(table_error(map::BANS))
-    }
-
-    /// Every ban, those included that have ended and not been removed yet.
-    ///
-    /// # Errors
-    /// [`KernelError::Table`] if the kernel refuses.
-    pub fn entries(&self) -> Result<Vec<(Source, Ban)>, KernelError> {
-        self.table.iter().map(|item| item.map_err(table_error(map::BANS))).collect()
-    }
-
-    /// Bans in the table, ended ones included.
-    #[must_use]
-    pub fn len(&self) -> u64 {
-        self.used.load(Relaxed)
-    }
-
-    /// Whether nobody is banned.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 }
 

@@ -4,6 +4,7 @@
 //! After [`Kernel::load`] no verb needs a capability: all go by descriptors that are already open.
 
 mod attach;
+mod bans;
 mod bpf;
 mod btf;
 mod capacity;
@@ -21,6 +22,7 @@ mod pins;
 mod policy;
 mod ready;
 mod rules;
+mod taken;
 mod twin;
 mod upkeep;
 
@@ -40,6 +42,7 @@ use nix::sys::utsname::uname;
 
 pub use self::{
     attach::{AttachMode, Attached, Mode, Wanted},
+    bans::Bans,
     capacity::{ListCapacity, ListSizes},
     census::Corrected,
     counts::ANY_OTHER,
@@ -47,7 +50,7 @@ pub use self::{
     drops::{DebugLog, Drops, Samples},
     error::KernelError,
     lists::{Content, InForce, Job, Lists, wait_for_packets},
-    maps::{Bans, Explanation, Occupancy, Tables},
+    maps::{Explanation, Occupancy, Tables},
     pins::{Detached, detach},
     policy::{Policy, Prefix},
     ready::whenever_ready,

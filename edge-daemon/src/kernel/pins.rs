@@ -33,8 +33,9 @@ pub(super) struct Shape {
 }
 
 /// Every table that is pinned.
-pub(super) const TABLES: [Shape; 17] = [
+pub(super) const TABLES: [Shape; 18] = [
     shape(map::BANS, MapType::Hash, size_of::<Source>(), size_of::<map::Ban>(), map::BANS_MAX),
+    array(map::BAN_FILTER, 8, map::BAN_BITS / 64),
     array(map::CLIENT_CELLS, size_of::<[limit::Set; 2]>(), map::CLIENT_SETS),
     array(map::KIND_CELLS, size_of::<limit::Set>(), map::KIND_SETS),
     array(map::OPEN, size_of::<open::Set>(), map::OPEN_SETS),
@@ -415,6 +416,7 @@ mod tests {
     fn tables_of_this_name_have_these_shapes() {
         let needed = [
             "BANS: type Hash, key 16, value 40, 131072 entries",
+            "BAN_FILTER: type Array, key 4, value 8, 4096 entries",
             "CLIENT_CELLS: type Array, key 4, value 64, 65536 entries",
             "KIND_CELLS: type Array, key 4, value 32, 65536 entries",
             "OPEN: type Array, key 4, value 64, 32768 entries",

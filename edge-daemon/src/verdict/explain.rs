@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use anyhow::{Context as _, bail};
 use edge_common::{
     Reason, Source,
-    map::{Ban, FOREVER, Facts, Settings},
+    map::{Ban, FOREVER, Facts},
 };
 use edge_policy::{
     list::Class,
@@ -66,7 +66,9 @@ impl Writer {
         if would == Some(Reason::DenyList) && found.network.is_none() {
             found.network = self.tables.lists.decides(Class::Watch, address, clock::boot_ns());
         }
-        let rule = self.rule(would.unwrap_or(reason), &facts, &found, &settings);
+        // What was only monitored is told of where nothing else decided.
+        let decided = would.filter(|_| reason.passes()).unwrap_or(reason);
+        let rule = self.rule(decided, &facts, &found);
         let (client, now_ns) = (found.client, clock::boot_ns());
         let buckets = self.twin.buckets(&settings, &facts)?;
         Ok(Explanation {
@@ -128,13 +130,7 @@ impl Writer {
         }
     }
 
-    fn rule(
-        &self,
-        reason: Reason,
-        facts: &Facts,
-        found: &kernel::Explanation,
-        settings: &Settings,
-    ) -> Rule {
+    fn rule(&self, reason: Reason, facts: &Facts, found: &kernel::Explanation) -> Rule {
         match (reason, &found.network, &found.ban) {
             (Reason::AllowList | Reason::DenyList, Some((net, entry)), _) => {
                 let told = self.told(reason, net);
@@ -155,10 +151,8 @@ impl Writer {
                 ..Rule::default()
             },
             (Reason::Signature, ..) => {
-                // A rule that only monitors by itself is not told.
-                let is_told = facts.would == 0 || settings.monitored >> reason as u32 & 1 != 0;
                 let index = facts.rule as usize;
-                let named = self.signatures.get(index).filter(|_| is_told);
+                let named = self.signatures.get(index);
                 let hits = self.tables.signature_hits().unwrap_or_default();
                 Rule {
                     name: named.map(|named| format!("signature {}", named.name)),

@@ -117,6 +117,4 @@ pub enum Attach {
     Generic,
     /// In the driver, or not at all.
     Native,
-    /// In the network card, or not at all.
-    Offload,
 }

@@ -120,6 +120,21 @@ impl Program {
         )
     }
 
+    /// What [`Self::lru_limit`] does for every packet but for the limit: it finds the source, reads the
+    /// clock, and passes the packet.
+    pub(in crate::bench) fn without_limit() -> Result<Self> {
+        Self::load(
+            bounds(Code::default(), 34, "pass")
+                .load(Half, 2, 7, 12)
+                .jump_if(2, NotEqual, 0x0008, "pass")
+                .load(Word, 2, 7, 26)
+                .store(Word, 10, -4, 2)
+                .call(BOOT_NS)
+                .here("pass")
+                .exit(Action::Pass as i32),
+        )
+    }
+
     /// A limit per source as everybody writes it: the theoretical arrival time of each source in
     /// an LRU hash. It passes what is within the limit, and that is every packet of a new source.
     pub(in crate::bench) fn lru_limit(sources_max: u32) -> Result<Self> {

@@ -1,0 +1,98 @@
+//! What the list files held when they were last taken, beside the store: a restart, too, refuses a feed
+//! that has shrunk to nothing or is gone, and goes on with what it had.
+
+use std::{
+    fmt::Write as _,
+    fs, io,
+    os::unix::{ffi::OsStrExt as _, fs::DirBuilderExt as _},
+    path::{Path, PathBuf},
+};
+
+use super::{
+    files,
+    settings::{Line, ListFile, Lists},
+};
+
+/// The file as it was last taken, if anything is known of it.
+pub(super) fn former(state: &Path, path: &Path) -> Option<ListFile> {
+    let text = files::text(&place(state, path), KEPT_BYTES_MAX).ok()?;
+    let mut lines = text.lines();
+    // Another file may have the same hash, and a copy may have been cut short.
+    let (named, count) = lines.next()?.rsplit_once(' ')?;
+    if named != path.to_string_lossy() {
+        return None;
+    }
+    let nets: Option<Vec<Line>> = lines
+        .map(|line| {
+            let (net, number) = line.split_once(' ')?;
+            Some(Line { net: net.parse().ok()?, number: number.parse().ok()? })
+        })
+        .collect();
+    let nets = nets.filter(|nets| count.parse() == Ok(nets.len()))?;
+    Some(ListFile { path: path.to_owned(), nets: nets.into(), ..ListFile::default() })
+}
+
+/// Keeps what the list files hold that are now in force.
+///
+/// # Errors
+/// If the folder of the state cannot be written.
+pub fn keep(state: &Path, lists: &Lists) -> io::Result<()> {
+    let fresh = lists.allow.files.iter().chain(&lists.deny.files).filter(|file| !file.is_stale);
+    for file in fresh {
+        let kept = place(state, &file.path);
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(state.join(FOLDER))?;
+        let mut text = format!("{} {}\n", file.path.display(), file.nets.len());
+        for Line { net, number } in file.nets.iter() {
+            // Writing to a string never fails.
+            let _ = writeln!(text, "{net} {number}");
+        }
+        let new = kept.with_extension("new");
+        fs::write(&new, text)?;
+        fs::rename(&new, &kept)?;
+    }
+    Ok(())
+}
+
+/// A name that every path can have: FNV-1a of it.
+fn place(state: &Path, path: &Path) -> PathBuf {
+    let hash = path.as_os_str().as_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    state.join(FOLDER).join(format!("{hash:016x}"))
+}
+
+const FOLDER: &str = "lists";
+/// As much as a list file may have, and a number for each line.
+const KEPT_BYTES_MAX: u64 = 512 << 20;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn what_was_kept_comes_back_and_what_is_damaged_does_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = PathBuf::from("/etc/edged/feed one.txt");
+        let mut lists = Lists::default();
+        let line = |net: &str, number| Line { net: net.parse().unwrap(), number };
+        let nets = [line("192.0.2.0/24", 3), line("2001:db8::/32", 9)];
+        let file = ListFile { path: path.clone(), nets: nets.into(), ..ListFile::default() };
+        lists.deny.files = vec![file.clone()];
+        assert_eq!(former(folder.path(), &path), None);
+        keep(folder.path(), &lists).unwrap();
+        assert_eq!(former(folder.path(), &path), Some(file));
+        // What is in force in the place of a bad file is no news.
+        lists.deny.files[0].is_stale = true;
+        lists.deny.files[0].nets = Arc::default();
+        keep(folder.path(), &lists).unwrap();
+        assert_eq!(former(folder.path(), &path).unwrap().nets.len(), 2);
+        let kept = place(folder.path(), &path);
+        let whole = fs::read_to_string(&kept).unwrap();
+        for damaged in ["", "x", whole.trim_end().rsplit_once('\n').unwrap().0] {
+            fs::write(&kept, damaged).unwrap();
+            assert_eq!(former(folder.path(), &path), None, "{damaged}");
+        }
+    }
+}
