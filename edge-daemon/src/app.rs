@@ -2,6 +2,7 @@
 
 mod certificates;
 mod operator;
+mod sockets;
 mod traffic;
 
 use std::{
@@ -30,6 +31,7 @@ use tokio::{
 
 use self::{
     operator::{Operator, send},
+    sockets::{bind, provide_descriptors},
     traffic::Watch,
 };
 use crate::{
@@ -45,11 +47,11 @@ use crate::{
         slow::{Hasher, Slow},
     },
     listen,
-    metrics::{KernelView, Metrics},
+    metrics::{KernelView, Metrics, upstreams},
     notify::notify,
     plan, privilege, quota,
     request::{self, Edge, Entrance, Proofs},
-    scrape, store,
+    scrape, store, upstream,
     verdict::{self, Keeper, Order, Writer},
 };
 
@@ -183,8 +185,11 @@ impl App {
             workers.push(spawn(&format!("worker-{index}"), work)?);
         }
         let edge = Arc::clone(&self.edge);
-        let operator = Operator::new(self.edge, self.config, self.settings);
-        serve_control(operator, self.control, self.metrics, self.told)?;
+        let (upstreams, looked_after) = watch::channel(edge.plan.load().upstreams.clone());
+        let (resolved, resolutions) = watch::channel(());
+        let checks = spawn("upstreams", move || upstream::checks::run(looked_after, resolved))?;
+        let operator = Operator::new(self.edge, self.config, self.settings, upstreams);
+        serve_control(operator, self.control, self.metrics, self.told, resolutions)?;
 
         notify("STOPPING=1");
         edge.events.tell(Event::Stopped);
@@ -202,6 +207,7 @@ impl App {
         join(keeper)?;
         drop(stop_upkeep);
         join(upkeep)?;
+        join_until(checks, Instant::now() + LAST_EVENTS)?;
         drop(edge);
         // It ends with the last that could ask it, in the middle of no hash.
         join_until(hasher, Instant::now() + LAST_EVENTS)?;
@@ -216,6 +222,7 @@ fn serve_control(
     control: UnixListener,
     metrics: TcpListener,
     told: Told,
+    mut resolutions: watch::Receiver<()>,
 ) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(
@@ -253,6 +260,14 @@ fn serve_control(
                 }
             }));
 
+            operator.lock().await.await_names(&mut resolutions).await;
+            let renamed = Rc::clone(&operator);
+            spawn_local(async move {
+                while resolutions.changed().await.is_ok() {
+                    renamed.lock().await.follow_names().await;
+                }
+            });
+
             let following = Rc::clone(&operator);
             spawn_local(async move {
                 loop {
@@ -287,7 +302,8 @@ async fn exposition(edge: Arc<Edge>) -> String {
         Err(_) => None,
     };
     let (plan, feeds) = (edge.plan.load(), edge.feeds.in_use());
-    edge.metrics.expose(view.as_ref(), &plan.limits, &feeds, edge.events.lost())
+    let families = upstreams::families(&plan.upstreams);
+    edge.metrics.expose(view.as_ref(), &plan.limits, &feeds, edge.events.lost(), families)
 }
 
 /// What the kernel programs tell.
@@ -315,50 +331,6 @@ async fn tell_drops(drops: Drops, edge: Arc<Edge>) -> io::Result<()> {
 /// Passes the kernel programs' own log on to the daemon's.
 async fn tell_debug(log: DebugLog) -> io::Result<()> {
     kernel::whenever_ready(log, DebugLog::flush).await
-}
-
-fn bind(settings: &Settings, workers: usize) -> anyhow::Result<Vec<Vec<(TcpListener, Entrance)>>> {
-    let https = settings.server.https.iter().enumerate();
-    let https = https.map(|(n, listener)| (listener.address, Entrance::Https(n)));
-    let http = settings.server.http.iter().map(|address| (*address, Entrance::Http));
-    let mut listeners: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
-    for (address, entrance) in https.chain(http) {
-        let sockets = listen::bind(address, workers)
-            .with_context(|| format!("cannot listen on {address}"))?;
-        for (own, socket) in listeners.iter_mut().zip(sockets) {
-            own.push((socket, entrance));
-        }
-    }
-    Ok(listeners)
-}
-
-/// A connection is a descriptor or two: takes as many as the system gives, and says so if they
-/// are fewer than the configuration's bounds may need.
-fn provide_descriptors(settings: &Settings, workers: usize) {
-    let needed = descriptors_needed(settings, workers);
-    match raise_descriptor_limit() {
-        Ok(given) if given < needed => {
-            tracing::warn!(given, needed, "fewer descriptors than the bounds may need");
-        }
-        Ok(_) => {}
-        Err(error) => tracing::warn!(%error, "cannot raise the limit of open descriptors"),
-    }
-}
-
-/// Descriptors open at once when every bound on connections is reached.
-fn descriptors_needed(settings: &Settings, workers: usize) -> u64 {
-    let upstreams: usize = settings.upstreams.iter().map(|u| u.connections_max).sum();
-    let connections =
-        workers.saturating_mul(upstreams).saturating_add(settings.bounds.connections_max);
-    connections.saturating_add(DESCRIPTORS_OWN) as u64
-}
-
-/// Raises the soft limit to the hard one, which it returns.
-fn raise_descriptor_limit() -> nix::Result<u64> {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
-    Ok(hard)
 }
 
 fn spawn<T: Send + 'static>(
@@ -392,5 +364,3 @@ const ORDERS_MAX: usize = 16_384;
 const KEY_ORDERS_MAX: usize = 4_096;
 /// For the last events to be written, at the end.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
-/// Descriptors that are not connections: listeners, kernel tables, logs, the store.
-const DESCRIPTORS_OWN: usize = 100;

@@ -86,6 +86,10 @@ fn check(config: &Path, settings: &Settings) -> anyhow::Result<()> {
     // A check reads no quota: a damaged one is the daemon's to set aside.
     let rule = |spec| Ok(Rule::new(spec, None, [0; 16]));
     crate::plan::plan(settings, None, &crate::issuers::Feeds::default(), rule)?;
+    let unreachable = config::reach(config, settings);
+    if !unreachable.0.is_empty() {
+        eprintln!("{unreachable}");
+    }
     println!("{}: fine", config.display());
     Ok(())
 }

@@ -153,6 +153,7 @@ impl Verb {
             }
             Self::Key(verb) => return Act::Key(Box::new(verb.clone())),
             Self::Token(verb) => Command::Token(verb.command()),
+            Self::Upstream(verb) => verb.command(),
             Self::Reload => Command::Reload,
         };
         Act::Ask(command)

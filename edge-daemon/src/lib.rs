@@ -22,4 +22,5 @@ pub mod scrape;
 pub mod secret;
 pub mod store;
 pub mod tls;
+pub mod upstream;
 pub mod verdict;

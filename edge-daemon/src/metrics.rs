@@ -3,12 +3,14 @@
 //! Each worker counts into memory of its own; a scrape sums them up. Nothing on the request path
 //! touches a cache line that another core writes, except the two gauges that are also bounds.
 
+mod family;
 mod kernel;
 pub mod keys;
 mod limits;
 pub mod lists;
 mod tls;
 mod tokens;
+pub mod upstreams;
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +18,6 @@ use std::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
-    time::Duration,
 };
 
 use arc_swap::ArcSwap;
@@ -25,10 +26,12 @@ use edge_policy::limit::Rules;
 use http::StatusCode;
 use prometheus::{
     TextEncoder,
-    proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType},
+    proto::{MetricFamily, MetricType},
 };
 
+use self::family::{counter, family, gauge, histogram, histogram_of, labelled};
 pub use self::{
+    family::Spread,
     kernel::KernelView,
     tls::{Fingerprints, HandshakeFailures, Served},
     tokens::TokenFaults,
@@ -85,24 +88,6 @@ impl Default for Counters {
             handshake_failures: HandshakeFailures::default(),
             fingerprints: Fingerprints::default(),
         }
-    }
-}
-
-/// A histogram of durations.
-#[derive(Default)]
-pub struct Spread {
-    buckets: [AtomicU64; EDGES.len() + 1],
-    sum_ns: AtomicU64,
-}
-
-impl Spread {
-    /// Counts one duration.
-    pub fn observe(&self, duration: Duration) {
-        let seconds = duration.as_secs_f64();
-        let bucket = EDGES.partition_point(|edge| *edge < seconds);
-        self.buckets[bucket].fetch_add(1, Relaxed);
-        let ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        self.sum_ns.fetch_add(ns, Relaxed);
     }
 }
 
@@ -189,6 +174,7 @@ impl Metrics {
         rules: &Rules,
         feeds: &[Arc<Feed>],
         events_lost: u64,
+        more: Vec<MetricFamily>,
     ) -> String {
         let mut families = vec![
             self.requests_family(),
@@ -213,6 +199,7 @@ impl Metrics {
         families.extend(self.tls_families());
         families.extend(self.keys.families());
         families.extend(tokens::issuers(feeds));
+        families.extend(more);
         families.extend(kernel.into_iter().flat_map(KernelView::families));
         // The encoder refuses a family that has not counted anything yet.
         families.retain(|family| !family.get_metric().is_empty());
@@ -323,83 +310,13 @@ fn build_info() -> MetricFamily {
     family("edged_build_info", "The build, as labels.", MetricType::GAUGE, [gauge(&version, 1)])
 }
 
-fn family(
-    name: &str,
-    help: &str,
-    kind: MetricType,
-    metrics: impl IntoIterator<Item = Metric>,
-) -> MetricFamily {
-    let mut family = MetricFamily::default();
-    family.set_name(name.to_owned());
-    family.set_help(help.to_owned());
-    family.set_field_type(kind);
-    family.set_metric(metrics.into_iter().collect());
-    family
-}
-
-fn counter(labels: &[(&str, &str)], value: u64) -> Metric {
-    let mut counter = Counter::default();
-    counter.set_value(value as f64);
-    let mut metric = labelled(labels);
-    metric.set_counter(counter);
-    metric
-}
-
-fn gauge(labels: &[(&str, &str)], value: u64) -> Metric {
-    let mut gauge = Gauge::default();
-    gauge.set_value(value as f64);
-    let mut metric = labelled(labels);
-    metric.set_gauge(gauge);
-    metric
-}
-
-fn histogram(name: &str, help: &str, parts: &[&Spread]) -> MetricFamily {
-    let mut count = 0;
-    let mut buckets = Vec::with_capacity(EDGES.len());
-    for (i, edge) in EDGES.iter().enumerate() {
-        count += parts.iter().map(|p| p.buckets[i].load(Relaxed)).sum::<u64>();
-        let mut bucket = Bucket::default();
-        bucket.set_upper_bound(*edge);
-        bucket.set_cumulative_count(count);
-        buckets.push(bucket);
-    }
-    count += parts.iter().map(|p| p.buckets[EDGES.len()].load(Relaxed)).sum::<u64>();
-    let sum_ns: u64 = parts.iter().map(|p| p.sum_ns.load(Relaxed)).sum();
-    let mut histogram = Histogram::default();
-    histogram.set_bucket(buckets);
-    histogram.set_sample_count(count);
-    histogram.set_sample_sum(sum_ns as f64 / 1e9);
-    let mut metric = labelled(&[]);
-    metric.set_histogram(histogram);
-    family(name, help, MetricType::HISTOGRAM, [metric])
-}
-
-fn labelled(labels: &[(&str, &str)]) -> Metric {
-    Metric::from_label(
-        labels
-            .iter()
-            .map(|(name, value)| {
-                let mut pair = LabelPair::default();
-                pair.set_name((*name).to_owned());
-                pair.set_value((*value).to_owned());
-                pair
-            })
-            .collect(),
-    )
-}
-
-/// Upper edges of the duration buckets, in seconds: a ban is a matter of microseconds, an
-/// upstream's answer one of seconds.
-const EDGES: [f64; 17] = [
-    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
-    1.0, 2.5, 5.0, 10.0,
-];
-
 /// Status codes have three digits, and an upstream may send any of them.
 const STATUSES: usize = 1000;
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -412,7 +329,7 @@ mod tests {
         metrics.worker(1).count(Reason::SourceRate);
         metrics.worker(0).request.observe(Duration::from_millis(3));
         metrics.worker(1).request.observe(Duration::from_secs(60));
-        let text = metrics.expose(None, &Rules::default(), &[], 7);
+        let text = metrics.expose(None, &Rules::default(), &[], 7, Vec::new());
         for line in [
             "edged_requests_total{reason=\"serve\",status=\"200\"} 2",
             "edged_requests_total{reason=\"serve\",status=\"999\"} 1",

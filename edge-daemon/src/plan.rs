@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    num::NonZero,
     sync::Arc,
 };
 
@@ -21,7 +22,8 @@ use crate::{
     issuers::{self, Feeds, Issuers},
     kernel,
     request::{Listener, Plan},
-    tls::{self, TlsError},
+    tls::{self, TlsError, UpstreamTlsError},
+    upstream::Upstream,
 };
 
 /// Makes the plan; reads the certificates and their keys, and issuers' keys that lie on this host.
@@ -46,7 +48,7 @@ pub fn plan(
         routes: Routes::new(routes).map_err(|_| PlanError::Routes)?,
         issuers: Issuers::new(&settings.issuers, feeds)?,
         tokens: settings.tokens.clone(),
-        upstreams: settings.upstreams.clone(),
+        upstreams: upstreams(settings, former.map_or(&[], |plan| &plan.upstreams))?,
         tls: tls::Front::new(settings.tls.clone(), former.map(|plan| &plan.tls))?,
         listeners: settings.server.https.iter().map(|l| listener(settings, l)).collect(),
         trusted: Trusted::new(settings.server.trusted_proxies.clone()),
@@ -141,6 +143,26 @@ fn listener(settings: &Settings, listener: &settings::Listener) -> Listener {
     }
 }
 
+/// The upstreams. One that did not change goes on, with its connections and what is known of its
+/// servers.
+fn upstreams(
+    settings: &Settings,
+    former: &[Arc<Upstream>],
+) -> Result<Vec<Arc<Upstream>>, UpstreamTlsError> {
+    let workers = match settings.server.workers {
+        0 => std::thread::available_parallelism().map_or(1, NonZero::get),
+        workers => workers,
+    };
+    let upstream = |wanted: &settings::Upstream| {
+        let former = former.iter().find(|former| former.settings.name == wanted.name);
+        match former {
+            Some(same) if same.settings == *wanted => same.reread().map(|()| Arc::clone(same)),
+            former => Upstream::new(wanted.clone(), workers, former.map(Arc::as_ref)),
+        }
+    };
+    settings.upstreams.iter().map(upstream).collect()
+}
+
 fn route(route: &settings::Route) -> Route {
     Route {
         at: route.at.clone(),
@@ -222,6 +244,9 @@ pub enum PlanError {
     /// The keys of an issuer are no good.
     #[error("the keys of an issuer")]
     Issuers(#[from] issuers::Fault),
+    /// An upstream cannot be spoken to over TLS.
+    #[error(transparent)]
+    Upstream(#[from] UpstreamTlsError),
 }
 
 impl From<settings::When> for kernel::When {

@@ -1,7 +1,7 @@
 //! Operators' commands on their way to the writer, and the reload of the configuration.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::{Arc, atomic::Ordering::Relaxed, mpsc::SyncSender},
     time::Duration,
@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use edge_common::Reason;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::certificates;
 use crate::{
@@ -22,6 +22,7 @@ use crate::{
     quota,
     request::{Edge, Plan},
     secret::Stamp,
+    upstream::{Upstream, names},
     verdict::Order,
 };
 
@@ -30,6 +31,8 @@ pub(super) struct Operator {
     pub(super) edge: Arc<Edge>,
     pub(super) config: PathBuf,
     pub(super) settings: Settings,
+    /// The upstreams that are looked after.
+    upstreams: watch::Sender<Vec<Arc<Upstream>>>,
     /// The files of the secrets, as they were when these were read.
     stamps: Vec<Option<Stamp>>,
 }
@@ -40,9 +43,45 @@ fn stamps(settings: &Settings) -> Vec<Option<Stamp>> {
 }
 
 impl Operator {
-    pub(super) fn new(edge: Arc<Edge>, config: PathBuf, settings: Settings) -> Self {
+    pub(super) fn new(
+        edge: Arc<Edge>,
+        config: PathBuf,
+        settings: Settings,
+        upstreams: watch::Sender<Vec<Arc<Upstream>>>,
+    ) -> Self {
         let stamps = stamps(&settings);
-        Self { edge, config, settings, stamps }
+        Self { edge, config, settings, upstreams, stamps }
+    }
+
+    /// Waits, bounded, until servers that are known by name have addresses.
+    pub(super) async fn await_names(&mut self, resolutions: &mut watch::Receiver<()>) {
+        if self.edge.plan.load().upstreams.iter().any(|upstream| names::has_names(upstream)) {
+            let _ = tokio::time::timeout(FIRST_LOOKUPS, resolutions.changed()).await;
+            self.follow_names().await;
+        }
+    }
+
+    /// Puts the addresses that names mean now on the allow list: no limit may cut off their answers.
+    pub(super) async fn follow_names(&mut self) {
+        let resolved = resolved(&self.edge.plan.load().upstreams);
+        if resolved == self.settings.resolved {
+            return;
+        }
+        let settings = Settings { resolved, ..self.settings.clone() };
+        match self.apply(&settings).await {
+            Ok(()) => self.settings = settings,
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::error!(error, "servers' new addresses are not on the allow list");
+            }
+        }
+    }
+
+    /// Has the writer put settings in force.
+    async fn apply(&self, settings: &Settings) -> anyhow::Result<()> {
+        let (answer, answered) = oneshot::channel();
+        send(&self.edge.orders, Order::Apply(Box::new(settings.clone()), answer)).await?;
+        answered.await.context("the verdict writer is gone")?
     }
 
     pub(super) async fn obey(&mut self, command: Command, peer: Peer) -> Reply {
@@ -54,6 +93,9 @@ impl Operator {
         }
         if let Command::Key(command) = command {
             return self.ask_of_keys(command, peer).await;
+        }
+        if let Command::Servers { what } = &command {
+            return what.obey(&self.edge.plan.load().upstreams);
         }
         let (answer, answered) = oneshot::channel();
         let sent = send(&self.edge.orders, Order::Command(command, peer, answer)).await;
@@ -111,7 +153,7 @@ impl Operator {
     }
 
     async fn try_reload(&mut self) -> anyhow::Result<()> {
-        let (settings, warnings) = config::reload(&self.config, &self.settings)?;
+        let (mut settings, warnings) = config::reload(&self.config, &self.settings)?;
         if !warnings.0.is_empty() {
             tracing::warn!("{warnings}");
         }
@@ -120,9 +162,10 @@ impl Operator {
         let is_same = settings.keys.pepper == self.settings.keys.pepper;
         let peppers = if is_same { pepper::load } else { pepper::make };
         let (plan, peppers) = (self.plan(&settings)?, peppers(&settings.keys)?);
-        let (answer, answered) = oneshot::channel();
-        send(&self.edge.orders, Order::Apply(Box::new(settings.clone()), answer)).await?;
-        answered.await.context("the verdict writer is gone")??;
+        look_up(&plan.upstreams).await;
+        settings.resolved = resolved(&plan.upstreams);
+        self.apply(&settings).await?;
+        self.upstreams.send_replace(plan.upstreams.clone());
         self.edge.adopt(plan);
         certificates::look(&self.edge, true);
         self.edge.peppers.store(Arc::new(peppers));
@@ -209,4 +252,30 @@ pub(super) async fn send(orders: &SyncSender<Order>, mut order: Order) -> anyhow
 }
 
 const KEYS_GONE: &str = "the thread of the keys is gone";
+
+/// Looks up the names of upstreams that have none of their addresses yet. Waits a while at most.
+async fn look_up(upstreams: &[Arc<Upstream>]) {
+    let new = upstreams.iter().filter(|upstream| upstream.servers().is_empty());
+    let all = async {
+        for upstream in new {
+            names::resolve(upstream).await;
+        }
+    };
+    if tokio::time::timeout(FIRST_LOOKUPS, all).await.is_err() {
+        tracing::warn!("names of servers are not looked up yet");
+    }
+}
+
+/// The addresses of servers that are known by name, with their upstream's.
+fn resolved(upstreams: &[Arc<Upstream>]) -> Vec<(String, IpAddr)> {
+    let named = upstreams.iter().filter(|upstream| names::has_names(upstream));
+    let of = |upstream: &Arc<Upstream>| {
+        let name = upstream.settings.name.clone();
+        upstream.addresses().into_iter().map(move |address| (name.clone(), address))
+    };
+    named.flat_map(of).collect()
+}
+
+/// How long the start and a reload wait for names to be looked up.
+const FIRST_LOOKUPS: Duration = Duration::from_secs(3);
 const QUEUE_PAUSE: Duration = Duration::from_millis(1);

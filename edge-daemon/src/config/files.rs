@@ -12,7 +12,7 @@ use super::{
     kept,
     lists::{self, Kind},
     reader::Notes,
-    settings::{Events, KeySource, List, ListFile, Lists, Settings},
+    settings::{Events, KeySource, List, ListFile, Lists, Settings, Upstream},
     text as values,
     whole::{place_in, place_nth, place_of_text},
 };
@@ -66,6 +66,9 @@ pub(super) fn resolve(settings: &mut Settings, base: &Path) {
         }
     }
     settings.resolve_secrets(base);
+    for path in settings.upstreams.iter_mut().flat_map(Upstream::files_mut) {
+        *path = base.join(&*path);
+    }
 }
 
 /// Looks at the secrets, and reads the lists into the settings; what `former`
@@ -79,6 +82,13 @@ pub(super) fn inspect(
 ) {
     inspect_secrets(settings, base, document, notes);
     inspect_issuers(settings, document, notes);
+    for path in settings.upstreams.iter().flat_map(Upstream::files) {
+        if let Err(fault) = File::open(path) {
+            let span = place_of_text(document, |text| base.join(text) == *path);
+            let what = format!("cannot read {}: {fault}", path.display());
+            notes.wrong(span, what, "a PEM file, for TLS to the upstream");
+        }
+    }
     let place = (base, document, notes);
     let state = settings.state.dir.clone();
     let Lists { allow, deny, shrink_max, .. } = &mut settings.lists;

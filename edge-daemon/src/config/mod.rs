@@ -11,6 +11,7 @@ mod limit;
 pub mod lists;
 mod mistake;
 mod offer;
+mod reach;
 mod reader;
 mod route;
 mod sections;
@@ -18,6 +19,7 @@ pub mod settings;
 pub mod signature;
 pub mod text;
 mod tls;
+mod upstream;
 mod value;
 mod whole;
 
@@ -29,6 +31,7 @@ use std::path::Path;
 pub use kept::keep;
 use mistake::Source;
 pub use mistake::{Mistake, Mistakes, Warnings};
+pub use reach::reach;
 use reader::{Notes, Table};
 pub use settings::Settings;
 use toml::de::DeTable;
@@ -116,7 +119,7 @@ fn read(
 }
 
 fn settings(document: &Table<'_>) -> Settings {
-    let upstreams = document.tables("upstream", sections::upstream);
+    let upstreams = document.tables("upstream", upstream::upstream);
     let (limits, handshakes) = limit::limits(document);
     Settings {
         kernel: document.table("kernel", kernel::kernel),
@@ -131,6 +134,7 @@ fn settings(document: &Table<'_>) -> Settings {
         tokens: document.table("tokens", issuer::tokens),
         routes: document.tables("route", |table| route::route(table, &upstreams)),
         upstreams,
+        resolved: Vec::new(),
         abuse: document.table("abuse", sections::abuse),
         state: document.table("state", sections::state),
         control: document.table("control", sections::control),

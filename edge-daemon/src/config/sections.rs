@@ -10,7 +10,7 @@ use super::{
     reader::{Item, Table},
     settings::{
         Abuse, Bounds, Control, Events, HashPolicy, Keys, Level, List, ListFile, Lists, Log,
-        Metrics, Scores, Server, State, Upstream,
+        Metrics, Scores, Server, State,
     },
     tls,
 };
@@ -140,31 +140,6 @@ pub(super) fn keys(table: &Table<'_>) -> Keys {
 /// Each costs a request with an unknown key a digest and a look-up.
 const FORMER_PEPPERS_MAX: usize = 4;
 
-pub(super) fn upstream(table: &Table<'_>) -> Upstream {
-    let letters = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    Upstream {
-        name: table.need("name", "\"api\"", String::new(), |item| {
-            item.word(64, "letters, digits, '-', '_' and '.'", letters)
-        }),
-        servers: table.need("servers", "[\"127.0.0.1:8080\"]", Vec::new(), |item| {
-            some_of(item, "an array of addresses with ports: [\"127.0.0.1:8080\"]", server_address)
-        }),
-        connect_timeout: table.or("connect_timeout", 2 * SECOND, |item| item.duration(HOUR)),
-        response_timeout: table.or("response_timeout", 30 * SECOND, |item| item.duration(DAY)),
-        connections_max: table.or("connections_max", 256, |item| count(item, 1, 65_535)),
-    }
-}
-
-/// A server that can be connected to.
-fn server_address(item: &Item<'_>) -> Option<SocketAddr> {
-    let address = item.address()?;
-    if address.port() == 0 || address.ip().is_unspecified() {
-        return item
-            .wrong(format!("nothing answers at {address}"), "a server's own address and port");
-    }
-    Some(address)
-}
-
 pub(super) fn abuse(table: &Table<'_>) -> Abuse {
     let duration = |key, default| table.or(key, default, |item| item.duration(3_650 * DAY));
     Abuse {
@@ -276,7 +251,7 @@ pub(super) fn small(item: &Item<'_>, least: u32, most: u32) -> Option<u32> {
     u32::try_from(item.number(least.into(), most.into())?).ok()
 }
 
-fn count(item: &Item<'_>, least: u64, most: u64) -> Option<usize> {
+pub(super) fn count(item: &Item<'_>, least: u64, most: u64) -> Option<usize> {
     usize::try_from(item.number(least, most)?).ok()
 }
 

@@ -5,9 +5,10 @@
 mod issuer;
 mod packets;
 mod tls;
+mod upstreams;
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -22,6 +23,7 @@ pub use self::packets::{
     Attach, Fragments, Interface, Kernel, NamedSignature, PrefixLimit, SynCookies, When,
 };
 pub use self::tls::{Acme, Certificate, ClientAuth, Clients, Listener, Tls, UnknownName};
+pub use self::upstreams::{Address, Check, Server as UpstreamServer, Tls as UpstreamTls, Upstream};
 pub use super::offer::Offer;
 use crate::secret::{BYTES_MIN, Origin};
 
@@ -50,6 +52,8 @@ pub struct Settings {
     pub tokens: Tokens,
     /// `[[upstream]]`, in the order of the file; names are unique.
     pub upstreams: Vec<Upstream>,
+    /// The addresses that names of servers mean now, with their upstream's name. Not from the file.
+    pub resolved: Vec<(String, IpAddr)>,
     /// `[[route]]`, in the order of the file; host and path are unique together.
     pub routes: Vec<Route>,
     /// `[abuse]`: from misdeeds to bans.
@@ -65,6 +69,14 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Every address that a server behind the edge has, with its upstream's name.
+    pub fn upstream_addresses(&self) -> impl Iterator<Item = (&str, IpAddr)> {
+        let written = self.upstreams.iter().flat_map(|upstream| {
+            upstream.addresses().map(|address| (upstream.name.as_str(), address.ip()))
+        });
+        written.chain(self.resolved.iter().map(|(name, address)| (name.as_str(), *address)))
+    }
+
     /// Every secret that is named, and the least of bytes that it must have.
     #[must_use]
     pub fn secrets(&self) -> Vec<(&Origin, usize)> {
@@ -230,21 +242,6 @@ pub enum HashPolicy {
     Keyed,
     /// An Argon2id hash as well.
     KeyedAndArgon2id,
-}
-
-/// `[[upstream]]`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Upstream {
-    /// What routes call it.
-    pub name: String,
-    /// Servers, tried in turn; never empty.
-    pub servers: Vec<SocketAddr>,
-    /// To an open connection.
-    pub connect_timeout: Duration,
-    /// To the first byte of the answer.
-    pub response_timeout: Duration,
-    /// Connections per worker.
-    pub connections_max: usize,
 }
 
 /// `[[route]]`

@@ -58,6 +58,7 @@ fn the_annotated_file_shows_every_key() {
         include_str!("route.rs"),
         include_str!("sections.rs"),
         include_str!("signature.rs"),
+        include_str!("upstream.rs"),
         include_str!("tls.rs"),
     ];
     let keys = asked.iter().flat_map(|file| file.lines()).filter_map(|line| {
@@ -320,7 +321,7 @@ fn mistakes_are_told_with_their_place() {
             "did you mean 'interfaces'?",
         ),
         ("[server]", "[sever]", 5, 2, "unknown key 'sever'", "did you mean 'server'?"),
-        ("servers", "zzz", 14, 1, "unknown key 'zzz' in [[upstream]]", "one of: connect_timeout"),
+        ("servers", "zzz", 14, 1, "unknown key 'zzz' in [[upstream]]", "one of: age_max"),
         ("auth = ", "Auth = ", 19, 1, "unknown key 'Auth' in [[route]]", "did you mean 'auth'?"),
         // Missing keys.
         (
@@ -503,7 +504,7 @@ fn mistakes_are_told_with_their_place() {
         // Upstreams.
         (
             "127.0.0.1:8080",
-            "localhost:8080",
+            "local host:8080",
             14,
             12,
             "not an address",

@@ -78,6 +78,14 @@ pub(super) fn place_nth(document: &DeTable<'_>, array: &str, n: usize, key: &str
     value.map_or(0..0, toml::Spanned::span)
 }
 
+/// Where a server of an upstream stands, each by its place in its array.
+pub(super) fn place_of_server(document: &DeTable<'_>, upstream: usize, n: usize) -> Range<usize> {
+    let tables = document.get("upstream").and_then(|tables| tables.get_ref().as_array());
+    let table = tables.and_then(|tables| tables.get(upstream)?.get_ref().as_table());
+    let servers = table.and_then(|table| table.get("servers")?.get_ref().as_array());
+    servers.and_then(|servers| servers.get(n)).map_or(0..0, toml::Spanned::span)
+}
+
 fn check_names(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'_>) {
     for (n, upstream) in settings.upstreams.iter().enumerate() {
         let earlier = || settings.upstreams[..n].iter().any(|u| u.name == upstream.name);
@@ -180,8 +188,7 @@ fn check_bans(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'_>) {
 /// An edge that drops its own upstream's answers serves nobody.
 fn check_denied_upstreams(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'_>) {
     let on_loopback = settings.kernel.interfaces.iter().any(|interface| interface.name == "lo");
-    let servers =
-        settings.upstreams.iter().flat_map(|u| u.servers.iter().map(move |s| (u, s.ip())));
+    let servers = settings.upstreams.iter().flat_map(|u| u.addresses().map(move |s| (u, s.ip())));
     for (upstream, server) in servers {
         if server.is_loopback() && !on_loopback || covering(&settings.lists.allow, server).is_some()
         {

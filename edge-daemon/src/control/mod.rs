@@ -6,6 +6,7 @@ pub mod keys;
 pub mod packets;
 pub mod protocol;
 pub mod server;
+pub mod servers;
 pub mod tokens;
 
 pub use protocol::{Command, ListName, Reply};

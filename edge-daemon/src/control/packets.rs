@@ -6,6 +6,8 @@ use edge_common::Reason;
 use edge_policy::traffic::Counts;
 use serde::{Deserialize, Serialize};
 
+use super::protocol::BanEntry;
+
 /// Clients that one answer tells of at most.
 pub const TALKERS_MAX: usize = 256;
 
@@ -163,4 +165,47 @@ pub struct Talker {
     pub banned: bool,
     /// The list it is on: "allow" or "deny".
     pub listed: Option<String>,
+}
+
+/// What would happen to a packet from an address, and why.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// The address that was asked about.
+    pub address: IpAddr,
+    /// The packet that was asked about, in words.
+    pub packet: String,
+    /// The name of the reason for which it would end.
+    pub verdict: String,
+    /// What that reason means.
+    pub meaning: String,
+    /// Whether it would reach the network stack.
+    pub passes: bool,
+    /// The name of the reason for which it would be dropped but for monitor mode.
+    pub would: Option<String>,
+    /// The rule that decides: a network of a list, the client that is banned, a signature.
+    pub rule: Option<String>,
+    /// Where that network is from, as [`ListEntry::source`](super::protocol::ListEntry::source) tells it.
+    pub source: Option<String>,
+    /// Why, in the operator's words.
+    pub reason: Option<String>,
+    /// Since when, if that is known.
+    pub since_ms: Option<u64>,
+    /// When that rule ends; `None`: never, or there is none.
+    pub until_ms: Option<u64>,
+    /// Packets that the rule decided.
+    pub hits: u64,
+    /// The client's ban, also where something else decides.
+    pub ban: Option<BanEntry>,
+    /// What the client and the prefixes around it may still send at once.
+    pub buckets: Vec<Bucket>,
+    /// TCP connections that the client holds open.
+    pub open_connections: u64,
+    /// How many it may hold; 0: any number.
+    pub open_connections_max: u32,
+    /// The client's score of misdeeds.
+    pub score: f64,
+    /// The score that bans.
+    pub threshold: u32,
+    /// How many bans the client has had.
+    pub strikes: u32,
 }

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     keys::{Imported, KeyCommand, KeyCreated, KeyEntry, KeyPage},
-    packets::{Bucket, EventsLost, Probe, Sort, Top, Traffic},
+    packets::{EventsLost, Explanation, Probe, Sort, Top, Traffic},
+    servers::{ServerCommand, ServerEntry},
     tokens::{DenialEntry, TokenCommand},
 };
 
@@ -91,6 +92,11 @@ pub enum Command {
     Key(KeyCommand),
     /// Something about tokens.
     Token(TokenCommand),
+    /// About the servers behind the edge.
+    Servers {
+        /// What.
+        what: ServerCommand,
+    },
     /// Reads the configuration again. Answer: [`Reply::Done`].
     Reload,
 }
@@ -138,6 +144,8 @@ pub enum Reply {
     Top(Box<Top>),
     /// A new key; the only time that it is told.
     KeyCreated(KeyCreated),
+    /// Servers behind the edge.
+    Servers(Entries<ServerEntry>),
     /// Some of the API keys.
     Keys(KeyPage),
     /// One API key.
@@ -287,49 +295,6 @@ pub struct SignatureEntry {
     pub matches: String,
     /// Packets that matched.
     pub hits: u64,
-}
-
-/// What would happen to a packet from an address, and why.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Explanation {
-    /// The address that was asked about.
-    pub address: IpAddr,
-    /// The packet that was asked about, in words.
-    pub packet: String,
-    /// The name of the reason for which it would end.
-    pub verdict: String,
-    /// What that reason means.
-    pub meaning: String,
-    /// Whether it would reach the network stack.
-    pub passes: bool,
-    /// The name of the reason for which it would be dropped but for monitor mode.
-    pub would: Option<String>,
-    /// The rule that decides: a network of a list, the client that is banned, a signature.
-    pub rule: Option<String>,
-    /// Where that network is from, as [`ListEntry::source`] tells it.
-    pub source: Option<String>,
-    /// Why, in the operator's words.
-    pub reason: Option<String>,
-    /// Since when, if that is known.
-    pub since_ms: Option<u64>,
-    /// When that rule ends; `None`: never, or there is none.
-    pub until_ms: Option<u64>,
-    /// Packets that the rule decided.
-    pub hits: u64,
-    /// The client's ban, also where something else decides.
-    pub ban: Option<BanEntry>,
-    /// What the client and the prefixes around it may still send at once.
-    pub buckets: Vec<Bucket>,
-    /// TCP connections that the client holds open.
-    pub open_connections: u64,
-    /// How many it may hold; 0: any number.
-    pub open_connections_max: u32,
-    /// The client's score of misdeeds.
-    pub score: f64,
-    /// The score that bans.
-    pub threshold: u32,
-    /// How many bans the client has had.
-    pub strikes: u32,
 }
 
 impl Command {

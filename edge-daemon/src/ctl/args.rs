@@ -13,6 +13,7 @@ use crate::{
     control::{
         Command, ListName,
         packets::{Probe, Protocol, Sort, TALKERS_MAX},
+        servers::ServerCommand,
     },
 };
 
@@ -61,6 +62,9 @@ pub enum Verb {
     /// Tokens of issuers that are refused although they are good
     #[command(subcommand)]
     Token(TokenVerb),
+    /// The servers behind the edge
+    #[command(subcommand)]
+    Upstream(UpstreamVerb),
     /// Read the configuration again; a bad one is refused and changes nothing
     Reload,
     /// Take the packet filter off its interfaces and forget its tables
@@ -194,6 +198,43 @@ pub enum BanVerb {
 pub enum SignatureVerb {
     /// Show the signatures in force, and how many packets matched each
     List,
+}
+
+/// What to do with servers.
+#[derive(Debug, Subcommand)]
+pub enum UpstreamVerb {
+    /// Show every server of every upstream: how it stands and how it fared
+    List,
+    /// Take a server out of the round: it gets no new request
+    Drain {
+        /// The name of its upstream
+        upstream: String,
+        /// The server, as `list` shows it
+        server: String,
+    },
+    /// Put a server back
+    Enable {
+        /// The name of its upstream
+        upstream: String,
+        /// The server, as `list` shows it
+        server: String,
+    },
+}
+
+impl UpstreamVerb {
+    pub(super) fn command(&self) -> Command {
+        let drain = |upstream: &String, server: &String, drained| ServerCommand::Drain {
+            upstream: upstream.clone(),
+            server: server.clone(),
+            drained,
+        };
+        let what = match self {
+            Self::List => ServerCommand::List,
+            Self::Drain { upstream, server } => drain(upstream, server, true),
+            Self::Enable { upstream, server } => drain(upstream, server, false),
+        };
+        Command::Servers { what }
+    }
 }
 
 /// What a command line comes to.

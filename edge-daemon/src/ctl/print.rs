@@ -11,8 +11,9 @@ use crate::{
     config::text::show_duration,
     control::{
         Reply,
-        packets::{EventsLost, Traffic},
-        protocol::{BanEntry, Entries, Explanation, ListEntry, SignatureEntry, Status},
+        packets::{EventsLost, Explanation, Traffic},
+        protocol::{BanEntry, Entries, ListEntry, SignatureEntry, Status},
+        servers::ServerEntry,
     },
     kernel::Detached,
 };
@@ -29,6 +30,7 @@ pub(super) fn json(reply: &Reply) -> String {
         Reply::Signatures(signatures) => render(signatures),
         Reply::Top(top) => render(top),
         Reply::KeyCreated(key) => render(key),
+        Reply::Servers(servers) => render(servers),
         Reply::Keys(keys) => render(keys),
         Reply::Key(key) => render(key),
         Reply::Exported(lines, _) => render(lines),
@@ -58,6 +60,7 @@ pub(super) fn text(reply: &Reply, now_ms: u64) -> String {
         Reply::Exported(lines, _) => lines.join("\n"),
         Reply::Imported(imported) => keys::imported_text(imported),
         Reply::Denials(denials) => super::tokens::text(denials, now_ms),
+        Reply::Servers(servers) => servers_text(servers),
     }
 }
 
@@ -167,6 +170,19 @@ fn signatures_text(signatures: &Entries<SignatureEntry>) -> String {
         vec![entry.name.clone(), entry.hits.to_string(), action, entry.matches.clone()]
     });
     table(&["NAME", "HITS", "ACTION", "MATCHES"], rows) + &rest(signatures)
+}
+
+fn servers_text(servers: &Entries<ServerEntry>) -> String {
+    let rows = servers.entries.iter().map(|entry| {
+        let state = if entry.circuit_open { "circuit open" } else { &entry.state };
+        let counts = [entry.in_flight, entry.idle, entry.answered, entry.failed];
+        let mut row = vec![entry.upstream.clone(), entry.server.clone(), state.to_owned()];
+        row.push(entry.weight.to_string());
+        row.extend(counts.map(|count| count.to_string()));
+        row
+    });
+    let head = ["UPSTREAM", "SERVER", "STATE", "WEIGHT", "IN FLIGHT", "IDLE", "ANSWERED", "FAILED"];
+    table(&head, rows) + &rest(servers)
 }
 
 fn explanation_text(explanation: &Explanation, now_ms: u64) -> String {

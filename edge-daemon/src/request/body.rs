@@ -187,13 +187,31 @@ impl Body for Answer {
             Content::Passed { incoming, lease, upload } => (incoming, lease, upload),
         };
         let Poll::Ready(frame) = incoming.poll_frame(cx) else {
-            ending.clock.wait(WaitsFor::Upstream);
+            if upload.is_starved.get() {
+                ending.clock.wait(WaitsFor::Client);
+                return Poll::Pending;
+            }
+            // The server has deadlines of its own, which its connection knows.
+            ending.clock.wait(WaitsFor::Exchange);
+            if let Some(lease) = lease {
+                ready!(lease.poll_overdue(cx));
+                lease.broke_off(Reason::UpstreamTimeout);
+                ending.settle(Reason::UpstreamTimeout);
+                return Poll::Ready(Some(Err("the upstream did not go on in time".into())));
+            }
             return Poll::Pending;
         };
+        if let Some(lease) = lease {
+            lease.moved();
+        }
         ending.clock.turn(WaitsFor::Client);
         match &frame {
             // An upload that breaks off takes its answer along.
-            Some(Err(_)) => ending.settle(upload.fault.get().unwrap_or(Reason::UpstreamInvalid)),
+            Some(Err(_)) => {
+                let reason = upload.fault.get().unwrap_or(Reason::UpstreamInvalid);
+                lease.iter().for_each(|lease| lease.broke_off(reason));
+                ending.settle(reason);
+            }
             Some(Ok(_)) if !incoming.is_end_stream() => {}
             // The upstream has done its part, however long the client takes over his.
             Some(Ok(_)) => give_back(lease),
@@ -273,7 +291,6 @@ impl Ending {
     /// How a request ended that nobody stated the end of: its connection is gone.
     fn unstated(&self) -> Reason {
         match self.clock.overdue() {
-            Some(WaitsFor::Upstream) => Reason::UpstreamTimeout,
             Some(WaitsFor::Client | WaitsFor::Exchange) => Reason::RequestTimeout,
             None => Reason::ClientGone,
         }

@@ -57,7 +57,7 @@ use crate::{
     issuers::{Feeds, Issuers},
     keys::{Orders, slow::Slow},
     metrics::{Counters, Metrics},
-    tls,
+    tls, upstream as servers,
     verdict::{Order, Signal},
 };
 
@@ -111,8 +111,8 @@ pub struct Plan {
     pub issuers: Issuers,
     /// What tokens may take.
     pub tokens: settings::Tokens,
-    /// Where they go, by the names in `routes`.
-    pub upstreams: Vec<settings::Upstream>,
+    /// Where they go, in the order that `routes` knows them by.
+    pub upstreams: Vec<Arc<servers::Upstream>>,
     /// The certificates, and what else handshakes go by.
     pub tls: Arc<tls::Front>,
     /// What each listener for HTTPS asks of its clients.
@@ -148,6 +148,7 @@ pub struct Listener {
 pub(crate) struct Worker {
     pub(crate) edge: Arc<Edge>,
     pub(crate) counters: Arc<Counters>,
+    index: usize,
     /// The plan in force and this worker's connections to its upstreams.
     view: RefCell<Rc<View>>,
     /// Number of the next request, and the secret that hides it.
@@ -180,9 +181,13 @@ pub(crate) struct View {
 }
 
 impl View {
-    fn new(plan: Arc<Plan>) -> Self {
-        let upstreams = plan.upstreams.iter().cloned().map(Upstream::new).collect();
-        Self { plan, upstreams }
+    /// What `former` has of upstreams that are the same is taken over, connections and all.
+    fn new(plan: Arc<Plan>, worker: usize, former: &[Rc<Upstream>]) -> Self {
+        let upstreams = plan.upstreams.iter().map(|shared| {
+            let same = former.iter().find(|former| Arc::ptr_eq(&former.shared, shared));
+            same.map_or_else(|| Upstream::new(Arc::clone(shared), worker), Rc::clone)
+        });
+        Self { upstreams: upstreams.collect(), plan }
     }
 }
 
@@ -190,21 +195,21 @@ impl Worker {
     fn new(edge: Arc<Edge>, index: usize) -> io::Result<Self> {
         let mut secret = [0; 8];
         getrandom::fill(&mut secret).map_err(io::Error::other)?;
-        let view = RefCell::new(Rc::new(View::new(edge.plan.load_full())));
+        let view = RefCell::new(Rc::new(View::new(edge.plan.load_full(), index, &[])));
         let counters = edge.metrics.worker(index);
         let next_request = Cell::new((0, u64::from_ne_bytes(secret)));
         let (visitors, left, complaints) = (Cell::new(0), Notify::new(), Throttle::default());
         let tokens = token::tokens(&edge.plan.load().tokens)?;
-        Ok(Self { edge, counters, view, next_request, visitors, left, complaints, tokens })
+        Ok(Self { edge, counters, index, view, next_request, visitors, left, complaints, tokens })
     }
 
-    /// The plan in force. A new one begins with fresh upstream connections; requests under the
-    /// old one keep what they hold.
+    /// The plan in force. Requests under a former one keep what they hold.
     pub(crate) fn view(&self) -> Rc<View> {
         let current = self.edge.plan.load();
         let mut view = self.view.borrow_mut();
         if !Arc::ptr_eq(&view.plan, &current) {
-            *view = Rc::new(View::new(Arc::clone(&current)));
+            let next = View::new(Arc::clone(&current), self.index, &view.upstreams);
+            *view = Rc::new(next);
         }
         Rc::clone(&view)
     }
@@ -232,6 +237,14 @@ impl Worker {
         self.counters.signal(reason);
         if let Err(TrySendError::Full(_)) = self.edge.orders.try_send(Order::Signal(signal)) {
             self.edge.metrics.signals_lost.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Closes upstream connections that have waited too long for a request, again and again.
+    async fn sweep(&self) {
+        loop {
+            tokio::time::sleep(SWEEP_EVERY).await;
+            self.view().upstreams.iter().for_each(|upstream| upstream.sweep());
         }
     }
 
@@ -275,6 +288,8 @@ pub fn run(
         let listener = tokio::net::TcpListener::from_std(listener)?;
         tasks.spawn_local(serve::accept(Rc::clone(&worker), listener, entrance, stopping.clone()));
     }
+    let sweeper = Rc::clone(&worker);
+    tasks.spawn_local(async move { sweeper.sweep().await });
     let drained = runtime.block_on(tasks.run_until(async {
         let _ = stopping.wait_for(|stop| *stop).await;
         tokio::time::timeout(drain_timeout, worker.empty()).await
@@ -285,3 +300,5 @@ pub fn run(
     }
     Ok(())
 }
+
+const SWEEP_EVERY: Duration = Duration::from_secs(1);

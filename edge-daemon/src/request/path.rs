@@ -27,7 +27,7 @@ use super::{
     incoming::Incoming,
     keys,
     serve::{Entrance, Never},
-    upstream::Lease,
+    upstream::{Lease, Outgoing},
     watch::WaitsFor,
 };
 use crate::{clock, events::Event};
@@ -161,11 +161,12 @@ async fn settle(
 
     let body = body.take().ok_or(Reason::InternalError)?;
     let (upload, state) = Upload::new(body, body_max, &visitor.progress);
-    let outgoing =
-        outgoing(head, upload, (visitor, &host, &target, route), plan.https_port, trace)?;
+    let pause_max = plan.bounds.idle_timeout;
     let upstream = view.upstreams.get(route.upstream).ok_or(Reason::InternalError)?;
+    let key = upstream.key(visitor.address, &target.path, &head.headers);
+    let request = outgoing(head, upload, (visitor, &host, &target, route), plan.https_port, trace)?;
     let sent_at = std::time::Instant::now();
-    let sent = upstream.send(outgoing, &state, plan.bounds.idle_timeout).await;
+    let sent = upstream.send(Outgoing { request, upload: &state, pause_max, key }).await;
     worker.counters.upstream.observe(sent_at.elapsed());
     let (response, lease) = sent?;
     Ok(Outcome::Passed(Box::new(response), lease, state))

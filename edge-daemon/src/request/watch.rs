@@ -44,8 +44,6 @@ pub(crate) struct RequestClock {
 pub(crate) enum WaitsFor {
     /// The client, to send more or to take more.
     Client,
-    /// The upstream, for more of its answer.
-    Upstream,
     /// Somebody with a deadline of his own.
     Exchange,
 }
@@ -254,7 +252,7 @@ mod tests {
         let idle = Duration::from_millis(5);
         let (stuck, busy) = (progress.begin_request(), progress.begin_request());
         std::thread::sleep(idle);
-        busy.turn(WaitsFor::Upstream);
+        busy.turn(WaitsFor::Client);
         progress.moved.set(Instant::now());
         assert_eq!(progress.overdue(LONG, idle, false), Ok(Overdue::Stalled));
         assert_eq!((stuck.overdue(), busy.overdue()), (Some(WaitsFor::Client), None));

@@ -10,6 +10,7 @@ mod front;
 mod pair;
 mod tickets;
 mod trust;
+mod upstream;
 mod watch;
 
 pub use tokio_rustls::server::TlsStream;
@@ -20,6 +21,7 @@ pub use self::{
     front::{CertificateState, Change, Front, State},
     pair::{Pair, PairFault, Part},
     trust::TrustFault,
+    upstream::{Connector, TlsStream as ClientTlsStream, UpstreamTlsError},
 };
 use crate::config::settings;
 

@@ -59,6 +59,7 @@ impl Writer {
             Command::Top { .. } => bail!("the traffic is not the writer's to watch"),
             Command::Key(_) => bail!("keys are not the writer's to change"),
             Command::Token(command) => self.obey_token(command, peer)?,
+            Command::Servers { .. } => bail!("servers are not the writer's to look after"),
             Command::Reload => bail!("a reload is not the writer's to do"),
         })
     }
@@ -126,9 +127,8 @@ impl Writer {
         let mut protected: Vec<_> =
             ssh_peer.into_iter().map(protect("your own SSH session".into())).collect();
         protected.extend(guard::gateways().into_iter().map(protect("the gateway".into())));
-        for upstream in &self.settings.upstreams {
-            let servers = upstream.servers.iter().map(std::net::SocketAddr::ip);
-            protected.extend(servers.map(protect(format!("the upstream '{}'", upstream.name))));
+        for (upstream, address) in self.settings.upstream_addresses() {
+            protected.push(protect(format!("the upstream '{upstream}'"))(address));
         }
         guard::lockout(net, &protected).map_or(Ok(()), |why| bail!(why))
     }

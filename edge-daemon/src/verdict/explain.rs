@@ -17,8 +17,8 @@ use super::{Writer, bans::reason_of};
 use crate::{
     clock,
     control::{
-        packets::{Bucket, Probe, Protocol},
-        protocol::{BanEntry, Explanation},
+        packets::{Bucket, Explanation, Probe, Protocol},
+        protocol::BanEntry,
     },
     kernel,
 };

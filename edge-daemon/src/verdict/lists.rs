@@ -66,16 +66,18 @@ pub(crate) enum Origin<'a> {
 impl Configured {
     /// The networks of a list in the configuration and, if they are to be on it, the servers
     /// behind the edge: no limit may cut off their answers, however many packets those take.
-    pub(crate) fn new(list: &settings::List, upstreams: &[settings::Upstream]) -> Self {
+    pub(crate) fn new<'a>(
+        list: &settings::List,
+        servers: impl Iterator<Item = (&'a str, std::net::IpAddr)>,
+    ) -> Self {
         let mut this = Self::default();
         this.add("config".into(), list.nets.iter().map(|net| (*net, 0)));
         for file in &list.files {
             let from = format!("file {}", file.path.display());
             this.add(from, file.nets.iter().map(|line| (line.net, line.number)));
         }
-        for upstream in upstreams {
-            let nets = upstream.servers.iter().map(|server| (IpNet::from(server.ip()), 0));
-            this.add(format!("upstream {}", upstream.name), nets);
+        for (upstream, address) in servers {
+            this.add(format!("upstream {upstream}"), std::iter::once((address.into(), 0)));
         }
         this.nets.sort_unstable();
         this
@@ -84,12 +86,12 @@ impl Configured {
     /// Both lists of a configuration: the allow list and the deny list.
     pub(crate) fn both(settings: &Settings) -> [Self; 2] {
         let lists = &settings.lists;
-        let mut allow = Self::new(&lists.allow, &settings.upstreams);
+        let mut allow = Self::new(&lists.allow, settings.upstream_addresses());
         let proxies = settings.server.trusted_proxies.iter().map(|net| (*net, 0));
         // They stand for many clients, each of which is judged by itself behind them.
         allow.add("trusted_proxies".to_owned(), proxies);
         allow.nets.sort_unstable();
-        [allow, Self::new(&lists.deny, &[])]
+        [allow, Self::new(&lists.deny, std::iter::empty())]
     }
 
     fn add(&mut self, from: String, nets: impl Iterator<Item = (IpNet, u32)>) {
@@ -293,7 +295,10 @@ mod tests {
             ..settings::ListFile::default()
         };
         let nets = vec![net("192.0.2.0/24")];
-        list.configure(Configured::new(&settings::List { nets, files: vec![file] }, &[]));
+        list.configure(Configured::new(
+            &settings::List { nets, files: vec![file] },
+            std::iter::empty(),
+        ));
         list.put(entry("192.0.2.0/24", 100, false));
         list.put(entry("198.51.100.0/24", 100, true));
         let until = |class, text| list.until_ns(ListName::Deny, class, &net(text));

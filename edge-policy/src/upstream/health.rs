@@ -104,12 +104,6 @@ impl Health {
         true
     }
 
-    /// Forgets what checks found: there are none any more.
-    pub fn unchecked(&self) {
-        self.is_down.store(false, Relaxed);
-        self.streak.store(0, Relaxed);
-    }
-
     /// Takes it out of the round or puts it back. Whether that changes anything.
     pub fn drain(&self, drained: bool, now_ns: u64) -> bool {
         let changes = self.is_drained.swap(drained, Relaxed) != drained;

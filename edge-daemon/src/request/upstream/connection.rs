@@ -1,24 +1,23 @@
 //! One connection to a server: the only place that speaks HTTP to it.
 
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use edge_common::Reason;
 use http::{Request, Response};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, time::sleep};
+use tokio::time::sleep;
 
 use super::super::{
     body::{Upload, UploadState},
     incoming::Incoming,
 };
+use crate::upstream::dial::Stream;
 
 /// One connection to a server.
 pub(super) struct Connection {
     sender: SendRequest<Upload>,
+    opened: Instant,
 }
 
 /// How long whoever's turn it is may take.
@@ -28,6 +27,8 @@ pub(super) struct Patience<'a> {
     pub(super) pause_max: Duration,
     /// How long the upstream may take for its head, from the last part of the body.
     pub(super) answer_max: Duration,
+    /// When all of it must be over.
+    pub(super) until: Option<Instant>,
 }
 
 /// Why one exchange failed, and the request if it never left.
@@ -37,16 +38,22 @@ pub(super) struct Failed {
 }
 
 impl Connection {
-    pub(super) async fn open(server: SocketAddr) -> Result<Self, Box<dyn std::error::Error>> {
-        let stream = TcpStream::connect(server).await?;
-        stream.set_nodelay(true)?;
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    /// Begins to speak on a stream to the server of this label.
+    pub(super) async fn open(stream: Stream, label: &str) -> std::io::Result<Self> {
+        let spoken = http1::handshake(TokioIo::new(stream)).await;
+        let (sender, connection) = spoken.map_err(std::io::Error::other)?;
+        let server = label.to_owned();
         tokio::task::spawn_local(async move {
             if let Err(error) = connection.await {
-                tracing::debug!(%server, %error, "upstream connection ended");
+                tracing::debug!(server, %error, "upstream connection ended");
             }
         });
-        Ok(Self { sender })
+        Ok(Self { sender, opened: Instant::now() })
+    }
+
+    /// For how long it has been open.
+    pub(super) fn age(&self) -> Duration {
+        self.opened.elapsed()
     }
 
     /// Whether it will take no request any more.
@@ -65,7 +72,7 @@ impl Connection {
         request: Request<Upload>,
         patience: &Patience<'_>,
     ) -> Result<Response<Incoming>, Failed> {
-        let Patience { upload, pause_max, answer_max } = *patience;
+        let Patience { upload, pause_max, answer_max, until } = *patience;
         upload.since.set(Instant::now());
         let mut response = std::pin::pin!(self.sender.try_send_request(request));
         loop {
@@ -75,7 +82,8 @@ impl Connection {
             } else {
                 (Reason::UpstreamTimeout, answer_max)
             };
-            if waited >= max {
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if waited >= max || left == Some(Duration::ZERO) {
                 return Err(Failed { reason, unsent: None });
             }
             if upload.is_starved.get() && Duration::from_secs(upload.lag_s()) >= pause_max {
@@ -88,7 +96,7 @@ impl Connection {
                     unsent: error.take_message().map(Box::new),
                 }),
                 // Turns change without a wake-up here, hence no longer than a second.
-                () = sleep((max - waited).min(LOOK_MAX)) => {}
+                () = sleep((max - waited).min(LOOK_MAX).min(left.unwrap_or(LOOK_MAX))) => {}
             }
         }
     }

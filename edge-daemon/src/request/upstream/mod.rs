@@ -1,23 +1,34 @@
-//! Connections to one upstream's servers, kept by one worker.
+//! One worker's connections to one upstream, and how a request is sent over them.
 
-mod balance;
 mod connection;
+mod lease;
 mod pool;
 mod retry;
 
-use std::{rc::Rc, time::Duration};
-
-use edge_common::Reason;
-use http::{Request, Response};
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
+use std::{
+    cell::{Cell, RefCell},
+    net::IpAddr,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
 };
 
+use edge_common::{Blame, Reason};
+use edge_policy::{
+    denied::Denied,
+    upstream::{
+        balance::{self, Balance, Candidate, Round},
+        budget::Budget,
+        circuit::Passage,
+    },
+};
+use http::{HeaderMap, Request, Response};
+use tokio::time::{timeout, timeout_at};
+
+pub(crate) use self::lease::Lease;
 use self::{
-    balance::Turn,
     connection::{Connection, Failed, Patience},
-    pool::Server,
+    pool::Pool,
     retry::repeatable,
 };
 use super::{
@@ -25,113 +36,343 @@ use super::{
     body::{Upload, UploadState},
     incoming::Incoming,
 };
-use crate::config::settings;
+use crate::{
+    clock,
+    upstream::{self as servers, Failure, Slot},
+};
 
 /// One upstream, as one worker sees it.
 pub(crate) struct Upstream {
-    settings: settings::Upstream,
-    servers: Vec<Rc<Server>>,
-    slots: std::sync::Arc<Semaphore>,
-    turn: Turn,
+    /// What all workers share.
+    pub(crate) shared: Arc<servers::Upstream>,
+    worker: usize,
+    pools: RefCell<Pools>,
+    round: RefCell<Round>,
+    budget: Cell<Budget>,
+    random: Cell<u64>,
     complaints: Throttle,
 }
 
-/// A connection in use. Given back when its answer is complete, closed when dropped.
-pub(crate) struct Lease {
-    server: Rc<Server>,
-    connection: Connection,
-    _slot: OwnedSemaphorePermit,
+/// The servers of now, and this worker's connections to each.
+#[derive(Clone)]
+struct Pools {
+    servers: Arc<Vec<Arc<servers::Server>>>,
+    pools: Rc<[Rc<Pool>]>,
 }
 
-impl Lease {
-    pub(crate) fn give_back(self) {
-        self.server.put(self.connection);
-    }
+/// A request on its way, and what chooses its server.
+pub(crate) struct Outgoing<'a> {
+    pub(crate) request: Request<Upload>,
+    pub(crate) upload: &'a UploadState,
+    /// For how long the client may pause its body.
+    pub(crate) pause_max: Duration,
+    /// What the same server is chosen by, where that is how they are chosen.
+    pub(crate) key: u64,
+}
+
+/// An answer's head, and the request once more if its status may be worth another try.
+type Answered = (Response<Incoming>, Connection, Option<Request<Upload>>);
+
+/// What one server made of a request, and the request if it may be sent again.
+struct Missed {
+    reason: Reason,
+    again: Option<Box<Request<Upload>>>,
 }
 
 impl Upstream {
-    pub(crate) fn new(settings: settings::Upstream) -> Rc<Self> {
-        let slots = std::sync::Arc::new(Semaphore::new(settings.connections_max));
-        let servers = settings.servers.iter().map(|address| Rc::new(Server::new(*address)));
+    pub(crate) fn new(shared: Arc<servers::Upstream>, worker: usize) -> Rc<Self> {
+        let servers = shared.servers();
+        let pools = servers.iter().map(|server| Pool::new(&shared, server, worker)).collect();
         Rc::new(Self {
-            servers: servers.collect(),
-            settings,
-            slots,
-            turn: Turn::default(),
+            pools: RefCell::new(Pools { servers, pools }),
+            worker,
+            round: RefCell::default(),
+            budget: Cell::new(Budget::new(shared.settings.retry_budget)),
+            random: Cell::new(clock::boot_ns() | 1),
             complaints: Throttle::default(),
+            shared,
         })
+    }
+
+    /// What of a request chooses its server, where that is how they are chosen.
+    pub(crate) fn key(&self, client: IpAddr, path: &str, headers: &HeaderMap) -> u64 {
+        let Balance::Hash(by) = &self.shared.settings.balance else { return 0 };
+        let source = match client {
+            IpAddr::V4(address) => address.to_ipv6_mapped(),
+            IpAddr::V6(address) => address,
+        };
+        by.key(&source.octets(), path, headers)
     }
 
     /// Sends a request and waits for the head of its answer.
     ///
-    /// The servers are tried in turn until one accepts a connection. A kept connection may have
-    /// been closed by the other side just now: a request that never left is sent again; one that
-    /// may have arrived is too, once, if repeating it is safe.
+    /// # Errors
+    /// Who is to blame, and when to come back if the upstream is not asked at all.
     pub(crate) async fn send(
-        self: &Rc<Self>,
-        mut request: Request<Upload>,
-        upload: &UploadState,
-        pause_max: Duration,
-    ) -> Result<(Response<Incoming>, Lease), Reason> {
-        let slot = self.slot().await?;
-        let patience = Patience { upload, pause_max, answer_max: self.settings.response_timeout };
-        let mut unreachable = Reason::UpstreamUnreachable;
-        for server in self.turn.order(&self.servers) {
-            while let Some(mut connection) = server.take() {
-                let copy = repeatable(&request);
-                match (connection.exchange(request, &patience).await, copy) {
-                    (Ok(response), _) => return Ok((response, lease(server, connection, slot))),
-                    (Err(Failed { unsent: Some(unsent), .. }), _) => request = *unsent,
-                    (Err(Failed { reason: Reason::UpstreamInvalid, .. }), Some(copy)) => {
-                        request = copy;
-                        break;
-                    }
-                    (Err(failed), _) => return Err(failed.reason),
-                }
+        &self,
+        outgoing: Outgoing<'_>,
+    ) -> Result<(Response<Incoming>, Lease), Denied> {
+        let rule = &self.shared.settings.circuit;
+        let passage = match self.shared.circuit.enter(rule, clock::boot_ns()) {
+            Passage::Shut(wait_ns) => {
+                let wait_ns = Some(wait_ns);
+                return Err(Denied { wait_ns, ..Denied::new(Reason::CircuitOpen) });
             }
-            match self.connect(server).await {
-                Ok(mut connection) => {
-                    let response = connection.exchange(request, &patience).await;
-                    let answered = response.map(|r| (r, lease(server, connection, slot)));
-                    return answered.map_err(|failed| failed.reason);
-                }
-                Err(reason) => unreachable = reason,
-            }
+            passage => passage,
+        };
+        let sent = self.send_to_any(outgoing, passage == Passage::Trial).await;
+        let failed = match &sent {
+            Ok(_) => Some(false),
+            // Nobody was asked: that tells nothing.
+            Err(Reason::UpstreamBusy | Reason::UpstreamUnhealthy) => None,
+            Err(reason) => (reason.blame() == Blame::Upstream).then_some(true),
+        };
+        if let Some(failed) = failed {
+            self.shared.circuit.note(rule, passage, failed, clock::boot_ns());
         }
-        Err(unreachable)
+        Ok(sent?)
     }
 
-    /// One of the connections that this worker may hold. The timer is for those who have to wait.
-    async fn slot(&self) -> Result<OwnedSemaphorePermit, Reason> {
-        let slots = || std::sync::Arc::clone(&self.slots);
-        if let Ok(slot) = slots().try_acquire_owned() {
-            return Ok(slot);
+    /// One server after another, each once, as long as sending it again does no harm and the
+    /// budget lasts. On trial, one server alone.
+    async fn send_to_any(
+        &self,
+        outgoing: Outgoing<'_>,
+        on_trial: bool,
+    ) -> Result<(Response<Incoming>, Lease), Reason> {
+        let Outgoing { mut request, upload, pause_max, key } = outgoing;
+        let settings = &self.shared.settings;
+        let until = settings.total_timeout.map(|total| Instant::now() + total);
+        let patience = Patience { upload, pause_max, answer_max: settings.response_timeout, until };
+        let pools = self.pools();
+        let mut retries = if on_trial { 0 } else { settings.retries_max };
+        let (mut tried, mut missed) = (0_u64, None);
+        self.change_budget(Budget::earn);
+        loop {
+            let slot = self.acquire(&pools, tried, key).await;
+            // Where nobody else is fit, what the last one made of it is the answer.
+            let (index, slot) = slot.map_err(|reason| missed.unwrap_or(reason))?;
+            let pool = &pools.pools[index];
+            if tried != 0 {
+                pool.tally().retries.fetch_add(1, Relaxed);
+            }
+            tried |= 1 << index;
+            match self.ask(pool, request, &patience).await {
+                Ok((response, connection, again)) => {
+                    if let Some(copy) = again
+                        && self.may_retry(&pools, tried, key, &mut retries)
+                    {
+                        request = copy;
+                        continue;
+                    }
+                    return Ok((response, Lease::new(Rc::clone(pool), connection, slot, until)));
+                }
+                Err(Missed { reason, again }) => {
+                    let again = again.filter(|_| self.may_retry(&pools, tried, key, &mut retries));
+                    request = *again.ok_or(reason)?;
+                    missed = Some(reason);
+                }
+            }
         }
-        let slot = timeout(self.settings.connect_timeout, slots().acquire_owned());
-        slot.await.ok().and_then(Result::ok).ok_or(Reason::Overload)
+    }
+
+    /// Asks one server, over a kept connection if there is one.
+    ///
+    /// The other side may have closed a kept connection just now. A request that never left goes
+    /// on to the next connection; one that may have arrived goes to a fresh one, once, if
+    /// repeating it is safe.
+    async fn ask(
+        &self,
+        pool: &Pool,
+        mut request: Request<Upload>,
+        patience: &Patience<'_>,
+    ) -> Result<Answered, Missed> {
+        let began = Instant::now();
+        let settled = |asked, connection, copy: Option<Request<Upload>>| match asked {
+            Ok(response) => {
+                let status = Response::status(&response);
+                pool.answered(status, began.elapsed());
+                let again = self.shared.settings.retry_statuses.contains(&status);
+                Ok((response, connection, copy.filter(|_| again)))
+            }
+            Err(Failed { reason, unsent }) => {
+                pool.failed(reason);
+                // Whoever let it wait too long may still be at work on it.
+                let copy = copy.filter(|_| reason == Reason::UpstreamInvalid);
+                Err(Missed { reason, again: unsent.or(copy.map(Box::new)) })
+            }
+        };
+        while let Some(mut connection) = pool.take() {
+            let copy = repeatable(&request);
+            match (connection.exchange(request, patience).await, copy) {
+                (Err(Failed { unsent: Some(unsent), .. }), _) => request = *unsent,
+                (Err(Failed { reason: Reason::UpstreamInvalid, .. }), Some(copy)) => {
+                    request = copy;
+                    break;
+                }
+                (asked, copy) => return settled(asked, connection, copy),
+            }
+        }
+        let mut connection = match self.connect(pool, patience.until).await {
+            Ok(connection) => connection,
+            Err(reason) => {
+                pool.failed(reason);
+                return Err(Missed { reason, again: Some(Box::new(request)) });
+            }
+        };
+        let copy = repeatable(&request);
+        let asked = connection.exchange(request, patience).await;
+        settled(asked, connection, copy)
+    }
+
+    /// Whether there is another fit server, and a retry left for it; spends that.
+    fn may_retry(&self, pools: &Pools, tried: u64, key: u64, retries: &mut u32) -> bool {
+        if *retries == 0 || self.choose(pools, tried, key, |_| true).is_err() {
+            return false;
+        }
+        *retries -= 1;
+        let may = self.change_budget(Budget::spend);
+        if !may {
+            self.shared.retries_refused.fetch_add(1, Relaxed);
+        }
+        may
+    }
+
+    /// A slot at one of the servers that were not tried. Waits, bounded, if all of them are busy.
+    async fn acquire(&self, pools: &Pools, tried: u64, key: u64) -> Result<(usize, Slot), Reason> {
+        let grab = || {
+            let mut slot = None;
+            let index = self.choose(pools, tried, key, |index| {
+                slot = self.shared.slot(&pools.servers[index]).ok();
+                slot.is_some()
+            })?;
+            slot.map(|slot| (index, slot)).ok_or(Reason::UpstreamBusy)
+        };
+        match grab() {
+            Err(Reason::UpstreamBusy) => {}
+            settled => return settled,
+        }
+        let waiting = self.shared.wait().ok_or(Reason::UpstreamBusy)?;
+        let deadline = tokio::time::Instant::now() + self.shared.settings.queue_timeout;
+        loop {
+            // Heard of from here on, so that nothing that becomes free meanwhile is missed.
+            let mut freed = std::pin::pin!(waiting.freed());
+            freed.as_mut().enable();
+            match grab() {
+                Err(Reason::UpstreamBusy) => {}
+                settled => return settled,
+            }
+            if deadline <= tokio::time::Instant::now() {
+                return Err(Reason::UpstreamBusy);
+            }
+            // A server that comes back is not announced, hence no longer than a moment.
+            let look = deadline.min(tokio::time::Instant::now() + LOOK_AGAIN);
+            let _ = timeout_at(look, freed).await;
+        }
+    }
+
+    /// The server that is next among those that are fit and were not tried, and that `may` takes.
+    fn choose(
+        &self,
+        pools: &Pools,
+        tried: u64,
+        key: u64,
+        mut may: impl FnMut(usize) -> bool,
+    ) -> Result<usize, Reason> {
+        let now_ns = clock::boot_ns();
+        let (settings, servers) = (&self.shared.settings, &pools.servers);
+        let untried = servers.iter().enumerate().filter(|(index, _)| tried >> index & 1 == 0);
+        let fit = untried.filter_map(|(index, server)| server.candidate(index, settings, now_ns));
+        let mut fit: Vec<Candidate> = fit.collect();
+        let mut reason = Reason::UpstreamUnhealthy;
+        while let Some(index) = self.pick(&fit, key) {
+            if may(index) {
+                return Ok(index);
+            }
+            reason = Reason::UpstreamBusy;
+            fit.retain(|candidate| candidate.index != index);
+        }
+        Err(reason)
+    }
+
+    fn pick(&self, fit: &[Candidate], key: u64) -> Option<usize> {
+        match &self.shared.settings.balance {
+            _ if fit.len() == 1 => Some(fit[0].index),
+            Balance::RoundRobin => self.round.borrow_mut().next(fit),
+            Balance::LeastLoaded => {
+                let random = balance::mix(self.random.get());
+                self.random.set(random);
+                balance::least_loaded(fit, random)
+            }
+            Balance::Hash(_) => balance::hashed(fit, key),
+        }
     }
 
     /// A new connection to a server.
-    async fn connect(&self, server: &Server) -> Result<Connection, Reason> {
-        let (upstream, address) = (&self.settings.name, server.address);
-        match timeout(self.settings.connect_timeout, Connection::open(address)).await {
+    async fn connect(&self, pool: &Pool, until: Option<Instant>) -> Result<Connection, Reason> {
+        let wait = self.shared.settings.connect_timeout;
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let wait = left.map_or(wait, |left| left.min(wait));
+        pool.tally().connects.fetch_add(1, Relaxed);
+        let dialled = timeout(wait, async {
+            let stream = self.shared.dial(&pool.server).await?;
+            Connection::open(stream, &pool.server.label).await
+        });
+        let (upstream, server) = (&self.shared.settings.name, &pool.server.label);
+        match dialled.await {
             Ok(Ok(connection)) => Ok(connection),
             Ok(Err(error)) => {
                 if self.complaints.may_log() {
-                    tracing::warn!(upstream, server = %address, %error, "unreachable");
+                    tracing::warn!(upstream, server, %error, "unreachable");
                 }
                 Err(Reason::UpstreamUnreachable)
             }
             Err(_) => {
                 if self.complaints.may_log() {
-                    tracing::warn!(upstream, server = %address, "connect timed out");
+                    tracing::warn!(upstream, server, "connect timed out");
                 }
                 Err(Reason::UpstreamTimeout)
             }
         }
     }
+
+    /// The servers of now, each with the connections that this worker has kept to it.
+    fn pools(&self) -> Pools {
+        let mut pools = self.pools.borrow_mut();
+        let servers = self.shared.servers();
+        if !Arc::ptr_eq(&pools.servers, &servers) {
+            let kept = |server: &Arc<servers::Server>| {
+                let kept = pools.pools.iter().find(|pool| Arc::ptr_eq(&pool.server, server));
+                kept.map_or_else(|| Pool::new(&self.shared, server, self.worker), Rc::clone)
+            };
+            let kept = servers.iter().map(kept).collect();
+            *pools = Pools { servers, pools: kept };
+        }
+        pools.clone()
+    }
+
+    /// Closes the connections that nobody has asked for in time.
+    pub(crate) fn sweep(&self) {
+        self.pools().pools.iter().for_each(|pool| pool.sweep());
+    }
+
+    fn change_budget<T>(&self, change: impl FnOnce(&mut Budget) -> T) -> T {
+        let mut budget = self.budget.get();
+        let result = change(&mut budget);
+        self.budget.set(budget);
+        result
+    }
 }
 
-fn lease(server: &Rc<Server>, connection: Connection, slot: OwnedSemaphorePermit) -> Lease {
-    Lease { server: Rc::clone(server), connection, _slot: slot }
+/// How an exchange that ended for this reason counts against the server, if it does.
+fn failure(reason: Reason) -> Option<Failure> {
+    match reason {
+        Reason::UpstreamUnreachable => Some(Failure::Unreachable),
+        Reason::UpstreamTimeout => Some(Failure::Timeout),
+        Reason::UpstreamInvalid => Some(Failure::Invalid),
+        _ => None,
+    }
 }
+
+/// How long a request that waits for a server goes without looking.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);

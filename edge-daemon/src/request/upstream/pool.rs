@@ -2,15 +2,25 @@
 
 use std::{
     cell::RefCell,
-    net::SocketAddr,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
-use super::connection::Connection;
+use edge_common::Reason;
+use http::StatusCode;
+
+use super::{connection::Connection, failure};
+use crate::{
+    clock,
+    upstream::{Server, Tally, Upstream},
+};
 
 /// One server, as one worker sees it.
-pub(super) struct Server {
-    pub(super) address: SocketAddr,
+pub(super) struct Pool {
+    pub(super) server: Arc<Server>,
+    upstream: Arc<Upstream>,
+    worker: usize,
     /// Connections that wait for a request, the latest last: the warmest is taken first and
     /// the others get a chance to grow old.
     idle: RefCell<Vec<Idle>>,
@@ -21,28 +31,78 @@ struct Idle {
     since: Instant,
 }
 
-impl Server {
-    pub(super) fn new(address: SocketAddr) -> Self {
-        Self { address, idle: RefCell::default() }
+impl Pool {
+    pub(super) fn new(upstream: &Arc<Upstream>, server: &Arc<Server>, worker: usize) -> Rc<Self> {
+        let (upstream, server) = (Arc::clone(upstream), Arc::clone(server));
+        Rc::new(Self { server, upstream, worker, idle: RefCell::default() })
     }
 
     /// The warmest connection that is done with its last request. One that still sends somebody's
     /// body, because the answer came early, is left to finish or to grow old.
     pub(super) fn take(&self) -> Option<Connection> {
+        self.sweep();
         let mut idle = self.idle.borrow_mut();
-        idle.retain(|kept| kept.since.elapsed() < IDLE_MAX && !kept.connection.is_closed());
         let ready = idle.iter().rposition(|kept| kept.connection.is_ready())?;
-        Some(idle.remove(ready).connection)
+        let taken = idle.remove(ready);
+        self.tally().idle.store(idle.len(), Relaxed);
+        Some(taken.connection)
     }
 
-    /// Keeps a connection for the next request, if there may be one.
+    /// Keeps a connection for the next request, if there may be one. The coldest makes room.
     pub(super) fn put(&self, connection: Connection) {
-        if !connection.is_closed() {
-            self.idle.borrow_mut().push(Idle { connection, since: Instant::now() });
+        let settings = &self.upstream.settings;
+        if connection.is_closed() || connection.age() >= settings.age_max || settings.idle_max == 0
+        {
+            return;
+        }
+        let mut idle = self.idle.borrow_mut();
+        if idle.len() >= settings.idle_max {
+            idle.remove(0);
+        }
+        idle.push(Idle { connection, since: Instant::now() });
+        self.tally().idle.store(idle.len(), Relaxed);
+    }
+
+    /// Closes what has waited too long or grown too old, and forgets what the other side closed.
+    pub(super) fn sweep(&self) {
+        let settings = &self.upstream.settings;
+        let mut idle = self.idle.borrow_mut();
+        if idle.is_empty() {
+            return;
+        }
+        idle.retain(|kept| {
+            kept.since.elapsed() < settings.idle_timeout
+                && kept.connection.age() < settings.age_max
+                && !kept.connection.is_closed()
+        });
+        self.tally().idle.store(idle.len(), Relaxed);
+    }
+
+    pub(super) fn body_timeout(&self) -> Duration {
+        self.upstream.settings.body_timeout
+    }
+
+    pub(super) fn tally(&self) -> &Tally {
+        self.server.tally(self.worker)
+    }
+
+    /// The server answered.
+    pub(super) fn answered(&self, status: StatusCode, after: Duration) {
+        self.tally().answered(status, after);
+        self.server.health.succeeded(&self.upstream.settings.ejection, clock::boot_ns());
+    }
+
+    /// The server failed, if this reason means that it did.
+    pub(super) fn failed(&self, reason: Reason) {
+        if let Some(failure) = failure(reason) {
+            self.tally().failed(failure);
+            self.upstream.failed(&self.server);
         }
     }
 }
 
-/// How long a connection is kept without a request: less than the 5 s after which common
-/// servers (Node among them) close it, so that the race is rare.
-const IDLE_MAX: Duration = Duration::from_secs(4);
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.tally().idle.store(0, Relaxed);
+    }
+}

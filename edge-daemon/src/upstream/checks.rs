@@ -1,0 +1,102 @@
+//! The thread that looks after upstreams: it asks their servers how they are, once for the whole
+//! host, and looks their names up again.
+
+use std::{io, sync::Arc, sync::atomic::Ordering::Relaxed};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    sync::watch,
+    task::{JoinSet, LocalSet},
+    time::{MissedTickBehavior, interval, timeout},
+};
+
+use super::{Endpoint, Server, Upstream, names};
+use crate::{clock, config::settings::Check};
+
+/// The upstreams to look after; replaced by every reload.
+pub type Upstreams = watch::Receiver<Vec<Arc<Upstream>>>;
+
+/// Looks after upstreams until nobody can change them any more. `resolved` is told whenever a name
+/// came to mean other addresses.
+pub fn run(mut upstreams: Upstreams, resolved: watch::Sender<()>) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let resolved = Arc::new(resolved);
+    LocalSet::new().block_on(&runtime, async {
+        loop {
+            // What is no more is dropped, and so are its checks, wherever they stand.
+            let mut looks = JoinSet::new();
+            for upstream in upstreams.borrow_and_update().iter() {
+                if upstream.settings.check.is_some() {
+                    looks.spawn_local(check_on_and_on(Arc::clone(upstream)));
+                }
+                if names::has_names(upstream) {
+                    let (upstream, resolved) = (Arc::clone(upstream), Arc::clone(&resolved));
+                    looks.spawn_local(names::resolve_on_and_on(upstream, resolved));
+                }
+            }
+            if upstreams.changed().await.is_err() {
+                return;
+            }
+        }
+    });
+    // A resolver that hangs is not waited for.
+    runtime.shutdown_background();
+    Ok(())
+}
+
+async fn check_on_and_on(upstream: Arc<Upstream>) {
+    let Some(check) = &upstream.settings.check else { return };
+    let mut ticks = interval(check.interval);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let mut asked = JoinSet::new();
+        for server in upstream.servers().iter() {
+            let (upstream, server) = (Arc::clone(&upstream), Arc::clone(server));
+            asked.spawn_local(async move { look(&upstream, &server).await });
+        }
+        while asked.join_next().await.is_some() {}
+    }
+}
+
+/// Asks one server, once, and notes what that says of it.
+async fn look(upstream: &Upstream, server: &Server) {
+    let Some(check) = &upstream.settings.check else { return };
+    let found = match timeout(check.timeout, ask(upstream, server, check)).await {
+        Ok(found) => found.map_err(|error| error.to_string()),
+        Err(_) => Err("did not answer in time".to_owned()),
+    };
+    let found = found.and_then(|status| {
+        let [first, last] = check.status;
+        if (first..=last).contains(&status) { Ok(()) } else { Err(format!("answered {status}")) }
+    });
+    let count = if found.is_ok() { &server.checks_good } else { &server.checks_bad };
+    count.fetch_add(1, Relaxed);
+    if server.health.checked(found.is_ok(), check.rule, clock::boot_ns()) {
+        let (upstream, server) = (&upstream.settings.name, &server.label);
+        match found {
+            Ok(()) => tracing::info!(upstream, server, "up again"),
+            Err(why) => tracing::warn!(upstream, server, why, "down"),
+        }
+    }
+}
+
+/// The status that a server answers a check with.
+async fn ask(upstream: &Upstream, server: &Server, check: &Check) -> io::Result<u16> {
+    let own = || match &server.endpoint {
+        Endpoint::Tcp(address) => address.to_string(),
+        Endpoint::Unix(_) => "localhost".to_owned(),
+    };
+    let (path, host) = (&check.path, check.host.clone().unwrap_or_else(own));
+    let mut stream = upstream.dial(server).await?;
+    let head = format!(
+        "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: edged-check\r\nConnection: close\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await?;
+    // The status line's beginning is all that counts: `HTTP/1.1 200`.
+    let mut line = [0; 12];
+    stream.read_exact(&mut line).await?;
+    let status = line.strip_prefix(b"HTTP/1.").and_then(|rest| rest.get(2..5));
+    let status = status.and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
+    status.ok_or_else(|| io::Error::other("answered what is not HTTP"))
+}

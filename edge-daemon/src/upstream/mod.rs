@@ -1,0 +1,308 @@
+//! The servers behind the edge, as all workers share them: how each is, how much it has to do.
+//!
+//! What one worker has for itself, its connections, is in `request::upstream`.
+
+pub mod checks;
+pub mod dial;
+pub mod names;
+mod tally;
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+use arc_swap::ArcSwap;
+use edge_policy::upstream::{
+    balance,
+    circuit::Circuit,
+    health::{Health, Standing},
+};
+use tokio::sync::Notify;
+
+pub use self::tally::{Counts, Failure, Tally};
+use crate::{
+    clock,
+    config::settings::{self, Address},
+    tls::{Connector, UpstreamTlsError},
+};
+
+/// One upstream. It outlives a reload that does not change it.
+pub struct Upstream {
+    /// As configured.
+    pub settings: settings::Upstream,
+    /// Its servers of now: names may come to mean others.
+    servers: ArcSwap<Vec<Arc<Server>>>,
+    /// Whether it is asked at all.
+    pub circuit: Circuit,
+    in_flight: AtomicUsize,
+    /// Requests that wait for one in flight to end.
+    waiting: AtomicUsize,
+    freed: Notify,
+    tls: Option<ArcSwap<Connector>>,
+    workers: usize,
+    /// Retries that the budget refused.
+    pub retries_refused: AtomicU64,
+    resolutions: AtomicU64,
+    resolutions_failed: AtomicU64,
+}
+
+/// One server.
+pub struct Server {
+    /// Where it is.
+    pub endpoint: Endpoint,
+    /// What it is called in logs and metrics: its address, after the name that led to it.
+    pub label: String,
+    /// Its place in the configuration.
+    place: usize,
+    /// Its weight beside the others.
+    pub weight: u32,
+    hash: u64,
+    /// What its certificate must name.
+    tls_name: String,
+    /// How it is.
+    pub health: Health,
+    in_flight: AtomicUsize,
+    /// One for each worker.
+    tallies: Box<[Tally]>,
+    checks_good: AtomicU64,
+    checks_bad: AtomicU64,
+}
+
+/// Where a server is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// Over TCP.
+    Tcp(SocketAddr),
+    /// Over a unix socket.
+    Unix(PathBuf),
+}
+
+/// A request in flight, counted as such until this is dropped.
+pub struct Slot {
+    upstream: Arc<Upstream>,
+    server: Arc<Server>,
+}
+
+/// Why there is no slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full;
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.server.in_flight.fetch_sub(1, Relaxed);
+        self.upstream.in_flight.fetch_sub(1, Relaxed);
+        if self.upstream.waiting.load(Relaxed) > 0 {
+            self.upstream.freed.notify_one();
+        }
+    }
+}
+
+/// A request that waits for a slot, counted as such until this is dropped.
+pub struct Waiting<'a>(&'a Upstream);
+
+impl Waiting<'_> {
+    /// Resolves when a slot may have become free.
+    pub fn freed(&self) -> tokio::sync::futures::Notified<'_> {
+        self.0.freed.notified()
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Upstream {
+    /// An upstream whose names are not looked up yet; `former` tells what operators drained.
+    ///
+    /// # Errors
+    /// If its certificates cannot be used.
+    pub fn new(
+        settings: settings::Upstream,
+        workers: usize,
+        former: Option<&Self>,
+    ) -> Result<Arc<Self>, UpstreamTlsError> {
+        let tls = settings.tls.as_ref().map(Connector::load).transpose()?;
+        let this = Self {
+            servers: ArcSwap::default(),
+            circuit: Circuit::default(),
+            in_flight: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+            freed: Notify::new(),
+            tls: tls.map(ArcSwap::from_pointee),
+            workers,
+            retries_refused: AtomicU64::new(0),
+            resolutions: AtomicU64::new(0),
+            resolutions_failed: AtomicU64::new(0),
+            settings,
+        };
+        let servers = this.settings.servers.iter().enumerate().filter_map(|(place, server)| {
+            let endpoint = match &server.address {
+                Address::Ip(address) => Endpoint::Tcp(*address),
+                Address::Unix(path) => Endpoint::Unix(path.clone()),
+                Address::Name(..) => return None,
+            };
+            Some(this.server(place, endpoint))
+        });
+        let servers = servers.collect::<Vec<_>>();
+        for server in &servers {
+            let same = |other: &&Arc<Server>| other.endpoint == server.endpoint;
+            let before = former.map(Self::servers);
+            if before
+                .iter()
+                .flat_map(|all| all.iter())
+                .find(same)
+                .is_some_and(|s| s.health.is_drained())
+            {
+                server.health.drain(true, clock::boot_ns());
+            }
+        }
+        this.servers.store(Arc::new(servers));
+        Ok(Arc::new(this))
+    }
+
+    /// Takes up what is new under an unchanged configuration: its certificates.
+    ///
+    /// # Errors
+    /// If they cannot be used; the former stay.
+    pub fn reread(&self) -> Result<(), UpstreamTlsError> {
+        if let (Some(connector), Some(settings)) = (&self.tls, &self.settings.tls) {
+            connector.store(Arc::new(Connector::load(settings)?));
+        }
+        Ok(())
+    }
+
+    /// Its servers of now.
+    pub fn servers(&self) -> Arc<Vec<Arc<Server>>> {
+        self.servers.load_full()
+    }
+
+    /// Opens a connection to one of its servers.
+    ///
+    /// # Errors
+    /// If it cannot be reached, or does not prove who it is.
+    pub async fn dial(&self, server: &Server) -> io::Result<dial::Stream> {
+        let connector = self.tls.as_ref().map(ArcSwap::load_full);
+        dial::dial(&server.endpoint, connector.as_deref(), &server.tls_name).await
+    }
+
+    /// A slot for one more request to a server.
+    ///
+    /// # Errors
+    /// If it or the upstream has as many in flight as it may.
+    pub fn slot(self: &Arc<Self>, server: &Arc<Server>) -> Result<Slot, Full> {
+        let take = |count: &AtomicUsize, most| {
+            count.fetch_update(Relaxed, Relaxed, |n| (n < most).then_some(n + 1)).map_err(|_| Full)
+        };
+        take(&server.in_flight, self.settings.server_requests_max)?;
+        take(&self.in_flight, self.settings.requests_max).inspect_err(|_| {
+            server.in_flight.fetch_sub(1, Relaxed);
+        })?;
+        Ok(Slot { upstream: Arc::clone(self), server: Arc::clone(server) })
+    }
+
+    /// A place among those that wait for a slot, if there is room.
+    pub fn wait(&self) -> Option<Waiting<'_>> {
+        let place = Waiting(self);
+        (self.waiting.fetch_add(1, Relaxed) < self.settings.queue_max).then_some(place)
+    }
+
+    /// Servers that are asked, and all of them.
+    pub fn up(&self, now_ns: u64) -> (usize, usize) {
+        let servers = self.servers.load();
+        let up = servers.iter().filter(|s| s.health.standing(now_ns) == Standing::Up).count();
+        (up, servers.len())
+    }
+
+    /// Notes that a request to a server failed, and ejects it if that was one too many.
+    pub fn failed(&self, server: &Server) {
+        let now_ns = clock::boot_ns();
+        let (up, all) = self.up(now_ns);
+        if server.health.failed(&self.settings.ejection, up, all, now_ns) {
+            let (upstream, server) = (&self.settings.name, &server.label);
+            tracing::warn!(upstream, server, "ejected: too many requests in a row failed");
+        }
+    }
+
+    /// The addresses of its servers of now.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let servers = self.servers.load();
+        let ip = |server: &Arc<Server>| match server.endpoint {
+            Endpoint::Tcp(address) => Some(address.ip()),
+            Endpoint::Unix(_) => None,
+        };
+        servers.iter().filter_map(ip).collect()
+    }
+
+    fn server(&self, place: usize, endpoint: Endpoint) -> Arc<Server> {
+        let server = &self.settings.servers[place];
+        let (label, own_name) = match (&server.address, &endpoint) {
+            (Address::Name(name, port), Endpoint::Tcp(address)) => {
+                (format!("{name}:{port}/{}", address.ip()), name.clone())
+            }
+            (_, Endpoint::Tcp(address)) => (address.to_string(), address.ip().to_string()),
+            (_, Endpoint::Unix(path)) => (format!("unix:{}", path.display()), String::new()),
+        };
+        let told = self.settings.tls.as_ref().and_then(|tls| tls.server_name.clone());
+        Arc::new(Server {
+            hash: balance::hash(label.as_bytes()),
+            label,
+            place,
+            weight: server.weight,
+            tls_name: told.unwrap_or(own_name),
+            endpoint,
+            health: Health::default(),
+            in_flight: AtomicUsize::new(0),
+            tallies: (0..self.workers).map(|_| Tally::default()).collect(),
+            checks_good: AtomicU64::new(0),
+            checks_bad: AtomicU64::new(0),
+        })
+    }
+}
+
+impl Server {
+    /// As one that may be chosen, if it is fit; `index` is its place among the servers of now.
+    pub fn candidate(
+        &self,
+        index: usize,
+        settings: &settings::Upstream,
+        now_ns: u64,
+    ) -> Option<balance::Candidate> {
+        if self.health.standing(now_ns) != Standing::Up {
+            return None;
+        }
+        let slow_ns = u64::try_from(settings.slow_start.as_nanos()).unwrap_or(u64::MAX);
+        Some(balance::Candidate {
+            index,
+            weight: self.health.weight(self.weight, slow_ns, now_ns),
+            load: self.in_flight.load(Relaxed) as u64,
+            name: self.hash,
+        })
+    }
+
+    /// What a worker counts.
+    pub fn tally(&self, worker: usize) -> &Tally {
+        &self.tallies[worker % self.tallies.len()]
+    }
+}
+
+impl Upstream {
+    /// Lookups of names that succeeded, and those that failed.
+    #[must_use]
+    pub fn lookups(&self) -> [u64; 2] {
+        [&self.resolutions, &self.resolutions_failed].map(|count| count.load(Relaxed))
+    }
+
+    /// Requests that wait for a slot.
+    #[must_use]
+    pub fn waiting(&self) -> u64 {
+        self.waiting.load(Relaxed) as u64
+    }
+}

@@ -1,0 +1,688 @@
+//! The servers behind the edge: how requests are spread over them, and what a client sees of it
+//! when one of them fails in any of the ways that servers fail.
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::{TcpListener, TcpStream, UdpSocket},
+    os::unix::net::UnixListener,
+    process::{Child, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use edge_common::Reason;
+use edge_tests::{
+    Edged, Lab, Origin,
+    client::until,
+    daemon::{binary, certify},
+    lab::{FRIEND, ORIGIN},
+    netns::{Netns, run},
+};
+
+const SOON: Duration = Duration::from_secs(8);
+
+/// A server that does with its connections, counted from 0, what a test says.
+struct Script {
+    /// Requests it has read the head of.
+    seen: Arc<AtomicU64>,
+}
+
+impl Script {
+    /// Listens on a port of the origin's namespace; `act` gets each request's path.
+    fn start(
+        ns: &Netns,
+        address: &str,
+        act: impl Fn(&str, &mut TcpStream) -> bool + Send + Sync + 'static,
+    ) -> Result<Self> {
+        let listener = ns.enter(|| TcpListener::bind(address))?;
+        let (seen, act) = (Arc::new(AtomicU64::new(0)), Arc::new(act));
+        let count = Arc::clone(&seen);
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let (act, count) = (Arc::clone(&act), Arc::clone(&count));
+                std::thread::spawn(move || converse(client, &*act, &count));
+            }
+        });
+        Ok(Self { seen })
+    }
+
+    fn seen(&self) -> u64 {
+        self.seen.load(Relaxed)
+    }
+}
+
+/// Reads one head after another, as long as `act` wants to go on.
+fn converse(
+    client: TcpStream,
+    act: &dyn Fn(&str, &mut TcpStream) -> bool,
+    count: &AtomicU64,
+) -> Option<()> {
+    let mut writer = client.try_clone().ok()?;
+    let mut reader = BufReader::new(client);
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line).ok()? == 0 {
+            return None;
+        }
+        let path = line.split(' ').nth(1)?.to_owned();
+        while line.trim_end() != "" {
+            line.clear();
+            reader.read_line(&mut line).ok()?;
+        }
+        count.fetch_add(1, Relaxed);
+        if !act(&path, &mut writer) {
+            return None;
+        }
+    }
+}
+
+fn respond(stream: &mut TcpStream, status: u16, body: &str) -> bool {
+    let length = body.len();
+    write!(stream, "HTTP/1.1 {status} S\r\nContent-Length: {length}\r\n\r\n{body}").is_ok()
+}
+
+fn servers(ports: &[u16]) -> String {
+    let all: Vec<_> = ports.iter().map(|port| format!("\"{ORIGIN}:{port}\"")).collect();
+    format!("[{}]", all.join(", "))
+}
+
+fn origins(lab: &Lab, ports: &[u16]) -> Result<Vec<Origin>> {
+    let listen = |port: &u16| Ok(Origin::listen(&lab.origin, &format!("{ORIGIN}:{port}"))?);
+    ports.iter().map(listen).collect()
+}
+
+/// The sum of a metric of the upstream.
+fn metric(edged: &Edged, name: &str, labels: &[(&str, &str)]) -> Result<f64> {
+    Ok(edged.metrics()?.sum(name, labels))
+}
+
+/// Descriptors that the daemon has open.
+fn descriptors(edged: &Edged) -> Result<usize> {
+    Ok(std::fs::read_dir(format!("/proc/{}/fd", edged.pid()))?.count())
+}
+
+/// Waits until nothing is in flight and no more descriptors are open than before.
+fn nothing_leaks(edged: &Edged, before: usize) -> Result<()> {
+    until("nothing is in flight", SOON, || {
+        Ok(metric(edged, "edged_requests_in_flight", &[])? == 0.0
+            && metric(edged, "edged_upstream_requests_in_flight", &[])? == 0.0
+            && metric(edged, "edged_upstream_waiting", &[])? == 0.0)
+    })?;
+    until("descriptors are given back", SOON, || Ok(descriptors(edged)? <= before))?;
+    Ok(())
+}
+
+fn state(edged: &Edged, server: &str) -> Result<String> {
+    let list = edged.ask("upstream list")?;
+    let entries = list["entries"].as_array().cloned().unwrap_or_default();
+    let found = entries.iter().find(|e| e["server"].as_str().is_some_and(|s| s.contains(server)));
+    Ok(found.and_then(|e| e["state"].as_str()).unwrap_or_default().to_owned())
+}
+
+#[test]
+fn requests_are_spread_by_weight_and_stay_where_their_hash_says() -> Result<()> {
+    let lab = Lab::new()?;
+    let origins = origins(&lab, &[8081, 8082])?;
+    let weighted = format!(
+        "[{{ address = \"{ORIGIN}:8081\", weight = 3 }}, {{ address = \"{ORIGIN}:8082\" }}]"
+    );
+    let edged =
+        lab.edged()?.set("upstream.0.servers", &weighted).set("server.workers", "1").start()?;
+    let statuses = edged.get(FRIEND, "/health").send_many(40)?;
+    assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
+    assert_eq!((origins[0].seen(), origins[1].seen()), (30, 10));
+
+    edged.edit("upstream.0.servers", &servers(&[8081, 8082]))?;
+    edged.edit("upstream.0.balance", "\"least_loaded\"")?;
+    edged.tell("reload")?;
+    let key = edged.key("k")?;
+    std::thread::scope(|scope| -> Result<()> {
+        let slow = scope.spawn(|| edged.get(FRIEND, "/slow?ms=3000").key(&key).send());
+        let flying = || Ok(metric(&edged, "edged_upstream_requests_in_flight", &[])? == 1.0);
+        until("one server is busy", SOON, flying)?;
+        let before = [origins[0].seen(), origins[1].seen()];
+        edged.get(FRIEND, "/health").send_many(10)?;
+        let more = [origins[0].seen() - before[0], origins[1].seen() - before[1]];
+        assert!(more == [0, 10] || more == [10, 0], "the one with less to do has all: {more:?}");
+        assert_eq!(slow.join().expect("no panic")?.status, 200);
+        Ok(())
+    })?;
+
+    edged.edit("upstream.0.balance", "\"hash\"")?;
+    edged.edit("upstream.0.hash_by", "\"header:x-user\"")?;
+    edged.tell("reload")?;
+    let mut moved = 0;
+    for user in 0..16 {
+        let before = origins[0].seen();
+        let ask = || edged.get(FRIEND, "/health").header("X-User", &user.to_string());
+        ask().send_many(3)?;
+        let here = origins[0].seen() - before;
+        assert!(here == 0 || here == 3, "user {user} was at both");
+        moved += here / 3;
+    }
+    assert!((2..=14).contains(&moved), "{moved} of 16 users are at the first");
+
+    Ok(())
+}
+
+#[test]
+fn a_dead_server_costs_no_request() -> Result<()> {
+    let lab = Lab::new()?;
+    let origins = origins(&lab, &[8081])?;
+    let edged = lab.edged()?.set("upstream.0.servers", &servers(&[8081, 8089])).start()?;
+    let key = edged.key("k")?;
+    let statuses = edged.get(FRIEND, "/health").send_many(30)?;
+    assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
+    for _ in 0..4 {
+        let post = edged.get(FRIEND, "/upload").key(&key).method("POST").body(vec![7; 70_000]);
+        assert_eq!(
+            post.send()?.text(),
+            "70000",
+            "a body that never left goes to the next one whole"
+        );
+    }
+    assert_eq!(origins[0].seen(), 34);
+    assert!(metric(&edged, "edged_upstream_retries_total", &[])? > 0.0);
+    assert_eq!(state(&edged, ":8089")?, "ejected");
+    assert_eq!(metric(&edged, "edged_upstream_ejections_total", &[])?, 1.0);
+    assert_eq!(metric(&edged, "edged_upstream_servers_active", &[])?, 1.0);
+    Ok(())
+}
+
+#[test]
+fn every_fault_of_a_server_has_its_status_and_leaks_nothing() -> Result<()> {
+    let lab = Lab::new()?;
+    let _script = Script::start(&lab.origin, &format!("{ORIGIN}:8080"), |path, stream| {
+        let pause = || std::thread::sleep(Duration::from_secs(4));
+        let _ = match path.trim_start_matches("/health/") {
+            "silent" => return false,
+            "cut-head" => stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Le"),
+            "garbage" => stream.write_all(b"\x16\x03\x01 no HTTP at all\r\n\r\n"),
+            "two-lengths" => stream
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab"),
+            "cut-body" => stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf"),
+            "bad-chunk" => stream.write_all(
+                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nzz\r\n",
+            ),
+            "slow-head" => {
+                pause();
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            }
+            "slow-body" => {
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf");
+                pause();
+                stream.write_all(b"whole")
+            }
+            "drip" => {
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n");
+                for _ in 0..40 {
+                    std::thread::sleep(Duration::from_millis(100));
+                    if stream.write_all(b"x").is_err() {
+                        break;
+                    }
+                }
+                Ok(())
+            }
+            _ => return respond(stream, 200, "fine"),
+        };
+        false
+    })?;
+    let edged = lab
+        .edged()?
+        .set("upstream.0.response_timeout", "\"1s\"")
+        .set("upstream.0.body_timeout", "\"1s\"")
+        .set("upstream.0.total_timeout", "\"2s\"")
+        .set("upstream.0.circuit", "{ failures = \"off\" }")
+        .start()?;
+    let ask = |path: &str| edged.get(FRIEND, &format!("/health/{path}")).send();
+    assert_eq!(ask("fine")?.text(), "fine");
+    let before = descriptors(&edged)?;
+    for (path, status) in [
+        ("silent", 502),
+        ("cut-head", 502),
+        ("garbage", 502),
+        ("two-lengths", 502),
+        ("slow-head", 504),
+    ] {
+        assert_eq!(ask(path)?.status, status, "{path}");
+        assert_eq!(ask("fine")?.text(), "fine", "after {path}");
+    }
+    // The head has left the edge: what is missing can only be told by breaking off.
+    for path in ["cut-body", "bad-chunk", "slow-body", "drip"] {
+        for flag in ["--http1.1", "--http2"] {
+            let broken = edged.get(FRIEND, &format!("/health/{path}")).flag(flag).send();
+            assert!(broken.is_err(), "{path} {flag}: {broken:?}");
+        }
+        assert_eq!(ask("fine")?.text(), "fine", "after {path}");
+    }
+    nothing_leaks(&edged, before)?;
+    let metrics = edged.metrics()?;
+    assert_eq!(metrics.requests(Reason::UpstreamInvalid), 4.0 + 4.0);
+    assert_eq!(metrics.requests(Reason::UpstreamTimeout), 1.0 + 4.0);
+    assert_eq!(metrics.sum("edged_signals_total", &[]), 0.0, "no visitor's fault");
+    Ok(())
+}
+
+#[test]
+fn what_may_have_arrived_is_repeated_only_if_that_does_no_harm() -> Result<()> {
+    let lab = Lab::new()?;
+    // It hangs up on whatever it reads.
+    let dead = Script::start(&lab.origin, &format!("{ORIGIN}:8081"), |_, _| false)?;
+    let alive = origins(&lab, &[8082])?;
+    let edged = lab
+        .edged()?
+        .set("upstream.0.servers", &servers(&[8081, 8082]))
+        .set("upstream.0.ejection", "{ failures = 0 }")
+        .set("upstream.0.circuit", "{ failures = \"off\" }")
+        .set("server.workers", "1")
+        .start()?;
+    let key = edged.key("k")?;
+    let statuses = edged.get(FRIEND, "/health").send_many(6)?;
+    assert_eq!(statuses, [200; 6], "each goes on to the server that is alive");
+    assert_eq!((dead.seen(), alive[0].seen()), (3, 6));
+    let posts: Vec<_> = (0..4)
+        .map(|_| Ok(edged.get(FRIEND, "/upload").key(&key).method("POST").body("b").send()?.status))
+        .collect::<Result<_>>()?;
+    assert_eq!(posts.iter().filter(|status| **status == 502).count(), 2, "{posts:?}");
+    assert_eq!((dead.seen(), alive[0].seen()), (5, 8), "none was sent twice");
+    Ok(())
+}
+
+#[test]
+fn a_connection_that_closes_as_it_is_used_again_costs_no_request() -> Result<()> {
+    let lab = Lab::new()?;
+    let first = AtomicU64::new(0);
+    // Every second request on a connection is met by its end.
+    let script = Script::start(&lab.origin, &format!("{ORIGIN}:8080"), move |_, stream| {
+        let odd = first.fetch_add(1, Relaxed).is_multiple_of(2);
+        odd && respond(stream, 200, "fine")
+    })?;
+    let edged = lab.edged()?.set("server.workers", "1").start()?;
+    let statuses = edged.get(FRIEND, "/health").send_many(6)?;
+    assert_eq!(statuses, [200; 6]);
+    assert_eq!(script.seen(), 11, "five of them were read by a connection that then ended");
+    Ok(())
+}
+
+#[test]
+fn retries_have_a_budget_and_statuses_of_their_own() -> Result<()> {
+    let lab = Lab::new()?;
+    let busy = |port| {
+        Script::start(&lab.origin, &format!("{ORIGIN}:{port}"), |_, stream| {
+            respond(stream, 503, "")
+        })
+    };
+    let (a, b) = (busy(8081)?, busy(8082)?);
+    let edged = lab
+        .edged()?
+        .set("upstream.0.servers", &servers(&[8081, 8082]))
+        .set("upstream.0.retry_statuses", "[503]")
+        .set("upstream.0.retry_budget", "10")
+        .set("server.workers", "1")
+        .start()?;
+    let statuses = edged.get(FRIEND, "/health").send_many(50)?;
+    assert_eq!(statuses, [503; 50], "the last server's own answer");
+    // Ten that were saved up, and one for each ten requests.
+    let retries = a.seen() + b.seen() - 50;
+    assert!((13..=15).contains(&retries), "{retries} retries");
+    assert_eq!(metric(&edged, "edged_upstream_retries_total", &[])?, retries as f64);
+    let refused = metric(&edged, "edged_upstream_retries_refused_total", &[])?;
+    assert_eq!(refused, 50.0 - retries as f64);
+    Ok(())
+}
+
+#[test]
+fn checks_take_servers_out_and_bring_them_back() -> Result<()> {
+    let lab = Lab::new()?;
+    let well = Arc::new(AtomicBool::new(true));
+    let told = Arc::clone(&well);
+    let _script = Script::start(&lab.origin, &format!("{ORIGIN}:8080"), move |path, stream| {
+        let status = if path == "/ready" && !told.load(Relaxed) { 500 } else { 200 };
+        respond(stream, status, "")
+    })?;
+    let check = "{ path = \"/ready\", interval = \"50ms\", timeout = \"2s\", fall = 2, rise = 2 }";
+    let edged = lab.edged()?.set("upstream.0.check", check).start()?;
+    let ask = || Ok::<_, anyhow::Error>(edged.get(FRIEND, "/health").send()?.status);
+    assert_eq!(ask()?, 200);
+    well.store(false, Relaxed);
+    until("it is down", SOON, || Ok(state(&edged, ":8080")? == "down"))?;
+    assert_eq!(ask()?, 503);
+    assert_eq!(edged.metrics()?.requests(Reason::UpstreamUnhealthy), 1.0);
+    well.store(true, Relaxed);
+    until("it is up", SOON, || Ok(state(&edged, ":8080")? == "up"))?;
+    assert_eq!(ask()?, 200);
+    assert!(metric(&edged, "edged_upstream_checks_total", &[("result", "failed")])? >= 2.0);
+    // Once for the host, not once for each worker: two checks are 50 ms apart.
+    assert!(edged.log().matches("down").count() == 1, "{}", edged.log());
+    Ok(())
+}
+
+#[test]
+fn a_circuit_opens_and_closes_again() -> Result<()> {
+    let lab = Lab::new()?;
+    let rule = "{ failures = 50, requests_min = 4, window = \"60s\", open = \"500ms\" }";
+    let edged = lab.edged()?.set("upstream.0.circuit", rule).start()?;
+    let ask = || edged.get(FRIEND, "/health").send();
+    for _ in 0..4 {
+        assert_eq!(ask()?.status, 502);
+    }
+    let refused = ask()?;
+    assert_eq!(refused.status, 503, "{refused:?}");
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    assert_eq!(edged.metrics()?.requests(Reason::CircuitOpen), 1.0);
+    assert_eq!(metric(&edged, "edged_upstream_circuit_open", &[])?, 1.0);
+    let _origin = Origin::start(&lab)?;
+    until("it closes", SOON, || Ok(ask()?.status == 200))?;
+    assert_eq!(metric(&edged, "edged_upstream_circuit_open", &[])?, 0.0);
+    Ok(())
+}
+
+#[test]
+fn requests_wait_for_their_turn_or_are_told_to_come_back() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab
+        .edged()?
+        .set("upstream.0.requests_max", "1")
+        .set("upstream.0.queue_max", "1")
+        .set("upstream.0.queue_timeout", "\"20s\"")
+        .start()?;
+    let key = edged.key("k")?;
+    let slow = || edged.get(FRIEND, "/slow?ms=1500").key(&key).send();
+    std::thread::scope(|scope| -> Result<()> {
+        let first = scope.spawn(slow);
+        let flying = || Ok(metric(&edged, "edged_upstream_requests_in_flight", &[])? == 1.0);
+        until("one is in flight", SOON, flying)?;
+        let second = scope.spawn(slow);
+        until("one waits", SOON, || Ok(metric(&edged, "edged_upstream_waiting", &[])? == 1.0))?;
+        let third = edged.get(FRIEND, "/").key(&key).send()?;
+        assert_eq!(third.status, 503, "{third:?}");
+        assert_eq!(first.join().expect("no panic")?.status, 200);
+        assert_eq!(second.join().expect("no panic")?.status, 200);
+        Ok(())
+    })?;
+    assert_eq!(edged.metrics()?.requests(Reason::UpstreamBusy), 1.0);
+    edged.edit("upstream.0.queue_timeout", "\"100ms\"")?;
+    edged.edit("upstream.0.requests_max", "9")?;
+    edged.edit("upstream.0.server_requests_max", "1")?;
+    edged.tell("reload")?;
+    std::thread::scope(|scope| -> Result<()> {
+        let first = scope.spawn(slow);
+        let flying = || Ok(metric(&edged, "edged_upstream_requests_in_flight", &[])? == 1.0);
+        until("one is in flight", SOON, flying)?;
+        assert_eq!(edged.get(FRIEND, "/").key(&key).send()?.status, 503, "its server is full");
+        assert_eq!(first.join().expect("no panic")?.status, 200);
+        Ok(())
+    })
+}
+
+#[test]
+fn whoever_vanishes_takes_all_of_it_along() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab.edged()?.start()?;
+    let key = edged.key("k")?;
+    assert_eq!(edged.get(FRIEND, "/health").send()?.status, 200);
+    until(
+        "no visitor is left",
+        SOON,
+        || Ok(metric(&edged, "edged_connections_open", &[])? == 0.0),
+    )?;
+    let before = descriptors(&edged)?;
+    for flag in ["--http1.1", "--http2"] {
+        // While the upstream thinks; in the middle of a download; in the middle of an upload.
+        let gone = |path: &str, rate: &str| {
+            let asked = edged.get(FRIEND, path).key(&key).flag(flag).arg("--max-time", "1");
+            asked.arg("--limit-rate", rate)
+        };
+        assert!(gone("/slow?ms=3000", "1M").send().is_err());
+        assert!(gone("/big?bytes=50000000", "100k").send().is_err());
+        assert!(gone("/upload", "50k").method("POST").body(vec![7; 1 << 20]).send().is_err());
+    }
+    nothing_leaks(&edged, before)?;
+    assert_eq!(edged.metrics()?.requests(Reason::ClientGone), 6.0);
+    Ok(())
+}
+
+#[test]
+fn a_reload_keeps_connections_and_what_operators_said() -> Result<()> {
+    let lab = Lab::new()?;
+    let origins = origins(&lab, &[8081, 8082])?;
+    let edged = lab
+        .edged()?
+        .set("upstream.0.servers", &servers(&[8081, 8082]))
+        .set("upstream.0.idle_timeout", "\"60s\"")
+        .set("server.workers", "1")
+        .start()?;
+    let drained = format!("{ORIGIN}:8082");
+    edged.tell(&format!("upstream drain api {drained}"))?;
+    assert_eq!(state(&edged, ":8082")?, "drained");
+    assert_eq!(edged.get(FRIEND, "/health").send_many(6)?, [200; 6]);
+    assert_eq!((origins[0].seen(), origins[1].seen()), (6, 0));
+    let connects = || metric(&edged, "edged_upstream_connects_total", &[]);
+    assert_eq!(connects()?, 1.0);
+
+    edged.edit("limits.per_key", "\"100/s\"")?;
+    edged.tell("reload")?;
+    assert_eq!(edged.get(FRIEND, "/health").send()?.status, 200);
+    assert_eq!(connects()?, 1.0, "the connection is still there");
+    // What changes begins anew, but for an operator's word.
+    edged.edit("upstream.0.connect_timeout", "\"3s\"")?;
+    edged.tell("reload")?;
+    assert_eq!(state(&edged, ":8082")?, "drained");
+    edged.tell(&format!("upstream enable api {drained}"))?;
+    assert_eq!(edged.get(FRIEND, "/health").send_many(4)?, [200; 4]);
+    assert_eq!(origins[1].seen(), 2);
+
+    edged.tell(&format!("upstream drain api {drained}"))?;
+    edged.tell(&format!("upstream drain api {ORIGIN}:8081"))?;
+    assert_eq!(edged.get(FRIEND, "/health").send()?.status, 503);
+    assert!(!edged.ctl("upstream drain api 192.0.2.2:1")?.status.success());
+    assert!(!edged.ctl("upstream drain nobody 192.0.2.2:1")?.status.success());
+    Ok(())
+}
+
+#[test]
+fn idle_connections_are_closed_in_time() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab.edged()?.set("upstream.0.idle_timeout", "\"1s\"").start()?;
+    assert_eq!(edged.get(FRIEND, "/health").send()?.status, 200);
+    let idle = || metric(&edged, "edged_upstream_idle_open", &[]);
+    until("it is kept", SOON, || Ok(idle()? == 1.0))?;
+    until("it is closed", SOON, || Ok(idle()? == 0.0))?;
+    Ok(())
+}
+
+#[test]
+fn a_unix_socket_serves() -> Result<()> {
+    let lab = Lab::new()?;
+    let path = lab.dir().join("app.sock");
+    let listener = UnixListener::bind(&path)?;
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut head = [0; 4096];
+            let _ = stream.read(&mut head);
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nunix");
+        }
+    });
+    let server = format!("[\"unix:{}\"]", path.display());
+    let edged = lab.edged()?.set("upstream.0.servers", &server).start()?;
+    assert_eq!(edged.get(FRIEND, "/health").send()?.text(), "unix");
+    std::fs::remove_file(&path)?;
+    until("it is gone", SOON, || Ok(edged.get(FRIEND, "/health").send()?.status == 502))?;
+    Ok(())
+}
+
+/// Answers every question for an address with this one, or not at all while it is 0.
+fn name_server(ns: &Netns, address: &str, answer: Arc<AtomicU64>) -> Result<()> {
+    let socket = ns.enter(|| UdpSocket::bind(address))?;
+    std::thread::spawn(move || -> Option<()> {
+        let mut packet = [0; 512];
+        loop {
+            let (length, from) = socket.recv_from(&mut packet).ok()?;
+            let last = answer.load(Relaxed);
+            let name = packet.get(12..length)?.iter().position(|byte| *byte == 0)? + 13;
+            let is_a = packet[name..name + 2] == [0, 1];
+            let mut reply = packet[..name + 4].to_vec();
+            // A response without error: one question, and an answer if there is one.
+            reply[2..4].copy_from_slice(&[0x81, if last == 0 { 0x82 } else { 0x80 }]);
+            let answers = u8::from(is_a && last != 0);
+            reply[4..12].copy_from_slice(&[0, 1, 0, answers, 0, 0, 0, 0]);
+            if answers == 1 {
+                // The name of the question, A, IN, a second of life, four bytes.
+                reply.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4, 192, 0, 2, last as u8]);
+            }
+            socket.send_to(&reply, from).ok()?;
+        }
+    });
+    Ok(())
+}
+
+#[test]
+fn names_are_looked_up_again_and_what_was_found_last_stays() -> Result<()> {
+    let lab = Lab::new()?;
+    let resolv = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let server = resolv.lines().find_map(|line| line.strip_prefix("nameserver ")).map(str::trim);
+    let server = server.filter(|server| server.parse::<std::net::Ipv4Addr>().is_ok());
+    let server = server.unwrap_or("127.0.0.1");
+    if !server.starts_with("127.") {
+        lab.edge.ip(&format!("addr add {server}/32 dev lo"))?;
+    }
+    lab.origin.ip("addr add 192.0.2.3/24 dev eth0")?;
+    let answer = Arc::new(AtomicU64::new(2));
+    name_server(&lab.edge, &format!("{server}:53"), Arc::clone(&answer))?;
+    let two = Origin::listen(&lab.origin, "192.0.2.2:8080")?;
+    let three = Origin::listen(&lab.origin, "192.0.2.3:8080")?;
+    let edged = lab
+        .edged()?
+        .set("upstream.0.servers", "[\"app.edged.test:8080\"]")
+        .set("upstream.0.resolve_every", "\"200ms\"")
+        .start()?;
+    let ask = || Ok::<_, anyhow::Error>(edged.get(FRIEND, "/health").send()?.status);
+    assert_eq!((ask()?, two.seen()), (200, 1));
+    let allowed = |address: &str| -> Result<bool> {
+        Ok(edged.ask("allow list")?.to_string().contains(address))
+    };
+    assert!(allowed("192.0.2.2")?, "its answers are packets too");
+    answer.store(3, Relaxed);
+    until("the name means another", SOON, || Ok(!state(&edged, "/192.0.2.3")?.is_empty()))?;
+    assert_eq!((ask()?, three.seen()), (200, 1));
+    until("the list follows", SOON, || Ok(allowed("192.0.2.3")? && !allowed("192.0.2.2")?))?;
+    answer.store(0, Relaxed);
+    let failed = || metric(&edged, "edged_upstream_lookups_total", &[("result", "failed")]);
+    until("a lookup fails", Duration::from_secs(20), || Ok(failed()? >= 1.0))?;
+    assert_eq!((ask()?, three.seen()), (200, 2));
+    Ok(())
+}
+
+/// A server that speaks TLS and asks for a certificate of the lab's authority.
+fn tls_server(lab: &Lab, cert: &str, key: &str, port: u16) -> Result<Child> {
+    let dir = lab.dir().display();
+    let program = format!(
+        "import http.server, ssl\n\
+         class H(http.server.BaseHTTPRequestHandler):\n\
+         \x20 protocol_version = 'HTTP/1.1'\n\
+         \x20 def log_message(self, *a): pass\n\
+         \x20 def do_GET(self):\n\
+         \x20  who = dict(x[0] for x in self.connection.getpeercert().get('subject', ())) or 'nobody'\n\
+         \x20  body = str(who).encode()\n\
+         \x20  self.send_response(200); self.send_header('Content-Length', str(len(body)))\n\
+         \x20  self.end_headers(); self.wfile.write(body)\n\
+         c = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)\n\
+         c.load_cert_chain('{dir}/{cert}', '{dir}/{key}')\n\
+         c.load_verify_locations('{dir}/ca.pem'); c.verify_mode = ssl.CERT_REQUIRED\n\
+         s = http.server.ThreadingHTTPServer(('{ORIGIN}', {port}), H)\n\
+         s.socket = c.wrap_socket(s.socket, server_side=True)\n\
+         print('ready', flush=True); s.serve_forever()\n"
+    );
+    let mut child = lab
+        .origin
+        .command("python3")
+        .args(["-c", &program])
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("start python3")?;
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().context("piped")?).read_line(&mut line)?;
+    anyhow::ensure!(line == "ready\n", "python3 says {line:?}");
+    Ok(child)
+}
+
+#[test]
+fn a_server_proves_who_it_is_or_is_not_asked() -> Result<()> {
+    let lab = Lab::new()?;
+    certify(lab.dir())?;
+    let (_server, dir) = (tls_server(&lab, "cert.pem", "key.pem", 8443)?, lab.dir().display());
+    // Another authority, which has signed nothing here.
+    let other = rcgen::generate_simple_self_signed(["edge.test".to_owned()])?;
+    std::fs::write(lab.dir().join("other.pem"), other.cert.pem())?;
+    let command = format!(
+        "openssl x509 -in {dir}/cert.pem -noout -pubkey | openssl pkey -pubin -outform der | sha256sum"
+    );
+    let pin = run(std::process::Command::new("sh").args(["-c", &command]))?;
+    let pin = pin.split_whitespace().next().context("a digest")?.to_owned();
+    let shown = format!("client_certificate = \"{dir}/cert.pem\", client_key = \"{dir}/key.pem\"");
+    let tls = |keys: &str| format!("{{ {keys} }}");
+    let good = format!("ca = \"{dir}/ca.pem\", server_name = \"edge.test\"");
+    let edged = lab
+        .edged()?
+        .set("upstream.0.servers", &servers(&[8443]))
+        .set("upstream.0.circuit", "{ failures = \"off\" }")
+        .set("upstream.0.tls", &tls(&format!("{good}, {shown}")))
+        .start()?;
+    let ask = || edged.get(FRIEND, "/health").send();
+    let served = ask()?;
+    assert_eq!(served.status, 200, "{served:?} {}", edged.log());
+    for (keys, status) in [
+        (format!("{good}, {shown}, pins = [\"{pin}\"]"), 200),
+        (format!("{good}, {shown}, pins = [\"{}\", \"{pin}\"]", "0".repeat(64)), 200),
+        (format!("{good}, {shown}, pins = [\"{}\"]", "0".repeat(64)), 502),
+        (good.clone(), 502),
+        (format!("ca = \"{dir}/ca.pem\", server_name = \"other.test\", {shown}"), 502),
+        (format!("ca = \"{dir}/ca.pem\", {shown}"), 502),
+        (format!("ca = \"{dir}/other.pem\", server_name = \"edge.test\", {shown}"), 502),
+    ] {
+        edged.edit("upstream.0.tls", &tls(&keys))?;
+        edged.tell("reload")?;
+        assert_eq!(ask()?.status, status, "{keys}\n{}", edged.log());
+    }
+    // A bad file never replaces a good one.
+    edged.edit("upstream.0.tls", &tls(&format!("{good}, {shown}")))?;
+    edged.tell("reload")?;
+    edged.edit("upstream.0.tls", &tls(&format!("ca = \"{dir}/key.pem\", {shown}")))?;
+    assert!(!edged.ctl("reload")?.status.success());
+    assert_eq!(ask()?.status, 200);
+    Ok(())
+}
+
+#[test]
+fn check_tells_of_servers_that_cannot_be_reached() -> Result<()> {
+    let lab = Lab::new()?;
+    certify(lab.dir())?;
+    let _origin = Origin::start(&lab)?;
+    let config = lab.edged()?.set("upstream.0.servers", &servers(&[8080, 8089])).write()?;
+    let check = || {
+        let mut edged = lab.edge.command(binary("edged")?);
+        let done = edged.args(["check", "--config"]).arg(&config).output()?;
+        Ok::<_, anyhow::Error>((
+            done.status.success(),
+            String::from_utf8_lossy(&done.stderr).into_owned(),
+        ))
+    };
+    let (fine, words) = check()?;
+    assert!(fine, "it may be started later: {words}");
+    assert!(
+        words.contains("edged.toml:") && words.contains("cannot reach 192.0.2.2:8089"),
+        "{words}"
+    );
+    assert!(!words.contains("8080 now"), "{words}");
+    let text = std::fs::read_to_string(&config)?;
+    let line = text.lines().position(|line| line.contains("8089")).context("a line")? + 1;
+    assert!(words.contains(&format!("edged.toml:{line}:")), "{words}");
+    Ok(())
+}
