@@ -1,6 +1,7 @@
 //! The daemon's life: build all that can fail, give up every power, then run, then drain.
 
 mod certificates;
+mod exposition;
 mod operator;
 mod sockets;
 mod traffic;
@@ -25,12 +26,12 @@ use edge_common::{Reason, map};
 use edge_identity::jwt::denylist::Denylist;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::{oneshot, watch},
+    sync::watch,
     task::{LocalSet, spawn_local},
 };
 
 use self::{
-    operator::{Operator, send},
+    operator::Operator,
     sockets::{bind, provide_descriptors},
     traffic::Watch,
 };
@@ -47,7 +48,7 @@ use crate::{
         slow::{Hasher, Slow},
     },
     listen,
-    metrics::{KernelView, Metrics, upstreams},
+    metrics::Metrics,
     notify::notify,
     plan, privilege, quota,
     request::{self, Edge, Entrance, Proofs},
@@ -110,6 +111,7 @@ impl App {
             feeds,
             denylist: Denylist::default(),
             proofs: Proofs::new(&settings.tokens).context("no randomness")?,
+            changed: tokio::sync::watch::Sender::new(()),
             keys,
             key_orders: to_keys,
             slow,
@@ -235,7 +237,9 @@ fn serve_control(
 
             let listener = tokio::net::TcpListener::from_std(metrics)?;
             let scraped = Arc::clone(&edge);
-            spawn_local(scrape::serve(listener, move || exposition(Arc::clone(&scraped))));
+            spawn_local(scrape::serve(listener, move |path| {
+                exposition::page(Arc::clone(&scraped), path)
+            }));
             spawn_local(tell_drops(told.drops, Arc::clone(&edge)));
             spawn_local(certificates::tend(Arc::clone(&edge)));
             spawn_local(certificates::fetch(Arc::clone(&edge)));
@@ -245,13 +249,18 @@ fn serve_control(
             let watch = Rc::new(told.watch);
             let watching = Rc::clone(&watch);
             spawn_local(async move { watching.run().await });
-            let commanded = Rc::clone(&operator);
+            let (commanded, asked) = (Rc::clone(&operator), Arc::clone(&edge));
             spawn_local(control::serve(control, move |command, peer| {
                 let (operator, watch) = (Rc::clone(&commanded), Rc::clone(&watch));
+                let edge = Arc::clone(&asked);
                 // A task of its own: who asked may give up or be cut off, the work is done to its end.
                 let work = spawn_local(async move {
                     match command {
                         Command::Top { sort, limit } => watch.top(sort, limit).await,
+                        Command::AuthzExplain(question) => match edge.explain(&question) {
+                            Ok(access) => Reply::Access(Box::new(access)),
+                            Err(why) => Reply::Refused(why),
+                        },
                         command => operator.lock().await.obey(command, peer).await,
                     }
                 });
@@ -293,17 +302,6 @@ fn serve_control(
             }
         }),
     )
-}
-
-async fn exposition(edge: Arc<Edge>) -> String {
-    let (answer, answered) = oneshot::channel();
-    let view: Option<KernelView> = match send(&edge.orders, Order::View(answer)).await {
-        Ok(()) => answered.await.ok(),
-        Err(_) => None,
-    };
-    let (plan, feeds) = (edge.plan.load(), edge.feeds.in_use());
-    let families = upstreams::families(&plan.upstreams);
-    edge.metrics.expose(view.as_ref(), &plan.limits, &feeds, edge.events.lost(), families)
 }
 
 /// What the kernel programs tell.

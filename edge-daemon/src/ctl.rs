@@ -1,6 +1,7 @@
 //! `edgectl`: what an operator types, turned into one command, and the reply into words.
 
 mod args;
+mod authz;
 mod keys;
 pub(crate) mod print;
 mod tokens;
@@ -154,6 +155,7 @@ impl Verb {
             Self::Key(verb) => return Act::Key(Box::new(verb.clone())),
             Self::Token(verb) => Command::Token(verb.command()),
             Self::Upstream(verb) => verb.command(),
+            Self::Authz(verb) => verb.command(),
             Self::Reload => Command::Reload,
         };
         Act::Ask(command)

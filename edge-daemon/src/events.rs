@@ -54,6 +54,9 @@ pub enum Event {
         /// The fingerprint of the client's TLS library.
         #[serde(skip_serializing_if = "Option::is_none")]
         ja4: Option<Ja4>,
+        /// What it did not meet, if it may not pass.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        rule: Option<String>,
         /// What exactly was wrong, if the reason leaves it open: a token's fault.
         #[serde(skip_serializing_if = "Option::is_none")]
         detail: Option<&'static str>,

@@ -8,6 +8,7 @@ mod kernel;
 pub mod keys;
 mod limits;
 pub mod lists;
+pub mod policy;
 mod tls;
 mod tokens;
 pub mod upstreams;
@@ -29,7 +30,7 @@ use prometheus::{
     proto::{MetricFamily, MetricType},
 };
 
-use self::family::{counter, family, gauge, histogram, histogram_of, labelled};
+use self::family::{counter, family, gauge, histogram, histogram_of};
 pub use self::{
     family::Spread,
     kernel::KernelView,

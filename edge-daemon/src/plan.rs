@@ -4,11 +4,11 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     num::NonZero,
-    sync::Arc,
+    sync::{Arc, LazyLock},
 };
 
 use edge_common::{Reason, map::Kind, service::Service};
-use edge_identity::key::Rules;
+use edge_identity::{access::Rules, assertion::Signer, key, policy::Set, roles::Roles};
 use edge_policy::{
     abuse::{self, Scores},
     forwarded::Trusted,
@@ -18,10 +18,14 @@ use edge_policy::{
 };
 
 use crate::{
-    config::settings::{self, Fragments, Settings},
+    config::{
+        policy,
+        settings::{self, Fragments, Settings},
+    },
     issuers::{self, Feeds, Issuers},
     kernel,
-    request::{Listener, Plan},
+    request::{Listener, Plan, Tally},
+    secret::{BYTES_MIN, Fault, Secret},
     tls::{self, TlsError, UpstreamTlsError},
     upstream::Upstream,
 };
@@ -49,11 +53,15 @@ pub fn plan(
         issuers: Issuers::new(&settings.issuers, feeds)?,
         tokens: settings.tokens.clone(),
         upstreams: upstreams(settings, former.map_or(&[], |plan| &plan.upstreams))?,
+        tallies: settings.policies.iter().map(|_| Tally::default()).collect(),
+        rules: rules(settings)?,
+        certificates: settings.client_certificates.clone(),
+        signer: signer(&settings.upstream_identity)?,
         tls: tls::Front::new(settings.tls.clone(), former.map(|plan| &plan.tls))?,
         listeners: settings.server.https.iter().map(|l| listener(settings, l)).collect(),
         trusted: Trusted::new(settings.server.trusted_proxies.clone()),
         naming: settings.server.forwarded_header,
-        key_rules: Rules {
+        key_rules: key::Rules {
             prefix: settings.keys.prefix.clone(),
             refuse_exposed: settings.keys.refuse_exposed,
         },
@@ -62,6 +70,39 @@ pub fn plan(
         client: settings.kernel.client,
         https_port: settings.server.https.first().map_or(443, |listener| listener.address.port()),
     })
+}
+
+/// Who signs what upstreams are told, if anybody.
+fn signer(settings: &settings::UpstreamIdentity) -> Result<Option<Signer>, PlanError> {
+    if !settings.is_signed {
+        return Ok(None);
+    }
+    let secret = match &settings.key {
+        Some(origin) => origin.read().and_then(|secret| secret.at_least(BYTES_MIN))?,
+        None => OWN_SECRET.clone().map_err(|fault| io::Error::other(fault.to_string()))?,
+    };
+    let (issuer, audience) = (settings.issuer.clone(), settings.audience.clone());
+    let (life_s, period_s) = (settings.life.as_secs(), settings.rotate.as_secs());
+    Ok(Some(Signer::new(secret.expose(), issuer, audience, life_s, period_s)))
+}
+
+/// A secret of this process, the same through every reload.
+static OWN_SECRET: LazyLock<Result<Secret, getrandom::Error>> = LazyLock::new(|| {
+    let mut bytes = vec![0; BYTES_MIN];
+    getrandom::fill(&mut bytes).map(|()| Secret::new(bytes))
+});
+
+/// What routes go by: roles, and the policies cut for the routes that ask them.
+fn rules(settings: &Settings) -> Result<Rules, PlanError> {
+    let roles = Roles::new(&settings.roles).map_err(|_| PlanError::Roles)?;
+    let sets = settings.policies.iter().enumerate().map(|(n, set)| {
+        let (numbers, labels): (Vec<_>, Vec<_>) = policy::routes_of(settings, n).unzip();
+        let (policies, _) = policy::load(set, &labels).map_err(|_| PlanError::Policies)?;
+        let routes = numbers.into_iter().zip(labels.iter().map(String::as_str));
+        Ok(Set::new(set.name.clone(), set.shadow, &policies, routes))
+    });
+    let sets: Result<_, PlanError> = sets.collect();
+    Ok(Rules { roles, sets: sets? })
 }
 
 /// How misdeeds are judged.
@@ -238,6 +279,15 @@ pub enum PlanError {
     /// No limit can be put in force.
     #[error("cannot begin a limit")]
     Limit(#[from] io::Error),
+    /// Roles include each other. The configuration's reader has said so already.
+    #[error("roles contradict each other")]
+    Roles,
+    /// The secret of upstream identity cannot be used.
+    #[error("[upstream_identity] key: {0}")]
+    Secret(#[from] Fault),
+    /// Policies make no sense. The configuration's reader has said so already.
+    #[error("policies make no sense")]
+    Policies,
     /// The certificate cannot be served.
     #[error(transparent)]
     Tls(#[from] TlsError),

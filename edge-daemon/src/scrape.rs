@@ -1,4 +1,5 @@
-//! The metrics endpoint: `GET /metrics` for Prometheus, on a listener of its own.
+//! The metrics endpoint, on a listener of its own: `GET /metrics` for Prometheus, and the keys by which
+//! upstreams verify what they are told of a request's sender.
 
 use std::{convert::Infallible, future::Future, io, rc::Rc, sync::Arc, time::Duration};
 
@@ -9,11 +10,14 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpListener, sync::Semaphore, task::spawn_local, time::timeout};
 
-/// Serves scrapes until it is dropped. `render` makes the text for one.
+/// The path of the keys.
+pub const KEYS: &str = "/identity/jwks.json";
+
+/// Serves scrapes until it is dropped. `render` makes the text for a path, if there is any.
 pub async fn serve<F, T>(listener: TcpListener, render: F) -> io::Result<()>
 where
-    F: Fn() -> T + 'static,
-    T: Future<Output = String> + 'static,
+    F: Fn(String) -> T + 'static,
+    T: Future<Output = Option<String>> + 'static,
 {
     let (render, slots) = (Rc::new(render), Arc::new(Semaphore::new(SCRAPES_MAX)));
     loop {
@@ -45,18 +49,29 @@ async fn answer<F, T>(
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible>
 where
-    F: Fn() -> T,
-    T: Future<Output = String>,
+    F: Fn(String) -> T,
+    T: Future<Output = Option<String>>,
 {
     let mut response = Response::new(Full::default());
-    match (request.method(), request.uri().path()) {
-        (&Method::GET, "/metrics") => {
-            *response.body_mut() = Full::from(render().await);
-            let text = header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-            response.headers_mut().insert(header::CONTENT_TYPE, text);
+    let kind = match request.uri().path() {
+        "/metrics" => "text/plain; version=0.0.4; charset=utf-8",
+        KEYS => "application/jwk-set+json",
+        _ => {
+            *response.status_mut() = StatusCode::NOT_FOUND;
+            return Ok(response);
         }
-        (_, "/metrics") => *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED,
-        _ => *response.status_mut() = StatusCode::NOT_FOUND,
+    };
+    if request.method() != Method::GET {
+        *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+        return Ok(response);
+    }
+    match render(request.uri().path().to_owned()).await {
+        Some(text) => {
+            *response.body_mut() = Full::from(text);
+            let kind = header::HeaderValue::from_static(kind);
+            response.headers_mut().insert(header::CONTENT_TYPE, kind);
+        }
+        None => *response.status_mut() = StatusCode::NOT_FOUND,
     }
     Ok(response)
 }

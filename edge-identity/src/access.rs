@@ -1,48 +1,174 @@
 //! Whether a caller may use a route. What is not granted is refused.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use edge_common::Reason;
 use edge_policy::auth::{Challenge, Method, Methods, TokenError};
 use edge_policy::denied::Denied;
+use edge_policy::owner::{Attribute, Owner};
 use edge_policy::route::{Access, Requirement, Route};
+use edge_policy::target::Target;
 
-use crate::key::Grants;
-use crate::principal::Principal;
+use crate::policy::{Ruling, Set};
+use crate::principal::{Claim, Principal};
+use crate::roles::Roles;
 
-/// Grants or refuses a route to the principal, or to a caller who proved nothing.
+/// What a decision goes by besides the principal: the request as it will be passed on.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts<'a> {
+    /// Its method.
+    pub method: &'a http::Method,
+    /// The host that it is for, without port.
+    pub host: &'a str,
+    /// What it asks for, in the one normal form.
+    pub target: &'a Target,
+    /// Where it comes from.
+    pub client: IpAddr,
+    /// What the TLS handshake told, if there was one.
+    pub tls: Option<Tls<'a>>,
+    /// When it came, in unix milliseconds.
+    pub now_ms: u64,
+}
+
+/// What a TLS handshake told.
+#[derive(Clone, Copy, Debug)]
+pub struct Tls<'a> {
+    /// `TLSv1.3` or `TLSv1.2`.
+    pub version: &'a str,
+    /// The name that the client asked for.
+    pub server_name: Option<&'a str>,
+    /// The fingerprint of the client's TLS library.
+    pub ja4: Option<&'a str>,
+}
+
+/// What all routes go by.
+#[derive(Debug, Default)]
+pub struct Rules {
+    /// What each role comes to.
+    pub roles: Roles,
+    /// Sets of policies, by the numbers that routes have for them.
+    pub sets: Vec<Set>,
+}
+
+/// What one set of policies said of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ruled {
+    /// The set's number.
+    pub set: usize,
+    /// What it said.
+    pub ruling: Ruling,
+}
+
+/// A refusal, and the rule behind it, which only operators see.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// What the caller gets.
+    pub denied: Denied,
+    /// What refused it.
+    pub rule: Rule,
+}
+
+/// What a caller did not meet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// To prove who it is in one of these ways.
+    Methods(Methods),
+    /// To hold this scope.
+    Scope(String),
+    /// To hold one of these scopes.
+    AnyScope(Vec<String>),
+    /// To be one of these.
+    Roles(Vec<String>),
+    /// To ask for what is its own.
+    Owner(Owner),
+    /// To come from where its key may, and to go where that may.
+    Key(Reason),
+    /// To be permitted by this set of policies.
+    Policy(String, Ruling),
+}
+
+/// Grants or refuses a route to the principal, or to a caller who proved nothing. What sets of
+/// policies said is noted in `ruled`, of those as well that are only counted.
 ///
 /// # Errors
 /// 401 with the route's challenges if nothing or the wrong kind of proof was given, 403 if the
 /// principal may not do this.
-pub fn authorize(route: &Route, principal: Option<&Principal>) -> Result<(), Denied> {
-    let Access::Needs(needed) = &route.access else { return Ok(()) };
-    let Some(principal) = principal else {
-        return Err(unproved(Reason::CredentialMissing, route.access.methods()));
+pub fn authorize(
+    rules: &Rules,
+    route: &Route,
+    principal: Option<&Principal>,
+    facts: &Facts<'_>,
+    ruled: &mut Vec<Ruled>,
+) -> Result<(), Box<Refusal>> {
+    if let Access::Needs(needed) = &route.access {
+        check(rules, needed, principal, facts, ruled)?;
+    }
+    principal.map_or(Ok(()), |principal| confine(principal, facts))
+}
+
+fn check(
+    rules: &Rules,
+    needed: &Requirement,
+    principal: Option<&Principal>,
+    facts: &Facts<'_>,
+    ruled: &mut Vec<Ruled>,
+) -> Result<(), Box<Refusal>> {
+    let roles = &rules.roles;
+    let by_method = |reason| {
+        let (denied, rule) = (unproved(reason, needed.methods), Rule::Methods(needed.methods));
+        Box::new(Refusal { denied, rule })
     };
+    let principal = principal.ok_or_else(|| by_method(Reason::CredentialMissing))?;
     if !needed.methods.contains(principal.method()) {
-        return Err(unproved(Reason::CredentialUnfit, needed.methods));
+        return Err(by_method(Reason::CredentialUnfit));
     }
-    let scoped = has_all(principal.scopes(), &needed.scopes)
-        && has_any(principal.scopes(), &needed.any_scope);
-    if !scoped {
-        return Err(unscoped(needed, principal.method()));
+    check_scopes(roles, needed, principal)?;
+    if !needed.roles.is_empty() && !needed.roles.iter().any(|role| roles.is(principal, role)) {
+        return Err(forbidden(Rule::Roles(needed.roles.clone())));
     }
-    if !has_any(principal.roles(), &needed.roles) {
-        return Err(Reason::NotPermitted.into());
+    if let Some(owner) = &needed.owner
+        && !is_owner(owner, roles, principal, facts.target)
+    {
+        return Err(forbidden(Rule::Owner(owner.clone())));
+    }
+    check_policies(rules, needed, principal, facts, ruled)
+}
+
+fn check_policies(
+    rules: &Rules,
+    needed: &Requirement,
+    principal: &Principal,
+    facts: &Facts<'_>,
+    ruled: &mut Vec<Ruled>,
+) -> Result<(), Box<Refusal>> {
+    for slice in &needed.policies {
+        let Some(set) = rules.sets.get(slice.set) else {
+            return Err(forbidden(Rule::Policy(slice.set.to_string(), Ruling::NoPermit)));
+        };
+        let ruling = set.decide(slice.route, principal, &rules.roles, facts);
+        ruled.push(Ruled { set: slice.set, ruling: ruling.clone() });
+        if !ruling.is_permit() && !set.shadow {
+            let failed = matches!(ruling, Ruling::Failed(_));
+            let reason = if failed { Reason::InternalError } else { Reason::NotPermitted };
+            let rule = Rule::Policy(set.name.clone(), ruling);
+            return Err(Box::new(Refusal { denied: reason.into(), rule }));
+        }
     }
     Ok(())
 }
 
-/// Whether a key may come from this address, and go to this place.
-///
-/// # Errors
-/// [`Reason::KeyNetwork`] or [`Reason::KeyPlace`].
-pub fn confine(grants: &Grants, client: IpAddr, host: &str, path: &str) -> Result<(), Reason> {
-    if !grants.admits(client) {
-        return Err(Reason::KeyNetwork);
-    }
-    if grants.reaches(host, path) { Ok(()) } else { Err(Reason::KeyPlace) }
+/// Holds a key to where it may come from and go to, on a route that takes anyone as well.
+fn confine(principal: &Principal, facts: &Facts<'_>) -> Result<(), Box<Refusal>> {
+    let Some(grants) = principal.key().map(|key| key.grants()) else { return Ok(()) };
+    let reason = if !grants.admits(facts.client) {
+        Reason::KeyNetwork
+    } else if !grants.reaches(facts.host, &facts.target.path) {
+        Reason::KeyPlace
+    } else {
+        return Ok(());
+    };
+    Err(Box::new(Refusal { denied: reason.into(), rule: Rule::Key(reason) }))
 }
 
 /// The refusal of a caller who has not proved who it is in a way that the route takes.
@@ -51,26 +177,71 @@ pub fn unproved(reason: Reason, methods: Methods) -> Denied {
     Denied { challenge: Challenge::of(methods), ..Denied::new(reason) }
 }
 
-/// The refusal for want of a scope; who came with a token learns which (RFC 6750, 3.1).
-fn unscoped(needed: &Requirement, method: Method) -> Denied {
-    let refused = Denied::new(Reason::NotPermitted);
-    if method != Method::Jwt {
-        return refused;
+fn forbidden(rule: Rule) -> Box<Refusal> {
+    Box::new(Refusal { denied: Reason::NotPermitted.into(), rule })
+}
+
+fn check_scopes(
+    roles: &Roles,
+    needed: &Requirement,
+    principal: &Principal,
+) -> Result<(), Box<Refusal>> {
+    let granted = |scope: &String| roles.grants(principal, scope);
+    if let Some(missing) = needed.scopes.iter().find(|scope| !granted(scope)) {
+        return Err(unscoped(Rule::Scope(missing.clone()), &needed.scopes, principal));
     }
-    let scopes = if needed.scopes.is_empty() { &needed.any_scope } else { &needed.scopes };
-    let error = Some(TokenError::InsufficientScope);
-    let scopes = scopes.clone();
-    let challenge = Challenge { error, scopes, ..Challenge::of(Method::Jwt.into()) };
-    Denied { challenge, ..refused }
+    if !needed.any_scope.is_empty() && !needed.any_scope.iter().any(granted) {
+        let rule = Rule::AnyScope(needed.any_scope.clone());
+        return Err(unscoped(rule, &needed.any_scope, principal));
+    }
+    Ok(())
 }
 
-fn has_all(held: &[String], needed: &[String]) -> bool {
-    needed.iter().all(|one| held.contains(one))
+/// The refusal for want of a scope; who came with a token learns which (RFC 6750, 3.1).
+fn unscoped(rule: Rule, scopes: &[String], principal: &Principal) -> Box<Refusal> {
+    let mut refusal = forbidden(rule);
+    if principal.method() == Method::Jwt {
+        refusal.denied.challenge = Challenge {
+            error: Some(TokenError::InsufficientScope),
+            scopes: scopes.to_vec(),
+            ..Challenge::of(Method::Jwt.into())
+        };
+    }
+    refusal
 }
 
-/// Where nothing is needed, nothing is missing.
-fn has_any(held: &[String], needed: &[String]) -> bool {
-    needed.is_empty() || needed.iter().any(|one| held.contains(one))
+fn is_owner(owner: &Owner, roles: &Roles, principal: &Principal, target: &Target) -> bool {
+    if owner.unless.iter().any(|role| roles.is(principal, role)) {
+        return true;
+    }
+    let Some(named) = owner.named(target) else { return false };
+    match &owner.equals {
+        Attribute::Id => principal.id() == named,
+        Attribute::Name => principal.name() == named,
+        Attribute::Claim(name) => match principal.claim(name) {
+            Some(Claim::Text(text)) => *text == named,
+            Some(Claim::Number(number)) => number.to_string() == named,
+            Some(Claim::List(list)) => list.iter().any(|one| *one == named),
+            Some(Claim::Flag(_)) | None => false,
+        },
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Methods(methods) => {
+                let names: Vec<_> = methods.iter().map(Method::name).collect();
+                write!(f, "auth: needs {}", names.join(" or "))
+            }
+            Self::Scope(scope) => write!(f, "scopes: needs {scope}"),
+            Self::AnyScope(scopes) => write!(f, "any_scope: needs {}", scopes.join(" or ")),
+            Self::Roles(roles) => write!(f, "roles: needs {}", roles.join(" or ")),
+            Self::Owner(owner) => write!(f, "owner: {owner}"),
+            Self::Key(reason) => write!(f, "key: {}", reason.name()),
+            Self::Policy(set, ruling) => write!(f, "policies: {set}: {ruling}"),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -78,15 +249,15 @@ mod tests {
     use std::collections::BTreeMap;
     use std::sync::Arc;
 
+    use edge_policy::owner::{Place, Template};
+
     use super::*;
     use crate::principal::Named;
+    use crate::principal::tests::{somebody, words};
+    use crate::roles::Role;
 
     fn route(access: Access) -> Route {
         Route { access, ..Route::default() }
-    }
-
-    fn words(words: &[&str]) -> Vec<String> {
-        words.iter().map(|word| (*word).to_owned()).collect()
     }
 
     fn needs(methods: &[Method], all: &[&str], any: &[&str], roles: &[&str]) -> Route {
@@ -95,24 +266,29 @@ mod tests {
             scopes: words(all),
             any_scope: words(any),
             roles: words(roles),
-            audience: Vec::new(),
+            ..Requirement::default()
         })))
     }
 
-    fn somebody(method: Method, scopes: &[&str], roles: &[&str]) -> Principal {
-        Principal::Named(Arc::new(Named {
-            method,
-            id: "id".into(),
-            name: String::new(),
+    fn roles() -> Roles {
+        let role = |name: &str, inherits: &[&str], scopes: &[&str]| Role {
+            name: name.into(),
+            inherits: words(inherits),
             scopes: words(scopes),
-            roles: words(roles),
-            tier: None,
-            claims: BTreeMap::new(),
-        }))
+        };
+        Roles::new(&[role("boss", &["ops"], &["a"]), role("ops", &[], &["b"])]).unwrap()
     }
 
-    fn decided(route: &Route, principal: Option<&Principal>) -> Option<Reason> {
-        authorize(route, principal).err().map(|denied| denied.reason)
+    fn facts(target: &Target) -> Facts<'_> {
+        let client = IpAddr::from([192, 0, 2, 1]);
+        Facts { method: &http::Method::GET, host: "h", target, client, tls: None, now_ms: 0 }
+    }
+
+    fn decided(route: &Route, principal: Option<&Principal>, target: &str) -> Option<Reason> {
+        let target = Target::parse(target, usize::MAX).unwrap();
+        let rules = Rules { roles: roles(), sets: Vec::new() };
+        let decided = authorize(&rules, route, principal, &facts(&target), &mut Vec::new());
+        decided.err().map(|refusal| refusal.denied.reason)
     }
 
     #[test]
@@ -128,7 +304,7 @@ mod tests {
         let role = needs(&[Key], &["a"], &[], &["admin", "ops"]);
         for (route, principal, expected) in [
             (&route(Access::Anyone), None, permit),
-            (&nobody, Some(somebody(Key, &["a"], &[])), unfit),
+            (&nobody, Some(somebody(Key, &["a"], &["boss"])), unfit),
             (&plain, None, missing),
             (&plain, Some(somebody(Key, &[], &[])), permit),
             (&plain, Some(somebody(Jwt, &[], &[])), unfit),
@@ -140,25 +316,93 @@ mod tests {
             (&role, Some(somebody(Key, &["a"], &["ops"])), permit),
             (&role, Some(somebody(Key, &["a"], &["op"])), forbid),
             (&role, Some(somebody(Key, &[], &["admin"])), forbid),
+            // By roles, and by what they include.
+            (&both, Some(somebody(Key, &[], &["boss"])), permit),
+            (&both, Some(somebody(Key, &[], &["ops"])), forbid),
+            (&both, Some(somebody(Key, &["a"], &["ops"])), permit),
+            (&any, Some(somebody(Key, &[], &["ops"])), permit),
+            (&role, Some(somebody(Key, &[], &["boss"])), permit),
         ] {
-            assert_eq!(decided(route, principal.as_ref()), expected, "{route:?} {principal:?}");
+            let found = decided(route, principal.as_ref(), "/");
+            assert_eq!(found, expected, "{route:?} {principal:?}");
         }
+    }
+
+    fn owned(place: Place, equals: Attribute) -> Route {
+        let owner = Some(Owner { place, equals, unless: words(&["ops"]) });
+        let methods = Method::Jwt.into();
+        route(Access::Needs(Box::new(Requirement { methods, owner, ..Requirement::default() })))
+    }
+
+    #[test]
+    fn only_the_owner_gets_what_is_owned() {
+        let users = owned(Place::Path(Template::parse("/users/{id}").unwrap()), Attribute::Id);
+        let alice = somebody(Method::Jwt, &[], &[]);
+        let forbid = Some(Reason::NotPermitted);
+        for (path, expected) in [
+            ("/users/alice", None),
+            ("/users/alice/orders", None),
+            ("/users/%61lice", None),
+            ("/users/bob/../alice", None),
+            ("/users/bob", forbid),
+            ("/users/Alice", forbid),
+            ("/users/alice/../bob", forbid),
+            ("/users/%2561lice", forbid),
+            ("/users/alice;bob", forbid),
+            ("/users", forbid),
+            ("/other", forbid),
+        ] {
+            assert_eq!(decided(&users, Some(&alice), path), expected, "{path}");
+        }
+        let boss = somebody(Method::Jwt, &[], &["boss"]);
+        assert_eq!(decided(&users, Some(&boss), "/users/bob"), None);
+    }
+
+    #[test]
+    fn an_owner_is_compared_with_what_the_issuer_says() {
+        let claims = BTreeMap::from([
+            ("account".to_owned(), Claim::Number(7)),
+            ("tenants".to_owned(), Claim::List(words(&["red", "blue"]))),
+            ("vip".to_owned(), Claim::Flag(true)),
+            ("mail".to_owned(), Claim::Text("a@b".into())),
+        ]);
+        let Principal::Named(named) = somebody(Method::Jwt, &[], &[]) else { panic!("named") };
+        let alice = Principal::Named(Arc::new(Named { claims, ..(*named).clone() }));
+        for (claim, value, is_owner) in [
+            ("account", "7", true),
+            ("account", "07", false),
+            ("account", "77", false),
+            ("tenants", "blue", true),
+            ("tenants", "green", false),
+            ("vip", "true", false),
+            ("mail", "a%40b", true),
+            ("absent", "a", false),
+        ] {
+            let route = owned(Place::Query("of".into()), Attribute::Claim(claim.into()));
+            let decided = decided(&route, Some(&alice), &format!("/?of={value}"));
+            assert_eq!(decided.is_none(), is_owner, "{claim} {value}");
+        }
+        let name = owned(Place::Query("of".into()), Attribute::Name);
+        assert_eq!(decided(&name, Some(&alice), "/?of=Alice"), None);
     }
 
     #[test]
     fn a_refusal_asks_for_what_the_route_takes() {
-        let route = needs(&[Method::Key, Method::Jwt], &["a"], &[], &[]);
-        let missing = authorize(&route, None).unwrap_err().challenge;
-        assert_eq!(missing, Challenge::of(route.access.methods()));
-        let token = somebody(Method::Jwt, &[], &[]);
-        let short = authorize(&route, Some(&token)).unwrap_err().challenge;
-        assert_eq!(short.methods, Methods::from(Method::Jwt));
-        assert_eq!(
-            (short.error, short.scopes),
-            (Some(TokenError::InsufficientScope), words(&["a"]))
-        );
-        let key = somebody(Method::Key, &[], &[]);
-        let silent = authorize(&route, Some(&key)).unwrap_err().challenge;
+        let route = needs(&[Method::Key, Method::Jwt], &["x"], &[], &[]);
+        let target = Target::parse("/", 9).unwrap();
+        let (facts, rules) = (facts(&target), Rules { roles: roles(), sets: Vec::new() });
+        let refused = |who: Option<&Principal>| {
+            authorize(&rules, &route, who, &facts, &mut Vec::new()).unwrap_err()
+        };
+        let missing = refused(None);
+        assert_eq!(missing.denied.challenge, Challenge::of(route.access.methods()));
+        assert_eq!(missing.rule.to_string(), "auth: needs key or jwt");
+        let short = refused(Some(&somebody(Method::Jwt, &[], &[])));
+        let challenge = short.denied.challenge;
+        assert_eq!(challenge.methods, Methods::from(Method::Jwt));
+        assert_eq!(challenge.error, Some(TokenError::InsufficientScope));
+        assert_eq!((challenge.scopes, short.rule), (words(&["x"]), Rule::Scope("x".into())));
+        let silent = refused(Some(&somebody(Method::Key, &[], &[]))).denied.challenge;
         assert_eq!(silent, Challenge::default());
     }
 }

@@ -6,9 +6,13 @@
 #![forbid(unsafe_code)]
 
 pub mod access;
+pub mod assertion;
+pub mod certificate;
 pub mod credential;
 pub mod jwt;
 pub mod key;
+pub mod policy;
 pub mod principal;
 pub mod replay;
+pub mod roles;
 pub mod signed;

@@ -132,6 +132,15 @@ impl Principal {
         }
     }
 
+    /// Everything that its issuer says of it.
+    pub fn claims(&self) -> impl Iterator<Item = (&String, &Claim)> {
+        let claims = match self {
+            Self::Key { .. } => None,
+            Self::Named(named) => Some(&named.claims),
+        };
+        claims.into_iter().flatten()
+    }
+
     /// The key of ours by which it came, whose quota it uses.
     #[must_use]
     pub fn key(&self) -> Option<&Arc<Key>> {
@@ -201,10 +210,27 @@ const SIGNATURES: [HeaderName; 3] = [
 const TOKEN_SCHEMES: [&str; 2] = ["Bearer", "DPoP"];
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use http::HeaderValue;
 
     use super::*;
+
+    pub(crate) fn words(words: &[&str]) -> Vec<String> {
+        words.iter().map(|word| (*word).to_owned()).collect()
+    }
+
+    /// Alice, proved this way, with these scopes and roles.
+    pub(crate) fn somebody(method: Method, scopes: &[&str], roles: &[&str]) -> Principal {
+        Principal::Named(Arc::new(Named {
+            method,
+            id: "alice".into(),
+            name: "Alice".into(),
+            scopes: words(scopes),
+            roles: words(roles),
+            tier: None,
+            claims: BTreeMap::new(),
+        }))
+    }
 
     fn chosen(
         fields: &[(&'static str, &'static str)],

@@ -34,6 +34,16 @@ pub const fn month(day: u64) -> (u64, u64) {
     (days(year, month, 1), next)
 }
 
+/// `2026-01-31T23:59:59.123Z`, for a time in milliseconds since 1970.
+#[must_use]
+pub fn rfc3339(unix_ms: u64) -> String {
+    let (days, ms) = (unix_ms / MS_PER_DAY, unix_ms % MS_PER_DAY);
+    let (year, month, day) = civil(days);
+    let (hour, minute, second) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", ms % 1000)
+}
+
+const MS_PER_DAY: u64 = 86_400_000;
 /// Days in an era.
 const ERA: u64 = 146_097;
 /// Days from 1 March of the year 0 to 1970.
@@ -42,6 +52,14 @@ const EPOCH: u64 = 719_468;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn calendar_dates() {
+        assert_eq!(rfc3339(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(rfc3339(951_782_400_000), "2000-02-29T00:00:00.000Z");
+        assert_eq!(rfc3339(1_795_305_599_123), "2026-11-21T23:59:59.123Z");
+        assert_eq!(rfc3339(4_107_542_400_000), "2100-03-01T00:00:00.000Z");
+    }
 
     #[test]
     fn every_day_of_four_centuries_is_itself() {

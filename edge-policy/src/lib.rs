@@ -15,6 +15,7 @@ pub mod head;
 pub mod ja4;
 pub mod limit;
 pub mod list;
+pub mod owner;
 pub mod probe;
 pub mod proxy;
 pub mod rate;

@@ -23,7 +23,9 @@ pub use self::{
     place::{HeaderRule, HostPattern, Match, PathFault, PathPattern, Test},
     rewrite::{Rewrite, RewriteFault},
 };
-use crate::{auth::Methods, cors::Cors, csrf::Csrf, denied::Denied, shield::Overrides};
+use crate::{
+    auth::Methods, cors::Cors, csrf::Csrf, denied::Denied, owner::Owner, shield::Overrides,
+};
 
 /// What serves a part of the site.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -99,6 +101,19 @@ pub struct Requirement {
     pub roles: Vec<String>,
     /// Their tokens are meant for one of these; if there are none, as the issuer's terms say.
     pub audience: Vec<String>,
+    /// What they ask for is theirs.
+    pub owner: Option<Owner>,
+    /// Every one of these sets of policies permits it.
+    pub policies: Vec<PolicySlice>,
+}
+
+/// What a set of policies says of one route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PolicySlice {
+    /// The set's number.
+    pub set: usize,
+    /// The route's number, by which the set knows it.
+    pub route: usize,
 }
 
 /// Why a set of routes is refused. Routes are named by their place in what was given.

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use crate::auth::Method;
 use http::HeaderMap;
 use http::header::{
     self, AUTHORIZATION, CACHE_CONTROL, CONNECTION, COOKIE, HeaderName, HeaderValue,
@@ -25,17 +26,27 @@ pub struct Forward<'a> {
     pub port: u16,
     /// Names the request in our logs and the upstream's.
     pub request_id: &'a str,
-    /// Who it is, if a key was presented and good.
+    /// Who it is, if that was proved.
     pub principal: Option<Principal<'a>>,
 }
 
-/// The holder of a good key.
+/// Who a request is from.
 #[derive(Clone, Copy, Debug)]
 pub struct Principal<'a> {
-    /// The key's public id.
+    /// Who it is.
     pub id: &'a str,
-    /// What its owner calls it.
+    /// What people call it; may be empty.
     pub name: &'a str,
+    /// How it was proved.
+    pub method: Method,
+    /// Every scope that it holds.
+    pub scopes: &'a [&'a str],
+    /// Every role that it is.
+    pub roles: &'a [&'a str],
+    /// The public id of the key of ours by which it came.
+    pub key: Option<&'a str>,
+    /// All of that as a signed token.
+    pub token: Option<&'a str>,
 }
 
 /// Takes from a request what is for this hop only, our credentials, and all that could make the
@@ -87,8 +98,35 @@ pub fn forward(headers: &mut HeaderMap, facts: &Forward<'_>) {
     set("x-real-ip", &client.to_string());
     set("x-request-id", facts.request_id);
     if let Some(principal) = facts.principal {
-        set("x-edged-key-id", principal.id);
-        set("x-edged-key-name", &utf8_percent_encode(principal.name, NAME_ESCAPES).to_string());
+        identify(&mut set, &principal);
+    }
+}
+
+/// Names the principal. What a header cannot hold as it is, is percent-encoded; so is the comma
+/// in a role, since commas part roles.
+fn identify(set: &mut impl FnMut(&'static str, &str), principal: &Principal<'_>) {
+    let escaped = |text: &str| utf8_percent_encode(text, WORD_ESCAPES).to_string();
+    let mut list = |name, words: &[&str], between: &str| {
+        if !words.is_empty() {
+            let words: Vec<_> = words.iter().map(|word| escaped(word)).collect();
+            set(name, &words.join(between));
+        }
+    };
+    list("x-edged-scopes", principal.scopes, " ");
+    list("x-edged-roles", principal.roles, ",");
+    set("x-edged-principal", &escaped(principal.id));
+    set("x-edged-method", principal.method.name());
+    let name = utf8_percent_encode(principal.name, NAME_ESCAPES).to_string();
+    match principal.key {
+        Some(id) => {
+            set("x-edged-key-id", id);
+            set("x-edged-key-name", &name);
+        }
+        None if name.is_empty() => {}
+        None => set("x-edged-name", &name),
+    }
+    if let Some(token) = principal.token {
+        set("x-edged-token", token);
     }
 }
 
@@ -252,6 +290,9 @@ const UNLESS_SET: [(&str, &str); 6] = [
     ("x-frame-options", "DENY"),
 ];
 
+/// Ids, scopes and roles keep what they are commonly made of: `orders:read`, `spiffe://a/b`.
+const WORD_ESCAPES: &AsciiSet = &NAME_ESCAPES.remove(b':').remove(b'/').remove(b'@');
+
 const NAME_ESCAPES: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
@@ -321,7 +362,15 @@ mod tests {
     #[test]
     fn the_upstream_is_told_of_the_client() {
         let mut told = HeaderMap::new();
-        let principal = Some(Principal { id: "k1", name: "B\u{fc}ro 7\r\n" });
+        let principal = Some(Principal {
+            id: "k1",
+            name: "B\u{fc}ro 7\r\n",
+            method: Method::Key,
+            scopes: &["orders:read", "a b"],
+            roles: &["ops", "a,b"],
+            key: Some("k1"),
+            token: Some("t.t.t"),
+        });
         let client = "::ffff:192.0.2.7".parse().unwrap();
         forward(
             &mut told,
@@ -336,6 +385,11 @@ mod tests {
         assert_eq!(told["x-request-id"], "r1");
         assert_eq!(told["x-edged-key-id"], "k1");
         assert_eq!(told["x-edged-key-name"], "B%C3%BCro%207%0D%0A");
+        assert_eq!(told["x-edged-principal"], "k1");
+        assert_eq!(told["x-edged-method"], "key");
+        assert_eq!(told["x-edged-scopes"], "orders:read a%20b");
+        assert_eq!(told["x-edged-roles"], "ops,a%2Cb");
+        assert_eq!(told["x-edged-token"], "t.t.t");
         let mut told = HeaderMap::new();
         forward(
             &mut told,

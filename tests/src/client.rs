@@ -125,6 +125,14 @@ impl<'a> Request<'a> {
         Ok(statuses?)
     }
 
+    /// Sends it and reads what curl was told to write out.
+    ///
+    /// # Errors
+    /// If curl failed, with its words.
+    pub fn told(self) -> Result<String> {
+        Ok(String::from_utf8_lossy(&self.curl(&[])?).into_owned())
+    }
+
     fn curl(mut self, more: &[&str]) -> Result<Vec<u8>> {
         let mut curl = self
             .ns

@@ -19,7 +19,11 @@ pub(super) async fn tend(edge: Arc<Edge>) {
 /// Looks once; at once, or when what has changed has come to rest.
 pub(super) fn look(edge: &Edge, at_once: bool) {
     let plan = edge.plan.load_full();
-    for change in plan.tls.tend(at_once) {
+    let changes = plan.tls.tend(at_once);
+    if !changes.is_empty() {
+        edge.changed.send_replace(());
+    }
+    for change in changes {
         told(edge, change.what, change.result);
     }
     let state = plan.tls.state();

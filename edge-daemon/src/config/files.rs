@@ -11,6 +11,7 @@ use toml::de::DeTable;
 use super::{
     kept,
     lists::{self, Kind},
+    policy,
     reader::Notes,
     settings::{Events, KeySource, List, ListFile, Lists, Settings, Upstream},
     text as values,
@@ -65,6 +66,7 @@ pub(super) fn resolve(settings: &mut Settings, base: &Path) {
             }
         }
     }
+    policy::resolve(&mut settings.policies, base);
     settings.resolve_secrets(base);
     for path in settings.upstreams.iter_mut().flat_map(Upstream::files_mut) {
         *path = base.join(&*path);
@@ -89,6 +91,7 @@ pub(super) fn inspect(
             notes.wrong(span, what, "a PEM file, for TLS to the upstream");
         }
     }
+    policy::inspect(settings, document, notes);
     let place = (base, document, notes);
     let state = settings.state.dir.clone();
     let Lists { allow, deny, shrink_max, .. } = &mut settings.lists;

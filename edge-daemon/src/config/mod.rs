@@ -2,8 +2,11 @@
 //!
 //! Reading never stops at the first mistake: whoever repairs a file wants to know them all.
 
+mod access;
 mod answers;
+mod certificate;
 mod files;
+mod identity;
 mod issuer;
 mod kept;
 mod kernel;
@@ -11,6 +14,7 @@ mod limit;
 pub mod lists;
 mod mistake;
 mod offer;
+pub mod policy;
 mod reach;
 mod reader;
 mod route;
@@ -121,6 +125,9 @@ fn read(
 fn settings(document: &Table<'_>) -> Settings {
     let upstreams = document.tables("upstream", upstream::upstream);
     let (limits, handshakes) = limit::limits(document);
+    let policies = document.tables("policy", policy::policy);
+    let mut routes = document.tables("route", |table| route::route(table, &upstreams, &policies));
+    number(&mut routes);
     Settings {
         kernel: document.table("kernel", kernel::kernel),
         lists: document.table("lists", sections::lists),
@@ -132,13 +139,26 @@ fn settings(document: &Table<'_>) -> Settings {
         keys: document.table("keys", sections::keys),
         issuers: document.tables("issuer", issuer::issuer),
         tokens: document.table("tokens", issuer::tokens),
-        routes: document.tables("route", |table| route::route(table, &upstreams)),
+        routes,
         upstreams,
         resolved: Vec::new(),
+        upstream_identity: document.table("upstream_identity", identity::upstream_identity),
+        client_certificates: document.tables("client_certificate", certificate::mapping),
+        policies,
+        roles: document.tables("role", access::role),
         abuse: document.table("abuse", sections::abuse),
         state: document.table("state", sections::state),
         control: document.table("control", sections::control),
         metrics: document.table("metrics", sections::metrics),
         log: document.table("log", sections::log),
+    }
+}
+
+/// Tells each route's sets of policies which route it is.
+fn number(routes: &mut [settings::Route]) {
+    for (n, route) in routes.iter_mut().enumerate() {
+        for slice in route.needs.iter_mut().flat_map(|needs| &mut needs.policies) {
+            slice.route = n;
+        }
     }
 }

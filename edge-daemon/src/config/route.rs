@@ -1,21 +1,21 @@
 //! Reads `[[route]]`: what is served, to whom, from where.
 
 use edge_policy::{
-    auth::{self, Methods},
     head::Host,
     route::{HeaderRule, HostPattern, Match, PathFault, PathPattern, Rewrite, RewriteFault, Test},
 };
 use http::{HeaderName, Method};
 
 use super::{
+    access,
     answers::answers,
     reader::{Item, Table, suggest},
     sections::some_of,
-    settings::{Requirement, Route, Upstream},
+    settings::{PolicySet, Route, Upstream},
 };
 
 /// A route; `upstreams` are the names it may use.
-pub(super) fn route(table: &Table<'_>, upstreams: &[Upstream]) -> Route {
+pub(super) fn route(table: &Table<'_>, upstreams: &[Upstream], policies: &[PolicySet]) -> Route {
     let exact = [("prefix", false), ("exact", true)];
     let exact = table.or("match", false, |item| item.choice(&exact));
     let path = table.need("path", "\"/\"", None, |item| path(item, exact).map(Some));
@@ -33,8 +33,8 @@ pub(super) fn route(table: &Table<'_>, upstreams: &[Upstream]) -> Route {
     let is_read = path.is_some() && host.is_some();
     let path = path.unwrap_or_default();
     Route {
+        needs: access::needs(table, &path, policies),
         client_certificate: table.or("client_certificate", false, Item::flag),
-        needs: needs(table),
         upstream: table.need("upstream", "\"api\"", 0, |item| known(item, upstreams)),
         cost: table.or("cost", 1, |item| item.number(0, 1_000_000)),
         rewrite: table.or("rewrite", None, |item| rewrite(item, &path, is_read).map(Some)),
@@ -48,43 +48,6 @@ pub(super) fn route(table: &Table<'_>, upstreams: &[Upstream]) -> Route {
         },
     }
 }
-
-/// What a caller must prove and hold; `None` is nothing.
-fn needs(table: &Table<'_>) -> Option<Requirement> {
-    let missing = "\"key\" (or \"none\"): a route without it would refuse all";
-    let methods = table.need("auth", missing, Some(Methods::NONE), |item| auth(item));
-    let held = |key| table.or(key, Vec::new(), |item| held(item, methods.is_some()));
-    let scopes = held("scopes");
-    let (any_scope, roles) = (held("any_scope"), held("roles"));
-    let takes_tokens = methods.is_some_and(|methods| methods.contains(auth::Method::Jwt));
-    let audience = table.or("audience", Vec::new(), |item| audience(item, takes_tokens));
-    methods.map(|methods| Requirement { methods, scopes, any_scope, roles, audience })
-}
-
-/// Whom tokens are meant for on this route.
-fn audience(item: &Item<'_>, takes_tokens: bool) -> Option<Vec<String>> {
-    if !takes_tokens {
-        return item.wrong("'audience' without tokens", "it goes with an 'auth' of \"jwt\"");
-    }
-    some_of(item, "an array of audiences", super::issuer::audience)
-}
-
-/// `"none"`, one method of authentication, or an array of those that will do.
-fn auth(item: &Item<'_>) -> Option<Option<Methods>> {
-    if item.is_text() {
-        let one = |method: auth::Method| (method.name(), Some(Methods::from(method)));
-        let mut words: Vec<_> = METHODS_OF_PROOF.into_iter().map(one).collect();
-        words.push(("none", None));
-        return item.choice(&words);
-    }
-    let words = METHODS_OF_PROOF.map(|method| (method.name(), method));
-    let wanted = "\"key\" or \"none\", or an array of what will do: [\"key\"]";
-    let methods = some_of(item, wanted, |item| item.choice(&words))?;
-    Some(Some(methods.into_iter().collect()))
-}
-
-/// The ways of proof that a route may take.
-const METHODS_OF_PROOF: [auth::Method; 2] = [auth::Method::Key, auth::Method::Jwt];
 
 fn path(item: &Item<'_>, exact: bool) -> Option<PathPattern> {
     let path = item.text("a path: \"/v1\"")?;
@@ -211,21 +174,6 @@ pub(super) fn method(item: &Item<'_>) -> Option<Method> {
     let doubt = format!("'{written}' is not a common method");
     item.notes.doubt(item.span.clone(), doubt, suggest(written, METHODS.into_iter()));
     Some(method)
-}
-
-/// Names of scopes or roles, which only somebody can hold.
-fn held(item: &Item<'_>, somebody: bool) -> Option<Vec<String>> {
-    let name = |item: &Item<'_>| {
-        item.word(64, "letters, digits and '-_.:/'", |c| {
-            c.is_ascii_alphanumeric() || "-_.:/".contains(c)
-        })
-    };
-    let names = item.list("an array of names: [\"orders:read\"]", name)?;
-    if !names.is_empty() && !somebody {
-        let what = format!("'{}' without a caller to hold them", item.key);
-        return item.wrong(what, "set auth = \"key\"");
-    }
-    Some(names)
 }
 
 fn known(item: &Item<'_>, upstreams: &[Upstream]) -> Option<usize> {

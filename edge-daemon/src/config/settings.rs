@@ -2,6 +2,7 @@
 //!
 //! `config/edged.toml` annotates every key; the names here are the names there.
 
+mod access;
 mod issuer;
 mod packets;
 mod tls;
@@ -14,10 +15,12 @@ use std::{
     time::Duration,
 };
 
+pub use edge_identity::{certificate::Mapping, roles::Role};
 pub use edge_policy::route::{Answers, Match, Requirement, Rewrite};
 use edge_policy::{forwarded::Naming, limit};
 use ipnet::IpNet;
 
+pub use self::access::{HashPolicy, Keys, PolicyFile, PolicySet, UpstreamIdentity};
 pub use self::issuer::{Issuer, KeySource, Tokens};
 pub use self::packets::{
     Attach, Fragments, Interface, Kernel, NamedSignature, PrefixLimit, SynCookies, When,
@@ -56,6 +59,14 @@ pub struct Settings {
     pub resolved: Vec<(String, IpAddr)>,
     /// `[[route]]`, in the order of the file; host and path are unique together.
     pub routes: Vec<Route>,
+    /// `[upstream_identity]`: what upstreams are told of a request's sender beside plain headers.
+    pub upstream_identity: UpstreamIdentity,
+    /// `[[client_certificate]]`, in the order of the file: whom client certificates stand for.
+    pub client_certificates: Vec<Mapping>,
+    /// `[[policy]]`, in the order of the file; names are unique.
+    pub policies: Vec<PolicySet>,
+    /// `[[role]]`, in the order of the file; names are unique.
+    pub roles: Vec<Role>,
     /// `[abuse]`: from misdeeds to bans.
     pub abuse: Abuse,
     /// `[state]`: what persists.
@@ -85,7 +96,8 @@ impl Settings {
             KeySource::Static(files) => Some(&files.secrets),
             KeySource::Fetched(_) => None,
         });
-        peppers.chain(signing.flatten()).map(|origin| (origin, BYTES_MIN)).collect()
+        let all = peppers.chain(signing.flatten()).chain(&self.upstream_identity.key);
+        all.map(|origin| (origin, BYTES_MIN)).collect()
     }
 
     fn secrets_mut(&mut self) -> Vec<&mut Origin> {
@@ -95,7 +107,7 @@ impl Settings {
             KeySource::Static(files) => Some(&mut files.secrets),
             KeySource::Fetched(_) => None,
         });
-        peppers.chain(signing.flatten()).collect()
+        peppers.chain(signing.flatten()).chain(&mut self.upstream_identity.key).collect()
     }
 
     /// Takes relative paths of secrets from this folder.
@@ -208,40 +220,6 @@ pub struct Bounds {
     pub header_bytes_max: usize,
     /// Bytes of a request body.
     pub body_bytes_max: u64,
-}
-
-/// `[keys]`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Keys {
-    /// What a key starts with: 1 to 16 lower-case letters and digits.
-    pub prefix: String,
-    /// The secret under which digests are made; a file is created at first start.
-    pub pepper: Origin,
-    /// Those that were in use before it, under which keys are still looked up.
-    pub former_peppers: Vec<Origin>,
-    /// What is kept of a key.
-    pub hash: HashPolicy,
-    /// Life of a new key; `None`: without end.
-    pub expires: Option<Duration>,
-    /// How long a rotated key is still good.
-    pub grace: Duration,
-    /// How long before its end a key's owner is told.
-    pub warn_before: Duration,
-    /// Whether keys are refused that were sent where others could read them.
-    pub refuse_exposed: bool,
-    /// Keys that there may be.
-    pub keys_max: usize,
-    /// Query parameters that are refused because credentials travel in them; lower case.
-    pub url_parameters: Vec<String>,
-}
-
-/// What is kept of a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HashPolicy {
-    /// A keyed digest.
-    Keyed,
-    /// An Argon2id hash as well.
-    KeyedAndArgon2id,
 }
 
 /// `[[route]]`

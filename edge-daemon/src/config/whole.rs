@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    limit,
+    access, limit,
     reader::Notes,
     settings::{List, Offer, Settings},
     text,
@@ -21,6 +21,7 @@ pub(super) fn check(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'
     check_names(settings, document, notes);
     check_routes(settings, document, notes);
     check_issuers(settings, document, notes);
+    access::check_roles(settings, document, notes);
     check_listeners(settings, document, notes);
     check_bans(settings, document, notes);
     check_denied_upstreams(settings, document, notes);

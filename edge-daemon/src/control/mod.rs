@@ -1,5 +1,6 @@
 //! The control plane's wire: commands over a private unix socket, one line of JSON each way.
 
+pub mod access;
 pub mod client;
 pub mod guard;
 pub mod keys;

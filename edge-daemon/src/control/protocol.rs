@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    access::{Access, Question},
     keys::{Imported, KeyCommand, KeyCreated, KeyEntry, KeyPage},
     packets::{EventsLost, Explanation, Probe, Sort, Top, Traffic},
     servers::{ServerCommand, ServerEntry},
@@ -88,6 +89,8 @@ pub enum Command {
     },
     /// The signatures in force. Answer: [`Reply::Signatures`].
     SignatureList,
+    /// Whether somebody may send a request, and by which rule. Answer: [`Reply::Access`].
+    AuthzExplain(Box<Question>),
     /// Something about API keys.
     Key(KeyCommand),
     /// Something about tokens.
@@ -138,6 +141,8 @@ pub enum Reply {
     Bans(Entries<BanEntry>),
     /// What would happen to a packet.
     Explanation(Box<Explanation>),
+    /// Whether somebody may send a request.
+    Access(Box<Access>),
     /// Signatures in force, in their order.
     Signatures(Entries<SignatureEntry>),
     /// Who sends most.

@@ -7,7 +7,7 @@ use clap_complete::Shell;
 use edge_policy::probe::tcp_flags;
 use ipnet::IpNet;
 
-use super::{keys::KeyVerb, tokens::TokenVerb};
+use super::{authz::AuthzVerb, keys::KeyVerb, tokens::TokenVerb};
 use crate::{
     config::text,
     control::{
@@ -65,6 +65,9 @@ pub enum Verb {
     /// The servers behind the edge
     #[command(subcommand)]
     Upstream(UpstreamVerb),
+    /// Permissions
+    #[command(subcommand)]
+    Authz(AuthzVerb),
     /// Read the configuration again; a bad one is refused and changes nothing
     Reload,
     /// Take the packet filter off its interfaces and forget its tables

@@ -2,7 +2,7 @@
 
 use prometheus::proto::{Gauge, MetricFamily, MetricType};
 
-use super::{counter, family, gauge, labelled};
+use super::{counter, family, family::labelled, gauge};
 use crate::{config::settings::Lists, kernel::ListSizes};
 
 /// What a scrape tells of the lists.

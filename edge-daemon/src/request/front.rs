@@ -12,7 +12,7 @@ use edge_policy::{denied::Denied, proxy};
 use http::HeaderMap;
 use tokio::{io::AsyncReadExt as _, net::TcpStream, time::timeout};
 
-use super::{Plan, Worker, watch::Progress};
+use super::{Plan, Worker, certificate::Client, watch::Progress};
 use crate::{
     clock,
     events::Event,
@@ -29,13 +29,16 @@ pub(crate) struct Visitor {
     pub(crate) proxy: Option<IpAddr>,
     /// What the TLS handshake told; `None` on plain HTTP.
     pub(crate) tls: Option<Rc<Facts>>,
+    /// What the client's own certificate says; `None` as well where a proxy tells of the client,
+    /// since the certificate is the proxy's then.
+    pub(crate) certificate: Option<Rc<Client>>,
     pub(crate) progress: Rc<Progress>,
 }
 
 impl Visitor {
     pub(super) fn new(peer: SocketAddr) -> Self {
         let address = peer.ip().to_canonical();
-        Self { address, proxy: None, tls: None, progress: Progress::new() }
+        Self { address, proxy: None, tls: None, certificate: None, progress: Progress::new() }
     }
 
     /// Whether HTTP/2 was agreed on.
@@ -48,7 +51,8 @@ impl Visitor {
         let client = plan.trusted.client(self.address, headers, plan.naming);
         let address = client.map_err(|_| Denied::from(Reason::ForwardingInvalid))?;
         let proxy = if address == self.address { self.proxy } else { Some(self.address) };
-        Ok(Self { address, proxy, ..self.clone() })
+        let certificate = self.certificate.clone().filter(|_| address == self.address);
+        Ok(Self { address, proxy, certificate, ..self.clone() })
     }
 
     /// Refuses a banned client whose packets the kernel cannot tell from those of its proxy.
@@ -190,6 +194,7 @@ async fn handshake(
             if let Some(ja4) = facts.ja4 {
                 worker.counters.fingerprints.count(ja4);
             }
+            visitor.certificate = Client::of(&facts).map(Rc::new);
             visitor.tls = Some(Rc::new(facts));
             return Some((visitor, stream));
         }

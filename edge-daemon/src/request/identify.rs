@@ -1,11 +1,13 @@
 //! Who a request is from: looks at what it presents, and has each kind of credential proved in
 //! its own way.
 
+use std::sync::Arc;
+
 use edge_common::Reason;
 use edge_identity::{
     access::unproved,
     credential::{self, Shown},
-    principal::{Method, Methods, Presented, Principal},
+    principal::{Method, Methods, Named, Presented, Principal},
 };
 use edge_policy::{
     auth::{Challenge, TokenError},
@@ -58,14 +60,13 @@ pub(crate) fn shown_key<'a>(
 /// May wait, bounded, for keys of an issuer; never for a disk.
 pub(crate) async fn identify(
     worker: &Worker,
-    plan: &Plan,
-    route: &Route,
+    (plan, route): (&Arc<Plan>, &Route),
     asked: Asked<'_>,
     shown: Option<Shown<'_>>,
 ) -> Result<Identity, Denied> {
     let methods = route.access.methods();
-    let presented =
-        Presented { headers: &asked.head.headers, key: shown.is_some(), certificate: false };
+    let certificate = asked.visitor.certificate.is_some();
+    let presented = Presented { headers: &asked.head.headers, key: shown.is_some(), certificate };
     let method = presented.method(methods).map_err(|reason| unproved(reason, methods))?;
     let proved = match (method, shown) {
         (None, _) => return Ok(Identity::default()),
@@ -76,6 +77,7 @@ pub(crate) async fn identify(
             let named = token::prove(worker, plan, route, asked).await?;
             return Ok(Identity { principal: Some(Principal::Named(named)) });
         }
+        (Some(Method::Mtls), _) => by_certificate(plan, asked.visitor).map(Principal::Named),
         // The configuration lets a route take only what can be proved.
         (Some(_), _) => Err(Reason::InternalError),
     };
@@ -90,4 +92,10 @@ fn refused(reason: Reason, methods: Methods, presented: Option<Method>) -> Denie
     let methods = if methods == Methods::NONE { Method::Key.into() } else { methods };
     let challenge = Challenge { error, ..Challenge::of(methods) };
     Denied { challenge, ..Denied::new(reason) }
+}
+
+/// Whom the connection's certificate stands for, by the mappings in force.
+fn by_certificate(plan: &Arc<Plan>, visitor: &Visitor) -> Result<Arc<Named>, Reason> {
+    let certificate = visitor.certificate.as_ref().ok_or(Reason::CredentialMissing)?;
+    certificate.principal(plan).ok_or(Reason::CredentialInvalid)
 }

@@ -3,8 +3,11 @@
 //! It never touches the kernel's tables. What it sees of abuse it reports as a [`Signal`];
 //! `verdict` decides and writes.
 
+mod access;
 mod answer;
+mod assertion;
 mod body;
+mod certificate;
 mod charge;
 mod front;
 mod identify;
@@ -32,8 +35,12 @@ use std::{
 
 use arc_swap::ArcSwap;
 use edge_common::{Blame, ClientWidth, Reason};
-use edge_identity::jwt::denylist::Denylist;
-use edge_identity::key::{self, KeyRing, Peppers};
+use edge_identity::{
+    assertion::Signer,
+    certificate::Mapping,
+    jwt::denylist::Denylist,
+    key::{self, KeyRing, Peppers},
+};
 use edge_policy::{
     abuse::Scores,
     forwarded::{Naming, Trusted},
@@ -46,9 +53,8 @@ use tokio::{
     task::LocalSet,
 };
 
-pub use self::serve::Entrance;
-pub use self::token::Proofs;
-use self::{token::Tokens, upstream::Upstream};
+pub use self::{access::Tally, serve::Entrance, token::Proofs};
+use self::{assertion::Assertions, token::Tokens, upstream::Upstream};
 use crate::{
     banned::Banned,
     clock,
@@ -71,6 +77,8 @@ pub struct Edge {
     pub denylist: Denylist,
     /// DPoP proofs that came.
     pub proofs: Proofs,
+    /// Told when the plan, or what clients' certificates are judged by, has changed.
+    pub changed: tokio::sync::watch::Sender<()>,
     /// The keys that are known.
     pub keys: KeyRing,
     /// The way to the thread that changes them.
@@ -94,6 +102,7 @@ impl Edge {
     pub fn adopt(&self, plan: Plan) {
         self.feeds.publish(&plan.issuers);
         self.plan.store(Arc::new(plan));
+        self.changed.send_replace(());
     }
 }
 
@@ -113,6 +122,14 @@ pub struct Plan {
     pub tokens: settings::Tokens,
     /// Where they go, in the order that `routes` knows them by.
     pub upstreams: Vec<Arc<servers::Upstream>>,
+    /// Who signs what upstreams are told of a request's sender, if anybody.
+    pub signer: Option<Signer>,
+    /// Whom client certificates stand for.
+    pub certificates: Vec<Mapping>,
+    /// Roles and policies.
+    pub rules: edge_identity::access::Rules,
+    /// What each set of policies said so far.
+    pub tallies: Vec<Tally>,
     /// The certificates, and what else handshakes go by.
     pub tls: Arc<tls::Front>,
     /// What each listener for HTTPS asks of its clients.
@@ -178,6 +195,7 @@ impl Throttle {
 pub(crate) struct View {
     pub(crate) plan: Arc<Plan>,
     upstreams: Vec<Rc<Upstream>>,
+    assertions: Assertions,
 }
 
 impl View {
@@ -187,7 +205,7 @@ impl View {
             let same = former.iter().find(|former| Arc::ptr_eq(&former.shared, shared));
             same.map_or_else(|| Upstream::new(Arc::clone(shared), worker), Rc::clone)
         });
-        Self { upstreams: upstreams.collect(), plan }
+        Self { upstreams: upstreams.collect(), plan, assertions: Assertions::default() }
     }
 }
 

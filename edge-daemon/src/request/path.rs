@@ -4,7 +4,7 @@ use std::{mem, rc::Rc, sync::Arc};
 
 use edge_common::{Blame, Reason};
 use edge_identity::{
-    access,
+    access::{Facts, Rule},
     principal::{Method, Principal},
 };
 use edge_policy::{
@@ -19,7 +19,8 @@ use edge_policy::{
 use http::{HeaderMap, HeaderValue, Request, Response, Uri, header, request::Parts};
 
 use super::{
-    Plan, Worker, answer,
+    Plan, View, Worker, access, answer,
+    assertion::Told,
     body::{Answer, Ending, Upload, UploadState},
     charge::charge,
     front::Visitor,
@@ -38,6 +39,8 @@ pub(crate) struct Trace {
     method: String,
     path: String,
     pub(crate) principal: Option<Principal>,
+    /// What it did not meet, if it may not pass.
+    rule: Option<Rule>,
     /// What the limits it was charged to say of it.
     pub(crate) admission: Admission,
     /// What its route does about browsers, and the origin that may read the answer.
@@ -58,6 +61,7 @@ pub(crate) async fn answer(
         method: request.method().to_string(),
         path: cut(request.uri().path()).to_owned(),
         principal: None,
+        rule: None,
         admission: Admission::default(),
         answers: None,
         origin: None,
@@ -141,16 +145,24 @@ async fn settle(
     trace.origin = route.answers.cors.as_ref().and_then(|cors| cors.origin(&head.headers));
     visitor.check_certificate(route.certificate)?;
     let asked = identify::Asked { head: &head, host: &host, target: &target, visitor };
-    let identity = identify::identify(worker, plan, route, asked, key).await?;
+    let identity = identify::identify(worker, (plan, route), asked, key).await?;
     trace.principal = identity.principal;
-    access::authorize(route, trace.principal.as_ref())?;
+    let facts = Facts {
+        method: &head.method,
+        host: &host.name,
+        target: &target,
+        client: visitor.address,
+        tls: access::tls(visitor),
+        now_ms: clock::unix_ms(),
+    };
+    access::authorize(plan, route, trace.principal.as_ref(), &facts).map_err(|refusal| {
+        trace.rule = Some(refusal.rule);
+        refusal.denied
+    })?;
     if !trace.principal.as_ref().is_some_and(is_shown) {
         route.answers.csrf.check(&head.method, &head.headers, &host)?;
     }
 
-    if let Some(key) = trace.principal.as_ref().and_then(Principal::key) {
-        access::confine(key.grants(), visitor.address, &host.name, &target.path)?;
-    }
     let (who, asked) = (trace.principal.as_ref(), (&head, &*host.name));
     trace.admission = charge(plan, (visitor, client), who, route, asked, (early, now)).await?;
 
@@ -164,7 +176,7 @@ async fn settle(
     let pause_max = plan.bounds.idle_timeout;
     let upstream = view.upstreams.get(route.upstream).ok_or(Reason::InternalError)?;
     let key = upstream.key(visitor.address, &target.path, &head.headers);
-    let request = outgoing(head, upload, (visitor, &host, &target, route), plan.https_port, trace)?;
+    let request = outgoing(head, upload, (visitor, &host, &target, route), &view, trace)?;
     let sent_at = std::time::Instant::now();
     let sent = upstream.send(Outgoing { request, upload: &state, pause_max, key }).await;
     worker.counters.upstream.observe(sent_at.elapsed());
@@ -183,20 +195,18 @@ fn outgoing(
     mut head: Parts,
     upload: Upload,
     (visitor, host, target, route): (&Visitor, &Host, &Target, &Route),
-    https_port: u16,
+    view: &View,
     trace: &Trace,
 ) -> Result<Request<Upload>, Denied> {
     let asked_host = host.to_string();
     shield::strip_request(&mut head.headers);
+    let told = trace.principal.as_ref().map(|who| view.tell(who));
     let facts = shield::Forward {
         client: visitor.address,
         host: &asked_host,
-        port: https_port,
+        port: view.plan.https_port,
         request_id: &trace.id,
-        principal: trace
-            .principal
-            .as_ref()
-            .map(|who| shield::Principal { id: who.id(), name: who.name() }),
+        principal: told.as_ref().map(Told::headers),
     };
     shield::forward(&mut head.headers, &facts);
     set_host(&mut head.headers, route.host_sent.as_ref().unwrap_or(&asked_host))?;
@@ -228,7 +238,8 @@ fn report(worker: &Worker, visitor: &Visitor, denied: &Denied, trace: &Trace) {
     if denied.reason.blame() != Blame::Client {
         if worker.complaints.may_log() {
             let (reason, request_id) = (denied.reason.name(), &trace.id);
-            tracing::warn!(reason, request_id, path = trace.path, "not served");
+            let rule = trace.rule.as_ref().map(ToString::to_string);
+            tracing::warn!(reason, request_id, path = trace.path, rule, "not served");
         }
         return;
     }
@@ -239,6 +250,7 @@ fn report(worker: &Worker, visitor: &Visitor, denied: &Denied, trace: &Trace) {
         request_id: trace.id.clone(),
         method: trace.method.clone(),
         path: trace.path.clone(),
+        rule: trace.rule.as_ref().map(ToString::to_string),
         principal: trace.principal.as_ref().map(|who| who.id().to_owned()),
         limit: denied.hit.as_ref().map(|hit| hit.limit.to_string()),
         ja4: visitor.tls.as_ref().and_then(|facts| facts.ja4),

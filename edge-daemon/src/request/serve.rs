@@ -27,6 +27,7 @@ use tokio::{
 
 use super::{
     Worker,
+    certificate::disowned,
     front::{self, Visitor},
     path,
     watch::{Overdue, Watched},
@@ -194,7 +195,7 @@ async fn drive<C: Future<Output = hyper::Result<()>>>(
     let view = worker.view();
     let bounds = &view.plan.bounds;
     let (mut connection, mut asked_to_stop) = (pin!(connection), false);
-    let mut look = Duration::ZERO;
+    let (mut look, mut disowned) = (Duration::ZERO, pin!(disowned(worker, visitor)));
     loop {
         tokio::select! {
             // The connection first: whatever else is due, it was most likely what woke us.
@@ -208,6 +209,10 @@ async fn drive<C: Future<Output = hyper::Result<()>>>(
             _ = stopping.wait_for(|stop| *stop), if !asked_to_stop => {
                 asked_to_stop = true;
                 stop(connection.as_mut());
+            }
+            () = disowned.as_mut() => {
+                tracing::info!(address = %visitor.address, "closed: its certificate is disowned");
+                return;
             }
             () = sleep(look) => {
                 let (head_max, idle_max) = (bounds.header_timeout, bounds.idle_timeout);
@@ -246,6 +251,7 @@ fn broken_off(worker: &Worker, visitor: &Visitor, error: &hyper::Error) {
             principal: None,
             limit: None,
             ja4: visitor.tls.as_ref().and_then(|facts| facts.ja4),
+            rule: None,
             detail: None,
         });
     } else if error.is_parse() || is_http2_misuse(error) {

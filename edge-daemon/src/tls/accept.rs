@@ -182,7 +182,8 @@ pub async fn accept(
     let connection = stream.get_ref().1;
     let facts = Facts::of(connection, auth, ja4);
     // A resumed session was judged when it began.
-    if facts.is_resumed && !front.still_trusts(connection) {
+    let still_good = || connection.peer_certificates().is_none_or(|chain| front.trusts(chain));
+    if facts.is_resumed && !still_good() {
         return Err(refused(Failure::CertificateRefused));
     }
     if auth == ClientAuth::Required && facts.peer.is_none() {

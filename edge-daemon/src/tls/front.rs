@@ -15,6 +15,7 @@ use edge_policy::{
 use rustls::{
     NamedGroup, ServerConfig, SignatureScheme,
     crypto::{CryptoProvider, aws_lc_rs},
+    pki_types::{CertificateDer, UnixTime},
     server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier},
     sign::CertifiedKey,
     version::{TLS12, TLS13},
@@ -151,13 +152,17 @@ impl Front {
         self.challenges.load().get(&name).cloned()
     }
 
+    /// Whether a chain that was good at its handshake is so still, by what is known now.
+    #[must_use]
+    pub fn still_trusts_chain(&self, chain: &[Box<[u8]>]) -> bool {
+        let chain: Vec<_> = chain.iter().map(|one| CertificateDer::from(&**one)).collect();
+        self.trusts(&chain)
+    }
+
     /// Whether the chain of a resumed session is still good.
-    pub(super) fn still_trusts(&self, connection: &rustls::ServerConnection) -> bool {
-        let served = self.served.load();
-        let chain = connection.peer_certificates().unwrap_or_default();
-        let now = rustls::pki_types::UnixTime::now();
-        let trusted = served.trust.as_ref();
-        chain.is_empty() || trusted.is_some_and(|t| t.trust.verify(chain, now).is_ok())
+    pub(super) fn trusts(&self, chain: &[CertificateDer<'_>]) -> bool {
+        let (served, now) = (self.served.load(), UnixTime::now());
+        served.trust.as_ref().is_some_and(|trusted| trusted.trust.verify(chain, now).is_ok())
     }
 
     /// What is served now and how it is.

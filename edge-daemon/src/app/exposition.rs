@@ -1,0 +1,32 @@
+//! What is told on the metrics listener.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::operator::send;
+use crate::{
+    clock,
+    metrics::{KernelView, policy, upstreams},
+    request::Edge,
+    scrape,
+    verdict::Order,
+};
+
+/// The page at a path; `None`: there is none.
+pub(super) async fn page(edge: Arc<Edge>, path: String) -> Option<String> {
+    if path == scrape::KEYS {
+        let plan = edge.plan.load();
+        return plan.signer.as_ref().map(|signer| signer.key_set(clock::unix_ms()).to_string());
+    }
+    let (answer, answered) = oneshot::channel();
+    let view: Option<KernelView> = match send(&edge.orders, Order::View(answer)).await {
+        Ok(()) => answered.await.ok(),
+        Err(_) => None,
+    };
+    let (plan, feeds) = (edge.plan.load(), edge.feeds.in_use());
+    let mut families = upstreams::families(&plan.upstreams);
+    families.push(policy::family_of(&plan));
+    let lost = edge.events.lost();
+    Some(edge.metrics.expose(view.as_ref(), &plan.limits, &feeds, lost, families))
+}

@@ -1,0 +1,75 @@
+//! The command line of `edgectl authz`.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use clap::Subcommand;
+
+use crate::control::{Command, access::Question};
+
+/// What to ask about permissions.
+#[derive(Debug, Subcommand)]
+pub enum AuthzVerb {
+    /// Tell whether somebody may send a request, and by which rule
+    Explain(Box<Explain>),
+}
+
+/// Who wants to do what.
+#[derive(Debug, clap::Args)]
+pub struct Explain {
+    /// The request's method
+    method: String,
+    /// Its path, with its query if there is one
+    path: String,
+    /// Who it is: a key's public id, a token's subject [default: nobody]
+    #[arg(long = "as", value_name = "PRINCIPAL")]
+    principal: Option<String>,
+    /// How that was proved: key, signature, jwt or mtls [default: key, if a key has this id, else jwt]
+    #[arg(long, value_name = "METHOD", requires = "principal")]
+    proof: Option<String>,
+    /// What people call it
+    #[arg(long, requires = "principal")]
+    name: Option<String>,
+    /// Its plan
+    #[arg(long, requires = "principal")]
+    tier: Option<String>,
+    /// Scopes that it holds
+    #[arg(long, value_name = "SCOPES", value_delimiter = ',', requires = "principal")]
+    scopes: Vec<String>,
+    /// Roles that it is
+    #[arg(long, value_name = "ROLES", value_delimiter = ',', requires = "principal")]
+    roles: Vec<String>,
+    /// What its issuer says of it; may be given several times
+    #[arg(long = "claim", value_name = "NAME=VALUE", value_parser = claim, requires = "principal")]
+    claims: Vec<(String, String)>,
+    /// The host that the request is for
+    #[arg(long, default_value = "localhost")]
+    host: String,
+    /// Where it comes from
+    #[arg(long, value_name = "IP", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    from: IpAddr,
+}
+
+impl AuthzVerb {
+    pub(super) fn command(&self) -> Command {
+        let Self::Explain(asked) = self;
+        Command::AuthzExplain(Box::new(Question {
+            principal: asked.principal.clone(),
+            proof: asked.proof.clone(),
+            name: asked.name.clone(),
+            tier: asked.tier.clone(),
+            scopes: asked.scopes.clone(),
+            roles: asked.roles.clone(),
+            claims: asked.claims.clone(),
+            method: asked.method.clone(),
+            target: asked.path.clone(),
+            host: asked.host.to_ascii_lowercase(),
+            address: asked.from.to_canonical(),
+            at_ms: None,
+        }))
+    }
+}
+
+fn claim(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("a name, '=' and a value")?;
+    Ok((name.to_owned(), value.to_owned()))
+}

@@ -1,0 +1,169 @@
+//! May it: the one decision, for requests that came and for those that an operator asks about.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use edge_identity::{
+    access::{self, Facts, Refusal, Ruled, Rules},
+    key::{KeyId, KeyRing},
+    policy::{Ruling, label},
+    principal::{Claim, Method, Named, Principal},
+};
+use edge_policy::{denied::status, route::Route, target::Target};
+use http::HeaderMap;
+
+use super::{Edge, Plan, front::Visitor};
+use crate::{
+    clock,
+    control::access::{Access, Question, Said},
+};
+
+/// What each set of policies said so far, since its policies were loaded.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// It permitted.
+    pub permit: AtomicU64,
+    /// A policy forbade.
+    pub forbid: AtomicU64,
+    /// No policy permitted.
+    pub no_permit: AtomicU64,
+    /// A policy could not be evaluated.
+    pub failed: AtomicU64,
+}
+
+impl Tally {
+    fn of(&self, ruling: &Ruling) -> &AtomicU64 {
+        match ruling {
+            Ruling::Permit(_) => &self.permit,
+            Ruling::Forbid(_) => &self.forbid,
+            Ruling::NoPermit => &self.no_permit,
+            Ruling::Failed(_) => &self.failed,
+        }
+    }
+}
+
+/// Grants or refuses a route, and counts what the policies said.
+pub(super) fn authorize(
+    plan: &Plan,
+    route: &Route,
+    principal: Option<&Principal>,
+    facts: &Facts<'_>,
+) -> Result<(), Box<Refusal>> {
+    let mut ruled = Vec::new();
+    let decided = access::authorize(&plan.rules, route, principal, facts, &mut ruled);
+    for Ruled { set, ruling } in &ruled {
+        if let Some(tally) = plan.tallies.get(*set) {
+            tally.of(ruling).fetch_add(1, Relaxed);
+        }
+    }
+    decided
+}
+
+/// What TLS told of a visitor, as policies see it.
+pub(super) fn tls(visitor: &Visitor) -> Option<access::Tls<'_>> {
+    let facts = visitor.tls.as_ref()?;
+    Some(access::Tls {
+        version: facts.version,
+        server_name: facts.server_name.as_deref(),
+        ja4: facts.ja4.as_ref().map(edge_policy::ja4::Ja4::as_str),
+    })
+}
+
+impl Edge {
+    /// What would be decided of a request, by the plan in force and the function that requests go by.
+    ///
+    /// # Errors
+    /// If the question names no request or nobody who could come.
+    pub fn explain(&self, question: &Question) -> Result<Access, String> {
+        let plan = self.plan.load();
+        let method = question.method.parse().map_err(|_| "not a method of HTTP".to_owned())?;
+        let target = Target::parse(&question.target, plan.bounds.uri_bytes_max)
+            .map_err(|reason| format!("no request has this target: {}", reason.meaning()))?;
+        let principal = principal(question, &self.keys)?;
+        let facts = Facts {
+            method: &method,
+            host: &question.host,
+            target: &target,
+            client: question.address,
+            tls: None,
+            now_ms: question.at_ms.unwrap_or_else(clock::unix_ms),
+        };
+        Ok(decide(&plan.rules, &plan, principal.as_ref(), &facts))
+    }
+}
+
+fn decide(rules: &Rules, plan: &Plan, principal: Option<&Principal>, facts: &Facts<'_>) -> Access {
+    let who = principal.map(|who| format!("{} by {}", who.id(), who.method().name()));
+    let answer = |route, refused: Option<(edge_common::Reason, String)>, said| Access {
+        is_allowed: refused.is_none(),
+        principal: who.clone(),
+        route,
+        status: refused.as_ref().map(|(reason, _)| status(*reason).as_u16()),
+        reason: refused.as_ref().map(|(reason, _)| reason.name().to_owned()),
+        rule: refused.map(|(_, rule)| rule),
+        policies: said,
+    };
+    let route =
+        match plan.routes.find(facts.host, &facts.target.path, facts.method, &HeaderMap::new()) {
+            Ok(route) => route,
+            Err(denied) => {
+                let refused = (denied.reason, denied.reason.meaning().to_owned());
+                return answer(None, Some(refused), Vec::new());
+            }
+        };
+    let mut ruled = Vec::new();
+    let decided = access::authorize(rules, route, principal, facts, &mut ruled);
+    let refused = decided.err().map(|refusal| (refusal.denied.reason, refusal.rule.to_string()));
+    let said = ruled.into_iter().filter_map(|Ruled { set, ruling }| {
+        let set = rules.sets.get(set)?;
+        Some(Said { set: set.name.clone(), shadow: set.shadow, ruling: ruling.to_string() })
+    });
+    let label = label(&route.at);
+    answer(Some(label), refused, said.collect())
+}
+
+/// Whom a question is about: nobody, the holder of a key of ours, or somebody with these claims.
+fn principal(question: &Question, keys: &KeyRing) -> Result<Option<Principal>, String> {
+    let Some(id) = &question.principal else { return Ok(None) };
+    let method = match question.proof.as_deref() {
+        None => None,
+        Some(word) => {
+            let known = Method::ALL.into_iter().find(|method| method.name() == word);
+            Some(known.ok_or_else(|| format!("no way of proof is called '{word}'"))?)
+        }
+    };
+    let by_key = matches!(method, None | Some(Method::Key | Method::Signature));
+    let key = id.parse::<KeyId>().ok().filter(|_| by_key).and_then(|id| keys.by_id(&id));
+    if let Some(key) = key {
+        if !question.scopes.is_empty() || !question.roles.is_empty() || !question.claims.is_empty()
+        {
+            return Err("it is a key of ours, which has its own scopes and no claims".to_owned());
+        }
+        let method = method.unwrap_or(Method::Key);
+        return Ok(Some(Principal::Key { key, method }));
+    }
+    let claims = question.claims.iter().map(|(name, value)| (name.clone(), claim(value)));
+    Ok(Some(Principal::Named(std::sync::Arc::new(Named {
+        method: method.unwrap_or(Method::Jwt),
+        id: id.clone(),
+        name: question.name.clone().unwrap_or_default(),
+        scopes: question.scopes.clone(),
+        roles: question.roles.clone(),
+        tier: question.tier.clone(),
+        claims: claims.collect(),
+    }))))
+}
+
+/// A claim as it is typed: a number, `true` or `false`, an array of strings; else it is text.
+fn claim(value: &str) -> Claim {
+    match serde_json::from_str::<serde_json::Value>(value) {
+        Ok(serde_json::Value::Bool(flag)) => Claim::Flag(flag),
+        Ok(serde_json::Value::Number(number)) if number.is_i64() => {
+            Claim::Number(number.as_i64().unwrap_or_default())
+        }
+        Ok(serde_json::Value::Array(all)) => {
+            Claim::List(all.iter().filter_map(|one| one.as_str().map(str::to_owned)).collect())
+        }
+        Ok(serde_json::Value::String(text)) => Claim::Text(text),
+        _ => Claim::Text(value.to_owned()),
+    }
+}

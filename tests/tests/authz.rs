@@ -1,0 +1,247 @@
+//! Who may do what, as curl sees it: policies, ownership, what explains them, what upstreams are told.
+
+use std::{fs, time::Duration};
+
+use anyhow::{Context, Result};
+use edge_common::Reason;
+use edge_tests::{
+    Edged, Lab, Origin,
+    client::{HOST, until},
+    lab::FRIEND,
+};
+use serde_json::Value;
+
+/// Routes that ask more of their callers than a key.
+const ROUTES: &str = r#"
+[[role]]
+name = "reader"
+scopes = ["orders:read"]
+
+[[policy]]
+name = "rules"
+files = ["rules.cedar"]
+
+[[policy]]
+name = "trial"
+files = ["trial.cedar"]
+mode = "shadow"
+
+[[route]]
+path = "/policy"
+methods = ["GET", "POST"]
+auth = ["key"]
+policies = ["rules", "trial"]
+upstream = "api"
+
+[[route]]
+path = "/slow"
+methods = ["GET"]
+auth = "key"
+policies = ["rules"]
+upstream = "api"
+
+[[route]]
+path = "/users"
+methods = ["GET"]
+auth = "key"
+owner = { path = "/users/{id}", equals = "sub" }
+upstream = "api"
+
+[[route]]
+path = "/scoped"
+methods = ["GET"]
+auth = "key"
+scopes = ["orders:read"]
+upstream = "api"
+
+[[route]]
+path = "/roles"
+methods = ["GET"]
+auth = "key"
+roles = ["reader"]
+upstream = "api"
+"#;
+
+const RULES: &str = r#"
+@id("reads") permit(principal, action in Action::"read", resource) when { context.path like "*" };
+@id("orders") permit(principal, action == Action::"POST", resource == Route::"/policy")
+when { principal.scopes.contains("orders:write") };
+@id("secret") forbid(principal, action, resource) when { context.path like "*/secret*" };
+"#;
+
+const TRIAL: &str = r#"
+@id("nobody") forbid(principal, action, resource);
+"#;
+
+fn start<'a>(lab: &'a Lab) -> Result<Edged<'a>> {
+    fs::write(lab.dir().join("rules.cedar"), RULES)?;
+    fs::write(lab.dir().join("trial.cedar"), TRIAL)?;
+    lab.edged()?.append(ROUTES)?.start()
+}
+
+/// A key with these scopes, and its public id.
+fn key(edged: &Edged<'_>, name: &str, scopes: &str) -> Result<(String, String)> {
+    let made = edged.tell(&format!("key create --name {name}{scopes}"))?;
+    let key = edge_tests::daemon::find_key(&made).with_context(|| made.clone())?;
+    let keys = edged.ask("key list")?;
+    let entries = keys["entries"].as_array().cloned().unwrap_or_default();
+    let entry = entries.into_iter().find(|entry| entry["name"] == name);
+    let id = entry.and_then(|entry| entry["id"].as_str().map(str::to_owned));
+    Ok((key, id.context("the key is listed")?))
+}
+
+fn explained(edged: &Edged<'_>, who: &str, method: &str, path: &str) -> Result<Value> {
+    edged.ask(&format!("authz explain --as {who} --host {HOST} --from {FRIEND} {method} {path}"))
+}
+
+#[test]
+fn what_is_explained_is_what_is_enforced() -> Result<()> {
+    let lab = Lab::new()?;
+    let origin = Origin::start(&lab)?;
+    let edged = start(&lab)?;
+    let (plain, plain_id) = key(&edged, "plain", "")?;
+    let (writer, writer_id) = key(&edged, "writer", " --scopes orders:write,orders:read")?;
+    let mut passed = 0;
+    for (key, id) in [(&plain, &plain_id), (&writer, &writer_id)] {
+        for (method, path, plain_may, writer_may) in [
+            ("GET", "/policy".to_owned(), true, true),
+            ("POST", "/policy".into(), false, true),
+            ("GET", "/policy/secret".into(), false, false),
+            ("POST", "/policy/%73ecret".into(), false, false),
+            ("GET", "/policy/x/../secret".into(), false, false),
+            ("DELETE", "/policy".into(), false, false),
+            ("GET", "/scoped".into(), false, true),
+            ("GET", "/roles".into(), false, false),
+            ("GET", format!("/users/{plain_id}"), true, false),
+            ("GET", format!("/users/{writer_id}/../{plain_id}/x"), true, false),
+            ("GET", "/users".into(), false, false),
+            ("GET", "/health".into(), true, true),
+        ] {
+            let expected = if id == &plain_id { plain_may } else { writer_may };
+            let response = edged.get(FRIEND, &path).key(key).method(method).send()?;
+            let told = explained(&edged, id, method, &path)?;
+            assert_eq!(told["is_allowed"], expected, "{id} {method} {path}: {told}");
+            assert_eq!(response.status == 200, expected, "{id} {method} {path}: {response:?}");
+            if !expected {
+                assert_eq!(told["status"], response.status, "{method} {path}: {told}");
+                assert!(told["rule"].as_str().is_some_and(|rule| !rule.is_empty()), "{told}");
+            }
+            passed += u64::from(expected);
+        }
+    }
+    assert_eq!(origin.seen(), passed, "nothing that was refused reached the origin");
+    let text = edged.tell(&format!("authz explain --as {plain_id} GET /policy/secret"))?;
+    assert!(text.starts_with("deny: 403 not_permitted\n"), "{text}");
+    assert!(text.contains("policies: rules: secret forbids"), "{text}");
+    let event = edged.event("request_refused", FRIEND)?;
+    assert_eq!(event["rule"], "policies: rules: no policy permits");
+    // The set on trial forbids everything, and nothing came of it.
+    let page = edged.scrape()?;
+    let trial = r#"edged_policy_rulings_total{set="trial",mode="shadow",ruling="forbid"} "#;
+    let count = page.lines().find_map(|line| line.strip_prefix(trial)).context("counted")?;
+    assert_eq!(count.parse::<f64>()?, 3.0, "three requests passed the sets before it");
+    Ok(())
+}
+
+#[test]
+fn a_changed_policy_holds_on_a_connection_that_is_open() -> Result<()> {
+    let lab = Lab::new()?;
+    let origin = Origin::start(&lab)?;
+    let edged = start(&lab)?;
+    let (key, _) = key(&edged, "plain", "")?;
+    std::thread::scope(|scope| {
+        // Two requests, one after the other over one connection; the policy changes during the first.
+        let both = scope.spawn(|| {
+            let slow = format!("https://{HOST}/slow?ms=4000");
+            let code = "%{http_code}/%{num_connects}\n";
+            edged
+                .get(FRIEND, "/policy")
+                .key(&key)
+                .flag("--http1.1")
+                .arg("--output", "/dev/null")
+                .arg("--output", "/dev/null")
+                .arg("--write-out", code)
+                // curl takes it before the other.
+                .arg("--url", &slow)
+                .told()
+        });
+        until(
+            "the first request is under way",
+            Duration::from_secs(10),
+            || Ok(origin.seen() == 1),
+        )?;
+        fs::write(lab.dir().join("rules.cedar"), TRIAL)?;
+        edged.tell("reload")?;
+        let told = both.join().expect("no panic")?;
+        assert_eq!(
+            told, "200/1\n403/0\n",
+            "the first passed, the second came over the same connection"
+        );
+        Ok(())
+    })
+}
+
+#[test]
+fn a_bad_policy_never_replaces_a_good_one() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = start(&lab)?;
+    let (key, _) = key(&edged, "plain", "")?;
+    let file = lab.dir().join("rules.cedar");
+    for (text, line, words) in [
+        ("permit(principal, action, resource)", 1, "unexpected end"),
+        ("\n\npermit(principal, action, resource) when { principal.nme == \"a\" };", 3, "nme"),
+        ("\npermit(principal, action, resource == Route::\"/polcy\");", 2, "no route is called"),
+    ] {
+        fs::write(&file, text)?;
+        let refused = edged.ctl("reload")?;
+        let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && told.contains(words), "{told}");
+        assert!(told.contains(&format!("rules.cedar:{line}:")), "{told}");
+        assert_eq!(edged.get(FRIEND, "/policy").key(&key).send()?.status, 200);
+    }
+    fs::remove_file(&file)?;
+    assert!(!edged.ctl("reload")?.status.success());
+    assert_eq!(edged.get(FRIEND, "/policy").key(&key).send()?.status, 200);
+    Ok(())
+}
+
+/// oauth2-proxy let `X_Forwarded_User` through, and the server behind it took `_` for `-`
+/// (CVE-2025-64484).
+#[test]
+fn cve_2025_64484_identity_headers_are_ours_in_every_spelling() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = start(&lab)?;
+    let (key, id) = key(&edged, "plain", " --scopes orders:read")?;
+    let mut request = edged.get(FRIEND, "/echo").key(&key);
+    for name in ["X-Edged-Principal", "x-edged-method", "X-EDGED-ROLES", "x-Edged-Anything"] {
+        request = request.header(name, "root");
+    }
+    let response = request.send()?;
+    assert_eq!(response.status, 200, "{response:?}");
+    let seen = response.json()["headers"].as_array().cloned().unwrap_or_default();
+    let ours: Vec<_> = seen
+        .iter()
+        .filter_map(|pair| Some((pair[0].as_str()?.to_ascii_lowercase(), pair[1].as_str()?)))
+        .filter(|(name, _)| name.contains("edged"))
+        .collect();
+    let expected = [
+        ("x-edged-principal", id.as_str()),
+        ("x-edged-method", "key"),
+        ("x-edged-scopes", "orders:read"),
+        ("x-edged-key-id", id.as_str()),
+        ("x-edged-key-name", "plain"),
+    ];
+    assert_eq!(ours.len(), expected.len(), "{ours:?}");
+    for (name, value) in expected {
+        assert!(ours.contains(&(name.to_owned(), value)), "{name}: {ours:?}");
+    }
+    let before = edged.metrics()?.requests(Reason::MalformedRequest);
+    for name in ["X_Edged_Principal", "x-edged_principal", "X_EDGED-ROLES"] {
+        let response = edged.get(FRIEND, "/echo").key(&key).header(name, "root").send()?;
+        assert_eq!(response.status, 400, "{name}: {response:?}");
+    }
+    assert_eq!(edged.metrics()?.requests(Reason::MalformedRequest) - before, 3.0);
+    Ok(())
+}
