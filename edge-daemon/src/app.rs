@@ -44,14 +44,14 @@ use crate::{
     issuers::{self, Feeds},
     kernel::{self, Attached, DebugLog, Drops, Kernel, LoadSettings, Upkeep},
     keys::{
-        self, Registry, pepper,
+        self, Registry, masters, pepper,
         slow::{Hasher, Slow},
     },
     listen,
     metrics::Metrics,
     notify::notify,
-    plan, privilege, quota,
-    request::{self, Edge, Entrance, Proofs},
+    plan, privilege, quota, replay,
+    request::{self, Edge, Entrance, proof_nonces},
     scrape, store, upstream,
     verdict::{self, Keeper, Order, Writer},
 };
@@ -92,6 +92,8 @@ impl App {
             tracing::error!(damage, "the store was damaged");
         }
         let (store, peppers) = (Arc::new(store), pepper::make(&settings.keys)?);
+        masters::make(&settings.signing)?;
+        let (masters, replays) = (masters::load(&settings.signing)?, replay::open(&settings)?);
         let keys = keys::load(&store)?;
         let listeners = bind(&settings, workers)?;
         let metrics = listen::bind(settings.metrics.listen, 1)
@@ -110,12 +112,14 @@ impl App {
             plan: ArcSwap::from_pointee(plan),
             feeds,
             denylist: Denylist::default(),
-            proofs: Proofs::new(&settings.tokens).context("no randomness")?,
+            proof_nonces: proof_nonces(&settings.tokens).context("no randomness")?,
             changed: tokio::sync::watch::Sender::new(()),
             keys,
             key_orders: to_keys,
             slow,
             peppers: ArcSwap::from_pointee(peppers),
+            masters: ArcSwap::from_pointee(masters),
+            replays,
             banned: Banned::default(),
             orders: queue,
             metrics: metrics_of,

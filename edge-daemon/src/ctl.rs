@@ -4,6 +4,7 @@ mod args;
 mod authz;
 mod keys;
 pub(crate) mod print;
+mod sign;
 mod tokens;
 mod top;
 
@@ -53,6 +54,7 @@ fn run(args: &Args) -> u8 {
         Act::Key(verb) => return keys::run(args, &verb),
         Act::Detach(pin_dir) => return detach(&pin_dir, args.json),
         Act::Watch { command, once } => return top::watch(args, &command, once),
+        Act::Sign(sign) => return say_or_complain(sign.print()),
         Act::Complete(shell) => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Args::command(), "edgectl", &mut text);
@@ -80,6 +82,14 @@ fn detach(pin_dir: &Path, json: bool) -> u8 {
     match kernel::detach(pin_dir) {
         Ok(detached) => say(print::detached(&detached, pin_dir, json).as_bytes()),
         Err(error) => complain(&format_args!("{:#}", anyhow::Error::from(error)), REFUSED),
+    }
+}
+
+/// Says what was made without a daemon, or why it was not.
+fn say_or_complain(made: anyhow::Result<String>) -> u8 {
+    match made {
+        Ok(text) => say(text.as_bytes()),
+        Err(error) => complain(&format_args!("{error:#}"), REFUSED),
     }
 }
 
@@ -138,7 +148,7 @@ fn now_ms() -> u64 {
 
 impl Verb {
     /// What this verb asks of the daemon, or does by itself.
-    fn act(&self, ssh_peer: impl FnOnce() -> Option<IpAddr>) -> Act {
+    fn act(&self, ssh_peer: impl FnOnce() -> Option<IpAddr>) -> Act<'_> {
         let command = match self {
             Self::Completions { shell } => return Act::Complete(*shell),
             Self::Detach { pin_dir } => return Act::Detach(pin_dir.clone()),
@@ -153,6 +163,7 @@ impl Verb {
                 return Act::Watch { command, once: top.once };
             }
             Self::Key(verb) => return Act::Key(Box::new(verb.clone())),
+            Self::Sign(sign) => return Act::Sign(sign),
             Self::Token(verb) => Command::Token(verb.command()),
             Self::Upstream(verb) => verb.command(),
             Self::Authz(verb) => verb.command(),

@@ -17,6 +17,7 @@ pub mod notify;
 pub mod plan;
 pub mod privilege;
 pub mod quota;
+pub mod replay;
 pub mod request;
 pub mod scrape;
 pub mod secret;

@@ -117,6 +117,8 @@ pub struct Metrics {
     pub watched_evicted: AtomicU64,
     /// What is counted of keys.
     pub keys: keys::KeyCounts,
+    /// Nonces that are remembered, as of the last look, and for how many there is room.
+    pub nonces: [AtomicU64; 2],
     /// From the misdeed to the kernel's map.
     pub ban_latency: Spread,
     /// Quotas that could not be saved.
@@ -144,6 +146,7 @@ impl Metrics {
             watched: AtomicU64::new(0),
             watched_evicted: AtomicU64::new(0),
             keys: keys::KeyCounts::default(),
+            nonces: Default::default(),
             ban_latency: Spread::default(),
             quotas_unsaved: AtomicU64::new(0),
             reloads_ok: AtomicU64::new(0),
@@ -284,6 +287,8 @@ impl Metrics {
             total("edged_events_lost_total", "Security events that were lost.", events_lost),
             total("edged_bans_total", "Bans written to the kernel.", load(&self.bans)),
             total("edged_bans_failed_total", "Bans the kernel refused.", load(&self.bans_failed)),
+            now("edged_nonces_entries", "Nonces remembered.", load(&self.nonces[0])),
+            now("edged_nonces_capacity", "Nonces there is room for.", load(&self.nonces[1])),
             now("edged_bans_active", "Bans in force.", load(&self.bans_active)),
             now("edged_watched", "Clients whose misdeeds are remembered.", load(&self.watched)),
             total(

@@ -66,6 +66,7 @@ pub fn plan(
             refuse_exposed: settings.keys.refuse_exposed,
         },
         keys: settings.keys.clone(),
+        signing: settings.signing.clone(),
         scores: scores(&settings.abuse.scores),
         client: settings.kernel.client,
         https_port: settings.server.https.first().map_or(443, |listener| listener.address.port()),

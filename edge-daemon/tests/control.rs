@@ -52,6 +52,7 @@ fn answer(command: Command, peer: Peer) -> Reply {
             id: "0a1b".to_owned(),
             key: "edged_x_y".to_owned(),
             secret: None,
+            signing_secret: None,
             expires_ms: None,
             replaces: None,
         }),

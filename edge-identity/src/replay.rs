@@ -43,10 +43,9 @@ struct Slot {
 }
 
 impl Shard {
-    /// Room for `capacity` things that end at most `lifetime_s` after they come. What ends by
-    /// `proven_s`, in unix seconds, is refused: of it nobody knows whether it came before.
+    /// Room for `capacity` things that end at most `lifetime_s` after they come.
     #[must_use]
-    pub fn new(capacity: u32, lifetime_s: u64, proven_s: u64) -> Self {
+    pub fn new(capacity: u32, lifetime_s: u64) -> Self {
         let capacity = capacity.clamp(1, NONE - 1);
         let seconds = usize::try_from(lifetime_s).unwrap_or(usize::MAX).saturating_add(2);
         Self {
@@ -56,7 +55,7 @@ impl Shard {
             capacity,
             chains: vec![NONE; capacity.next_power_of_two() as usize].into(),
             ends: vec![NONE; seconds].into(),
-            swept_s: proven_s,
+            swept_s: 0,
         }
     }
 
@@ -184,7 +183,7 @@ mod tests {
 
     #[test]
     fn a_thing_comes_once_until_it_is_stale() {
-        let mut shard = Shard::new(10, 100, 0);
+        let mut shard = Shard::new(10, 100);
         // It lies a hundred seconds ahead of nothing: the first look sweeps up to now.
         assert_eq!(shard.admit(&print(1), 1100, 1000), Seen::Now(0));
         assert_eq!(shard.admit(&print(1), 1100, 1000), Seen::Before);
@@ -198,7 +197,7 @@ mod tests {
 
     #[test]
     fn a_full_shard_refuses_until_something_ends() {
-        let mut shard = Shard::new(3, 100, 0);
+        let mut shard = Shard::new(3, 100);
         for n in 0..3 {
             assert_eq!(shard.admit(&print(n), 1050 + u64::from(n), 1000), Seen::Now(n));
         }
@@ -210,15 +209,8 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_proved_new_is_refused() {
-        let mut shard = Shard::new(10, 100, 1100);
-        assert_eq!(shard.admit(&print(1), 1100, 1000), Seen::Stale);
-        assert_eq!(shard.admit(&print(1), 1101, 1001), Seen::Now(0));
-    }
-
-    #[test]
     fn a_clock_that_goes_back_brings_nothing_back() {
-        let mut shard = Shard::new(10, 100, 0);
+        let mut shard = Shard::new(10, 100);
         assert_eq!(shard.admit(&print(1), 1100, 1000), Seen::Now(0));
         assert_eq!(shard.admit(&print(2), 5100, 5000), Seen::Now(0));
         assert_eq!(shard.admit(&print(1), 1100, 1000), Seen::Stale);
@@ -231,7 +223,7 @@ mod tests {
         fn it_does_what_a_map_does(
             steps in proptest::collection::vec((0_u32..40, 0_u64..12, 0_u64..9), 1..200),
         ) {
-            let (mut shard, mut model, mut now_s) = (Shard::new(16, 12, 0), HashMap::new(), 1000);
+            let (mut shard, mut model, mut now_s) = (Shard::new(16, 12), HashMap::new(), 1000);
             for (n, life_s, step_s) in steps {
                 now_s += step_s / 3;
                 model.retain(|_, until_s| *until_s >= now_s);

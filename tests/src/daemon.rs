@@ -75,6 +75,11 @@ impl<'a> Setup<'a> {
                 "keys.pepper",
                 &format!("{:?}", format!("file:{}", lab.dir().join("pepper").display())),
             )
+            .set(
+                "signing.master",
+                &format!("{:?}", format!("file:{}", lab.dir().join("signing").display())),
+            )
+            .set("signing.nonce_file", &at("nonces"))
             .set("upstream.0.servers", &format!(r#"["{}:8080"]"#, lab::ORIGIN))
             .set("state.dir", &at("state"))
             .set("control.socket", &at("control.sock"))

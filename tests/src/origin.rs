@@ -24,6 +24,7 @@ pub struct Origin {
     /// Where it listens.
     pub address: SocketAddr,
     seen: Arc<AtomicU64>,
+    completed: Arc<AtomicU64>,
 }
 
 impl Origin {
@@ -49,21 +50,27 @@ impl Origin {
     /// If the listener has no address.
     pub fn serve(listener: TcpListener) -> Result<Self> {
         let address = listener.local_addr()?;
-        let seen = Arc::new(AtomicU64::new(0));
-        let count = Arc::clone(&seen);
+        let (seen, completed) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let (count, whole) = (Arc::clone(&seen), Arc::clone(&completed));
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
-                let count = Arc::clone(&count);
-                std::thread::spawn(move || converse(client, &count));
+                let (count, whole) = (Arc::clone(&count), Arc::clone(&whole));
+                std::thread::spawn(move || converse(client, &count, &whole));
             }
         });
-        Ok(Self { address, seen })
+        Ok(Self { address, seen, completed })
     }
 
     /// Requests it has read the head of.
     #[must_use]
     pub fn seen(&self) -> u64 {
         self.seen.load(Relaxed)
+    }
+
+    /// Requests it has read to the end of their bodies.
+    #[must_use]
+    pub fn completed(&self) -> u64 {
+        self.completed.load(Relaxed)
     }
 }
 
@@ -83,7 +90,7 @@ impl Head {
 }
 
 /// Answers requests until the client ends the connection or the answer asks for it.
-fn converse(client: TcpStream, count: &AtomicU64) -> Option<()> {
+fn converse(client: TcpStream, count: &AtomicU64, whole: &AtomicU64) -> Option<()> {
     client.set_nodelay(true).ok()?;
     let mut writer = client.try_clone().ok()?;
     let mut reader = BufReader::new(client);
@@ -91,6 +98,7 @@ fn converse(client: TcpStream, count: &AtomicU64) -> Option<()> {
         let head = read_head(&mut reader)?;
         count.fetch_add(1, Relaxed);
         let body_bytes = drain(&mut reader, &head).ok()?;
+        whole.fetch_add(1, Relaxed);
         if !answer(&mut writer, &head, body_bytes).ok()? {
             return None;
         }
@@ -180,7 +188,8 @@ fn drain(from: &mut impl BufRead, head: &Head) -> Result<u64> {
         return drain_chunks(from);
     }
     let length = head.header("content-length").and_then(|v| v.parse().ok()).unwrap_or(0);
-    std::io::copy(&mut from.take(length), &mut std::io::sink())
+    let read = std::io::copy(&mut from.take(length), &mut std::io::sink())?;
+    if read < length { Err(std::io::ErrorKind::UnexpectedEof.into()) } else { Ok(read) }
 }
 
 fn drain_chunks(from: &mut impl BufRead) -> Result<u64> {

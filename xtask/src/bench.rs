@@ -32,6 +32,8 @@ enum Area {
     Kernel,
     /// Requests through the TLS reverse proxy.
     Gateway,
+    /// Credentials and access.
+    Identity,
 }
 
 impl Bench {
@@ -46,6 +48,7 @@ impl Bench {
         bench.env("EDGED_BIN_DIR", built("release")).arg(match self.area {
             Area::Kernel => "kernel",
             Area::Gateway => "gateway",
+            Area::Identity => "identity",
         });
         bench.args(self.measures.iter().map(u32::to_string));
         for (wanted, flag) in [(self.quick, "--quick"), (self.json, "--json")] {

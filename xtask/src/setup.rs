@@ -39,6 +39,7 @@ impl Setup {
 /// What the demo and the tests need.
 pub(crate) fn need() -> Result<()> {
     install(NEEDED)?;
+    install_clients()?;
     mount_bpf()
 }
 
@@ -86,6 +87,26 @@ pub(crate) fn install_packages(packages: &[&str]) -> Result<()> {
         .with_context(|| format!("these packages are needed: {}", packages.join(" ")))
 }
 
+/// Installs the libraries of the tests' Node clients beside each other, in `target/clients`.
+fn install_clients() -> Result<()> {
+    let dir = root().join("target/clients");
+    let is_missing = |name: &&str| !dir.join("node_modules").join(name).exists();
+    let missing: Vec<_> = CLIENTS.iter().filter(|(name, _)| is_missing(name)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if !installed("npm") {
+        println!("no npm: the tests with other people's clients in Node will not run");
+        return Ok(());
+    }
+    std::fs::create_dir_all(&dir)?;
+    println!("installing libraries of the tests' clients");
+    let packages = missing.iter().map(|(name, version)| format!("{name}@{version}"));
+    let mut npm = Command::new("npm");
+    npm.args(["install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix"]);
+    run(npm.arg(&dir).args(packages))
+}
+
 /// Mounts the BPF file system where maps are pinned; containers often lack it.
 fn mount_bpf() -> Result<()> {
     let mounts = std::fs::read_to_string("/proc/mounts")?;
@@ -97,8 +118,16 @@ fn mount_bpf() -> Result<()> {
 }
 
 /// Program and the Debian package that holds it.
-const NEEDED: &[(&str, &str)] =
-    &[("ip", "iproute2"), ("curl", "curl"), ("openssl", "openssl"), ("pebble", "pebble")];
+const NEEDED: &[(&str, &str)] = &[
+    ("ip", "iproute2"),
+    ("curl", "curl"),
+    ("openssl", "openssl"),
+    ("pebble", "pebble"),
+    ("python3", "python3"),
+];
+
+/// npm packages of the tests' clients, and their versions.
+const CLIENTS: &[(&str, &str)] = &[("http-message-signatures", "1.0.6")];
 
 /// As [`NEEDED`], for the tests against other people's issuers.
 const NODE: &[(&str, &str)] = &[("node", "nodejs"), ("npm", "npm")];

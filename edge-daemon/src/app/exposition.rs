@@ -1,6 +1,6 @@
 //! What is told on the metrics listener.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use tokio::sync::oneshot;
 
@@ -24,6 +24,9 @@ pub(super) async fn page(edge: Arc<Edge>, path: String) -> Option<String> {
         Ok(()) => answered.await.ok(),
         Err(_) => None,
     };
+    let (used, capacity) = edge.replays.usage();
+    edge.metrics.nonces[0].store(used, Relaxed);
+    edge.metrics.nonces[1].store(capacity, Relaxed);
     let (plan, feeds) = (edge.plan.load(), edge.feeds.in_use());
     let mut families = upstreams::families(&plan.upstreams);
     families.push(policy::family_of(&plan));

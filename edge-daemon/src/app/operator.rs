@@ -16,7 +16,7 @@ use crate::{
     config::{self, Settings, settings},
     control::{Command, Peer, Reply, keys::KeyCommand},
     events::Event,
-    keys::{self, pepper},
+    keys::{self, masters, pepper},
     notify::notify,
     plan::{self, PlanError},
     quota,
@@ -162,6 +162,7 @@ impl Operator {
         let is_same = settings.keys.pepper == self.settings.keys.pepper;
         let peppers = if is_same { pepper::load } else { pepper::make };
         let (plan, peppers) = (self.plan(&settings)?, peppers(&settings.keys)?);
+        let masters = masters::load(&settings.signing)?;
         look_up(&plan.upstreams).await;
         settings.resolved = resolved(&plan.upstreams);
         self.apply(&settings).await?;
@@ -169,6 +170,7 @@ impl Operator {
         self.edge.adopt(plan);
         certificates::look(&self.edge, true);
         self.edge.peppers.store(Arc::new(peppers));
+        self.edge.masters.store(Arc::new(masters));
         self.stamps = stamps(&settings);
         keep_lists(&settings);
         self.settings = settings;
@@ -182,11 +184,15 @@ impl Operator {
             return;
         }
         self.stamps = stamps;
-        let read = || anyhow::Ok((self.plan(&self.settings)?, pepper::load(&self.settings.keys)?));
+        let read = || {
+            let (keys, signing) = (&self.settings.keys, &self.settings.signing);
+            anyhow::Ok((self.plan(&self.settings)?, pepper::load(keys)?, masters::load(signing)?))
+        };
         match read() {
-            Ok((plan, peppers)) => {
+            Ok((plan, peppers, masters)) => {
                 self.edge.adopt(plan);
                 self.edge.peppers.store(Arc::new(peppers));
+                self.edge.masters.store(Arc::new(masters));
                 tracing::info!("a secret has changed; the new one is in use");
             }
             Err(error) => {
@@ -223,9 +229,11 @@ fn refuse_what_needs_a_restart(old: &Settings, new: &Settings) -> anyhow::Result
         ("server.http", old.server.http != new.server.http),
         ("server.workers", old.server.workers != new.server.workers),
         ("server.drain_timeout", old.server.drain_timeout != new.server.drain_timeout),
-        ("tokens.proofs_max", old.tokens.proofs_max != new.tokens.proofs_max),
         ("tokens.proof_age", old.tokens.proof_age != new.tokens.proof_age),
         ("tokens.cache_bytes", old.tokens.cache_bytes != new.tokens.cache_bytes),
+        ("signing.window", old.signing.policy.window_s != new.signing.policy.window_s),
+        ("signing.nonces_max", old.signing.nonces_max != new.signing.nonces_max),
+        ("signing.nonce_file", old.signing.nonce_file != new.signing.nonce_file),
         ("state.dir", old.state != new.state),
         ("control.socket", old.control != new.control),
         ("metrics.listen", old.metrics != new.metrics),

@@ -56,19 +56,15 @@ fn audience(item: &Item<'_>, takes_tokens: bool) -> Option<Vec<String>> {
 fn auth(item: &Item<'_>) -> Option<Option<Methods>> {
     if item.is_text() {
         let one = |method: auth::Method| (method.name(), Some(Methods::from(method)));
-        let mut words: Vec<_> = METHODS_OF_PROOF.into_iter().map(one).collect();
+        let mut words: Vec<_> = auth::Method::ALL.into_iter().map(one).collect();
         words.push(("none", None));
         return item.choice(&words);
     }
-    let words = METHODS_OF_PROOF.map(|method| (method.name(), method));
+    let words = auth::Method::ALL.map(|method| (method.name(), method));
     let wanted = "\"key\" or \"none\", or an array of what will do: [\"key\"]";
     let methods = some_of(item, wanted, |item| item.choice(&words))?;
     Some(Some(methods.into_iter().collect()))
 }
-
-/// The ways of proof that a route may take.
-const METHODS_OF_PROOF: [auth::Method; 3] =
-    [auth::Method::Key, auth::Method::Jwt, auth::Method::Mtls];
 
 /// Names of scopes or roles, which only somebody can hold.
 fn held(item: &Item<'_>, somebody: bool) -> Option<Vec<String>> {

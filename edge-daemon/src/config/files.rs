@@ -42,8 +42,12 @@ pub(super) fn resolve(settings: &mut Settings, base: &Path) {
         Events::File(path) => Some(path),
         Events::Stdout => None,
     };
-    let paths: [&mut PathBuf; 3] =
-        [&mut settings.kernel.pin_dir, &mut settings.state.dir, &mut settings.control.socket];
+    let paths: [&mut PathBuf; 4] = [
+        &mut settings.kernel.pin_dir,
+        &mut settings.state.dir,
+        &mut settings.control.socket,
+        &mut settings.signing.nonce_file,
+    ];
     for path in paths
         .into_iter()
         .chain(files.map(|file| &mut file.path))
@@ -114,7 +118,8 @@ fn inspect_secrets(settings: &Settings, base: &Path, document: &DeTable<'_>, not
     for (origin, least) in settings.secrets() {
         let read = origin.read().and_then(|secret| secret.at_least(least));
         let Err(fault) = read else { continue };
-        if fault.is_missing() && *origin == settings.keys.pepper {
+        let made = [&settings.keys.pepper, &settings.signing.master];
+        if fault.is_missing() && made.contains(&origin) {
             continue;
         }
         let span = place_of_text(document, |text| {

@@ -55,9 +55,6 @@ pub(super) fn tokens(table: &Table<'_>) -> Tokens {
         cache_bytes: size("cache_bytes", 16 << 20, 0, 4 << 30),
         cache_time: table.or("cache_time", MINUTE, |item| item.duration(HOUR)),
         proof_age: table.or("proof_age", MINUTE, |item| item.duration(10 * MINUTE)),
-        proofs_max: table.or("proofs_max", 1_000_000, |item| {
-            usize::try_from(item.number(1_000, 100_000_000)?).ok()
-        }),
         proof_nonces: table.or("proof_nonces", None, |item| match item.text("a duration")? {
             "off" => Some(None),
             _ => item.duration(10 * MINUTE).map(Some),

@@ -21,6 +21,7 @@ mod route;
 mod sections;
 pub mod settings;
 pub mod signature;
+mod signing;
 pub mod text;
 mod tls;
 mod upstream;
@@ -139,6 +140,7 @@ fn settings(document: &Table<'_>) -> Settings {
         keys: document.table("keys", sections::keys),
         issuers: document.tables("issuer", issuer::issuer),
         tokens: document.table("tokens", issuer::tokens),
+        signing: document.table("signing", signing::signing),
         routes,
         upstreams,
         resolved: Vec::new(),

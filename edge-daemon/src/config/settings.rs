@@ -5,6 +5,7 @@
 mod access;
 mod issuer;
 mod packets;
+mod signing;
 mod tls;
 mod upstreams;
 
@@ -25,6 +26,7 @@ pub use self::issuer::{Issuer, KeySource, Tokens};
 pub use self::packets::{
     Attach, Fragments, Interface, Kernel, NamedSignature, PrefixLimit, SynCookies, When,
 };
+pub use self::signing::Signing;
 pub use self::tls::{Acme, Certificate, ClientAuth, Clients, Listener, Tls, UnknownName};
 pub use self::upstreams::{Address, Check, Server as UpstreamServer, Tls as UpstreamTls, Upstream};
 pub use super::offer::Offer;
@@ -53,6 +55,8 @@ pub struct Settings {
     pub issuers: Vec<Issuer>,
     /// `[tokens]`: what tokens may take.
     pub tokens: Tokens,
+    /// `[signing]`: signed requests.
+    pub signing: Signing,
     /// `[[upstream]]`, in the order of the file; names are unique.
     pub upstreams: Vec<Upstream>,
     /// The addresses that names of servers mean now, with their upstream's name. Not from the file.
@@ -92,22 +96,25 @@ impl Settings {
     #[must_use]
     pub fn secrets(&self) -> Vec<(&Origin, usize)> {
         let peppers = std::iter::once(&self.keys.pepper).chain(&self.keys.former_peppers);
-        let signing = self.issuers.iter().filter_map(|issuer| match &issuer.keys {
+        let masters = std::iter::once(&self.signing.master).chain(&self.signing.former_masters);
+        let issuers = self.issuers.iter().filter_map(|issuer| match &issuer.keys {
             KeySource::Static(files) => Some(&files.secrets),
             KeySource::Fetched(_) => None,
         });
-        let all = peppers.chain(signing.flatten()).chain(&self.upstream_identity.key);
-        all.map(|origin| (origin, BYTES_MIN)).collect()
+        let others = issuers.flatten().chain(&self.upstream_identity.key);
+        peppers.chain(masters).chain(others).map(|origin| (origin, BYTES_MIN)).collect()
     }
 
     fn secrets_mut(&mut self) -> Vec<&mut Origin> {
-        let keys = &mut self.keys;
+        let (keys, signing) = (&mut self.keys, &mut self.signing);
         let peppers = std::iter::once(&mut keys.pepper).chain(&mut keys.former_peppers);
-        let signing = self.issuers.iter_mut().filter_map(|issuer| match &mut issuer.keys {
+        let masters = std::iter::once(&mut signing.master).chain(&mut signing.former_masters);
+        let issuers = self.issuers.iter_mut().filter_map(|issuer| match &mut issuer.keys {
             KeySource::Static(files) => Some(&mut files.secrets),
             KeySource::Fetched(_) => None,
         });
-        peppers.chain(signing.flatten()).chain(&mut self.upstream_identity.key).collect()
+        let others = issuers.flatten().chain(&mut self.upstream_identity.key);
+        peppers.chain(masters).chain(others).collect()
     }
 
     /// Takes relative paths of secrets from this folder.

@@ -62,6 +62,7 @@ fn the_annotated_file_shows_every_key() {
         include_str!("route.rs"),
         include_str!("sections.rs"),
         include_str!("signature.rs"),
+        include_str!("signing.rs"),
         include_str!("upstream.rs"),
         include_str!("tls.rs"),
     ];

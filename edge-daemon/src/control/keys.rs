@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use edge_identity::key::{KeyId, Leak, Place};
+use edge_identity::{
+    key::{KeyId, Leak, Place},
+    signed::{Algorithm, PublicKey},
+};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -80,6 +83,22 @@ pub struct NewKey {
     pub life: Life,
     /// The secret that has to come with it.
     pub secret: NewSecret,
+    /// How it signs requests.
+    #[serde(default)]
+    pub signing: NewSigning,
+}
+
+/// How a new key signs requests.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NewSigning {
+    /// Not at all.
+    #[default]
+    None,
+    /// With a secret that is derived for it and told once.
+    Derived,
+    /// With the private key of this public one.
+    Public(PublicKey),
 }
 
 /// A second secret to be bound to a key.
@@ -121,11 +140,14 @@ pub enum Life {
 pub struct KeyCreated {
     /// Its public name.
     pub id: String,
-    /// The key itself; told this once.
+    /// The key itself; told this once. Empty if it has a public key, and is named by its id alone.
     pub key: String,
     /// The secret bound to it, if it is random; told this once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secret: Option<String>,
+    /// The secret with which it signs, in hexadecimal, if it is derived; told this once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signing_secret: Option<String>,
     /// When it ends; `None`: never.
     pub expires_ms: Option<u64>,
     /// The key whose place it takes, and when that one ends.
@@ -172,6 +194,9 @@ pub struct KeyEntry {
     pub replaced_by: Option<KeyId>,
     /// The secret that has to come with it: `random` or `chosen`.
     pub secret: Option<String>,
+    /// The algorithm by which it signs requests, and must.
+    #[serde(default)]
+    pub signing: Option<Algorithm>,
     /// Whether an Argon2id hash of it is kept beside its digest.
     pub argon2id: bool,
     /// The pepper of its digest: `current`, `former` or `unknown`.

@@ -7,7 +7,7 @@ use clap_complete::Shell;
 use edge_policy::probe::tcp_flags;
 use ipnet::IpNet;
 
-use super::{authz::AuthzVerb, keys::KeyVerb, tokens::TokenVerb};
+use super::{authz::AuthzVerb, keys::KeyVerb, sign::Sign, tokens::TokenVerb};
 use crate::{
     config::text,
     control::{
@@ -68,6 +68,8 @@ pub enum Verb {
     /// Permissions
     #[command(subcommand)]
     Authz(AuthzVerb),
+    /// Sign a request as its client would, and print the curl line that sends it
+    Sign(Box<Sign>),
     /// Read the configuration again; a bad one is refused and changes nothing
     Reload,
     /// Take the packet filter off its interfaces and forget its tables
@@ -241,7 +243,7 @@ impl UpstreamVerb {
 }
 
 /// What a command line comes to.
-pub(super) enum Act {
+pub(super) enum Act<'a> {
     /// To ask the daemon.
     Ask(Command),
     /// To ask the daemon about keys.
@@ -255,6 +257,8 @@ pub(super) enum Act {
         /// Whether once will do.
         once: bool,
     },
+    /// To sign a request.
+    Sign(&'a Sign),
     /// To print a completion script.
     Complete(Shell),
 }
@@ -314,7 +318,7 @@ mod tests {
     use clap::CommandFactory as _;
 
     use super::*;
-    use crate::control::keys::{KeyCommand, Life, NewKey, NewSecret};
+    use crate::control::keys::{KeyCommand, Life, NewKey, NewSecret, NewSigning};
     use crate::control::tokens::TokenCommand;
     use edge_identity::jwt::denylist::Target;
 
@@ -323,7 +327,7 @@ mod tests {
         match args.verb.act(|| Some("198.51.100.7".parse().unwrap())) {
             Act::Ask(command) | Act::Watch { command, .. } => command,
             Act::Key(verb) => Command::Key(verb.command().unwrap()),
-            Act::Detach(_) | Act::Complete(_) => panic!("{line}: no command"),
+            Act::Detach(_) | Act::Sign(_) | Act::Complete(_) => panic!("{line}: no command"),
         }
     }
 
@@ -378,6 +382,7 @@ mod tests {
             places: Vec::new(),
             life: Life::Default,
             secret: NewSecret::None,
+            signing: NewSigning::None,
         };
         let key = |command| Command::Key(command);
         let create = |new| key(KeyCommand::Create(Box::new(new)));

@@ -1,5 +1,4 @@
-//! `edgectl key`: what is asked of the daemon about keys, page by page where there are many, and
-//! the answers in words.
+//! `edgectl key`: what is asked of the daemon about keys, page by page where there are many.
 
 use std::{
     fs,
@@ -9,19 +8,20 @@ use std::{
 };
 
 use clap::Subcommand;
-use edge_identity::key::{KeyId, Place};
+use edge_identity::{
+    key::{KeyId, Place},
+    signed::{Algorithm, PublicKey},
+};
 use ipnet::IpNet;
 
 use super::{
     Args, DONE, REFUSED, answer,
     args::{duration, millis, net},
-    complain, now_ms,
-    print::{left, pairs, table, utc},
-    say,
+    complain, now_ms, say,
 };
 use crate::control::{
     Command, Reply,
-    keys::{Imported, KeyCommand, KeyCreated, KeyEntry, KeyPage, Life, NewKey, NewSecret},
+    keys::{Imported, KeyCommand, KeyEntry, KeyPage, Life, NewKey, NewSecret, NewSigning},
 };
 
 /// What to do with API keys.
@@ -102,6 +102,20 @@ pub struct Create {
     /// Bind the secret in this file to it; `-` is standard input
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
+    /// It signs requests, and is good for signed ones only, with a secret that is printed
+    #[arg(long, conflicts_with_all = ["secret", "secret_file", "public_key"])]
+    signing: bool,
+    /// It signs requests with the private key of this public one (PEM)
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["secret", "secret_file"])]
+    public_key: Option<PathBuf>,
+    /// The algorithm of the public key, where there is a choice: rsa-v1_5-sha256 [default: rsa-pss-sha512]
+    #[arg(long, requires = "public_key", value_parser = algorithm)]
+    algorithm: Option<Algorithm>,
+}
+
+fn algorithm(text: &str) -> Result<Algorithm, String> {
+    let known = Algorithm::PUBLIC.into_iter().find(|algorithm| algorithm.name() == text);
+    known.ok_or_else(|| Algorithm::PUBLIC.map(Algorithm::name).join(", "))
 }
 
 /// Which keys to show.
@@ -171,6 +185,15 @@ impl Create {
             None if self.secret => NewSecret::Random,
             None => NewSecret::None,
         };
+        let signing = match &self.public_key {
+            Some(path) => {
+                let key = PublicKey::from_pem(&read(path)?, self.algorithm);
+                let named = |fault| io::Error::other(format!("{} {fault}", path.display()));
+                NewSigning::Public(key.map_err(named)?)
+            }
+            None if self.signing => NewSigning::Derived,
+            None => NewSigning::None,
+        };
         Ok(NewKey {
             name: self.name.clone(),
             owner: self.owner.clone(),
@@ -181,6 +204,7 @@ impl Create {
             places: self.routes.clone(),
             life: self.expires.unwrap_or(Life::Default),
             secret,
+            signing,
         })
     }
 }
@@ -301,70 +325,6 @@ fn read(path: &Path) -> io::Result<String> {
 
 pub(super) fn life(text: &str) -> Result<Life, String> {
     if text == "never" { Ok(Life::Forever) } else { duration(text).map(|d| Life::Ms(millis(d))) }
-}
-
-pub(super) fn created_text(key: &KeyCreated) -> String {
-    let mut lines = vec![("id", key.id.clone()), ("key", key.key.clone())];
-    lines.extend(key.secret.clone().map(|secret| ("secret", secret)));
-    lines.push(("expires", key.expires_ms.map_or_else(|| "never".to_owned(), utc)));
-    if let Some((id, ends_ms)) = &key.replaces {
-        let ends = ends_ms.map_or_else(|| "never".to_owned(), utc);
-        lines.push(("replaces", format!("{id}, which ends {ends}")));
-    }
-    pairs(&lines) + "\nThe key is shown this once; only its digest is kept.\n"
-}
-
-pub(super) fn list_text(page: &KeyPage, now_ms: u64) -> String {
-    let rows = page.entries.iter().map(|key| {
-        vec![
-            key.id.to_string(),
-            key.name.clone(),
-            key.owner.clone(),
-            key.scopes.join(","),
-            utc(key.created_ms),
-            ends(key, now_ms),
-            key.used_ms.map_or_else(|| "never".to_owned(), utc),
-            if key.exposed.is_some() { "EXPOSED".to_owned() } else { String::new() },
-        ]
-    });
-    table(&["ID", "NAME", "OWNER", "SCOPES", "CREATED", "ENDS", "USED", "NOTE"], rows)
-}
-
-pub(super) fn entry_text(key: &KeyEntry, now_ms: u64) -> String {
-    let words = |words: &[String]| if words.is_empty() { "none".into() } else { words.join(" ") };
-    let some = |words: Vec<String>| if words.is_empty() { "any".into() } else { words.join(" ") };
-    let kept = if key.argon2id { "keyed BLAKE3, $argon2id$" } else { "keyed BLAKE3" };
-    let mut lines = vec![
-        ("id", key.id.to_string()),
-        ("name", key.name.clone()),
-        ("owner", key.owner.clone()),
-        ("scopes", words(&key.scopes)),
-        ("roles", words(&key.roles)),
-        ("tier", key.tier.clone().unwrap_or_else(|| "default".to_owned())),
-        ("networks", some(key.networks.iter().map(ToString::to_string).collect())),
-        ("routes", some(key.places.iter().map(ToString::to_string).collect())),
-        ("created", utc(key.created_ms)),
-        ("ends", ends(key, now_ms)),
-        ("used", key.used_ms.map_or_else(|| "never".to_owned(), utc)),
-        ("kept as", format!("{kept}; {} pepper", key.pepper)),
-        ("secret", key.secret.clone().unwrap_or_else(|| "none".to_owned())),
-    ];
-    lines.extend(
-        key.exposed.map(|(leak, at_ms)| ("EXPOSED", format!("{}, {}", leak.name(), utc(at_ms)))),
-    );
-    lines.extend(key.replaced_by.map(|id| ("replaced by", id.to_string())));
-    pairs(&lines)
-}
-
-fn ends(key: &KeyEntry, now_ms: u64) -> String {
-    match key.revoked_ms {
-        Some(at) => format!("revoked {}", utc(at)),
-        None => left(key.expires_ms, now_ms),
-    }
-}
-
-pub(super) fn imported_text(imported: &Imported) -> String {
-    format!("{} keys are new, {} were known\n", imported.added, imported.known)
 }
 
 /// Bytes of the lines in one command; the command holds some more.

@@ -1,10 +1,10 @@
 //! Replies as people and programs read them.
 
+mod keys;
+
 use std::{fmt::Write as _, path::Path};
 
 use serde::Serialize;
-
-use super::keys;
 
 use crate::{
     clock,

@@ -1,7 +1,10 @@
 //! What operators say about keys, done.
 
 use anyhow::{Context as _, bail};
-use edge_identity::key::{BoundSecret, Extra, Grants, KeyId, KeyRecord, PepperId, Secret};
+use edge_identity::{
+    key::{BoundSecret, Extra, Grants, KeyId, KeyRecord, PepperId, Secret},
+    signed::{Signing, to_hex},
+};
 
 use super::{Registry, slow};
 use crate::{
@@ -9,7 +12,7 @@ use crate::{
     config::settings::HashPolicy,
     control::{
         Peer, Reply,
-        keys::{KeyCommand, KeyCreated, KeyEntry, KeyPage, Life, NewKey, NewSecret},
+        keys::{KeyCommand, KeyCreated, KeyEntry, KeyPage, Life, NewKey, NewSecret, NewSigning},
     },
     events::Event,
     store::StoredKey,
@@ -38,7 +41,8 @@ impl Registry {
     }
 
     fn create(&self, new: NewKey, peer: Peer) -> anyhow::Result<KeyCreated> {
-        let NewKey { name, owner, scopes, roles, tier, networks, places, life, secret } = new;
+        let NewKey { name, owner, scopes, roles, tier, networks, places, life, secret, signing } =
+            new;
         let grants = Grants { scopes, roles, tier, networks, places };
         let (mut stored, key) = self.mint(name, owner, grants, life)?;
         let id = stored.record.id;
@@ -58,6 +62,9 @@ impl Registry {
             }
         };
         stored.record.extras.extend(bound.map(Extra::Secret));
+        let (signing, signing_secret) = self.signing(id, signing)?;
+        let is_public = matches!(signing, Some(Signing::Public(_)));
+        stored.record.extras.extend(signing.map(Extra::Signing));
         let record = stored.record.clone();
         self.store.put_keys(&[stored])?;
         self.edge.keys.put(&record);
@@ -70,10 +77,30 @@ impl Registry {
         });
         Ok(KeyCreated {
             id: id.to_string(),
-            key: key.expose().to_owned(),
+            key: if is_public { String::new() } else { key.expose().to_owned() },
             secret: told,
+            signing_secret,
             expires_ms: record.expires_ms,
             replaces: None,
+        })
+    }
+
+    /// How a new key of this id signs, and the secret that its owner is told.
+    fn signing(
+        &self,
+        id: KeyId,
+        new: NewSigning,
+    ) -> anyhow::Result<(Option<Signing>, Option<String>)> {
+        Ok(match new {
+            NewSigning::None => (None, None),
+            NewSigning::Public(key) => (Some(Signing::Public(key)), None),
+            NewSigning::Derived => {
+                let masters = self.edge.masters.load();
+                let master = masters.current().context("there is no master secret")?;
+                let secret = masters.secret(master, id.as_str()).map(zeroize::Zeroizing::new);
+                let secret = secret.context("the master secret cannot be used")?;
+                (Some(Signing::Derived(master.to_owned())), Some(to_hex(&*secret)))
+            }
         })
     }
 
@@ -144,11 +171,20 @@ impl Registry {
         if old.secret().is_some() {
             bail!("the key {id} has a secret bound to it; make another with a secret of its own");
         }
+        let signing = match old.signing() {
+            None => NewSigning::None,
+            Some(Signing::Derived(_)) => NewSigning::Derived,
+            Some(Signing::Public(_)) => {
+                bail!("the key {id} is a public one; make another with a public key of its own")
+            }
+        };
         let grace = u64::try_from(self.settings().grace.as_millis()).unwrap_or(u64::MAX);
         let ends_ms = now_ms.saturating_add(grace_ms.unwrap_or(grace));
         let ends_ms = old.expires_ms.map_or(ends_ms, |end| end.min(ends_ms));
-        let (new, key) =
+        let (mut new, key) =
             self.mint(old.name.clone(), old.owner.clone(), old.grants.clone(), life)?;
+        let (signing, signing_secret) = self.signing(new.record.id, signing)?;
+        new.record.extras.extend(signing.map(Extra::Signing));
         let record = new.record.clone();
         old.expires_ms = Some(ends_ms);
         old.extras.push(Extra::ReplacedBy(record.id));
@@ -167,6 +203,7 @@ impl Registry {
             id: record.id.to_string(),
             key: key.expose().to_owned(),
             secret: None,
+            signing_secret,
             expires_ms: record.expires_ms,
             replaces: Some((id.to_string(), Some(ends_ms))),
         })
@@ -238,6 +275,7 @@ impl Registry {
             exposed: record.exposed(),
             replaced_by: record.replaced_by(),
             secret,
+            signing: record.signing().map(Signing::algorithm),
             argon2id: hash.is_some(),
             pepper: pepper.to_owned(),
             id: record.id,

@@ -6,6 +6,7 @@
 
 mod command;
 mod exchange;
+pub mod masters;
 pub mod pepper;
 pub mod slow;
 mod sweep;

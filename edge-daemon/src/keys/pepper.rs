@@ -48,7 +48,7 @@ fn read(origin: &Origin) -> anyhow::Result<Pepper> {
     Ok(Pepper::of(secret.expose()))
 }
 
-fn make_if_missing(path: &Path) -> io::Result<()> {
+pub(super) fn make_if_missing(path: &Path) -> io::Result<()> {
     if fs::exists(path)? {
         return Ok(());
     }

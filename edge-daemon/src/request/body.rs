@@ -124,6 +124,7 @@ fn fault(broken: Broken) -> Reason {
     match broken {
         Broken::Gone => Reason::ClientGone,
         Broken::Malformed => Reason::MalformedRequest,
+        Broken::Forged => Reason::BodyDigest,
     }
 }
 

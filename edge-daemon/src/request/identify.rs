@@ -18,7 +18,7 @@ use edge_policy::{
 };
 use http::request::Parts;
 
-use super::{Plan, Worker, front::Visitor, keys, token};
+use super::{Plan, Worker, front::Visitor, incoming::Incoming, keys, signed, token};
 
 /// A request as far as it is known before anybody is asked who sent it.
 #[derive(Clone, Copy)]
@@ -57,12 +57,14 @@ pub(crate) fn shown_key<'a>(
 
 /// Proves what a request presents, in the one way that it and the route have in common.
 ///
-/// May wait, bounded, for keys of an issuer; never for a disk.
+/// The body is as it came, but where a signature covers it: then it breaks off unless it is the one
+/// that was signed. May wait, bounded, for keys of an issuer; never for a disk.
 pub(crate) async fn identify(
     worker: &Worker,
     (plan, route): (&Arc<Plan>, &Route),
     asked: Asked<'_>,
     shown: Option<Shown<'_>>,
+    body: &mut Option<Incoming>,
 ) -> Result<Identity, Denied> {
     let methods = route.access.methods();
     let certificate = asked.visitor.certificate.is_some();
@@ -78,6 +80,11 @@ pub(crate) async fn identify(
             return Ok(Identity { principal: Some(Principal::Named(named)) });
         }
         (Some(Method::Mtls), _) => by_certificate(plan, asked.visitor).map(Principal::Named),
+        (Some(method @ Method::Signature), shown) => {
+            signed::prove(worker, plan, asked, shown, body)
+                .await
+                .map(|key| Principal::Key { key, method })
+        }
         // The configuration lets a route take only what can be proved.
         (Some(_), _) => Err(Reason::InternalError),
     };

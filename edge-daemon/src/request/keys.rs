@@ -24,6 +24,9 @@ pub(super) async fn prove(
     let (edge, rules) = (&worker.edge, &plan.key_rules);
     let proof = key::prove(&edge.keys, &edge.peppers.load(), rules, shown.key, clock::unix_ms());
     let Proof { key, renewed } = proof?;
+    if key.signing().is_some() {
+        return Err(Reason::BadSignature);
+    }
     match (key.check_secret(shown.secret), shown.secret) {
         (SecretCheck::Right, _) => {}
         (SecretCheck::Ask(hash), Some(secret)) => {

@@ -15,6 +15,7 @@ mod incoming;
 mod keys;
 mod path;
 mod serve;
+mod signed;
 mod token;
 mod upstream;
 mod watch;
@@ -38,8 +39,9 @@ use edge_common::{Blame, ClientWidth, Reason};
 use edge_identity::{
     assertion::Signer,
     certificate::Mapping,
-    jwt::denylist::Denylist,
+    jwt::{denylist::Denylist, dpop::Nonces},
     key::{self, KeyRing, Peppers},
+    signed::Masters,
 };
 use edge_policy::{
     abuse::Scores,
@@ -53,7 +55,7 @@ use tokio::{
     task::LocalSet,
 };
 
-pub use self::{access::Tally, serve::Entrance, token::Proofs};
+pub use self::{access::Tally, serve::Entrance, token::nonces as proof_nonces};
 use self::{assertion::Assertions, token::Tokens, upstream::Upstream};
 use crate::{
     banned::Banned,
@@ -63,6 +65,7 @@ use crate::{
     issuers::{Feeds, Issuers},
     keys::{Orders, slow::Slow},
     metrics::{Counters, Metrics},
+    replay::Replays,
     tls, upstream as servers,
     verdict::{Order, Signal},
 };
@@ -75,8 +78,8 @@ pub struct Edge {
     pub feeds: Feeds,
     /// Tokens that operators deny.
     pub denylist: Denylist,
-    /// DPoP proofs that came.
-    pub proofs: Proofs,
+    /// The nonces that DPoP proofs must carry, if they must.
+    pub proof_nonces: Nonces,
     /// Told when the plan, or what clients' certificates are judged by, has changed.
     pub changed: tokio::sync::watch::Sender<()>,
     /// The keys that are known.
@@ -87,6 +90,10 @@ pub struct Edge {
     pub slow: Slow,
     /// The secrets of the keys' digests; replaced whole when they are read again.
     pub peppers: ArcSwap<Peppers>,
+    /// Those from which the secrets of keys that sign are derived; replaced whole, too.
+    pub masters: ArcSwap<Masters>,
+    /// What came once and must not come again.
+    pub replays: Replays,
     /// Bans, for clients behind trusted proxies.
     pub banned: Banned,
     /// The way to the verdict writer.
@@ -144,6 +151,8 @@ pub struct Plan {
     pub key_rules: key::Rules,
     /// How keys are kept.
     pub keys: settings::Keys,
+    /// Which signed requests are taken.
+    pub signing: settings::Signing,
     /// What each misdeed weighs; what weighs nothing is not reported.
     pub scores: Scores,
     /// How much of an address stands for one client.

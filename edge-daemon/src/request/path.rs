@@ -145,7 +145,7 @@ async fn settle(
     trace.origin = route.answers.cors.as_ref().and_then(|cors| cors.origin(&head.headers));
     visitor.check_certificate(route.certificate)?;
     let asked = identify::Asked { head: &head, host: &host, target: &target, visitor };
-    let identity = identify::identify(worker, (plan, route), asked, key).await?;
+    let identity = identify::identify(worker, (plan, route), asked, key, body).await?;
     trace.principal = identity.principal;
     let facts = Facts {
         method: &head.method,

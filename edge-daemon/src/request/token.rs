@@ -1,11 +1,6 @@
 //! A token, proved: `Authorization: Bearer` and `Authorization: DPoP`.
 
-use std::{
-    cell::RefCell,
-    collections::BTreeMap,
-    io,
-    sync::{Arc, Mutex},
-};
+use std::{cell::RefCell, collections::BTreeMap, io, sync::Arc};
 
 use edge_common::Reason;
 use edge_identity::{
@@ -16,7 +11,7 @@ use edge_identity::{
         dpop::{Expected, Nonces, Proof},
     },
     principal::{Claim, Method, Named},
-    replay::{Seen, Shard},
+    signed::Once,
 };
 use edge_policy::{
     auth::{Challenge, Methods, PresentedToken, TokenError, TokenScheme},
@@ -31,6 +26,7 @@ use crate::{
     clock,
     config::settings,
     issuers::{Feed, Refreshed},
+    replay::LEEWAY_S_MAX,
 };
 
 /// A token that was verified, and whom it names.
@@ -41,14 +37,6 @@ pub(super) struct Known {
 
 /// The tokens that one worker has verified.
 pub(super) type Tokens = RefCell<Cache<Known>>;
-
-/// What proofs need beside the request: the memory of those seen, and nonces. Shared by all.
-pub struct Proofs {
-    shards: Vec<Mutex<Shard>>,
-    nonces: Nonces,
-    fingerprints: [u8; 32],
-    age_max_s: u64,
-}
 
 /// Proves a token. May wait, bounded, for its issuer's keys.
 ///
@@ -74,7 +62,7 @@ pub(super) async fn prove(
         Ok(known) => Ok(Arc::clone(&known.named)),
         Err(Stop::Fault(fault)) => {
             worker.counters.token_faults.count(fault);
-            let nonces = &worker.edge.proofs.nonces;
+            let nonces = &worker.edge.proof_nonces;
             let nonce = (fault == Fault::ProofNonce).then(|| nonces.current(clock::unix_ms()));
             Err(refusal(fault.reason(), Some(fault), (scheme, nonce), methods))
         }
@@ -199,7 +187,7 @@ fn admit(
     match (judged, proof) {
         // It was not the token that lacked something, but its proof.
         (Ok(()) | Err(Fault::Sender), Some(Err(fault))) | (Err(fault), _) => Err(fault.into()),
-        (Ok(()), Some(Ok(proof))) => worker.edge.proofs.admit(&proof, now_ms),
+        (Ok(()), Some(Ok(proof))) => admit_proof(worker, plan, &proof, now_ms),
         (Ok(()), None) => Ok(()),
     }
 }
@@ -228,8 +216,8 @@ fn proof(
             token,
             now_ms,
             age_max_ms: u64::try_from(plan.tokens.proof_age.as_millis()).unwrap_or(u64::MAX),
-            leeway_ms: terms.leeway_ms,
-            nonces: plan.tokens.proof_nonces.map(|_| &worker.edge.proofs.nonces),
+            leeway_ms: terms.leeway_ms.min(LEEWAY_S_MAX * 1000),
+            nonces: plan.tokens.proof_nonces.map(|_| &worker.edge.proof_nonces),
         },
     )
 }
@@ -243,50 +231,26 @@ fn certificate(token: &Verified, visitor: &Visitor) -> Option<[u8; 32]> {
 
 const DPOP: HeaderName = HeaderName::from_static("dpop");
 
-impl Proofs {
-    /// An empty memory. Proofs that were made before this moment are refused: whether they came
-    /// already, only the process before this one knew.
-    ///
-    /// # Errors
-    /// If there is no randomness.
-    pub fn new(settings: &settings::Tokens) -> io::Result<Self> {
-        let (mut secret, mut fingerprints) = ([0; 32], [0; 32]);
-        getrandom::fill(&mut secret).map_err(io::Error::other)?;
-        getrandom::fill(&mut fingerprints).map_err(io::Error::other)?;
-        let age_max_s = settings.proof_age.as_secs().max(1);
-        let period = settings.proof_nonces.unwrap_or(settings.proof_age).max(MILLISECOND);
-        let capacity = u32::try_from(settings.proofs_max / SHARDS).unwrap_or(u32::MAX).max(1);
-        let proven_s = clock::unix_ms() / 1000 + age_max_s;
-        // A proof may come a leeway early, and is remembered until it is too old all the same.
-        let lifetime_s = age_max_s + LEEWAY_MAX_S;
-        let shard = |_| Mutex::new(Shard::new(capacity, lifetime_s, proven_s));
-        Ok(Self {
-            shards: (0..SHARDS).map(shard).collect(),
-            nonces: Nonces::new(secret, u64::try_from(period.as_millis()).unwrap_or(u64::MAX)),
-            fingerprints,
-            age_max_s,
-        })
-    }
+/// Lets a proof pass once.
+fn admit_proof(worker: &Worker, plan: &Plan, proof: &Proof, now_ms: u64) -> Result<(), Stop> {
+    let issued_s = proof.issued_ms / 1000;
+    let once = Once::proof(&proof.id, issued_s, issued_s + plan.tokens.proof_age.as_secs());
+    worker.edge.replays.admit(&once, now_ms / 1000).map_err(|reason| match reason {
+        // It came, or whether it did cannot be said any more.
+        Reason::Replayed | Reason::StaleSignature => Fault::ProofReplayed.into(),
+        reason => Stop::Reason(reason),
+    })
+}
 
-    /// Lets a proof pass once.
-    fn admit(&self, proof: &Proof, now_ms: u64) -> Result<(), Stop> {
-        let hash = blake3::keyed_hash(&self.fingerprints, &proof.id);
-        let bytes = hash.as_bytes();
-        let mut print = [0; 16];
-        print.copy_from_slice(&bytes[..16]);
-        let shard = &self.shards[usize::from(bytes[31]) % SHARDS];
-        let until_s = proof.issued_ms / 1000 + self.age_max_s;
-        let seen = shard.lock().map_err(|_| Stop::Reason(Reason::InternalError))?.admit(
-            &print,
-            until_s,
-            now_ms / 1000,
-        );
-        match seen {
-            Seen::Now(_) => Ok(()),
-            Seen::Before | Seen::Stale => Err(Fault::ProofReplayed.into()),
-            Seen::Full => Err(Stop::Reason(Reason::NoncesFull)),
-        }
-    }
+/// The nonces that proofs must carry, if they must.
+///
+/// # Errors
+/// If there is no randomness.
+pub fn nonces(settings: &settings::Tokens) -> io::Result<Nonces> {
+    let mut secret = [0; 32];
+    getrandom::fill(&mut secret).map_err(io::Error::other)?;
+    let period = settings.proof_nonces.unwrap_or(settings.proof_age).max(MILLISECOND);
+    Ok(Nonces::new(secret, u64::try_from(period.as_millis()).unwrap_or(u64::MAX)))
 }
 
 /// Whom a token names.
@@ -350,9 +314,3 @@ pub(super) fn tokens(settings: &settings::Tokens) -> io::Result<Tokens> {
 }
 
 const MILLISECOND: std::time::Duration = std::time::Duration::from_millis(1);
-
-/// Each with a lock of its own, held for a look and a write.
-const SHARDS: usize = 16;
-
-/// The most that an issuer's `leeway` may be, in seconds.
-const LEEWAY_MAX_S: u64 = 300;

@@ -7,6 +7,7 @@ use edge_common::Reason;
 
 use super::pepper::{Digest, PepperId};
 use super::record::{BoundSecret, Extra, Grants, KeyId, KeyRecord};
+use crate::signed::Signing;
 
 /// A key in use. A million of them are held, so each is small; its end, its revocation and its
 /// marks change in place, and take effect with the next look.
@@ -28,6 +29,7 @@ pub struct Key {
     used_s: AtomicU32,
     saved_s: AtomicU32,
     bound: Option<Box<Bound>>,
+    signing: Option<Box<Signing>>,
 }
 
 /// A secret that comes with the key.
@@ -89,6 +91,7 @@ impl Key {
             used_s: AtomicU32::new(0),
             saved_s: AtomicU32::new(0),
             bound: bound.map(|secret| Box::new(Bound { secret, known: OnceLock::new() })),
+            signing: record.signing().cloned().map(Box::new),
         }
     }
 
@@ -137,6 +140,12 @@ impl Key {
     #[must_use]
     pub fn grants(&self) -> &Grants {
         &self.grants
+    }
+
+    /// How it signs requests. Such a key is good for signed ones only.
+    #[must_use]
+    pub fn signing(&self) -> Option<&Signing> {
+        self.signing.as_deref()
     }
 
     /// When it ends, in unix milliseconds; `None` is never.

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::pepper::{Digest, PepperId, hex, unhex};
+use crate::signed::Signing;
 
 /// The public name of a key in logs and commands: 48 bits, of which two of a million keys share
 /// one with a chance below 1 in 500; then the later key is made anew.
@@ -197,6 +198,8 @@ pub enum Extra {
     Exposed(Leak, u64),
     /// It was rotated: the key that took its place.
     ReplacedBy(KeyId),
+    /// It signs requests, and is good for signed ones only.
+    Signing(Signing),
 }
 
 /// What the store keeps of a key.
@@ -230,6 +233,15 @@ impl KeyRecord {
     pub fn secret(&self) -> Option<&BoundSecret> {
         self.extras.iter().find_map(|extra| match extra {
             Extra::Secret(secret) => Some(secret),
+            _ => None,
+        })
+    }
+
+    /// How it signs, if it does.
+    #[must_use]
+    pub fn signing(&self) -> Option<&Signing> {
+        self.extras.iter().find_map(|extra| match extra {
+            Extra::Signing(signing) => Some(signing),
             _ => None,
         })
     }

@@ -106,14 +106,16 @@ pub(super) fn declared_sha256(headers: &HeaderMap) -> Result<Option<[u8; 32]>, R
 }
 
 /// Bytes written in hex, of either case; at least one.
-pub(super) fn from_hex(text: &str) -> Option<Vec<u8>> {
+#[must_use]
+pub fn from_hex(text: &str) -> Option<Vec<u8>> {
     let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|d| u8::try_from(d).ok());
     let pair = |pair: &[u8]| Some(digit(pair[0])? << 4 | digit(*pair.get(1)?)?);
     (!text.is_empty()).then(|| text.as_bytes().chunks(2).map(pair).collect())?
 }
 
 /// Bytes in lower-case hex.
-pub(super) fn to_hex(bytes: &[u8]) -> String {
+#[must_use]
+pub fn to_hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut hex, byte| {
         hex.extend([byte >> 4, byte & 15].map(|d| char::from_digit(d.into(), 16).unwrap_or('0')));
         hex

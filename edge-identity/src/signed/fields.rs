@@ -9,7 +9,7 @@ use sfv::{BareItem, Dictionary, FieldType as _, InnerList, ListEntry, Parser};
 
 use super::body::{BodyCheck, CONTENT_DIGEST};
 use super::component::{Component, Name, combined};
-use super::{Message, Once, Policy, Proven, Verifier};
+use super::{Fresh, Message, Once, Policy, Proven, Verifier};
 
 /// The signatures.
 pub const SIGNATURE: HeaderName = HeaderName::from_static("signature");
@@ -17,31 +17,41 @@ pub const SIGNATURE: HeaderName = HeaderName::from_static("signature");
 /// What each of them signs.
 pub const SIGNATURE_INPUT: HeaderName = HeaderName::from_static("signature-input");
 
+/// What a signature signs whose `Signature-Input` has this value, for whoever makes one. `None` if
+/// [`read`](super::read) would refuse to read it, or the message lacks a component.
+#[must_use]
+pub fn base(input: &str, message: &Message<'_>) -> Option<String> {
+    let dictionary: Dictionary = Parser::new(&format!("sig={input}")).parse().ok()?;
+    match dictionary.get("sig")? {
+        ListEntry::InnerList(list) => Input::read(list)?.base(message),
+        ListEntry::Item(_) => None,
+    }
+}
+
 /// What one signature signs: components and parameters.
 #[derive(Debug)]
-pub struct Input {
+pub(super) struct Input {
     components: Vec<Component>,
     /// As it stands in the last line of the base.
     pub(super) parameters: String,
     /// When it was made, in unix seconds.
-    pub created_s: Option<u64>,
+    pub(super) created_s: Option<u64>,
     /// When it ends, in unix seconds.
-    pub expires_s: Option<u64>,
+    expires_s: Option<u64>,
     /// What makes it differ from all others.
-    pub nonce: Option<String>,
+    nonce: Option<String>,
     /// The name of an algorithm.
-    pub alg: Option<String>,
+    alg: Option<String>,
     /// The name of a key.
-    pub keyid: Option<String>,
+    keyid: Option<String>,
     /// What it is for.
-    pub tag: Option<String>,
+    tag: Option<String>,
 }
 
 impl Input {
     /// Reads the value of a `Signature-Input` member; `None` if it has a part of no known meaning,
     /// two components alike or too many.
-    #[must_use]
-    pub fn read(list: &InnerList) -> Option<Self> {
+    pub(super) fn read(list: &InnerList) -> Option<Self> {
         if list.items.len() > COMPONENTS_MAX {
             return None;
         }
@@ -78,8 +88,7 @@ impl Input {
     }
 
     /// The signature base (2.5): what is signed of this message. `None` if it lacks a component.
-    #[must_use]
-    pub fn base(&self, message: &Message<'_>) -> Option<String> {
+    pub(super) fn base(&self, message: &Message<'_>) -> Option<String> {
         let mut base = String::new();
         for Component { id, name } in &self.components {
             let value = name.value(message)?;
@@ -120,7 +129,7 @@ pub(super) struct Claim {
     signature: Vec<u8>,
     base: String,
     body: Option<BodyCheck>,
-    until_s: u64,
+    time: Fresh,
 }
 
 impl Claim {
@@ -128,7 +137,7 @@ impl Claim {
         let bad = Reason::BadSignature;
         let (list, signature) = chosen(message.headers, policy.label.as_deref()).ok_or(bad)?;
         let input = Input::read(&list).ok_or(bad)?;
-        let until_s = policy.fresh_until(input.created_s.ok_or(bad)?, now_s)?;
+        let time = policy.fresh(input.created_s.ok_or(bad)?, now_s)?;
         if input.expires_s.is_some_and(|expires_s| expires_s <= now_s) {
             return Err(Reason::StaleSignature);
         }
@@ -145,7 +154,7 @@ impl Claim {
         let covered = input.covers_field(&CONTENT_DIGEST);
         let body = if covered { BodyCheck::content_digest(message.headers)? } else { None };
         let Input { keyid, alg, nonce, .. } = input;
-        Ok(Self { keyid: keyid.ok_or(bad)?, alg, nonce, signature, base, body, until_s })
+        Ok(Self { keyid: keyid.ok_or(bad)?, alg, nonce, signature, base, body, time })
     }
 
     pub(super) fn key_id(&self) -> &str {
@@ -159,12 +168,12 @@ impl Claim {
             return Err(Reason::BadSignature);
         }
         let once = match &self.nonce {
-            Some(nonce) => Once::new(b'n', key_id, nonce.as_bytes(), self.until_s),
+            Some(nonce) => Once::new(b'n', key_id, nonce.as_bytes(), self.time),
             // What was signed, not the signature: of an ECDSA signature anyone can make another
             // that is as good.
             None => {
                 let signed = digest(&SHA256, self.base.as_bytes());
-                Once::new(b'b', key_id, signed.as_ref(), self.until_s)
+                Once::new(b'b', key_id, signed.as_ref(), self.time)
             }
         };
         Ok(Proven { once, body: self.body })

@@ -10,7 +10,7 @@ use http::HeaderName;
 use percent_encoding::percent_decode_str;
 
 use super::body::{BodyCheck, declared_sha256, from_hex, sha256_hex, to_hex};
-use super::{Message, Once, Policy, Proven, Verifier, only};
+use super::{Fresh, Message, Once, Policy, Proven, Verifier, only};
 
 /// The scheme and the signature.
 pub const X_SIGNATURE: HeaderName = HeaderName::from_static("x-signature");
@@ -29,11 +29,11 @@ pub(super) enum Claim {
         timestamp: String,
         nonce: String,
         sha256: Option<[u8; 32]>,
-        until_s: u64,
+        time: Fresh,
     },
     V0 {
         signature: Vec<u8>,
-        until_s: u64,
+        time: Fresh,
     },
 }
 
@@ -44,16 +44,16 @@ impl Claim {
         let (version, value) = value.split_once('=').unwrap_or(("v0", value));
         let signature = decode(value).ok_or(Reason::BadSignature)?;
         let timestamp = only(headers, &X_TIMESTAMP)?;
-        let until_s = policy.fresh_until(seconds(timestamp)?, now_s)?;
+        let time = policy.fresh(seconds(timestamp)?, now_s)?;
         match version {
-            "v0" if policy.v0 => Ok(Self::V0 { signature, until_s }),
+            "v0" if policy.v0 => Ok(Self::V0 { signature, time }),
             "v1" if policy.v1 => {
                 let (nonce, sha256) = (only(headers, &X_NONCE)?, declared_sha256(headers)?);
                 if !is_nonce(nonce) || message.has_body && sha256.is_none() {
                     return Err(Reason::BadSignature);
                 }
                 let (timestamp, nonce) = (timestamp.to_owned(), nonce.to_owned());
-                Ok(Self::V1 { signature, timestamp, nonce, sha256, until_s })
+                Ok(Self::V1 { signature, timestamp, nonce, sha256, time })
             }
             _ => Err(Reason::BadSignature),
         }
@@ -67,20 +67,20 @@ impl Claim {
         body: &[u8],
     ) -> Result<Proven, Reason> {
         match self {
-            Self::V0 { signature, until_s } => {
+            Self::V0 { signature, time } => {
                 if !verifier.verifies(body, &signature) {
                     return Err(Reason::BadSignature);
                 }
-                let once = Once::new(b'0', key_id, body_name(body).as_bytes(), until_s);
+                let once = Once::new(b'0', key_id, body_name(body).as_bytes(), time);
                 Ok(Proven { once, body: None })
             }
-            Self::V1 { signature, timestamp, nonce, sha256, until_s } => {
+            Self::V1 { signature, timestamp, nonce, sha256, time } => {
                 let hex = sha256.map_or_else(|| sha256_hex(b""), |sha256| to_hex(&sha256));
                 let signed = canonical(message, &timestamp, &nonce, &hex, key_id);
                 if !verifier.verifies(signed.as_bytes(), &signature) {
                     return Err(Reason::BadSignature);
                 }
-                let once = Once::new(b'n', key_id, nonce.as_bytes(), until_s);
+                let once = Once::new(b'n', key_id, nonce.as_bytes(), time);
                 Ok(Proven { once, body: sha256.map(BodyCheck::sha256) })
             }
         }

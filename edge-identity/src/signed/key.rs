@@ -29,6 +29,15 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
+    /// Those of public keys.
+    pub const PUBLIC: [Self; 5] = [
+        Self::Ed25519,
+        Self::EcdsaP256Sha256,
+        Self::EcdsaP384Sha384,
+        Self::RsaPssSha512,
+        Self::RsaV1_5Sha256,
+    ];
+
     /// The name in the registry.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -150,6 +159,15 @@ pub enum Signing {
 }
 
 impl Signing {
+    /// The one algorithm by which it signs.
+    #[must_use]
+    pub const fn algorithm(&self) -> Algorithm {
+        match self {
+            Self::Derived(_) => Algorithm::HmacSha256,
+            Self::Public(key) => key.algorithm,
+        }
+    }
+
     /// What verifies the signatures of the key with this id; `None` if its master secret is gone.
     #[must_use]
     pub fn verifier(&self, masters: &Masters, key_id: &str) -> Option<Verifier<'_>> {
@@ -229,6 +247,12 @@ impl Masters {
     #[must_use]
     pub fn knows(&self, master: &str) -> bool {
         self.known.contains_key(master)
+    }
+
+    /// What verifies nothing in the place of a key that is not there, and takes as long.
+    #[must_use]
+    pub fn decoy(&self, key_id: &str) -> Option<Verifier<'_>> {
+        self.key(self.current()?, key_id).map(Box::new).map(Verifier::Secret)
     }
 
     /// The secret of a key, for its owner.

@@ -21,8 +21,8 @@ use edge_policy::head::Host;
 use edge_policy::target::Target;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
-pub use self::body::{BodyCheck, CONTENT_DIGEST, X_CONTENT_SHA256, sha256_hex};
-pub use self::fields::{Input, SIGNATURE, SIGNATURE_INPUT};
+pub use self::body::{BodyCheck, CONTENT_DIGEST, X_CONTENT_SHA256, from_hex, sha256_hex, to_hex};
+pub use self::fields::{SIGNATURE, SIGNATURE_INPUT, base};
 pub use self::headers::{X_NONCE, X_SIGNATURE, X_TIMESTAMP, canonical};
 pub use self::key::{Algorithm, KeyFault, Masters, PublicKey, Signing, Verifier};
 pub use self::pem::pem;
@@ -78,23 +78,24 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Until when a signature of this time is fresh, in unix seconds.
+    /// Whether a signature of this time is fresh now.
     ///
     /// # Errors
-    /// [`Reason::StaleSignature`] if it is not fresh now.
-    fn fresh_until(&self, signed_s: u64, now_s: u64) -> Result<u64, Reason> {
+    /// [`Reason::StaleSignature`] if not.
+    fn fresh(&self, signed_s: u64, now_s: u64) -> Result<Fresh, Reason> {
         let until_s = signed_s.saturating_add(self.window_s);
         if signed_s > now_s.saturating_add(self.leeway_s) || until_s < now_s {
             return Err(Reason::StaleSignature);
         }
-        Ok(until_s)
+        Ok(Fresh { signed_s, until_s })
     }
+}
 
-    /// The longest time from now, in seconds, until which a signature can be fresh.
-    #[must_use]
-    pub const fn lifetime_s(&self) -> u64 {
-        self.window_s.saturating_add(self.leeway_s)
-    }
+/// When something was signed, and until when it is fresh, in unix seconds.
+#[derive(Clone, Copy, Debug)]
+struct Fresh {
+    signed_s: u64,
+    until_s: u64,
 }
 
 /// What must not come twice, and until when, in unix seconds.
@@ -102,14 +103,23 @@ impl Policy {
 pub struct Once {
     /// What tells it from everything else that comes once.
     pub name: Vec<u8>,
+    /// When it was signed, in unix seconds.
+    pub signed_s: u64,
     /// When it is refused as stale anyway.
     pub until_s: u64,
 }
 
 impl Once {
+    /// A DPoP proof, by its identity; times in unix seconds.
+    #[must_use]
+    pub fn proof(id: &[u8; 32], signed_s: u64, until_s: u64) -> Self {
+        Self { name: [&b"p"[..], id].concat(), signed_s, until_s }
+    }
+
     /// `name` is unambiguous: the kind is one byte, and a key's id holds no zero.
-    fn new(kind: u8, key_id: &str, what: &[u8], until_s: u64) -> Self {
-        Self { name: [&[kind], key_id.as_bytes(), &[0], what].concat(), until_s }
+    fn new(kind: u8, key_id: &str, what: &[u8], time: Fresh) -> Self {
+        let name = [&[kind], key_id.as_bytes(), &[0], what].concat();
+        Self { name, signed_s: time.signed_s, until_s: time.until_s }
     }
 }
 

@@ -14,7 +14,7 @@ use http::HeaderName;
 use proptest::prelude::*;
 use sfv::{Dictionary, ListEntry, Parser};
 
-use super::body::from_hex;
+use super::fields::Input;
 use super::*;
 
 /// A request that can be changed, and read as a message.

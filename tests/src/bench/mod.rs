@@ -3,6 +3,7 @@
 mod bpf;
 mod flood;
 mod gateway;
+mod identity;
 mod kernel;
 mod report;
 
@@ -46,6 +47,9 @@ pub fn run(area: &str, measures: &[u32], effort: Effort, report: &mut Report) ->
     let table: Measures = match area {
         "kernel" => kernel::MEASURES,
         "gateway" => &[(&[1], gateway::keep_alive)],
+        "identity" => identity::MEASURES,
+        // Not a bench: the process that one of them kills.
+        "victim" => return identity::victim(measures.first().copied().unwrap_or(0).into()),
         _ => bail!("no such area: {area}"),
     };
     for wanted in measures {

@@ -35,8 +35,6 @@ pub struct Tokens {
     pub cache_time: Duration,
     /// How old a DPoP proof may be.
     pub proof_age: Duration,
-    /// DPoP proofs that are remembered at once.
-    pub proofs_max: usize,
     /// For how long a nonce for DPoP proofs is good; `None`: none is asked for.
     pub proof_nonces: Option<Duration>,
 }

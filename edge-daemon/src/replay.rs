@@ -1,0 +1,383 @@
+//! The memory of what may come once: nonces of signed requests, `jti` of DPoP proofs. It survives
+//! the daemon, and never waits for a disk if its file lies in memory, as `/run` does.
+//!
+//! The file holds what the shards hold, slot by slot. An entry is in the kernel's page cache before
+//! its request goes on, so that a daemon that is killed forgets nothing; nothing is ever flushed.
+//! Where the file does not prove what came before this start, what was signed before is refused.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
+    path::Path,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
+
+use anyhow::Context as _;
+use edge_common::Reason;
+use edge_identity::{
+    replay::{Fingerprint, Seen, Shard},
+    signed::Once,
+};
+
+use crate::{clock, config::Settings};
+
+/// The longest time after its signature for which anything is remembered, in seconds: bounds of the
+/// configuration keep every window and leeway within it.
+pub const LIFETIME_S: u64 = WINDOW_S_MAX + LEEWAY_S_MAX;
+
+/// The longest time for which a signature is fresh, in seconds.
+pub const WINDOW_S_MAX: u64 = 900;
+
+/// The farthest that a signer's clock may be ahead, in seconds.
+pub const LEEWAY_S_MAX: u64 = 60;
+
+/// The memory, for all workers.
+pub struct Replays {
+    shards: Box<[Mutex<Shard>]>,
+    shard_capacity: u32,
+    file: File,
+    /// Keys the fingerprints: nobody outside can make two that are alike.
+    key: [u8; 32],
+    /// What was signed up to then, in unix seconds, may have come before and is refused.
+    unproven_s: u64,
+    /// Whether it was told that the file cannot be written.
+    told: AtomicBool,
+}
+
+impl Replays {
+    /// Opens the memory with room for `capacity` entries, and takes over what the file has from the
+    /// process before, if that remembered for as long as `windows_s` now says: what it had forgotten
+    /// must not become fresh again.
+    ///
+    /// `dir` is the folder of the store, which notes in which boot of the machine it was used last:
+    /// if in an earlier one, or never, all that came came before this boot.
+    ///
+    /// # Errors
+    /// If a file cannot be made. One that cannot be read is replaced.
+    pub fn open(
+        path: &Path,
+        dir: &Path,
+        (capacity, windows_s): (u32, [u64; 2]),
+        now: Now,
+    ) -> io::Result<Self> {
+        let boot = fs::read_to_string(BOOT_ID)?.trim().to_owned();
+        let mark =
+            [MAGIC, boot.as_bytes(), windows_s.map(u64::to_le_bytes).as_flattened()].concat();
+        let former = read(path, &mark, now.unix_s);
+        let last_boot = fs::read_to_string(dir.join(NOTE)).ok();
+        let mut unproven_s = match (&former, last_boot) {
+            (Some(_), _) | (None, None) => 0,
+            (None, Some(last)) if last.trim() != boot => now.booted_s + LEEWAY_S_MAX,
+            (None, Some(_)) => now.unix_s + LEEWAY_S_MAX,
+        };
+        let (key, entries) = match former {
+            Some(former) => former,
+            None => (random()?, Vec::new()),
+        };
+        let shard_capacity = shard_capacity(capacity);
+        let mut shards: Vec<_> =
+            (0..SHARDS).map(|_| Shard::new(shard_capacity, LIFETIME_S)).collect();
+        let mut images = vec![Vec::new(); SHARDS];
+        for (fingerprint, until_s) in entries {
+            let shard = shard_of(&fingerprint);
+            match shards[shard].admit(&fingerprint, until_s.into(), now.unix_s) {
+                Seen::Now(_) => images[shard].extend(record(&fingerprint, until_s)),
+                Seen::Before | Seen::Stale => {}
+                // There is less room than there was.
+                Seen::Full => unproven_s = now.unix_s + LEEWAY_S_MAX,
+            }
+        }
+        let file = write(path, &mark, &key, shard_capacity, &images)?;
+        fs::write(dir.join(NOTE), &boot)?;
+        let shards = shards.into_iter().map(Mutex::new).collect();
+        Ok(Self { shards, shard_capacity, file, key, unproven_s, told: AtomicBool::new(false) })
+    }
+
+    /// Lets a thing pass the first time that it comes. Waits for a shard's turn, no longer than
+    /// another's entry takes to be written.
+    ///
+    /// # Errors
+    /// [`Reason::Replayed`]; [`Reason::StaleSignature`] if it cannot be said; [`Reason::NoncesFull`];
+    /// [`Reason::InternalError`] if it cannot be written down.
+    pub fn admit(&self, once: &Once, now_s: u64) -> Result<(), Reason> {
+        if once.signed_s <= self.unproven_s {
+            return Err(Reason::StaleSignature);
+        }
+        let mut fingerprint = Fingerprint::default();
+        let hash = blake3::keyed_hash(&self.key, &once.name);
+        fingerprint.copy_from_slice(&hash.as_bytes()[..size_of::<Fingerprint>()]);
+        let number = shard_of(&fingerprint);
+        let mut shard = lock(&self.shards[number]);
+        match shard.admit(&fingerprint, once.until_s, now_s) {
+            Seen::Now(slot) => self.keep(number, slot, &fingerprint, once.until_s),
+            Seen::Before => Err(Reason::Replayed),
+            Seen::Stale => Err(Reason::StaleSignature),
+            Seen::Full => Err(Reason::NoncesFull),
+        }
+    }
+
+    /// Writes an entry into the page cache, while the shard is held: its slot is nobody else's.
+    fn keep(
+        &self,
+        shard: usize,
+        slot: u32,
+        fingerprint: &Fingerprint,
+        until_s: u64,
+    ) -> Result<(), Reason> {
+        let until_s = u32::try_from(until_s).unwrap_or(u32::MAX);
+        let at = place(shard, self.shard_capacity) + u64::from(slot) * RECORD as u64;
+        self.file.write_all_at(&record(fingerprint, until_s), at).map_err(|error| {
+            if !self.told.swap(true, Relaxed) {
+                tracing::error!(%error, "signed requests are refused: what came cannot be noted");
+            }
+            Reason::InternalError
+        })
+    }
+
+    /// How many things are remembered, and for how many there is room.
+    #[must_use]
+    pub fn usage(&self) -> (u64, u64) {
+        let used = self.shards.iter().map(|shard| u64::from(lock(shard).len())).sum();
+        (used, u64::from(self.shard_capacity) * SHARDS as u64)
+    }
+}
+
+impl std::fmt::Debug for Replays {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Replays({:?})", self.usage())
+    }
+}
+
+/// Opens the memory as the configuration says.
+///
+/// # Errors
+/// If the file cannot be used.
+pub fn open(settings: &Settings) -> anyhow::Result<Replays> {
+    let (file, room) = (&settings.signing.nonce_file, settings.signing.nonces_max);
+    let now = Now { unix_s: clock::unix_ms() / 1000, booted_s: clock::unix_ms_at(0) / 1000 };
+    let windows_s = [settings.signing.policy.window_s, settings.tokens.proof_age.as_secs()];
+    Replays::open(file, &settings.state.dir, (room, windows_s), now)
+        .with_context(|| format!("cannot use the memory of nonces {}", file.display()))
+}
+
+/// What is remembered, each until a time in unix seconds.
+type Entries = Vec<(Fingerprint, u32)>;
+
+/// When it is, and when the machine was booted, in unix seconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// Now.
+    pub unix_s: u64,
+    /// At boot.
+    pub booted_s: u64,
+}
+
+/// What a file of this boot holds that has not ended: its key and its entries. `None` if it does not
+/// prove what came: it is missing, of another boot or other windows, damaged, or from a time when the
+/// clock was ahead.
+fn read(path: &Path, mark: &[u8], now_s: u64) -> Option<([u8; 32], Entries)> {
+    let mut bytes = Vec::new();
+    File::open(path).ok()?.read_to_end(&mut bytes).ok()?;
+    let (head, records) = bytes.split_at_checked(HEAD)?;
+    let rest = head.strip_prefix(mark)?;
+    let key = rest.first_chunk::<32>()?;
+    let mut entries = Vec::new();
+    for record in records.chunks_exact(RECORD) {
+        let (fingerprint, until_s) = record.split_first_chunk::<16>()?;
+        let until_s = u32::from_le_bytes(until_s.try_into().ok()?);
+        if u64::from(until_s) > now_s + LIFETIME_S {
+            return None;
+        }
+        if u64::from(until_s) >= now_s {
+            entries.push((*fingerprint, until_s));
+        }
+    }
+    Some((*key, entries))
+}
+
+/// Writes a file beside the former one and puts it in its place.
+fn write(
+    path: &Path,
+    mark: &[u8],
+    key: &[u8; 32],
+    shard_capacity: u32,
+    images: &[Vec<u8>],
+) -> io::Result<File> {
+    let fresh = path.with_extension(format!("new-{}", std::process::id()));
+    let _ = fs::remove_file(&fresh);
+    let mut file =
+        OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&fresh)?;
+    let mut head = [mark, key].concat();
+    head.resize(HEAD, 0);
+    file.write_all(&head)?;
+    file.set_len(place(SHARDS, shard_capacity))?;
+    for (shard, image) in images.iter().enumerate() {
+        file.write_all_at(image, place(shard, shard_capacity))?;
+    }
+    fs::rename(&fresh, path)?;
+    Ok(file)
+}
+
+fn record(fingerprint: &Fingerprint, until_s: u32) -> [u8; RECORD] {
+    let mut record = [0; RECORD];
+    record[..16].copy_from_slice(fingerprint);
+    record[16..].copy_from_slice(&until_s.to_le_bytes());
+    record
+}
+
+fn place(shard: usize, shard_capacity: u32) -> u64 {
+    HEAD as u64 + shard as u64 * u64::from(shard_capacity) * RECORD as u64
+}
+
+/// Its share, and as much more as chance may give it: eight standard deviations.
+fn shard_capacity(capacity: u32) -> u32 {
+    let share = capacity.div_ceil(SHARDS as u32).max(1);
+    share + 8 * share.isqrt()
+}
+
+/// By other bits than those that find it within its shard.
+fn shard_of(fingerprint: &Fingerprint) -> usize {
+    usize::from(fingerprint[15]) % SHARDS
+}
+
+fn random() -> io::Result<[u8; 32]> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).map_err(|fault| io::Error::other(fault.to_string()))?;
+    Ok(bytes)
+}
+
+fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+const SHARDS: usize = 64;
+const MAGIC: &[u8] = b"edged replays 1\n";
+const HEAD: usize = 4096;
+/// A fingerprint and when it ends, in unix seconds.
+const RECORD: usize = 20;
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// In the folder of the store: the boot in which it was used last.
+const NOTE: &str = "boot";
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::fs::MetadataExt as _, path::PathBuf, thread};
+
+    use tempfile::{TempDir, tempdir};
+
+    use super::*;
+
+    const NOW: u64 = 1_800_000_000;
+
+    fn once(number: u32, signed_s: u64) -> Once {
+        Once { name: number.to_le_bytes().to_vec(), signed_s, until_s: signed_s + 300 }
+    }
+
+    struct Disk(TempDir);
+
+    impl Disk {
+        fn file(&self) -> PathBuf {
+            self.0.path().join("replays")
+        }
+
+        fn open(&self, capacity: u32, unix_s: u64) -> Replays {
+            let now = Now { unix_s, booted_s: NOW - 5000 };
+            Replays::open(&self.file(), self.0.path(), (capacity, [300, 60]), now).unwrap()
+        }
+    }
+
+    fn disk() -> Disk {
+        Disk(tempdir().unwrap())
+    }
+
+    #[test]
+    fn nothing_passes_twice_whoever_asks_and_whenever_the_daemon_was_killed() {
+        const THINGS: u32 = 20_000;
+        let disk = disk();
+        let passed = |replays: &Replays, range: std::ops::Range<u32>| {
+            range.filter(|n| replays.admit(&once(*n, NOW), NOW).is_ok()).count()
+        };
+        let replays = disk.open(THINGS, NOW);
+        // Eight at once, all with the same things, and then a process that ends without a word.
+        let total: usize = thread::scope(|scope| {
+            let threads: Vec<_> =
+                (0..8).map(|_| scope.spawn(|| passed(&replays, 0..THINGS / 2))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        assert_eq!(total, THINGS as usize / 2);
+        std::mem::forget(replays);
+        let replays = disk.open(THINGS, NOW + 10);
+        assert_eq!(passed(&replays, 0..THINGS), THINGS as usize / 2, "the other half alone is new");
+        assert_eq!(passed(&replays, 0..THINGS), 0);
+        assert_eq!(replays.usage().0, u64::from(THINGS));
+        drop(replays);
+        // When they have ended they are forgotten, and refused as stale by whoever knows their time.
+        let replays = disk.open(THINGS, NOW + 301);
+        assert_eq!(replays.usage().0, 0);
+        assert_eq!(replays.admit(&once(1, NOW), NOW + 301), Err(Reason::StaleSignature));
+    }
+
+    #[test]
+    fn a_full_memory_refuses() {
+        let disk = disk();
+        let replays = disk.open(6400, NOW);
+        let answers: Vec<_> = (0..20_000).map(|n| replays.admit(&once(n, NOW), NOW)).collect();
+        let passed = answers.iter().filter(|answer| answer.is_ok()).count() as u64;
+        assert_eq!((passed, passed), replays.usage());
+        assert!(answers.iter().all(|a| matches!(a, Ok(()) | Err(Reason::NoncesFull))));
+        // With less room than before, what does not fit any more is refused by its time.
+        drop(replays);
+        let replays = disk.open(64, NOW);
+        assert_eq!(replays.admit(&once(30_000, NOW + 60), NOW), Err(Reason::StaleSignature));
+    }
+
+    #[test]
+    fn what_no_file_proves_is_refused() {
+        let (disk, at) = (disk(), |s| once(7, s));
+        assert!(
+            disk.open(100, NOW).admit(&at(NOW), NOW).is_ok(),
+            "this store was never used before"
+        );
+        for damage in [&b""[..], b"edged replays 1\n", b"nonsense"] {
+            fs::write(disk.file(), damage).unwrap();
+            let replays = disk.open(100, NOW);
+            assert_eq!(replays.admit(&at(NOW + 60), NOW), Err(Reason::StaleSignature));
+            assert!(replays.admit(&at(NOW + 61), NOW).is_ok());
+        }
+        // Of another boot: all that came came before this one.
+        fs::remove_file(disk.file()).unwrap();
+        fs::write(disk.0.path().join(NOTE), "another").unwrap();
+        let replays = disk.open(100, NOW);
+        assert_eq!(replays.admit(&at(NOW - 4940), NOW), Err(Reason::StaleSignature));
+        assert!(replays.admit(&at(NOW), NOW).is_ok());
+        drop(replays);
+        // The clock went back.
+        let replays = disk.open(100, NOW - 2000);
+        assert_eq!(replays.admit(&at(NOW - 1990), NOW - 2000), Err(Reason::StaleSignature));
+    }
+
+    #[test]
+    fn what_cannot_be_noted_does_not_pass() {
+        let disk = disk();
+        let mut replays = disk.open(100, NOW);
+        replays.file = File::open(disk.file()).unwrap();
+        assert_eq!(replays.admit(&once(1, NOW), NOW), Err(Reason::InternalError));
+    }
+
+    #[test]
+    fn a_million_take_no_more_than_64_mib() {
+        let disk = disk();
+        let replays = disk.open(1_000_000, NOW);
+        let slots = u64::from(replays.shard_capacity) * SHARDS as u64;
+        assert!(slots < 1_070_000);
+        // An entry, its place in the table, which is a power of two, and its record in the file.
+        let table = u64::from(replays.shard_capacity.next_power_of_two()) * SHARDS as u64 * 4;
+        let memory = slots * (24 + RECORD as u64) + table + SHARDS as u64 * 4 * (LIFETIME_S + 2);
+        assert!(memory <= 64 << 20, "{memory}");
+        assert_eq!(fs::metadata(disk.file()).unwrap().mode() & 0o777, 0o600);
+    }
+}
