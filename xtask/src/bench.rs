@@ -34,6 +34,8 @@ enum Area {
     Gateway,
     /// Credentials and access.
     Identity,
+    /// Request limits.
+    Limits,
 }
 
 impl Bench {
@@ -49,6 +51,7 @@ impl Bench {
             Area::Kernel => "kernel",
             Area::Gateway => "gateway",
             Area::Identity => "identity",
+            Area::Limits => "limits",
         });
         bench.args(self.measures.iter().map(u32::to_string));
         for (wanted, flag) in [(self.quick, "--quick"), (self.json, "--json")] {

@@ -179,21 +179,18 @@ impl Set {
     /// Where the key is, or else the idlest of the set unless it is full, or else what all others
     /// share; and the word there.
     fn place(&self, meter: &Meter, mark: u128, now: Now) -> (usize, u128) {
-        let (mut idlest, mut least, mut found) = (WAYS, FULL, 0);
+        let mut words = [0; WAYS];
         for (way, cell) in self.keys.iter().enumerate() {
-            let word = cell.load(Ordering::Acquire);
-            if word & MARK == mark {
-                return (way, word);
-            }
-            // An empty cell ends the search for an idler one, not for the key.
-            if least > 0 {
-                let fullness = meter.fullness(word & !MARK, now);
-                if fullness < least {
-                    (idlest, least, found) = (way, fullness, word);
-                }
+            words[way] = cell.load(Ordering::Acquire);
+            if words[way] & MARK == mark {
+                return (way, words[way]);
             }
         }
-        if idlest == WAYS { (WAYS, self.rest.load(Ordering::Acquire)) } else { (idlest, found) }
+        let fullness = |way: usize| meter.fullness(words[way] & !MARK, now);
+        match (0..WAYS).map(|way| (fullness(way), way)).min() {
+            Some((fullness, way)) if fullness < FULL => (way, words[way]),
+            _ => (WAYS, self.rest.load(Ordering::Acquire)),
+        }
     }
 }
 

@@ -5,6 +5,7 @@ mod flood;
 mod gateway;
 mod identity;
 mod kernel;
+mod limits;
 mod report;
 
 use std::{fs, path::Path};
@@ -46,6 +47,7 @@ impl Effort {
 pub fn run(area: &str, measures: &[u32], effort: Effort, report: &mut Report) -> Result<()> {
     let table: Measures = match area {
         "kernel" => kernel::MEASURES,
+        "limits" => limits::MEASURES,
         "gateway" => &[(&[1], gateway::keep_alive)],
         "identity" => identity::MEASURES,
         // Not a bench: the process that one of them kills.

@@ -1,0 +1,133 @@
+//! Measure 1: what it costs to charge a request to its limits, on every core at once.
+
+use std::{hint::black_box, thread, time::Duration};
+
+use anyhow::{Result, ensure};
+use edge_common::{Reason, Source};
+use edge_policy::limit::{
+    Caller, Facts, Only, Part, Rule, Rules, Spec,
+    meter::{Bucket, Meter, Now, Window},
+};
+use http::Method;
+use nix::time::{ClockId, clock_gettime};
+
+use crate::{
+    bench::{Effort, Goal, Line, Report},
+    random::Random,
+};
+
+/// Limits hot with a million keys, asked on all cores: by source alone, and five at a request.
+pub(in crate::bench) fn costs(effort: Effort, report: &mut Report) -> Result<()> {
+    let one: Rules = [rule("one", &[Part::Source], token())].into_iter().collect();
+    let window = Window::Ns(60 * SECOND_NS);
+    let five: Rules = [
+        rule("source", &[Part::Source], token()),
+        rule("user", &[Part::User], Meter::SlidingWindow { limit: 1 << 20, window_ns: MINUTE_NS }),
+        rule("route", &[Part::User, Part::Route], Meter::FixedWindow { limit: 1 << 20, window }),
+        rule("at-once", &[Part::Source, Part::Method], token()),
+        rule("global", &[], Meter::FixedWindow { limit: 1 << 39, window }),
+    ]
+    .into_iter()
+    .collect();
+    let (mut ones, mut fives) = (Vec::new(), Vec::new());
+    for _ in 0..effort.rounds {
+        ones.push(cost_ns(&one, effort, false)?);
+        fives.push(cost_ns(&five, effort, true)?);
+    }
+    report.add(&Line {
+        measure: 1,
+        name: "one limit check, a million keys, all cores, CPU time".to_owned(),
+        rounds: ones,
+        unit: "ns",
+        goal: Goal::AtMost(150.0),
+        reference: "none".to_owned(),
+    });
+    report.add(&Line {
+        measure: 1,
+        name: "five limits on a request, CPU time".to_owned(),
+        rounds: fives,
+        unit: "ns",
+        goal: Goal::AtMost(500.0),
+        reference: "none".to_owned(),
+    });
+    Ok(())
+}
+
+/// CPU time of a request, the middle of all cores.
+fn cost_ns(rules: &Rules, effort: Effort, late: bool) -> Result<f64> {
+    let cores = thread::available_parallelism()?.get();
+    let costs: Result<Vec<f64>> = thread::scope(|scope| {
+        let work = |core: usize| move || core_ns(rules, core, effort, late);
+        let threads: Vec<_> = (0..cores).map(|core| scope.spawn(work(core))).collect();
+        threads.into_iter().map(|t| t.join().expect("no panic")).collect()
+    });
+    Ok(super::super::report::median(&costs?))
+}
+
+fn core_ns(rules: &Rules, core: usize, effort: Effort, late: bool) -> Result<f64> {
+    let mut random = Random::new(core as u64 + 1);
+    let users: Vec<String> = (0..1_024).map(|n| format!("user-{core}-{n}")).collect();
+    let claim = |_: &str| None;
+    let header = |_: &http::HeaderName| None;
+    let mut ask = |at: u64| {
+        // One of a million.
+        let source = (random.next() % KEYS) as u32;
+        let source = Source::v4((0x0a00_0000 | source).to_be_bytes());
+        let now = Now { boot_ns: at, unix_ns: 1_700_000_000 * SECOND_NS + at };
+        let early = rules.admit_source(source, now).is_ok();
+        if !late {
+            return early;
+        }
+        let user = users[random.next() as usize % users.len()].as_str();
+        let caller = Some(Caller { user: ["key", user], key: None, tier: None, claim: &claim });
+        let facts = Facts {
+            source,
+            caller,
+            route: "/api/orders",
+            method: &Method::GET,
+            host: "api.example",
+            header: &header,
+            ja4: None,
+            cost: 1,
+        };
+        early && rules.admit(&facts, now).is_ok()
+    };
+    let (count, began) = (REQUESTS * effort.seconds, cpu_time()?);
+    let admitted = (0..count).filter(|n| black_box(ask(n * 1_000))).count();
+    let ran = cpu_time()?.saturating_sub(began);
+    ensure!(
+        admitted as u64 == count,
+        "{admitted} of {count} were admitted: none was to be refused"
+    );
+    Ok(ran.as_nanos() as f64 / count as f64)
+}
+
+/// What the calling thread has run.
+fn cpu_time() -> Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
+}
+
+fn token() -> Meter {
+    Meter::TokenBucket(Bucket::new(1_000_000, SECOND_NS, 1_000_000).expect("in range"))
+}
+
+fn rule(name: &str, by: &[Part], meter: Meter) -> Rule {
+    let spec = Spec {
+        name: name.into(),
+        by: by.to_vec(),
+        only: Only::default(),
+        meter: Some(meter),
+        tiers: Vec::new(),
+        keys_max: if by.is_empty() { 1 } else { 2 * KEYS as usize },
+        shadow: false,
+        persist: false,
+        reason: Reason::RequestLimit,
+    };
+    Rule::new(spec, None, *b"a secret of ours")
+}
+
+const KEYS: u64 = 1_000_000;
+/// Requests of a core for each second of effort.
+const REQUESTS: u64 = 1_000_000;
+const SECOND_NS: u64 = 1_000_000_000;
+const MINUTE_NS: u64 = 60 * SECOND_NS;
