@@ -15,8 +15,8 @@ pub enum KernelError {
     },
     /// Pins would go with a mount namespace that is not the system's.
     #[error(
-        "a bpffs mounted on {} would be seen in this mount namespace only, and its pins be gone \
-         with it; enter a network namespace by `nsenter --net=` or NetworkNamespacePath=, not by \
+        "a bpffs mounted on {} might be seen in this mount namespace only, and its pins be gone \
+         with it; mount it beforehand, and enter a network namespace by `nsenter --net=` or NetworkNamespacePath=, not by \
          `ip netns exec`",
         path.display()
     )]

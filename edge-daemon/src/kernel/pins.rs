@@ -87,7 +87,7 @@ impl Folders {
             if !pin_dir.starts_with(BPFFS) {
                 return Err(KernelError::NotBpffs { path: pin_dir.to_owned() });
             }
-            if has_mounts_of_its_own() {
+            if !has_the_systems_mounts() {
                 return Err(KernelError::PrivateMounts { path: BPFFS.into() });
             }
             mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
@@ -376,11 +376,11 @@ fn is_on_bpffs(path: &Path) -> Result<bool, KernelError> {
     Ok(found == FsType(libc::BPF_FS_MAGIC))
 }
 
-/// Whether this thread's mounts are not those of the system's first process, as under
-/// `ip netns exec`.
-fn has_mounts_of_its_own() -> bool {
+/// Whether this thread's mounts are known to be those of the system's first process, as they are not
+/// under `ip netns exec`.
+fn has_the_systems_mounts() -> bool {
     let mounts = |process: &str| fs::read_link(format!("/proc/{process}/ns/mnt"));
-    matches!((mounts("thread-self"), mounts("1")), (Ok(own), Ok(first)) if own != first)
+    matches!((mounts("thread-self"), mounts("1")), (Ok(own), Ok(first)) if own == first)
 }
 
 /// The tables that are taken over from another version: who is banned, what was counted, and what
