@@ -50,6 +50,7 @@ use crate::{
     listen,
     metrics::Metrics,
     notify::notify,
+    outside::{self, Outside},
     plan, privilege, quota, replay,
     request::{self, Edge, Entrance, proof_nonces},
     scrape, store, upstream,
@@ -108,9 +109,12 @@ impl App {
         let (slow, hasher) =
             Slow::new(Arc::clone(&store), to_keys.clone(), Arc::clone(&metrics_of));
         feeds.publish(&plan.issuers);
+        let outside = Outside::new(&settings);
+        let sheets = outside.sheets();
         let edge = Arc::new(Edge {
             plan: ArcSwap::from_pointee(plan),
             feeds,
+            outside,
             denylist: Denylist::default(),
             proof_nonces: proof_nonces(&settings.tokens).context("no randomness")?,
             changed: tokio::sync::watch::Sender::new(()),
@@ -130,13 +134,14 @@ impl App {
             pin_dir: settings.kernel.pin_dir.clone(),
             debug: settings.kernel.debug,
             policy: plan::kernel_policy(&settings),
-            lists: verdict::list_capacity(&settings, &store)?,
+            lists: verdict::list_capacity(&settings, &sheets, &store)?,
         })?;
         let kernels = (kernel.tables.duplicate()?, kernel.take_twin()?);
         let registry = Registry::new(Arc::clone(&store), Arc::clone(&edge));
         let edge_too = Arc::clone(&edge);
         let (mut writer, keeper) =
-            Writer::new(kernels, store, config.clone(), settings.clone(), edge_too)?;
+            Writer::new(kernels, store, config.clone(), settings.clone(), sheets, edge_too)?;
+        edge.outside.follow_hits(kernel.tables.lists.clone());
         let upkeep = kernel.attach(&plan::interfaces(&settings.kernel))?;
         for attached in kernel.attached() {
             let Attached { interface, mode, adopted, .. } = attached;
@@ -183,6 +188,8 @@ impl App {
         let hasher = spawn("hasher", move || hasher.run())?;
         let issuers = issuers::keeper(&self.edge.feeds, stopping.clone());
         let issuers = spawn("issuers", move || issuers.run())?;
+        let outside = outside::keeper(Arc::clone(&self.edge), stopping.clone());
+        let outside = spawn("outside", move || outside.run())?;
         let mut workers = Vec::new();
         for (index, listeners) in self.listeners.into_iter().enumerate() {
             let (edge, stopping) = (Arc::clone(&self.edge), stopping.clone());
@@ -206,6 +213,7 @@ impl App {
         drop(stop_quotas);
         join(quotas)?;
         join(issuers)??;
+        join(outside)??;
         edge.orders.send(Order::Stop).context("the verdict writer is gone")?;
         join(writer)?;
         edge.key_orders.stop()?;
@@ -265,6 +273,7 @@ fn serve_control(
                             Ok(access) => Reply::Access(Box::new(access)),
                             Err(why) => Reply::Refused(why),
                         },
+                        Command::Feed(command) => operator::of_feeds(&edge, command).await,
                         command => operator.lock().await.obey(command, peer).await,
                     }
                 });

@@ -2,6 +2,7 @@
 
 mod args;
 mod authz;
+mod feeds;
 mod keys;
 pub(crate) mod print;
 mod sign;
@@ -162,6 +163,7 @@ impl Verb {
                 let command = Command::Top { sort: top.sort, limit: top.number.into() };
                 return Act::Watch { command, once: top.once };
             }
+            Self::Feed(verb) => Command::Feed(verb.command()),
             Self::Key(verb) => return Act::Key(Box::new(verb.clone())),
             Self::Sign(sign) => return Act::Sign(sign),
             Self::Token(verb) => Command::Token(verb.command()),

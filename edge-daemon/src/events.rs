@@ -246,6 +246,26 @@ pub enum Event {
         /// The operator's user id.
         uid: u32,
     },
+    /// A feed has another list.
+    FeedUpdated {
+        /// Its name.
+        feed: String,
+        /// Networks in force.
+        networks: u64,
+        /// Lines that were left out.
+        left_out: u64,
+    },
+    /// A feed brought nothing; what was in force of it stays. Told once a series.
+    FeedFailed {
+        /// Its name.
+        feed: String,
+        /// `failed`: it could not be had; `refused`: what came cannot be the list.
+        result: &'static str,
+        /// Why.
+        why: String,
+        /// Networks that stay in force.
+        networks: u64,
+    },
     /// The configuration was read again.
     Reload {
         /// `ok` or `refused`.

@@ -8,6 +8,7 @@ mod kernel;
 pub mod keys;
 mod limits;
 pub mod lists;
+pub mod outside;
 pub mod policy;
 mod tls;
 mod tokens;

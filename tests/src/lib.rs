@@ -21,6 +21,7 @@ pub mod random;
 pub mod siege;
 pub mod source;
 pub mod talk;
+pub mod web;
 
 pub use daemon::Edged;
 pub use lab::Lab;

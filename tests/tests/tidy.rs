@@ -175,8 +175,10 @@ const METRIC_ENDS: &[&str] = &[
 ];
 
 /// Modules that may use the kernel's tables: those that build the program and those that write.
-const KERNEL_USERS: [&str; 10] =
-    ["app", "bin/", "cli", "control/", "ctl", "kernel/", "lib.rs", "metrics", "plan", "verdict"];
+const KERNEL_USERS: [&str; 11] = [
+    "app", "bin/", "cli", "control/", "ctl", "kernel/", "lib.rs", "metrics", "outside", "plan",
+    "verdict",
+];
 
 /// Files that may hold unsafe code.
 const UNSAFE: &[&str] = &[

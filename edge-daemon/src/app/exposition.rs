@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use super::operator::send;
 use crate::{
     clock,
-    metrics::{KernelView, policy, upstreams},
+    metrics::{KernelView, outside, policy, upstreams},
     request::Edge,
     scrape,
     verdict::Order,
@@ -30,6 +30,7 @@ pub(super) async fn page(edge: Arc<Edge>, path: String) -> Option<String> {
     let (plan, feeds) = (edge.plan.load(), edge.feeds.in_use());
     let mut families = upstreams::families(&plan.upstreams);
     families.push(policy::family_of(&plan));
+    families.extend(outside::families(&edge.outside.show()));
     let lost = edge.events.lost();
     Some(edge.metrics.expose(view.as_ref(), &plan.limits, &feeds, lost, families))
 }

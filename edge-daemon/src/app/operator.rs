@@ -14,7 +14,7 @@ use tokio::sync::{oneshot, watch};
 use super::certificates;
 use crate::{
     config::{self, Settings, settings},
-    control::{Command, Peer, Reply, keys::KeyCommand},
+    control::{Command, Peer, Reply, feeds::FeedCommand, keys::KeyCommand, protocol::Entries},
     events::Event,
     keys::{self, masters, pepper},
     notify::notify,
@@ -168,6 +168,7 @@ impl Operator {
         self.apply(&settings).await?;
         self.upstreams.send_replace(plan.upstreams.clone());
         self.edge.adopt(plan);
+        self.edge.outside.publish(&settings);
         certificates::look(&self.edge, true);
         self.edge.peppers.store(Arc::new(peppers));
         self.edge.masters.store(Arc::new(masters));
@@ -200,6 +201,17 @@ impl Operator {
                 tracing::error!(error, "a secret has changed and cannot be used; the former stays");
             }
         }
+    }
+}
+
+/// Answers about feeds, without holding up other commands.
+pub(super) async fn of_feeds(edge: &Edge, command: FeedCommand) -> Reply {
+    match command {
+        FeedCommand::List => Reply::Feeds(Entries::of(edge.outside.show())),
+        FeedCommand::Refresh { name, force } => match edge.outside.refresh(&name, force).await {
+            Ok(done) => Reply::Done(format!("feed '{name}': {done}")),
+            Err(why) => Reply::Refused(format!("feed '{name}': {why}")),
+        },
     }
 }
 

@@ -13,7 +13,7 @@ use super::{
     lists::{self, Kind},
     policy,
     reader::Notes,
-    settings::{Events, KeySource, List, ListFile, Lists, Settings, Upstream},
+    settings::{Events, FeedPlace, KeySource, List, ListFile, Lists, Settings, Upstream},
     text as values,
     whole::{place_in, place_nth, place_of_text},
 };
@@ -61,6 +61,12 @@ pub(super) fn resolve(settings: &mut Settings, base: &Path) {
     }
     if let Some(acme) = &mut settings.tls.acme {
         acme.dir = settings.state.dir.join("acme");
+    }
+    for feed in &mut settings.feeds {
+        if let FeedPlace::File(path) = &mut feed.place {
+            *path = base.join(&*path);
+        }
+        feed.authorities.iter_mut().for_each(|path| *path = base.join(&*path));
     }
     for issuer in &mut settings.issuers {
         match &mut issuer.keys {

@@ -9,7 +9,10 @@ use super::{
     sections::{SECOND, some_of},
     settings::{Issuer, KeySource, Tokens},
 };
-use crate::issuers::{KeyFiles, Place, Source, Url};
+use crate::{
+    fetch::Url,
+    issuers::{KeyFiles, Place, Source},
+};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3_600);

@@ -11,6 +11,7 @@ use std::{
     path::Path,
 };
 
+use edge_policy::list::feed;
 use ipnet::IpNet;
 
 use super::{
@@ -66,7 +67,13 @@ pub(super) fn read(
     };
     let mut read = lines(path, &text, kind);
     match former {
-        Some(former) if has_shrunk(former.nets.len(), read.file.nets.len(), shrink_max) => {
+        Some(former)
+            if feed::has_shrunk(
+                former.nets.len() as u64,
+                read.file.nets.len() as u64,
+                shrink_max,
+            ) =>
+        {
             let now = read.file.nets.len();
             let what = format!("it has {now} networks, more than {shrink_max}% fewer than before");
             Ok(keep(former, what))
@@ -80,10 +87,6 @@ pub(super) fn read(
         }
         _ => Ok(read),
     }
-}
-
-fn has_shrunk(before: usize, now: usize, shrink_max: u32) -> bool {
-    shrink_max < 100 && (before - before.min(now)) * 100 > before * shrink_max as usize
 }
 
 /// Reads the lines: the first word of each, up to `#` or `;`.
@@ -115,7 +118,7 @@ fn lines(path: &Path, text: &str, kind: Kind) -> Read {
             told.tell(Fault::Malformed, true, span, || (what, EVERY_ADDRESS.to_owned()));
             continue;
         }
-        if let Some(own) = LOCAL.iter().find(|own| kind == Kind::Deny && overlap(own, &net)) {
+        if let Some(own) = feed::local(net).filter(|_| kind == Kind::Deny) {
             let help = "left out of a deny file; to deny it, write it in 'deny'".to_owned();
             told.tell(Fault::Local, false, span, || (format!("{net} has a part in {own}"), help));
             continue;
@@ -193,34 +196,6 @@ impl Told<'_> {
         self.read.file = ListFile { path, nets: nets.into(), skipped, read_s, is_stale: false };
         self.read
     }
-}
-
-fn overlap(a: &IpNet, b: &IpNet) -> bool {
-    a.contains(b) || b.contains(a)
-}
-
-/// Networks that a host, its neighbours and its provider live in: loopback, private and shared
-/// addresses, the link's own. No packet from afar bears them, and a feed that names them, as lists
-/// of unallocated networks do, would cut the host off from its own.
-const LOCAL: [IpNet; 9] = [
-    v4([10, 0, 0, 0], 8),
-    v4([100, 64, 0, 0], 10),
-    v4([127, 0, 0, 0], 8),
-    v4([169, 254, 0, 0], 16),
-    v4([172, 16, 0, 0], 12),
-    v4([192, 168, 0, 0], 16),
-    v6(0, 1, 128),
-    v6(0xfc00, 0, 7),
-    v6(0xfe80, 0, 10),
-];
-
-const fn v4([a, b, c, d]: [u8; 4], bits: u8) -> IpNet {
-    IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(a, b, c, d), bits))
-}
-
-const fn v6(first: u16, last: u16, bits: u8) -> IpNet {
-    let address = std::net::Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, last);
-    IpNet::V6(ipnet::Ipv6Net::new_assert(address, bits))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 mod access;
 mod answers;
 mod certificate;
+mod feed;
 mod files;
 mod identity;
 mod issuer;
@@ -132,6 +133,7 @@ fn settings(document: &Table<'_>) -> Settings {
     Settings {
         kernel: document.table("kernel", kernel::kernel),
         lists: document.table("lists", sections::lists),
+        feeds: document.tables("feed", feed::feed),
         server: document.table("server", sections::server),
         tls: document.table("tls", tls::tls),
         bounds: document.table("bounds", sections::bounds),

@@ -3,6 +3,7 @@
 //! `config/edged.toml` annotates every key; the names here are the names there.
 
 mod access;
+mod feed;
 mod issuer;
 mod packets;
 mod signing;
@@ -22,6 +23,7 @@ use edge_policy::{forwarded::Naming, limit};
 use ipnet::IpNet;
 
 pub use self::access::{HashPolicy, Keys, PolicyFile, PolicySet, UpstreamIdentity};
+pub use self::feed::{Feed, FeedPlace};
 pub use self::issuer::{Issuer, KeySource, Tokens};
 pub use self::packets::{
     Attach, Fragments, Interface, Kernel, NamedSignature, PrefixLimit, SynCookies, When,
@@ -39,6 +41,8 @@ pub struct Settings {
     pub kernel: Kernel,
     /// `[lists]`: networks by hand.
     pub lists: Lists,
+    /// `[[feed]]`, in the order of the file; names are unique.
+    pub feeds: Vec<Feed>,
     /// `[server]`: where clients connect.
     pub server: Server,
     /// `[tls]`: the certificate.

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    access, limit,
+    access, feed, limit,
     reader::Notes,
     settings::{List, Offer, Settings},
     text,
@@ -26,6 +26,7 @@ pub(super) fn check(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'
     check_bans(settings, document, notes);
     check_denied_upstreams(settings, document, notes);
     check_services(settings, document, notes);
+    feed::check(settings, document, notes);
     limit::check(settings, document, notes);
     super::tls::check(settings, document, notes);
     if !settings.metrics.listen.ip().is_loopback() {

@@ -37,6 +37,17 @@ pub fn gateways() -> Vec<IpAddr> {
     gateways
 }
 
+/// The addresses of this host; none if they cannot be read.
+#[must_use]
+pub fn addresses() -> Vec<IpAddr> {
+    let address = |interface: nix::ifaddrs::InterfaceAddress| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::from(v4.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::from(v6.ip())))
+    };
+    nix::ifaddrs::getifaddrs().into_iter().flatten().filter_map(address).collect()
+}
+
 /// The route is in use (`RTF_UP`) and leads through a gateway (`RTF_GATEWAY`).
 const UP_AND_GATEWAY: u32 = 0x1 | 0x2;
 

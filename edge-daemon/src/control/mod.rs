@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod client;
+pub mod feeds;
 pub mod guard;
 pub mod keys;
 pub mod packets;

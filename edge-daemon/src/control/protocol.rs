@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     access::{Access, Question},
+    feeds::{FeedCommand, FeedEntry},
     keys::{Imported, KeyCommand, KeyCreated, KeyEntry, KeyPage},
     packets::{EventsLost, Explanation, Probe, Sort, Top, Traffic},
     servers::{ServerCommand, ServerEntry},
@@ -91,6 +92,8 @@ pub enum Command {
     SignatureList,
     /// Whether somebody may send a request, and by which rule. Answer: [`Reply::Access`].
     AuthzExplain(Box<Question>),
+    /// Something about other people's lists.
+    Feed(FeedCommand),
     /// Something about API keys.
     Key(KeyCommand),
     /// Something about tokens.
@@ -159,6 +162,8 @@ pub enum Reply {
     Exported(Vec<String>, Option<KeyId>),
     /// What became of imported lines.
     Imported(Imported),
+    /// How feeds are doing.
+    Feeds(Entries<FeedEntry>),
     /// Denials of tokens in force.
     Denials(Entries<DenialEntry>),
 }

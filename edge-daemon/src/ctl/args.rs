@@ -7,7 +7,7 @@ use clap_complete::Shell;
 use edge_policy::probe::tcp_flags;
 use ipnet::IpNet;
 
-use super::{authz::AuthzVerb, keys::KeyVerb, sign::Sign, tokens::TokenVerb};
+use super::{authz::AuthzVerb, feeds::FeedVerb, keys::KeyVerb, sign::Sign, tokens::TokenVerb};
 use crate::{
     config::text,
     control::{
@@ -56,6 +56,9 @@ pub enum Verb {
     Explain(Explain),
     /// Show who sends most, again every second
     Top(Top),
+    /// Other people's lists
+    #[command(subcommand)]
+    Feed(FeedVerb),
     /// API keys
     #[command(subcommand)]
     Key(KeyVerb),

@@ -36,6 +36,7 @@ pub(super) fn json(reply: &Reply) -> String {
         Reply::Key(key) => render(key),
         Reply::Exported(lines, _) => render(lines),
         Reply::Imported(imported) => render(imported),
+        Reply::Feeds(feeds) => render(feeds),
         Reply::Denials(denials) => render(denials),
     };
     pretty + "\n"
@@ -61,6 +62,7 @@ pub(super) fn text(reply: &Reply, now_ms: u64) -> String {
         Reply::Key(key) => keys::entry_text(key, now_ms),
         Reply::Exported(lines, _) => lines.join("\n"),
         Reply::Imported(imported) => keys::imported_text(imported),
+        Reply::Feeds(feeds) => super::feeds::text(feeds, now_ms),
         Reply::Denials(denials) => super::tokens::text(denials, now_ms),
         Reply::Servers(servers) => servers_text(servers),
     }

@@ -16,8 +16,8 @@ use arc_swap::ArcSwapOption;
 use edge_identity::jwt::KeySet;
 use tokio::sync::{Notify, watch};
 
-use super::{Issuers, fetch::Url};
-use crate::clock;
+use super::Issuers;
+use crate::{clock, fetch::Url};
 
 /// Where an issuer's keys are fetched, and how often.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,11 +11,11 @@ use std::{
 use edge_identity::jwt::KeySet;
 use tokio::{sync::watch, task::JoinHandle, time};
 
-use super::{
-    feed::{Feed, Feeds, Place, Source},
+use super::feed::{Feed, Feeds, Place, Source};
+use crate::{
     fetch::{self, Url},
+    tls::client,
 };
-use crate::tls::client;
 
 /// What the thread runs on.
 pub struct Keeper {

@@ -4,7 +4,6 @@
 //! is asked by a thread of its own; a request waits for an answer at most a bounded while.
 
 mod feed;
-mod fetch;
 mod keeper;
 
 use std::{
@@ -18,7 +17,6 @@ use edge_identity::jwt::{
 
 pub use self::{
     feed::{Feed, Feeds, Keys, Place, Refreshed, Source},
-    fetch::Url,
     keeper::{Keeper, keeper},
 };
 use crate::{

@@ -2,6 +2,7 @@
 //! and the entries with their ends and hits. What to write is `edge_policy::list`'s to decide.
 
 use std::{
+    collections::BTreeMap,
     io,
     net::{IpAddr, Ipv4Addr},
     sync::{
@@ -186,6 +187,14 @@ impl Lists {
     pub fn decides(&self, class: Class, address: IpAddr, now_ns: u64) -> Option<(IpNet, Entry)> {
         let (net, until_ns, id) = self.0.inner().book.decides(class, address)?;
         (now_ns < until_ns).then(|| (net, Entry { until_ns, hits: self.0.hits(id) }))
+    }
+
+    /// Packets that each entry decided, of those that decided any.
+    #[must_use]
+    pub fn hits(&self) -> BTreeMap<(Class, IpNet), u64> {
+        let inner = self.0.inner();
+        let hits = inner.book.entries().map(|(class, net, id)| ((class, net), self.0.hits(id)));
+        hits.filter(|(_, hits)| *hits > 0).collect()
     }
 
     /// How the lists are doing.

@@ -65,6 +65,7 @@ use crate::{
     issuers::{Feeds, Issuers},
     keys::{Orders, slow::Slow},
     metrics::{Counters, Metrics},
+    outside::Outside,
     replay::Replays,
     tls, upstream as servers,
     verdict::{Order, Signal},
@@ -76,6 +77,8 @@ pub struct Edge {
     pub plan: ArcSwap<Plan>,
     /// Where issuers' keys come from.
     pub feeds: Feeds,
+    /// What comes from outside of the host.
+    pub outside: Outside,
     /// Tokens that operators deny.
     pub denylist: Denylist,
     /// The nonces that DPoP proofs must carry, if they must.

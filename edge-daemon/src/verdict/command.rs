@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use anyhow::bail;
 use edge_common::{Reason, Source, map::PolicyFlag, signature::Ask};
-use edge_policy::list::Class;
+use edge_policy::list::{Class, FOREVER};
 use ipnet::IpNet;
 
 use super::{
@@ -57,6 +57,7 @@ impl Writer {
                 Reply::Explanation(Box::new(self.explain(address, &packet)?))
             }
             Command::Top { .. } => bail!("the traffic is not the writer's to watch"),
+            Command::Feed(_) => bail!("feeds are not the writer's to fetch"),
             Command::Key(_) => bail!("keys are not the writer's to change"),
             Command::Token(command) => self.obey_token(command, peer)?,
             Command::Servers { .. } => bail!("servers are not the writer's to look after"),
@@ -86,6 +87,12 @@ impl Writer {
         if !self.list(list).holds(&net) {
             if self.list(list).is_configured(&net) {
                 bail!("{net} is in the configuration; remove it there and reload");
+            }
+            if let Some(origin) = self.list(list).origins(&net).first() {
+                bail!(
+                    "{net} is from {}; 'edgectl allow add {net}' lets it through",
+                    origin.words()
+                );
             }
             bail!("{net} is not on the {} list", list.name());
         }
@@ -144,13 +151,23 @@ impl Writer {
     fn entry(&self, list: ListName, net: IpNet, origin: &Origin<'_>) -> ListEntry {
         let source = origin.words();
         let operator = match origin {
-            Origin::Configuration(..) => None,
             Origin::Operator(entry) => Some(entry),
+            Origin::Configuration(..) | Origin::Outside(..) => None,
         };
-        let class = operator.map_or(class_of(list, false), |entry| entry.class(list));
+        let class = match origin {
+            Origin::Configuration(..) => class_of(list, false),
+            Origin::Operator(entry) => entry.class(list),
+            Origin::Outside(sheet, _) => sheet.class,
+        };
+        let outside_ms = match origin {
+            Origin::Outside(_, listed) if listed.until_ns != FOREVER => {
+                Some(clock::unix_ms_at(listed.until_ns))
+            }
+            _ => None,
+        };
         ListEntry {
             net,
-            until_ms: operator.and_then(|entry| entry.until_ms()),
+            until_ms: operator.map_or(outside_ms, |entry| entry.until_ms()),
             reason: operator.and_then(|entry| entry.record.reason.clone()),
             source,
             hits: self.tables.lists.entry(class, &net).map_or(0, |entry| entry.hits),
@@ -167,7 +184,11 @@ impl Writer {
             _ => ListName::Deny,
         };
         // What is only monitored decides nothing.
-        let is_enforced = |o: &Origin<'_>| !matches!(o, Origin::Operator(e) if e.record.monitor);
+        let is_enforced = |origin: &Origin<'_>| match origin {
+            Origin::Configuration(..) => true,
+            Origin::Operator(entry) => !entry.record.monitor,
+            Origin::Outside(sheet, _) => sheet.class != Class::Watch,
+        };
         let origin = self.list(list).origins(net).into_iter().find(is_enforced)?;
         Some(self.entry(list, *net, &origin))
     }

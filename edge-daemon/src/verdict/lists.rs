@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use edge_policy::list::{Class, FOREVER};
 use ipnet::IpNet;
 
+use super::sheets::{Listed, Sheet, Sheets};
 use crate::{
     clock,
     config::settings::{self, Settings},
@@ -13,12 +14,13 @@ use crate::{
     store::{ListRecord, Store},
 };
 
-/// One of the two lists: the configuration's networks and the operators'.
+/// One of the two lists: the configuration's networks, the operators', and others'.
 #[derive(Default)]
 pub(crate) struct List {
-    configured: Configured,
+    pub(super) configured: Arc<Configured>,
     /// By network: an operator's word on it replaces the last one.
     operators: BTreeMap<IpNet, Entry>,
+    pub(super) sheets: Sheets,
 }
 
 /// The configuration's networks, in order.
@@ -61,6 +63,8 @@ pub(crate) enum Origin<'a> {
     Configuration(&'a str, u32),
     /// An operator.
     Operator(&'a Entry),
+    /// Somebody else, on a sheet.
+    Outside(&'a Sheet, &'a Listed),
 }
 
 impl Configured {
@@ -115,12 +119,7 @@ impl Configured {
 impl List {
     pub(crate) fn new(records: impl IntoIterator<Item = ListRecord>) -> Self {
         let operators = records.into_iter().map(|record| (record.net, record.into())).collect();
-        Self { configured: Configured::default(), operators }
-    }
-
-    /// Takes the configuration's networks in place of the former.
-    pub(crate) fn configure(&mut self, configured: Configured) {
-        self.configured = configured;
+        Self { operators, ..Self::default() }
     }
 
     /// Puts an entry in the place of the former one for its network, which it gives back.
@@ -138,7 +137,8 @@ impl List {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.configured.nets.len() + self.operators.len()
+        let sheets = self.sheets.values().map(|sheet| sheet.entries().len());
+        self.configured.nets.len() + self.operators.len() + sheets.sum::<usize>()
     }
 
     /// Whether the configuration itself holds exactly this network.
@@ -152,7 +152,9 @@ impl List {
             return FOREVER;
         }
         let entry = self.operators.get(net).filter(|entry| entry.class(name) == class);
-        entry.map_or(0, |entry| entry.until_ns)
+        let sheets = self.sheets.values().filter(|sheet| sheet.class == class);
+        let outside = sheets.filter_map(|sheet| sheet.get(net)).map(|listed| listed.until_ns);
+        entry.map(|entry| entry.until_ns).into_iter().chain(outside).max().unwrap_or(0)
     }
 
     /// Takes out what operators put in for a time that is over at this boot time.
@@ -171,19 +173,26 @@ impl List {
         entries.map(move |entry| (entry.class(name), entry.record.net, entry.until_ns))
     }
 
-    /// Every entry from this one on: the configuration's in order, then the operators'.
+    /// Every entry from this one on: the configuration's in order, then others', then the operators'.
     pub(crate) fn entries(&self, from: usize) -> impl Iterator<Item = (IpNet, Origin<'_>)> {
-        let Configured { nets, .. } = &self.configured;
+        let Configured { nets, .. } = &*self.configured;
         let configured = nets.get(from..).unwrap_or_default().iter().map(|place| self.told(place));
-        let operators = self.operators.values().skip(from.saturating_sub(nets.len()));
-        configured.chain(operators.map(|entry| (entry.record.net, Origin::Operator(entry))))
+        let outside = self.sheets.values().flat_map(|sheet| {
+            let entries = sheet.entries().iter();
+            entries.map(move |listed| (listed.net, Origin::Outside(sheet, listed)))
+        });
+        let operators = self.operators.values();
+        let operators = operators.map(|entry| (entry.record.net, Origin::Operator(entry)));
+        configured.chain(outside.chain(operators).skip(from.saturating_sub(nets.len())))
     }
 
     /// Everyone who put exactly this network on the list.
     pub(crate) fn origins(&self, net: &IpNet) -> Vec<Origin<'_>> {
         let operator = self.operators.get(net).map(Origin::Operator);
         let configured = self.configured.of(net).iter().map(|place| self.told(place).1);
-        operator.into_iter().chain(configured).collect()
+        let outside =
+            self.sheets.values().filter_map(|sheet| Some(Origin::Outside(sheet, sheet.get(net)?)));
+        operator.into_iter().chain(configured).chain(outside).collect()
     }
 
     fn told(&self, (net, from, line): &Place) -> (IpNet, Origin<'_>) {
@@ -199,12 +208,14 @@ impl Entry {
 }
 
 impl Origin<'_> {
-    /// In words: "config", "file PATH:LINE", "upstream NAME" or "operator".
+    /// In words: "config", "file PATH:LINE", "upstream NAME", "feed NAME:LINE",
+    /// "crowdsec: SCENARIO" or "operator".
     pub(crate) fn words(&self) -> String {
         match self {
             Self::Configuration(from, 0) => (*from).to_owned(),
             Self::Configuration(from, line) => format!("{from}:{line}"),
             Self::Operator(_) => "operator".to_owned(),
+            Self::Outside(sheet, listed) => sheet.words(listed),
         }
     }
 }
@@ -228,23 +239,32 @@ pub(crate) const fn classes(name: ListName) -> &'static [Class] {
 
 /// Everything that is listed.
 pub(super) fn entries(
-    [allow, deny]: &[Configured; 2],
+    [allow, deny]: &[Arc<Configured>; 2],
+    sheets: &Sheets,
     mut operators: Vec<(Class, IpNet, u64)>,
 ) -> Vec<(Class, IpNet, u64)> {
     operators.extend(allow.nets().map(|net| (Class::Allow, net, FOREVER)));
     operators.extend(deny.nets().map(|net| (Class::Deny, net, FOREVER)));
+    for sheet in sheets.values() {
+        let entries = sheet.entries().iter();
+        operators.extend(entries.map(|listed| (sheet.class, listed.net, listed.until_ns)));
+    }
     operators
 }
 
-/// How much room a configuration's lists and the operators' need in the kernel.
+/// How much room a configuration's lists, others' and the operators' need in the kernel.
 ///
 /// # Errors
 /// If the store cannot be read.
-pub fn list_capacity(settings: &Settings, store: &Store) -> anyhow::Result<ListCapacity> {
+pub fn list_capacity(
+    settings: &Settings,
+    sheets: &Sheets,
+    store: &Store,
+) -> anyhow::Result<ListCapacity> {
     let past = store.load_all()?;
     let operators = past.allow.iter().chain(&past.deny);
     let operators = operators.map(|record| (Class::Deny, record.net, FOREVER)).collect();
-    let entries = entries(&Configured::both(settings), operators);
+    let entries = entries(&Configured::both(settings).map(Arc::new), sheets, operators);
     Ok(ListCapacity::of(settings.lists.networks_max, entries))
 }
 
@@ -295,10 +315,9 @@ mod tests {
             ..settings::ListFile::default()
         };
         let nets = vec![net("192.0.2.0/24")];
-        list.configure(Configured::new(
-            &settings::List { nets, files: vec![file] },
-            std::iter::empty(),
-        ));
+        let configured =
+            Configured::new(&settings::List { nets, files: vec![file] }, std::iter::empty());
+        list.configured = Arc::new(configured);
         list.put(entry("192.0.2.0/24", 100, false));
         list.put(entry("198.51.100.0/24", 100, true));
         let until = |class, text| list.until_ns(ListName::Deny, class, &net(text));

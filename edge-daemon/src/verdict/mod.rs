@@ -11,6 +11,8 @@ mod explain;
 mod fold;
 mod keeper;
 mod lists;
+mod renew;
+mod sheets;
 mod tokens;
 mod view;
 
@@ -23,7 +25,6 @@ use std::{
         atomic::Ordering::Relaxed,
         mpsc::{Receiver, RecvTimeoutError},
     },
-    thread,
     time::{Duration, Instant},
 };
 
@@ -38,14 +39,19 @@ use self::{
     fold::Folding,
     keeper::Unsaved,
     lists::{Configured, List, entries},
+    renew::{Compiled, Waiting},
     tokens::Denials,
 };
-pub use self::{keeper::Keeper, lists::list_capacity};
+pub use self::{
+    keeper::Keeper,
+    lists::list_capacity,
+    sheets::{Listed, Sheet, Sheets, Update},
+};
 use crate::{
     clock,
     config::{Settings, settings::NamedSignature},
     control::{Command, ListName, Peer, Reply},
-    kernel::{Content, Health, InForce, Tables, Twin},
+    kernel::{Health, InForce, Tables, Twin},
     metrics::KernelView,
     plan,
     request::Edge,
@@ -73,7 +79,9 @@ pub enum Order {
     Command(Command, Peer, oneshot::Sender<Reply>),
     /// Put another configuration in force.
     Apply(Box<Settings>, oneshot::Sender<anyhow::Result<()>>),
-    /// Its lists are in the kernel, or cannot be.
+    /// Put what somebody else lists in force.
+    Sheet(Update),
+    /// The lists that were compiled are in the kernel, or cannot be.
     Compiled(Box<Compiled>),
     /// Note how a reload went, for the status.
     Reloaded(Result<(), String>),
@@ -81,14 +89,6 @@ pub enum Order {
     View(oneshot::Sender<KernelView>),
     /// Make everything durable and end.
     Stop,
-}
-
-/// A configuration on its way, with its lists, once the kernel has them.
-pub struct Compiled {
-    settings: Settings,
-    configured: [Configured; 2],
-    result: anyhow::Result<()>,
-    answer: oneshot::Sender<anyhow::Result<()>>,
 }
 
 /// The kernel's tables, the store behind them and the book of misdeeds.
@@ -105,9 +105,9 @@ pub struct Writer {
     allow: List,
     deny: List,
     folding: Folding,
-    /// A configuration that waits for an image in the making.
-    queued: Option<(Box<Settings>, oneshot::Sender<anyhow::Result<()>>)>,
-    /// What operators changed, and what ended, while a configuration's lists are compiled; `None`: none are.
+    /// What waits for an image in the making.
+    waiting: Waiting,
+    /// What operators changed, and what ended, while lists are compiled anew; `None`: none are.
     meanwhile: Option<Vec<(ListName, IpNet)>>,
     /// Tokens that operators denied.
     denials: Denials,
@@ -124,13 +124,14 @@ pub struct Writer {
 
 impl Writer {
     /// Reads what is known of the past: operators' lists and bans, from the store and from
-    /// the kernel's own tables, which may have outlived the last daemon. The keeper saves bans
-    /// once it runs.
+    /// the kernel's own tables, which may have outlived the last daemon; and puts the lists in force,
+    /// `sheets` of others among them. The keeper saves bans once it runs.
     pub fn new(
         (tables, twin): (Tables, Twin),
         store: Arc<Store>,
         config: PathBuf,
         settings: Settings,
+        sheets: Sheets,
         edge: Arc<Edge>,
     ) -> anyhow::Result<(Self, Keeper)> {
         let (unsaved, keeper) = Unsaved::new(Arc::clone(&store));
@@ -138,7 +139,7 @@ impl Writer {
         for record in &past.unreadable {
             tracing::error!(record, "the store holds a record that cannot be read");
         }
-        let configured = Configured::both(&settings);
+        let configured = Configured::both(&settings).map(Arc::new);
         let mut writer = Self {
             tables,
             twin,
@@ -150,7 +151,7 @@ impl Writer {
             allow: List::new(past.allow),
             deny: List::new(past.deny),
             folding: Folding::default(),
-            queued: None,
+            waiting: Waiting::default(),
             meanwhile: None,
             denials: Denials::new(),
             bans: BTreeMap::new(),
@@ -163,9 +164,9 @@ impl Writer {
         };
         writer.restore(past.bans)?;
         writer.restore_denials(past.denials);
-        let entries = entries(&configured, writer.of_operators());
+        let entries = entries(&configured, &sheets, writer.of_operators());
         writer.tables.lists.replace(entries).context("cannot write the lists")?;
-        writer.configure(configured);
+        writer.configure(configured, sheets);
         Ok((writer, keeper))
     }
 
@@ -179,7 +180,10 @@ impl Writer {
                     // An operator who has gone away is not told; the work is done all the same.
                     let _ = answer.send(self.obey(command, peer));
                 }
-                Ok(Order::Apply(settings, answer)) => self.queued = Some((settings, answer)),
+                Ok(Order::Apply(settings, answer)) => {
+                    self.waiting.settings = Some((settings, answer));
+                }
+                Ok(Order::Sheet(update)) => self.waiting.sheets.push_back(update),
                 Ok(Order::Compiled(compiled)) => self.compiled(*compiled),
                 Ok(Order::Reloaded(result)) => self.last_reload = Some((clock::unix_ms(), result)),
                 Ok(Order::View(answer)) => {
@@ -195,75 +199,10 @@ impl Writer {
                 self.look_after();
                 next_look = Instant::now() + LOOK_EVERY;
             }
-            if self.queued.is_some() {
+            if !self.waiting.is_empty() {
                 next_look = next_look.min(Instant::now() + RETRY);
             }
         }
-    }
-
-    /// Begins to put the queued configuration in force, once no other image is in the making: its
-    /// policy now; its lists when they are compiled, which another thread does, so that bans go on.
-    fn apply(&mut self) {
-        if self.queued.is_none() {
-            return;
-        }
-        // What operators have listed is taken in the same step: no change falls in between.
-        let Some(job) = self.tables.lists.try_begin() else { return };
-        let Some((settings, answer)) = self.queued.take() else { return };
-        if let Err(error) = self.tables.update_policy(&plan::kernel_policy(&settings)) {
-            let error = anyhow::Error::from(error).context("cannot configure the kernel programs");
-            let _ = answer.send(Err(error));
-            return;
-        }
-        self.signatures.clone_from(&settings.kernel.signatures);
-        self.meanwhile = Some(Vec::new());
-        let (operators, orders) = (self.of_operators(), self.edge.orders.clone());
-        let compile = move || {
-            let configured = Configured::both(&settings);
-            let made = job.make(Content::Entries(entries(&configured, operators)));
-            let result = made.context("cannot write the lists");
-            let compiled = Compiled { settings: *settings, configured, result, answer };
-            // Without a writer there is nobody left to answer to.
-            let _ = orders.send(Order::Compiled(Box::new(compiled)));
-        };
-        if let Err(error) = thread::Builder::new().name("lists".into()).spawn(compile) {
-            // The answer and the job are dropped with the closure, and that is one.
-            tracing::error!(%error, "no thread to compile the lists");
-            self.meanwhile = None;
-            self.keep_former();
-        }
-    }
-
-    /// The rest of a configuration whose lists are in force; or, if they cannot be, the former.
-    fn compiled(&mut self, compiled: Compiled) {
-        let Compiled { settings, configured, result, answer } = compiled;
-        if result.is_ok() {
-            self.configure(configured);
-            self.book.configure(plan::abuse(&settings.abuse));
-            self.settings = settings;
-        } else {
-            self.keep_former();
-        }
-        for (list, net) in self.meanwhile.take().unwrap_or_default() {
-            if let Err(error) = self.write(list, &net) {
-                let error = format!("{error:#}");
-                tracing::error!(list = list.name(), %net, error, "a change was lost to a reload");
-            }
-        }
-        let _ = answer.send(result);
-    }
-
-    fn keep_former(&mut self) {
-        let policy = plan::kernel_policy(&self.settings);
-        match self.tables.update_policy(&policy) {
-            Ok(()) => self.signatures.clone_from(&self.settings.kernel.signatures),
-            Err(error) => tracing::error!(%error, "nor can the former policy be put back"),
-        }
-    }
-
-    fn configure(&mut self, [allow, deny]: [Configured; 2]) {
-        self.allow.configure(allow);
-        self.deny.configure(deny);
     }
 
     /// Everything that operators have listed.
@@ -358,6 +297,6 @@ impl Writer {
 }
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How soon a queued configuration asks again for its turn.
+/// How soon what waits asks again for its turn.
 const RETRY: Duration = Duration::from_millis(20);
 const PURGE_EVERY: Duration = Duration::from_secs(3600);

@@ -291,6 +291,14 @@ impl Book {
         self.state(Span::of(net), class).is_some()
     }
 
+    /// Every entry that is listed, some of them twice: its class, network and number.
+    pub fn entries(&self) -> impl Iterator<Item = (Class, IpNet, u32)> + '_ {
+        let settled = self.table.entries().map(|(class, net, _, id)| (class, net, id));
+        let changes = self.folding.as_deref().into_iter().chain([&self.changes]).flatten();
+        let listed = changes.filter(|(_, state)| state.until > 0);
+        settled.chain(listed.map(|((span, class), state)| (*class, span.net(), state.id)))
+    }
+
     /// Whether anything has changed since the image in force was begun.
     #[must_use]
     pub fn has_changed(&self) -> bool {

@@ -5,6 +5,7 @@
 //! wide, have no part.
 
 mod book;
+pub mod feed;
 mod image;
 mod numbers;
 mod prefixes;
@@ -19,7 +20,7 @@ pub use book::{Adopted, Book, Change, Refused, Snapshot, Write};
 pub use edge_common::list::Class;
 pub use image::Full;
 pub use numbers::{NoNumber, Numbers};
-pub use read::{Fault, NetFault, Reading, TEXT_MAX, parse_net, read};
+pub use read::{NetFault, parse_net};
 pub use table::{Successor, Table};
 
 /// The `until` of an entry that never ends.

@@ -1,4 +1,4 @@
-//! Reading networks as people and feeds write them. Nothing is dropped in silence.
+//! Reading a network as people and feeds write it.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -6,26 +6,6 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::{Span, canonical};
-
-/// What a list file held.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Reading {
-    /// The networks, in the order of the file, duplicates included.
-    pub nets: Vec<IpNet>,
-    /// Lines that could not be taken as they stand.
-    pub faults: Vec<Fault>,
-}
-
-/// A line of a list file that could not be taken as it stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
-    /// Its number, from 1.
-    pub line: usize,
-    /// What stood there, at most [`TEXT_MAX`] characters of it.
-    pub text: String,
-    /// What is the matter with it.
-    pub what: NetFault,
-}
 
 /// Why a text is not taken for a network.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,49 +36,6 @@ pub fn parse_net(text: &str) -> Result<IpNet, NetFault> {
     Ok(canonical(net))
 }
 
-/// Reads a list file: one address or CIDR a line; what follows `#`, `;` or white space behind it
-/// is ignored. A network with host bits is taken without them, and noted.
-#[must_use]
-pub fn read(text: &str) -> Reading {
-    let mut reading = Reading::default();
-    // Editors on other systems put a byte order mark in front.
-    let text = text.trim_start_matches('\u{feff}');
-    for (index, line) in text.lines().enumerate() {
-        let content = line.split(['#', ';']).next().unwrap_or_default();
-        let Some(word) = content.split_whitespace().next() else { continue };
-        let what = match parse_net(word) {
-            Ok(net) => {
-                reading.nets.push(net);
-                continue;
-            }
-            Err(what) => what,
-        };
-        if let NetFault::HostBits(net) = what {
-            reading.nets.push(net);
-        }
-        let text = word.chars().take(TEXT_MAX).collect();
-        reading.faults.push(Fault { line: index + 1, text, what });
-    }
-    reading
-}
-
-/// Characters of a faulty line that are told.
-pub const TEXT_MAX: usize = 80;
-
-impl Fault {
-    /// Whether the line was taken all the same, without its host bits.
-    #[must_use]
-    pub fn is_note(&self) -> bool {
-        matches!(self.what, NetFault::HostBits(_))
-    }
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "line {}: `{}` {}", self.line, self.text.escape_debug(), self.what)
-    }
-}
-
 impl fmt::Display for NetFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -119,8 +56,6 @@ impl std::error::Error for NetFault {}
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     fn net(text: &str) -> IpNet {
@@ -144,28 +79,6 @@ mod tests {
         assert_eq!(parse_net("::fffe:0:0/95"), Err(NetFault::CoversIpv4));
         for text in ["", "192.0.2", "192.0.2.0/33", "010.0.0.1", "a.example", "1.2.3.4/", " ::1"] {
             assert_eq!(parse_net(text), Err(NetFault::NotANetwork), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_feed_is_read_line_by_line() {
-        let feed = "\u{feff}# head\n192.0.2.7\t12\n\n198.51.100.0/24 ; SBL1\r\n203.0.113.9/24\nfoo\n2001:db8::/32#x";
-        let reading = read(feed);
-        let nets = ["192.0.2.7/32", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32"];
-        assert_eq!(reading.nets, nets.map(net));
-        let lines: Vec<_> = reading.faults.iter().map(|f| (f.line, f.is_note())).collect();
-        assert_eq!(lines, [(5, true), (6, false)]);
-        assert!(reading.faults[1].to_string().starts_with("line 6: `foo` is neither"));
-    }
-
-    proptest! {
-        #[test]
-        fn every_line_is_a_comment_a_network_or_a_fault(text in "[0-9a-f.:/#; \n]{0,200}") {
-            let reading = read(&text);
-            let content = |line: &&str| !line.split(['#', ';']).next().unwrap().trim().is_empty();
-            let notes = reading.faults.iter().filter(|fault| fault.is_note()).count();
-            let told = reading.nets.len() + reading.faults.len() - notes;
-            prop_assert_eq!(told, text.lines().filter(content).count());
         }
     }
 }

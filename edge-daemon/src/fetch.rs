@@ -1,10 +1,10 @@
-//! One document over HTTP: asked for, bounded in time and size, and never followed elsewhere.
+//! One question over HTTP and its answer, bounded in size and never followed elsewhere.
 
 use std::{fmt, io, net::IpAddr, str::FromStr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{Request, StatusCode, Uri, header};
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -26,6 +26,21 @@ impl FromStr for Url {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let url = Self::anywhere(text)?;
+        if url.is_guarded() {
+            Ok(url)
+        } else {
+            Err("\"https://\"; plain \"http://\" is for this host alone")
+        }
+    }
+}
+
+impl Url {
+    /// Any `https` or `http` URL, of whatever host.
+    ///
+    /// # Errors
+    /// Says what would be right.
+    pub fn anywhere(text: &str) -> Result<Self, &'static str> {
         let form = "an absolute URL: \"https://id.example.com/jwks\"";
         let uri: Uri = text.parse().map_err(|_| form)?;
         let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
@@ -36,12 +51,23 @@ impl FromStr for Url {
         }
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
         let is_secure = scheme == "https";
-        let is_local = host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
-        if !(is_secure || scheme == "http" && is_local) {
-            return Err("\"https://\"; plain \"http://\" is for this host alone");
+        if !is_secure && scheme != "http" {
+            return Err("\"https://\" or \"http://\"");
         }
         let port = authority.port_u16().unwrap_or(if is_secure { 443 } else { 80 });
         Ok(Self { uri, host, port, is_secure })
+    }
+
+    /// Whether nobody on the way can change what is said: it is encrypted, or of this host.
+    #[must_use]
+    pub fn is_guarded(&self) -> bool {
+        let is_local = |ip: IpAddr| ip.is_loopback();
+        self.is_secure || self.host == "localhost" || self.host.parse().is_ok_and(is_local)
+    }
+
+    /// Its path and its query.
+    fn target(&self) -> &str {
+        self.uri.path_and_query().map_or("/", |target| target.as_str())
     }
 }
 
@@ -51,11 +77,45 @@ impl fmt::Display for Url {
     }
 }
 
+/// What is asked for.
+pub struct Ask<'a> {
+    /// How.
+    pub method: Method,
+    /// What follows the URL's own path.
+    pub target: &'a str,
+    /// Headers beside those that every request has.
+    pub headers: HeaderMap,
+    /// What is sent.
+    pub body: Bytes,
+    /// The largest answer that is taken, in bytes.
+    pub most: usize,
+}
+
+impl Ask<'_> {
+    /// Asks for a document of at most so many bytes.
+    #[must_use]
+    pub fn document(most: usize) -> Self {
+        let (headers, body) = (HeaderMap::new(), Bytes::new());
+        Self { method: Method::GET, target: "", headers, body, most }
+    }
+}
+
+/// What came.
+pub struct Answer {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub bytes: Bytes,
+}
+
 /// What was fetched.
-pub(super) struct Document {
-    pub(super) bytes: Bytes,
+pub struct Document {
+    /// Its content.
+    pub bytes: Bytes,
     /// For how long its server says that it is fresh.
-    pub(super) fresh: Option<Duration>,
+    pub fresh: Option<Duration>,
 }
 
 /// Gets a document over a connection of its own.
@@ -63,40 +123,60 @@ pub(super) struct Document {
 /// # Errors
 /// If the host cannot be reached or does not prove who it is, answers anything but 200, or sends
 /// more than the bound.
-pub(super) async fn get(url: &Url, tls: &Arc<client::ClientConfig>) -> io::Result<Document> {
+pub async fn get(url: &Url, tls: &Arc<client::ClientConfig>) -> io::Result<Document> {
+    let accept = HeaderValue::from_static("application/json");
+    let mut question = Ask::document(DOCUMENT_BYTES_MAX);
+    question.headers.insert(header::ACCEPT, accept);
+    let Answer { status, headers, bytes } = ask(url, tls, question).await?;
+    if status != StatusCode::OK {
+        return Err(io::Error::other(format!("it answered {status}")));
+    }
+    Ok(Document { bytes, fresh: headers.get(header::CACHE_CONTROL).and_then(fresh) })
+}
+
+/// Asks over a connection of its own. Nothing here ends by itself: whoever asks has a deadline.
+///
+/// # Errors
+/// If the host cannot be reached or does not prove who it is, or sends more than the bound.
+pub async fn ask(
+    url: &Url,
+    tls: &Arc<client::ClientConfig>,
+    question: Ask<'_>,
+) -> io::Result<Answer> {
     let stream = TcpStream::connect((url.host.as_str(), url.port)).await?;
     if url.is_secure {
-        exchange(url, client::connect(Arc::clone(tls), &url.host, stream).await?).await
+        exchange(url, question, client::connect(Arc::clone(tls), &url.host, stream).await?).await
     } else {
-        exchange(url, stream).await
+        exchange(url, question, stream).await
     }
 }
 
 async fn exchange(
     url: &Url,
+    question: Ask<'_>,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-) -> io::Result<Document> {
+) -> io::Result<Answer> {
     let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
         .max_buf_size(HEAD_BYTES_MAX)
-        .handshake::<_, Empty<Bytes>>(TokioIo::new(stream))
+        .handshake::<_, Full<Bytes>>(TokioIo::new(stream))
         .await
         .map_err(io::Error::other)?;
     let talk = async {
         let authority = url.uri.authority().map_or("", http::uri::Authority::as_str);
-        let request = Request::get(url.uri.path_and_query().map_or("/", |target| target.as_str()))
+        let mut request = Request::builder()
+            .method(question.method)
+            .uri(format!("{}{}", url.target(), question.target))
             .header(header::HOST, authority)
-            .header(header::ACCEPT, "application/json")
+            .header(header::USER_AGENT, concat!("edged/", env!("CARGO_PKG_VERSION")))
             .header(header::CONNECTION, "close")
-            .body(Empty::new())
+            .body(Full::new(question.body))
             .map_err(io::Error::other)?;
-        let answer = sender.send_request(request).await.map_err(io::Error::other)?;
-        if answer.status() != StatusCode::OK {
-            return Err(io::Error::other(format!("it answered {}", answer.status())));
-        }
-        let fresh = answer.headers().get(header::CACHE_CONTROL).and_then(fresh);
-        let body = Limited::new(answer.into_body(), DOCUMENT_BYTES_MAX).collect().await;
+        request.headers_mut().extend(question.headers);
+        let (head, body) =
+            sender.send_request(request).await.map_err(io::Error::other)?.into_parts();
+        let body = Limited::new(body, question.most).collect().await;
         let bytes = body.map_err(io::Error::other)?.to_bytes();
-        Ok(Document { bytes, fresh })
+        Ok(Answer { status: head.status, headers: head.headers, bytes })
     };
     // The connection is driven here and nowhere else: with this future everything ends.
     tokio::pin!(talk, connection);

@@ -1,0 +1,49 @@
+//! What can be asked about other people's lists, and what is answered.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// What can be asked about feeds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "verb", rename_all = "snake_case", deny_unknown_fields)]
+pub enum FeedCommand {
+    /// How they are doing. Answer: [`super::Reply::Feeds`].
+    List,
+    /// Fetches one now. Answer: [`super::Reply::Done`], when it is in force.
+    Refresh {
+        /// Which.
+        name: String,
+        /// Whether it may have shrunk by any number of networks.
+        force: bool,
+    },
+}
+
+/// How a feed is doing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FeedEntry {
+    /// Its name.
+    pub name: String,
+    /// Where it is.
+    pub place: String,
+    /// Whether its networks' packets are only counted as if they were dropped.
+    pub counts_only: bool,
+    /// Its networks in force.
+    pub networks: u64,
+    /// Lines of its last list that are not as they should be, by their fault.
+    pub faults: BTreeMap<String, u64>,
+    /// When its source last confirmed it.
+    pub success_ms: Option<u64>,
+    /// Lists that were taken.
+    pub updated: u64,
+    /// Times that it had not changed.
+    pub unchanged: u64,
+    /// Times that it could not be had.
+    pub failed: u64,
+    /// Lists that were not taken.
+    pub refused: u64,
+    /// Why the last fetch brought nothing; `None`: it did.
+    pub trouble: Option<String>,
+    /// Packets that its networks decided since the daemon started.
+    pub hits: u64,
+}
