@@ -36,6 +36,7 @@ use self::{
     traffic::Watch,
 };
 use crate::{
+    audit::{Audit, AuditLog},
     banned::Banned,
     clock,
     config::Settings,
@@ -68,7 +69,7 @@ pub struct App {
     orders: Receiver<Order>,
     keys: (Registry, Receiver<keys::Order>, Hasher),
     told: Told,
-    event_log: EventLog,
+    logs: (EventLog, AuditLog),
     /// For each worker, its listeners.
     listeners: Vec<Vec<(TcpListener, Entrance)>>,
     control: UnixListener,
@@ -86,8 +87,10 @@ impl App {
             workers => workers,
         };
         provide_descriptors(&settings, workers);
-        let (events, event_log) =
-            Events::open(&settings.log.events).context("cannot open the event log")?;
+        let metrics_of = Arc::new(Metrics::new(workers));
+        let (audit, audit_log) = Audit::open(&settings.audit, Arc::clone(&metrics_of.audit))?;
+        let (events, event_log) = Events::open(&settings.log.events, audit.clone())
+            .context("cannot open the event log")?;
         let (store, damage) = store::Store::open(&settings.state.dir, clock::unix_ms() / 1000)?;
         if let Some(damage) = damage {
             tracing::error!(damage, "the store was damaged");
@@ -105,7 +108,7 @@ impl App {
 
         let (queue, orders) = sync_channel(ORDERS_MAX);
         let (key_queue, key_orders) = sync_channel(KEY_ORDERS_MAX);
-        let (to_keys, metrics_of) = (keys::Orders::new(key_queue), Arc::new(Metrics::new(workers)));
+        let to_keys = keys::Orders::new(key_queue);
         let (slow, hasher) =
             Slow::new(Arc::clone(&store), to_keys.clone(), Arc::clone(&metrics_of));
         feeds.publish(&plan.issuers);
@@ -128,6 +131,7 @@ impl App {
             orders: queue,
             metrics: metrics_of,
             events,
+            audit,
         });
         // The tables are filled before the program that reads them sees its first packet.
         let mut kernel = Kernel::load(&LoadSettings {
@@ -161,7 +165,7 @@ impl App {
             orders,
             keys: (registry, key_orders, hasher),
             told,
-            event_log,
+            logs: (event_log, audit_log),
             listeners,
             control,
             metrics,
@@ -173,8 +177,9 @@ impl App {
         privilege::drop_all()?;
 
         let (stop, stopping) = watch::channel(false);
-        let (event_log, writer, orders) = (self.event_log, self.writer, self.orders);
+        let ((event_log, audit_log), writer, orders) = (self.logs, self.writer, self.orders);
         let event_log = spawn("events", move || event_log.run())?;
+        let audit_log = spawn("audit", move || audit_log.run())?;
         let keeper = self.keeper;
         let keeper = spawn("keeper", move || keeper.run())?;
         let (upkeep, (stop_upkeep, upkeep_stops)) = (self.upkeep, UnixStream::pair()?);
@@ -226,6 +231,7 @@ impl App {
         // It ends with the last that could ask it, in the middle of no hash.
         join_until(hasher, Instant::now() + LAST_EVENTS)?;
         // Nobody can tell of events any more; a destination that hangs is not waited for long.
+        join_until(audit_log, Instant::now() + LAST_EVENTS)?;
         join_until(event_log, Instant::now() + LAST_EVENTS)
     }
 }

@@ -18,10 +18,11 @@ use std::{
 };
 
 pub use args::Args;
-use args::{Act, SignatureVerb, Verb};
+use args::{Act, AuditVerb, SignatureVerb, Verb};
 use clap::{CommandFactory as _, Parser as _};
 
 use crate::{
+    audit,
     control::{Command, Reply, client},
     kernel,
 };
@@ -53,6 +54,7 @@ fn run(args: &Args) -> u8 {
     let command = match args.verb.act(ssh_peer) {
         Act::Ask(command) => command,
         Act::Key(verb) => return keys::run(args, &verb),
+        Act::Audit(verb) => return verify(args, &verb),
         Act::Detach(pin_dir) => return detach(&pin_dir, args.json),
         Act::Watch { command, once } => return top::watch(args, &command, once),
         Act::Sign(sign) => return say_or_complain(sign.print()),
@@ -90,6 +92,17 @@ fn detach(pin_dir: &Path, json: bool) -> u8 {
 fn say_or_complain(made: anyhow::Result<String>) -> u8 {
     match made {
         Ok(text) => say(text.as_bytes()),
+        Err(error) => complain(&format_args!("{error:#}"), REFUSED),
+    }
+}
+
+/// Checks the audit log. No daemon is asked: what it says of its own log proves little.
+fn verify(args: &Args, AuditVerb::Verify { dir, file, key }: &AuditVerb) -> u8 {
+    match audit::verify::verify(file.as_ref().unwrap_or(dir), key) {
+        Ok(verdict) => {
+            let said = say(print::verified(&verdict, args.json).as_bytes());
+            if verdict.is_ok() { said } else { REFUSED }
+        }
         Err(error) => complain(&format_args!("{error:#}"), REFUSED),
     }
 }
@@ -152,6 +165,7 @@ impl Verb {
     fn act(&self, ssh_peer: impl FnOnce() -> Option<IpAddr>) -> Act<'_> {
         let command = match self {
             Self::Completions { shell } => return Act::Complete(*shell),
+            Self::Audit(verb) => return Act::Audit(verb.clone()),
             Self::Detach { pin_dir } => return Act::Detach(pin_dir.clone()),
             Self::Status => Command::Status,
             Self::Allow(verb) => verb.command(crate::control::ListName::Allow, ssh_peer),

@@ -20,7 +20,7 @@ use edge_policy::ja4::Ja4;
 use serde::Serialize;
 
 use self::sink::{Sink, Torn};
-use crate::{clock, config::settings};
+use crate::{audit::Audit, clock, config::settings};
 
 /// What happened. The variants are the closed list of events; `event` names them in the line.
 #[derive(Clone, Debug, Serialize)]
@@ -284,6 +284,13 @@ impl Event {
                 | Self::PacketWouldDrop { .. }
         )
     }
+
+    /// Whether it belongs into the audit log by itself. A refused request does if its refusal is
+    /// about who it is from, which `request/path.rs` knows.
+    const fn is_audited(&self) -> bool {
+        !self.is_plentiful()
+            && !matches!(self, Self::Ban { .. } | Self::Unban { .. } | Self::BanFailed { .. })
+    }
 }
 
 /// The way to the event log. Never blocks: a full queue drops the event and counts it.
@@ -293,21 +300,27 @@ pub struct Events {
     lost: Arc<AtomicU64>,
     /// The bucket of all plentiful events together.
     plentiful: Arc<Set>,
+    audit: Audit,
 }
 
 impl Events {
     /// Opens the destination. The log writes once it is [`EventLog::run`].
-    pub fn open(to: &settings::Events) -> io::Result<(Self, EventLog)> {
+    pub fn open(to: &settings::Events, audit: Audit) -> io::Result<(Self, EventLog)> {
         let sink = Sink::open(to)?;
         let (queue, events) = sync_channel(QUEUE);
         let lost = Arc::new(AtomicU64::new(0));
         let log = EventLog { events, sink, lost: Arc::clone(&lost) };
-        Ok((Self { queue, lost, plentiful: Arc::default() }, log))
+        Ok((Self { queue, lost, plentiful: Arc::default(), audit }, log))
     }
 
     /// Tells of an event. Refusals and drops beyond `PLENTIFUL` are lost: an attack neither
     /// fills the disk at its own rate nor takes the place of a ban or an operator's act.
+    ///
+    /// What operators did and what became of keys is told to the audit log as well.
     pub fn tell(&self, event: Event) {
+        if event.is_audited() {
+            self.audit.tell(event.clone());
+        }
         if event.is_plentiful() && !self.admits(clock::boot_ns())
             || self.queue.try_send((clock::unix_ms(), event)).is_err()
         {
@@ -395,6 +408,17 @@ const PLENTIFUL: Rate = Rate::new(1000, 1_000_000_000, 5000).expect("it is in ra
 mod tests {
     use super::*;
 
+    fn audit(dir: &tempfile::TempDir) -> Audit {
+        let settings = settings::Audit {
+            dir: dir.path().join("audit"),
+            key: crate::secret::Origin::File(dir.path().join("audit.key")),
+            granted: settings::Granted::Each,
+            file_bytes_max: 1 << 20,
+            files_max: 2,
+        };
+        Audit::open(&settings, Arc::default()).unwrap().0
+    }
+
     fn refused() -> Event {
         let source = "192.0.2.7".parse().unwrap();
         Event::ConnectionRefused { source, reason: "x", kind: None, ja4: None }
@@ -404,7 +428,8 @@ mod tests {
     fn a_flood_is_cut_and_leaves_room_for_what_counts() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("events");
-        let (events, log) = Events::open(&settings::Events::File(path.clone())).unwrap();
+        let (events, log) =
+            Events::open(&settings::Events::File(path.clone()), audit(&dir)).unwrap();
         for _ in 0..50_000 {
             events.tell(refused());
         }

@@ -1,6 +1,7 @@
 //! Everything with a file descriptor: the kernel's tables, sockets, files and the clock.
 
 pub mod app;
+pub mod audit;
 pub mod banned;
 pub mod cli;
 pub mod clock;

@@ -116,6 +116,8 @@ pub struct Metrics {
     pub watched: AtomicU64,
     /// Clients forgotten to make room, as of the last look.
     pub watched_evicted: AtomicU64,
+    /// What is counted of the audit log.
+    pub audit: Arc<crate::audit::Counts>,
     /// What is counted of keys.
     pub keys: keys::KeyCounts,
     /// Nonces that are remembered, as of the last look, and for how many there is room.
@@ -146,6 +148,7 @@ impl Metrics {
             bans_active: AtomicU64::new(0),
             watched: AtomicU64::new(0),
             watched_evicted: AtomicU64::new(0),
+            audit: Arc::default(),
             keys: keys::KeyCounts::default(),
             nonces: Default::default(),
             ban_latency: Spread::default(),
@@ -203,6 +206,7 @@ impl Metrics {
         families.extend(limits::families(rules));
         families.extend(self.tls_families());
         families.extend(self.keys.families());
+        families.extend(keys::audit(&self.audit));
         families.extend(tokens::issuers(feeds));
         families.extend(more);
         families.extend(kernel.into_iter().flat_map(KernelView::families));

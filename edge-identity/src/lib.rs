@@ -7,8 +7,10 @@
 
 pub mod access;
 pub mod assertion;
+pub mod audit;
 pub mod certificate;
 pub mod credential;
+pub mod hex;
 pub mod jwt;
 pub mod key;
 pub mod policy;

@@ -61,6 +61,8 @@ impl<'a> Setup<'a> {
         let shipped = root().join("config/edged.toml");
         let config = fs::read_to_string(&shipped).context("config/edged.toml")?.parse()?;
         let at = |name: &str| format!("{:?}", lab.dir().join(name));
+        let secret =
+            |name: &str| format!("{:?}", format!("file:{}", lab.dir().join(name).display()));
         Self { lab, config, changes: Vec::new() }
             .set("kernel.interfaces", r#"["edge0"]"#)
             .set("kernel.attach", r#""native""#)
@@ -71,14 +73,10 @@ impl<'a> Setup<'a> {
             .set("server.http", &format!(r#"["{}:80"]"#, lab::EDGE))
             .set("tls.certificate", &at("cert.pem"))
             .set("tls.key", &at("key.pem"))
-            .set(
-                "keys.pepper",
-                &format!("{:?}", format!("file:{}", lab.dir().join("pepper").display())),
-            )
-            .set(
-                "signing.master",
-                &format!("{:?}", format!("file:{}", lab.dir().join("signing").display())),
-            )
+            .set("audit.dir", &at("audit"))
+            .set("audit.key", &secret("audit.key"))
+            .set("keys.pepper", &secret("pepper"))
+            .set("signing.master", &secret("signing"))
             .set("signing.nonce_file", &at("nonces"))
             .set("upstream.0.servers", &format!(r#"["{}:8080"]"#, lab::ORIGIN))
             .set("state.dir", &at("state"))

@@ -249,6 +249,7 @@ fn refuse_what_needs_a_restart(old: &Settings, new: &Settings) -> anyhow::Result
         ("state.dir", old.state != new.state),
         ("control.socket", old.control != new.control),
         ("metrics.listen", old.metrics != new.metrics),
+        ("audit", old.audit != new.audit),
         ("log", old.log != new.log),
     ];
     let changed: Vec<_> = changed.iter().filter(|(_, is)| *is).map(|(key, _)| *key).collect();

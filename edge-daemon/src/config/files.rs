@@ -42,11 +42,12 @@ pub(super) fn resolve(settings: &mut Settings, base: &Path) {
         Events::File(path) => Some(path),
         Events::Stdout => None,
     };
-    let paths: [&mut PathBuf; 4] = [
+    let paths: [&mut PathBuf; 5] = [
         &mut settings.kernel.pin_dir,
         &mut settings.state.dir,
         &mut settings.control.socket,
         &mut settings.signing.nonce_file,
+        &mut settings.audit.dir,
     ];
     for path in paths
         .into_iter()
@@ -118,14 +119,13 @@ pub(super) fn inspect(
     read_list(deny, (Kind::Deny, "deny_files"), *shrink_max, former(|l| &l.deny), place);
 }
 
-/// Reads every secret once, to tell now what would fail later. The pepper is made at the first
+/// Reads every secret once, to tell now what would fail later. Some are made at the first
 /// start, and may be missing before it.
 fn inspect_secrets(settings: &Settings, base: &Path, document: &DeTable<'_>, notes: &Notes<'_>) {
     for (origin, least) in settings.secrets() {
         let read = origin.read().and_then(|secret| secret.at_least(least));
         let Err(fault) = read else { continue };
-        let made = [&settings.keys.pepper, &settings.signing.master];
-        if fault.is_missing() && made.contains(&origin) {
+        if fault.is_missing() && settings.made_secrets().contains(&origin) {
             continue;
         }
         let span = place_of_text(document, |text| {

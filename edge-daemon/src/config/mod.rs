@@ -151,6 +151,7 @@ fn settings(document: &Table<'_>) -> Settings {
         policies,
         roles: document.tables("role", access::role),
         abuse: document.table("abuse", sections::abuse),
+        audit: document.table("audit", sections::audit),
         state: document.table("state", sections::state),
         control: document.table("control", sections::control),
         metrics: document.table("metrics", sections::metrics),

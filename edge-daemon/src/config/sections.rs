@@ -9,8 +9,8 @@ use super::{
     files::EVERY_ADDRESS,
     reader::{Item, Table},
     settings::{
-        Abuse, Bounds, Control, Events, HashPolicy, Keys, Level, List, ListFile, Lists, Log,
-        Metrics, Scores, Server, State,
+        Abuse, Audit, Bounds, Control, Events, Granted, HashPolicy, Keys, Level, List, ListFile,
+        Lists, Log, Metrics, Scores, Server, State,
     },
     tls,
 };
@@ -165,6 +165,17 @@ fn scores(table: &Table<'_>) -> Scores {
         not_permitted: points("not_permitted", 2),
         no_route: points("no_route", 1),
         handshake_failed: points("handshake_failed", 1),
+    }
+}
+
+pub(super) fn audit(table: &Table<'_>) -> Audit {
+    let granted = [("each", Granted::Each), ("summed", Granted::Summed), ("none", Granted::None)];
+    Audit {
+        dir: table.or("dir", "/var/lib/edged/audit".into(), Item::path),
+        key: table.or("key", Origin::File("/var/lib/edged/audit.key".into()), Item::secret),
+        granted: table.or("granted", Granted::Each, |item| item.choice(&granted)),
+        file_bytes_max: table.or("file_bytes_max", 64 * MIB, |item| item.size(64 * KIB, 1 << 40)),
+        files_max: table.or("files_max", 32, |item| count(item, 2, 100_000)),
     }
 }
 

@@ -22,7 +22,7 @@ pub use edge_policy::route::{Answers, Match, Requirement, Rewrite};
 use edge_policy::{forwarded::Naming, limit};
 use ipnet::IpNet;
 
-pub use self::access::{HashPolicy, Keys, PolicyFile, PolicySet, UpstreamIdentity};
+pub use self::access::{Audit, Granted, HashPolicy, Keys, PolicyFile, PolicySet, UpstreamIdentity};
 pub use self::feed::{Feed, FeedPlace};
 pub use self::issuer::{Issuer, KeySource, Tokens};
 pub use self::packets::{
@@ -77,6 +77,8 @@ pub struct Settings {
     pub roles: Vec<Role>,
     /// `[abuse]`: from misdeeds to bans.
     pub abuse: Abuse,
+    /// `[audit]`: the log of who tried what.
+    pub audit: Audit,
     /// `[state]`: what persists.
     pub state: State,
     /// `[control]`: where `edgectl` connects.
@@ -99,31 +101,35 @@ impl Settings {
     /// Every secret that is named, and the least of bytes that it must have.
     #[must_use]
     pub fn secrets(&self) -> Vec<(&Origin, usize)> {
-        let peppers = std::iter::once(&self.keys.pepper).chain(&self.keys.former_peppers);
-        let masters = std::iter::once(&self.signing.master).chain(&self.signing.former_masters);
         let issuers = self.issuers.iter().filter_map(|issuer| match &issuer.keys {
             KeySource::Static(files) => Some(&files.secrets),
             KeySource::Fetched(_) => None,
         });
-        let others = issuers.flatten().chain(&self.upstream_identity.key);
-        peppers.chain(masters).chain(others).map(|origin| (origin, BYTES_MIN)).collect()
+        let all = self.made_secrets().into_iter().chain(&self.keys.former_peppers);
+        let all = all.chain(&self.signing.former_masters).chain(issuers.flatten());
+        all.chain(&self.upstream_identity.key).map(|origin| (origin, BYTES_MIN)).collect()
     }
 
-    fn secrets_mut(&mut self) -> Vec<&mut Origin> {
+    /// Those that are made at the first start if their file is not there.
+    pub(super) fn made_secrets(&self) -> [&Origin; 3] {
+        [&self.keys.pepper, &self.signing.master, &self.audit.key]
+    }
+
+    fn secrets_mut(&mut self) -> impl Iterator<Item = &mut Origin> {
         let (keys, signing) = (&mut self.keys, &mut self.signing);
-        let peppers = std::iter::once(&mut keys.pepper).chain(&mut keys.former_peppers);
-        let masters = std::iter::once(&mut signing.master).chain(&mut signing.former_masters);
         let issuers = self.issuers.iter_mut().filter_map(|issuer| match &mut issuer.keys {
             KeySource::Static(files) => Some(&mut files.secrets),
             KeySource::Fetched(_) => None,
         });
-        let others = issuers.flatten().chain(&mut self.upstream_identity.key);
-        peppers.chain(masters).chain(others).collect()
+        let made = [&mut keys.pepper, &mut signing.master, &mut self.audit.key];
+        let all = made.into_iter().chain(&mut keys.former_peppers);
+        let all = all.chain(&mut signing.former_masters).chain(issuers.flatten());
+        all.chain(&mut self.upstream_identity.key)
     }
 
     /// Takes relative paths of secrets from this folder.
     pub(super) fn resolve_secrets(&mut self, base: &Path) {
-        self.secrets_mut().into_iter().for_each(|origin| origin.resolve(base));
+        self.secrets_mut().for_each(|origin| origin.resolve(base));
     }
 }
 

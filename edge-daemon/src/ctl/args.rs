@@ -15,6 +15,7 @@ use crate::{
         packets::{Probe, Protocol, Sort, TALKERS_MAX},
         servers::ServerCommand,
     },
+    secret::Origin,
 };
 
 /// Exit codes, for `--help`.
@@ -73,6 +74,9 @@ pub enum Verb {
     Authz(AuthzVerb),
     /// Sign a request as its client would, and print the curl line that sends it
     Sign(Box<Sign>),
+    /// The log of who tried what
+    #[command(subcommand)]
+    Audit(AuditVerb),
     /// Read the configuration again; a bad one is refused and changes nothing
     Reload,
     /// Take the packet filter off its interfaces and forget its tables
@@ -245,12 +249,33 @@ impl UpstreamVerb {
     }
 }
 
+/// What to do with the audit log.
+#[derive(Clone, Debug, Subcommand)]
+pub enum AuditVerb {
+    /// Tell whether it is as it was written, and else the first line that is not
+    ///
+    /// Done by this program itself; no daemon is asked, and one that writes meanwhile is no hindrance.
+    Verify {
+        /// The folder of its files: `audit.dir`
+        #[arg(long, value_name = "DIR", default_value = "/var/lib/edged/audit")]
+        dir: PathBuf,
+        /// One file instead
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// What seals its lines: `audit.key`
+        #[arg(long, value_name = "SECRET", default_value = "file:/var/lib/edged/audit.key")]
+        key: Origin,
+    },
+}
+
 /// What a command line comes to.
 pub(super) enum Act<'a> {
     /// To ask the daemon.
     Ask(Command),
     /// To ask the daemon about keys.
     Key(Box<KeyVerb>),
+    /// To look at the audit log.
+    Audit(AuditVerb),
     /// To take the filter away.
     Detach(PathBuf),
     /// To ask the daemon again and again.
@@ -330,7 +355,9 @@ mod tests {
         match args.verb.act(|| Some("198.51.100.7".parse().unwrap())) {
             Act::Ask(command) | Act::Watch { command, .. } => command,
             Act::Key(verb) => Command::Key(verb.command().unwrap()),
-            Act::Detach(_) | Act::Sign(_) | Act::Complete(_) => panic!("{line}: no command"),
+            Act::Detach(_) | Act::Sign(_) | Act::Complete(_) | Act::Audit(_) => {
+                panic!("{line}: no command")
+            }
         }
     }
 

@@ -7,6 +7,7 @@ use std::{fmt::Write as _, path::Path};
 use serde::Serialize;
 
 use crate::{
+    audit::verify::Verdict,
     clock,
     config::text::show_duration,
     control::{
@@ -65,6 +66,28 @@ pub(super) fn text(reply: &Reply, now_ms: u64) -> String {
         Reply::Feeds(feeds) => super::feeds::text(feeds, now_ms),
         Reply::Denials(denials) => super::tokens::text(denials, now_ms),
         Reply::Servers(servers) => servers_text(servers),
+    }
+}
+
+/// Whether an audit log is as it was written.
+pub(super) fn verified(verdict: &Verdict, json: bool) -> String {
+    match verdict {
+        Ok(whole) if json => render(&serde_json::json!({ "whole": whole })) + "\n",
+        Err(broken) if json => render(&serde_json::json!({ "broken": broken })) + "\n",
+        Ok(whole) => {
+            let mut text = format!(
+                "{} lines in {} files are as they were written, from number {} to {} ({})\n",
+                whole.lines, whole.files, whole.first, whole.last.number, whole.last.seal
+            );
+            if whole.first > 1 {
+                text.push_str("lines before the first were removed with their files\n");
+            }
+            if let Some(file) = &whole.torn {
+                text += &format!("{file} ends in the middle of a line, as while it is written\n");
+            }
+            text
+        }
+        Err(broken) => format!("{}:{}: {}\n", broken.file.display(), broken.line, broken.why),
     }
 }
 

@@ -214,7 +214,7 @@ impl Signer {
                 "is a private key in another form than PKCS#8; `openssl pkcs8 -topk8 -nocrypt` makes one"
             );
         }
-        let secret = signed::from_hex(text.trim()).map(Zeroizing::new);
+        let secret = edge_identity::hex::read_any(text.trim()).map(Zeroizing::new);
         let secret = secret.filter(|secret| secret.len() >= crate::secret::BYTES_MIN);
         let secret =
             secret.context("is neither a private key in PEM nor a secret in hexadecimal")?;

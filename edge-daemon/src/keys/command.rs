@@ -1,9 +1,12 @@
 //! What operators say about keys, done.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, bail};
 use edge_identity::{
+    hex,
     key::{BoundSecret, Extra, Grants, KeyId, KeyRecord, PepperId, Secret},
-    signed::{Signing, to_hex},
+    signed::Signing,
 };
 
 use super::{Registry, slow};
@@ -20,7 +23,12 @@ use crate::{
 
 impl Registry {
     pub(super) fn obey(&mut self, command: KeyCommand, peer: Peer) -> Reply {
-        self.try_obey(command, peer).unwrap_or_else(|error| Reply::Refused(format!("{error:#}")))
+        let is_change = !matches!(command, KeyCommand::List { .. } | KeyCommand::Show { .. });
+        let reply = self.try_obey(command, peer);
+        if is_change && !self.edge.audit.flush(AUDIT_PATIENCE) {
+            tracing::error!("what was done to keys is not in the audit log yet");
+        }
+        reply.unwrap_or_else(|error| Reply::Refused(format!("{error:#}")))
     }
 
     fn try_obey(&mut self, command: KeyCommand, peer: Peer) -> anyhow::Result<Reply> {
@@ -99,7 +107,7 @@ impl Registry {
                 let master = masters.current().context("there is no master secret")?;
                 let secret = masters.secret(master, id.as_str()).map(zeroize::Zeroizing::new);
                 let secret = secret.context("the master secret cannot be used")?;
-                (Some(Signing::Derived(master.to_owned())), Some(to_hex(&*secret)))
+                (Some(Signing::Derived(master.to_owned())), Some(hex::text(&*secret)))
             }
         })
     }
@@ -298,6 +306,9 @@ fn random() -> anyhow::Result<zeroize::Zeroizing<[u8; 32]>> {
     getrandom::fill(&mut *random).context("no randomness")?;
     Ok(random)
 }
+
+/// How long an operator waits for the audit log.
+const AUDIT_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Keys that one reply holds.
 pub(super) const PAGE: usize = 2_000;

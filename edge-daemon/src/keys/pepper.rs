@@ -48,7 +48,8 @@ fn read(origin: &Origin) -> anyhow::Result<Pepper> {
     Ok(Pepper::of(secret.expose()))
 }
 
-pub(super) fn make_if_missing(path: &Path) -> io::Result<()> {
+/// Makes the file of a secret, with mode 0600, whole or not at all, unless it is there.
+pub(crate) fn make_if_missing(path: &Path) -> io::Result<()> {
     if fs::exists(path)? {
         return Ok(());
     }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use prometheus::proto::{MetricFamily, MetricType};
 
 use super::{counter, family, gauge};
+use crate::audit::Counts;
 
 /// Keys by their state, as of the last round of the sweep, and what happened to them.
 #[derive(Debug, Default)]
@@ -35,6 +36,16 @@ pub struct Tally {
     pub exposed: u64,
     /// Keys that would be accepted and are kept under a former pepper.
     pub former_pepper: u64,
+}
+
+/// What is counted of the audit log.
+pub(super) fn audit(counts: &Counts) -> [MetricFamily; 2] {
+    let last = [gauge(&[], counts.last.load(Relaxed))];
+    let lost = [counter(&[], counts.lost.load(Relaxed))];
+    [
+        family("edged_audit_last_line", "Number of the last line.", MetricType::GAUGE, last),
+        family("edged_audit_lost_total", "Entries that were lost.", MetricType::COUNTER, lost),
+    ]
 }
 
 impl KeyCounts {

@@ -58,6 +58,7 @@ use tokio::{
 pub use self::{access::Tally, serve::Entrance, token::nonces as proof_nonces};
 use self::{assertion::Assertions, token::Tokens, upstream::Upstream};
 use crate::{
+    audit::Audit,
     banned::Banned,
     clock,
     config::settings,
@@ -105,6 +106,8 @@ pub struct Edge {
     pub metrics: Arc<Metrics>,
     /// Security events.
     pub events: Events,
+    /// The log of who tried what.
+    pub audit: Audit,
 }
 
 impl Edge {

@@ -31,7 +31,11 @@ use super::{
     upstream::{Lease, Outgoing},
     watch::WaitsFor,
 };
-use crate::{clock, events::Event};
+use crate::{
+    audit::{self, Access},
+    clock,
+    events::Event,
+};
 
 /// What is known of a request so far: for its answer, whatever that will be, and for the log.
 pub(crate) struct Trace {
@@ -163,8 +167,15 @@ async fn settle(
         route.answers.csrf.check(&head.method, &head.headers, &host)?;
     }
 
+    tell_granted(worker, visitor, &head, trace);
     let (who, asked) = (trace.principal.as_ref(), (&head, &*host.name));
     trace.admission = charge(plan, (visitor, client), who, route, asked, (early, now)).await?;
+    if trace.admission.delay_ns > 0
+        && let Some(key) = trace.principal.as_ref().and_then(Principal::key)
+    {
+        // It may have been revoked while the request was held back.
+        key.check(clock::unix_ms(), plan.key_rules.refuse_exposed)?;
+    }
 
     let body_max = plan.bounds.body_bytes_max;
     if declared_length(&head.headers).is_some_and(|length| length > body_max) {
@@ -244,7 +255,7 @@ fn report(worker: &Worker, visitor: &Visitor, denied: &Denied, trace: &Trace) {
         return;
     }
     worker.misdeed(visitor.address, denied.reason, Some(&trace.id));
-    worker.edge.events.tell(Event::RequestRefused {
+    let event = Event::RequestRefused {
         source: visitor.address,
         reason: denied.reason.name(),
         request_id: trace.id.clone(),
@@ -255,6 +266,23 @@ fn report(worker: &Worker, visitor: &Visitor, denied: &Denied, trace: &Trace) {
         limit: denied.hit.as_ref().map(|hit| hit.limit.to_string()),
         ja4: visitor.tls.as_ref().and_then(|facts| facts.ja4),
         detail: denied.challenge.token.as_ref().and_then(|token| token.fault),
+    };
+    if audit::is_about_identity(denied.reason) {
+        worker.edge.audit.tell(event.clone());
+    }
+    worker.edge.events.tell(event);
+}
+
+/// Tells the audit log of somebody who is let in.
+fn tell_granted(worker: &Worker, visitor: &Visitor, head: &Parts, trace: &Trace) {
+    let Some(principal) = &trace.principal else { return };
+    worker.edge.audit.grant(|| Access {
+        source: visitor.address,
+        request_id: trace.id.clone(),
+        method: head.method.clone(),
+        path: trace.path.clone(),
+        principal: principal.id().to_owned(),
+        by: principal.method().name(),
     });
 }
 

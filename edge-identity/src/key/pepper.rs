@@ -8,6 +8,7 @@ use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use super::record::KeyId;
+use crate::hex;
 
 /// The secret without which a stolen store is of no use. Kept outside the store.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
@@ -102,7 +103,7 @@ macro_rules! hex_for_people {
                     return self.0.serialize(serializer);
                 }
                 let mut text = [0; 2 * $bytes];
-                hex(&self.0, &mut text);
+                hex::write(&self.0, &mut text);
                 serializer.serialize_str(str::from_utf8(&text).expect("digits are ASCII"))
             }
         }
@@ -113,7 +114,7 @@ macro_rules! hex_for_people {
                     return <[u8; $bytes]>::deserialize(deserializer).map(Self);
                 }
                 let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
-                let bytes = unhex(&text).ok_or_else(|| {
+                let bytes = hex::read(&text).ok_or_else(|| {
                     serde::de::Error::custom(format_args!("not {} hexadecimal digits", 2 * $bytes))
                 })?;
                 Ok(Self(bytes))
@@ -124,32 +125,6 @@ macro_rules! hex_for_people {
 
 hex_for_people!(Digest, 32);
 hex_for_people!(PepperId, 4);
-
-/// Writes two digits for each byte.
-pub(super) fn hex(bytes: &[u8], text: &mut [u8]) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    for (byte, pair) in bytes.iter().zip(text.chunks_exact_mut(2)) {
-        pair[0] = DIGITS[usize::from(byte >> 4)];
-        pair[1] = DIGITS[usize::from(byte & 15)];
-    }
-}
-
-/// The bytes that lower-case hexadecimal digits stand for, if they are as many.
-pub(super) fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
-    let digit = |digit: u8| match digit {
-        b'0'..=b'9' => Some(digit - b'0'),
-        b'a'..=b'f' => Some(digit - b'a' + 10),
-        _ => None,
-    };
-    if text.len() != 2 * N {
-        return None;
-    }
-    let mut bytes = [0; N];
-    for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
-    }
-    Some(bytes)
-}
 
 #[cfg(test)]
 mod tests {
@@ -178,7 +153,7 @@ mod tests {
         let digest = pepper.digest("key");
         let shown = format!("{pepper:?} {digest:?}");
         let mut text = [0; 64];
-        hex(&digest.0, &mut text);
+        hex::write(&digest.0, &mut text);
         assert!(!shown.contains(str::from_utf8(&text).unwrap()), "{shown}");
     }
 

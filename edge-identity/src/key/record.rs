@@ -7,7 +7,8 @@ use std::str::{self, FromStr};
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::pepper::{Digest, PepperId, hex, unhex};
+use super::pepper::{Digest, PepperId};
+use crate::hex;
 use crate::signed::Signing;
 
 /// The public name of a key in logs and commands: 48 bits, of which two of a million keys share
@@ -18,7 +19,7 @@ pub struct KeyId([u8; 12]);
 impl KeyId {
     pub(super) fn of(bytes: [u8; 6]) -> Self {
         let mut text = [0; 12];
-        hex(&bytes, &mut text);
+        hex::write(&bytes, &mut text);
         Self(text)
     }
 
@@ -33,7 +34,7 @@ impl FromStr for KeyId {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        unhex(text).map(Self::of).ok_or("not a key's id: twelve hexadecimal digits")
+        hex::read(text).map(Self::of).ok_or("not a key's id: twelve hexadecimal digits")
     }
 }
 

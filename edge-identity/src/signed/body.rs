@@ -11,6 +11,7 @@ use subtle::ConstantTimeEq;
 
 use super::component::combined;
 use super::optional;
+use crate::hex;
 
 /// The body's digests (RFC 9530, 2).
 pub const CONTENT_DIGEST: HeaderName = HeaderName::from_static("content-digest");
@@ -94,36 +95,19 @@ impl fmt::Debug for BodyCheck {
 /// # Errors
 /// [`Reason::BadSignature`] if one cannot be read, or they differ.
 pub(super) fn declared_sha256(headers: &HeaderMap) -> Result<Option<[u8; 32]>, Reason> {
-    let hex = optional(headers, &X_CONTENT_SHA256)?;
-    let hex = hex.map(|text| from_hex(text).and_then(|bytes| bytes.try_into().ok()));
+    let plain = optional(headers, &X_CONTENT_SHA256)?;
+    let plain = plain.map(|text| hex::read_any(text).and_then(|bytes| bytes.try_into().ok()));
     let field = BodyCheck::content_digest(headers)?.map(|check| check.declared_sha256());
-    match (hex, field) {
+    match (plain, field) {
         (None, None) => Ok(None),
         (Some(Some(sha256)), None) | (None, Some(Some(sha256))) => Ok(Some(sha256)),
-        (Some(Some(hex)), Some(Some(field))) if hex == field => Ok(Some(hex)),
+        (Some(Some(plain)), Some(Some(field))) if plain == field => Ok(Some(plain)),
         _ => Err(Reason::BadSignature),
     }
-}
-
-/// Bytes written in hex, of either case; at least one.
-#[must_use]
-pub fn from_hex(text: &str) -> Option<Vec<u8>> {
-    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|d| u8::try_from(d).ok());
-    let pair = |pair: &[u8]| Some(digit(pair[0])? << 4 | digit(*pair.get(1)?)?);
-    (!text.is_empty()).then(|| text.as_bytes().chunks(2).map(pair).collect())?
-}
-
-/// Bytes in lower-case hex.
-#[must_use]
-pub fn to_hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut hex, byte| {
-        hex.extend([byte >> 4, byte & 15].map(|d| char::from_digit(d.into(), 16).unwrap_or('0')));
-        hex
-    })
 }
 
 /// The SHA-256 of a whole body, as `X-Content-SHA256` has it.
 #[must_use]
 pub fn sha256_hex(body: &[u8]) -> String {
-    to_hex(digest::digest(&digest::SHA256, body).as_ref())
+    hex::text(digest::digest(&digest::SHA256, body).as_ref())
 }

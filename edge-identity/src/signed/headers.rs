@@ -9,8 +9,9 @@ use edge_common::Reason;
 use http::HeaderName;
 use percent_encoding::percent_decode_str;
 
-use super::body::{BodyCheck, declared_sha256, from_hex, sha256_hex, to_hex};
+use super::body::{BodyCheck, declared_sha256, sha256_hex};
 use super::{Fresh, Message, Once, Policy, Proven, Verifier, only};
+use crate::hex;
 
 /// The scheme and the signature.
 pub const X_SIGNATURE: HeaderName = HeaderName::from_static("x-signature");
@@ -75,8 +76,8 @@ impl Claim {
                 Ok(Proven { once, body: None })
             }
             Self::V1 { signature, timestamp, nonce, sha256, time } => {
-                let hex = sha256.map_or_else(|| sha256_hex(b""), |sha256| to_hex(&sha256));
-                let signed = canonical(message, &timestamp, &nonce, &hex, key_id);
+                let digest = sha256.map_or_else(|| sha256_hex(b""), |sha256| hex::text(&sha256));
+                let signed = canonical(message, &timestamp, &nonce, &digest, key_id);
                 if !verifier.verifies(signed.as_bytes(), &signature) {
                     return Err(Reason::BadSignature);
                 }
@@ -128,7 +129,7 @@ fn sorted(query: &str) -> String {
 /// Hex, or base64url without padding. A signature in base64url is never hex throughout: the
 /// shortest has 43 characters, which is odd, and the next 86.
 fn decode(text: &str) -> Option<Vec<u8>> {
-    from_hex(text).or_else(|| URL_SAFE_NO_PAD.decode(text).ok())
+    hex::read_any(text).or_else(|| URL_SAFE_NO_PAD.decode(text).ok())
 }
 
 fn seconds(text: &str) -> Result<u64, Reason> {

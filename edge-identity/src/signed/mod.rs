@@ -21,7 +21,7 @@ use edge_policy::head::Host;
 use edge_policy::target::Target;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
-pub use self::body::{BodyCheck, CONTENT_DIGEST, X_CONTENT_SHA256, from_hex, sha256_hex, to_hex};
+pub use self::body::{BodyCheck, CONTENT_DIGEST, X_CONTENT_SHA256, sha256_hex};
 pub use self::fields::{SIGNATURE, SIGNATURE_INPUT, base};
 pub use self::headers::{X_NONCE, X_SIGNATURE, X_TIMESTAMP, canonical};
 pub use self::key::{Algorithm, KeyFault, Masters, PublicKey, Signing, Verifier};

@@ -16,6 +16,7 @@ use sfv::{Dictionary, ListEntry, Parser};
 
 use super::fields::Input;
 use super::*;
+use crate::hex;
 
 /// A request that can be changed, and read as a message.
 #[derive(Clone, Debug)]
@@ -443,7 +444,7 @@ fn v1_signs_the_whole_request() {
         URL_SAFE_NO_PAD.decode(value).unwrap().iter().map(|b| format!("{b:02X}")).collect();
     let hexed = good.clone().with("x-signature", &format!("v1={hex}"));
     assert!(hexed.proven(&policy(), &shared()).is_ok());
-    let digest = STANDARD.encode(from_hex(&hello).unwrap());
+    let digest = STANDARD.encode(hex::read_any(&hello).unwrap());
     let by_field = good.clone().with("content-digest", &format!("x=:AA==:, sha-256=:{digest}:"));
     assert!(by_field.proven(&policy(), &shared()).is_ok());
     assert!(by_field.without("x-content-sha256").proven(&policy(), &shared()).is_ok());
@@ -588,7 +589,7 @@ fn every_curve_verifies_its_own_signatures() {
 }
 
 fn pem_of(prefix: &str, key: &[u8]) -> PublicKey {
-    let der = [&from_hex(prefix).unwrap(), key].concat();
+    let der = [&hex::read_any(prefix).unwrap(), key].concat();
     let pem =
         format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", STANDARD.encode(der));
     PublicKey::from_pem(&pem, None).unwrap()

@@ -1,4 +1,5 @@
-//! What is checked of who sends requests and of what they may: `[keys]`, `[upstream_identity]`, `[[policy]]`.
+//! What is checked of who sends requests and of what they may: `[keys]`, `[upstream_identity]`,
+//! `[[policy]]`, `[audit]`.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -75,4 +76,30 @@ pub struct PolicyFile {
     pub path: PathBuf,
     /// What it holds; empty until `load` has read it.
     pub text: Arc<str>,
+}
+
+/// `[audit]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Audit {
+    /// Folder of its files.
+    pub dir: PathBuf,
+    /// The secret that seals its lines; a file is created at first start.
+    pub key: Origin,
+    /// How requests that were let in are told of.
+    pub granted: Granted,
+    /// A file of so many bytes is full.
+    pub file_bytes_max: u64,
+    /// Files that are kept.
+    pub files_max: usize,
+}
+
+/// How requests that were let in are told of in the audit log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Granted {
+    /// Each.
+    Each,
+    /// How many there were of each principal in a second.
+    Summed,
+    /// Not at all.
+    None,
 }

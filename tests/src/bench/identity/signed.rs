@@ -116,7 +116,7 @@ fn signature(effort: Effort, report: &mut Report) -> Result<()> {
             let mut headers = HeaderMap::new();
             let message = message(&method, &host, &target, &headers);
             let text = signed::canonical(&message, &time, &nonce, &sha256, KEY_ID);
-            let mac = signed::to_hex(hmac::sign(&key, text.as_bytes()).as_ref());
+            let mac = edge_identity::hex::text(hmac::sign(&key, text.as_bytes()).as_ref());
             for (name, value) in [
                 ("x-api-key", KEY_ID),
                 ("x-timestamp", &time),
