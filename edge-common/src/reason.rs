@@ -238,6 +238,22 @@ reasons! {
         /// The keys of the token's issuer are not known, because it cannot be reached.
         IssuerUnavailable = "issuer_unavailable", Upstream;
     }
+    Connection {
+        /// The connection carried as many requests as one may, and ended with the last answer.
+        ConnectionSpent = "connection_spent", Nobody;
+        /// The client abused the protocol: resets, pings, settings or empty frames beyond any use.
+        ProtocolAbuse = "protocol_abuse", Client;
+        /// The source holds as many connections to the edge as it may.
+        SourceConnections = "source_connections", Client;
+        /// The edge holds as much memory as it may and takes no new connection.
+        MemoryFull = "memory_full", Edge;
+    }
+    Request {
+        /// The client sent its body more slowly than the least rate.
+        BodyTooSlow = "body_too_slow", Client;
+        /// The client took its answer more slowly than the least rate, or not at all.
+        AnswerNotTaken = "answer_not_taken", Client;
+    }
 }
 
 impl Reason {
@@ -375,6 +391,12 @@ mod tests {
             (78, "token_unproved"),
             (79, "proof_nonce"),
             (80, "issuer_unavailable"),
+            (81, "connection_spent"),
+            (82, "protocol_abuse"),
+            (83, "source_connections"),
+            (84, "memory_full"),
+            (85, "body_too_slow"),
+            (86, "answer_not_taken"),
         ];
         let found: Vec<_> = Reason::ALL.iter().map(|r| (*r as usize, r.name())).collect();
         assert_eq!((crate::map::ABI, found.as_slice()), ("v3", golden.as_slice()));

@@ -1,9 +1,13 @@
 //! The two clocks: boot time, which rates and bans go by, and the calendar, which people read.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    cell::RefCell,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 pub use edge_policy::calendar::rfc3339;
 use edge_policy::limit::meter::Now;
+use http::HeaderValue;
 use nix::time::{ClockId, clock_gettime};
 
 /// Nanoseconds since boot, suspend included: the clock that the kernel programs compare bans to.
@@ -26,6 +30,23 @@ pub fn now() -> Now {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let unix_ns = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
     Now { boot_ns: boot_ns(), unix_ns }
+}
+
+/// The calendar, as a `Date` header tells it; written once a second by each thread.
+#[must_use]
+pub fn date() -> HeaderValue {
+    thread_local! {
+        static WRITTEN: RefCell<Option<(u64, HeaderValue)>> = const { RefCell::new(None) };
+    }
+    let now_s = unix_ms() / 1000;
+    WRITTEN.with_borrow_mut(|written| match written {
+        Some((second, date)) if *second == now_s => date.clone(),
+        _ => {
+            let date = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(now_s));
+            let date = HeaderValue::try_from(date).expect("a date is visible ASCII");
+            written.insert((now_s, date)).1.clone()
+        }
+    })
 }
 
 /// The boot time at which the calendar shows `unix_ms`; 0 if that was before boot.

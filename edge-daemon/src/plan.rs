@@ -256,6 +256,7 @@ fn scores(scores: &settings::Scores) -> Scores {
                 ],
                 scores.not_permitted,
             ),
+            (&[R::BodyTooSlow, R::AnswerNotTaken], scores.too_slow),
             (&[R::NoRoute, R::MethodNotAllowed], scores.no_route),
             (
                 &[R::HandshakeFailed, R::HandshakeTimeout, R::FingerprintDenied, R::ProxyUntrusted],

@@ -1,14 +1,20 @@
 //! The metrics endpoint, on a listener of its own: `GET /metrics` for Prometheus, and the keys by which
 //! upstreams verify what they are told of a request's sender.
 
-use std::{convert::Infallible, future::Future, io, rc::Rc, sync::Arc, time::Duration};
+use std::{future::Future, io, rc::Rc, sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{net::TcpListener, sync::Semaphore, task::spawn_local, time::timeout};
+use edge_policy::{
+    head::Bounds,
+    http1::{self, Fields, Framing, RequestReader},
+};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    task::spawn_local,
+    time::timeout,
+};
 
 /// The path of the keys.
 pub const KEYS: &str = "/identity/jwks.json";
@@ -33,49 +39,59 @@ where
         let render = Rc::clone(&render);
         spawn_local(async move {
             let _slot = slot;
-            let service = service_fn(move |request| answer(Rc::clone(&render), request));
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .keep_alive(false)
-                .serve_connection(TokioIo::new(stream), service);
             // A scraper that hangs or breaks off is its own problem.
-            let _ = timeout(SCRAPE_TIMEOUT, connection).await;
+            let _ = timeout(SCRAPE_TIMEOUT, converse(stream, &*render)).await;
         });
     }
 }
 
-async fn answer<F, T>(
-    render: Rc<F>,
-    request: Request<Incoming>,
-) -> Result<Response<Full<Bytes>>, Infallible>
+/// Answers one request and closes.
+async fn converse<F, T>(mut stream: TcpStream, render: &F) -> io::Result<()>
 where
     F: Fn(String) -> T,
     T: Future<Output = Option<String>>,
 {
-    let mut response = Response::new(Full::default());
-    let kind = match request.uri().path() {
-        "/metrics" => "text/plain; version=0.0.4; charset=utf-8",
-        KEYS => "application/jwk-set+json",
-        _ => {
-            *response.status_mut() = StatusCode::NOT_FOUND;
-            return Ok(response);
+    let (mut reader, mut bytes) = (RequestReader::default(), Vec::new());
+    let (status, page) = loop {
+        match reader.read(&bytes, &BOUNDS) {
+            Ok(Some(head)) => {
+                let target = head.first.target.of(&bytes);
+                let path = target.split(|byte| *byte == b'?').next();
+                let path = path.and_then(|path| str::from_utf8(path).ok()).unwrap_or_default();
+                let Some((_, kind)) = KINDS.iter().find(|(known, _)| *known == path) else {
+                    break (StatusCode::NOT_FOUND, None);
+                };
+                if head.first.method.of(&bytes) != b"GET" {
+                    break (StatusCode::METHOD_NOT_ALLOWED, None);
+                }
+                break match render(path.to_owned()).await {
+                    Some(text) => (StatusCode::OK, Some((*kind, text))),
+                    None => (StatusCode::NOT_FOUND, None),
+                };
+            }
+            Ok(None) if stream.read_buf(&mut bytes).await? == 0 => return Ok(()),
+            Ok(None) => {}
+            Err(_) => break (StatusCode::BAD_REQUEST, None),
         }
     };
-    if request.method() != Method::GET {
-        *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
-        return Ok(response);
-    }
-    match render(request.uri().path().to_owned()).await {
-        Some(text) => {
-            *response.body_mut() = Full::from(text);
-            let kind = header::HeaderValue::from_static(kind);
-            response.headers_mut().insert(header::CONTENT_TYPE, kind);
-        }
-        None => *response.status_mut() = StatusCode::NOT_FOUND,
-    }
-    Ok(response)
+    let mut map = HeaderMap::new();
+    let text = page.map_or_else(String::new, |(kind, text)| {
+        map.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+        text
+    });
+    let framing = Framing::Length(text.len() as u64);
+    let mut out = Vec::with_capacity(text.len() + 256);
+    let fields = Fields { map: &map, framing, connection: Some("close") };
+    http1::response(&mut out, status, fields, false);
+    out.extend_from_slice(text.as_bytes());
+    stream.write_all(&out).await?;
+    stream.shutdown().await
 }
 
+/// What there is, and of which kind.
+const KINDS: [(&str, &str); 2] =
+    [("/metrics", "text/plain; version=0.0.4; charset=utf-8"), (KEYS, "application/jwk-set+json")];
+const BOUNDS: Bounds = Bounds { uri_bytes_max: 1024, headers_max: 64, header_bytes_max: 16 * 1024 };
 const SCRAPES_MAX: usize = 8;
 const SCRAPE_TIMEOUT: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

@@ -86,7 +86,10 @@ pub const fn status(reason: Reason) -> StatusCode {
         Reason::NoRoute => StatusCode::NOT_FOUND,
         Reason::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         // A client that went away gets no answer; this is what the access log shows for it.
-        Reason::RequestTimeout | Reason::ClientGone => StatusCode::REQUEST_TIMEOUT,
+        Reason::RequestTimeout
+        | Reason::BodyTooSlow
+        | Reason::AnswerNotTaken
+        | Reason::ClientGone => StatusCode::REQUEST_TIMEOUT,
         Reason::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Reason::UriTooLong => StatusCode::URI_TOO_LONG,
         Reason::SourceRate | Reason::KeyRate | Reason::GlobalRate | Reason::RequestLimit => {

@@ -5,11 +5,11 @@
 //! `/garbage` with what is not HTTP, and anything else with `hello`.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     io::{BufRead, BufReader, Read, Result, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -25,6 +25,7 @@ pub struct Origin {
     pub address: SocketAddr,
     seen: Arc<AtomicU64>,
     completed: Arc<AtomicU64>,
+    targets: Arc<Mutex<HashMap<String, u64>>>,
 }
 
 impl Origin {
@@ -50,15 +51,29 @@ impl Origin {
     /// If the listener has no address.
     pub fn serve(listener: TcpListener) -> Result<Self> {
         let address = listener.local_addr()?;
-        let (seen, completed) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-        let (count, whole) = (Arc::clone(&seen), Arc::clone(&completed));
+        let this = Self {
+            address,
+            seen: Arc::default(),
+            completed: Arc::default(),
+            targets: Arc::default(),
+        };
+        let (seen, whole) = (Arc::clone(&this.seen), Arc::clone(&this.completed));
+        let targets = Arc::clone(&this.targets);
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
-                let (count, whole) = (Arc::clone(&count), Arc::clone(&whole));
-                std::thread::spawn(move || converse(client, &count, &whole));
+                let (seen, whole) = (Arc::clone(&seen), Arc::clone(&whole));
+                let targets = Arc::clone(&targets);
+                std::thread::spawn(move || converse(client, &seen, &whole, &targets));
             }
         });
-        Ok(Self { address, seen, completed })
+        Ok(this)
+    }
+
+    /// Requests for this target that it has read the head of.
+    #[must_use]
+    pub fn asked(&self, target: &str) -> u64 {
+        let targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+        targets.get(target).copied().unwrap_or_default()
     }
 
     /// Requests it has read the head of.
@@ -90,13 +105,19 @@ impl Head {
 }
 
 /// Answers requests until the client ends the connection or the answer asks for it.
-fn converse(client: TcpStream, count: &AtomicU64, whole: &AtomicU64) -> Option<()> {
+fn converse(
+    client: TcpStream,
+    seen: &AtomicU64,
+    whole: &AtomicU64,
+    targets: &Mutex<HashMap<String, u64>>,
+) -> Option<()> {
     client.set_nodelay(true).ok()?;
     let mut writer = client.try_clone().ok()?;
     let mut reader = BufReader::new(client);
     loop {
         let head = read_head(&mut reader)?;
-        count.fetch_add(1, Relaxed);
+        seen.fetch_add(1, Relaxed);
+        *targets.lock().ok()?.entry(head.target.clone()).or_default() += 1;
         let body_bytes = drain(&mut reader, &head).ok()?;
         whole.fetch_add(1, Relaxed);
         if !answer(&mut writer, &head, body_bytes).ok()? {

@@ -1,7 +1,7 @@
 //! A TLS client whose every choice is the test's: names, groups, certificates, first bytes.
 
 use std::{
-    io::{BufRead as _, BufReader, Read as _, Write as _},
+    io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _},
     net::TcpStream,
     path::Path,
     sync::Arc,
@@ -35,6 +35,26 @@ pub struct Answer {
     pub status: u16,
     /// The body.
     pub body: String,
+}
+
+/// What came back, and whether the server ended the connection.
+#[derive(Debug)]
+pub struct Heard {
+    /// Everything, in order.
+    pub bytes: Vec<u8>,
+    /// Whether the server closed.
+    pub closed: bool,
+}
+
+impl Heard {
+    /// The status of each answer in HTTP/1, the interim ones left out.
+    #[must_use]
+    pub fn statuses(&self) -> Vec<u16> {
+        let text = String::from_utf8_lossy(&self.bytes);
+        let heads = text.split("HTTP/1.1 ").skip(1);
+        let statuses = heads.filter_map(|rest| rest.get(..3)?.parse().ok());
+        statuses.filter(|status| *status >= 200).collect()
+    }
 }
 
 impl Dial {
@@ -86,6 +106,13 @@ impl Dial {
         self
     }
 
+    /// Offers one protocol, `h2` or `http/1.1`.
+    #[must_use]
+    pub fn alpn(mut self, protocol: &str) -> Self {
+        self.config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
+        self
+    }
+
     /// Connects from an address of the lab, and shakes hands. Sessions are resumed from one call
     /// to the next.
     ///
@@ -127,6 +154,38 @@ impl Talk {
         chain.and_then(|chain| chain.first()).map(|own| own.to_vec()).unwrap_or_default()
     }
 
+    /// Sends bytes as they are.
+    ///
+    /// # Errors
+    /// If the server has closed.
+    pub fn say(&mut self, bytes: &[u8]) -> Result<()> {
+        self.0.get_mut().write_all(bytes)?;
+        Ok(self.0.get_mut().flush()?)
+    }
+
+    /// Reads until the server closes, `enough` holds, or nothing comes for so long.
+    ///
+    /// # Errors
+    /// If the time cannot be set.
+    pub fn hear(&mut self, within: Duration, enough: impl Fn(&[u8]) -> bool) -> Result<Heard> {
+        self.0.get_ref().sock.set_read_timeout(Some(within))?;
+        let (mut bytes, mut part) = (Vec::new(), [0; 16 * 1024]);
+        let closed = loop {
+            match self.0.read(&mut part) {
+                Ok(0) => break true,
+                Ok(length) => bytes.extend_from_slice(&part[..length]),
+                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    break false;
+                }
+                Err(_) => break true,
+            }
+            if enough(&bytes) {
+                break false;
+            }
+        };
+        Ok(Heard { bytes, closed })
+    }
+
     /// Asks for a path of a host, with more header lines, and reads the answer.
     ///
     /// # Errors
@@ -135,6 +194,14 @@ impl Talk {
         let lines: String = lines.iter().map(|line| format!("{line}\r\n")).collect();
         let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n{lines}\r\n");
         self.0.get_mut().write_all(request.as_bytes())?;
+        self.answer()
+    }
+
+    /// Reads one answer, whose head states its length.
+    ///
+    /// # Errors
+    /// If the connection breaks.
+    pub fn answer(&mut self) -> Result<Answer> {
         let (mut status, mut length, mut line) = (0, 0, String::new());
         loop {
             line.clear();

@@ -124,6 +124,9 @@ const NEEDED: &[(&str, &str)] = &[
     ("openssl", "openssl"),
     ("pebble", "pebble"),
     ("python3", "python3"),
+    ("nginx", "nginx-light"),
+    ("haproxy", "haproxy"),
+    ("slowhttptest", "slowhttptest"),
 ];
 
 /// npm packages of the tests' clients, and their versions.
@@ -139,7 +142,6 @@ const PEERS: &[(&str, &str)] = &[
     ("ipset", "ipset"),
     ("iptables-legacy", "iptables"),
     ("xdp-filter", "xdp-tools"),
-    ("nginx", "nginx-light"),
     ("wrk", "wrk"),
     ("taskset", "util-linux"),
 ];

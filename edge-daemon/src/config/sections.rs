@@ -92,6 +92,9 @@ pub(super) fn bounds(table: &Table<'_>) -> Bounds {
         headers_max: number("headers_max", 100, 1_000),
         header_bytes_max: narrow(size("header_bytes_max", 16 * KIB, KIB, MIB)),
         body_bytes_max: size("body_bytes_max", 10 * MIB, 0, 1 << 40),
+        body_rate_min: size("body_rate_min", KIB, 0, 1 << 30),
+        answer_rate_min: size("answer_rate_min", KIB, 0, 1 << 30),
+        requests_per_connection: number("requests_per_connection", 10_000, 1 << 40) as u64,
     }
 }
 
@@ -162,6 +165,7 @@ fn scores(table: &Table<'_>) -> Scores {
         credential_missing: points("credential_missing", 1),
         rate_limited: points("rate_limited", 1),
         malformed_request: points("malformed_request", 4),
+        too_slow: points("too_slow", 2),
         not_permitted: points("not_permitted", 2),
         no_route: points("no_route", 1),
         handshake_failed: points("handshake_failed", 1),

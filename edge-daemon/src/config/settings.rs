@@ -237,6 +237,12 @@ pub struct Bounds {
     pub header_bytes_max: usize,
     /// Bytes of a request body.
     pub body_bytes_max: u64,
+    /// Bytes a second that a client must send of its body; 0: none.
+    pub body_rate_min: u64,
+    /// Bytes a second that a client must take of its answer; 0: none.
+    pub answer_rate_min: u64,
+    /// Requests after which an HTTP/1 connection ends.
+    pub requests_per_connection: u64,
 }
 
 /// `[[route]]`
@@ -294,6 +300,8 @@ pub struct Scores {
     pub rate_limited: u32,
     /// A request without a single meaning.
     pub malformed_request: u32,
+    /// A body that is sent, or an answer that is taken, more slowly than the least rate.
+    pub too_slow: u32,
     /// A known caller who may not do this.
     pub not_permitted: u32,
     /// A request that no route takes.

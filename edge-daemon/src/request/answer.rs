@@ -116,15 +116,10 @@ pub(crate) fn refuse(
 ) -> Response<Answer> {
     let (mut parts, body) = denied::problem(denied, &trace.id, clock::unix_ms()).into_parts();
     finish(&mut parts.headers, trace);
-    Response::from_parts(parts, Answer::whole(Bytes::from(body), unread, ending))
-}
-
-/// The problem document of a refusal, for whoever sends it.
-pub(crate) fn problem(denied: &Denied, request_id: &str) -> Response<Vec<u8>> {
-    let mut problem = denied::problem(denied, request_id, clock::unix_ms());
-    name(problem.headers_mut(), request_id);
-    shield::secure(problem.headers_mut(), false, &Vec::new());
-    problem
+    let mut answer = Answer::whole(Bytes::from(body), unread, ending);
+    // Where a request without one meaning ends, and what comes behind it, nobody can know.
+    answer.is_last = denied.reason == Reason::MalformedRequest;
+    Response::from_parts(parts, answer)
 }
 
 /// From plain HTTP to HTTPS; the method and the body stay (RFC 9110, 15.4.9).
@@ -142,6 +137,7 @@ pub(crate) fn redirect(
 }
 
 fn finish(headers: &mut HeaderMap, trace: &Trace) {
+    headers.entry(header::DATE).or_insert_with(clock::date);
     let usual = Answers::default();
     let answers = trace.answers.as_deref().unwrap_or(&usual);
     if let Some(cors) = &answers.cors {

@@ -12,7 +12,7 @@ use edge_policy::{denied::Denied, proxy};
 use http::HeaderMap;
 use tokio::{io::AsyncReadExt as _, net::TcpStream, time::timeout};
 
-use super::{Plan, Worker, certificate::Client, watch::Progress};
+use super::{Plan, Worker, certificate::Client};
 use crate::{
     clock,
     events::Event,
@@ -32,13 +32,12 @@ pub(crate) struct Visitor {
     /// What the client's own certificate says; `None` as well where a proxy tells of the client,
     /// since the certificate is the proxy's then.
     pub(crate) certificate: Option<Rc<Client>>,
-    pub(crate) progress: Rc<Progress>,
 }
 
 impl Visitor {
     pub(super) fn new(peer: SocketAddr) -> Self {
         let address = peer.ip().to_canonical();
-        Self { address, proxy: None, tls: None, certificate: None, progress: Progress::new() }
+        Self { address, proxy: None, tls: None, certificate: None }
     }
 
     /// Whether HTTP/2 was agreed on.

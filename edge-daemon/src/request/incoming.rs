@@ -1,22 +1,27 @@
 //! A body on its way in: a client's or an upstream's, of either HTTP version.
 
 use std::{
-    io,
+    cell::RefCell,
+    rc::Rc,
     task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
 use edge_identity::signed::BodyCheck;
 use http::HeaderMap;
-use hyper::body::Body as _;
+
+use super::{http1::Inbound, upstream::Reply, watch::Who};
 
 /// A body that comes in, frame by frame.
-#[derive(Debug)]
 pub(crate) enum Incoming {
     /// There is none.
     Empty,
-    /// As the HTTP library hands it out.
-    Library(hyper::body::Incoming),
+    /// A client's, over HTTP/1.
+    Http1(Rc<RefCell<Inbound>>),
+    /// A client's, over HTTP/2.
+    Http2(h2::RecvStream),
+    /// An upstream's.
+    Reply(Reply),
     /// All of it, in memory.
     Whole(Bytes),
     /// One whose digest was signed.
@@ -24,7 +29,6 @@ pub(crate) enum Incoming {
 }
 
 /// A body of which the last part is held back until the whole is known to be the one that was signed.
-#[derive(Debug)]
 pub(crate) struct Signed {
     body: Incoming,
     /// `None` once it was asked.
@@ -61,28 +65,16 @@ impl Incoming {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame, Broken>>> {
-        let body = match self {
-            Self::Empty => return Poll::Ready(None),
-            Self::Library(body) => body,
+        match self {
+            Self::Empty => Poll::Ready(None),
+            Self::Http1(inbound) => Inbound::poll_frame(inbound, cx),
+            Self::Http2(stream) => poll_stream(stream, cx),
+            Self::Reply(reply) => reply.poll_frame(cx),
             Self::Whole(bytes) => {
                 let data = Some(std::mem::take(bytes)).filter(|data| !data.is_empty());
-                return Poll::Ready(data.map(|data| Ok(Frame::Data(data))));
+                Poll::Ready(data.map(|data| Ok(Frame::Data(data))))
             }
-            Self::Signed(signed) => return signed.poll_frame(cx),
-        };
-        loop {
-            let Some(frame) = ready!(std::pin::Pin::new(&mut *body).poll_frame(cx)) else {
-                return Poll::Ready(None);
-            };
-            match frame.map_err(|error| Broken::from(&error))?.into_data() {
-                Ok(data) if data.is_empty() => {}
-                Ok(data) => return Poll::Ready(Some(Ok(Frame::Data(data)))),
-                Err(other) => {
-                    if let Ok(trailers) = other.into_trailers() {
-                        return Poll::Ready(Some(Ok(Frame::Trailers(trailers))));
-                    }
-                }
-            }
+            Self::Signed(signed) => signed.poll_frame(cx),
         }
     }
 
@@ -90,7 +82,9 @@ impl Incoming {
     pub(crate) fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Library(body) => body.is_end_stream(),
+            Self::Http1(inbound) => inbound.borrow().body.is_done(),
+            Self::Http2(stream) => stream.is_end_stream(),
+            Self::Reply(reply) => reply.is_done(),
             Self::Whole(bytes) => bytes.is_empty(),
             Self::Signed(signed) => signed.check.is_none(),
         }
@@ -100,12 +94,22 @@ impl Incoming {
     pub(crate) fn length(&self) -> Option<u64> {
         match self {
             Self::Empty => Some(0),
-            Self::Library(body) => body.size_hint().exact(),
+            Self::Http1(inbound) => inbound.borrow().body.length(),
+            Self::Http2(_) => None,
+            Self::Reply(reply) => reply.length(),
             Self::Whole(bytes) => Some(bytes.len() as u64),
             Self::Signed(signed) => {
                 let held = signed.held.as_ref().map_or(0, |held| held.len() as u64);
                 signed.body.length().map(|length| length + held)
             }
+        }
+    }
+
+    /// Whose move it is while nothing comes.
+    pub(crate) fn waits_for(&self) -> Who {
+        match self {
+            Self::Reply(reply) => reply.waits_for(),
+            _ => Who::Sender,
         }
     }
 
@@ -135,18 +139,32 @@ impl Signed {
     }
 }
 
-impl From<hyper::body::Incoming> for Incoming {
-    fn from(body: hyper::body::Incoming) -> Self {
-        if body.is_end_stream() { Self::Empty } else { Self::Library(body) }
+fn poll_stream(
+    stream: &mut h2::RecvStream,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<Frame, Broken>>> {
+    loop {
+        match ready!(stream.poll_data(cx)) {
+            Some(Ok(data)) => {
+                // What is taken is passed on before more is asked for, so there is room again.
+                let _ = stream.flow_control().release_capacity(data.len());
+                if !data.is_empty() {
+                    return Poll::Ready(Some(Ok(Frame::Data(data))));
+                }
+            }
+            Some(Err(error)) => return Poll::Ready(Some(Err(Broken::from(&error)))),
+            None => break,
+        }
+    }
+    match ready!(stream.poll_trailers(cx)) {
+        Ok(Some(trailers)) => Poll::Ready(Some(Ok(Frame::Trailers(trailers)))),
+        Ok(None) => Poll::Ready(None),
+        Err(error) => Poll::Ready(Some(Err(Broken::from(&error)))),
     }
 }
 
-impl From<&hyper::Error> for Broken {
-    fn from(error: &hyper::Error) -> Self {
-        let causes = std::iter::successors(std::error::Error::source(error), |e| e.source());
-        let wrong = causes.filter_map(|cause| cause.downcast_ref::<io::Error>()).any(|cause| {
-            matches!(cause.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData)
-        });
-        if wrong { Self::Malformed } else { Self::Gone }
+impl From<&h2::Error> for Broken {
+    fn from(error: &h2::Error) -> Self {
+        if error.is_library() { Self::Malformed } else { Self::Gone }
     }
 }

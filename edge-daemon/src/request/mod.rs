@@ -10,16 +10,18 @@ mod body;
 mod certificate;
 mod charge;
 mod front;
+mod http1;
+mod http2;
 mod identify;
 mod incoming;
 mod keys;
 mod path;
 mod serve;
 mod signed;
+mod timers;
 mod token;
 mod upstream;
 mod watch;
-mod words;
 
 use std::{
     cell::{Cell, RefCell},
@@ -56,7 +58,7 @@ use tokio::{
 };
 
 pub use self::{access::Tally, serve::Entrance, token::nonces as proof_nonces};
-use self::{assertion::Assertions, token::Tokens, upstream::Upstream};
+use self::{assertion::Assertions, timers::Timers, token::Tokens, upstream::Upstream};
 use crate::{
     audit::Audit,
     banned::Banned,
@@ -190,6 +192,10 @@ pub(crate) struct Worker {
     left: Notify,
     complaints: Throttle,
     tokens: Tokens,
+    /// Deadlines.
+    pub(crate) timers: Rc<Timers>,
+    /// Whether connections are to end with their next answer.
+    pub(crate) stopping: Cell<bool>,
 }
 
 /// Lets one line a second into the log: writing it takes time from every request.
@@ -231,9 +237,20 @@ impl Worker {
         let view = RefCell::new(Rc::new(View::new(edge.plan.load_full(), index, &[])));
         let counters = edge.metrics.worker(index);
         let next_request = Cell::new((0, u64::from_ne_bytes(secret)));
-        let (visitors, left, complaints) = (Cell::new(0), Notify::new(), Throttle::default());
         let tokens = token::tokens(&edge.plan.load().tokens)?;
-        Ok(Self { edge, counters, index, view, next_request, visitors, left, complaints, tokens })
+        Ok(Self {
+            edge,
+            counters,
+            index,
+            view,
+            next_request,
+            visitors: Cell::new(0),
+            left: Notify::new(),
+            complaints: Throttle::default(),
+            tokens,
+            timers: Timers::new(),
+            stopping: Cell::new(false),
+        })
     }
 
     /// The plan in force. Requests under a former one keep what they hold.
@@ -321,10 +338,13 @@ pub fn run(
         let listener = tokio::net::TcpListener::from_std(listener)?;
         tasks.spawn_local(serve::accept(Rc::clone(&worker), listener, entrance, stopping.clone()));
     }
-    let sweeper = Rc::clone(&worker);
+    let (sweeper, timers) = (Rc::clone(&worker), Rc::clone(&worker.timers));
     tasks.spawn_local(async move { sweeper.sweep().await });
+    tasks.spawn_local(async move { timers.run().await });
     let drained = runtime.block_on(tasks.run_until(async {
         let _ = stopping.wait_for(|stop| *stop).await;
+        worker.stopping.set(true);
+        worker.timers.wake_all();
         tokio::time::timeout(drain_timeout, worker.empty()).await
     }));
     if drained.is_err() {

@@ -27,9 +27,9 @@ use super::{
     identify,
     incoming::Incoming,
     keys,
-    serve::{Entrance, Never},
+    serve::Entrance,
     upstream::{Lease, Outgoing},
-    watch::WaitsFor,
+    watch::Turn,
 };
 use crate::{
     audit::{self, Access},
@@ -52,24 +52,32 @@ pub(crate) struct Trace {
     pub(crate) origin: Option<HeaderValue>,
 }
 
+impl Trace {
+    /// Of a request of which nothing is settled yet.
+    fn new(worker: &Worker, method: &str, path: &str) -> Self {
+        Self {
+            id: worker.request_id(),
+            method: method.to_owned(),
+            path: cut(path).to_owned(),
+            principal: None,
+            rule: None,
+            admission: Admission::default(),
+            answers: None,
+            origin: None,
+        }
+    }
+}
+
 /// Answers a request. Whatever happens, the answer is counted once, by its [`Ending`].
 pub(crate) async fn answer(
     worker: Rc<Worker>,
     mut visitor: Visitor,
     entrance: Entrance,
+    turn: Rc<Turn>,
     request: Request<Incoming>,
-) -> Result<Response<Answer>, Never> {
-    let (mut ending, in_flight) = Ending::begin(Rc::clone(&worker), visitor.progress.clone());
-    let mut trace = Trace {
-        id: worker.request_id(),
-        method: request.method().to_string(),
-        path: cut(request.uri().path()).to_owned(),
-        principal: None,
-        rule: None,
-        admission: Admission::default(),
-        answers: None,
-        origin: None,
-    };
+) -> Response<Answer> {
+    let (mut ending, in_flight) = Ending::begin(Rc::clone(&worker), Rc::clone(&turn));
+    let mut trace = Trace::new(&worker, request.method().as_str(), request.uri().path());
     let (head, body) = request.into_parts();
     let mut body = Some(body);
     let outcome = match entrance {
@@ -77,13 +85,12 @@ pub(crate) async fn answer(
             .and_then(|()| redirect(&worker.view().plan, &head))
             .map(Outcome::Redirect),
         Entrance::Https(_) => {
-            ending.clock.wait(WaitsFor::Exchange);
-            settle(&worker, &mut visitor, in_flight, &mut trace, head, &mut body).await
+            settle(&worker, &mut visitor, &turn, in_flight, &mut trace, head, &mut body).await
         }
     };
     ending.held = mem::take(&mut trace.admission.held);
-    ending.clock.turn(WaitsFor::Client);
-    Ok(match outcome {
+    ending.client = Some(visitor.address);
+    match outcome {
         Ok(Outcome::Passed(response, lease, upload)) => {
             answer::pass(*response, lease, upload, &trace, ending)
         }
@@ -100,7 +107,29 @@ pub(crate) async fn answer(
             report(&worker, &visitor, &denied, &trace);
             answer::refuse(&denied, &trace, body, ending)
         }
-    })
+    }
+}
+
+/// Refuses what never became a request: it has a request id, is charged to its source, counted and
+/// told of like any other. Whose words a trusted proxy passed on is not known, so nobody is charged.
+pub(crate) fn refuse(
+    worker: &Rc<Worker>,
+    visitor: &Visitor,
+    turn: Rc<Turn>,
+    reason: Reason,
+) -> Response<Answer> {
+    let (mut ending, _) = Ending::begin(Rc::clone(worker), turn);
+    let (plan, trace) = (&worker.view().plan, Trace::new(worker, "", ""));
+    let mut denied = Denied::new(reason);
+    if !plan.trusted.has(visitor.address) {
+        let client = edge_common::Source::from(visitor.address).client(plan.client);
+        if let Err(limited) = plan.limits.admit_source(client, clock::now()) {
+            denied = limited;
+        }
+        report(worker, visitor, &denied, &trace);
+    }
+    ending.settle(denied.reason);
+    answer::refuse(&denied, &trace, None, ending)
 }
 
 enum Outcome {
@@ -118,6 +147,7 @@ enum Outcome {
 async fn settle(
     worker: &Worker,
     visitor: &mut Visitor,
+    turn: &Rc<Turn>,
     in_flight: usize,
     trace: &mut Trace,
     head: Parts,
@@ -183,13 +213,12 @@ async fn settle(
     }
 
     let body = body.take().ok_or(Reason::InternalError)?;
-    let (upload, state) = Upload::new(body, body_max, &visitor.progress);
-    let pause_max = plan.bounds.idle_timeout;
+    let (upload, state) = Upload::new(body, body_max, turn);
     let upstream = view.upstreams.get(route.upstream).ok_or(Reason::InternalError)?;
     let key = upstream.key(visitor.address, &target.path, &head.headers);
     let request = outgoing(head, upload, (visitor, &host, &target, route), &view, trace)?;
     let sent_at = std::time::Instant::now();
-    let sent = upstream.send(Outgoing { request, upload: &state, pause_max, key }).await;
+    let sent = upstream.send(Outgoing { request, upload: &state, key }).await;
     worker.counters.upstream.observe(sent_at.elapsed());
     let (response, lease) = sent?;
     Ok(Outcome::Passed(Box::new(response), lease, state))

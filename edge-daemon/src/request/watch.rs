@@ -1,272 +1,167 @@
-//! What a connection is doing: the one source of all its deadlines.
-//!
-//! HTTP/1 is judged by its bytes. HTTP/2 is judged by its requests, each for itself, because its
-//! pings and window updates move bytes without moving anything.
+//! Whose move it is in a request, and until when: whoever it is has a deadline and a least rate.
 
 use std::{
-    cell::{Cell, RefCell},
-    io,
-    pin::Pin,
-    rc::Rc,
+    cell::Cell,
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use edge_common::Reason;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use edge_policy::pace::Pace;
 
-/// The state of one client connection that its deadlines go by.
-pub(crate) struct Progress {
-    /// When something last moved: a byte in HTTP/1, a request's begin or end in HTTP/2.
-    moved: Cell<Instant>,
-    /// When the first byte of a request came whose head is not complete yet.
-    head_since: Cell<Option<Instant>>,
-    /// Bodies that are still coming in, some of them after their request was answered.
-    uploads: Cell<u32>,
-    /// Requests between head and end of answer.
-    requests: RefCell<Vec<Rc<RequestClock>>>,
-    /// Whether a request has come at all.
-    is_fresh: Cell<bool>,
-    /// What was refused before it was a request: why, and under which id.
-    pub(crate) refused: RefCell<Option<(Reason, String)>>,
-}
+use super::timers::{Alarm, ms};
+use crate::config::settings;
 
-/// What one request waits for, and since when.
-pub(crate) struct RequestClock {
-    since: Cell<Instant>,
-    waits_for: Cell<WaitsFor>,
-    /// Whether it was given up because nothing came.
-    is_overdue: Cell<bool>,
-}
-
-/// Whose turn it is in a request.
+/// Whose move a request waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum WaitsFor {
-    /// The client, to send more or to take more.
-    Client,
-    /// Somebody with a deadline of his own.
-    Exchange,
+pub(crate) enum Who {
+    /// The client, to send more of its body.
+    Sender,
+    /// The client, to take more of its answer.
+    Taker,
+    /// The upstream, for more of its answer.
+    Upstream,
 }
 
-/// A deadline that has passed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Overdue {
-    /// A request's head was begun and not completed.
-    Head,
-    /// Nothing moved while a request was open: a body that stopped, an answer nobody takes.
-    Stalled,
-    /// No request was open.
-    Idle,
+/// The turns of one request after the other.
+pub(crate) struct Turn {
+    alarm: Alarm,
+    patience: Cell<Patience>,
+    upstream: Cell<Asked>,
+    /// Whom it waits for, and since when.
+    waits: Cell<Option<(Who, u64)>>,
+    sent: Cell<Pace>,
+    taken: Cell<Pace>,
+    overdue: Cell<Option<Reason>>,
 }
 
-impl Progress {
-    pub(crate) fn new() -> Rc<Self> {
-        Rc::new(Self {
-            moved: Cell::new(Instant::now()),
-            head_since: Cell::new(None),
-            uploads: Cell::new(0),
-            requests: RefCell::default(),
-            is_fresh: Cell::new(true),
-            refused: RefCell::default(),
+/// How long and how slowly.
+#[derive(Clone, Copy, Default)]
+struct Patience {
+    pause_ms: u64,
+    body_rate_min: u64,
+    answer_rate_min: u64,
+}
+
+/// What an upstream that was asked has to keep to.
+#[derive(Clone, Copy)]
+struct Asked {
+    /// Between two parts of its answer.
+    pause_ms: u64,
+    /// When all of it is to be over.
+    until_ms: u64,
+}
+
+impl Turn {
+    pub(crate) fn new(alarm: Alarm) -> Self {
+        Self {
+            alarm,
+            patience: Cell::default(),
+            upstream: Cell::new(UNASKED),
+            waits: Cell::new(None),
+            sent: Cell::default(),
+            taken: Cell::default(),
+            overdue: Cell::new(None),
+        }
+    }
+
+    /// The connection's own deadline, between requests.
+    pub(crate) fn alarm(&self) -> &Alarm {
+        &self.alarm
+    }
+
+    /// Begins a request.
+    pub(crate) fn begin(&self, bounds: &settings::Bounds) {
+        self.patience.set(Patience {
+            pause_ms: ms(bounds.idle_timeout),
+            body_rate_min: bounds.body_rate_min,
+            answer_rate_min: bounds.answer_rate_min,
+        });
+        self.upstream.set(UNASKED);
+        self.waits.set(None);
+        self.sent.set(Pace::default());
+        self.taken.set(Pace::default());
+        self.overdue.set(None);
+    }
+
+    /// Asks an upstream, which may pause its answer for so long and is to be done in so much time.
+    pub(crate) fn ask(&self, pause: Duration, total: Option<Duration>) {
+        let until_ms =
+            total.map_or(u64::MAX, |total| self.alarm.now_ms().saturating_add(ms(total)));
+        self.upstream.set(Asked { pause_ms: ms(pause), until_ms });
+    }
+
+    /// How much of an upstream's time is left.
+    pub(crate) fn left(&self) -> Duration {
+        let until_ms = self.upstream.get().until_ms;
+        Duration::from_millis(until_ms.saturating_sub(self.alarm.now_ms()))
+    }
+
+    /// Notes that so many bytes moved, from or to `who`.
+    pub(crate) fn moved(&self, who: Who, bytes: usize) {
+        let waited_ms = match self.waits.get() {
+            Some((waited_for, since)) if waited_for == who => {
+                self.waits.set(None);
+                self.alarm.now_ms().saturating_sub(since)
+            }
+            _ => 0,
+        };
+        let pace = match who {
+            Who::Sender => &self.sent,
+            Who::Taker => &self.taken,
+            Who::Upstream => return,
+        };
+        pace.set(pace.get().moved(bytes as u64, waited_ms));
+    }
+
+    /// Waits for somebody's move, for as long as the bounds let any pause take.
+    pub(crate) fn poll(&self, who: Who, cx: &mut Context<'_>) -> Poll<Reason> {
+        let pause_ms = match who {
+            Who::Upstream => self.upstream.get().pause_ms,
+            Who::Sender | Who::Taker => self.patience.get().pause_ms,
+        };
+        self.poll_for(who, pause_ms, cx)
+    }
+
+    /// Waits for somebody's move; ready when it took him longer than `pause_ms` or than the least
+    /// rate allows.
+    pub(crate) fn poll_for(&self, who: Who, pause_ms: u64, cx: &mut Context<'_>) -> Poll<Reason> {
+        let patience = self.patience.get();
+        let since = match self.waits.get() {
+            Some((waited_for, since)) if waited_for == who => since,
+            _ => {
+                let now = self.alarm.now_ms();
+                self.waits.set(Some((who, now)));
+                now
+            }
+        };
+        let left = match who {
+            Who::Sender => self.sent.get().left_ms(patience.pause_ms, patience.body_rate_min),
+            Who::Taker => self.taken.get().left_ms(patience.pause_ms, patience.answer_rate_min),
+            Who::Upstream => u64::MAX,
+        };
+        let until_ms = match who {
+            // The upstream has done its part; what is left is between the client and the edge.
+            Who::Taker => u64::MAX,
+            Who::Sender | Who::Upstream => self.upstream.get().until_ms,
+        };
+        self.alarm.set(since.saturating_add(left.min(pause_ms)).min(until_ms));
+        self.alarm.poll(cx).map(|()| {
+            let reason = match who {
+                Who::Upstream => Reason::UpstreamTimeout,
+                Who::Taker => Reason::AnswerNotTaken,
+                Who::Sender if left < pause_ms => Reason::BodyTooSlow,
+                Who::Sender => Reason::RequestTimeout,
+            };
+            self.overdue.set(Some(reason));
+            reason
         })
     }
 
-    pub(crate) fn begin_request(&self) -> Rc<RequestClock> {
-        self.is_fresh.set(false);
-        self.head_since.set(None);
-        self.moved.set(Instant::now());
-        let clock = Rc::new(RequestClock {
-            since: Cell::new(Instant::now()),
-            waits_for: Cell::new(WaitsFor::Client),
-            is_overdue: Cell::new(false),
-        });
-        self.requests.borrow_mut().push(Rc::clone(&clock));
-        clock
-    }
-
-    pub(crate) fn end_request(&self, clock: &Rc<RequestClock>) {
-        self.moved.set(Instant::now());
-        self.requests.borrow_mut().retain(|other| !Rc::ptr_eq(other, clock));
-    }
-
-    /// Notes that a body comes in, for as long as the guard lives.
-    pub(crate) fn upload(self: &Rc<Self>) -> Uploading {
-        self.uploads.set(self.uploads.get() + 1);
-        Uploading(Rc::clone(self))
-    }
-
-    /// The deadline that has passed, or else how long to sleep before asking again.
-    ///
-    /// `by_bytes` is whether any byte that moves keeps the requests alive: so in HTTP/1.
-    pub(crate) fn overdue(
-        &self,
-        head_max: Duration,
-        idle_max: Duration,
-        by_bytes: bool,
-    ) -> Result<Overdue, Duration> {
-        let left = |since: Instant, max: Duration| max.saturating_sub(since.elapsed());
-        let head = self.head_since.get().map_or(head_max, |since| left(since, head_max));
-        if head.is_zero() {
-            return Ok(Overdue::Head);
-        }
-        let requests = self.requests.borrow();
-        let mut next = head;
-        if requests.is_empty() {
-            // Who connects has something to ask, and soon.
-            let idle_max = if self.is_fresh.get() { head_max.min(idle_max) } else { idle_max };
-            next = next.min(left(self.moved.get(), idle_max));
-            return if next.is_zero() { Ok(Overdue::Idle) } else { Err(next) };
-        }
-        for clock in requests.iter().filter(|c| c.waits_for.get() != WaitsFor::Exchange) {
-            let moved = if by_bytes { self.moved.get() } else { clock.since.get() };
-            let idle = left(moved.max(clock.since.get()), idle_max);
-            clock.is_overdue.set(idle.is_zero());
-            next = next.min(idle);
-        }
-        if next.is_zero() { Ok(Overdue::Stalled) } else { Err(next) }
-    }
-
-    /// Whether a head was begun and no request is open.
-    pub(crate) fn awaits_head(&self) -> bool {
-        self.head_since.get().is_some() && self.requests.borrow().is_empty()
-    }
-
-    fn read(&self) {
-        let now = Instant::now();
-        self.moved.set(now);
-        let is_head = self.requests.borrow().is_empty() && self.uploads.get() == 0;
-        if is_head && self.head_since.get().is_none() {
-            self.head_since.set(Some(now));
-        }
+    /// Why the request was given up, if it was because nobody moved.
+    pub(crate) fn overdue(&self) -> Option<Reason> {
+        self.overdue.get()
     }
 }
 
-impl RequestClock {
-    /// Notes that something moved, and whose turn it is now.
-    pub(crate) fn turn(&self, waits_for: WaitsFor) {
-        self.since.set(Instant::now());
-        self.waits_for.set(waits_for);
-    }
-
-    /// Notes whose turn it is without anything having moved.
-    pub(crate) fn wait(&self, waits_for: WaitsFor) {
-        if self.waits_for.replace(waits_for) != waits_for {
-            self.since.set(Instant::now());
-        }
-    }
-
-    /// Whom the request was waiting for when it was given up.
-    pub(crate) fn overdue(&self) -> Option<WaitsFor> {
-        self.is_overdue.get().then(|| self.waits_for.get())
-    }
-}
-
-/// A body that comes in.
-pub(crate) struct Uploading(Rc<Progress>);
-
-impl Drop for Uploading {
-    fn drop(&mut self) {
-        self.0.uploads.set(self.0.uploads.get() - 1);
-    }
-}
-
-/// A stream whose bytes are noted in a [`Progress`], unless it carries HTTP/2.
-pub(crate) struct Watched<IO> {
-    pub(crate) io: IO,
-    pub(crate) progress: Rc<Progress>,
-}
-
-impl<IO: AsyncRead + Unpin> AsyncRead for Watched<IO> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let result = Pin::new(&mut self.io).poll_read(cx, buf);
-        if buf.filled().len() > before {
-            self.progress.read();
-        }
-        result
-    }
-}
-
-impl<IO: AsyncWrite + Unpin> AsyncWrite for Watched<IO> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.io).poll_write(cx, bytes);
-        if matches!(result, Poll::Ready(Ok(n)) if n > 0) {
-            self.progress.moved.set(Instant::now());
-        }
-        result
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const LONG: Duration = Duration::from_secs(100);
-    const SHORT: Duration = Duration::ZERO;
-
-    #[test]
-    fn the_deadline_is_that_of_what_goes_on() {
-        let progress = Progress::new();
-        assert_eq!(progress.overdue(LONG, SHORT, true), Ok(Overdue::Idle));
-        progress.read();
-        assert_eq!(progress.overdue(SHORT, LONG, true), Ok(Overdue::Head));
-        let clock = progress.begin_request();
-        assert!(progress.overdue(LONG, LONG, true).is_err(), "the head is complete");
-        assert_eq!(progress.overdue(LONG, SHORT, true), Ok(Overdue::Stalled));
-        assert_eq!(clock.overdue(), Some(WaitsFor::Client));
-        clock.wait(WaitsFor::Exchange);
-        assert!(progress.overdue(LONG, SHORT, true).is_err(), "it has a deadline of its own");
-        progress.end_request(&clock);
-        assert_eq!(progress.overdue(LONG, SHORT, true), Ok(Overdue::Idle));
-    }
-
-    #[test]
-    fn a_fresh_connection_has_as_long_as_a_head() {
-        let progress = Progress::new();
-        std::thread::sleep(Duration::from_millis(2));
-        assert_eq!(progress.overdue(Duration::from_millis(1), LONG, false), Ok(Overdue::Idle));
-        let clock = progress.begin_request();
-        progress.end_request(&clock);
-        assert!(progress.overdue(LONG, LONG, false).is_err());
-    }
-
-    #[test]
-    fn a_request_of_http2_lives_by_itself() {
-        let progress = Progress::new();
-        let idle = Duration::from_millis(5);
-        let (stuck, busy) = (progress.begin_request(), progress.begin_request());
-        std::thread::sleep(idle);
-        busy.turn(WaitsFor::Client);
-        progress.moved.set(Instant::now());
-        assert_eq!(progress.overdue(LONG, idle, false), Ok(Overdue::Stalled));
-        assert_eq!((stuck.overdue(), busy.overdue()), (Some(WaitsFor::Client), None));
-        assert!(progress.overdue(LONG, idle, true).is_err(), "bytes moved");
-    }
-
-    #[test]
-    fn the_rest_of_a_body_begins_no_head() {
-        let progress = Progress::new();
-        let upload = progress.upload();
-        progress.read();
-        assert!(progress.overdue(SHORT + Duration::from_millis(1), LONG, true).is_err());
-        drop(upload);
-        progress.read();
-        assert!(progress.head_since.get().is_some());
-    }
-}
+const UNASKED: Asked = Asked { pause_ms: u64::MAX, until_ms: u64::MAX };

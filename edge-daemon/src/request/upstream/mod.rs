@@ -25,7 +25,7 @@ use edge_policy::{
 use http::{HeaderMap, Request, Response};
 use tokio::time::{timeout, timeout_at};
 
-pub(crate) use self::lease::Lease;
+pub(crate) use self::{connection::Reply, lease::Lease};
 use self::{
     connection::{Connection, Failed, Patience},
     pool::Pool,
@@ -64,8 +64,6 @@ struct Pools {
 pub(crate) struct Outgoing<'a> {
     pub(crate) request: Request<Upload>,
     pub(crate) upload: &'a UploadState,
-    /// For how long the client may pause its body.
-    pub(crate) pause_max: Duration,
     /// What the same server is chosen by, where that is how they are chosen.
     pub(crate) key: u64,
 }
@@ -140,10 +138,10 @@ impl Upstream {
         outgoing: Outgoing<'_>,
         on_trial: bool,
     ) -> Result<(Response<Incoming>, Lease), Reason> {
-        let Outgoing { mut request, upload, pause_max, key } = outgoing;
+        let Outgoing { mut request, upload, key } = outgoing;
         let settings = &self.shared.settings;
-        let until = settings.total_timeout.map(|total| Instant::now() + total);
-        let patience = Patience { upload, pause_max, answer_max: settings.response_timeout, until };
+        let patience = Patience { upload, answer_max: settings.response_timeout };
+        upload.turn.ask(settings.body_timeout, settings.total_timeout);
         let pools = self.pools();
         let mut retries = if on_trial { 0 } else { settings.retries_max };
         let (mut tried, mut missed) = (0_u64, None);
@@ -165,7 +163,7 @@ impl Upstream {
                         request = copy;
                         continue;
                     }
-                    return Ok((response, Lease::new(Rc::clone(pool), connection, slot, until)));
+                    return Ok((response, Lease::new(Rc::clone(pool), connection, slot)));
                 }
                 Err(Missed { reason, again }) => {
                     let again = again.filter(|_| self.may_retry(&pools, tried, key, &mut retries));
@@ -213,7 +211,7 @@ impl Upstream {
                 (asked, copy) => return settled(asked, connection, copy),
             }
         }
-        let mut connection = match self.connect(pool, patience.until).await {
+        let mut connection = match self.connect(pool, patience.upload).await {
             Ok(connection) => connection,
             Err(reason) => {
                 pool.failed(reason);
@@ -309,18 +307,13 @@ impl Upstream {
     }
 
     /// A new connection to a server.
-    async fn connect(&self, pool: &Pool, until: Option<Instant>) -> Result<Connection, Reason> {
-        let wait = self.shared.settings.connect_timeout;
-        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-        let wait = left.map_or(wait, |left| left.min(wait));
+    async fn connect(&self, pool: &Pool, upload: &UploadState) -> Result<Connection, Reason> {
+        let wait = self.shared.settings.connect_timeout.min(upload.turn.left());
         pool.tally().connects.fetch_add(1, Relaxed);
-        let dialled = timeout(wait, async {
-            let stream = self.shared.dial(&pool.server).await?;
-            Connection::open(stream, &pool.server.label).await
-        });
+        let dialled = timeout(wait, self.shared.dial(&pool.server));
         let (upstream, server) = (&self.shared.settings.name, &pool.server.label);
         match dialled.await {
-            Ok(Ok(connection)) => Ok(connection),
+            Ok(Ok(stream)) => Ok(Connection::new(stream)),
             Ok(Err(error)) => {
                 if self.complaints.may_log() {
                     tracing::warn!(upstream, server, %error, "unreachable");

@@ -78,10 +78,6 @@ impl Pool {
         self.tally().idle.store(idle.len(), Relaxed);
     }
 
-    pub(super) fn body_timeout(&self) -> Duration {
-        self.upstream.settings.body_timeout
-    }
-
     pub(super) fn tally(&self) -> &Tally {
         self.server.tally(self.worker)
     }

@@ -1,0 +1,213 @@
+//! The bytes of one connection: what has come and was not used, what is to go and has not.
+
+use std::{
+    cell::RefCell,
+    future::Future as _,
+    io::{self, IoSlice},
+    pin::{Pin, pin},
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use edge_policy::http1;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
+
+/// What a connection's bytes come and go by.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
+
+/// One connection's bytes.
+pub(crate) struct Wire {
+    io: Box<dyn Stream>,
+    /// What has come and was not used.
+    pub(crate) input: BytesMut,
+    /// What is to go, before `tail`; `written` of it has gone.
+    output: Vec<u8>,
+    written: usize,
+    /// A part of a body that was not worth copying.
+    tail: Bytes,
+    /// Whether a chunk is still to be closed.
+    owes_line_end: bool,
+    /// Whether the stream has taken bytes that it may not have sent.
+    is_dirty: bool,
+    /// How much to ask for at once.
+    appetite: usize,
+}
+
+impl Wire {
+    pub(crate) fn new(io: Box<dyn Stream>) -> Self {
+        Self {
+            io,
+            input: BytesMut::new(),
+            output: Vec::new(),
+            written: 0,
+            tail: Bytes::new(),
+            owes_line_end: false,
+            is_dirty: false,
+            appetite: READ_MIN,
+        }
+    }
+
+    /// Reads more; 0 is the end of the stream.
+    pub(crate) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.input.capacity() == 0 {
+            self.input = take_buffer();
+        }
+        self.input.reserve(self.appetite);
+        let room = self.input.capacity() - self.input.len();
+        let read = pin!(self.io.read_buf(&mut self.input)).poll(cx);
+        match &read {
+            Poll::Ready(Ok(bytes)) if *bytes == room => {
+                self.appetite = (self.appetite * 2).min(READ_MAX);
+            }
+            Poll::Ready(_) => {}
+            Poll::Pending => self.rest(),
+        }
+        read
+    }
+
+    /// Gives back the memory that a connection without work does not need.
+    fn rest(&mut self) {
+        if self.input.is_empty() {
+            give_buffer(std::mem::take(&mut self.input));
+            self.appetite = READ_MIN;
+        }
+    }
+
+    /// Where to write what is to go.
+    pub(crate) fn output(&mut self) -> &mut Vec<u8> {
+        debug_assert!(self.tail.is_empty(), "whoever writes on has flushed");
+        if self.output.capacity() == 0 {
+            self.output = OUTPUTS.with_borrow_mut(Vec::pop).unwrap_or_default();
+        }
+        if std::mem::take(&mut self.owes_line_end) {
+            self.output.extend_from_slice(b"\r\n");
+        }
+        &mut self.output
+    }
+
+    /// Adds a part of a body. Afterwards the wire may be full.
+    pub(crate) fn push(&mut self, data: Bytes) {
+        if data.len() <= COPIED_MAX {
+            self.output().extend_from_slice(&data);
+        } else {
+            self.tail = data;
+        }
+    }
+
+    /// Adds a part of a body as a chunk.
+    pub(crate) fn push_chunk(&mut self, data: Bytes) {
+        http1::open_chunk(self.output(), data.len());
+        self.push(data);
+        // Goes with what comes next, so that it need not go alone.
+        self.owes_line_end = true;
+    }
+
+    /// Whether to flush before anything more is added.
+    pub(crate) fn is_full(&self) -> bool {
+        !self.tail.is_empty() || self.output.len() - self.written >= OUTPUT_FULL
+    }
+
+    /// Writes all that is to go, because nothing comes after it for now. Adds up how much moved.
+    pub(crate) fn poll_flush(
+        &mut self,
+        cx: &mut Context<'_>,
+        moved: &mut usize,
+    ) -> Poll<io::Result<()>> {
+        if self.owes_line_end {
+            ready!(self.poll_write(cx, moved))?;
+            self.output();
+        }
+        self.poll_write(cx, moved)
+    }
+
+    /// Writes what is to go; ready when there is room again.
+    pub(crate) fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        moved: &mut usize,
+    ) -> Poll<io::Result<()>> {
+        while self.written < self.output.len() || !self.tail.is_empty() {
+            let io = Pin::new(&mut *self.io);
+            let head = &self.output[self.written..];
+            let written = if self.tail.is_empty() {
+                ready!(io.poll_write(cx, head))?
+            } else if head.is_empty() {
+                ready!(io.poll_write(cx, &self.tail))?
+            } else {
+                let both = [IoSlice::new(head), IoSlice::new(&self.tail)];
+                ready!(io.poll_write_vectored(cx, &both))?
+            };
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.is_dirty = true;
+            *moved += written;
+            let of_head = written.min(head.len());
+            self.written += of_head;
+            self.tail.advance(written - of_head);
+        }
+        if self.written > 0 {
+            self.written = 0;
+            self.output.clear();
+            if self.output.capacity() <= OUTPUT_KEPT_MAX {
+                give(&OUTPUTS, std::mem::take(&mut self.output));
+            } else {
+                self.output = Vec::new();
+            }
+        }
+        if self.is_dirty {
+            ready!(Pin::new(&mut *self.io).poll_flush(cx))?;
+            self.is_dirty = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Says that nothing more will go.
+    pub(crate) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.io).poll_shutdown(cx)
+    }
+
+    /// Whether the other side has ended the connection, or has said something that nobody asked it.
+    pub(crate) fn is_stale(&mut self) -> bool {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        !self.input.is_empty() || self.poll_fill(&mut cx).is_ready()
+    }
+}
+
+thread_local! {
+    /// Buffers that no connection of this worker needs just now.
+    static INPUTS: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
+    static OUTPUTS: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+fn take_buffer() -> BytesMut {
+    INPUTS.with_borrow_mut(Vec::pop).unwrap_or_else(|| BytesMut::with_capacity(READ_MIN))
+}
+
+fn give_buffer(buffer: BytesMut) {
+    // One of which a part is still out has less room than a new one.
+    if (READ_MIN..=READ_MAX).contains(&buffer.capacity()) {
+        give(&INPUTS, buffer);
+    }
+}
+
+fn give<T>(pool: &'static std::thread::LocalKey<RefCell<Vec<T>>>, buffer: T) {
+    pool.with_borrow_mut(|kept| {
+        if kept.len() < KEPT_MAX {
+            kept.push(buffer);
+        }
+    });
+}
+
+/// Bytes that a read has room for: a head with a small body at first, more once reads fill it.
+const READ_MIN: usize = 8 * 1024;
+const READ_MAX: usize = 64 * 1024;
+/// A part of a body up to this size is copied behind what is to go, so that both go at once.
+const COPIED_MAX: usize = 8 * 1024;
+/// So much is written before more is taken: the content of a TLS record.
+const OUTPUT_FULL: usize = 16 * 1024;
+const OUTPUT_KEPT_MAX: usize = 32 * 1024;
+/// Buffers that a worker keeps for the next who needs one.
+const KEPT_MAX: usize = 64;

@@ -1,0 +1,168 @@
+//! One worker's deadlines: looked at together, a few times a second, so that setting one costs no
+//! more than writing a number.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+/// The deadlines of everything that one worker waits for.
+pub(crate) struct Timers {
+    epoch: Instant,
+    slots: RefCell<Vec<Slot>>,
+    free: RefCell<Vec<u32>>,
+}
+
+struct Slot {
+    due_ms: u64,
+    waker: Option<Waker>,
+}
+
+/// One deadline, which may be moved as often as one likes.
+pub(crate) struct Alarm {
+    timers: Rc<Timers>,
+    index: u32,
+    due_ms: Cell<u64>,
+}
+
+impl Timers {
+    pub(crate) fn new() -> Rc<Self> {
+        Rc::new(Self { epoch: Instant::now(), slots: RefCell::default(), free: RefCell::default() })
+    }
+
+    /// Milliseconds since these timers began.
+    pub(crate) fn now_ms(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// A deadline that is not set.
+    pub(crate) fn alarm(self: &Rc<Self>) -> Alarm {
+        let mut slots = self.slots.borrow_mut();
+        let index = self.free.borrow_mut().pop().unwrap_or_else(|| {
+            slots.push(Slot { due_ms: NEVER, waker: None });
+            u32::try_from(slots.len() - 1).expect("connections are bounded far below")
+        });
+        Alarm { timers: Rc::clone(self), index, due_ms: Cell::new(NEVER) }
+    }
+
+    /// Wakes whoever's deadline has passed, for as long as the worker runs.
+    pub(crate) async fn run(&self) {
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            self.wake(self.now_ms());
+        }
+    }
+
+    /// Wakes whoever waits with a deadline, whatever it is: something has changed for all.
+    pub(crate) fn wake_all(&self) {
+        self.wake(NEVER - 1);
+    }
+
+    fn wake(&self, now_ms: u64) {
+        // One after the other: to wake may run the code of others.
+        let mut index = 0;
+        loop {
+            let waker = match self.slots.borrow_mut().get_mut(index) {
+                Some(slot) if slot.due_ms <= now_ms => slot.waker.take(),
+                Some(_) => None,
+                None => return,
+            };
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+            index += 1;
+        }
+    }
+}
+
+impl Alarm {
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.timers.now_ms()
+    }
+
+    /// Sets the deadline.
+    pub(crate) fn set(&self, due_ms: u64) {
+        self.due_ms.set(due_ms);
+    }
+
+    /// Whether it has passed; if not, wakes the task soon after it has.
+    pub(crate) fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let due_ms = self.due_ms.get();
+        if due_ms <= self.now_ms() {
+            return Poll::Ready(());
+        }
+        let mut slots = self.timers.slots.borrow_mut();
+        let slot = &mut slots[self.index as usize];
+        slot.due_ms = due_ms.min(NEVER - 1);
+        match &mut slot.waker {
+            Some(waker) if waker.will_wake(cx.waker()) => {}
+            waker => *waker = Some(cx.waker().clone()),
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        self.timers.slots.borrow_mut()[self.index as usize] = Slot { due_ms: NEVER, waker: None };
+        self.timers.free.borrow_mut().push(self.index);
+    }
+}
+
+/// A duration in the unit of the timers.
+pub(crate) fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+const NEVER: u64 = u64::MAX;
+/// How often deadlines are looked at, and so how late one may be noticed.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, sync::atomic::AtomicU32, sync::atomic::Ordering::Relaxed, task::Wake};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Counted(AtomicU32);
+
+    impl Wake for Counted {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Relaxed);
+        }
+    }
+
+    #[test]
+    fn whoever_is_due_is_woken_once() {
+        let (timers, counted) = (Timers::new(), Arc::new(Counted::default()));
+        let waker = Waker::from(Arc::clone(&counted));
+        let mut cx = Context::from_waker(&waker);
+        let (soon, late) = (timers.alarm(), timers.alarm());
+        soon.set(timers.now_ms() + 50);
+        late.set(timers.now_ms() + 60_000);
+        assert!(soon.poll(&mut cx).is_pending() && late.poll(&mut cx).is_pending());
+        timers.wake(timers.now_ms());
+        assert_eq!(counted.0.load(Relaxed), 0);
+        timers.wake(timers.now_ms() + 50);
+        timers.wake(timers.now_ms() + 50);
+        assert_eq!(counted.0.load(Relaxed), 1);
+        timers.wake_all();
+        assert_eq!(counted.0.load(Relaxed), 2);
+    }
+
+    #[test]
+    fn a_deadline_that_is_gone_leaves_its_place() {
+        let timers = Timers::new();
+        let first = timers.alarm();
+        let index = first.index;
+        drop(first);
+        let second = timers.alarm();
+        assert_eq!(second.index, index);
+        assert!(second.poll(&mut Context::from_waker(Waker::noop())).is_pending(), "not set");
+        second.set(0);
+        assert!(second.poll(&mut Context::from_waker(Waker::noop())).is_ready());
+    }
+}
