@@ -65,6 +65,12 @@ impl Url {
         self.is_secure || self.host == "localhost" || self.host.parse().is_ok_and(is_local)
     }
 
+    /// Whether it is a host alone, without a path.
+    #[must_use]
+    pub fn is_bare(&self) -> bool {
+        self.target() == "/"
+    }
+
     /// Its path and its query.
     fn target(&self) -> &str {
         self.uri.path_and_query().map_or("/", |target| target.as_str())
@@ -81,7 +87,7 @@ impl fmt::Display for Url {
 pub struct Ask<'a> {
     /// How.
     pub method: Method,
-    /// What follows the URL's own path.
+    /// The path and the query; empty: the URL's own.
     pub target: &'a str,
     /// Headers beside those that every request has.
     pub headers: HeaderMap,
@@ -165,7 +171,7 @@ async fn exchange(
         let authority = url.uri.authority().map_or("", http::uri::Authority::as_str);
         let mut request = Request::builder()
             .method(question.method)
-            .uri(format!("{}{}", url.target(), question.target))
+            .uri(if question.target.is_empty() { url.target() } else { question.target })
             .header(header::HOST, authority)
             .header(header::USER_AGENT, concat!("edged/", env!("CARGO_PKG_VERSION")))
             .header(header::CONNECTION, "close")

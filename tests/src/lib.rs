@@ -4,6 +4,7 @@ pub mod bench;
 pub mod churn;
 pub mod client;
 pub mod corpus;
+pub mod crowdsec;
 pub mod daemon;
 pub mod delivery;
 pub mod differential;

@@ -24,6 +24,7 @@ pub(crate) struct Setup {
 impl Setup {
     pub(crate) fn run(self) -> Result<()> {
         need()?;
+        need_outside()?;
         install(NODE)?;
         need_issuers()?;
         if self.peers {
@@ -41,6 +42,18 @@ pub(crate) fn need() -> Result<()> {
     install(NEEDED)?;
     install_clients()?;
     mount_bpf()
+}
+
+/// Whom the tests let the edge talk to: they start each of them themselves, on loopback and with a
+/// folder of its own.
+pub(crate) fn need_outside() -> Result<()> {
+    let central = std::path::Path::new("/etc/crowdsec/online_api_credentials.yaml");
+    if !installed("crowdsec") && !central.exists() {
+        // Its package registers with a server on the internet unless this file has something in it.
+        std::fs::create_dir_all("/etc/crowdsec")?;
+        std::fs::write(central, "# No central API: this crowdsec answers tests alone.\n")?;
+    }
+    install(OUTSIDE)
 }
 
 /// The issuers of tokens that others wrote, of the versions in `tests/issuers`; whether they are
@@ -131,6 +144,10 @@ const NEEDED: &[(&str, &str)] = &[
 
 /// npm packages of the tests' clients, and their versions.
 const CLIENTS: &[(&str, &str)] = &[("http-message-signatures", "1.0.6")];
+
+/// As [`NEEDED`], for the tests of what comes from outside of the host.
+const OUTSIDE: &[(&str, &str)] =
+    &[("redis-server", "redis-server"), ("crowdsec", "crowdsec"), ("fail2ban-server", "fail2ban")];
 
 /// As [`NEEDED`], for the tests against other people's issuers.
 const NODE: &[(&str, &str)] = &[("node", "nodejs"), ("npm", "npm")];

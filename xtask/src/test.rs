@@ -19,6 +19,7 @@ impl Test {
     pub(crate) fn run(self) -> Result<()> {
         need_root("the tests")?;
         setup::need()?;
+        setup::need_outside()?;
         // The whole workspace at once, so that each dependency is built in one way only.
         run(&mut cargo(["build", "--workspace", "--bins"]))?;
         let mut tests = cargo(["test", "--workspace", "--no-fail-fast"]);

@@ -73,6 +73,11 @@ pub(super) fn check(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'
             let what = format!("two feeds are called '{}'", feed.name);
             notes.wrong(place_nth(document, "feed", n, "name"), what, "rename one");
         }
+        if feed.name == crate::outside::CROWDSEC {
+            let what = "a feed cannot be called 'crowdsec'";
+            let span = place_nth(document, "feed", n, "name");
+            notes.wrong(span, what, "that is what [crowdsec] is called");
+        }
         if let FeedPlace::Url(url) = &feed.place
             && !url.is_guarded()
         {

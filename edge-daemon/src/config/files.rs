@@ -63,6 +63,9 @@ pub(super) fn resolve(settings: &mut Settings, base: &Path) {
     if let Some(acme) = &mut settings.tls.acme {
         acme.dir = settings.state.dir.join("acme");
     }
+    if let Some(crowdsec) = &mut settings.crowdsec {
+        crowdsec.authorities.iter_mut().for_each(|path| *path = base.join(&*path));
+    }
     for feed in &mut settings.feeds {
         if let FeedPlace::File(path) = &mut feed.place {
             *path = base.join(&*path);

@@ -5,6 +5,7 @@
 mod access;
 mod answers;
 mod certificate;
+mod crowdsec;
 mod feed;
 mod files;
 mod identity;
@@ -134,6 +135,7 @@ fn settings(document: &Table<'_>) -> Settings {
         kernel: document.table("kernel", kernel::kernel),
         lists: document.table("lists", sections::lists),
         feeds: document.tables("feed", feed::feed),
+        crowdsec: document.table("crowdsec", crowdsec::crowdsec),
         server: document.table("server", sections::server),
         tls: document.table("tls", tls::tls),
         bounds: document.table("bounds", sections::bounds),

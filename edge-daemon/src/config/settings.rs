@@ -3,6 +3,7 @@
 //! `config/edged.toml` annotates every key; the names here are the names there.
 
 mod access;
+mod crowdsec;
 mod feed;
 mod issuer;
 mod packets;
@@ -23,6 +24,7 @@ use edge_policy::{forwarded::Naming, limit};
 use ipnet::IpNet;
 
 pub use self::access::{Audit, Granted, HashPolicy, Keys, PolicyFile, PolicySet, UpstreamIdentity};
+pub use self::crowdsec::Crowdsec;
 pub use self::feed::{Feed, FeedPlace};
 pub use self::issuer::{Issuer, KeySource, Tokens};
 pub use self::packets::{
@@ -43,6 +45,8 @@ pub struct Settings {
     pub lists: Lists,
     /// `[[feed]]`, in the order of the file; names are unique.
     pub feeds: Vec<Feed>,
+    /// `[crowdsec]`: whose decisions are enforced.
+    pub crowdsec: Option<Crowdsec>,
     /// `[server]`: where clients connect.
     pub server: Server,
     /// `[tls]`: the certificate.
@@ -107,7 +111,10 @@ impl Settings {
         });
         let all = self.made_secrets().into_iter().chain(&self.keys.former_peppers);
         let all = all.chain(&self.signing.former_masters).chain(issuers.flatten());
-        all.chain(&self.upstream_identity.key).map(|origin| (origin, BYTES_MIN)).collect()
+        let all = all.chain(&self.upstream_identity.key).map(|origin| (origin, BYTES_MIN));
+        // What others made up is as long as they like.
+        let given = self.crowdsec.iter().flat_map(Crowdsec::secrets);
+        all.chain(given.map(|origin| (origin, 1))).collect()
     }
 
     /// Those that are made at the first start if their file is not there.
@@ -124,7 +131,8 @@ impl Settings {
         let made = [&mut keys.pepper, &mut signing.master, &mut self.audit.key];
         let all = made.into_iter().chain(&mut keys.former_peppers);
         let all = all.chain(&mut signing.former_masters).chain(issuers.flatten());
-        all.chain(&mut self.upstream_identity.key)
+        let given = self.crowdsec.iter_mut().flat_map(Crowdsec::secrets_mut);
+        all.chain(&mut self.upstream_identity.key).chain(given)
     }
 
     /// Takes relative paths of secrets from this folder.

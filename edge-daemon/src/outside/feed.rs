@@ -6,6 +6,7 @@ use std::{
     net::IpAddr,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    pin::Pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -28,7 +29,7 @@ use tokio::{
 };
 
 use super::{
-    Hits,
+    Hits, Source,
     kept::{self, Head},
     lock, put,
 };
@@ -72,15 +73,15 @@ struct State {
 
 /// What came of a feed's fetches.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct FeedCounts {
+struct FeedCounts {
     /// Lists that were taken.
-    pub updated: u64,
+    updated: u64,
     /// Times that it had not changed.
-    pub unchanged: u64,
+    unchanged: u64,
     /// Times that it could not be had.
-    pub failed: u64,
+    failed: u64,
     /// Lists that were not taken.
-    pub refused: u64,
+    refused: u64,
 }
 
 /// What a source says.
@@ -149,12 +150,6 @@ impl Feed {
         *state = State { head, sheet: Some(sheet), faults, counts, trouble: None };
     }
 
-    /// What is in force of it.
-    #[must_use]
-    pub fn sheet(&self) -> Option<Arc<Sheet>> {
-        lock(&self.state).sheet.clone()
-    }
-
     fn networks(&self) -> Option<u64> {
         self.sheet().map(|sheet| sheet.entries().len() as u64)
     }
@@ -162,12 +157,7 @@ impl Feed {
     /// How it is doing.
     pub(super) fn show(&self, hits: &Hits) -> FeedEntry {
         let state = lock(&self.state);
-        let hits = state.sheet.as_ref().map_or(0, |sheet| {
-            let own = |((class, net), hits): (&(Class, _), &u64)| {
-                (*class == sheet.class && sheet.get(net).is_some()).then_some(*hits)
-            };
-            hits.iter().filter_map(own).sum()
-        });
+        let hits = state.sheet.as_ref().map_or(0, |sheet| super::hits_of(sheet, hits));
         let faults = Fault::ALL.iter().zip(state.faults);
         let told = |(fault, count): (&Fault, u64)| (fault.name().to_owned(), count);
         FeedEntry {
@@ -348,8 +338,22 @@ fn read_file(path: &Path, most: usize, head: &Head, place: String) -> io::Result
     Ok(Fetched::New(bytes.into(), Head::new(place, clock::unix_ms(), stamp, None)))
 }
 
+impl Source for Feed {
+    fn name(&self) -> String {
+        format!("feed {}", self.settings.name)
+    }
+
+    fn sheet(&self) -> Option<Arc<Sheet>> {
+        lock(&self.state).sheet.clone()
+    }
+
+    fn keep(self: Arc<Self>, edge: Arc<Edge>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(keep(self, edge))
+    }
+}
+
 /// Looks after a feed, for ever.
-pub(super) async fn keep(feed: Arc<Feed>, edge: Arc<Edge>) {
+async fn keep(feed: Arc<Feed>, edge: Arc<Edge>) {
     let Some(mut requests) = lock(&feed.waiting).take() else { return };
     let every = feed.settings.every;
     let mut next = match feed.sheet() {

@@ -1,6 +1,7 @@
 //! What comes from outside of the host: other people's lists, which one thread fetches and hands to
 //! the verdict writer. Nothing on the way of a request or a packet waits for any of it.
 
+mod crowdsec;
 mod feed;
 mod kept;
 
@@ -9,7 +10,11 @@ use std::{
     io,
     net::IpAddr,
     path::PathBuf,
-    sync::{Arc, Mutex, OnceLock, PoisonError, atomic::Ordering::Relaxed},
+    pin::Pin,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -20,7 +25,10 @@ use tokio::{
     task::JoinHandle,
 };
 
-pub use self::feed::{Feed, FeedCounts};
+pub use self::{
+    crowdsec::{Crowdsec, NAME as CROWDSEC},
+    feed::Feed,
+};
 use crate::{
     config::settings,
     control::{feeds::FeedEntry, guard},
@@ -31,11 +39,12 @@ use crate::{
 
 /// The sources of a configuration, through all reloads.
 pub struct Outside {
-    feeds: watch::Sender<Vec<Arc<Feed>>>,
+    sources: watch::Sender<Sources>,
     /// Where the last good lists are kept.
-    dir: PathBuf,
+    state: PathBuf,
     /// The kernel's lists, for their hits.
     lists: OnceLock<Lists>,
+    untold: AtomicU64,
 }
 
 impl Outside {
@@ -43,9 +52,10 @@ impl Outside {
     #[must_use]
     pub fn new(settings: &settings::Settings) -> Self {
         let this = Self {
-            feeds: watch::Sender::new(Vec::new()),
-            dir: settings.state.dir.join("feeds"),
+            sources: watch::Sender::new(Sources::default()),
+            state: settings.state.dir.clone(),
             lists: OnceLock::new(),
+            untold: AtomicU64::new(0),
         };
         this.publish(settings);
         this
@@ -53,20 +63,29 @@ impl Outside {
 
     /// From now on these sources are in use. Those that have not changed go on as they are.
     pub fn publish(&self, settings: &settings::Settings) {
-        let former = self.feeds();
-        let own = own(settings);
+        let (former, own) = (self.sources.borrow().clone(), own(settings));
+        let dir = self.state.join("feeds");
         let feed = |settings: &settings::Feed| {
-            let same = former.iter().find(|feed| feed.settings == *settings);
-            same.map_or_else(|| Arc::new(Feed::new(settings, &self.dir, &own)), Arc::clone)
+            let same = former.feeds.iter().find(|feed| feed.settings == *settings);
+            same.map_or_else(|| Arc::new(Feed::new(settings, &dir, &own)), Arc::clone)
         };
-        self.feeds.send_replace(settings.feeds.iter().map(feed).collect());
+        let crowdsec = |settings: &settings::Crowdsec| {
+            let same = former.crowdsec.as_ref().filter(|known| known.settings == *settings);
+            same.map_or_else(|| Arc::new(Crowdsec::new(settings, &self.state, &own)), Arc::clone)
+        };
+        self.sources.send_replace(Sources {
+            feeds: settings.feeds.iter().map(feed).collect(),
+            crowdsec: settings.crowdsec.as_ref().map(crowdsec),
+        });
     }
 
     /// The sheets that are known at a start, which the writer has from here.
     #[must_use]
     pub fn sheets(&self) -> Sheets {
-        self.feeds().iter().for_each(|feed| feed.is_in_force.store(true, Relaxed));
-        let sheets = self.feeds().into_iter().filter_map(|feed| feed.sheet());
+        let sources = self.sources.borrow().clone();
+        sources.feeds.iter().for_each(|feed| feed.is_in_force.store(true, Relaxed));
+        sources.crowdsec.iter().for_each(|it| it.is_in_force.store(true, Relaxed));
+        let sheets = sources.all().into_iter().filter_map(|source| source.sheet());
         sheets.map(|sheet| (Arc::clone(&sheet.from), sheet)).collect()
     }
 
@@ -75,17 +94,33 @@ impl Outside {
         let _ = self.lists.set(lists);
     }
 
-    /// The feeds in use.
-    #[must_use]
-    pub fn feeds(&self) -> Vec<Arc<Feed>> {
-        self.feeds.borrow().clone()
+    /// Tells others of a ban of ours. Never waits: what finds a full queue is lost, and counted.
+    pub fn tell(&self, told: &Told) {
+        let crowdsec = self.sources.borrow().crowdsec.clone();
+        if let Some(it) = crowdsec.filter(|it| it.settings.machine.is_some())
+            && it.told.try_send(told.clone()).is_err()
+        {
+            self.untold.fetch_add(1, Relaxed);
+        }
     }
 
-    /// How the feeds are doing.
+    /// Bans of ours that others were not told of, because the queue was full.
+    #[must_use]
+    pub fn untold(&self) -> u64 {
+        self.untold.load(Relaxed)
+    }
+
+    /// The hits of the kernel's lists.
+    fn hits(&self) -> Hits {
+        self.lists.get().map(Lists::hits).unwrap_or_default()
+    }
+
+    /// How the feeds are doing, and `CrowdSec` as one of them.
     #[must_use]
     pub fn show(&self) -> Vec<FeedEntry> {
-        let hits = self.lists.get().map(Lists::hits).unwrap_or_default();
-        self.feeds().iter().map(|feed| feed.show(&hits)).collect()
+        let (sources, hits) = (self.sources.borrow().clone(), self.hits());
+        let feeds = sources.feeds.iter().map(|feed| feed.show(&hits));
+        feeds.chain(sources.crowdsec.iter().map(|it| it.show(&hits))).collect()
     }
 
     /// Has a feed fetched now; a sentence about what came of it.
@@ -93,17 +128,89 @@ impl Outside {
     /// # Errors
     /// Why nothing came of it.
     pub async fn refresh(&self, name: &str, force: bool) -> Result<String, String> {
-        let feed = self.feeds().into_iter().find(|feed| feed.settings.name == name);
-        let feed = feed.ok_or_else(|| format!("there is no [[feed]] called '{name}'"))?;
-        match tokio::time::timeout(REFRESH_MAX, feed.refresh(force)).await {
+        let Sources { feeds, crowdsec } = self.sources.borrow().clone();
+        let done = async {
+            if let Some(crowdsec) = crowdsec.filter(|_| name == CROWDSEC) {
+                return crowdsec.refresh().await;
+            }
+            match feeds.iter().find(|feed| feed.settings.name == name) {
+                Some(feed) => feed.refresh(force).await,
+                None => Err(format!("there is no [[feed]] called '{name}'")),
+            }
+        };
+        match tokio::time::timeout(REFRESH_MAX, done).await {
             Ok(done) => done,
             Err(_) => Ok("it is still being fetched; 'edgectl feed list' tells of it".to_owned()),
         }
     }
 }
 
+/// A ban of ours, or the end of one before its time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// A client was banned.
+    Ban {
+        /// The client: an address, or the first of its network.
+        source: IpAddr,
+        /// The length of its prefix.
+        bits: u32,
+        /// The name of the reason.
+        reason: String,
+        /// Since when, in unix milliseconds.
+        since_ms: u64,
+        /// Until when.
+        until_ms: u64,
+        /// How many bans this client has had, this one included.
+        strikes: u32,
+    },
+    /// An operator set a client free.
+    Lift {
+        /// The client.
+        source: IpAddr,
+        /// The length of its prefix.
+        bits: u32,
+        /// For what it had been banned.
+        reason: String,
+        /// Until when it would have been banned, in unix milliseconds.
+        until_ms: u64,
+    },
+}
+
+/// The sources that are in use.
+#[derive(Clone, Default)]
+struct Sources {
+    feeds: Vec<Arc<Feed>>,
+    crowdsec: Option<Arc<Crowdsec>>,
+}
+
+impl Sources {
+    fn all(&self) -> Vec<Arc<dyn Source>> {
+        let feeds = self.feeds.iter().map(|feed| Arc::clone(feed) as Arc<dyn Source>);
+        feeds.chain(self.crowdsec.iter().map(|it| Arc::clone(it) as Arc<dyn Source>)).collect()
+    }
+}
+
+/// Something outside of the host that a task looks after.
+trait Source: Send + Sync {
+    /// What no other source is called.
+    fn name(&self) -> String;
+
+    /// What it has in force.
+    fn sheet(&self) -> Option<Arc<Sheet>>;
+
+    /// Looks after it, for ever.
+    fn keep(self: Arc<Self>, edge: Arc<Edge>) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+}
+
 /// Hits of the kernel's lists by class and network; none of those without any.
 pub type Hits = BTreeMap<(Class, IpNet), u64>;
+
+/// Packets that a sheet's entries decided.
+fn hits_of(sheet: &Sheet, hits: &Hits) -> u64 {
+    let own =
+        hits.iter().filter(|((class, net), _)| *class == sheet.class && sheet.get(net).is_some());
+    own.map(|(_, hits)| hits).sum()
+}
 
 /// Addresses that no list of others may deny: this host's, its gateways', its upstreams'.
 fn own(settings: &settings::Settings) -> Arc<[IpAddr]> {
@@ -125,7 +232,7 @@ pub fn keeper(edge: Arc<Edge>, stopping: watch::Receiver<bool>) -> Keeper {
     Keeper { edge, stopping }
 }
 
-type Tasks = BTreeMap<String, (Arc<Feed>, JoinHandle<()>)>;
+type Tasks = BTreeMap<String, (Arc<dyn Source>, JoinHandle<()>)>;
 
 impl Keeper {
     /// Follows the sources that are in use, a task for each: a slow one delays no other.
@@ -137,12 +244,12 @@ impl Keeper {
         let runtime = builder.enable_all().max_blocking_threads(4).build()?;
         runtime.block_on(async {
             let mut tasks = Tasks::new();
-            let mut feeds = self.edge.outside.feeds.subscribe();
+            let mut sources = self.edge.outside.sources.subscribe();
             loop {
-                let in_use = feeds.borrow_and_update().clone();
+                let in_use = sources.borrow_and_update().all();
                 self.follow(&mut tasks, &in_use).await;
                 tokio::select! {
-                    changed = feeds.changed() => if changed.is_err() { return },
+                    changed = sources.changed() => if changed.is_err() { return },
                     _ = self.stopping.wait_for(|stop| *stop) => return,
                 }
             }
@@ -153,26 +260,26 @@ impl Keeper {
     }
 
     /// Begins what is new and ends what is gone.
-    async fn follow(&self, tasks: &mut Tasks, in_use: &[Arc<Feed>]) {
+    async fn follow(&self, tasks: &mut Tasks, in_use: &[Arc<dyn Source>]) {
         let former = std::mem::take(tasks);
-        for (name, (feed, task)) in former {
-            if in_use.iter().any(|other| Arc::ptr_eq(other, &feed)) {
-                tasks.insert(name, (feed, task));
+        for (name, (source, task)) in former {
+            if in_use.iter().any(|other| Arc::ptr_eq(other, &source)) {
+                tasks.insert(name, (source, task));
                 continue;
             }
             task.abort();
             // Its successor of the same name replaces the sheet when it has one.
-            if let Some(sheet) = feed.sheet()
-                && !in_use.iter().any(|other| other.settings.name == name)
+            if let Some(sheet) = source.sheet()
+                && !in_use.iter().any(|other| other.name() == name)
             {
                 let none = Sheet::new(Arc::clone(&sheet.from), sheet.class, Vec::new(), Vec::new());
                 let _ = put(&self.edge, Arc::new(none), None).await;
             }
         }
-        for feed in in_use {
-            tasks.entry(feed.settings.name.clone()).or_insert_with(|| {
-                let keep = feed::keep(Arc::clone(feed), Arc::clone(&self.edge));
-                (Arc::clone(feed), tokio::spawn(keep))
+        for source in in_use {
+            tasks.entry(source.name()).or_insert_with(|| {
+                let keep = Arc::clone(source).keep(Arc::clone(&self.edge));
+                (Arc::clone(source), tokio::spawn(keep))
             });
         }
     }

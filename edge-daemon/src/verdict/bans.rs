@@ -6,7 +6,7 @@ use edge_common::{Reason, Source, map};
 use edge_policy::{abuse::Outcome, list::Class};
 
 use super::{Signal, Writer};
-use crate::{clock, events::Event, kernel::KernelError, store::BanRecord};
+use crate::{clock, events::Event, kernel::KernelError, outside::Told, store::BanRecord};
 
 /// A ban in force.
 pub(super) struct Held {
@@ -119,6 +119,7 @@ impl Writer {
         };
         self.unsaved.put(record.clone());
         self.edge.banned.put(client, until_ns);
+        self.edge.outside.tell(&self.as_told(&record));
         self.bans.insert(client, Held { record, until_ns });
         metrics.bans_active.store(self.bans.len() as u64, Relaxed);
         self.edge.events.tell(Event::Ban {
@@ -130,6 +131,26 @@ impl Writer {
             latency_us: u64::try_from(latency.as_micros()).unwrap_or(u64::MAX),
         });
         Ok(())
+    }
+
+    /// A ban as others are told of it.
+    fn as_told(&self, record: &BanRecord) -> Told {
+        let client = self.settings.kernel.client;
+        Told::Ban {
+            source: record.source,
+            bits: if record.source.is_ipv4() { client.v4 } else { client.v6 },
+            reason: record.reason.clone(),
+            since_ms: record.since_ms,
+            until_ms: record.until_ms,
+            strikes: record.strikes,
+        }
+    }
+
+    /// Tells others that an operator set a client free.
+    pub(super) fn tell_lifted(&self, record: &BanRecord) {
+        if let Told::Ban { source, bits, reason, until_ms, .. } = self.as_told(record) {
+            self.edge.outside.tell(&Told::Lift { source, bits, reason, until_ms });
+        }
     }
 
     /// Ends the ban that would end first: the latest offender matters more.

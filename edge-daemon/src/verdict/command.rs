@@ -229,6 +229,7 @@ impl Writer {
             self.unsaved.put(record);
             return Err(error);
         }
+        self.tell_lifted(&record);
         self.book.pardon(&client);
         Ok(Reply::Done(format!("{client} is free and its misdeeds are forgotten")))
     }

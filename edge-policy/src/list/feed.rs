@@ -239,7 +239,7 @@ fn drop_record(line: &str) -> Line {
     }
 }
 
-fn judge(word: &str, own: &[IpAddr]) -> (Option<IpNet>, Option<Fault>) {
+pub(super) fn judge(word: &str, own: &[IpAddr]) -> (Option<IpNet>, Option<Fault>) {
     let (net, bits) = match parse_net(word) {
         Ok(net) => (net, None),
         Err(NetFault::HostBits(net)) => (net, Some(Fault::HostBits)),

@@ -5,6 +5,7 @@
 //! wide, have no part.
 
 mod book;
+pub mod decisions;
 pub mod feed;
 mod image;
 mod numbers;

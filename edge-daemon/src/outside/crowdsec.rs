@@ -1,0 +1,365 @@
+//! A bouncer of `CrowdSec`: its local API is asked what has changed, and what it decided about
+//! addresses and networks is denied in the kernel until it ends.
+
+mod alerts;
+mod usage;
+
+use std::{
+    io,
+    net::IpAddr,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use edge_policy::list::{
+    Class,
+    decisions::{Answer, Decisions, Except, Ignored},
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time,
+};
+
+use super::{
+    Hits, Source, Told,
+    kept::{self, Head},
+    lock, put,
+};
+use crate::{
+    clock,
+    config::settings,
+    control::feeds::FeedEntry,
+    events::Event,
+    fetch::{self, Ask},
+    request::Edge,
+    secret::Secret,
+    tls::client,
+    verdict::{Listed, Sheet},
+};
+
+/// The name under which it is among the feeds.
+pub const NAME: &str = "crowdsec";
+
+/// A `CrowdSec`, and how it is doing.
+pub struct Crowdsec {
+    /// What the configuration says of it.
+    pub settings: settings::Crowdsec,
+    dir: PathBuf,
+    /// Whether the writer has had what is known of it.
+    pub(super) is_in_force: AtomicBool,
+    own: Arc<[IpAddr]>,
+    state: Mutex<State>,
+    requests: mpsc::Sender<oneshot::Sender<Result<String, String>>>,
+    waiting: Mutex<Option<mpsc::Receiver<oneshot::Sender<Result<String, String>>>>>,
+    /// Our own bans, on their way to it.
+    pub(super) told: mpsc::Sender<Told>,
+    to_tell: Mutex<Option<mpsc::Receiver<Told>>>,
+}
+
+#[derive(Default)]
+struct State {
+    decisions: Decisions,
+    sheet: Option<Arc<Sheet>>,
+    success_ms: u64,
+    /// Answers with changes, answers without, and questions without an answer.
+    counts: [u64; 3],
+    trouble: Option<String>,
+}
+
+impl Crowdsec {
+    pub(super) fn new(
+        settings: &settings::Crowdsec,
+        state: &std::path::Path,
+        own: &Arc<[IpAddr]>,
+    ) -> Self {
+        let (requests, waiting) = mpsc::channel(1);
+        let (told, to_tell) = mpsc::channel(TOLD_MAX);
+        let this = Self {
+            settings: settings.clone(),
+            dir: state.join("crowdsec"),
+            is_in_force: AtomicBool::new(false),
+            own: Arc::clone(own),
+            state: Mutex::default(),
+            requests,
+            waiting: Mutex::new(Some(waiting)),
+            told,
+            to_tell: Mutex::new(Some(to_tell)),
+        };
+        this.restore();
+        this
+    }
+
+    /// Takes what was kept, but for what has ended since.
+    fn restore(&self) {
+        let place = self.settings.url.to_string();
+        let Some((head, content)) = kept::load(&self.dir, KEPT, &place, KEPT_BYTES_MAX) else {
+            return;
+        };
+        let (mut decisions, now_ms) = (Decisions::default(), clock::unix_ms());
+        for line in content.lines().take(self.settings.decisions_max) {
+            let mut words = line.splitn(4, '\t');
+            let (Some(Ok(net)), Some(Ok(until_ms)), Some(origin), Some(scenario)) = (
+                words.next().map(str::parse),
+                words.next().map(str::parse::<u64>),
+                words.next(),
+                words.next(),
+            ) else {
+                continue;
+            };
+            if until_ms > now_ms {
+                let note = [origin.to_owned(), scenario.to_owned()];
+                decisions.restore(net, clock::boot_ns_at(until_ms), note);
+            }
+        }
+        let mut state = lock(&self.state);
+        state.success_ms = head.at_ms;
+        state.sheet = Some(self.sheet_of(&decisions));
+        state.decisions = decisions;
+    }
+
+    /// Keeps what is known.
+    fn save(&self, decisions: &Decisions) -> io::Result<()> {
+        let line = |(net, held): (&_, &edge_policy::list::decisions::Held)| {
+            let clean = |text: &str| text.replace(['\t', '\n'], " ");
+            let [origin, scenario] = &decisions.notes()[held.note as usize];
+            let until_ms = clock::unix_ms_at(held.until_ns);
+            format!("{net}\t{until_ms}\t{}\t{}\n", clean(origin), clean(scenario))
+        };
+        let content: String = decisions.iter().map(line).collect();
+        let place = self.settings.url.to_string();
+        kept::save(
+            &self.dir,
+            KEPT,
+            Head::new(place, clock::unix_ms(), None, None),
+            content.as_bytes(),
+        )
+    }
+
+    fn sheet_of(&self, decisions: &Decisions) -> Arc<Sheet> {
+        let class = if self.settings.counts_only { Class::Watch } else { Class::Deny };
+        let entries = decisions.iter().map(|(net, held)| Listed {
+            net: *net,
+            until_ns: held.until_ns,
+            place: held.note,
+        });
+        let note = |[origin, scenario]: &[String; 2]| Arc::from(format!("{scenario} ({origin})"));
+        let notes = decisions.notes().iter().map(note).collect();
+        Arc::new(Sheet::new(NAME.into(), class, entries.collect(), notes))
+    }
+
+    /// How it is doing.
+    pub(super) fn show(&self, hits: &Hits) -> FeedEntry {
+        let state = lock(&self.state);
+        let ignored = Ignored::ALL.iter().zip(state.decisions.ignored);
+        let told = |(why, count): (&Ignored, u64)| (why.name().to_owned(), count);
+        let [updated, unchanged, failed] = state.counts;
+        FeedEntry {
+            name: NAME.into(),
+            place: self.settings.url.to_string(),
+            counts_only: self.settings.counts_only,
+            networks: state.decisions.len() as u64,
+            faults: ignored.filter(|(_, count)| *count > 0).map(told).collect(),
+            success_ms: (state.success_ms > 0).then_some(state.success_ms),
+            updated,
+            unchanged,
+            failed,
+            refused: 0,
+            trouble: state.trouble.clone(),
+            hits: state.sheet.as_ref().map_or(0, |sheet| super::hits_of(sheet, hits)),
+        }
+    }
+
+    /// Has it asked now, for everything.
+    pub(super) async fn refresh(&self) -> Result<String, String> {
+        let (answer, answered) = oneshot::channel();
+        let asked = self.requests.try_send(answer);
+        asked.map_err(|_| "it is being asked already".to_owned())?;
+        answered.await.unwrap_or_else(|_| Err("it was taken out meanwhile".to_owned()))
+    }
+
+    /// Asks what has changed, or for everything, and puts it in force.
+    async fn poll(self: &Arc<Self>, edge: &Edge, whole: bool) -> Result<String, String> {
+        let asked = time::timeout(self.settings.timeout, self.stream(whole)).await;
+        let asked = asked.unwrap_or_else(|_| Err(io::Error::other("it took too long")));
+        let bytes = asked.map_err(|error| error.to_string())?;
+        let (this, begun) = (Arc::clone(self), Instant::now());
+        let judge = move || this.judge(&bytes, whole);
+        let judged = tokio::task::spawn_blocking(judge).await.map_err(|error| error.to_string())?;
+        let (decisions, changed) = judged.map_err(|error| format!("its answer: {error}"))?;
+        let networks = decisions.len();
+        if whole || !changed.is_empty() {
+            let sheet = self.sheet_of(&decisions);
+            put(edge, Arc::clone(&sheet), (!whole).then(|| changed.clone())).await?;
+            lock(&self.state).sheet = Some(sheet);
+        }
+        let took = begun.elapsed();
+        tracing::debug!(networks, changed = changed.len(), whole, ?took, "decisions are in force");
+        let mut state = lock(&self.state);
+        state.decisions = decisions;
+        state.success_ms = clock::unix_ms();
+        state.counts[usize::from(changed.is_empty())] += 1;
+        state.trouble = None;
+        Ok(format!("{networks} networks are in force"))
+    }
+
+    /// What an answer makes of what is known, and what changed.
+    fn judge(
+        &self,
+        bytes: &[u8],
+        whole: bool,
+    ) -> Result<(Decisions, Vec<ipnet::IpNet>), serde_json::Error> {
+        let answer: Answer = serde_json::from_slice(bytes)?;
+        let mut decisions =
+            if whole { Decisions::default() } else { lock(&self.state).decisions.clone() };
+        let scenario = self.settings.machine.as_ref().map(|(machine, _)| alerts::ours(machine));
+        let except = Except { own: &self.own, scenario: scenario.as_deref().unwrap_or_default() };
+        let most = self.settings.decisions_max;
+        let changed = decisions.apply(answer, except, most, clock::boot_ns());
+        Ok((decisions, changed.into_iter().collect()))
+    }
+
+    async fn stream(&self, whole: bool) -> io::Result<Bytes> {
+        let target = format!("/v1/decisions/stream?startup={whole}&scopes=ip,range");
+        let key = read(&self.settings.api_key)?;
+        let headers = [(HeaderName::from_static("x-api-key"), sealed("", &key)?)];
+        let answer = self.ask(Method::GET, &target, headers, Bytes::new()).await?;
+        match answer.status {
+            StatusCode::OK => Ok(answer.bytes),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                Err(io::Error::other("it does not know the key: 'cscli bouncers list'"))
+            }
+            status => Err(io::Error::other(format!("it answered {status}"))),
+        }
+    }
+
+    async fn ask<const N: usize>(
+        &self,
+        method: Method,
+        target: &str,
+        headers: [(HeaderName, HeaderValue); N],
+        body: Bytes,
+    ) -> io::Result<fetch::Answer> {
+        let mut all = HeaderMap::from_iter(headers);
+        if !body.is_empty() {
+            all.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        }
+        let tls = client::client(self.settings.authorities.as_deref())?;
+        let question = Ask { method, target, headers: all, body, most: ANSWER_BYTES_MAX };
+        fetch::ask(&self.settings.url, &tls, question).await
+    }
+
+    fn note(&self, edge: &Edge, why: &str) {
+        let mut state = lock(&self.state);
+        state.counts[2] += 1;
+        let networks = state.decisions.len() as u64;
+        // Once a series.
+        if state.trouble.as_deref() != Some(why) {
+            tracing::error!(why, networks, "no decisions from CrowdSec; what was there stays");
+            let (feed, why) = (NAME.to_owned(), why.to_owned());
+            edge.events.tell(Event::FeedFailed { feed, result: "failed", why, networks });
+        }
+        state.trouble = Some(why.to_owned());
+    }
+
+    async fn follow(self: Arc<Self>, edge: Arc<Edge>) {
+        let Some(mut requests) = lock(&self.waiting).take() else { return };
+        let to_tell = lock(&self.to_tell).take();
+        if let Some(sheet) = self.sheet().filter(|_| !self.is_in_force.load(Relaxed))
+            && let Err(why) = put(&edge, sheet, None).await
+        {
+            self.note(&edge, &why);
+        }
+        let alerts = alerts::tell(Arc::clone(&self), to_tell);
+        let usage = usage::tell(Arc::clone(&self), Arc::clone(&edge));
+        let polls = async {
+            let (mut failures, mut saved, mut wanted) = (1_u32, Instant::now(), None);
+            loop {
+                // After any trouble it is asked for everything: what it had deleted meanwhile it
+                // may not tell again.
+                let whole = failures > 0 || wanted.is_some();
+                let done = self.poll(&edge, whole).await;
+                let is_new = failures > 0 && done.is_ok();
+                failures = match &done {
+                    Ok(_) => 0,
+                    Err(why) => {
+                        self.note(&edge, why);
+                        failures + 1
+                    }
+                };
+                if is_new || failures == 0 && saved.elapsed() > SAVE_EVERY {
+                    saved = Instant::now();
+                    self.keep_decisions().await;
+                }
+                if let Some(answer) = Option::<oneshot::Sender<_>>::take(&mut wanted) {
+                    let _ = answer.send(done);
+                }
+                let pause = PAUSE_FIRST.saturating_mul(1 << failures.min(10)).min(PAUSE_MAX);
+                let next = if failures == 0 { self.settings.every } else { pause };
+                tokio::select! {
+                    () = time::sleep(next) => {}
+                    request = requests.recv() => wanted = request,
+                }
+            }
+        };
+        tokio::join!(polls, alerts, usage);
+    }
+
+    async fn keep_decisions(self: &Arc<Self>) {
+        let this = Arc::clone(self);
+        let save = move || {
+            let decisions = lock(&this.state).decisions.clone();
+            this.save(&decisions)
+        };
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(save).await {
+            tracing::error!(%error, "the decisions are in force and cannot be kept on disk");
+        }
+    }
+}
+
+impl Source for Crowdsec {
+    fn name(&self) -> String {
+        NAME.to_owned()
+    }
+
+    fn sheet(&self) -> Option<Arc<Sheet>> {
+        lock(&self.state).sheet.clone()
+    }
+
+    fn keep(
+        self: Arc<Self>,
+        edge: Arc<Edge>,
+    ) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(self.follow(edge))
+    }
+}
+
+/// A secret as it is now: it may have been changed.
+fn read(origin: &crate::secret::Origin) -> io::Result<Secret> {
+    let secret = origin.read().map_err(|fault| io::Error::other(format!("{origin}: {fault}")))?;
+    Ok(secret.without_line_end())
+}
+
+/// A header that no log shows.
+fn sealed(scheme: &str, secret: &Secret) -> io::Result<HeaderValue> {
+    let bytes = [scheme.as_bytes(), secret.expose()].concat();
+    let mut value = HeaderValue::from_bytes(&bytes)
+        .map_err(|_| io::Error::other("the secret has characters that no header may have"))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// The largest answer, in bytes: a million decisions.
+const ANSWER_BYTES_MAX: usize = 256 << 20;
+const KEPT: &str = "decisions";
+const KEPT_BYTES_MAX: usize = 1 << 30;
+const SAVE_EVERY: Duration = Duration::from_secs(60);
+const PAUSE_FIRST: Duration = Duration::from_millis(500);
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// Bans that wait to be told; more are not.
+const TOLD_MAX: usize = 1_024;
