@@ -55,12 +55,16 @@ pub struct Crowdsec {
     pub(super) is_in_force: AtomicBool,
     own: Arc<[IpAddr]>,
     state: Mutex<State>,
-    requests: mpsc::Sender<oneshot::Sender<Result<String, String>>>,
-    waiting: Mutex<Option<mpsc::Receiver<oneshot::Sender<Result<String, String>>>>>,
+    requests: mpsc::Sender<Request>,
+    /// The other end, until the task takes it.
+    waiting: Mutex<Option<mpsc::Receiver<Request>>>,
     /// Our own bans, on their way to it.
     pub(super) told: mpsc::Sender<Told>,
     to_tell: Mutex<Option<mpsc::Receiver<Told>>>,
 }
+
+/// An operator's wish to have it asked now.
+type Request = oneshot::Sender<Result<String, String>>;
 
 #[derive(Default)]
 struct State {
@@ -296,7 +300,7 @@ impl Crowdsec {
                     saved = Instant::now();
                     self.keep_decisions().await;
                 }
-                if let Some(answer) = Option::<oneshot::Sender<_>>::take(&mut wanted) {
+                if let Some(answer) = Option::<Request>::take(&mut wanted) {
                     let _ = answer.send(done);
                 }
                 let pause = PAUSE_FIRST.saturating_mul(1 << failures.min(10)).min(PAUSE_MAX);
