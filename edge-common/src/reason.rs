@@ -254,6 +254,10 @@ reasons! {
         /// The client took its answer more slowly than the least rate, or not at all.
         AnswerNotTaken = "answer_not_taken", Client;
     }
+    Connection {
+        /// The client asked for more at once than the streams that a connection may have.
+        StreamsFull = "streams_full", Nobody;
+    }
 }
 
 impl Reason {
@@ -397,6 +401,7 @@ mod tests {
             (84, "memory_full"),
             (85, "body_too_slow"),
             (86, "answer_not_taken"),
+            (87, "streams_full"),
         ];
         let found: Vec<_> = Reason::ALL.iter().map(|r| (*r as usize, r.name())).collect();
         assert_eq!((crate::map::ABI, found.as_slice()), ("v3", golden.as_slice()));

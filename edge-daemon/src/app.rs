@@ -48,7 +48,7 @@ use crate::{
         self, Registry, masters, pepper,
         slow::{Hasher, Slow},
     },
-    listen,
+    listen, memory,
     metrics::Metrics,
     notify::notify,
     outside::{self, Outside},
@@ -128,6 +128,7 @@ impl App {
             masters: ArcSwap::from_pointee(masters),
             replays,
             banned: Banned::default(),
+            crowd: Arc::default(),
             orders: queue,
             metrics: metrics_of,
             events,
@@ -259,6 +260,7 @@ fn serve_control(
                 exposition::page(Arc::clone(&scraped), path)
             }));
             spawn_local(tell_drops(told.drops, Arc::clone(&edge)));
+            spawn_local(memory::watch(Arc::clone(&edge)));
             spawn_local(certificates::tend(Arc::clone(&edge)));
             spawn_local(certificates::fetch(Arc::clone(&edge)));
             if let Some(log) = told.debug {

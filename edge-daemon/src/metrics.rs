@@ -38,7 +38,7 @@ pub use self::{
     tls::{Fingerprints, HandshakeFailures, Served},
     tokens::TokenFaults,
 };
-use crate::issuers::Feed;
+use crate::{issuers::Feed, memory::Memory};
 
 /// One worker's counters.
 #[repr(align(128))]
@@ -104,6 +104,8 @@ pub struct Metrics {
     pub tls: ArcSwap<tls::Served>,
     /// Requests in flight now.
     pub requests: AtomicUsize,
+    /// How much memory is held.
+    pub memory: Memory,
     /// Signals that a full queue lost.
     pub signals_lost: AtomicU64,
     /// Bans written to the kernel.
@@ -142,6 +144,7 @@ impl Metrics {
             handshakes: AtomicUsize::new(0),
             tls: ArcSwap::default(),
             requests: AtomicUsize::new(0),
+            memory: Memory::default(),
             signals_lost: AtomicU64::new(0),
             bans: AtomicU64::new(0),
             bans_failed: AtomicU64::new(0),
@@ -284,6 +287,8 @@ impl Metrics {
                 "Requests in flight.",
                 self.requests.load(Relaxed) as u64,
             ),
+            now("edged_memory_bytes", "Memory that is held.", load(&self.memory.held)),
+            now("edged_memory_max_bytes", "Its ceiling.", load(&self.memory.most)),
             total(
                 "edged_signals_lost_total",
                 "Signals a full queue lost.",

@@ -240,7 +240,16 @@ fn scores(scores: &settings::Scores) -> Scores {
             (&[R::CredentialInUrl, R::CredentialInClear], scores.credential_in_url),
             // A clock that is wrong is no attack.
             (&[R::CredentialMissing, R::StaleSignature], scores.credential_missing),
-            (&[R::SourceRate, R::KeyRate, R::RequestLimit, R::HandshakeRate], scores.rate_limited),
+            (
+                &[
+                    R::SourceRate,
+                    R::KeyRate,
+                    R::RequestLimit,
+                    R::HandshakeRate,
+                    R::SourceConnections,
+                ],
+                scores.rate_limited,
+            ),
             (
                 &[R::MalformedRequest, R::UriTooLong, R::HeadersTooLarge, R::RequestTimeout],
                 scores.malformed_request,
@@ -257,6 +266,7 @@ fn scores(scores: &settings::Scores) -> Scores {
                 scores.not_permitted,
             ),
             (&[R::BodyTooSlow, R::AnswerNotTaken], scores.too_slow),
+            (&[R::ProtocolAbuse], scores.protocol_abuse),
             (&[R::NoRoute, R::MethodNotAllowed], scores.no_route),
             (
                 &[R::HandshakeFailed, R::HandshakeTimeout, R::FingerprintDenied, R::ProxyUntrusted],

@@ -13,6 +13,7 @@ pub mod denied;
 pub mod forwarded;
 pub mod head;
 pub mod http1;
+pub mod http2;
 pub mod ja4;
 pub mod limit;
 pub mod list;

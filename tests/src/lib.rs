@@ -9,6 +9,7 @@ pub mod daemon;
 pub mod delivery;
 pub mod differential;
 pub mod flood;
+pub mod frames;
 pub mod issuer;
 pub mod lab;
 pub mod metrics;

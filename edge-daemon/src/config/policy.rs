@@ -37,15 +37,16 @@ pub(super) fn policy(table: &Table<'_>) -> PolicySet {
 
 /// The sets that a route names, by their numbers.
 pub(super) fn asked(item: &Item<'_>, sets: &[PolicySet], somebody: bool) -> Option<Vec<usize>> {
-    if !somebody {
-        return super::access::without_caller(item);
-    }
-    item.list("an array of names of [[policy]]: [\"tenants\"]", |item| {
+    let asked = item.list("an array of names of [[policy]]: [\"tenants\"]", |item| {
         let name = item.text("the name of a [[policy]]")?;
         let found = sets.iter().position(|set| set.name == name);
         let help = format!("define it: [[policy]] with name = \"{name}\"");
         found.or_else(|| item.wrong(format!("no policy set is called '{name}'"), help))
-    })
+    })?;
+    if !asked.is_empty() && !somebody {
+        return super::access::without_caller(item);
+    }
+    Some(asked)
 }
 
 /// Takes relative paths from the folder of the configuration.

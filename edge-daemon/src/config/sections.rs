@@ -84,6 +84,9 @@ pub(super) fn bounds(table: &Table<'_>) -> Bounds {
         connections_max: number("connections_max", 10_000, 10_000_000),
         requests_max: number("requests_max", 4_096, 1_000_000),
         streams_max: table.or("streams_max", 100, |item| small(item, 1, 10_000)),
+        source_connections_max: number("source_connections_max", 1_024, 10_000_000),
+        memory_max: size("memory_max", 0, 0, 1 << 50),
+        http2_waste_max: table.or("http2_waste_max", 500, |item| small(item, 10, 1_000_000)),
         handshakes_max: number("handshakes_max", 1_024, 1_000_000),
         handshake_timeout: timeout("handshake_timeout", 5 * SECOND),
         header_timeout: timeout("header_timeout", 10 * SECOND),
@@ -167,6 +170,7 @@ fn scores(table: &Table<'_>) -> Scores {
         malformed_request: points("malformed_request", 4),
         too_slow: points("too_slow", 2),
         not_permitted: points("not_permitted", 2),
+        protocol_abuse: points("protocol_abuse", 10),
         no_route: points("no_route", 1),
         handshake_failed: points("handshake_failed", 1),
     }

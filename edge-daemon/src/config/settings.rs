@@ -229,6 +229,12 @@ pub struct Bounds {
     pub requests_max: usize,
     /// HTTP/2 streams per connection.
     pub streams_max: u32,
+    /// Connections that one client may hold.
+    pub source_connections_max: usize,
+    /// Bytes of memory at which no new work is taken; 0: three quarters of the host's.
+    pub memory_max: u64,
+    /// Frames of HTTP/2 that a client may waste at once, and in ten seconds.
+    pub http2_waste_max: u32,
     /// TLS handshakes at once.
     pub handshakes_max: usize,
     /// From the first byte of a connection to the end of its TLS handshake.
@@ -310,6 +316,8 @@ pub struct Scores {
     pub malformed_request: u32,
     /// A body that is sent, or an answer that is taken, more slowly than the least rate.
     pub too_slow: u32,
+    /// A flood of frames over HTTP/2.
+    pub protocol_abuse: u32,
     /// A known caller who may not do this.
     pub not_permitted: u32,
     /// A request that no route takes.

@@ -15,6 +15,7 @@ use tokio::{io::AsyncReadExt as _, net::TcpStream, time::timeout};
 use super::{Plan, Worker, certificate::Client};
 use crate::{
     clock,
+    crowd::Place,
     events::Event,
     metrics::Metrics,
     tls::{self, Facts, Failure, Refusal},
@@ -23,6 +24,8 @@ use crate::{
 /// The client of one connection, or of one request if a trusted proxy told of it.
 #[derive(Clone)]
 pub(crate) struct Visitor {
+    /// Its place among its connections, once it has one.
+    pub(crate) place: Option<Rc<Place>>,
     /// Its address as proven, IPv4 never in IPv6's clothes: what limits, logs and bans go by.
     pub(crate) address: IpAddr,
     /// The trusted proxy that vouches for the address; `None`: the client itself is connected.
@@ -37,7 +40,23 @@ pub(crate) struct Visitor {
 impl Visitor {
     pub(super) fn new(peer: SocketAddr) -> Self {
         let address = peer.ip().to_canonical();
-        Self { address, proxy: None, tls: None, certificate: None }
+        Self { address, proxy: None, tls: None, certificate: None, place: None }
+    }
+
+    /// Takes a place among the connections of this client, if it may have one more. A proxy connects
+    /// for many.
+    pub(super) fn take_place(&mut self, worker: &Worker) -> bool {
+        let plan = &worker.view().plan;
+        if plan.trusted.has(self.address) {
+            return true;
+        }
+        let client = Source::from(self.address).client(plan.client);
+        self.place =
+            worker.edge.crowd.enter(client, plan.bounds.source_connections_max).map(Rc::new);
+        if self.place.is_none() {
+            worker.refuse_connection(self.address, Reason::SourceConnections);
+        }
+        self.place.is_some()
     }
 
     /// Whether HTTP/2 was agreed on.
@@ -93,7 +112,10 @@ pub(super) async fn enter(
     peer: SocketAddr,
     listener: usize,
 ) -> Option<(Visitor, tls::TlsStream<TcpStream>)> {
-    let guest = greet(worker, &mut stream, peer, listener).await?;
+    let mut guest = greet(worker, &mut stream, peer, listener).await?;
+    if !guest.visitor.take_place(worker) {
+        return None;
+    }
     handshake(worker, guest, stream, listener).await
 }
 

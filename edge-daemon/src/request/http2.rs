@@ -1,13 +1,14 @@
 //! One client's HTTP/2 connection: `h2` speaks the protocol, and each stream is a task of its own.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     rc::Rc,
     task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
 use edge_common::Reason;
+use edge_policy::http2::{Abuse, Conduct, Noted};
 use h2::{
     RecvStream, SendStream,
     server::{Connection, SendResponse},
@@ -23,6 +24,7 @@ use super::{
     body::Answer,
     front::Visitor,
     incoming::{Frame, Incoming},
+    observed::Observed,
     path,
     serve::Entrance,
     timers::{Alarm, ms},
@@ -46,6 +48,10 @@ pub(crate) async fn serve<IO: AsyncRead + AsyncWrite + Unpin>(
         .max_header_list_size(u32::try_from(2 * bounds.header_bytes_max).unwrap_or(u32::MAX))
         .max_send_buffer_size(SEND_BUFFER)
         .max_local_error_reset_streams(Some(MISTAKES_MAX));
+    let conduct = Conduct::new(bounds.http2_waste_max, alarm.now_ms());
+    let conduct = Rc::new(RefCell::new(conduct));
+    let timers = Rc::clone(&worker.timers);
+    let io = Observed { io, conduct: Rc::clone(&conduct), timers };
     let handshake = builder.handshake::<_, Bytes>(io);
     let connection = tokio::select! {
         biased;
@@ -57,9 +63,10 @@ pub(crate) async fn serve<IO: AsyncRead + AsyncWrite + Unpin>(
     };
     match connection {
         Ok(connection) => {
-            let mut client =
-                Client { worker, visitor, entrance, connection, alarm, open: Rc::default() };
+            let open = Rc::default();
+            let mut client = Client { worker, visitor, entrance, connection, conduct, alarm, open };
             client.accept().await;
+            client.note();
         }
         Err(error) => broken_off(&worker, &visitor, &error),
     }
@@ -69,7 +76,8 @@ struct Client<IO: AsyncRead + AsyncWrite + Unpin> {
     worker: Rc<Worker>,
     visitor: Visitor,
     entrance: Entrance,
-    connection: Connection<IO, Bytes>,
+    connection: Connection<Observed<IO>, Bytes>,
+    conduct: Rc<RefCell<Conduct>>,
     /// The deadline of a connection without a request.
     alarm: Alarm,
     /// Requests between head and end of answer.
@@ -82,6 +90,8 @@ enum Idle {
     Stop,
     /// It was asked, and has not.
     Cut,
+    /// Its client abuses the protocol.
+    Abused,
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Client<IO> {
@@ -90,18 +100,27 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Client<IO> {
         loop {
             let next = std::future::poll_fn(|cx| {
                 // The connection first: whatever else is due, it was most likely what woke us.
-                match self.connection.poll_accept(cx) {
+                let next = self.connection.poll_accept(cx);
+                if !is_asked && self.conduct.borrow().abuse().is_some() {
+                    return Poll::Ready(Err(Idle::Abused));
+                }
+                match next {
                     Poll::Ready(next) => Poll::Ready(Ok(next)),
                     Poll::Pending => self.poll_idle(is_asked, cx).map(Err),
                 }
             });
             match next.await {
                 Ok(Some(Ok((request, respond)))) => self.begin(request, respond),
+                // Of abuse, it was told when it was noticed.
+                Ok(Some(Err(_))) if self.conduct.borrow().abuse().is_some() => return,
                 Ok(Some(Err(error))) => return broken_off(&self.worker, &self.visitor, &error),
                 Ok(None) | Err(Idle::Cut) => return,
-                Err(Idle::Stop) => {
+                Err(idle) => {
                     is_asked = true;
-                    self.connection.graceful_shutdown();
+                    match idle {
+                        Idle::Abused => self.give_up(),
+                        _ => self.connection.graceful_shutdown(),
+                    }
                     self.alarm.set(self.alarm.now_ms() + STOP_GRACE_MS);
                 }
             }
@@ -109,7 +128,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Client<IO> {
     }
 
     fn poll_idle(&self, is_asked: bool, cx: &mut Context<'_>) -> Poll<Idle> {
-        if self.worker.stopping.get() && !is_asked {
+        self.note();
+        let is_shed = self.open.get() == 0 && self.worker.edge.metrics.memory.is_full();
+        if !is_asked && (self.worker.stopping.get() || is_shed) {
             return Poll::Ready(Idle::Stop);
         }
         // Every stream has a deadline of its own.
@@ -125,9 +146,28 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Client<IO> {
         Poll::Ready(Idle::Stop)
     }
 
+    /// Closes the connection of a client that abuses the protocol, with all that it asked for.
+    fn give_up(&mut self) {
+        let abuse = self.conduct.borrow().abuse().map(Abuse::name);
+        let address = self.visitor.address;
+        tracing::debug!(%address, abuse, "protocol abused");
+        self.worker.refuse_connection(address, Reason::ProtocolAbuse);
+        self.connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
+    }
+
+    /// Counts what the library refused by itself.
+    fn note(&self) {
+        let Noted { refused, oversized, malformed } = self.conduct.borrow_mut().take_noted();
+        let (worker, address) = (&self.worker, self.visitor.address);
+        (0..refused).for_each(|_| worker.counters.count(Reason::StreamsFull));
+        (0..oversized).for_each(|_| worker.refuse_connection(address, Reason::HeadersTooLarge));
+        (0..malformed).for_each(|_| worker.refuse_connection(address, Reason::MalformedRequest));
+    }
+
     fn begin(&self, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
         let turn = Rc::new(Turn::new(self.worker.timers.alarm()));
         turn.begin(&self.worker.view().plan.bounds);
+        self.conduct.borrow_mut().begun(respond.stream_id().as_u32());
         self.open.set(self.open.get() + 1);
         let open = Open(Rc::clone(&self.open));
         let entrance = self.entrance;
@@ -271,7 +311,9 @@ fn broken_off(worker: &Worker, visitor: &Visitor, error: &h2::Error) {
     tracing::debug!(%address, %error, "connection broken off");
     // Otherwise it was the client who ended it.
     if error.is_library() {
-        worker.refuse_connection(address, Reason::MalformedRequest);
+        let is_abuse = error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM);
+        let reason = if is_abuse { Reason::ProtocolAbuse } else { Reason::MalformedRequest };
+        worker.refuse_connection(address, reason);
     }
 }
 

@@ -15,6 +15,7 @@ mod http2;
 mod identify;
 mod incoming;
 mod keys;
+mod observed;
 mod path;
 mod serve;
 mod signed;
@@ -64,6 +65,7 @@ use crate::{
     banned::Banned,
     clock,
     config::settings,
+    crowd::Crowd,
     events::Events,
     issuers::{Feeds, Issuers},
     keys::{Orders, slow::Slow},
@@ -102,6 +104,8 @@ pub struct Edge {
     pub replays: Replays,
     /// Bans, for clients behind trusted proxies.
     pub banned: Banned,
+    /// Who holds how many connections.
+    pub crowd: Arc<Crowd>,
     /// The way to the verdict writer.
     pub orders: SyncSender<Order>,
     /// What is counted.
@@ -295,6 +299,9 @@ impl Worker {
         loop {
             tokio::time::sleep(SWEEP_EVERY).await;
             self.view().upstreams.iter().for_each(|upstream| upstream.sweep());
+            if self.edge.metrics.memory.is_full() {
+                self.timers.wake_all();
+            }
         }
     }
 

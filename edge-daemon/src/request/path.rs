@@ -155,7 +155,7 @@ async fn settle(
 ) -> Result<Outcome, Denied> {
     let (view, now) = (worker.view(), clock::now());
     let plan = &view.plan;
-    if in_flight > plan.bounds.requests_max {
+    if in_flight > plan.bounds.requests_max || worker.edge.metrics.memory.is_full() {
         return Err(Reason::Overload.into());
     }
     *visitor = visitor.of_request(plan, &head.headers)?;

@@ -66,9 +66,15 @@ impl Slot {
     fn take(worker: &Rc<Worker>) -> Option<Self> {
         let slot = Self(Rc::clone(worker));
         worker.visitors.set(worker.visitors.get() + 1);
-        let open = slot.metrics().connections.fetch_add(1, Relaxed) + 1;
-        if open > worker.view().plan.bounds.connections_max {
-            worker.counters.count(Reason::ConnectionsFull);
+        let metrics = slot.metrics();
+        let open = metrics.connections.fetch_add(1, Relaxed) + 1;
+        let refusal = if open > worker.view().plan.bounds.connections_max {
+            Some(Reason::ConnectionsFull)
+        } else {
+            metrics.memory.is_full().then_some(Reason::MemoryFull)
+        };
+        if let Some(reason) = refusal {
+            worker.counters.count(reason);
             return None;
         }
         Some(slot)
@@ -93,7 +99,10 @@ async fn connection(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, ent
     }
     match entrance {
         Entrance::Http => {
-            http1::serve(worker, Visitor::new(peer), entrance, Box::new(stream)).await;
+            let mut visitor = Visitor::new(peer);
+            if visitor.take_place(&worker) {
+                http1::serve(worker, visitor, entrance, Box::new(stream)).await;
+            }
         }
         Entrance::Https(listener) => {
             let Some((visitor, stream)) = front::enter(&worker, stream, peer, listener).await

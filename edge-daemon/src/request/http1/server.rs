@@ -137,7 +137,7 @@ impl Client {
                     Ok(None) => {}
                     Err(fault) => return Poll::Ready(Next::Refuse(fault.into())),
                 }
-            } else if self.worker.stopping.get() {
+            } else if self.worker.stopping.get() || self.worker.edge.metrics.memory.is_full() {
                 return Poll::Ready(Next::End);
             }
             match wire.poll_fill(cx) {

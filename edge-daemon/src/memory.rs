@@ -1,0 +1,106 @@
+//! The ceiling of the daemon's memory: at it the edge takes no new work until there is less.
+
+use std::{
+    fs, io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use crate::request::Edge;
+
+/// How much memory the daemon holds, and whether that is too much.
+#[derive(Default)]
+pub struct Memory {
+    /// Bytes that are resident, as of the last look.
+    pub held: AtomicU64,
+    /// The ceiling in force.
+    pub most: AtomicU64,
+    is_full: AtomicBool,
+}
+
+impl Memory {
+    /// Whether new work is to be refused.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.is_full.load(Relaxed)
+    }
+
+    /// Takes note of what is held. Less than the ceiling is demanded of who was at it, so that the edge
+    /// does not go back and forth.
+    fn note(&self, held: u64, most: u64) {
+        let enough = if self.is_full() { most - most / 16 } else { most };
+        self.held.store(held, Relaxed);
+        self.most.store(most, Relaxed);
+        let is_full = held > enough;
+        if self.is_full.swap(is_full, Relaxed) != is_full {
+            let (held_mib, most_mib) = (held >> 20, most >> 20);
+            if is_full {
+                tracing::warn!(held_mib, most_mib, "memory is full: no new work is taken");
+            } else {
+                tracing::info!(held_mib, most_mib, "there is memory again");
+            }
+        }
+    }
+}
+
+/// Looks again and again.
+pub async fn watch(edge: Arc<Edge>) {
+    loop {
+        match resident() {
+            Ok(held) => {
+                let most = match edge.plan.load().bounds.memory_max {
+                    0 => of_host(),
+                    most => most,
+                };
+                edge.metrics.memory.note(held, most);
+            }
+            Err(error) => tracing::warn!(%error, "cannot tell how much memory is held"),
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Bytes of this process that are in memory.
+fn resident() -> io::Result<u64> {
+    let text = fs::read_to_string("/proc/self/statm")?;
+    let pages = text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok());
+    let pages = pages.ok_or(io::ErrorKind::InvalidData)?;
+    Ok(pages * nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)?.unwrap_or(4096) as u64)
+}
+
+/// Three quarters of what the host, or the control group, gives.
+fn of_host() -> u64 {
+    let host = fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+        line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib << 10)
+    });
+    let group = fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
+    let group = group.and_then(|text| text.trim().parse::<u64>().ok());
+    host.into_iter().chain(group).min().map_or(u64::MAX, |bytes| bytes / 4 * 3)
+}
+
+/// A flood of new connections adds a few MiB in this time.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_was_full_has_to_have_some_room() {
+        let memory = Memory::default();
+        for (held, is_full) in [(99, false), (100, false), (101, true), (96, true), (94, false)] {
+            memory.note(held, 100);
+            assert_eq!(memory.is_full(), is_full, "{held}");
+        }
+    }
+
+    #[test]
+    fn what_is_held_and_given_can_be_read() {
+        assert!(resident().unwrap() > 1 << 20);
+        assert!(of_host() > 1 << 26);
+    }
+}

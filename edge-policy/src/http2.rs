@@ -1,0 +1,353 @@
+//! HTTP/2 as it goes over the wire, frame by frame: how much of it is of no use to anybody.
+//!
+//! Each frame that a client sends beside requests and bodies costs a little, and a bit more what it makes
+//! the edge reset; what is transferred and what is answered earns. A client has a credit that
+//! refills; who uses it up abuses the protocol, whichever flood it is: resets of one's own
+//! (CVE-2023-44487) or provoked ones (CVE-2025-8671), pings, settings, empty frames, continuations,
+//! windows that open byte by byte.
+
+/// Which flood it was that used up the credit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Abuse {
+    /// Requests that the client broke off itself.
+    Resets,
+    /// Frames for which the edge has to break a request off.
+    Mistakes,
+    /// `PING`.
+    Pings,
+    /// `SETTINGS`.
+    Settings,
+    /// `DATA` without data.
+    EmptyData,
+    /// `CONTINUATION`.
+    Continuations,
+    /// `WINDOW_UPDATE`.
+    Windows,
+    /// `PRIORITY` and what nobody knows.
+    Others,
+}
+
+impl Abuse {
+    /// For the log.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Resets => "resets",
+            Self::Mistakes => "mistakes",
+            Self::Pings => "pings",
+            Self::Settings => "settings",
+            Self::EmptyData => "empty_data",
+            Self::Continuations => "continuations",
+            Self::Windows => "windows",
+            Self::Others => "others",
+        }
+    }
+}
+
+/// One connection's frames, in both directions.
+#[derive(Debug)]
+pub struct Conduct {
+    received: Frames,
+    sent: Frames,
+    /// In thousandths of a frame.
+    credit: u64,
+    most: u64,
+    refilled_ms: u64,
+    abuse: Option<Abuse>,
+    /// Streams whose requests were handed on and are not answered to their end.
+    open: Vec<u32>,
+    noted: Noted,
+}
+
+/// What the library did by itself since it was last asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Noted {
+    /// Requests beyond the streams that a connection may have.
+    pub refused: u32,
+    /// Requests whose fields were too large to be handed on.
+    pub oversized: u32,
+    /// Requests that were none.
+    pub malformed: u32,
+}
+
+impl Conduct {
+    /// A connection that begins now, whose client may waste so many frames at once.
+    #[must_use]
+    pub fn new(waste_max: u32, now_ms: u64) -> Self {
+        let most = u64::from(waste_max) * FRAME;
+        Self {
+            received: Frames { skip: PREFACE_BYTES, ..Frames::default() },
+            sent: Frames::default(),
+            credit: most,
+            most,
+            refilled_ms: now_ms,
+            abuse: None,
+            open: Vec::new(),
+            noted: Noted::default(),
+        }
+    }
+
+    /// Bytes that came from the client.
+    pub fn received(&mut self, mut bytes: &[u8], now_ms: u64) {
+        while let Some(frame) = self.received.next(&mut bytes) {
+            match frame.kind {
+                DATA if frame.length == 0 && frame.flags & END == 0 => {
+                    self.spend(2, Abuse::EmptyData, now_ms);
+                }
+                DATA => self.earn(frame.length),
+                RESET => {
+                    self.close(frame.stream);
+                    self.spend(2, Abuse::Resets, now_ms);
+                }
+                // What it acknowledges, it was asked for.
+                SETTINGS if frame.flags & END == 0 => self.spend(5, Abuse::Settings, now_ms),
+                PING if frame.flags & END == 0 => self.spend(2, Abuse::Pings, now_ms),
+                HEADERS | SETTINGS | PING => {}
+                WINDOW => self.spend(1, Abuse::Windows, now_ms),
+                CONTINUATION => self.spend(5, Abuse::Continuations, now_ms),
+                _ => self.spend(1, Abuse::Others, now_ms),
+            }
+        }
+    }
+
+    /// Bytes that went to the client.
+    pub fn sent(&mut self, mut bytes: &[u8], now_ms: u64) {
+        while let Some(frame) = self.sent.next(&mut bytes) {
+            if frame.kind == HEADERS && !self.open.contains(&frame.stream) {
+                // The library answers by itself what has too many fields.
+                self.noted.oversized += 1;
+                self.spend(5, Abuse::Mistakes, now_ms);
+                continue;
+            }
+            let ends = matches!(frame.kind, DATA | HEADERS) && frame.flags & END != 0;
+            let was_open = (ends || frame.kind == RESET) && self.close(frame.stream);
+            match (frame.kind, frame.code) {
+                (DATA, _) => self.earn(frame.length),
+                (HEADERS, _) => self.credit = (self.credit + FRAME).min(self.most),
+                (RESET, REFUSED_STREAM) => {
+                    self.noted.refused += 1;
+                    self.spend(2, Abuse::Mistakes, now_ms);
+                }
+                (RESET, PROTOCOL_ERROR) => {
+                    // Of the others, somebody hears that they broke off.
+                    self.noted.malformed += u32::from(!was_open);
+                    self.spend(5, Abuse::Mistakes, now_ms);
+                }
+                (RESET, FLOW_CONTROL_ERROR | STREAM_CLOSED | FRAME_SIZE_ERROR | CALM) => {
+                    self.spend(5, Abuse::Mistakes, now_ms);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// A request was handed on.
+    pub fn begun(&mut self, stream: u32) {
+        self.open.push(stream);
+    }
+
+    fn close(&mut self, stream: u32) -> bool {
+        let found = self.open.iter().position(|open| *open == stream);
+        found.map(|at| self.open.swap_remove(at)).is_some()
+    }
+
+    /// What the client has done too much of, if it has.
+    #[must_use]
+    pub const fn abuse(&self) -> Option<Abuse> {
+        self.abuse
+    }
+
+    /// What the library did by itself since this was last asked.
+    pub fn take_noted(&mut self) -> Noted {
+        std::mem::take(&mut self.noted)
+    }
+
+    fn earn(&mut self, bytes: u32) {
+        self.credit = (self.credit + u64::from(bytes) * FRAME / EARNING_BYTES).min(self.most);
+    }
+
+    fn spend(&mut self, frames: u64, kind: Abuse, now_ms: u64) {
+        let passed_ms = now_ms.saturating_sub(self.refilled_ms);
+        self.refilled_ms = now_ms;
+        let refill = self.most.saturating_mul(passed_ms) / REFILL_MS;
+        self.credit = self.credit.saturating_add(refill).min(self.most);
+        match self.credit.checked_sub(frames * FRAME) {
+            Some(left) => self.credit = left,
+            None => _ = self.abuse.get_or_insert(kind),
+        }
+    }
+}
+
+/// Finds frames in a stream of bytes that comes in parts.
+#[derive(Debug, Default)]
+struct Frames {
+    head: [u8; HEAD_BYTES + CODE_BYTES],
+    filled: usize,
+    /// Bytes of a payload that are still to come.
+    skip: usize,
+}
+
+struct Frame {
+    kind: u8,
+    flags: u8,
+    stream: u32,
+    length: u32,
+    /// Of a reset: why.
+    code: u32,
+}
+
+impl Frames {
+    fn next(&mut self, bytes: &mut &[u8]) -> Option<Frame> {
+        loop {
+            let skipped = self.skip.min(bytes.len());
+            *bytes = &bytes[skipped..];
+            self.skip -= skipped;
+            if bytes.is_empty() {
+                return None;
+            }
+            let needed =
+                if self.filled >= HEAD_BYTES { HEAD_BYTES + CODE_BYTES } else { HEAD_BYTES };
+            let part = (needed - self.filled).min(bytes.len());
+            self.head[self.filled..self.filled + part].copy_from_slice(&bytes[..part]);
+            *bytes = &bytes[part..];
+            self.filled += part;
+            if self.filled < needed {
+                return None;
+            }
+            let [a, b, c, kind, flags, d, e, f, g, code @ ..] = self.head;
+            let length = u32::from_be_bytes([0, a, b, c]);
+            let has_code = kind == RESET && length as usize >= CODE_BYTES;
+            if has_code && needed == HEAD_BYTES {
+                continue;
+            }
+            self.filled = 0;
+            self.skip = length as usize - if has_code { CODE_BYTES } else { 0 };
+            let stream = u32::from_be_bytes([d & 0x7f, e, f, g]);
+            let code = if has_code { u32::from_be_bytes(code) } else { 0 };
+            return Some(Frame { kind, flags, stream, length, code });
+        }
+    }
+}
+
+// Types of frames (RFC 9113, 6).
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RESET: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const WINDOW: u8 = 8;
+const CONTINUATION: u8 = 9;
+/// `END_STREAM` of data, `ACK` of settings and pings.
+const END: u8 = 1;
+// Codes of errors (RFC 9113, 7).
+const PROTOCOL_ERROR: u32 = 1;
+const FLOW_CONTROL_ERROR: u32 = 3;
+const STREAM_CLOSED: u32 = 5;
+const FRAME_SIZE_ERROR: u32 = 6;
+const REFUSED_STREAM: u32 = 7;
+const CALM: u32 = 11;
+
+/// What a client sends before its first frame (RFC 9113, 3.4).
+const PREFACE_BYTES: usize = 24;
+const HEAD_BYTES: usize = 9;
+const CODE_BYTES: usize = 4;
+/// One frame, in the unit of the credit.
+const FRAME: u64 = 1000;
+/// Content that earns one frame.
+const EARNING_BYTES: u64 = 1024;
+/// How long an empty credit takes to fill.
+const REFILL_MS: u64 = 10_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+        let mut out = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+        out.extend([kind, flags]);
+        out.extend(stream.to_be_bytes());
+        out.extend(payload);
+        out
+    }
+
+    fn fresh() -> Conduct {
+        let mut conduct = Conduct::new(100, 0);
+        conduct.received(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 0);
+        conduct
+    }
+
+    #[test]
+    fn every_flood_uses_up_the_credit() {
+        for (kind, flags, payload, abuse) in [
+            (RESET, 0, &[0, 0, 0, 8][..], Abuse::Resets),
+            (PING, 0, &[0; 8], Abuse::Pings),
+            (SETTINGS, 0, &[], Abuse::Settings),
+            (DATA, 0, &[], Abuse::EmptyData),
+            (CONTINUATION, 0, &[1], Abuse::Continuations),
+            (WINDOW, 0, &[0, 0, 0, 1], Abuse::Windows),
+            (2, 0, &[0; 5], Abuse::Others),
+            (0xfa, 0, &[], Abuse::Others),
+        ] {
+            let mut conduct = fresh();
+            let one = frame(kind, flags, 1, payload);
+            conduct.received(&one, 0);
+            assert_eq!(conduct.abuse(), None, "{abuse:?}");
+            conduct.received(&one.repeat(101), 0);
+            assert_eq!(conduct.abuse(), Some(abuse));
+        }
+    }
+
+    #[test]
+    fn what_is_of_use_costs_nothing() {
+        let mut conduct = fresh();
+        for stream in 0..10_000 {
+            conduct.received(&frame(HEADERS, 5, 2 * stream + 1, &[0x82]), 0);
+            conduct.begun(2 * stream + 1);
+            conduct.received(&frame(DATA, 0, 2 * stream + 1, &[7; 64]), 0);
+            conduct.received(&frame(DATA, END, 2 * stream + 1, &[]), 0);
+            conduct.sent(&frame(HEADERS, 4, 2 * stream + 1, &[0x88]), 0);
+            conduct.sent(&frame(HEADERS, 5, 2 * stream + 1, &[0x88]), 0);
+            conduct.received(&frame(WINDOW, 0, 0, &[0, 0, 8, 0]), 0);
+            conduct.received(&frame(SETTINGS, END, 0, &[]), 0);
+        }
+        assert_eq!((conduct.abuse(), conduct.take_noted()), (None, Noted::default()));
+        assert!(conduct.open.is_empty());
+    }
+
+    #[test]
+    fn time_refills_the_credit() {
+        let mut conduct = fresh();
+        for second in 0..1_000 {
+            // Five pings a second are the ten frames that a second refills.
+            conduct.received(&frame(PING, 0, 0, &[0; 8]).repeat(5), second * 1000);
+        }
+        assert_eq!(conduct.abuse(), None);
+    }
+
+    #[test]
+    fn mistakes_are_told_apart_and_cost() {
+        let mut conduct = fresh();
+        conduct.sent(&frame(RESET, 0, 1, &[0, 0, 0, 7]), 0);
+        conduct.sent(&frame(RESET, 0, 3, &[0, 0, 0, 1]), 0);
+        conduct.sent(&frame(HEADERS, 5, 5, &[0x8e]), 0);
+        conduct.begun(6);
+        conduct.sent(&frame(RESET, 0, 6, &[0, 0, 0, 1]), 0);
+        conduct.sent(&frame(RESET, 0, 7, &[0, 0, 0, 8]), 0);
+        let noted = Noted { refused: 1, oversized: 1, malformed: 1 };
+        assert_eq!(conduct.take_noted(), noted);
+        conduct.sent(&frame(RESET, 0, 9, &[0, 0, 0, 5]).repeat(20), 0);
+        assert_eq!(conduct.abuse(), Some(Abuse::Mistakes));
+    }
+
+    #[test]
+    fn frames_are_found_however_the_bytes_come() {
+        let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        bytes.extend(frame(DATA, 0, 1, &[3; 300]));
+        bytes.extend(frame(RESET, 0, 1, &[0, 0, 0, 8]).repeat(51));
+        for size in 1..40 {
+            let mut conduct = Conduct::new(100, 0);
+            bytes.chunks(size).for_each(|part| conduct.received(part, 0));
+            assert_eq!(conduct.abuse(), Some(Abuse::Resets), "{size}");
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! Floods of connections, frames and slowness: each is noticed, ended and told of, and costs nobody else.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use edge_common::Reason;
+use edge_tests::{
+    Edged, Lab, Origin,
+    client::until,
+    frames::{
+        CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, PRIORITY, RESET, SETTINGS,
+        WINDOW, frame, get, length, preface,
+    },
+    lab::{CLIENT, FRIEND},
+    talk::{Dial, Talk},
+};
+
+const SOON: Duration = Duration::from_secs(10);
+
+fn h2(lab: &Lab, edged: &Edged<'_>) -> Result<Talk> {
+    let mut talk = Dial::new(&edged.ca, "edge.test")?.alpn("h2").connect(lab, FRIEND)?;
+    talk.say(&preface())?;
+    Ok(talk)
+}
+
+fn h1(lab: &Lab, edged: &Edged<'_>) -> Result<Talk> {
+    Dial::new(&edged.ca, "edge.test")?.alpn("http/1.1").connect(lab, FRIEND)
+}
+
+#[test]
+fn every_flood_of_frames_is_noticed_closed_and_signalled() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let unlimited = lab.edged()?.set("limits.per_source", r#""off""#);
+    let edged = unlimited
+        .set("limits.handshakes", r#""off""#)
+        .set("route.0.methods", r#"["GET", "POST"]"#)
+        .start()?;
+    let ask = |stream, flags| frame(HEADERS, flags, stream, &get("edge.test", "/health"));
+    let open = |stream| ask(stream, END_HEADERS);
+    // Its upstream waits for the end of the body.
+    let mut post = get("edge.test", "/health");
+    post[0] = 0x83;
+    let upload = frame(HEADERS, END_HEADERS, 1, &post);
+    let numbers = || (0..1_000_u32).map(|n| 2 * n + 1);
+    let floods: [(&str, Vec<u8>); 9] = [
+        (
+            "resets",
+            numbers().flat_map(|n| [open(n), frame(RESET, 0, n, &[0, 0, 0, 8])].concat()).collect(),
+        ),
+        (
+            "provoked resets",
+            numbers()
+                .flat_map(|n| [open(n), frame(WINDOW, 0, n, &[0x7f, 0xff, 0xff, 0xff])].concat())
+                .collect(),
+        ),
+        ("pings", frame(PING, 0, 0, &[7; 8]).repeat(1_000)),
+        ("settings", frame(SETTINGS, 0, 0, &[]).repeat(1_000)),
+        ("empty data", [upload, frame(DATA, 0, 1, &[]).repeat(1_000)].concat()),
+        (
+            "continuations",
+            [ask(1, 0), frame(CONTINUATION, 0, 1, &[0, 1, b'a', 1, b'b']).repeat(20_000)].concat(),
+        ),
+        ("windows", frame(WINDOW, 0, 0, &[0, 0, 0, 1]).repeat(2_000)),
+        ("priorities", frame(PRIORITY, 0, 3, &[0, 0, 0, 0, 9]).repeat(2_000)),
+        ("unknown frames", frame(0xfa, 0, 0, &[1]).repeat(2_000)),
+    ];
+    for (n, (name, bytes)) in floods.iter().enumerate() {
+        let mut talk = h2(&lab, &edged)?;
+        // It may close before all of it is sent.
+        let _ = talk.say(bytes);
+        assert!(talk.hear(SOON, |_| false)?.closed, "{name}");
+        let expected = n as f64 + 1.0;
+        until(name, SOON, || Ok(edged.metrics()?.connections(Reason::ProtocolAbuse) == expected))?;
+    }
+    let signals = edged.metrics()?.value(r#"edged_signals_total{reason="protocol_abuse"}"#);
+    assert_eq!(signals, floods.len() as f64);
+    assert_eq!(edged.get(FRIEND, "/health").flag("--http2").send()?.status, 200);
+    Ok(())
+}
+
+#[test]
+fn more_streams_than_there_may_be_are_refused_and_counted() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab.edged()?.set("bounds.streams_max", "5").start()?;
+    let mut talk = h2(&lab, &edged)?;
+    let open = |n: u32| frame(HEADERS, END_HEADERS, 2 * n + 1, &get("edge.test", "/health"));
+    talk.say(&(0..8).flat_map(open).collect::<Vec<_>>())?;
+    let full = || Ok(edged.metrics()?.connections(Reason::StreamsFull) == 3.0);
+    until("the rest is refused", SOON, full)?;
+    Ok(())
+}
+
+#[test]
+fn a_head_that_unpacks_into_megabytes_is_refused() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab.edged()?.start()?;
+    let mut talk = h2(&lab, &edged)?;
+    // One field of 4 KB that the table keeps, and a byte for each further time.
+    let mut block = get("edge.test", "/health");
+    block.push(0x40);
+    length(&mut block, 1);
+    block.push(b'x');
+    length(&mut block, 4_000);
+    block.extend([b'y'; 4_000]);
+    let bomb = |times: usize| {
+        let block = [&*block, &*vec![0xbe; times]].concat();
+        frame(HEADERS, END_HEADERS | END_STREAM, 1, &block)
+    };
+    talk.say(&bomb(15))?;
+    let refused = || Ok(edged.metrics()?.requests(Reason::HeadersTooLarge) == 1.0);
+    until("what is too large is refused", SOON, refused)?;
+    let mut talk = h2(&lab, &edged)?;
+    talk.say(&bomb(8_000))?;
+    assert!(talk.hear(SOON, |_| false)?.closed);
+    let closed = || Ok(edged.metrics()?.connections(Reason::ProtocolAbuse) == 1.0);
+    until("what is absurd ends the connection", SOON, closed)?;
+    Ok(())
+}
+
+#[test]
+fn a_source_holds_so_many_connections_and_no_more() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab.edged()?.set("bounds.source_connections_max", "4").start()?;
+    let held: Vec<_> = (0..4).map(|_| h1(&lab, &edged)).collect::<Result<_>>()?;
+    assert!(h1(&lab, &edged).is_err() && h1(&lab, &edged).is_err());
+    assert_eq!(edged.metrics()?.connections(Reason::SourceConnections), 2.0);
+    assert_eq!(edged.get(CLIENT, "/health").send()?.status, 200, "others have places of their own");
+    drop(held);
+    until("places are free again", SOON, || Ok(h1(&lab, &edged).is_ok()))?;
+    Ok(())
+}
+
+#[test]
+fn at_its_ceiling_of_memory_the_edge_takes_no_new_work() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab.edged()?.start()?;
+    let mut kept = h1(&lab, &edged)?;
+    assert_eq!(kept.get("edge.test", "/health", &[])?.status, 200);
+    edged.edit("bounds.memory_max", r#""1MiB""#)?;
+    edged.tell("reload")?;
+    until("it is full", SOON, || {
+        let page = edged.metrics()?;
+        Ok(page.value("edged_memory_max_bytes") == 1_048_576.0)
+    })?;
+    until("nobody comes in", SOON, || {
+        let _ = h1(&lab, &edged);
+        Ok(edged.metrics()?.connections(Reason::MemoryFull) >= 1.0)
+    })?;
+    assert!(kept.hear(SOON, |_| false)?.closed, "those without a request make room");
+    edged.edit("bounds.memory_max", r#""0B""#)?;
+    edged.tell("reload")?;
+    until("there is room", SOON, || Ok(edged.get(CLIENT, "/health").send().is_ok()))?;
+    assert!(edged.metrics()?.value("edged_memory_bytes") > 1_048_576.0);
+    Ok(())
+}
+
+#[test]
+fn a_body_below_its_least_rate_is_given_up() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab
+        .edged()?
+        .set("bounds.idle_timeout", r#""2s""#)
+        .set("bounds.body_rate_min", r#""10KiB""#)
+        .set("route.0.methods", r#"["GET", "POST"]"#)
+        .start()?;
+    let mut talk = h1(&lab, &edged)?;
+    talk.say(b"POST /health HTTP/1.1\r\nHost: edge.test\r\nContent-Length: 100000\r\n\r\n")?;
+    let began = Instant::now();
+    while began.elapsed() < SOON && talk.say(b"trickle").is_ok() {
+        if !talk.hear(Duration::from_millis(200), |_| true)?.bytes.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(edged.metrics()?.requests(Reason::BodyTooSlow), 1.0);
+    assert_eq!(edged.metrics()?.value(r#"edged_signals_total{reason="body_too_slow"}"#), 1.0);
+    Ok(())
+}
+
+#[test]
+fn an_answer_that_nobody_takes_is_given_up() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab.edged()?.set("bounds.idle_timeout", r#""1s""#).start()?;
+    let key = edged.key("k")?;
+    let head =
+        format!("GET /big?bytes=100000000 HTTP/1.1\r\nHost: edge.test\r\nX-API-Key: {key}\r\n\r\n");
+    let mut one = h1(&lab, &edged)?;
+    one.say(head.as_bytes())?;
+    let given_up =
+        |n| until("given up", SOON, || Ok(edged.metrics()?.requests(Reason::AnswerNotTaken) == n));
+    given_up(1.0)?;
+    let mut two = h2(&lab, &edged)?;
+    let mut block = get("edge.test", "/big?bytes=100000000");
+    block.extend(edge_tests::frames::literal("x-api-key", &key));
+    two.say(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &block))?;
+    given_up(2.0)?;
+    let signals = edged.metrics()?.value(r#"edged_signals_total{reason="answer_not_taken"}"#);
+    assert_eq!(signals, 2.0);
+    Ok(())
+}
+
+#[test]
+fn a_connection_carries_so_many_requests() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab.edged()?.set("bounds.requests_per_connection", "3").start()?;
+    let mut talk = h1(&lab, &edged)?;
+    for _ in 0..3 {
+        assert_eq!(talk.get("edge.test", "/health", &[])?.status, 200);
+    }
+    assert!(talk.hear(SOON, |_| false)?.closed);
+    assert_eq!(edged.metrics()?.connections(Reason::ConnectionSpent), 1.0);
+    Ok(())
+}
+
+#[test]
+fn nobody_gets_past_the_bounds_of_a_head_or_a_body() -> Result<()> {
+    let lab = Lab::new()?;
+    let origin = Origin::start(&lab)?;
+    let edged = lab
+        .edged()?
+        .set("bounds.uri_bytes_max", r#""100B""#)
+        .set("bounds.headers_max", "10")
+        .set("bounds.header_bytes_max", r#""2KiB""#)
+        .set("bounds.body_bytes_max", r#""1KiB""#)
+        .set("route.0.methods", r#"["GET", "POST"]"#)
+        .start()?;
+    let long = "a".repeat(3_000);
+    for version in ["--http1.1", "--http2"] {
+        let ask = |path: &str| edged.get(FRIEND, path).flag(version);
+        assert_eq!(ask(&format!("/health/{}", &long[..100])).send()?.status, 414);
+        assert_eq!(ask("/health").header("X-Long", &long).send()?.status, 431);
+        let many = (0..12).fold(ask("/health"), |r, n| r.header(&format!("X-{n}"), "1"));
+        assert_eq!(many.send()?.status, 431);
+        assert_eq!(ask("/health").method("POST").body(vec![7; 1_025]).send()?.status, 413);
+        let chunked = ask("/health").method("POST").header("Transfer-Encoding", "chunked");
+        if version == "--http1.1" {
+            assert_eq!(chunked.body(vec![7; 1_025]).send()?.status, 413);
+        }
+    }
+    let metrics = edged.metrics()?;
+    assert_eq!(metrics.requests(Reason::UriTooLong), 2.0);
+    assert_eq!(metrics.requests(Reason::HeadersTooLarge), 4.0);
+    assert_eq!(metrics.requests(Reason::BodyTooLarge), 3.0);
+    assert!(origin.seen() <= 1, "a body without a stated length is found out on its way");
+    Ok(())
+}
