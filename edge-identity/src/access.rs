@@ -74,6 +74,8 @@ pub struct Refusal {
 pub enum Rule {
     /// To prove who it is in one of these ways.
     Methods(Methods),
+    /// To come with a token of one of these issuers.
+    Issuers(Vec<String>),
     /// To hold this scope.
     Scope(String),
     /// To hold one of these scopes.
@@ -122,6 +124,11 @@ fn check(
     let principal = principal.ok_or_else(|| by_method(Reason::CredentialMissing))?;
     if !needed.methods.contains(principal.method()) {
         return Err(by_method(Reason::CredentialUnfit));
+    }
+    let issuer = principal.issuer().filter(|_| !needed.issuers.is_empty());
+    if issuer.is_some_and(|issuer| !needed.issuers.iter().any(|one| one == issuer)) {
+        let denied = unproved(Reason::CredentialUnfit, needed.methods);
+        return Err(Box::new(Refusal { denied, rule: Rule::Issuers(needed.issuers.clone()) }));
     }
     check_scopes(roles, needed, principal)?;
     if !needed.roles.is_empty() && !needed.roles.iter().any(|role| roles.is(principal, role)) {
@@ -234,6 +241,7 @@ impl fmt::Display for Rule {
                 let names: Vec<_> = methods.iter().map(Method::name).collect();
                 write!(f, "auth: needs {}", names.join(" or "))
             }
+            Self::Issuers(names) => write!(f, "issuers: needs {}", names.join(" or ")),
             Self::Scope(scope) => write!(f, "scopes: needs {scope}"),
             Self::AnyScope(scopes) => write!(f, "any_scope: needs {}", scopes.join(" or ")),
             Self::Roles(roles) => write!(f, "roles: needs {}", roles.join(" or ")),

@@ -76,7 +76,7 @@ impl Signer {
         let claims = Claims {
             iss: &self.issuer,
             aud: &self.audience,
-            sub: principal.id(),
+            sub: &principal.identity(),
             iat: now_s,
             nbf: now_s,
             exp: now_s + self.life_s,
@@ -158,7 +158,7 @@ mod tests {
         assert_eq!(until_ms, NOW_MS + 30_000);
         let claims = verified(&token, &signer.key_set(NOW_MS)).unwrap();
         let expected = json!({
-            "iss": "edge", "aud": "api", "sub": "alice", "name": "Alice", "amr": ["mtls"],
+            "iss": "edge", "aud": "api", "sub": "mtls:alice", "name": "Alice", "amr": ["mtls"],
             "iat": NOW_MS / 1000, "nbf": NOW_MS / 1000, "exp": NOW_MS / 1000 + 60,
             "scope": "orders:read orders:write", "roles": ["boss"],
         });

@@ -133,6 +133,7 @@ impl Mapping {
         let matched = uri.or(dns).or(email).or(subject);
         Some(Named {
             method: Method::Mtls,
+            issuer: None,
             id: self.id.clone().or(matched).unwrap_or_else(|| certificate.subject.clone()),
             name: self.name.clone(),
             scopes: self.scopes.clone(),

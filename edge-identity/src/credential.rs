@@ -1,5 +1,6 @@
 //! Which credential a request presents. A credential in the URL is refused: logs and caches see it.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use edge_common::Reason;
@@ -80,6 +81,20 @@ pub fn keys_in_target(path: &str, query: Option<&str>) -> Vec<String> {
     let words = words.map(|word| word.trim().to_owned()).chain(segments);
     words.filter(|word| looks_like_key(word)).take(KEYS_MAX).collect()
 }
+
+/// A path as a log may have it: what looks like a key of ours, escaped or not, is masked.
+#[must_use]
+pub fn masked(path: &str) -> Cow<'_, str> {
+    let is_key = |segment: &str| looks_like_key(segment) || looks_like_key(&decode(segment));
+    if !path.split('/').any(is_key) {
+        return Cow::Borrowed(path);
+    }
+    let segments: Vec<_> =
+        path.split('/').map(|one| if is_key(one) { MASK } else { one }).collect();
+    Cow::Owned(segments.join("/"))
+}
+
+const MASK: &str = "***";
 
 /// As many keys of one request are looked at.
 const KEYS_MAX: usize = 4;

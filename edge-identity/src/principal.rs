@@ -1,5 +1,6 @@
 //! Who a request is from, whichever way it was proved, and which way a request is to be proved.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -30,7 +31,10 @@ pub enum Principal {
 pub struct Named {
     /// How it was proved.
     pub method: Method,
-    /// Who it is: the token's `sub`, the identity that the certificate maps to.
+    /// The name of the issuer whose word that is; `None` for a certificate.
+    pub issuer: Option<String>,
+    /// Who it is: the token's `sub`, the identity that the certificate maps to. Somebody else may have
+    /// the same with another issuer.
     pub id: String,
     /// What people call it; may be empty.
     pub name: String,
@@ -78,7 +82,32 @@ impl Principal {
         }
     }
 
-    /// Who it is: a key's public id, a token's subject.
+    /// Who it is, told apart from everybody else: a key's public id, or the name of the issuer (or
+    /// `mtls`), a colon and what is a name with that issuer. Names of issuers have no colon.
+    #[must_use]
+    pub fn identity(&self) -> Cow<'_, str> {
+        match self {
+            Self::Key { .. } => self.id().into(),
+            Self::Named(named) => format!("{}:{}", self.origin(), named.id).into(),
+        }
+    }
+
+    /// With whom [`Self::id`] is a name: the issuer, or the way of proof. No issuer is called as those are.
+    #[must_use]
+    pub fn origin(&self) -> &str {
+        self.issuer().unwrap_or_else(|| self.method().name())
+    }
+
+    /// The name of the issuer of its token.
+    #[must_use]
+    pub fn issuer(&self) -> Option<&str> {
+        match self {
+            Self::Key { .. } => None,
+            Self::Named(named) => named.issuer.as_deref(),
+        }
+    }
+
+    /// Who it is where it comes from: a key's public id, a token's subject.
     #[must_use]
     pub fn id(&self) -> &str {
         match self {
@@ -223,6 +252,7 @@ pub(crate) mod tests {
     pub(crate) fn somebody(method: Method, scopes: &[&str], roles: &[&str]) -> Principal {
         Principal::Named(Arc::new(Named {
             method,
+            issuer: (method == Method::Jwt).then(|| "main".to_owned()),
             id: "alice".into(),
             name: "Alice".into(),
             scopes: words(scopes),

@@ -101,6 +101,8 @@ pub struct Requirement {
     pub roles: Vec<String>,
     /// Their tokens are meant for one of these; if there are none, as the issuer's terms say.
     pub audience: Vec<String>,
+    /// The issuers whose tokens are taken, by their names; all, if there are none.
+    pub issuers: Vec<String>,
     /// What they ask for is theirs.
     pub owner: Option<Owner>,
     /// Every one of these sets of policies permits it.

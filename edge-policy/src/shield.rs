@@ -33,7 +33,11 @@ pub struct Forward<'a> {
 /// Who a request is from.
 #[derive(Clone, Copy, Debug)]
 pub struct Principal<'a> {
-    /// Who it is.
+    /// Who it is, told apart from everybody else.
+    pub identity: &'a str,
+    /// The name of the issuer of its token.
+    pub issuer: Option<&'a str>,
+    /// Who it is with that issuer.
     pub id: &'a str,
     /// What people call it; may be empty.
     pub name: &'a str,
@@ -114,7 +118,11 @@ fn identify(set: &mut impl FnMut(&'static str, &str), principal: &Principal<'_>)
     };
     list("x-edged-scopes", principal.scopes, " ");
     list("x-edged-roles", principal.roles, ",");
-    set("x-edged-principal", &escaped(principal.id));
+    set("x-edged-principal", &escaped(principal.identity));
+    if let Some(issuer) = principal.issuer {
+        set("x-edged-issuer", issuer);
+        set("x-edged-subject", &escaped(principal.id));
+    }
     set("x-edged-method", principal.method.name());
     let name = utf8_percent_encode(principal.name, NAME_ESCAPES).to_string();
     match principal.key {
@@ -188,8 +196,9 @@ fn strip_hop(headers: &mut HeaderMap) {
 }
 
 fn strip(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
-    // Servers that turn headers into variables take `_` for `-`.
-    let spelled = |name: &HeaderName| name.as_str().replace('_', "-");
+    // Servers that turn headers into variables make one sign of all that is no letter or digit.
+    let other = |c: char| !c.is_ascii_alphanumeric();
+    let spelled = |name: &HeaderName| name.as_str().replace(other, "-");
     let gone: Vec<_> = headers.keys().filter(|n| unwanted(&spelled(n))).cloned().collect();
     for name in gone {
         headers.remove(name);
@@ -363,6 +372,8 @@ mod tests {
     fn the_upstream_is_told_of_the_client() {
         let mut told = HeaderMap::new();
         let principal = Some(Principal {
+            identity: "main:k1",
+            issuer: Some("main"),
             id: "k1",
             name: "B\u{fc}ro 7\r\n",
             method: Method::Key,
@@ -385,7 +396,9 @@ mod tests {
         assert_eq!(told["x-request-id"], "r1");
         assert_eq!(told["x-edged-key-id"], "k1");
         assert_eq!(told["x-edged-key-name"], "B%C3%BCro%207%0D%0A");
-        assert_eq!(told["x-edged-principal"], "k1");
+        assert_eq!(told["x-edged-principal"], "main:k1");
+        assert_eq!(told["x-edged-issuer"], "main");
+        assert_eq!(told["x-edged-subject"], "k1");
         assert_eq!(told["x-edged-method"], "key");
         assert_eq!(told["x-edged-scopes"], "orders:read a%20b");
         assert_eq!(told["x-edged-roles"], "ops,a%2Cb");

@@ -192,6 +192,22 @@ fn a_key_that_others_could_read_is_flagged() -> Result<()> {
     for path in [format!("/?x={url_key}"), format!("/a/{url_key}/b"), format!("/?{url_key}")] {
         assert_eq!(edged.get(FRIEND, &path).send()?.status, 400, "even if the key is good");
     }
+    let escaped: String = url_key.bytes().map(|byte| format!("%{byte:02x}")).collect();
+    assert_eq!(edged.get(FRIEND, &format!("/{escaped}/b")).send()?.status, 400);
+    let logs = || -> Result<String> {
+        let audit =
+            fs::read_dir(lab.dir().join("audit"))?.map(|file| fs::read_to_string(file?.path()));
+        Ok(audit.collect::<std::io::Result<String>>()?
+            + &format!("{:?}{}", edged.events()?, edged.log()))
+    };
+    until("they are told of", Duration::from_secs(20), || {
+        Ok(logs()?.matches("credential_in_url").count() >= 8)
+    })?;
+    let logged = logs()?;
+    assert!(
+        !logged.contains(&url_key) && !logged.contains(&escaped),
+        "a path in a log holds no key"
+    );
     let clear = edged.get(FRIEND, "http://edge.test/").key(&clear_key).send()?;
     assert_eq!((clear.status, clear.header("location")), (400, None), "refused, not redirected");
     assert_eq!(event(&edged, "key_exposed", &in_url)?["how"], "url");

@@ -28,6 +28,7 @@ pub(super) fn needs(
     let (scopes, any_scope, roles) = (held("scopes"), held("any_scope"), held("roles"));
     let takes_tokens = methods.is_some_and(|methods| methods.contains(auth::Method::Jwt));
     let audience = table.or("audience", Vec::new(), |item| audience(item, takes_tokens));
+    let issuers = table.or("issuers", Vec::new(), |item| issuers(item, takes_tokens));
     let owner = table.or("owner", None, |item| owner(item, path, methods.is_some()).map(Some));
     let somebody = methods.is_some();
     let sets = table.or("policies", Vec::new(), |item| policy::asked(item, sets, somebody));
@@ -39,9 +40,18 @@ pub(super) fn needs(
         any_scope,
         roles,
         audience,
+        issuers,
         owner,
         policies,
     })
+}
+
+/// Whose tokens are taken on this route.
+fn issuers(item: &Item<'_>, takes_tokens: bool) -> Option<Vec<String>> {
+    if !takes_tokens {
+        return item.wrong("'issuers' without tokens", "it goes with an 'auth' of \"jwt\"");
+    }
+    some_of(item, "an array of names of [[issuer]]", name)
 }
 
 /// Whom tokens are meant for on this route.
@@ -229,6 +239,7 @@ mod tests {
             owner: Some(Owner { place, equals: Attribute::Id, unless: owned(&["boss"]) }),
             policies: Vec::new(),
             audience: Vec::new(),
+            issuers: Vec::new(),
         };
         assert_eq!(settings.routes[0].needs.as_ref(), Some(&needs));
         assert_eq!(settings.roles.len(), 2);

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use edge_identity::jwt::{Algorithm, Issuer as Terms, Profile};
+use edge_policy::auth::Method;
 
 use super::{
     reader::{Item, Table},
@@ -21,7 +22,11 @@ const DAY: Duration = Duration::from_secs(86_400);
 pub(super) fn issuer(table: &Table<'_>) -> Issuer {
     let letters = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     let name = table.need("name", "\"main\"", String::new(), |item| {
-        item.word(64, "letters, digits, '-', '_' and '.'", letters)
+        let name = item.word(64, "letters, digits, '-', '_' and '.'", letters)?;
+        if Method::ALL.iter().any(|method| method.name() == name) {
+            return item.wrong(format!("'{name}' is a way of proof"), "another name");
+        }
+        Some(name)
     });
     let issuer = table.need("issuer", "\"https://id.example.com\"", String::new(), |item| {
         item.word(512, "visible characters", |c| c.is_ascii_graphic())

@@ -140,6 +140,22 @@ fn check_issuers(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'_>)
             notes.wrong(place_nth(document, "issuer", n, "issuer"), what, help);
         }
     }
+    for (n, route) in settings.routes.iter().enumerate() {
+        let Some(needs) = &route.needs else { continue };
+        for name in needs.issuers.iter().filter(|name| issuers().all(|terms| terms.name != **name))
+        {
+            let what = format!("no [[issuer]] is called '{name}'");
+            notes.wrong(place_nth(document, "route", n, "issuers"), what, "one that there is");
+        }
+        let several =
+            if needs.issuers.is_empty() { settings.issuers.len() } else { needs.issuers.len() };
+        if needs.owner.is_some() && needs.methods.contains(Method::Jwt) && several > 1 {
+            let what =
+                "owners by the tokens of several issuers, who may call different people the same";
+            let help = "name one by 'issuers'; a second route can take the other's";
+            notes.wrong(place_nth(document, "route", n, "owner"), what, help);
+        }
+    }
     let takes = |needs: &Requirement| needs.methods.contains(Method::Jwt);
     let takers = settings.routes.iter().map(|route| route.needs.as_ref().is_some_and(takes));
     if settings.issuers.is_empty() {

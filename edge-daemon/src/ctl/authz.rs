@@ -20,7 +20,7 @@ pub struct Explain {
     method: String,
     /// Its path, with its query if there is one
     path: String,
-    /// Who it is: a key's public id, a token's subject [default: nobody]
+    /// Who it is: a key's public id, ISSUER:SUBJECT or mtls:ID [default: nobody]
     #[arg(long = "as", value_name = "PRINCIPAL")]
     principal: Option<String>,
     /// How that was proved: key, signature, jwt or mtls [default: key, if a key has this id, else jwt]

@@ -59,6 +59,21 @@ impl Issuers {
         self.all.iter().position(|(terms, _)| terms.issuer == issuer)
     }
 
+    /// Whether an issuer is called so.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.all.iter().any(|(terms, _)| terms.name == name)
+    }
+
+    /// The name of the issuer, if there is but one.
+    #[must_use]
+    pub fn only(&self) -> Option<&str> {
+        match &self.all[..] {
+            [(terms, _)] => Some(&terms.name),
+            _ => None,
+        }
+    }
+
     /// Whether what was verified under this still holds.
     #[must_use]
     pub fn holds(&self, under: Under) -> bool {

@@ -78,7 +78,7 @@ impl Edge {
         let method = question.method.parse().map_err(|_| "not a method of HTTP".to_owned())?;
         let target = Target::parse(&question.target, plan.bounds.uri_bytes_max)
             .map_err(|reason| format!("no request has this target: {}", reason.meaning()))?;
-        let principal = principal(question, &self.keys)?;
+        let principal = principal(question, &self.keys, &plan)?;
         let facts = Facts {
             method: &method,
             host: &question.host,
@@ -92,7 +92,7 @@ impl Edge {
 }
 
 fn decide(rules: &Rules, plan: &Plan, principal: Option<&Principal>, facts: &Facts<'_>) -> Access {
-    let who = principal.map(|who| format!("{} by {}", who.id(), who.method().name()));
+    let who = principal.map(|who| format!("{} by {}", who.identity(), who.method().name()));
     let answer = |route, refused: Option<(edge_common::Reason, String)>, said| Access {
         is_allowed: refused.is_none(),
         principal: who.clone(),
@@ -122,7 +122,11 @@ fn decide(rules: &Rules, plan: &Plan, principal: Option<&Principal>, facts: &Fac
 }
 
 /// Whom a question is about: nobody, the holder of a key of ours, or somebody with these claims.
-fn principal(question: &Question, keys: &KeyRing) -> Result<Option<Principal>, String> {
+fn principal(
+    question: &Question,
+    keys: &KeyRing,
+    plan: &Plan,
+) -> Result<Option<Principal>, String> {
     let Some(id) = &question.principal else { return Ok(None) };
     let method = match question.proof.as_deref() {
         None => None,
@@ -141,10 +145,18 @@ fn principal(question: &Question, keys: &KeyRing) -> Result<Option<Principal>, S
         let method = method.unwrap_or(Method::Key);
         return Ok(Some(Principal::Key { key, method }));
     }
+    let method = method.unwrap_or(Method::Jwt);
+    let (issuer, id) = match (method, id.split_once(':')) {
+        (Method::Jwt, Some((issuer, id))) if plan.issuers.has(issuer) => (Some(issuer), id),
+        (Method::Jwt, _) => (plan.issuers.only(), id.as_str()),
+        (_, Some(("mtls", id))) => (None, id),
+        _ => (None, id.as_str()),
+    };
     let claims = question.claims.iter().map(|(name, value)| (name.clone(), claim(value)));
     Ok(Some(Principal::Named(std::sync::Arc::new(Named {
-        method: method.unwrap_or(Method::Jwt),
-        id: id.clone(),
+        method,
+        issuer: issuer.map(str::to_owned),
+        id: id.to_owned(),
         name: question.name.clone().unwrap_or_default(),
         scopes: question.scopes.clone(),
         roles: question.roles.clone(),

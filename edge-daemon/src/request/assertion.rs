@@ -1,6 +1,6 @@
 //! What an upstream is told of a request's sender.
 
-use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc};
+use std::{borrow::Cow, cell::RefCell, collections::HashMap, rc::Rc, sync::Arc};
 
 use edge_identity::principal::Principal;
 use edge_policy::shield;
@@ -23,6 +23,7 @@ struct Assertion {
 /// What is told of a principal.
 pub(crate) struct Told<'a> {
     principal: &'a Principal,
+    identity: Cow<'a, str>,
     scopes: Vec<&'a str>,
     roles: Vec<&'a str>,
     token: Option<Rc<str>>,
@@ -33,7 +34,8 @@ impl View {
     pub(super) fn tell<'a>(&'a self, principal: &'a Principal) -> Told<'a> {
         let roles = &self.plan.rules.roles;
         let (scopes, held) = (roles.scopes_of(principal), roles.of(principal));
-        Told { principal, scopes, roles: held, token: self.token(principal) }
+        let (identity, token) = (principal.identity(), self.token(principal));
+        Told { principal, identity, scopes, roles: held, token }
     }
 
     fn token(&self, principal: &Principal) -> Option<Rc<str>> {
@@ -68,6 +70,8 @@ impl Told<'_> {
     /// It as header fields are made of it.
     pub(super) fn headers(&self) -> shield::Principal<'_> {
         shield::Principal {
+            identity: &self.identity,
+            issuer: self.principal.issuer(),
             id: self.principal.id(),
             name: self.principal.name(),
             method: self.principal.method(),

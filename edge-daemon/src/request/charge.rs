@@ -26,7 +26,7 @@ pub(super) async fn charge(
 ) -> Result<Admission, Denied> {
     let claim = |name: &str| principal?.claim(name).map(Claim::to_string);
     let caller = principal.map(|who| Caller {
-        user: [who.method().name(), who.id()],
+        user: [who.origin(), who.id()],
         key: who.key().map(|key| key.id().as_str()),
         tier: who.tier(),
         claim: &claim,

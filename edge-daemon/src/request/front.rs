@@ -232,12 +232,11 @@ async fn handshake(
     if failure.is_misdeed() {
         let kind = Some(failure.name());
         let (source, reason_name) = (visitor.address, reason.name());
-        worker.edge.events.tell(Event::ConnectionRefused {
-            source,
-            reason: reason_name,
-            kind,
-            ja4,
-        });
+        let event = Event::ConnectionRefused { source, reason: reason_name, kind, ja4 };
+        if matches!(failure, Failure::CertificateMissing | Failure::CertificateRefused) {
+            worker.edge.audit.tell(event.clone());
+        }
+        worker.edge.events.tell(event);
         worker.misdeed(source, reason, None);
     }
     None

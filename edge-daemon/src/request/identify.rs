@@ -18,7 +18,10 @@ use edge_policy::{
 };
 use http::request::Parts;
 
-use super::{Plan, Worker, front::Visitor, incoming::Incoming, keys, signed, token};
+use super::{
+    Plan, Worker, front::Visitor, incoming::Incoming, keys, signed, token, token::Admitted,
+};
+use crate::clock;
 
 /// A request as far as it is known before anybody is asked who sent it.
 #[derive(Clone, Copy)]
@@ -34,6 +37,8 @@ pub(crate) struct Asked<'r> {
 pub(crate) struct Identity {
     /// Who it is; `None` if nothing was presented that is for the edge.
     pub(crate) principal: Option<Principal>,
+    /// The token that says so, if one does.
+    pub(crate) token: Option<Admitted>,
 }
 
 /// The key that a request shows, if any. Asked of every request, whether or not a route takes it:
@@ -76,8 +81,8 @@ pub(crate) async fn identify(
             .await
             .map(|key| Principal::Key { key, method: Method::Key }),
         (Some(Method::Jwt), None) => {
-            let named = token::prove(worker, plan, route, asked).await?;
-            return Ok(Identity { principal: Some(Principal::Named(named)) });
+            let (named, token) = token::prove(worker, plan, route, asked).await?;
+            return Ok(Identity { principal: Some(Principal::Named(named)), token: Some(token) });
         }
         (Some(Method::Mtls), _) => by_certificate(plan, asked.visitor).map(Principal::Named),
         (Some(method @ Method::Signature), shown) => {
@@ -89,7 +94,22 @@ pub(crate) async fn identify(
         (Some(_), _) => Err(Reason::InternalError),
     };
     let principal = proved.map_err(|reason| refused(reason, methods, method))?;
-    Ok(Identity { principal: Some(principal) })
+    Ok(Identity { principal: Some(principal), token: None })
+}
+
+/// Looks again at who was let in and then held back: a key or a token may have ended or been revoked
+/// meanwhile. Of a certificate that was, the connection is closed.
+pub(crate) fn still_good(
+    worker: &Worker,
+    plan: &Plan,
+    principal: Option<&Principal>,
+    token: Option<&Admitted>,
+) -> Result<(), Denied> {
+    let (key, now_ms) = (principal.and_then(Principal::key), clock::unix_ms());
+    let key = key.map_or(Ok(()), |key| key.check(now_ms, plan.key_rules.refuse_exposed));
+    let token = token.map_or(Ok(()), |token| token.check(worker, plan, now_ms));
+    key.and(token)
+        .map_err(|reason| unproved(reason, principal.map(Principal::method).into_iter().collect()))
 }
 
 /// The refusal of a credential that proves nothing, with what the route takes instead.

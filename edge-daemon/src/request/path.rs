@@ -5,6 +5,7 @@ use std::{mem, rc::Rc, sync::Arc};
 use edge_common::{Blame, Reason};
 use edge_identity::{
     access::{Facts, Rule},
+    credential,
     principal::{Method, Principal},
 };
 use edge_policy::{
@@ -45,6 +46,9 @@ pub(crate) struct Trace {
     pub(crate) principal: Option<Principal>,
     /// What it did not meet, if it may not pass.
     rule: Option<Rule>,
+    /// Whether it is being asked who it is from and whether it may: however that ends, the audit log
+    /// has it.
+    is_asked: bool,
     /// What the limits it was charged to say of it.
     pub(crate) admission: Admission,
     /// What its route does about browsers, and the origin that may read the answer.
@@ -58,9 +62,10 @@ impl Trace {
         Self {
             id: worker.request_id(),
             method: method.to_owned(),
-            path: cut(path).to_owned(),
+            path: logged(path),
             principal: None,
             rule: None,
+            is_asked: false,
             admission: Admission::default(),
             answers: None,
             origin: None,
@@ -166,7 +171,7 @@ async fn settle(
     let host = head::check(&head.method, &head.uri, head.version, &head.headers, &plan.head)?;
     visitor.check_host(&host.name)?;
     let target = Target::parse(path_and_query(&head.uri), plan.bounds.uri_bytes_max)?;
-    cut(&target.path).clone_into(&mut trace.path);
+    trace.path = logged(&target.path);
 
     let key = identify::shown_key(worker, visitor, plan, &head, &target)?;
     if let Some(method) = cors::preflight(&head.method, &head.headers)?
@@ -179,6 +184,7 @@ async fn settle(
     trace.origin = route.answers.cors.as_ref().and_then(|cors| cors.origin(&head.headers));
     visitor.check_certificate(route.certificate)?;
     let asked = identify::Asked { head: &head, host: &host, target: &target, visitor };
+    trace.is_asked = true;
     let identity = identify::identify(worker, (plan, route), asked, key, body).await?;
     trace.principal = identity.principal;
     let facts = Facts {
@@ -197,14 +203,12 @@ async fn settle(
         route.answers.csrf.check(&head.method, &head.headers, &host)?;
     }
 
+    trace.is_asked = false;
     tell_granted(worker, visitor, &head, trace);
     let (who, asked) = (trace.principal.as_ref(), (&head, &*host.name));
     trace.admission = charge(plan, (visitor, client), who, route, asked, (early, now)).await?;
-    if trace.admission.delay_ns > 0
-        && let Some(key) = trace.principal.as_ref().and_then(Principal::key)
-    {
-        // It may have been revoked while the request was held back.
-        key.check(clock::unix_ms(), plan.key_rules.refuse_exposed)?;
+    if trace.admission.delay_ns > 0 {
+        identify::still_good(worker, plan, trace.principal.as_ref(), identity.token.as_ref())?;
     }
 
     let body_max = plan.bounds.body_bytes_max;
@@ -273,17 +277,19 @@ fn redirect(plan: &Plan, head: &Parts) -> Result<HeaderValue, Denied> {
     HeaderValue::try_from(location).map_err(|_| Reason::MalformedRequest.into())
 }
 
-/// Tells of a refusal that is the client's fault, and reports it for scoring.
+/// Tells of a refusal: the audit log if it was about who the client is, and, if it is the client's
+/// fault, the event log and whoever scores.
 fn report(worker: &Worker, visitor: &Visitor, denied: &Denied, trace: &Trace) {
-    if denied.reason.blame() != Blame::Client {
-        if worker.complaints.may_log() {
-            let (reason, request_id) = (denied.reason.name(), &trace.id);
-            let rule = trace.rule.as_ref().map(ToString::to_string);
-            tracing::warn!(reason, request_id, path = trace.path, rule, "not served");
-        }
+    let is_clients = denied.reason.blame() == Blame::Client;
+    let is_audited = trace.is_asked || audit::is_about_identity(denied.reason);
+    if !is_clients && worker.complaints.may_log() {
+        let (reason, request_id) = (denied.reason.name(), &trace.id);
+        let rule = trace.rule.as_ref().map(ToString::to_string);
+        tracing::warn!(reason, request_id, path = trace.path, rule, "not served");
+    }
+    if !is_clients && !is_audited {
         return;
     }
-    worker.misdeed(visitor.address, denied.reason, Some(&trace.id));
     let event = Event::RequestRefused {
         source: visitor.address,
         reason: denied.reason.name(),
@@ -291,15 +297,18 @@ fn report(worker: &Worker, visitor: &Visitor, denied: &Denied, trace: &Trace) {
         method: trace.method.clone(),
         path: trace.path.clone(),
         rule: trace.rule.as_ref().map(ToString::to_string),
-        principal: trace.principal.as_ref().map(|who| who.id().to_owned()),
+        principal: trace.principal.as_ref().map(|who| who.identity().into_owned()),
         limit: denied.hit.as_ref().map(|hit| hit.limit.to_string()),
         ja4: visitor.tls.as_ref().and_then(|facts| facts.ja4),
         detail: denied.challenge.token.as_ref().and_then(|token| token.fault),
     };
-    if audit::is_about_identity(denied.reason) {
+    if is_audited {
         worker.edge.audit.tell(event.clone());
     }
-    worker.edge.events.tell(event);
+    if is_clients {
+        worker.misdeed(visitor.address, denied.reason, Some(&trace.id));
+        worker.edge.events.tell(event);
+    }
 }
 
 /// Tells the audit log of somebody who is let in.
@@ -310,14 +319,15 @@ fn tell_granted(worker: &Worker, visitor: &Visitor, head: &Parts, trace: &Trace)
         request_id: trace.id.clone(),
         method: head.method.clone(),
         path: trace.path.clone(),
-        principal: principal.id().to_owned(),
+        principal: principal.identity().into_owned(),
         by: principal.method().name(),
     });
 }
 
-/// As much of a path as a log line needs.
-fn cut(path: &str) -> &str {
-    &path[..path.floor_char_boundary(LOGGED_PATH_MAX)]
+/// As much of a path as a log line needs and may have.
+fn logged(path: &str) -> String {
+    let path = credential::masked(path);
+    path[..path.floor_char_boundary(LOGGED_PATH_MAX)].to_owned()
 }
 
 fn path_and_query(uri: &Uri) -> &str {

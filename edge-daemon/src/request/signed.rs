@@ -52,13 +52,11 @@ pub(super) async fn prove(
 
     let (masters, now_ms) = (worker.edge.masters.load(), clock::unix_ms());
     let id = key.as_ref().map_or(NOBODY, |key| key.id().as_str());
-    let verifier = match &key {
-        Some(key) => key.signing().and_then(|signing| signing.verifier(&masters, id)),
-        // It takes as long to be nobody's signature as to be somebody's wrong one.
-        None => masters.decoy(id),
-    };
-    let proven = claimed.prove(&message, id, &verifier.ok_or(Reason::BadSignature)?, &whole);
-    let (Some(key), proven) = (key, proven?) else { return Err(Reason::CredentialInvalid) };
+    let verifier = key.as_ref().and_then(|key| key.signing()?.verifier(&masters, id));
+    // It takes as long to be the signature of nobody, or of a key that signs nothing, as to be a wrong one.
+    let (is_signer, verifier) = (verifier.is_some(), verifier.or_else(|| masters.decoy(id)));
+    let proven = claimed.prove(&message, id, &verifier.ok_or(Reason::BadSignature)?, &whole)?;
+    let Some(key) = key.filter(|_| is_signer) else { return Err(Reason::CredentialInvalid) };
     key.check(now_ms, plan.key_rules.refuse_exposed)?;
     worker.edge.replays.admit(&proven.once, now_ms / 1000)?;
     key.touch(now_ms);

@@ -35,6 +35,18 @@ pub(super) struct Known {
     named: Arc<Named>,
 }
 
+/// A token that was let in, and the place of its issuer.
+pub(crate) struct Admitted(usize, Arc<Known>);
+
+impl Admitted {
+    /// Whether it still is good.
+    pub(super) fn check(&self, worker: &Worker, plan: &Plan, now_ms: u64) -> Result<(), Reason> {
+        let (terms, _) = plan.issuers.all.get(self.0).ok_or(Reason::InternalError)?;
+        let denylist = &worker.edge.denylist;
+        terms.check_again(&self.1.verified, denylist, now_ms).map_err(Fault::reason)
+    }
+}
+
 /// The tokens that one worker has verified.
 pub(super) type Tokens = RefCell<Cache<Known>>;
 
@@ -47,19 +59,20 @@ pub(super) async fn prove(
     plan: &Plan,
     route: &Route,
     asked: Asked<'_>,
-) -> Result<Arc<Named>, Denied> {
+) -> Result<(Arc<Named>, Admitted), Denied> {
     let methods = route.access.methods();
     let (scheme, text) = present(&asked.head.headers)
         .map_err(|reason| refusal(reason, None, (TokenScheme::Bearer, None), methods))?;
     let proved = match verify(worker, plan, text).await {
         Ok((issuer, known)) => {
             let terms = &plan.issuers.all[issuer].0;
-            admit(worker, plan, terms, &known, (scheme, text), (route, asked)).map(|()| known)
+            let admitted = admit(worker, plan, terms, &known, (scheme, text), (route, asked));
+            admitted.map(|()| Admitted(issuer, known))
         }
         Err(stop) => Err(stop),
     };
     match proved {
-        Ok(known) => Ok(Arc::clone(&known.named)),
+        Ok(admitted) => Ok((Arc::clone(&admitted.1.named), admitted)),
         Err(Stop::Fault(fault)) => {
             worker.counters.token_faults.count(fault);
             let nonces = &worker.edge.proof_nonces;
@@ -225,6 +238,7 @@ fn proof(
 /// The digest of the connection's client certificate, if the token is bound to one.
 fn certificate(token: &Verified, visitor: &Visitor) -> Option<[u8; 32]> {
     token.claims.confirmation.as_ref()?.certificate?;
+    visitor.certificate.as_ref()?;
     let peer = visitor.tls.as_ref()?.peer.as_ref()?;
     Some(certificate_digest(peer.chain.first()?))
 }
@@ -260,8 +274,10 @@ fn name(terms: &Issuer, token: &Verified) -> Named {
     let told = claims.all.iter().filter_map(|(name, value)| Some((name.clone(), claim(value)?)));
     Named {
         method: Method::Jwt,
+        issuer: Some(terms.name.clone()),
         id,
-        name: terms.name.clone(),
+        // What a token says of a name, its subject may have chosen.
+        name: String::new(),
         scopes: token.scopes.clone(),
         roles: token.roles.clone(),
         tier: token.tier.clone(),

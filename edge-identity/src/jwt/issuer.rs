@@ -138,10 +138,7 @@ impl Issuer {
     /// # Errors
     /// The first of these that does not hold.
     pub fn admit(&self, token: &Verified, presented: &Presented<'_>) -> Result<(), Fault> {
-        self.check_times(&token.claims, presented.now_ms)?;
-        if presented.denylist.denies(token, presented.now_ms) {
-            return Err(Fault::Revoked);
-        }
+        self.check_again(token, presented.denylist, presented.now_ms)?;
         check_sender(&token.claims, presented)?;
         let wanted = match presented.audience {
             [] => self.audience.as_slice(),
@@ -149,6 +146,20 @@ impl Issuer {
         };
         let meant = |audience: &String| token.claims.audience.contains(audience);
         if wanted.iter().any(meant) { Ok(()) } else { Err(Fault::Audience) }
+    }
+
+    /// Checks what may change while a request is under way: times and denylist.
+    ///
+    /// # Errors
+    /// The first of these that does not hold.
+    pub fn check_again(
+        &self,
+        token: &Verified,
+        denylist: &Denylist,
+        now_ms: u64,
+    ) -> Result<(), Fault> {
+        self.check_times(&token.claims, now_ms)?;
+        if denylist.denies(token, now_ms) { Err(Fault::Revoked) } else { Ok(()) }
     }
 
     fn check_form(&self, token: &Unverified<'_>) -> Result<(), Fault> {

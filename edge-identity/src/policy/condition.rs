@@ -181,7 +181,8 @@ pub(super) struct Uses {
 }
 
 /// Attributes of a caller, as the schema has them.
-pub(super) const CALLER: [&str; 7] = ["id", "name", "method", "scopes", "roles", "tier", "claims"];
+pub(super) const CALLER: [&str; 8] =
+    ["id", "name", "method", "scopes", "roles", "tier", "issuer", "claims"];
 
 /// Attributes of the context, as the schema has them.
 pub(super) const CONTEXT: [&str; 7] = ["method", "host", "path", "query", "ip", "time", "tls"];
@@ -223,8 +224,8 @@ impl Uses {
         let variable = of.get("left").and_then(|left| left.get("Var")).and_then(Value::as_str);
         let name = of.get("attr").and_then(Value::as_str);
         let (known, bits) = match variable {
-            Some("principal") => (&CALLER, &mut self.caller),
-            Some("context") => (&CONTEXT, &mut self.context),
+            Some("principal") => (&CALLER[..], &mut self.caller),
+            Some("context") => (&CONTEXT[..], &mut self.context),
             _ => return false,
         };
         // What the schema does not have, the validator has refused.

@@ -86,9 +86,9 @@ impl Set {
         let Some(of_route) = self.slices.get(&route) else { return Ruling::NoPermit };
         let action = load::action(facts.method);
         let slice = &of_route.by_action[action];
-        let held = roles.of(principal);
+        let (held, caller) = (roles.of(principal), principal.identity());
         let asked = Asked { principal, roles, held: &held, facts };
-        let permit = match slice.buckets(principal.id(), &held).try_fold(None, |permit, bucket| {
+        let permit = match slice.buckets(&caller, &held).try_fold(None, |permit, bucket| {
             let ruled = bucket.test(&asked)?;
             Ok(permit.or(ruled))
         }) {
@@ -97,7 +97,7 @@ impl Set {
         };
         // With a permit in hand, only a policy that forbids could still change the answer.
         let open = |bucket: &&Bucket| bucket.is_open(permit.is_some());
-        let mut left = slice.buckets(principal.id(), &held).filter(open).peekable();
+        let mut left = slice.buckets(&caller, &held).filter(open).peekable();
         if left.peek().is_none() {
             return permit.map_or(Ruling::NoPermit, |id| Ruling::Permit(Arc::clone(id)));
         }

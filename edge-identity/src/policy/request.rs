@@ -31,7 +31,7 @@ impl Asked<'_> {
     ) -> Option<(Request, Entities)> {
         let mut uses = Uses::default();
         buckets.iter().for_each(|bucket| uses |= bucket.uses);
-        let caller = uid(&KINDS.caller, self.principal.id());
+        let caller = uid(&KINDS.caller, &self.principal.identity());
         let (action_uid, group) = &ACTION_UIDS[action];
         let mut entities = Vec::new();
         if uses.caller != 0 || uses.hierarchy {
@@ -60,6 +60,7 @@ impl Asked<'_> {
                 "scopes" => set(&self.roles.scopes_of(principal)),
                 "roles" => set(self.held),
                 "tier" => text(principal.tier()?),
+                "issuer" => text(principal.issuer()?),
                 _ => claims(principal)?,
             })
         };

@@ -100,7 +100,9 @@ fn a_policy_may_look_at_all_that_is_known() {
         ("true", true),
         ("principal.id == \"alice\"", true),
         ("principal.id == \"bob\"", false),
-        ("principal == Caller::\"alice\"", true),
+        ("principal == Caller::\"main:alice\"", true),
+        ("principal == Caller::\"other:alice\"", false),
+        ("principal has issuer && principal.issuer == \"main\"", true),
         ("principal.method == \"jwt\" && context.method == \"GET\"", true),
         ("principal.scopes.contains(\"own\")", true),
         ("principal.scopes.containsAll([\"own\", \"all\", \"some\"])", true),
@@ -143,8 +145,8 @@ fn a_scope_says_whom_a_policy_is_about() {
     for (scope, method, expected) in [
         ("principal, action, resource", "GET", true),
         ("principal is Caller, action, resource is Route", "GET", true),
-        ("principal == Caller::\"alice\", action, resource", "GET", true),
-        ("principal == Caller::\"bob\", action, resource", "GET", false),
+        ("principal == Caller::\"main:alice\", action, resource", "GET", true),
+        ("principal == Caller::\"main:bob\", action, resource", "GET", false),
         ("principal in Role::\"ops\", action, resource", "GET", true),
         ("principal is Caller in Role::\"boss\", action, resource", "GET", true),
         ("principal in Role::\"guest\", action, resource", "GET", false),
@@ -244,8 +246,8 @@ fn what_makes_no_sense_is_refused_with_its_place() {
 /// Policies of which some need the engine and some do not, about various callers and requests.
 const SCOPES: [&str; 8] = [
     "principal, action, resource",
-    "principal == Caller::\"alice\", action, resource",
-    "principal == Caller::\"bob\", action, resource",
+    "principal == Caller::\"main:alice\", action, resource",
+    "principal == Caller::\"main:bob\", action, resource",
     "principal in Role::\"ops\", action in Action::\"read\", resource",
     "principal in Role::\"boss\", action == Action::\"POST\", resource == Route::\"/a\"",
     "principal, action in Action::\"write\", resource == Route::\"h/b\"",

@@ -103,7 +103,7 @@ pub struct Facts<'a> {
 /// Who sends a request.
 #[derive(Clone, Copy)]
 pub struct Caller<'a> {
-    /// How it was proved who it is, and who: together a name that no other caller has.
+    /// With whom it has a name, and the name: together no other caller's.
     pub user: [&'a str; 2],
     /// The public id of its API key.
     pub key: Option<&'a str>,

@@ -1,0 +1,447 @@
+//! Who a request is from, whichever way it is proved: that nobody passes for another, that no fault lets
+//! anybody in, and that every attempt is one line of the audit log.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use edge_common::Reason;
+use edge_tests::{
+    Edged, Lab, Origin,
+    client::{HOST, Request, Response, until},
+    daemon::{Setup, binary},
+    issuer::{AUDIENCE, Answers, ISSUER, KEYS_URL, KeyServer, Signer, encode, jwks},
+    lab::FRIEND,
+    pki::{Authority, Leaf},
+    talk::Dial,
+};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use serde_json::{Value, json};
+
+const DAY: i64 = 86_400;
+
+/// A route for each way of proof.
+const ROUTES: &str = r#"
+[[route]]
+path = "/key"
+methods = ["GET"]
+auth = "key"
+upstream = "api"
+
+[[route]]
+path = "/signed"
+methods = ["GET"]
+auth = "signature"
+upstream = "api"
+
+[[route]]
+path = "/token"
+methods = ["GET"]
+auth = "jwt"
+upstream = "api"
+
+[[route]]
+path = "/certificate"
+methods = ["GET"]
+auth = "mtls"
+upstream = "api"
+
+[[client_certificate]]
+dns = "billing"
+"#;
+
+fn issuer(name: &str, iss: &str, keys: &str) -> String {
+    format!(
+        "[[issuer]]\nname = \"{name}\"\nissuer = \"{iss}\"\naudience = [\"{AUDIENCE}\"]\n{keys}\n"
+    )
+}
+
+/// Our own issuer, whose keys [`KeyServer`] has.
+fn own() -> String {
+    let keys = format!(
+        "jwks_url = \"{KEYS_URL}\"\ncooldown = \"1s\"\nwait = \"1s\"\nfetch_timeout = \"1s\""
+    );
+    issuer("own", ISSUER, &keys)
+}
+
+/// A daemon that asks for certificates of this authority and takes all who come as they come.
+fn asking<'a>(lab: &'a Lab, authority: &Authority, more: &str) -> Result<Setup<'a>> {
+    let crl = authority.revoke("clients.crl", &[])?;
+    lab.edged()?
+        .set("limits.per_source", "\"off\"")
+        .set("abuse.threshold", "1000000")
+        .set("tls.clients.auth", "\"optional\"")
+        .set("tls.clients.ca", &format!("{:?}", authority.ca))
+        .set("tls.clients.crl", &format!("[{crl:?}]"))
+        .append(more)
+}
+
+fn with_certificate<'a>(request: Request<'a>, leaf: &Leaf) -> Request<'a> {
+    let path = |path: &Path| path.display().to_string();
+    request.arg("--cert", &path(&leaf.chain)).arg("--key", &path(&leaf.key))
+}
+
+fn bearer<'a>(edged: &'a Edged<'_>, path: &str, token: &str) -> Request<'a> {
+    edged.get(FRIEND, path).header("Authorization", &format!("Bearer {token}"))
+}
+
+fn with(mut claims: Value, name: &str, value: Value) -> Value {
+    claims[name] = value;
+    claims
+}
+
+/// `x5t#S256` of a certificate, as `openssl` has its bytes.
+fn thumbprint(leaf: &Leaf) -> Result<String> {
+    let mut openssl = Command::new("openssl");
+    openssl.args(["x509", "-outform", "der", "-in"]).arg(&leaf.chain);
+    let der = openssl.output()?.stdout;
+    Ok(encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &der).as_ref()))
+}
+
+/// A header that the upstream saw.
+fn told(response: &Response, name: &str) -> Option<String> {
+    let seen = response.json()["headers"].as_array().cloned().unwrap_or_default();
+    let is_it = |pair: &&Value| pair[0].as_str().is_some_and(|one| one.eq_ignore_ascii_case(name));
+    seen.iter().find(is_it).and_then(|pair| pair[1].as_str().map(str::to_owned))
+}
+
+/// RFC 8705, over the wire: a token that is bound to a certificate is good on a connection with that
+/// certificate, and worth nothing to who stole it.
+#[test]
+fn rfc_8705_a_bound_token_is_good_with_its_certificate_alone() -> Result<()> {
+    let lab = Lab::new()?;
+    let origin = Origin::start(&lab)?;
+    let authority = Authority::new(lab.dir(), "clients")?;
+    let own_leaf = authority.sign("own", &["own"], -60, DAY)?;
+    let thiefs = authority.sign("thief", &["thief"], -60, DAY)?;
+    let signer = Signer::new("k1")?;
+    let _keys = KeyServer::start(&lab, Answers::Bytes(jwks(&[&signer])))?;
+    let edged = asking(&lab, &authority, &format!("{}{ROUTES}", own()))?.start()?;
+    let bound = |cnf: Value| signer.token(&with(signer.claims(), "cnf", cnf));
+    let digest = thumbprint(&own_leaf)?;
+    let token = bound(json!({"x5t#S256": digest}));
+    let ask = |leaf: Option<&Leaf>, token: &str| -> Result<u16> {
+        let request = bearer(&edged, "/token", token);
+        Ok(leaf
+            .map_or_else(|| bearer(&edged, "/token", token), |leaf| with_certificate(request, leaf))
+            .send()?
+            .status)
+    };
+    assert_eq!(ask(Some(&own_leaf), &token)?, 200);
+    assert_eq!(origin.seen(), 1);
+    assert_eq!(ask(Some(&thiefs), &token)?, 401, "another certificate, a warm cache");
+    assert_eq!(ask(None, &token)?, 401, "no certificate");
+    let both = json!({"x5t#S256": digest, "jkt": signer.thumbprint()});
+    assert_eq!(ask(Some(&own_leaf), &bound(both))?, 401, "all that is asked must be proved");
+    let unknown = json!({"x5t#S256": digest, "x5t#S1": digest});
+    assert_eq!(ask(Some(&own_leaf), &bound(unknown))?, 401, "what is not understood is not proved");
+    assert_eq!(ask(Some(&own_leaf), &signer.token(&signer.claims()))?, 200, "a free token is free");
+    assert_eq!(origin.seen(), 2);
+    Ok(())
+}
+
+/// A certificate that is revoked ends the connections that it opened, and no others.
+#[test]
+fn a_revoked_certificate_ends_its_open_connections() -> Result<()> {
+    let lab = Lab::new()?;
+    let origin = Origin::start(&lab)?;
+    let authority = Authority::new(lab.dir(), "clients")?;
+    let gone = authority.sign("gone", &["billing"], -60, DAY)?;
+    let stays = authority.sign("stays", &["billing"], -60, DAY)?;
+    let signer = Signer::new("k1")?;
+    let _keys = KeyServer::start(&lab, Answers::Bytes(jwks(&[&signer])))?;
+    let edged = asking(&lab, &authority, &format!("{}{ROUTES}", own()))?.start()?;
+    let dial = |leaf| Dial::with(&edged.ca, HOST, Some(leaf), &[])?.connect(&lab, FRIEND);
+    let (mut doomed, mut other) = (dial(&gone)?, dial(&stays)?);
+    assert_eq!(doomed.get(HOST, "/certificate", &[])?.status, 200);
+    assert_eq!(other.get(HOST, "/certificate", &[])?.status, 200);
+    authority.revoke("clients.crl", &[&gone])?;
+    edged.tell("reload")?;
+    let since = Instant::now();
+    assert!(doomed.get(HOST, "/certificate", &[]).is_err(), "the connection is closed");
+    assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
+    assert_eq!(other.get(HOST, "/certificate", &[])?.status, 200, "the other's is not");
+    assert!(dial(&gone).and_then(|mut talk| talk.get(HOST, "/certificate", &[])).is_err());
+    assert_eq!(origin.seen(), 3);
+    Ok(())
+}
+
+const TWO: &str = r#"
+[[policy]]
+name = "ours"
+files = ["ours.cedar"]
+
+[[route]]
+path = "/echo"
+methods = ["GET"]
+auth = "jwt"
+upstream = "api"
+
+[[route]]
+path = "/one"
+methods = ["GET"]
+auth = "jwt"
+issuers = ["own"]
+upstream = "api"
+
+[[route]]
+path = "/policy"
+methods = ["GET"]
+auth = "jwt"
+policies = ["ours"]
+upstream = "api"
+
+[[route]]
+path = "/few"
+methods = ["GET"]
+auth = "jwt"
+upstream = "api"
+
+[[limit]]
+name = "few"
+by = ["user"]
+routes = ["/few"]
+rate = "2/h"
+"#;
+
+/// Two issuers may call different people the same; nothing of the one's is the other's.
+#[test]
+fn two_issuers_that_share_a_subject_share_no_identity() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let (signer, other) = (Signer::new("k1")?, Signer::new("k1")?);
+    let _keys = KeyServer::start(&lab, Answers::Bytes(jwks(&[&signer])))?;
+    fs::write(lab.dir().join("other.jwks"), jwks(&[&other]))?;
+    let ours = "permit(principal == Caller::\"own:alice\", action, resource);\n";
+    fs::write(lab.dir().join("ours.cedar"), ours)?;
+    let second = issuer("other", "https://other.test", "key_files = [\"other.jwks\"]");
+    let edged = lab
+        .edged()?
+        .set("limits.per_source", "\"off\"")
+        .append(&format!("{}{second}{TWO}", own()))?
+        .start()?;
+    let mine = signer.token(&signer.claims());
+    let theirs = other.token(&with(other.claims(), "iss", json!("https://other.test")));
+    let status = |path: &str, token: &str| anyhow::Ok(bearer(&edged, path, token).send()?.status);
+
+    let seen = [&mine, &theirs].map(|token| bearer(&edged, "/echo", token).send());
+    let [mine_seen, theirs_seen] = seen;
+    let (mine_seen, theirs_seen) = (mine_seen?, theirs_seen?);
+    assert_eq!(told(&mine_seen, "x-edged-principal").as_deref(), Some("own:alice"));
+    assert_eq!(told(&theirs_seen, "x-edged-principal").as_deref(), Some("other:alice"));
+    assert_eq!(told(&theirs_seen, "x-edged-issuer").as_deref(), Some("other"));
+    assert_eq!(told(&theirs_seen, "x-edged-subject").as_deref(), Some("alice"));
+    // Signed by the other's key, for ours: the kid is the same, the key is not.
+    assert_eq!(status("/echo", &other.token(&other.claims()))?, 401);
+    assert_eq!((status("/one", &mine)?, status("/one", &theirs)?), (200, 401));
+    assert_eq!((status("/policy", &mine)?, status("/policy", &theirs)?), (200, 403));
+    for token in [&mine, &theirs] {
+        let answers = [status("/few", token)?, status("/few", token)?, status("/few", token)?];
+        assert_eq!(answers, [200, 200, 429], "each has a quota of its own");
+    }
+    let explained =
+        |who: &str| edged.ask(&format!("authz explain --as {who} --host {HOST} GET /policy"));
+    assert_eq!(explained("own:alice")?["is_allowed"], true);
+    assert_eq!(explained("other:alice")?["is_allowed"], false);
+    edged.tell("token revoke --sub alice --issuer own")?;
+    assert_eq!((status("/echo", &mine)?, status("/echo", &theirs)?), (401, 200));
+
+    // Whose alice owns /users/alice must be said.
+    let owned = "\n[[route]]\npath = \"/users\"\nmethods = [\"GET\"]\nauth = \"jwt\"\n\
+                 owner = { path = \"/users/{id}\", equals = \"sub\" }\nupstream = \"api\"\n";
+    let path = lab.dir().join("edged.toml");
+    let file = fs::read_to_string(&path)?;
+    fs::write(&path, format!("{file}{owned}"))?;
+    let refused = edged.ctl("reload")?;
+    let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && words.contains("several issuers"), "{words}");
+    fs::write(&path, format!("{file}{}", owned.replace("owner", "issuers = [\"own\"]\nowner")))?;
+    edged.tell("reload")?;
+    let bob = |signer: &Signer, iss: &str| {
+        let claims = with(with(signer.claims(), "iss", json!(iss)), "sub", json!("bob"));
+        signer.token(&claims)
+    };
+    assert_eq!(status("/users/bob", &bob(&signer, ISSUER))?, 200);
+    assert_eq!(status("/users/alice", &bob(&signer, ISSUER))?, 403);
+    assert_eq!(status("/users/bob", &bob(&other, "https://other.test"))?, 401);
+    Ok(())
+}
+
+const FAULTY: &str = r#"
+[[policy]]
+name = "sums"
+files = ["sums.cedar"]
+schema = "claims.cedarschema"
+
+[[route]]
+path = "/policy"
+methods = ["GET"]
+auth = "jwt"
+policies = ["sums"]
+upstream = "api"
+"#;
+
+/// A small file system in memory, for the memory of nonces, that can be filled.
+struct SmallDisk<'a>(&'a Path);
+
+impl Drop for SmallDisk<'_> {
+    fn drop(&mut self) {
+        let _ = umount2(self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+/// The headers of a request that a key signs.
+fn signature(lab: &Lab, id: &str, secret: &str) -> Result<Vec<(String, String)>> {
+    let file = lab.dir().join(format!("{id}.hex"));
+    fs::write(&file, secret)?;
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?;
+    let mut sign = Command::new(binary("edgectl")?);
+    sign.args(["sign", "--key-id", id, "--url", "https://edge.test/signed", "--headers"]);
+    let done = sign.arg("--key-file").arg(&file).output()?;
+    ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let headers = String::from_utf8(done.stdout)?;
+    let pair = |line: &str| line.split_once(": ").map(|(n, v)| (n.to_owned(), v.to_owned()));
+    Ok(headers.lines().filter_map(pair).collect())
+}
+
+fn signer(edged: &Edged<'_>) -> Result<(String, String)> {
+    let key = edged.ask("key create --name signer --signing")?;
+    let word = |name: &str| key[name].as_str().map(str::to_owned).context("told");
+    Ok((word("id")?, word("signing_secret")?))
+}
+
+fn sent(edged: &Edged<'_>, path: &str, headers: &[(String, String)]) -> Result<Response> {
+    let start = edged.get(FRIEND, path);
+    headers.iter().fold(start, |request, (name, value)| request.header(name, value)).send()
+}
+
+/// Whatever breaks while it is found out who somebody is and what they may, nobody is let in: keys of an
+/// issuer that cannot be had, a policy that cannot be evaluated, a nonce that cannot be noted.
+#[test]
+fn a_fault_in_a_check_never_lets_anybody_in() -> Result<()> {
+    let lab = Lab::new()?;
+    let origin = Origin::start(&lab)?;
+    let authority = Authority::new(lab.dir(), "clients")?;
+    let nonces = lab.dir().join("small");
+    fs::create_dir_all(&nonces)?;
+    mount(Some("tmpfs"), &nonces, Some("tmpfs"), MsFlags::empty(), Some("size=65536"))?;
+    let disk = SmallDisk(&nonces);
+    let by = Signer::new("k1")?;
+    let keys = KeyServer::start(&lab, Answers::Status("500 Oops"))?;
+    let sums = "permit(principal, action, resource) \
+                when { principal.claims has level && principal.claims.level + 1 > 0 };\n";
+    fs::write(lab.dir().join("sums.cedar"), sums)?;
+    fs::write(lab.dir().join("claims.cedarschema"), "type Claims = { level?: Long };\n")?;
+    let edged = asking(&lab, &authority, &format!("{}{ROUTES}{FAULTY}", own()))?
+        .set("signing.nonce_file", &format!("{:?}", nonces.join("nonces")))
+        .start()?;
+    let good = by.token(&by.claims());
+    let status = |path: &str, token: &str| anyhow::Ok(bearer(&edged, path, token).send()?.status);
+    for answers in [
+        Answers::Status("500 Oops"),
+        Answers::Nothing,
+        Answers::Bytes("{".to_owned()),
+        Answers::Bytes("{\"keys\":[]}".to_owned()),
+        Answers::Late(Duration::from_secs(3), jwks(&[&by])),
+    ] {
+        keys.set(answers);
+        assert_eq!(status("/token", &good)?, 503);
+    }
+    assert_eq!(origin.seen(), 0);
+    keys.set(Answers::Bytes(jwks(&[&by])));
+    until("the keys are there", Duration::from_secs(20), || Ok(status("/token", &good)? == 200))?;
+
+    let level = |level: i64| by.token(&with(by.claims(), "level", json!(level)));
+    assert_eq!(status("/policy", &level(1))?, 200);
+    let before = origin.seen();
+    assert_eq!(status("/policy", &level(i64::MAX))?, 500, "a sum that has no value");
+    assert_eq!(status("/policy", &good)?, 403);
+
+    let (id, secret) = signer(&edged)?;
+    fs::write(nonces.join("ballast"), vec![0; 1 << 20]).expect_err("it is full");
+    for _ in 0..3 {
+        let refused = sent(&edged, "/signed", &signature(&lab, &id, &secret)?)?;
+        assert_eq!(refused.status, 500, "{refused:?}");
+    }
+    assert_eq!(origin.seen(), before);
+    fs::remove_file(nonces.join("ballast"))?;
+    assert_eq!(sent(&edged, "/signed", &signature(&lab, &id, &secret)?)?.status, 200);
+    assert!(edged.metrics()?.requests(Reason::InternalError) >= 4.0);
+    drop(disk);
+    Ok(())
+}
+
+/// Every attempt, by whichever proof and however it ends, is one line of the audit log, found by the id that
+/// its answer names.
+#[test]
+fn every_attempt_is_one_audit_line_whatever_the_proof() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let authority = Authority::new(lab.dir(), "clients")?;
+    let billing = authority.sign("billing", &["billing"], -60, DAY)?;
+    let nobody = authority.sign("nobody", &["nobody"], -60, DAY)?;
+    let stranger = Authority::new(lab.dir(), "other")?.sign("stranger", &["billing"], -60, DAY)?;
+    let by = Signer::new("k1")?;
+    let keys = KeyServer::start(&lab, Answers::Bytes(jwks(&[&by])))?;
+    let edged = asking(&lab, &authority, &format!("{}{ROUTES}", own()))?.start()?;
+    let (key, (id, secret)) = (edged.key("a")?, signer(&edged)?);
+    let good = by.token(&by.claims());
+    let signed = signature(&lab, &id, &secret)?;
+    let get = |path: &str| edged.get(FRIEND, path);
+    let answers = [
+        (200, "key", get("/key").key(&key).send()?),
+        (401, "", get("/key").key("nonsense").send()?),
+        (401, "", get("/key").send()?),
+        (200, "jwt", bearer(&edged, "/token", &good).send()?),
+        (401, "", bearer(&edged, "/token", &format!("{good}x")).send()?),
+        (200, "signature", sent(&edged, "/signed", &signed)?),
+        (401, "", sent(&edged, "/signed", &signed)?),
+        (200, "mtls", with_certificate(get("/certificate"), &billing).send()?),
+        (401, "", with_certificate(get("/certificate"), &nobody).send()?),
+        (401, "", get("/certificate").send()?),
+        (401, "", with_certificate(get("/certificate"), &billing).key(&key).send()?),
+    ];
+    assert!(with_certificate(get("/certificate"), &stranger).send().is_err(), "no handshake");
+    // A fault of ours is an attempt too.
+    keys.set(Answers::Nothing);
+    let unknown = Signer::new("k2")?;
+    let refused = bearer(&edged, "/token", &unknown.token(&unknown.claims())).send()?;
+    assert_eq!(refused.status, 401);
+
+    let lines = || -> Result<Vec<Value>> {
+        let mut lines = Vec::new();
+        for entry in fs::read_dir(lab.dir().join("audit"))? {
+            let text = fs::read_to_string(entry?.path())?;
+            lines.extend(text.lines().filter_map(|line| serde_json::from_str(line).ok()));
+        }
+        Ok(lines)
+    };
+    let attempts = || -> Result<Vec<Value>> {
+        let is_one = |line: &Value| line["request_id"].is_string();
+        Ok(lines()?.into_iter().filter(is_one).collect())
+    };
+    until("all are told of", Duration::from_secs(20), || Ok(attempts()?.len() > answers.len()))?;
+    let all = attempts()?;
+    assert_eq!(all.len(), answers.len() + 1, "{all:#?}");
+    for (status, by, answer) in &answers {
+        assert_eq!(answer.status, *status, "{answer:?}");
+        let id = answer.header("x-request-id").context("an id")?;
+        let of_it: Vec<_> = all.iter().filter(|line| line["request_id"] == *id).collect();
+        let [line] = of_it[..] else { panic!("{answer:?}: {of_it:?}") };
+        let event = if *status == 200 { "request_granted" } else { "request_refused" };
+        assert_eq!(line["event"], event, "{line}");
+        assert_eq!(line["by"].as_str().unwrap_or_default(), *by, "{line}");
+    }
+    let principals: Vec<_> = all.iter().filter_map(|line| line["principal"].as_str()).collect();
+    for who in ["own:alice", "mtls:billing", &id] {
+        assert!(principals.contains(&who), "{who} in {principals:?}");
+    }
+    let strangers = lines()?.into_iter().filter(|line| line["kind"] == "certificate_refused");
+    assert_eq!(strangers.count(), 1, "a certificate that is refused is an attempt as well");
+    Ok(())
+}
