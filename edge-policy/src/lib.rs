@@ -28,4 +28,5 @@ pub mod sketch;
 pub mod sni;
 pub mod target;
 pub mod traffic;
+pub mod upgrade;
 pub mod upstream;

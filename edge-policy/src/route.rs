@@ -44,6 +44,8 @@ pub struct Route {
     pub rewrite: Option<Rewrite>,
     /// The host that the upstream is told; `None`: the one the client asked for.
     pub host_sent: Option<String>,
+    /// The protocols that its connections may change to, in lower case.
+    pub upgrades: Vec<String>,
     /// What is done to its answers.
     pub answers: Arc<Answers>,
 }

@@ -38,6 +38,9 @@ pub(super) fn route(table: &Table<'_>, upstreams: &[Upstream], policies: &[Polic
         upstream: table.need("upstream", "\"api\"", 0, |item| known(item, upstreams)),
         cost: table.or("cost", 1, |item| item.number(0, 1_000_000)),
         rewrite: table.or("rewrite", None, |item| rewrite(item, &path, is_read).map(Some)),
+        upgrades: table.or("upgrades", Vec::new(), |item| {
+            item.list("an array of protocols: [\"websocket\"]", protocol)
+        }),
         upstream_host: table.or("upstream_host", None, |item| told_host(item).map(Some)),
         answers: answers(table),
         at: Match {
@@ -47,6 +50,19 @@ pub(super) fn route(table: &Table<'_>, upstreams: &[Upstream], policies: &[Polic
             headers,
         },
     }
+}
+
+/// A protocol that connections may change to. HTTP/2 is none: it would bear requests past the edge.
+fn protocol(item: &Item<'_>) -> Option<String> {
+    let word = item.word(64, "a token", |c| c.is_ascii_alphanumeric() || "-./".contains(c))?;
+    let word = word.to_ascii_lowercase();
+    if matches!(&*word, "h2c" | "h2" | "http" | "tls" | "http/2.0") {
+        return item.wrong(
+            format!("'{word}' would take requests past the edge"),
+            "protocols that are not HTTP: [\"websocket\"]",
+        );
+    }
+    Some(word)
 }
 
 fn path(item: &Item<'_>, exact: bool) -> Option<PathPattern> {

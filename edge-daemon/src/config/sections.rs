@@ -95,6 +95,7 @@ pub(super) fn bounds(table: &Table<'_>) -> Bounds {
         headers_max: number("headers_max", 100, 1_000),
         header_bytes_max: narrow(size("header_bytes_max", 16 * KIB, KIB, MIB)),
         body_bytes_max: size("body_bytes_max", 10 * MIB, 0, 1 << 40),
+        tunnel_timeout: timeout("tunnel_timeout", 5 * MINUTE),
         body_rate_min: size("body_rate_min", KIB, 0, 1 << 30),
         answer_rate_min: size("answer_rate_min", KIB, 0, 1 << 30),
         requests_per_connection: number("requests_per_connection", 10_000, 1 << 40) as u64,

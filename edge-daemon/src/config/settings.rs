@@ -251,6 +251,8 @@ pub struct Bounds {
     pub header_bytes_max: usize,
     /// Bytes of a request body.
     pub body_bytes_max: u64,
+    /// A connection that changed its protocol, without a byte from either side.
+    pub tunnel_timeout: Duration,
     /// Bytes a second that a client must send of its body; 0: none.
     pub body_rate_min: u64,
     /// Bytes a second that a client must take of its answer; 0: none.
@@ -274,6 +276,8 @@ pub struct Route {
     pub cost: u64,
     /// What its paths become on their way upstream.
     pub rewrite: Option<Rewrite>,
+    /// The protocols that its connections may change to.
+    pub upgrades: Vec<String>,
     /// The host that the upstream is told; `None`: the one the client asked for.
     pub upstream_host: Option<String>,
     /// What is done to its answers.

@@ -36,7 +36,12 @@ pub(crate) fn pass(
     // The connection to the client is the edge's own, whatever the upstream speaks.
     parts.version = http::Version::default();
     ending.status = parts.status;
+    let changes = parts.status == StatusCode::SWITCHING_PROTOCOLS;
+    let protocol = parts.headers.remove(header::UPGRADE).filter(|_| changes);
     shield::strip_response(&mut parts.headers);
+    if let Some(protocol) = protocol {
+        parts.headers.insert(header::UPGRADE, protocol);
+    }
     if parts.status == StatusCode::NO_CONTENT {
         // There is no body that it could be the length of (RFC 9110, 8.6).
         parts.headers.remove(header::CONTENT_LENGTH);

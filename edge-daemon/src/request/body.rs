@@ -54,6 +54,12 @@ impl Upload {
         empty.then(|| Self { incoming: Incoming::Empty, left: 0, is_whole: true, state })
     }
 
+    /// The rest of the client's connection in the place of a body, without a bound. Whether it can be.
+    pub(crate) fn open_tunnel(&mut self) -> bool {
+        self.left = u64::MAX;
+        self.incoming.open_tunnel()
+    }
+
     /// Whether nothing of it has been asked for.
     pub(crate) const fn is_whole(&self) -> bool {
         self.is_whole

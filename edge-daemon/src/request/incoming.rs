@@ -105,6 +105,14 @@ impl Incoming {
         }
     }
 
+    /// Makes the rest of a client's connection this body. Whether it can be.
+    pub(crate) fn open_tunnel(&mut self) -> bool {
+        if let Self::Http1(inbound) = self {
+            inbound.borrow_mut().open_tunnel();
+        }
+        matches!(self, Self::Http1(_))
+    }
+
     /// Whose move it is while nothing comes.
     pub(crate) fn waits_for(&self) -> Who {
         match self {

@@ -16,6 +16,7 @@ use edge_policy::{
     route::{Answers, Route},
     shield,
     target::Target,
+    upgrade,
 };
 use http::{HeaderMap, HeaderValue, Request, Response, Uri, header, request::Parts};
 
@@ -199,8 +200,11 @@ async fn settle(
         trace.rule = Some(refusal.rule);
         refusal.denied
     })?;
+    let upgrade = upgrade::asked(&head.method, head.version, &head.headers, &route.upgrades);
     if !trace.principal.as_ref().is_some_and(is_shown) {
-        route.answers.csrf.check(&head.method, &head.headers, &host)?;
+        // Another site's page may open a connection of another protocol, cookies and all.
+        let method = if upgrade.is_some() { &http::Method::POST } else { &head.method };
+        route.answers.csrf.check(method, &head.headers, &host)?;
     }
 
     trace.is_asked = false;
@@ -220,7 +224,10 @@ async fn settle(
     let (upload, state) = Upload::new(body, body_max, turn);
     let upstream = view.upstreams.get(route.upstream).ok_or(Reason::InternalError)?;
     let key = upstream.key(visitor.address, &target.path, &head.headers);
-    let request = outgoing(head, upload, (visitor, &host, &target, route), &view, trace)?;
+    let mut request = outgoing(head, upload, (visitor, &host, &target, route), &view, trace)?;
+    if let Some(protocol) = upgrade {
+        request.headers_mut().insert(header::UPGRADE, protocol);
+    }
     let sent_at = std::time::Instant::now();
     let sent = upstream.send(Outgoing { request, upload: &state, key }).await;
     worker.counters.upstream.observe(sent_at.elapsed());

@@ -21,6 +21,8 @@ pub(crate) enum Who {
     Taker,
     /// The upstream, for more of its answer.
     Upstream,
+    /// Either side, once the connection has changed its protocol.
+    Either,
 }
 
 /// The turns of one request after the other.
@@ -39,6 +41,7 @@ pub(crate) struct Turn {
 #[derive(Clone, Copy, Default)]
 struct Patience {
     pause_ms: u64,
+    tunnel_ms: u64,
     body_rate_min: u64,
     answer_rate_min: u64,
 }
@@ -74,6 +77,7 @@ impl Turn {
     pub(crate) fn begin(&self, bounds: &settings::Bounds) {
         self.patience.set(Patience {
             pause_ms: ms(bounds.idle_timeout),
+            tunnel_ms: ms(bounds.tunnel_timeout),
             body_rate_min: bounds.body_rate_min,
             answer_rate_min: bounds.answer_rate_min,
         });
@@ -100,6 +104,10 @@ impl Turn {
     /// Notes that so many bytes moved, from or to `who`.
     pub(crate) fn moved(&self, who: Who, bytes: usize) {
         let waited_ms = match self.waits.get() {
+            Some((Who::Either, _)) => {
+                self.waits.set(None);
+                0
+            }
             Some((waited_for, since)) if waited_for == who => {
                 self.waits.set(None);
                 self.alarm.now_ms().saturating_sub(since)
@@ -109,7 +117,7 @@ impl Turn {
         let pace = match who {
             Who::Sender => &self.sent,
             Who::Taker => &self.taken,
-            Who::Upstream => return,
+            Who::Upstream | Who::Either => return,
         };
         pace.set(pace.get().moved(bytes as u64, waited_ms));
     }
@@ -119,6 +127,7 @@ impl Turn {
         let pause_ms = match who {
             Who::Upstream => self.upstream.get().pause_ms,
             Who::Sender | Who::Taker => self.patience.get().pause_ms,
+            Who::Either => self.patience.get().tunnel_ms,
         };
         self.poll_for(who, pause_ms, cx)
     }
@@ -138,17 +147,19 @@ impl Turn {
         let left = match who {
             Who::Sender => self.sent.get().left_ms(patience.pause_ms, patience.body_rate_min),
             Who::Taker => self.taken.get().left_ms(patience.pause_ms, patience.answer_rate_min),
-            Who::Upstream => u64::MAX,
+            Who::Upstream | Who::Either => u64::MAX,
         };
         let until_ms = match who {
             // The upstream has done its part; what is left is between the client and the edge.
-            Who::Taker => u64::MAX,
+            Who::Taker | Who::Either => u64::MAX,
             Who::Sender | Who::Upstream => self.upstream.get().until_ms,
         };
         self.alarm.set(since.saturating_add(left.min(pause_ms)).min(until_ms));
         self.alarm.poll(cx).map(|()| {
             let reason = match who {
                 Who::Upstream => Reason::UpstreamTimeout,
+                // Nobody had more to say.
+                Who::Either => Reason::Serve,
                 Who::Taker => Reason::AnswerNotTaken,
                 Who::Sender if left < pause_ms => Reason::BodyTooSlow,
                 Who::Sender => Reason::RequestTimeout,

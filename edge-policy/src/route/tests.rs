@@ -31,6 +31,7 @@ fn route(at: (&str, &str), methods: &[Method], headers: &[(&str, Test)], upstrea
         certificate: false,
         cost: 1,
         rewrite: None,
+        upgrades: Vec::new(),
         host_sent: None,
         answers: Arc::default(),
     }

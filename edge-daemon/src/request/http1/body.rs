@@ -130,6 +130,11 @@ pub(crate) struct Inbound {
 }
 
 impl Inbound {
+    /// From now on all that comes is of another protocol, up to the end of the connection.
+    pub(crate) fn open_tunnel(&mut self) {
+        self.body.left = Left::Close;
+    }
+
     /// The next part of the body. Whoever asks for the first tells the client to send it.
     pub(crate) fn poll_frame(
         this: &Rc<RefCell<Self>>,

@@ -10,7 +10,7 @@ use std::{
 use bytes::{Buf as _, Bytes};
 use edge_common::Reason;
 use edge_policy::http1::{self, Fields, Framing, Head, RequestLine, RequestReader, Version};
-use http::{HeaderMap, Method, Request, Response, Uri, header};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, header};
 
 use super::{Body, Inbound, Stream, Wire};
 use crate::request::{
@@ -176,7 +176,8 @@ impl Client {
             keeps = false;
         }
         let body = match framing {
-            Framing::Empty => Incoming::Empty,
+            // What a change of protocol would have it send comes the same way as a body.
+            Framing::Empty if !headers.contains_key(header::UPGRADE) => Incoming::Empty,
             _ => Incoming::Http1(Rc::clone(&self.inbound)),
         };
         let malformed = |_| Reason::MalformedRequest;
@@ -241,7 +242,8 @@ impl Client {
         mut keeps: bool,
     ) -> After {
         let (parts, mut answer) = response.into_parts();
-        let framing = framing(&answer, version);
+        let changes = parts.status == StatusCode::SWITCHING_PROTOCOLS;
+        let framing = if changes { Framing::Close } else { framing(&answer, version) };
         let bodiless = to_head || matches!(parts.status.as_u16(), 204 | 304);
         keeps &= !answer.is_last && !answer.leaves_unread();
         keeps &= framing != Framing::Close || bodiless;
@@ -249,6 +251,7 @@ impl Client {
             let inbound = &mut *self.inbound.borrow_mut();
             inbound.awaits_continue = false;
             let connection = match (keeps, version) {
+                _ if changes => Some("upgrade"),
                 (false, _) => Some("close"),
                 (true, Version::Http10) => Some("keep-alive"),
                 (true, Version::Http11) => None,

@@ -13,8 +13,9 @@ use edge_common::Reason;
 use edge_policy::{
     head::Bounds,
     http1::{self, Fields, Framing, Head, ResponseReader, StatusLine},
+    upgrade,
 };
-use http::{Method, Request, Response, StatusCode, request::Parts};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
 
 use super::super::{
     body::{Upload, UploadState},
@@ -54,6 +55,10 @@ struct Link {
     /// Bytes of this request that have left.
     sent: usize,
     body: Body,
+    /// The protocol that this request asks for, and what is sent once the server agrees.
+    upgrade: Option<(HeaderValue, Upload)>,
+    /// Whether the server has agreed.
+    is_tunnel: bool,
     state: State,
     /// Whether it may be used again once this answer is complete.
     keep: bool,
@@ -74,6 +79,8 @@ enum Sending {
     Body { upload: Upload, framing: Framing },
     /// The whole request is written or in the buffer.
     Done,
+    /// The client has ended its side of a tunnel.
+    Ending,
     /// The server takes no more. It may still answer.
     Refused,
 }
@@ -87,6 +94,8 @@ impl Connection {
             sending: Sending::Done,
             sent: 0,
             body: Body::new(Framing::Empty, ANSWER),
+            upgrade: None,
+            is_tunnel: false,
             state: State::Idle,
             keep: true,
         };
@@ -138,6 +147,7 @@ impl Connection {
                 let link = &mut *self.link.borrow_mut();
                 link.state = State::Closed;
                 let whole = std::mem::replace(&mut link.sending, Sending::Refused).whole();
+                let whole = whole.or(link.upgrade.take().map(|(_, upload)| upload));
                 let upload = whole.or(spare).filter(|_| link.sent == 0);
                 let unsent = upload.map(|upload| Box::new(Request::from_parts(head, upload)));
                 Err(Failed { reason, unsent })
@@ -164,14 +174,19 @@ impl Link {
             None => Framing::Chunked,
         };
         let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
-        let fields = Fields { map: &head.headers, framing, connection: None };
+        let protocol = head.headers.get(header::UPGRADE).cloned();
+        let connection = protocol.as_ref().map(|_| "upgrade");
+        let fields = Fields { map: &head.headers, framing, connection };
         http1::request(self.wire.output(), &head.method, target, fields);
         // A server that does not expect a body with this method may take it for the next request.
         let expected = matches!(head.method, Method::POST | Method::PUT | Method::PATCH);
         self.keep = framing == Framing::Empty || expected;
         self.state = State::Busy;
         self.sent = 0;
-        self.sending = Sending::Body { upload, framing };
+        (self.sending, self.upgrade) = match protocol {
+            Some(protocol) => (Sending::Done, Some((protocol, upload))),
+            None => (Sending::Body { upload, framing }, None),
+        };
         self.reader.clear();
     }
 
@@ -225,12 +240,11 @@ impl Link {
         let headers = http1::headers(&bytes, fields)?;
         self.reader.clear();
         if status == 101 {
-            // Nobody asked for another protocol.
-            return Err(http1::Fault::Malformed);
-        }
-        if status < 200 {
+            self.open_tunnel(&headers).ok_or(http1::Fault::Malformed)?;
+        } else if status < 200 {
             return Ok(None);
         }
+        let framing = if self.is_tunnel { Framing::Close } else { framing };
         self.keep &= framing != Framing::Close && http1::persists(version, &headers);
         self.body = Body::new(framing, ANSWER);
         let mut response = Response::new(());
@@ -238,6 +252,17 @@ impl Link {
             StatusCode::from_u16(status).map_err(|_| http1::Fault::Malformed)?;
         *response.headers_mut() = headers;
         Ok(Some(response))
+    }
+
+    /// Changes the protocol; `None` if nobody asked for this one.
+    fn open_tunnel(&mut self, headers: &HeaderMap) -> Option<()> {
+        let (asked, mut upload) = self.upgrade.take()?;
+        if !upgrade::agreed(headers, &asked) || !upload.open_tunnel() {
+            return None;
+        }
+        self.sending = Sending::Body { upload, framing: Framing::Close };
+        self.is_tunnel = true;
+        Some(())
     }
 
     /// Sends as much of the request as there is and the server takes. An error is the body's.
@@ -248,6 +273,11 @@ impl Link {
             }
             let Sending::Body { upload, framing } = &mut self.sending else {
                 ready!(self.poll_flush(false, cx));
+                if matches!(self.sending, Sending::Ending) {
+                    // Whether it could be told makes no difference.
+                    let _ = ready!(self.wire.poll_shutdown(cx));
+                    self.sending = Sending::Done;
+                }
                 return Poll::Ready(Ok(()));
             };
             match upload.poll_frame(cx) {
@@ -261,7 +291,7 @@ impl Link {
                     if *framing == Framing::Chunked {
                         http1::last_chunk(self.wire.output(), None);
                     }
-                    self.sending = Sending::Done;
+                    self.sending = if self.is_tunnel { Sending::Ending } else { Sending::Done };
                 }
                 Poll::Ready(Some(Err(broken))) => return Poll::Ready(Err(broken)),
                 Poll::Pending => {
@@ -331,7 +361,12 @@ impl Reply {
 
     /// Whose move it is while nothing comes.
     pub(crate) fn waits_for(&self) -> Who {
-        if self.0.borrow().is_starved() { Who::Sender } else { Who::Upstream }
+        let link = self.0.borrow();
+        match link.is_starved() {
+            _ if link.is_tunnel => Who::Either,
+            true => Who::Sender,
+            false => Who::Upstream,
+        }
     }
 }
 

@@ -1,0 +1,215 @@
+//! What is longer than a request and its answer: other protocols, events, and calls with trailers.
+
+use std::{
+    io::{BufReader, Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    sync::{Mutex, mpsc},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use edge_common::Reason;
+use edge_tests::{
+    Edged, Lab, Origin,
+    client::until,
+    lab::{FRIEND, ORIGIN},
+    talk::{Dial, Talk},
+};
+
+const SOON: Duration = Duration::from_secs(10);
+
+fn h1(lab: &Lab, edged: &Edged<'_>) -> Result<Talk> {
+    Dial::new(&edged.ca, "edge.test")?.alpn("http/1.1").connect(lab, FRIEND)
+}
+
+/// A server whose every connection is a thread.
+fn serve(lab: &Lab, each: impl Fn(TcpStream) -> Option<()> + Send + Sync + 'static) -> Result<()> {
+    let listener = lab.origin.enter(|| TcpListener::bind((ORIGIN, 8080)))?;
+    let each: &'static _ = Box::leak(Box::new(each));
+    thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            thread::spawn(move || each(client));
+        }
+    });
+    Ok(())
+}
+
+/// A head, up to its empty line.
+fn head(from: &mut impl std::io::BufRead) -> Option<String> {
+    let mut text = String::new();
+    while !text.ends_with("\r\n\r\n") {
+        (from.read_line(&mut text).ok()? > 0).then_some(())?;
+    }
+    Some(text)
+}
+
+/// Changes to an echo if it is asked to, whatever that is called.
+fn echo(client: TcpStream) -> Option<()> {
+    let mut writer = client.try_clone().ok()?;
+    let mut reader = BufReader::new(client);
+    let asked = head(&mut reader)?.to_ascii_lowercase();
+    if !asked.contains("\r\nupgrade: websocket\r\n")
+        || !asked.contains("\r\nconnection: upgrade\r\n")
+    {
+        writer.write_all(b"HTTP/1.1 426 Upgrade Required\r\nContent-Length: 0\r\n\r\n").ok()?;
+        return None;
+    }
+    writer
+        .write_all(b"HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: x\r\n\r\nhello,")
+        .ok()?;
+    let mut part = [0; 4096];
+    loop {
+        let length = reader.read(&mut part).ok().filter(|length| *length > 0)?;
+        writer.write_all(&part[..length]).ok()?;
+    }
+}
+
+fn ask(path: &str, more: &str) -> String {
+    format!(
+        "GET {path} HTTP/1.1\r\nHost: edge.test\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n{more}\r\n"
+    )
+}
+
+const UPGRADES: &str = r#"["websocket"]"#;
+
+#[test]
+fn a_connection_changes_its_protocol_where_the_route_allows_it() -> Result<()> {
+    let lab = Lab::new()?;
+    serve(&lab, echo)?;
+    let edged = lab
+        .edged()?
+        .set("route.0.upgrades", UPGRADES)
+        .set("bounds.tunnel_timeout", r#""2s""#)
+        .set("bounds.idle_timeout", r#""1s""#)
+        .set("bounds.body_rate_min", r#""1MiB""#)
+        .start()?;
+    let mut talk = h1(&lab, &edged)?;
+    talk.say(ask("/health", "").as_bytes())?;
+    let heard = talk.hear(SOON, |bytes| bytes.ends_with(b"hello,"))?;
+    let text = String::from_utf8_lossy(&heard.bytes).to_ascii_lowercase();
+    assert!(text.starts_with("http/1.1 101 "), "{text}");
+    assert!(text.contains("upgrade: websocket\r\n") && text.contains("connection: upgrade\r\n"));
+    // Slower than a body may be, and after longer than a pause in one: but not for ever.
+    for n in 0..4 {
+        thread::sleep(Duration::from_millis(600));
+        let word = format!("word {n}");
+        talk.say(word.as_bytes())?;
+        let back = talk.hear(SOON, |bytes| bytes.len() >= word.len())?;
+        assert_eq!(String::from_utf8_lossy(&back.bytes), word);
+    }
+    let large = vec![7; 3 << 20];
+    talk.say(&large)?;
+    let back = talk.hear(SOON, |bytes| bytes.len() >= large.len())?;
+    assert_eq!((back.bytes.len(), back.closed), (large.len(), false));
+    assert!(talk.hear(SOON, |_| false)?.closed, "nobody said anything");
+    let served = r#"edged_requests_total{reason="serve",status="101"}"#;
+    until("it is counted", SOON, || Ok(edged.metrics()?.value(served) == 1.0))?;
+    until("nothing is left", SOON, || {
+        Ok(edged.metrics()?.value("edged_requests_in_flight") == 0.0)
+    })?;
+    Ok(())
+}
+
+#[test]
+fn the_end_of_one_side_of_a_tunnel_reaches_the_other() -> Result<()> {
+    let lab = Lab::new()?;
+    let (ended, ends) = mpsc::channel();
+    let ended = Mutex::new(ended);
+    serve(&lab, move |client| {
+        let result = echo(client);
+        let _ = ended.lock().ok()?.send(());
+        result
+    })?;
+    let edged = lab.edged()?.set("route.0.upgrades", UPGRADES).start()?;
+    let mut talk = h1(&lab, &edged)?;
+    talk.say(ask("/health", "").as_bytes())?;
+    talk.hear(SOON, |bytes| bytes.ends_with(b"hello,"))?;
+    drop(talk);
+    ends.recv_timeout(SOON).context("the server hears that its client is gone")?;
+    until("nothing is left", SOON, || {
+        let metrics = edged.metrics()?;
+        let left =
+            metrics.value("edged_requests_in_flight") + metrics.value("edged_connections_open");
+        Ok(left == 0.0)
+    })?;
+    Ok(())
+}
+
+#[test]
+fn nobody_changes_the_protocol_unasked_or_from_another_site() -> Result<()> {
+    let lab = Lab::new()?;
+    serve(&lab, echo)?;
+    let edged = lab.edged()?.start()?;
+    let status = |request: String| -> Result<u16> {
+        let mut talk = h1(&lab, &edged)?;
+        talk.say(request.as_bytes())?;
+        let heard = talk.hear(SOON, |bytes| bytes.windows(4).any(|w| w == b"\r\n\r\n"))?;
+        Ok(heard
+            .bytes
+            .get(9..12)
+            .and_then(|s| std::str::from_utf8(s).ok()?.parse().ok())
+            .unwrap_or(0))
+    };
+    assert_eq!(status(ask("/health", ""))?, 426, "the upstream is not asked to");
+    edged.edit("route.0.upgrades", UPGRADES)?;
+    edged.tell("reload")?;
+    let cookie = "Cookie: sid=1\r\nOrigin: https://evil.test\r\nSec-Fetch-Site: cross-site\r\n";
+    assert_eq!(status(ask("/health", cookie))?, 403);
+    assert_eq!(edged.metrics()?.requests(Reason::CrossSite), 1.0);
+    let smuggled = ask("/health", "").replace("WebSocket", "h2c");
+    assert_eq!(status(smuggled)?, 426);
+    assert_eq!(status(ask("/health", ""))?, 101);
+    Ok(())
+}
+
+#[test]
+fn events_come_one_by_one() -> Result<()> {
+    let lab = Lab::new()?;
+    let (go, next) = mpsc::channel::<()>();
+    let next = Mutex::new(next);
+    serve(&lab, move |client| {
+        let mut writer = client.try_clone().ok()?;
+        head(&mut BufReader::new(client))?;
+        writer.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n").ok()?;
+        for n in 0..3 {
+            next.lock().ok()?.recv().ok()?;
+            writer.write_all(format!("9\r\ndata: {n}\n\n\r\n").as_bytes()).ok()?;
+        }
+        writer.write_all(b"0\r\n\r\n").ok()
+    })?;
+    let edged = lab.edged()?.start()?;
+    let mut talk = h1(&lab, &edged)?;
+    talk.say(b"GET /health HTTP/1.1\r\nHost: edge.test\r\n\r\n")?;
+    talk.hear(SOON, |bytes| bytes.ends_with(b"\r\n\r\n"))?;
+    for n in 0..3 {
+        go.send(())?;
+        let event = format!("data: {n}\n\n");
+        let heard = talk.hear(SOON, |bytes| String::from_utf8_lossy(bytes).contains(&event))?;
+        assert!(String::from_utf8_lossy(&heard.bytes).contains(&event), "{heard:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_body_is_asked_for_only_if_it_is_wanted() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab.edged()?.set("route.0.methods", r#"["GET", "POST"]"#).start()?;
+    let expect = |path: &str| {
+        format!(
+            "POST {path} HTTP/1.1\r\nHost: edge.test\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n"
+        )
+    };
+    let mut talk = h1(&lab, &edged)?;
+    talk.say(expect("/health").as_bytes())?;
+    let heard = talk.hear(SOON, |bytes| bytes.ends_with(b"\r\n\r\n"))?;
+    assert_eq!(heard.bytes, b"HTTP/1.1 100 Continue\r\n\r\n");
+    talk.say(b"abc")?;
+    assert_eq!(talk.answer()?.status, 200);
+    let mut talk = h1(&lab, &edged)?;
+    talk.say(expect("/secret").as_bytes())?;
+    let heard = talk.hear(SOON, |_| false)?;
+    assert_eq!((heard.statuses(), heard.closed), (vec![401], true), "the body never comes");
+    Ok(())
+}
