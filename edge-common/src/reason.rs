@@ -191,7 +191,7 @@ reasons! {
         BannedConnection = "banned_connection", Client;
     }
     Request {
-        /// The client is banned, and came through a trusted proxy.
+        /// A verdict refuses the client, or what it is told by, at the request plane.
         BannedRequest = "banned_request", Client;
         /// The route asks for a client certificate and the connection came without one.
         CertificateRequired = "certificate_required", Client;
@@ -211,8 +211,6 @@ reasons! {
         NoncesFull = "nonces_full", Edge;
         /// A request limit of the operator's was hit.
         RequestLimit = "request_limit", Client;
-    }
-    Request {
         /// A browser's question about another site's request was answered.
         Preflight = "preflight", Nobody;
         /// Another site asked for what the route's list does not allow it.
@@ -257,6 +255,14 @@ reasons! {
     Connection {
         /// The client asked for more at once than the streams that a connection may have.
         StreamsFull = "streams_full", Nobody;
+    }
+    Request {
+        /// The path is one that only a scanner asks for.
+        DecoyPath = "decoy_path", Client;
+        /// The credential is a bait that was laid out for thieves.
+        CanaryKey = "canary_key", Client;
+        /// A verdict has the client wait.
+        Throttled = "throttled", Client;
     }
 }
 
@@ -402,6 +408,9 @@ mod tests {
             (85, "body_too_slow"),
             (86, "answer_not_taken"),
             (87, "streams_full"),
+            (88, "decoy_path"),
+            (89, "canary_key"),
+            (90, "throttled"),
         ];
         let found: Vec<_> = Reason::ALL.iter().map(|r| (*r as usize, r.name())).collect();
         assert_eq!((crate::map::ABI, found.as_slice()), ("v3", golden.as_slice()));

@@ -24,6 +24,7 @@ use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use edge_common::{Reason, map};
 use edge_identity::jwt::denylist::Denylist;
+use edge_policy::verdict::Identities;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
@@ -37,10 +38,10 @@ use self::{
 };
 use crate::{
     audit::{Audit, AuditLog},
-    banned::Banned,
     clock,
     config::Settings,
     control::{self, Command, Reply},
+    decisions::Decisions,
     events::{Event, EventLog, Events},
     issuers::{self, Feeds},
     kernel::{self, Attached, DebugLog, Drops, Kernel, LoadSettings, Upkeep},
@@ -52,9 +53,12 @@ use crate::{
     metrics::Metrics,
     notify::notify,
     outside::{self, Outside},
+    penalties::Penalties,
     plan, privilege, quota, replay,
     request::{self, Edge, Entrance, proof_nonces},
-    scrape, store, upstream,
+    scrape,
+    signals::Signals,
+    store, upstream,
     verdict::{self, Keeper, Order, Writer},
 };
 
@@ -106,7 +110,7 @@ impl App {
         let control = control::bind(&settings.control.socket)
             .with_context(|| format!("cannot listen on {}", settings.control.socket.display()))?;
 
-        let (queue, orders) = sync_channel(ORDERS_MAX);
+        let (queue, orders) = sync_channel(Signals::room(workers) + ORDERS_MAX);
         let (key_queue, key_orders) = sync_channel(KEY_ORDERS_MAX);
         let to_keys = keys::Orders::new(key_queue);
         let (slow, hasher) =
@@ -114,6 +118,8 @@ impl App {
         feeds.publish(&plan.issuers);
         let outside = Outside::new(&settings);
         let sheets = outside.sheets();
+        let mut secret = [0; 16];
+        getrandom::fill(&mut secret).context("no randomness")?;
         let edge = Arc::new(Edge {
             plan: ArcSwap::from_pointee(plan),
             feeds,
@@ -127,8 +133,11 @@ impl App {
             peppers: ArcSwap::from_pointee(peppers),
             masters: ArcSwap::from_pointee(masters),
             replays,
-            banned: Banned::default(),
             crowd: Arc::default(),
+            penalties: Penalties::default(),
+            identities: Identities::new(secret),
+            signals: Signals::new(queue.clone(), workers),
+            decisions: Decisions::default(),
             orders: queue,
             metrics: metrics_of,
             events,
@@ -377,8 +386,8 @@ fn join_until<T>(thread: JoinHandle<T>, deadline: Instant) -> anyhow::Result<()>
 
 /// How soon a secret that changes in its file is read again, at the latest.
 const LOOK_AT_SECRETS: Duration = Duration::from_secs(2);
-/// Signals and commands that wait for the writer; ~64 bytes each.
-const ORDERS_MAX: usize = 16_384;
+/// What waits for the writer besides signals.
+const ORDERS_MAX: usize = 4_096;
 /// Renewals, exposures and operators' commands that wait for the thread of the keys.
 const KEY_ORDERS_MAX: usize = 4_096;
 /// For the last events to be written, at the end.

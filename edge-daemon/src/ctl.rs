@@ -2,6 +2,7 @@
 
 mod args;
 mod authz;
+mod bans;
 mod feeds;
 mod keys;
 pub(crate) mod print;
@@ -170,7 +171,7 @@ impl Verb {
             Self::Status => Command::Status,
             Self::Allow(verb) => verb.command(crate::control::ListName::Allow, ssh_peer),
             Self::Deny(verb) => verb.command(crate::control::ListName::Deny, ssh_peer),
-            Self::Ban(verb) => verb.command(),
+            Self::Ban(verb) => verb.command(ssh_peer),
             Self::Signature(SignatureVerb::List) => Command::SignatureList,
             Self::Explain(packet) => packet.command(),
             Self::Top(top) => {

@@ -5,7 +5,7 @@ mod sink;
 
 use std::net::IpAddr;
 
-use edge_policy::ja4::Ja4;
+use edge_policy::{ja4::Ja4, verdict::Culprit};
 use serde::Serialize;
 
 pub use self::log::{EventLog, Events};
@@ -89,29 +89,85 @@ pub enum Event {
     Ban {
         /// The client: an address, or an IPv6 prefix's first address.
         source: IpAddr,
-        /// The last misdeed.
-        reason: &'static str,
+        /// The scenario; who decided, if none did.
+        scenario: String,
+        /// `scenario`, `operator`, `crowdsec` or `fleet`.
+        origin: &'static str,
+        /// The last signal; the operator's words.
+        reason: String,
         /// The request that was the last misdeed.
         #[serde(skip_serializing_if = "Option::is_none")]
         request_id: Option<String>,
         /// When it ends.
         until: String,
-        /// How many bans this client has had, this one included.
+        /// How many verdicts this client has had, this one included.
         strikes: u32,
-        /// From the misdeed to the kernel's map, in microseconds.
-        latency_us: u64,
+        /// From the misdeed to the kernel's map, in microseconds; of a scenario's bans.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        latency_us: Option<u64>,
+    },
+    /// Requests are delayed or refused from now on.
+    Penalty {
+        /// Whose.
+        culprit: Culprit,
+        /// `delay`, `429` or `403`.
+        step: &'static str,
+        /// The scenario; who decided, if none did.
+        scenario: String,
+        /// `scenario`, `operator`, `crowdsec` or `fleet`.
+        origin: &'static str,
+        /// The last signal; the operator's words.
+        reason: String,
+        /// The request that was the last misdeed.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        request_id: Option<String>,
+        /// When it ends.
+        until: String,
+        /// How many verdicts this culprit has had, this one included.
+        strikes: u32,
+        /// Why it is milder than the scenario says, or about somebody narrower.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        spared: Option<String>,
+    },
+    /// A scenario spoke and nothing is done: it only observes, or a guard spares the culprit.
+    Observed {
+        /// About whom.
+        culprit: Culprit,
+        /// The scenario.
+        scenario: String,
+        /// The last signal.
+        reason: String,
+        /// The request that was the last misdeed.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        request_id: Option<String>,
+        /// Why the culprit is spared.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        spared: Option<String>,
+    },
+    /// A penalty at the request plane ended.
+    Lift {
+        /// Whose.
+        culprit: Culprit,
+        /// As of [`Event::Unban`].
+        reason: &'static str,
+    },
+    /// Something asks for a person.
+    Alarm {
+        /// What.
+        why: String,
     },
     /// A ban ended by time, or was lifted by an operator.
     Unban {
         /// The client.
         source: IpAddr,
-        /// `expired`, `operator`, or `no_room` if a later ban took its place in a full table.
+        /// `expired`, `operator`, `crowdsec`, `fleet`, or `no_room` if a later ban took its place in a
+        /// full table.
         reason: &'static str,
     },
     /// A client earned a ban that could not be written.
     BanFailed {
-        /// The client.
-        source: IpAddr,
+        /// About whom.
+        culprit: Culprit,
         /// What failed.
         why: String,
     },
@@ -268,6 +324,7 @@ impl Event {
             self,
             Self::RequestRefused { .. }
                 | Self::ConnectionRefused { .. }
+                | Self::Observed { .. }
                 | Self::PacketDropped { .. }
                 | Self::PacketWouldDrop { .. }
         )

@@ -13,6 +13,7 @@ pub mod policy;
 mod tls;
 mod tokens;
 pub mod upstreams;
+pub mod verdicts;
 
 use std::{
     collections::BTreeMap,
@@ -24,7 +25,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use edge_common::{Plane, Reason};
-use edge_policy::limit::Rules;
+use edge_policy::{limit::Rules, verdict::Kind};
 use http::StatusCode;
 use prometheus::{
     TextEncoder,
@@ -45,7 +46,7 @@ use crate::{issuers::Feed, memory::Memory};
 pub struct Counters {
     reasons: [AtomicU64; Reason::COUNT],
     served: [AtomicU64; STATUSES],
-    signals: [AtomicU64; Reason::COUNT],
+    signals: [AtomicU64; Kind::COUNT],
     /// Tokens that were refused.
     pub token_faults: TokenFaults,
     /// From the request's last header to the end of its answer.
@@ -71,9 +72,9 @@ impl Counters {
         self.served[usize::from(status.as_u16())].fetch_add(1, Relaxed);
     }
 
-    /// Counts a misdeed that was reported to the verdict writer.
-    pub fn signal(&self, reason: Reason) {
-        self.signals[reason as usize].fetch_add(1, Relaxed);
+    /// Counts a signal to the verdict writer.
+    pub fn signal(&self, kind: Kind) {
+        self.signals[kind.index()].fetch_add(1, Relaxed);
     }
 }
 
@@ -82,7 +83,7 @@ impl Default for Counters {
         Self {
             reasons: [const { AtomicU64::new(0) }; Reason::COUNT],
             served: [const { AtomicU64::new(0) }; STATUSES],
-            signals: [const { AtomicU64::new(0) }; Reason::COUNT],
+            signals: [const { AtomicU64::new(0) }; Kind::COUNT],
             token_faults: TokenFaults::default(),
             request: Spread::default(),
             upstream: Spread::default(),
@@ -91,6 +92,17 @@ impl Default for Counters {
             fingerprints: Fingerprints::default(),
         }
     }
+}
+
+/// What was lost elsewhere.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Lost {
+    /// Security events.
+    pub events: u64,
+    /// Signals.
+    pub signals: u64,
+    /// Identities that lost their place before they were old.
+    pub identities: u64,
 }
 
 /// Everything that is counted in the daemon.
@@ -106,17 +118,17 @@ pub struct Metrics {
     pub requests: AtomicUsize,
     /// How much memory is held.
     pub memory: Memory,
-    /// Signals that a full queue lost.
-    pub signals_lost: AtomicU64,
     /// Bans written to the kernel.
     pub bans: AtomicU64,
     /// Bans that the kernel refused.
     pub bans_failed: AtomicU64,
     /// Bans in force, as of the last look.
     pub bans_active: AtomicU64,
-    /// Clients whose misdeeds are remembered, as of the last look.
+    /// What is counted of verdicts.
+    pub verdicts: verdicts::VerdictCounts,
+    /// Buckets of scenarios, as of the last look.
     pub watched: AtomicU64,
-    /// Clients forgotten to make room, as of the last look.
+    /// Buckets and culprits forgotten to make room, as of the last look.
     pub watched_evicted: AtomicU64,
     /// What is counted of the audit log.
     pub audit: Arc<crate::audit::Counts>,
@@ -145,10 +157,10 @@ impl Metrics {
             tls: ArcSwap::default(),
             requests: AtomicUsize::new(0),
             memory: Memory::default(),
-            signals_lost: AtomicU64::new(0),
             bans: AtomicU64::new(0),
             bans_failed: AtomicU64::new(0),
             bans_active: AtomicU64::new(0),
+            verdicts: verdicts::VerdictCounts::default(),
             watched: AtomicU64::new(0),
             watched_evicted: AtomicU64::new(0),
             audit: Arc::default(),
@@ -184,7 +196,7 @@ impl Metrics {
         kernel: Option<&KernelView>,
         rules: &Rules,
         feeds: &[Arc<Feed>],
-        events_lost: u64,
+        lost: &Lost,
         more: Vec<MetricFamily>,
     ) -> String {
         let mut families = vec![
@@ -205,7 +217,8 @@ impl Metrics {
             reloads(&self.reloads_ok, &self.reloads_refused),
             build_info(),
         ];
-        families.extend(self.plain(events_lost));
+        families.extend(self.plain(lost));
+        families.extend(self.verdicts.families());
         families.extend(limits::families(rules));
         families.extend(self.tls_families());
         families.extend(self.keys.families());
@@ -254,13 +267,13 @@ impl Metrics {
     }
 
     fn signals_family(&self) -> MetricFamily {
-        let counts = Reason::ALL.iter().map(|r| (r, self.sum(|c| &c.signals[*r as usize])));
+        let counts = Kind::all().map(|kind| (kind, self.sum(|c| &c.signals[kind.index()])));
         let metrics = counts
             .filter(|(_, count)| *count > 0)
-            .map(|(reason, count)| counter(&[("reason", reason.name())], count));
+            .map(|(kind, count)| counter(&[("reason", kind.name())], count));
         family(
             "edged_signals_total",
-            "Misdeeds reported for scoring.",
+            "Signals to the verdict writer.",
             MetricType::COUNTER,
             metrics,
         )
@@ -271,7 +284,7 @@ impl Metrics {
         histogram(name, help, &parts)
     }
 
-    fn plain(&self, events_lost: u64) -> Vec<MetricFamily> {
+    fn plain(&self, lost: &Lost) -> Vec<MetricFamily> {
         let total =
             |name, help, value| family(name, help, MetricType::COUNTER, [counter(&[], value)]);
         let now = |name, help, value| family(name, help, MetricType::GAUGE, [gauge(&[], value)]);
@@ -289,21 +302,22 @@ impl Metrics {
             ),
             now("edged_memory_bytes", "Memory that is held.", load(&self.memory.held)),
             now("edged_memory_max_bytes", "Its ceiling.", load(&self.memory.most)),
+            total("edged_signals_lost_total", "Signals a full queue lost.", lost.signals),
+            total("edged_events_lost_total", "Security events that were lost.", lost.events),
             total(
-                "edged_signals_lost_total",
-                "Signals a full queue lost.",
-                load(&self.signals_lost),
+                "edged_identities_evicted_total",
+                "Identities forgotten to make room.",
+                lost.identities,
             ),
-            total("edged_events_lost_total", "Security events that were lost.", events_lost),
             total("edged_bans_total", "Bans written to the kernel.", load(&self.bans)),
             total("edged_bans_failed_total", "Bans the kernel refused.", load(&self.bans_failed)),
             now("edged_nonces_entries", "Nonces remembered.", load(&self.nonces[0])),
             now("edged_nonces_capacity", "Nonces there is room for.", load(&self.nonces[1])),
             now("edged_bans_active", "Bans in force.", load(&self.bans_active)),
-            now("edged_watched", "Clients whose misdeeds are remembered.", load(&self.watched)),
+            now("edged_watched", "Buckets of scenarios.", load(&self.watched)),
             total(
                 "edged_watched_evicted_total",
-                "Clients forgotten to make room.",
+                "Buckets and culprits forgotten to make room.",
                 load(&self.watched_evicted),
             ),
             total(
@@ -345,7 +359,8 @@ mod tests {
         metrics.worker(1).count(Reason::SourceRate);
         metrics.worker(0).request.observe(Duration::from_millis(3));
         metrics.worker(1).request.observe(Duration::from_secs(60));
-        let text = metrics.expose(None, &Rules::default(), &[], 7, Vec::new());
+        let lost = Lost { events: 7, ..Lost::default() };
+        let text = metrics.expose(None, &Rules::default(), &[], &lost, Vec::new());
         for line in [
             "edged_requests_total{reason=\"serve\",status=\"200\"} 2",
             "edged_requests_total{reason=\"serve\",status=\"999\"} 1",

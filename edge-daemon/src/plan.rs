@@ -7,14 +7,14 @@ use std::{
     sync::{Arc, LazyLock},
 };
 
-use edge_common::{Reason, map::Kind, service::Service};
+use edge_common::{map::Kind, service::Service};
 use edge_identity::{access::Rules, assertion::Signer, key, policy::Set, roles::Roles};
 use edge_policy::{
-    abuse::{self, Scores},
     forwarded::Trusted,
     head,
     limit::{Rule, Spec},
     route::{Access, Route, Routes},
+    verdict::{self, Wanted},
 };
 
 use crate::{
@@ -24,7 +24,7 @@ use crate::{
     },
     issuers::{self, Feeds, Issuers},
     kernel,
-    request::{Listener, Plan, Tally},
+    request::{Listener, Lures, Plan, Tally},
     secret::{BYTES_MIN, Fault, Secret},
     tls::{self, TlsError, UpstreamTlsError},
     upstream::Upstream,
@@ -67,7 +67,9 @@ pub fn plan(
         },
         keys: settings.keys.clone(),
         signing: settings.signing.clone(),
-        scores: scores(&settings.abuse.scores),
+        wanted: Wanted::by(&settings.verdicts.scenarios),
+        lures: Lures::new(settings),
+        delay: settings.verdicts.delay,
         client: settings.kernel.client,
         https_port: settings.server.https.first().map_or(443, |listener| listener.address.port()),
     })
@@ -106,18 +108,16 @@ fn rules(settings: &Settings) -> Result<Rules, PlanError> {
     Ok(Rules { roles, sets: sets? })
 }
 
-/// How misdeeds are judged.
+/// How signals are judged.
 #[must_use]
-pub fn abuse(settings: &settings::Abuse) -> abuse::Settings {
-    abuse::Settings {
-        scores: scores(&settings.scores),
-        threshold: f64::from(settings.threshold),
-        half_life_ns: ns(settings.half_life),
-        ban_first_ns: ns(settings.ban_first),
-        ban_factor: u64::from(settings.ban_factor),
-        ban_max_ns: ns(settings.ban_max),
-        forget_after_ns: ns(settings.forget_after),
-        clients_max: settings.clients_max,
+pub fn verdicts(verdicts: &settings::Verdicts) -> verdict::Rules {
+    verdict::Rules {
+        scenarios: verdicts.scenarios.clone(),
+        factor: u64::from(verdicts.factor),
+        longest_ns: ns(verdicts.longest),
+        jitter: u64::from(verdicts.jitter),
+        forget_after_ns: ns(verdicts.forget_after),
+        culprits_max: verdicts.culprits_max,
     }
 }
 
@@ -220,63 +220,6 @@ fn route(route: &settings::Route) -> Route {
         answers: Arc::new(route.answers.clone()),
         cost: route.cost,
     }
-}
-
-fn scores(scores: &settings::Scores) -> Scores {
-    use Reason as R;
-    Scores::new(
-        [
-            (
-                &[
-                    R::CredentialInvalid,
-                    R::CredentialExpired,
-                    R::CredentialRevoked,
-                    R::TokenUnproved,
-                    R::BadSignature,
-                    R::BodyDigest,
-                    R::Replayed,
-                ][..],
-                scores.credential_invalid,
-            ),
-            (&[R::CredentialInUrl, R::CredentialInClear], scores.credential_in_url),
-            // A clock that is wrong is no attack.
-            (&[R::CredentialMissing, R::StaleSignature], scores.credential_missing),
-            (
-                &[
-                    R::SourceRate,
-                    R::KeyRate,
-                    R::RequestLimit,
-                    R::HandshakeRate,
-                    R::SourceConnections,
-                ],
-                scores.rate_limited,
-            ),
-            (
-                &[R::MalformedRequest, R::UriTooLong, R::HeadersTooLarge, R::RequestTimeout],
-                scores.malformed_request,
-            ),
-            (
-                &[
-                    R::NotPermitted,
-                    R::CredentialUnfit,
-                    R::KeyNetwork,
-                    R::KeyPlace,
-                    R::CertificateRequired,
-                    R::TokenAudience,
-                ],
-                scores.not_permitted,
-            ),
-            (&[R::BodyTooSlow, R::AnswerNotTaken], scores.too_slow),
-            (&[R::ProtocolAbuse], scores.protocol_abuse),
-            (&[R::NoRoute, R::MethodNotAllowed], scores.no_route),
-            (
-                &[R::HandshakeFailed, R::HandshakeTimeout, R::FingerprintDenied, R::ProxyUntrusted],
-                scores.handshake_failed,
-            ),
-        ]
-        .into_iter()
-        .flat_map(|(reasons, points)| reasons.iter().map(move |r| (*r, f64::from(points)))),
-    )
 }
 
 fn ns(duration: std::time::Duration) -> u64 {

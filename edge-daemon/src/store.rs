@@ -9,13 +9,13 @@ use std::{
     fmt,
     fs::{self, DirBuilder, OpenOptions},
     io,
-    net::IpAddr,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use edge_identity::jwt::denylist::Denial;
+use edge_policy::verdict::{Culprit, Evidence, Origin, Step};
 use ipnet::IpNet;
 use redb::{
     Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, StorageError,
@@ -56,19 +56,41 @@ pub struct ListRecord {
     pub monitor: bool,
 }
 
-/// A ban, in force or past: a past one tells how often the client was banned.
+/// A verdict, in force or past: a past one tells how often its culprit had one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BanRecord {
-    /// The client.
-    pub source: IpAddr,
+    /// Whom it is about.
+    #[serde(alias = "source")]
+    pub culprit: Culprit,
+    /// What becomes of it.
+    #[serde(default = "ban")]
+    pub step: Step,
     /// When it began, in unix milliseconds.
     pub since_ms: u64,
     /// When it ends, in unix milliseconds.
     pub until_ms: u64,
-    /// How many bans this client has had, this one included.
+    /// How many verdicts this culprit has had, this one included.
     pub strikes: u32,
-    /// Name of the [`edge_common::Reason`] of the last signal.
+    /// Name of the [`Kind`](edge_policy::verdict::Kind) of the last signal; the word of whoever else
+    /// decided.
     pub reason: String,
+    /// The scenario; who decided, if none did.
+    #[serde(default)]
+    pub scenario: String,
+    /// Whose decision it was.
+    #[serde(default)]
+    pub origin: Origin,
+    /// Why it is milder than the scenario says, or about somebody narrower.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spared: Option<String>,
+    /// The signals that led to it, the latest first; times are unix milliseconds.
+    #[serde(default)]
+    pub evidence: Vec<Evidence>,
+}
+
+/// What the verdicts of former versions came to.
+const fn ban() -> Step {
+    Step::Ban
 }
 
 /// Everything in the store but the keys.
@@ -197,7 +219,7 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub fn put_bans(&self, bans: &[BanRecord]) -> Result<(), Fault> {
-        self.put(BANS, bans.iter().map(|ban| (ban.source.to_string(), ban)))
+        self.put(BANS, bans.iter().map(|ban| (ban.culprit.to_string(), ban)))
     }
 
     /// Writes a denial of tokens; an earlier one of the same is replaced.
@@ -216,12 +238,12 @@ impl Store {
         self.remove(DENIALS, &denial_key(denial))
     }
 
-    /// Removes a client's ban and with it its history; says whether there was one.
+    /// Removes a culprit's verdict and with it its history; says whether there was one.
     ///
     /// # Errors
     /// If the database fails.
-    pub fn remove_ban(&self, source: IpAddr) -> Result<bool, Fault> {
-        self.remove(BANS, &source.to_string())
+    pub fn remove_ban(&self, culprit: &Culprit) -> Result<bool, Fault> {
+        self.remove(BANS, &culprit.to_string())
     }
 
     /// Removes list entries that have ended and bans that ended `forget_after` ago; says how many.
@@ -366,9 +388,31 @@ mod tests {
         ListRecord { net, until_ms, reason, added_ms: 5, by: "root".to_owned(), monitor: false }
     }
 
-    fn ban(source: &str, until_ms: u64) -> BanRecord {
-        let (source, reason) = (source.parse().unwrap(), "source_rate".to_owned());
-        BanRecord { source, since_ms: 1, until_ms, strikes: 2, reason }
+    fn ban(culprit: &str, until_ms: u64) -> BanRecord {
+        BanRecord {
+            culprit: culprit.parse().unwrap(),
+            step: Step::Ban,
+            since_ms: 1,
+            until_ms,
+            strikes: 2,
+            reason: "source_rate".into(),
+            scenario: "flood".into(),
+            origin: Origin::Scenario,
+            spared: None,
+            evidence: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn bans_of_former_versions_are_read() {
+        let old =
+            r#"{"source":"192.0.2.7","since_ms":1,"until_ms":9,"strikes":2,"reason":"no_route"}"#;
+        let read: BanRecord = serde_json::from_str(old).unwrap();
+        let wanted =
+            BanRecord { reason: "no_route".into(), scenario: String::new(), ..ban("192.0.2.7", 9) };
+        assert_eq!(read, wanted);
+        let json = serde_json::to_string(&ban("key:k1", 9)).unwrap();
+        assert_eq!(serde_json::from_str::<BanRecord>(&json).unwrap(), ban("key:k1", 9));
     }
 
     #[test]
@@ -381,7 +425,7 @@ mod tests {
         store.put_bans(&[ban("203.0.113.1", 10), ban("2001:db8::", 20)]).unwrap();
         assert!(store.remove_list(ListName::Deny, "198.51.100.7/32".parse().unwrap()).unwrap());
         assert!(!store.remove_list(ListName::Allow, "198.51.100.7/32".parse().unwrap()).unwrap());
-        assert!(store.remove_ban("203.0.113.1".parse().unwrap()).unwrap());
+        assert!(store.remove_ban(&"203.0.113.1".parse().unwrap()).unwrap());
         drop(store);
 
         let contents = open(&dir).load_all().unwrap();

@@ -66,11 +66,15 @@ pub fn is_any(headers: &HeaderMap) -> bool {
     [AUTHORIZATION, X_API_KEY, X_API_SECRET].iter().any(|name| headers.contains_key(name))
 }
 
+/// The words of the headers that carry credentials.
+pub fn words(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let values = headers.get_all(X_API_KEY).iter().chain(headers.get_all(AUTHORIZATION));
+    values.filter_map(|value| value.to_str().ok()).flat_map(str::split_whitespace)
+}
+
 /// Whatever in the headers looks like a key of ours, however it is presented.
 pub fn keys_in_headers(headers: &HeaderMap) -> impl Iterator<Item = &str> {
-    let values = headers.get_all(X_API_KEY).iter().chain(headers.get_all(AUTHORIZATION));
-    let words = values.filter_map(|value| value.to_str().ok()).flat_map(str::split_whitespace);
-    words.filter(|word| looks_like_key(word)).take(KEYS_MAX)
+    words(headers).filter(|word| looks_like_key(word)).take(KEYS_MAX)
 }
 
 /// Whatever in a target looks like a key of ours.

@@ -71,6 +71,7 @@ pub const fn status(reason: Reason) -> StatusCode {
         | Reason::BodyDigest
         | Reason::CredentialExposed
         | Reason::TokenUnproved
+        | Reason::CanaryKey
         | Reason::ProofNonce => StatusCode::UNAUTHORIZED,
         Reason::NotPermitted
         | Reason::BannedRequest
@@ -83,7 +84,7 @@ pub const fn status(reason: Reason) -> StatusCode {
         | Reason::KeyPlace
         | Reason::TokenAudience => StatusCode::FORBIDDEN,
         Reason::MisdirectedRequest => StatusCode::MISDIRECTED_REQUEST,
-        Reason::NoRoute => StatusCode::NOT_FOUND,
+        Reason::NoRoute | Reason::DecoyPath => StatusCode::NOT_FOUND,
         Reason::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         // A client that went away gets no answer; this is what the access log shows for it.
         Reason::RequestTimeout
@@ -92,9 +93,11 @@ pub const fn status(reason: Reason) -> StatusCode {
         | Reason::ClientGone => StatusCode::REQUEST_TIMEOUT,
         Reason::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Reason::UriTooLong => StatusCode::URI_TOO_LONG,
-        Reason::SourceRate | Reason::KeyRate | Reason::GlobalRate | Reason::RequestLimit => {
-            StatusCode::TOO_MANY_REQUESTS
-        }
+        Reason::SourceRate
+        | Reason::KeyRate
+        | Reason::GlobalRate
+        | Reason::RequestLimit
+        | Reason::Throttled => StatusCode::TOO_MANY_REQUESTS,
         Reason::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         Reason::UpstreamUnreachable | Reason::UpstreamInvalid => StatusCode::BAD_GATEWAY,
         Reason::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,

@@ -4,7 +4,6 @@
 //! unix time in milliseconds.
 #![forbid(unsafe_code)]
 
-pub mod abuse;
 pub mod auth;
 pub mod calendar;
 pub mod cors;
@@ -30,3 +29,4 @@ pub mod target;
 pub mod traffic;
 pub mod upgrade;
 pub mod upstream;
+pub mod verdict;

@@ -75,7 +75,8 @@ fn open_lab(keep: bool) -> Result<Lab> {
 
 fn start_edged<'a>(lab: &'a Lab, ban: &str) -> Result<Edged<'a>> {
     step("edged, with config/edged.toml and these values for the lab");
-    let setup = lab.edged()?.set("abuse.ban_first", &format!("{ban:?}"));
+    let setup =
+        lab.edged()?.set("verdicts.longest", &format!("{ban:?}")).set("verdicts.jitter", "0");
     for change in setup.changes() {
         saw(&change);
     }
@@ -271,5 +272,5 @@ fn saw(what: &str) {
 /// The name of a lab that is kept.
 const KEPT: &str = "edged-demo";
 
-/// More than the threshold of the abuse score allows.
+/// More than the bucket of "brute-force" holds.
 const GUESSES: usize = 15;

@@ -528,9 +528,9 @@ mod tests {
     fn the_shipped_file_takes_the_labs_values() -> Result<()> {
         let lab = Lab::new()?;
         let setup =
-            Setup::new(&lab)?.set("abuse.threshold", "7").append("[[route]]\npath = \"/x\"")?;
+            Setup::new(&lab)?.set("verdicts.factor", "7").append("[[route]]\npath = \"/x\"")?;
         let text = fs::read_to_string(setup.write()?)?;
-        assert!(text.contains("threshold = 7") && text.contains("path = \"/x\""));
+        assert!(text.contains("factor = 7") && text.contains("path = \"/x\""));
         assert!(text.contains(&lab.pin_dir()) && text.contains("[\"192.0.2.2:8080\"]"));
         Ok(())
     }

@@ -65,7 +65,7 @@ pub fn siege(lab: &Lab, edged: &mut Edged<'_>, rounds: u32) -> Result<Siege> {
         let mut besieged = || -> Result<Siege> {
             let bans_lost = disturb(edged, lab, rounds)?;
             ensure!(arrived(ATTACKER6)?.1 > 0, "the flood does not get through");
-            edged.edit("abuse.ban_first", r#""3s""#)?;
+            edged.edit("verdicts.longest", r#""3s""#)?;
             edged.tell("reload")?;
             let until_ms = ban(edged, ATTACKER6)?;
             edged.kill9()?;

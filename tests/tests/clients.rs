@@ -21,7 +21,7 @@ fn behind<'a>(lab: &'a Lab, more: &[(&str, &str)]) -> Result<Edged<'a>> {
     let setup = lab
         .edged()?
         .set("server.trusted_proxies", &format!("[\"{CLIENT}/32\", \"10.0.0.0/8\"]"))
-        .set("abuse.threshold", "8");
+        .append("[[scenario]]\nname = \"brute-force\"\ncapacity = 2")?;
     more.iter().fold(setup, |setup, (key, value)| setup.set(key, value)).start()
 }
 

@@ -24,7 +24,7 @@ fn ban(edged: &Edged<'_>) -> Result<()> {
 fn the_filter_outlives_a_crash_and_a_restart_adopts_it() -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;
-    let mut edged = lab.edged()?.set("abuse.ban_first", r#""1m""#).start()?;
+    let mut edged = lab.edged()?.set("verdicts.longest", r#""1m""#).start()?;
     edged.tell("deny add 198.51.100.200")?;
     ban(&edged)?;
     assert!(!reaches(&lab, LISTED, 443));
@@ -49,7 +49,7 @@ fn the_filter_outlives_a_crash_and_a_restart_adopts_it() -> Result<()> {
 #[test]
 fn a_ban_ends_while_the_daemon_is_dead() -> Result<()> {
     let lab = Lab::new()?;
-    let mut edged = lab.edged()?.set("abuse.ban_first", r#""2s""#).start()?;
+    let mut edged = lab.edged()?.set("verdicts.longest", r#""2s""#).start()?;
     ban(&edged)?;
     edged.kill9()?;
     assert!(!reaches(&lab, ATTACKER, 443));
@@ -96,8 +96,8 @@ fn a_reload_under_load_loses_no_request() -> Result<()> {
             }
             Ok(sent)
         });
-        for threshold in 21..31 {
-            edged.edit("abuse.threshold", &threshold.to_string())?;
+        for factor in 21..31 {
+            edged.edit("verdicts.factor", &factor.to_string())?;
             edged.tell("reload")?;
         }
         stop.store(true, Relaxed);
@@ -118,12 +118,12 @@ fn a_reload_takes_effect_and_a_bad_one_changes_nothing() -> Result<()> {
     assert!(!reaches(&lab, ATTACKER, 443));
     assert!(reaches(&lab, LISTED, 443), "no longer listed");
     edged.edit("lists.deny", r#"["not a network"]"#)?;
-    edged.edit("abuse.treshold", "3")?;
+    edged.edit("verdicts.facter", "3")?;
     let refused = edged.ctl("reload")?;
     assert_eq!(refused.status.code(), Some(1));
     let words = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(words.contains("not a network") && words.contains("treshold"), "all at once: {words}");
-    assert!(words.contains("threshold"), "with a suggestion: {words}");
+    assert!(words.contains("not a network") && words.contains("facter"), "all at once: {words}");
+    assert!(words.contains("factor"), "with a suggestion: {words}");
     assert!(!reaches(&lab, ATTACKER, 443), "the good one holds");
     assert_eq!(edged.get(CLIENT, "/health").send()?.status, 200);
     assert_eq!(edged.metrics()?.value(r#"edged_reloads_total{result="refused"}"#), 1.0);

@@ -22,16 +22,22 @@ fn brute_force(edged: &Edged<'_>, source: &str) -> Result<usize> {
     Ok(30)
 }
 
+/// A scenario of this name with these keys.
+fn scenario(name: &str, lines: &str) -> String {
+    format!("[[scenario]]\nname = \"{name}\"\n{lines}")
+}
+
 #[test]
 fn brute_force_is_banned_in_the_kernel_within_milliseconds() -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;
     let edged = lab.edged()?.start()?;
-    // Five wrong keys of 4 points would reach the threshold of 20 if the score did not decay.
+    // The bucket of "brute-force" holds five.
     assert_eq!(brute_force(&edged, ATTACKER)?, 6);
     assert!(!reaches(&lab, ATTACKER, 443));
     let ban = edged.event("ban", ATTACKER)?;
     assert_eq!(ban["reason"], Reason::CredentialInvalid.name());
+    assert_eq!((&ban["scenario"], &ban["origin"]), (&"brute-force".into(), &"scenario".into()));
     assert_eq!(ban["strikes"], 1);
     assert!(ban["latency_us"].as_u64().is_some_and(|us| us < 50_000), "{ban}");
     assert!(edged.banned(ATTACKER)?);
@@ -58,7 +64,8 @@ fn an_ipv6_client_is_banned_with_its_whole_prefix() -> Result<()> {
 #[test]
 fn a_ban_ends_by_itself_and_the_next_lasts_longer() -> Result<()> {
     let lab = Lab::new()?;
-    let edged = lab.edged()?.set("abuse.ban_first", r#""2s""#).start()?;
+    let setup = lab.edged()?.set("verdicts.jitter", "0");
+    let edged = setup.append(&scenario("brute-force", "duration = \"2s\""))?.start()?;
     brute_force(&edged, ATTACKER)?;
     assert!(edged.banned(ATTACKER)?);
     let first = until("the ban ends", Duration::from_secs(4), || Ok(reaches(&lab, ATTACKER, 443)))?;
@@ -101,8 +108,11 @@ fn every_kind_of_misdeed_counts() -> Result<()> {
     let _origin = Origin::start(&lab)?;
     let edged = lab
         .edged()?
-        .set("abuse.threshold", "10")
         .set("limits.per_source", r#"{ rate = "1/m", burst = 3 }"#)
+        .append(&scenario(
+            "sum",
+            "signals = { malformed_request = 4, source_rate = 1 }\ncapacity = 10\nleak = \"1/m\"\nduration = \"1m\"",
+        ))?
         .start()?;
     for _ in 0..2 {
         raw_https(&lab, ATTACKER, b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n")?;
@@ -111,6 +121,8 @@ fn every_kind_of_misdeed_counts() -> Result<()> {
     edged.get(ATTACKER, "/health").send_many(3)?;
     let signals = edged.metrics()?;
     assert_eq!(signals.value(r#"edged_signals_total{reason="source_rate"}"#), 3.0);
-    until("the sum reaches the threshold", Duration::from_secs(2), || edged.banned(ATTACKER))?;
+    until("the bucket overflows", Duration::from_secs(2), || edged.banned(ATTACKER))?;
+    let told = edged.tell(&format!("ban show {ATTACKER}"))?;
+    assert!(told.contains("sum") && told.contains("malformed_request"), "{told}");
     Ok(())
 }

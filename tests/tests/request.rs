@@ -221,7 +221,6 @@ fn an_upstream_at_fault_never_costs_the_client() -> Result<()> {
         .edged()?
         .set("upstream.0.response_timeout", r#""300ms""#)
         .set("route.1.auth", r#""none""#)
-        .set("abuse.threshold", "4")
         .append(dead)?
         .start()?;
     for _ in 0..5 {

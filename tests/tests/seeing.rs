@@ -217,8 +217,12 @@ fn explain_tells_of_signatures_limits_and_bans() -> Result<()> {
     }
     let banned = edged.ask(&format!("explain {CLIENT} --flags none"))?;
     assert_eq!(banned["verdict"], "ban", "{banned}");
-    assert_eq!(banned["ban"]["reason"], Reason::CredentialInvalid.name());
-    assert_eq!((&banned["ban"]["strikes"], &banned["hits"]), (&1.into(), &banned["ban"]["hits"]));
+    let ban = &banned["bans"][0];
+    assert_eq!(ban["reason"], Reason::CredentialInvalid.name());
+    assert_eq!(ban["scenario"], "brute-force");
+    assert_eq!((&ban["strikes"], &banned["hits"]), (&1.into(), &ban["hits"]));
+    let evidence = ban["evidence"].as_array().map_or(&[][..], Vec::as_slice);
+    assert!(evidence.len() == 6 && evidence.iter().all(|e| e["status"] == 401), "{ban}");
     assert!(banned["until_ms"].as_u64() > banned["since_ms"].as_u64(), "{banned}");
     let rule = banned["rule"].as_str().unwrap_or_default();
     assert!(rule.contains(CLIENT) && rule.contains("credential_invalid"), "{rule}");

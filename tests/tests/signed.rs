@@ -23,7 +23,7 @@ fn signing<'a>(lab: &'a Lab, changes: &[(&str, &str)]) -> Result<Edged<'a>> {
     let mut setup = lab
         .edged()?
         .set("route.1.auth", "\"signature\"")
-        .set("abuse.threshold", "1000000")
+        .append("[[scenario]]\nname = \"brute-force\"\nenabled = false")?
         .set("limits.per_source", "{ rate = \"100000/s\" }")
         .set("limits.per_key", "{ rate = \"100000/s\" }");
     for (path, value) in changes {

@@ -409,6 +409,9 @@ fn fingerprints_are_those_of_an_independent_reading() -> Result<()> {
     Ok(())
 }
 
+/// Those that would ban who fails to shake hands.
+const SCENARIOS: [&str; 3] = ["flood", "protocol-abuse", "slow-client"];
+
 #[test]
 fn handshakes_are_bounded_in_number_rate_and_time() -> Result<()> {
     let lab = Lab::new()?;
@@ -417,8 +420,11 @@ fn handshakes_are_bounded_in_number_rate_and_time() -> Result<()> {
         .set("bounds.handshakes_max", "4")
         .set("bounds.handshake_timeout", "\"2s\"")
         .set("limits.handshakes", "{ rate = \"1/m\", burst = 12 }")
-        .set("abuse.scores.rate_limited", "0")
-        .set("abuse.scores.handshake_failed", "0")
+        .append(
+            &SCENARIOS
+                .map(|name| format!("[[scenario]]\nname = \"{name}\"\nenabled = false"))
+                .join("\n"),
+        )?
         .start()?;
     let within = Duration::from_secs(5);
     let slow =

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use super::operator::send;
 use crate::{
     clock,
-    metrics::{KernelView, outside, policy, upstreams},
+    metrics::{KernelView, Lost, outside, policy, upstreams},
     request::Edge,
     scrape,
     verdict::Order,
@@ -31,6 +31,10 @@ pub(super) async fn page(edge: Arc<Edge>, path: String) -> Option<String> {
     let mut families = upstreams::families(&plan.upstreams);
     families.push(policy::family_of(&plan));
     families.extend(outside::families(&edge.outside.show()));
-    let lost = edge.events.lost();
-    Some(edge.metrics.expose(view.as_ref(), &plan.limits, &feeds, lost, families))
+    let lost = Lost {
+        events: edge.events.lost(),
+        signals: edge.signals.lost(),
+        identities: edge.identities.evicted(),
+    };
+    Some(edge.metrics.expose(view.as_ref(), &plan.limits, &feeds, &lost, families))
 }

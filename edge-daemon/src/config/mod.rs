@@ -20,6 +20,7 @@ pub mod policy;
 mod reach;
 mod reader;
 mod route;
+mod scenario;
 mod sections;
 pub mod settings;
 pub mod signature;
@@ -152,7 +153,7 @@ fn settings(document: &Table<'_>) -> Settings {
         client_certificates: document.tables("client_certificate", certificate::mapping),
         policies,
         roles: document.tables("role", access::role),
-        abuse: document.table("abuse", sections::abuse),
+        verdicts: scenario::verdicts(document),
         audit: document.table("audit", sections::audit),
         state: document.table("state", sections::state),
         control: document.table("control", sections::control),

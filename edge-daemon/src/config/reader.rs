@@ -301,6 +301,11 @@ impl<'n> Item<'n> {
         self.value.is_bool()
     }
 
+    /// Whether the value is a table.
+    pub(super) fn is_table(&self) -> bool {
+        self.value.is_table()
+    }
+
     /// Whether the value is a number.
     pub(super) fn is_number(&self) -> bool {
         self.value.is_integer()

@@ -9,8 +9,8 @@ use super::{
     files::EVERY_ADDRESS,
     reader::{Item, Table},
     settings::{
-        Abuse, Audit, Bounds, Control, Events, Granted, HashPolicy, Keys, Level, List, ListFile,
-        Lists, Log, Metrics, Scores, Server, State,
+        Audit, Bounds, Control, Events, Granted, HashPolicy, Keys, Level, List, ListFile, Lists,
+        Log, Metrics, Server, State,
     },
     tls,
 };
@@ -146,36 +146,6 @@ pub(super) fn keys(table: &Table<'_>) -> Keys {
 
 /// Each costs a request with an unknown key a digest and a look-up.
 const FORMER_PEPPERS_MAX: usize = 4;
-
-pub(super) fn abuse(table: &Table<'_>) -> Abuse {
-    let duration = |key, default| table.or(key, default, |item| item.duration(3_650 * DAY));
-    Abuse {
-        threshold: table.or("threshold", 20, |item| small(item, 1, 1_000_000)),
-        half_life: duration("half_life", MINUTE),
-        ban_first: duration("ban_first", 10 * MINUTE),
-        ban_factor: table.or("ban_factor", 4, |item| small(item, 1, 1_000)),
-        ban_max: duration("ban_max", DAY),
-        forget_after: duration("forget_after", 7 * DAY),
-        clients_max: table.or("clients_max", 100_000, |item| count(item, 1, 10_000_000)),
-        scores: table.table("scores", scores),
-    }
-}
-
-fn scores(table: &Table<'_>) -> Scores {
-    let points = |key, default| table.or(key, default, |item| small(item, 0, 1_000_000));
-    Scores {
-        credential_invalid: points("credential_invalid", 4),
-        credential_in_url: points("credential_in_url", 2),
-        credential_missing: points("credential_missing", 1),
-        rate_limited: points("rate_limited", 1),
-        malformed_request: points("malformed_request", 4),
-        too_slow: points("too_slow", 2),
-        not_permitted: points("not_permitted", 2),
-        protocol_abuse: points("protocol_abuse", 10),
-        no_route: points("no_route", 1),
-        handshake_failed: points("handshake_failed", 1),
-    }
-}
 
 pub(super) fn audit(table: &Table<'_>) -> Audit {
     let granted = [("each", Granted::Each), ("summed", Granted::Summed), ("none", Granted::None)];

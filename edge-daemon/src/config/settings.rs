@@ -10,6 +10,7 @@ mod packets;
 mod signing;
 mod tls;
 mod upstreams;
+mod verdicts;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -33,6 +34,7 @@ pub use self::packets::{
 pub use self::signing::Signing;
 pub use self::tls::{Acme, Certificate, ClientAuth, Clients, Listener, Tls, UnknownName};
 pub use self::upstreams::{Address, Check, Server as UpstreamServer, Tls as UpstreamTls, Upstream};
+pub use self::verdicts::Verdicts;
 pub use super::offer::Offer;
 use crate::secret::{BYTES_MIN, Origin};
 
@@ -79,8 +81,8 @@ pub struct Settings {
     pub policies: Vec<PolicySet>,
     /// `[[role]]`, in the order of the file; names are unique.
     pub roles: Vec<Role>,
-    /// `[abuse]`: from misdeeds to bans.
-    pub abuse: Abuse,
+    /// `[verdicts]` and `[[scenario]]`: from misdeeds to bans.
+    pub verdicts: Verdicts,
     /// `[audit]`: the log of who tried what.
     pub audit: Audit,
     /// `[state]`: what persists.
@@ -282,52 +284,6 @@ pub struct Route {
     pub upstream_host: Option<String>,
     /// What is done to its answers.
     pub answers: Answers,
-}
-
-/// `[abuse]`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Abuse {
-    /// Score that bans.
-    pub threshold: u32,
-    /// Time in which a score halves.
-    pub half_life: Duration,
-    /// Length of the first ban.
-    pub ban_first: Duration,
-    /// How many times longer each further ban is; at least 1.
-    pub ban_factor: u32,
-    /// Length of the longest ban; at least `ban_first`.
-    pub ban_max: Duration,
-    /// A client that behaved this long starts anew.
-    pub forget_after: Duration,
-    /// Clients that are watched at once.
-    pub clients_max: usize,
-    /// Points per misdeed.
-    pub scores: Scores,
-}
-
-/// `[abuse.scores]`: points per misdeed; 0 ignores it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Scores {
-    /// A malformed or unknown credential.
-    pub credential_invalid: u32,
-    /// A credential in the URL.
-    pub credential_in_url: u32,
-    /// No credential where one is needed.
-    pub credential_missing: u32,
-    /// More requests than the limit.
-    pub rate_limited: u32,
-    /// A request without a single meaning.
-    pub malformed_request: u32,
-    /// A body that is sent, or an answer that is taken, more slowly than the least rate.
-    pub too_slow: u32,
-    /// A flood of frames over HTTP/2.
-    pub protocol_abuse: u32,
-    /// A known caller who may not do this.
-    pub not_permitted: u32,
-    /// A request that no route takes.
-    pub no_route: u32,
-    /// A TLS handshake that was broken off or was none.
-    pub handshake_failed: u32,
 }
 
 /// `[state]`

@@ -665,19 +665,10 @@ fn mistakes_in_added_sections_are_told_with_their_place() {
             "route 2 is the same as route 1",
             "one route serves / of host *",
         ),
-        ("[abuse]\nthreshold = 0", 22, 13, "out of range", "1 to 1000000"),
-        ("[abuse]\nban_first = \"48h\"", 22, 13, "the first ban is longer", "'ban_max' is 1d"),
-        ("[abuse]\nban_max = \"1m\"", 22, 11, "the first ban is longer", "'ban_max' is 1m"),
-        ("[abuse]\nban_factor = 0", 22, 14, "out of range", "1 to 1000"),
-        ("[abuse]\nhalf_life = \"0s\"", 22, 13, "out of range", "1ms"),
-        (
-            "[abuse.scores]\nno_rote = 1",
-            22,
-            1,
-            "unknown key 'no_rote' in [abuse.scores]",
-            "did you mean 'no_route'?",
-        ),
-        ("[abuse.scores]\nno_route = -1", 22, 12, "out of range", "0 to"),
+        ("[verdicts]\nfactor = 0", 22, 10, "out of range", "1 to 1000"),
+        ("[verdicts]\nlongest = \"0s\"", 22, 11, "out of range", "1ms"),
+        ("[verdicts]\ndecoys = [\"x\"]", 22, 11, "'x' is no path", "\"/.env\""),
+        ("[verdicts]\nfacter = 1", 22, 1, "unknown key 'facter'", "did you mean 'factor'?"),
         ("[control]\nsocket = 1", 22, 10, "'socket' is a number", "a path"),
         ("[metrics]\nlisten = \"9464\"", 22, 10, "not an address", "the port is missing"),
         (
@@ -726,7 +717,7 @@ fn all_mistakes_are_told_at_once_and_in_order() {
     let text = with("interfaces", "interface")
         .replace("127.0.0.1:8080", "localhost")
         .replace("\"HEAD\"", "\"Head\"")
-        + "[abuse]\nthreshold = 0\nban_max = \"1\"\n";
+        + "[verdicts]\nfactor = 0\nlongest = \"1\"\n";
     let Err(Mistakes(mistakes)) = read(&text) else { panic!("accepted") };
     let lines: Vec<_> = mistakes.iter().map(|m| m.line).collect();
     assert_eq!(lines, [2, 3, 14, 18, 22, 23], "{}", Mistakes(mistakes));

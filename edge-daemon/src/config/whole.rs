@@ -13,6 +13,7 @@ use toml::de::{DeTable, DeValue};
 use super::{
     access, feed, limit,
     reader::Notes,
+    scenario,
     settings::{List, Offer, Settings},
     text,
 };
@@ -23,11 +24,11 @@ pub(super) fn check(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'
     check_issuers(settings, document, notes);
     access::check_roles(settings, document, notes);
     check_listeners(settings, document, notes);
-    check_bans(settings, document, notes);
     check_denied_upstreams(settings, document, notes);
     check_services(settings, document, notes);
     feed::check(settings, document, notes);
     limit::check(settings, document, notes);
+    scenario::check(settings, document, notes);
     super::tls::check(settings, document, notes);
     if !settings.metrics.listen.ip().is_loopback() {
         let span = place(document, "metrics", "listen");
@@ -189,17 +190,6 @@ fn check_listeners(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'_
             let help = format!("'{with}' listens on {other} already");
             notes.wrong(span, format!("two listeners on one address: {address}"), help);
         }
-    }
-}
-
-fn check_bans(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'_>) {
-    let abuse = &settings.abuse;
-    let (first, most) =
-        (place(document, "abuse", "ban_first"), place(document, "abuse", "ban_max"));
-    if abuse.ban_first > abuse.ban_max && notes.is_clean_at(&first) && notes.is_clean_at(&most) {
-        let help = format!("'ban_max' is {}", text::show_duration(abuse.ban_max));
-        let span = if first.is_empty() { most } else { first };
-        notes.wrong(span, "the first ban is longer than the longest", help);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::Read as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -47,6 +48,45 @@ pub fn addresses() -> Vec<IpAddr> {
     };
     nix::ifaddrs::getifaddrs().into_iter().flatten().filter_map(address).collect()
 }
+
+/// Where the SSH sessions of this host come from, as far as the first of its connections tell.
+#[must_use]
+pub fn sessions() -> Vec<IpAddr> {
+    let read = |path| {
+        let mut text = String::new();
+        let file = fs::File::open(path).map(|file| file.take(SOCKETS_BYTES_MAX));
+        // What was read before a fault, or before a character was cut in two, is good.
+        let _ = file.and_then(|mut file| file.read_to_string(&mut text));
+        text
+    };
+    let (v4, v6) = (read("/proc/net/tcp"), read("/proc/net/tcp6"));
+    let mut peers: Vec<_> = v4.lines().chain(v6.lines()).filter_map(parse_session).collect();
+    peers.sort_unstable();
+    peers.dedup();
+    peers
+}
+
+/// The peer of an established connection to port 22. The kernel prints addresses as words, each as it
+/// lies in memory.
+fn parse_session(line: &str) -> Option<IpAddr> {
+    let fields: Vec<_> = line.split_whitespace().take(4).collect();
+    let [_, local, peer, "01"] = fields[..] else { return None };
+    local.strip_suffix(":0016")?;
+    let (peer, _) = peer.split_once(':')?;
+    let word = |at: usize| u32::from_str_radix(peer.get(at * 8..at * 8 + 8)?, 16).ok();
+    Some(match peer.len() {
+        8 => IpAddr::from(Ipv4Addr::from(word(0)?.to_ne_bytes())),
+        32 => {
+            let words = [word(0)?, word(1)?, word(2)?, word(3)?].map(u32::to_ne_bytes);
+            let octets: [u8; 16] = words.concat().try_into().ok()?;
+            IpAddr::from(octets).to_canonical()
+        }
+        _ => return None,
+    })
+}
+
+/// Some ten thousand connections: SSH's were there before a flood.
+const SOCKETS_BYTES_MAX: u64 = 2 << 20;
 
 /// The route is in use (`RTF_UP`) and leads through a gateway (`RTF_GATEWAY`).
 const UP_AND_GATEWAY: u32 = 0x1 | 0x2;
@@ -98,6 +138,22 @@ mod tests {
         let both = told("192.0.2.0/24").unwrap();
         assert!(both.contains("the gateway (192.0.2.1) and the upstream 'api' (192.0.2.9)"));
         assert!(told("0.0.0.0/0").unwrap().contains("your own SSH session (198.51.100.7)"));
+    }
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn sessions_are_read_from_the_table_of_connections() {
+        let line = |local: &str, peer: &str, state: &str| {
+            parse_session(&format!("  12: {local} {peer} {state} 00000000:00000000 02:0009 0 0"))
+        };
+        let peer = line("010200C0:0016", "0764A8C0:C350", "01");
+        assert_eq!(peer, Some("192.168.100.7".parse().unwrap()));
+        let mapped = "0000000000000000FFFF00000764A8C0:C350";
+        let local = "00000000000000000000000000000000:0016";
+        assert_eq!(line(local, mapped, "01"), peer);
+        assert_eq!(line("010200C0:01BB", "0764A8C0:C350", "01"), None);
+        assert_eq!(line("010200C0:0016", "0764A8C0:C350", "06"), None);
+        assert_eq!(parse_session("  sl  local_address rem_address   st"), None);
     }
 
     #[test]

@@ -3,10 +3,10 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use edge_common::Reason;
-use edge_policy::traffic::Counts;
+use edge_policy::{traffic::Counts, verdict::Evidence};
 use serde::{Deserialize, Serialize};
 
-use super::protocol::BanEntry;
+use super::protocol::{BanEntry, Level};
 
 /// Clients that one answer tells of at most.
 pub const TALKERS_MAX: usize = 256;
@@ -194,18 +194,20 @@ pub struct Explanation {
     pub until_ms: Option<u64>,
     /// Packets that the rule decided.
     pub hits: u64,
-    /// The client's ban, also where something else decides.
-    pub ban: Option<BanEntry>,
+    /// What is in force against the client or a part of it, also where something else decides.
+    pub bans: Vec<BanEntry>,
     /// What the client and the prefixes around it may still send at once.
     pub buckets: Vec<Bucket>,
     /// TCP connections that the client holds open.
     pub open_connections: u64,
     /// How many it may hold; 0: any number.
     pub open_connections_max: u32,
-    /// The client's score of misdeeds.
-    pub score: f64,
-    /// The score that bans.
-    pub threshold: u32,
-    /// How many bans the client has had.
+    /// How full its buckets are, those that are empty left out.
+    pub levels: Vec<Level>,
+    /// How many verdicts the client has had that are not forgotten.
     pub strikes: u32,
+    /// Its latest misdeeds, the latest first; times are unix milliseconds.
+    pub misdeeds: Vec<Evidence>,
+    /// Whether several identities succeeded from it of late, so that it is never banned as a whole.
+    pub shared: bool,
 }

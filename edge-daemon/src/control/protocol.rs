@@ -6,6 +6,7 @@
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
 use edge_identity::key::KeyId;
+use edge_policy::verdict::{self, Culprit, Evidence, Origin, Step};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -69,10 +70,25 @@ pub enum Command {
     },
     /// The bans in force. Answer: [`Reply::Bans`].
     BanList,
-    /// Ends a ban and forgets the client's misdeeds. Answer: [`Reply::Done`].
+    /// One ban, with its evidence. Answer: [`Reply::Ban`].
+    BanShow {
+        /// Whom it is about: an address of a client will do.
+        culprit: Culprit,
+    },
+    /// Bans by hand. Answer: [`Reply::Done`].
+    BanAdd {
+        /// Whom, how and for how long.
+        #[serde(flatten)]
+        ban: NewBan,
+        /// Whether to ban even what keeps the host reachable.
+        force: bool,
+        /// Where the caller's own SSH session comes from.
+        ssh_peer: Option<IpAddr>,
+    },
+    /// Ends a ban and forgets the culprit's misdeeds. Answer: [`Reply::Done`].
     BanRemove {
-        /// The client, or any address of it.
-        source: IpAddr,
+        /// Whom it is about: an address of a client will do.
+        culprit: Culprit,
     },
     /// What would happen to a packet, and why. Answer: [`Reply::Explanation`].
     Explain {
@@ -140,8 +156,10 @@ pub enum Reply {
     Status(Box<Status>),
     /// Entries of a list.
     List(Entries<ListEntry>),
-    /// Bans in force.
+    /// Bans in force, without their evidence.
     Bans(Entries<BanEntry>),
+    /// A ban in force.
+    Ban(Box<BanEntry>),
     /// What would happen to a packet.
     Explanation(Box<Explanation>),
     /// Whether somebody may send a request.
@@ -273,23 +291,65 @@ pub struct ListEntry {
     pub monitor: bool,
 }
 
-/// A ban in force.
+/// A ban by hand.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewBan {
+    /// Whom.
+    pub culprit: Culprit,
+    /// How; all but a source is refused at the request plane at the most.
+    pub step: Step,
+    /// For how long.
+    pub life_ms: u64,
+    /// Why, for whoever looks at it.
+    pub reason: Option<String>,
+}
+
+/// A ban or a milder verdict in force.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BanEntry {
-    /// The client.
-    pub source: IpAddr,
+    /// Whom it is about.
+    pub culprit: Culprit,
+    /// What becomes of it.
+    pub step: Step,
     /// When it began.
     pub since_ms: u64,
     /// When it ends.
     pub until_ms: u64,
-    /// The name of the reason of the last signal.
+    /// The name of the last signal; the operator's words.
     pub reason: String,
-    /// How many bans this client has had, this one included.
+    /// The scenario; who decided, if none did.
+    pub scenario: String,
+    /// Whose decision it was.
+    pub origin: Origin,
+    /// Why it is milder than the scenario says, or about somebody narrower.
+    pub spared: Option<String>,
+    /// How many verdicts this culprit has had, this one included.
     pub strikes: u32,
     /// Packets it dropped.
     pub hits: u64,
     /// From its beginning to the first packet it dropped, in microseconds.
     pub first_drop_us: Option<u64>,
+    /// The signals that led to it, the latest first; times are unix milliseconds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub evidence: Vec<Evidence>,
+}
+
+/// How full the bucket of a scenario is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Level {
+    /// The scenario.
+    pub scenario: String,
+    /// What is in it.
+    pub level: f64,
+    /// Beyond this it overflows.
+    pub capacity: u64,
+}
+
+impl From<verdict::Level> for Level {
+    fn from(level: verdict::Level) -> Self {
+        let verdict::Level { scenario, level, capacity } = level;
+        Self { scenario: scenario.to_string(), level, capacity }
+    }
 }
 
 /// A signature in force.
@@ -318,6 +378,7 @@ impl Command {
         }
         match self {
             Self::ListAdd { reason, .. } => text_fault(reason),
+            Self::BanAdd { ban, .. } => text_fault(&ban.reason),
             Self::Key(command) => command.fault(),
             Self::Token(command) => command.fault(),
             _ => None,

@@ -7,7 +7,9 @@ use clap_complete::Shell;
 use edge_policy::probe::tcp_flags;
 use ipnet::IpNet;
 
-use super::{authz::AuthzVerb, feeds::FeedVerb, keys::KeyVerb, sign::Sign, tokens::TokenVerb};
+use super::{
+    authz::AuthzVerb, bans::BanVerb, feeds::FeedVerb, keys::KeyVerb, sign::Sign, tokens::TokenVerb,
+};
 use crate::{
     config::text,
     control::{
@@ -192,19 +194,6 @@ pub enum ListVerb {
     List,
 }
 
-/// What to do with bans.
-#[derive(Debug, Subcommand)]
-pub enum BanVerb {
-    /// Show the bans in force
-    List,
-    /// End a ban and forget the client's misdeeds
-    Remove {
-        /// The client's address
-        #[arg(value_name = "ADDR")]
-        source: IpAddr,
-    },
-}
-
 /// What to do with signatures.
 #[derive(Debug, Subcommand)]
 pub enum SignatureVerb {
@@ -313,15 +302,6 @@ impl ListVerb {
     }
 }
 
-impl BanVerb {
-    pub(super) fn command(&self) -> Command {
-        match self {
-            Self::List => Command::BanList,
-            Self::Remove { source } => Command::BanRemove { source: source.to_canonical() },
-        }
-    }
-}
-
 /// A network without stray host bits: whoever typed them may have meant another one.
 pub(super) fn net(text: &str) -> Result<IpNet, String> {
     match text::net(text)? {
@@ -349,6 +329,7 @@ mod tests {
     use crate::control::keys::{KeyCommand, Life, NewKey, NewSecret, NewSigning};
     use crate::control::tokens::TokenCommand;
     use edge_identity::jwt::denylist::Target;
+    use edge_policy::verdict::Culprit;
 
     fn command(line: &str) -> Command {
         let args = Args::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));
@@ -466,7 +447,10 @@ mod tests {
             ("edgectl deny remove 192.0.2.0/24", Command::ListRemove { list: deny, net }),
             ("edgectl deny list", Command::ListShow { list: deny, from: 0 }),
             ("edgectl ban list", Command::BanList),
-            ("edgectl ban remove 2001:db8::1", Command::BanRemove { source: address }),
+            (
+                "edgectl ban remove 2001:db8::1",
+                Command::BanRemove { culprit: Culprit::Source(address.into()) },
+            ),
             ("edgectl explain 2001:db8::1", explain(Some(address), Probe::default())),
             ("edgectl key create --name ci", create(plain.clone())),
             (

@@ -6,6 +6,7 @@ use std::{fmt::Write as _, path::Path};
 
 use serde::Serialize;
 
+use super::bans;
 use crate::{
     audit::verify::Verdict,
     clock,
@@ -13,7 +14,7 @@ use crate::{
     control::{
         Reply,
         packets::{EventsLost, Explanation, Traffic},
-        protocol::{BanEntry, Entries, ListEntry, SignatureEntry, Status},
+        protocol::{Entries, ListEntry, SignatureEntry, Status},
         servers::ServerEntry,
     },
     kernel::Detached,
@@ -27,6 +28,7 @@ pub(super) fn json(reply: &Reply) -> String {
         Reply::Status(status) => render(status),
         Reply::List(list) => render(list),
         Reply::Bans(bans) => render(bans),
+        Reply::Ban(ban) => render(ban),
         Reply::Explanation(explanation) => render(explanation),
         Reply::Signatures(signatures) => render(signatures),
         Reply::Access(access) => render(access),
@@ -53,7 +55,8 @@ pub(super) fn text(reply: &Reply, now_ms: u64) -> String {
         Reply::Done(message) | Reply::Refused(message) => format!("{message}\n"),
         Reply::Status(status) => status_text(status),
         Reply::List(list) => list_text(list, now_ms),
-        Reply::Bans(bans) => bans_text(bans, now_ms),
+        Reply::Bans(bans) => bans::list_text(bans, now_ms),
+        Reply::Ban(ban) => bans::entry_text(ban, now_ms),
         Reply::Explanation(explanation) => explanation_text(explanation, now_ms),
         Reply::Signatures(signatures) => signatures_text(signatures),
         Reply::Access(access) => access.text(),
@@ -173,20 +176,6 @@ fn list_text(list: &Entries<ListEntry>, now_ms: u64) -> String {
     table(&["NETWORK", "ENDS", "HITS", "SOURCE", "REASON"], rows) + &rest(list)
 }
 
-fn bans_text(bans: &Entries<BanEntry>, now_ms: u64) -> String {
-    let rows = bans.entries.iter().map(|ban| {
-        vec![
-            ban.source.to_string(),
-            left(Some(ban.until_ms), now_ms),
-            ban.strikes.to_string(),
-            ban.hits.to_string(),
-            utc(ban.since_ms),
-            ban.reason.clone(),
-        ]
-    });
-    table(&["CLIENT", "ENDS", "STRIKES", "HITS", "SINCE", "REASON"], rows) + &rest(bans)
-}
-
 fn signatures_text(signatures: &Entries<SignatureEntry>) -> String {
     let rows = signatures.entries.iter().map(|entry| {
         let action = if entry.monitored {
@@ -230,18 +219,28 @@ fn explanation_text(explanation: &Explanation, now_ms: u64) -> String {
         lines.push(("ends", left(told.until_ms, now_ms)));
         lines.push(("hits", told.hits.to_string()));
     }
-    lines.extend(told.ban.as_ref().map(|ban| {
-        let ends = left(Some(ban.until_ms), now_ms);
-        ("banned", format!("for {}, strike {}, ends {ends}", ban.reason, ban.strikes))
+    lines.extend(told.bans.iter().map(|ban| {
+        let (step, ends) = (ban.step.name(), left(Some(ban.until_ms), now_ms));
+        let text = format!("{} for {}, strike {}, ends {ends}", step, ban.reason, ban.strikes);
+        ("verdict on", format!("{}: {text}", ban.culprit))
     }));
     let most = match told.open_connections_max {
         0 => String::new(),
         most => format!(" of {most}"),
     };
     lines.push(("open connections", format!("{}{most}", told.open_connections)));
-    lines.push(("score", format!("{:.1} of {}", told.score, told.threshold)));
     lines.push(("strikes", told.strikes.to_string()));
+    lines.push(("shared", if told.shared { "by several identities" } else { "no" }.to_owned()));
     let mut text = pairs(&lines);
+    if !told.levels.is_empty() {
+        let rows = told.levels.iter().map(|level| {
+            vec![level.scenario.clone(), format!("{:.1}", level.level), level.capacity.to_string()]
+        });
+        text.push('\n');
+        text += &table(&["SCENARIO", "LEVEL", "CAPACITY"], rows);
+    }
+    let of_bans = told.bans.iter().find(|ban| !ban.evidence.is_empty()).map(|ban| &ban.evidence);
+    text += &bans::evidence_text(of_bans.unwrap_or(&told.misdeeds));
     if !told.buckets.is_empty() {
         let rows = told.buckets.iter().map(|bucket| {
             let (left, burst) = (bucket.left.to_string(), bucket.burst.to_string());

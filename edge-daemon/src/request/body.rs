@@ -2,7 +2,6 @@
 
 use std::{
     cell::Cell,
-    net::IpAddr,
     rc::Rc,
     sync::atomic::Ordering::Relaxed,
     task::{Context, Poll, ready},
@@ -15,7 +14,7 @@ use edge_policy::limit::Held;
 use http::StatusCode;
 
 use super::{
-    Worker,
+    Visitor, Worker,
     incoming::{Broken, Frame, Incoming},
     upstream::Lease,
     watch::{Turn, Who},
@@ -222,7 +221,7 @@ pub(crate) struct Ending {
     pub(crate) status: StatusCode,
     reason: Option<Reason>,
     /// The client as proven, once it is.
-    pub(crate) client: Option<IpAddr>,
+    pub(crate) visitor: Option<Visitor>,
     /// Its places among the requests in flight that limits count.
     pub(crate) held: Vec<Held>,
 }
@@ -233,7 +232,7 @@ impl Ending {
         let in_flight = worker.edge.metrics.requests.fetch_add(1, Relaxed) + 1;
         let (started, status) = (Instant::now(), StatusCode::OK);
         let held = Vec::new();
-        (Self { worker, turn, started, status, reason: None, client: None, held }, in_flight)
+        (Self { worker, turn, started, status, reason: None, visitor: None, held }, in_flight)
     }
 
     /// States how the request ended; the first statement counts.
@@ -250,9 +249,9 @@ impl Drop for Ending {
         let unstated = || {
             let reason = self.turn.overdue().unwrap_or(Reason::ClientGone);
             if reason.blame() == Blame::Client
-                && let Some(client) = self.client
+                && let Some(visitor) = &self.visitor
             {
-                self.worker.misdeed(client, reason, None);
+                self.worker.report_connection(visitor, reason, visitor.ja4());
             }
             reason
         };

@@ -8,11 +8,11 @@ use std::{
 };
 
 use edge_common::{Reason, Source};
-use edge_policy::{denied::Denied, proxy};
+use edge_policy::{denied::Denied, ja4::Ja4, proxy};
 use http::HeaderMap;
 use tokio::{io::AsyncReadExt as _, net::TcpStream, time::timeout};
 
-use super::{Plan, Worker, certificate::Client};
+use super::{Plan, Worker, bear, certificate::Client};
 use crate::{
     clock,
     crowd::Place,
@@ -54,9 +54,14 @@ impl Visitor {
         self.place =
             worker.edge.crowd.enter(client, plan.bounds.source_connections_max).map(Rc::new);
         if self.place.is_none() {
-            worker.refuse_connection(self.address, Reason::SourceConnections);
+            worker.refuse_connection(self, Reason::SourceConnections);
         }
         self.place.is_some()
+    }
+
+    /// The fingerprint of its TLS library, if it spoke TLS.
+    pub(crate) fn ja4(&self) -> Option<Ja4> {
+        self.tls.as_ref().and_then(|facts| facts.ja4)
     }
 
     /// Whether HTTP/2 was agreed on.
@@ -71,15 +76,6 @@ impl Visitor {
         let proxy = if address == self.address { self.proxy } else { Some(self.address) };
         let certificate = self.certificate.clone().filter(|_| address == self.address);
         Ok(Self { address, proxy, certificate, ..self.clone() })
-    }
-
-    /// Refuses a banned client whose packets the kernel cannot tell from those of its proxy.
-    pub(super) fn admit(&self, worker: &Worker, plan: &Plan) -> Result<(), Denied> {
-        let client = Source::from(self.address).client(plan.client);
-        if self.proxy.is_some() && worker.edge.banned.has(&client, clock::boot_ns()) {
-            return Err(Reason::BannedRequest.into());
-        }
-        Ok(())
     }
 
     /// Where client certificates are asked for, a request must be for the host that the handshake
@@ -139,7 +135,7 @@ async fn greet(
     }
     let visitor = &mut guest.visitor;
     if !plan.trusted.has(visitor.address) {
-        worker.refuse_connection(visitor.address, Reason::ProxyUntrusted);
+        worker.refuse_connection(visitor, Reason::ProxyUntrusted);
         return None;
     }
     let header = timeout(plan.bounds.handshake_timeout, introduction(stream)).await;
@@ -155,7 +151,7 @@ async fn greet(
         visitor.proxy = Some(visitor.address);
         visitor.address = client.ip();
     }
-    if visitor.admit(worker, &plan).is_err() {
+    if bear::is_banned(worker, visitor, &plan) {
         worker.counters.count(Reason::BannedConnection);
         return None;
     }
@@ -195,7 +191,7 @@ async fn handshake(
     if !plan.trusted.has(visitor.address) {
         let client = Source::from(visitor.address).client(plan.client);
         if plan.handshakes.admit_source(client, clock::now()).is_err() {
-            worker.refuse_connection(visitor.address, Reason::HandshakeRate);
+            worker.refuse_connection(&visitor, Reason::HandshakeRate);
             return None;
         }
     }
@@ -237,7 +233,7 @@ async fn handshake(
             worker.edge.audit.tell(event.clone());
         }
         worker.edge.events.tell(event);
-        worker.misdeed(source, reason, None);
+        worker.report_connection(&visitor, reason, ja4);
     }
     None
 }

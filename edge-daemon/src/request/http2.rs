@@ -151,17 +151,17 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Client<IO> {
         let abuse = self.conduct.borrow().abuse().map(Abuse::name);
         let address = self.visitor.address;
         tracing::debug!(%address, abuse, "protocol abused");
-        self.worker.refuse_connection(address, Reason::ProtocolAbuse);
+        self.worker.refuse_connection(&self.visitor, Reason::ProtocolAbuse);
         self.connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
     }
 
     /// Counts what the library refused by itself.
     fn note(&self) {
         let Noted { refused, oversized, malformed } = self.conduct.borrow_mut().take_noted();
-        let (worker, address) = (&self.worker, self.visitor.address);
+        let (worker, visitor) = (&self.worker, &self.visitor);
         (0..refused).for_each(|_| worker.counters.count(Reason::StreamsFull));
-        (0..oversized).for_each(|_| worker.refuse_connection(address, Reason::HeadersTooLarge));
-        (0..malformed).for_each(|_| worker.refuse_connection(address, Reason::MalformedRequest));
+        (0..oversized).for_each(|_| worker.refuse_connection(visitor, Reason::HeadersTooLarge));
+        (0..malformed).for_each(|_| worker.refuse_connection(visitor, Reason::MalformedRequest));
     }
 
     fn begin(&self, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
@@ -313,7 +313,7 @@ fn broken_off(worker: &Worker, visitor: &Visitor, error: &h2::Error) {
     if error.is_library() {
         let is_abuse = error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM);
         let reason = if is_abuse { Reason::ProtocolAbuse } else { Reason::MalformedRequest };
-        worker.refuse_connection(address, reason);
+        worker.refuse_connection(visitor, reason);
     }
 }
 

@@ -1,11 +1,13 @@
 //! The request plane: from the accepted socket to the last byte of the answer.
 //!
-//! It never touches the kernel's tables. What it sees of abuse it reports as a [`Signal`];
+//! It never touches the kernel's tables. What it sees of abuse it reports as a
+//! [`Signal`](edge_policy::verdict::Signal);
 //! `verdict` decides and writes.
 
 mod access;
 mod answer;
 mod assertion;
+mod bear;
 mod body;
 mod certificate;
 mod charge;
@@ -15,8 +17,10 @@ mod http2;
 mod identify;
 mod incoming;
 mod keys;
+mod lures;
 mod observed;
 mod path;
+mod report;
 mod serve;
 mod signed;
 mod timers;
@@ -27,18 +31,14 @@ mod watch;
 use std::{
     cell::{Cell, RefCell},
     io,
-    net::{IpAddr, TcpListener},
+    net::TcpListener,
     rc::Rc,
-    sync::{
-        Arc,
-        atomic::Ordering::Relaxed,
-        mpsc::{SyncSender, TrySendError},
-    },
+    sync::{Arc, mpsc::SyncSender},
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
-use edge_common::{Blame, ClientWidth, Reason};
+use edge_common::{ClientWidth, Reason};
 use edge_identity::{
     assertion::Signer,
     certificate::Mapping,
@@ -47,33 +47,36 @@ use edge_identity::{
     signed::Masters,
 };
 use edge_policy::{
-    abuse::Scores,
     forwarded::{Naming, Trusted},
     head,
     limit::Rules,
     route::Routes,
+    verdict::{Identities, Wanted},
 };
 use tokio::{
     sync::{Notify, watch::Receiver},
     task::LocalSet,
 };
 
-pub use self::{access::Tally, serve::Entrance, token::nonces as proof_nonces};
-use self::{assertion::Assertions, timers::Timers, token::Tokens, upstream::Upstream};
+pub use self::{access::Tally, lures::Lures, serve::Entrance, token::nonces as proof_nonces};
+use self::{
+    assertion::Assertions, front::Visitor, timers::Timers, token::Tokens, upstream::Upstream,
+};
 use crate::{
     audit::Audit,
-    banned::Banned,
-    clock,
     config::settings,
     crowd::Crowd,
+    decisions::Decisions,
     events::Events,
     issuers::{Feeds, Issuers},
     keys::{Orders, slow::Slow},
     metrics::{Counters, Metrics},
     outside::Outside,
+    penalties::Penalties,
     replay::Replays,
+    signals::Signals,
     tls, upstream as servers,
-    verdict::{Order, Signal},
+    verdict::Order,
 };
 
 /// What all workers share.
@@ -102,10 +105,16 @@ pub struct Edge {
     pub masters: ArcSwap<Masters>,
     /// What came once and must not come again.
     pub replays: Replays,
-    /// Bans, for clients behind trusted proxies.
-    pub banned: Banned,
     /// Who holds how many connections.
     pub crowd: Arc<Crowd>,
+    /// Verdicts that the kernel does not enforce.
+    pub penalties: Penalties,
+    /// Who succeeded from where of late.
+    pub identities: Identities,
+    /// The workers' way to the verdict writer.
+    pub signals: Signals,
+    /// What it decides.
+    pub decisions: Decisions,
     /// The way to the verdict writer.
     pub orders: SyncSender<Order>,
     /// What is counted.
@@ -165,8 +174,12 @@ pub struct Plan {
     pub keys: settings::Keys,
     /// Which signed requests are taken.
     pub signing: settings::Signing,
-    /// What each misdeed weighs; what weighs nothing is not reported.
-    pub scores: Scores,
+    /// The signals that a scenario asks for; others are not sent.
+    pub wanted: Wanted,
+    /// What is laid out for those who look for a way in.
+    pub lures: Lures,
+    /// How long a request waits on the rung "delay".
+    pub delay: Duration,
     /// How much of an address stands for one client.
     pub client: ClientWidth,
     /// The port that plain HTTP is sent to.
@@ -185,8 +198,9 @@ pub struct Listener {
 /// One worker: what its thread has for itself.
 pub(crate) struct Worker {
     pub(crate) edge: Arc<Edge>,
-    pub(crate) counters: Arc<Counters>,
+    /// Its number.
     index: usize,
+    pub(crate) counters: Arc<Counters>,
     /// The plan in force and this worker's connections to its upstreams.
     view: RefCell<Rc<View>>,
     /// Number of the next request, and the secret that hides it.
@@ -280,20 +294,6 @@ impl Worker {
         })
     }
 
-    /// Reports a client's misdeed, unless it weighs nothing. Never waits.
-    pub(crate) fn misdeed(&self, address: IpAddr, reason: Reason, request_id: Option<&str>) {
-        debug_assert_eq!(reason.blame(), Blame::Client);
-        if self.view().plan.scores.of(reason) <= 0.0 {
-            return;
-        }
-        let request_id = request_id.map(str::to_owned);
-        let signal = Signal { address, reason, at_ns: clock::boot_ns(), request_id };
-        self.counters.signal(reason);
-        if let Err(TrySendError::Full(_)) = self.edge.orders.try_send(Order::Signal(signal)) {
-            self.edge.metrics.signals_lost.fetch_add(1, Relaxed);
-        }
-    }
-
     /// Closes upstream connections that have waited too long for a request, again and again.
     async fn sweep(&self) {
         loop {
@@ -313,10 +313,10 @@ impl Worker {
     }
 
     /// Counts, tells and reports a client's fault that no request carries.
-    fn refuse_connection(&self, address: IpAddr, reason: Reason) {
+    fn refuse_connection(&self, visitor: &Visitor, reason: Reason) {
         self.counters.count(reason);
-        self.edge.events.refused(address, reason);
-        self.misdeed(address, reason, None);
+        self.edge.events.refused(visitor.address, reason);
+        self.report_connection(visitor, reason, visitor.ja4());
     }
 }
 

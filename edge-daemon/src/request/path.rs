@@ -17,12 +17,14 @@ use edge_policy::{
     shield,
     target::Target,
     upgrade,
+    verdict::Asked,
 };
 use http::{HeaderMap, HeaderValue, Request, Response, Uri, header, request::Parts};
 
 use super::{
     Plan, View, Worker, access, answer,
     assertion::Told,
+    bear,
     body::{Answer, Ending, Upload, UploadState},
     charge::charge,
     front::Visitor,
@@ -95,9 +97,10 @@ pub(crate) async fn answer(
         }
     };
     ending.held = mem::take(&mut trace.admission.held);
-    ending.client = Some(visitor.address);
+    ending.visitor = Some(visitor.clone());
     match outcome {
         Ok(Outcome::Passed(response, lease, upload)) => {
+            worker.report_answered(&visitor, &trace, response.status().as_u16());
             answer::pass(*response, lease, upload, &trace, ending)
         }
         Ok(Outcome::Preflight(headers)) => {
@@ -138,6 +141,18 @@ pub(crate) fn refuse(
     answer::refuse(&denied, &trace, None, ending)
 }
 
+impl Trace {
+    /// What was asked for, for who judges it.
+    pub(super) fn asked(&self, status: u16) -> Asked {
+        Asked {
+            id: self.id.as_str().into(),
+            method: self.method.as_str().into(),
+            path: self.path.as_str().into(),
+            status,
+        }
+    }
+}
+
 enum Outcome {
     Passed(Box<Response<Incoming>>, Lease, Rc<UploadState>),
     /// What a browser asked ahead of another site's request.
@@ -165,7 +180,7 @@ async fn settle(
         return Err(Reason::Overload.into());
     }
     *visitor = visitor.of_request(plan, &head.headers)?;
-    visitor.admit(worker, plan)?;
+    bear::source(worker, visitor, plan).await?;
     let client = edge_common::Source::from(visitor.address).client(plan.client);
     let early = plan.limits.admit_source(client, now)?;
 
@@ -173,6 +188,7 @@ async fn settle(
     visitor.check_host(&host.name)?;
     let target = Target::parse(path_and_query(&head.uri), plan.bounds.uri_bytes_max)?;
     trace.path = logged(&target.path);
+    plan.lures.check(&head.headers, &target)?;
 
     let key = identify::shown_key(worker, visitor, plan, &head, &target)?;
     if let Some(method) = cors::preflight(&head.method, &head.headers)?
@@ -188,6 +204,7 @@ async fn settle(
     trace.is_asked = true;
     let identity = identify::identify(worker, (plan, route), asked, key, body).await?;
     trace.principal = identity.principal;
+    bear::sender(worker, visitor, plan, trace.principal.as_ref()).await?;
     let facts = Facts {
         method: &head.method,
         host: &host.name,
@@ -313,7 +330,7 @@ fn report(worker: &Worker, visitor: &Visitor, denied: &Denied, trace: &Trace) {
         worker.edge.audit.tell(event.clone());
     }
     if is_clients {
-        worker.misdeed(visitor.address, denied.reason, Some(&trace.id));
+        worker.report_refused(visitor, denied.reason, trace);
         worker.edge.events.tell(event);
     }
 }

@@ -1,186 +1,294 @@
-//! Bans: from the misdeed that goes over the line to the end of the time.
+//! Verdicts in force: from the signal that makes a bucket overflow to the end of the time.
 
-use std::{collections::BTreeMap, sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
-use edge_common::{Reason, Source, map};
-use edge_policy::{abuse::Outcome, list::Class};
+use anyhow::bail;
+use edge_common::{Reason, map};
+use edge_policy::{
+    list::Class,
+    verdict::{Culprit, Evidence, Facts, Kind, Origin, Signal, Spared, Step, Verdict},
+};
 
-use super::{Signal, Writer};
-use crate::{clock, events::Event, kernel::KernelError, outside::Told, store::BanRecord};
-
-/// A ban in force.
-pub(super) struct Held {
-    /// As it is on disk, in calendar time.
-    pub(super) record: BanRecord,
-    /// When it ends in boot time, which no correction of the calendar moves.
-    pub(super) until_ns: u64,
-}
+use super::{Writer, book::Held};
+use crate::{
+    clock,
+    decisions::{Decision, What},
+    events::Event,
+    kernel::KernelError,
+    penalties::Penalty,
+    store::BanRecord,
+};
 
 impl Writer {
-    /// Brings the bans of the store and those of the kernel together. Where both know a client,
-    /// the kernel is right: it has the hits, and the store may be a second behind.
+    /// Brings the verdicts of the store and the bans of the kernel together. Where both know a client,
+    /// the kernel is right about the time: it has the hits, and the store may be a second behind.
     pub(super) fn restore(&mut self, stored: Vec<BanRecord>) -> anyhow::Result<()> {
         let now_ms = clock::unix_ms();
-        for record in stored {
-            let client = Source::from(record.source).client(self.settings.kernel.client);
+        let mut known = std::collections::BTreeMap::new();
+        for mut record in stored {
+            if let Culprit::Source(source) = record.culprit {
+                // Another prefix may have stood for a client when it was banned.
+                record.culprit = Culprit::Source(source.client(self.settings.kernel.client));
+            }
             let until_ns = clock::boot_ns_at(record.until_ms);
-            self.book.restore(client, record.strikes, until_ns);
-            if record.until_ms > now_ms && self.tables.bans.lookup(client)?.is_none() {
-                self.tables.bans.ban(
-                    client,
-                    map::Ban {
-                        since_ns: clock::boot_ns_at(record.since_ms),
-                        until_ns,
-                        hits: 0,
-                        first_hit_ns: 0,
-                        reason: reason_named(&record.reason) as u32,
-                        strikes: record.strikes,
-                    },
-                )?;
+            self.engine.restore(&record.culprit, record.strikes, record.step, until_ns);
+            match (&record.culprit, record.step) {
+                _ if record.until_ms <= now_ms => {}
+                (Culprit::Source(client), Step::Ban) => {
+                    if self.tables.bans.lookup(*client)?.is_none() {
+                        self.tables.bans.ban(*client, in_kernel(&record, until_ns))?;
+                    }
+                    known.insert(*client, record);
+                }
+                _ => self.hold(record, until_ns),
             }
         }
         for (found, ban) in self.tables.bans.entries()? {
-            // Another prefix may have stood for a client when it was banned.
             let client = found.client(self.settings.kernel.client);
             if client != found {
                 self.tables.bans.unban(found)?;
                 self.tables.bans.ban(client, ban)?;
             }
-            self.book.restore(client, ban.strikes, ban.until_ns);
-            let record = BanRecord {
-                source: client.into(),
-                since_ms: clock::unix_ms_at(ban.since_ns),
-                until_ms: clock::unix_ms_at(ban.until_ns),
-                strikes: ban.strikes,
+            let culprit = Culprit::Source(client);
+            self.engine.restore(&culprit, ban.strikes, Step::Ban, ban.until_ns);
+            let mut record = known.remove(&client).unwrap_or_else(|| BanRecord {
+                culprit,
+                step: Step::Ban,
+                since_ms: 0,
+                until_ms: 0,
+                strikes: 0,
                 reason: reason_of(&ban).name().into(),
-            };
+                scenario: String::new(),
+                origin: Origin::Scenario,
+                spared: None,
+                evidence: Vec::new(),
+            });
+            record.since_ms = clock::unix_ms_at(ban.since_ns);
+            record.until_ms = clock::unix_ms_at(ban.until_ns);
+            record.strikes = ban.strikes;
             self.unsaved.put(record.clone());
-            self.edge.banned.put(client, ban.until_ns);
-            self.bans.insert(client, Held { record, until_ns: ban.until_ns });
+            self.hold(record, ban.until_ns);
         }
         Ok(())
     }
 
-    /// Scores a misdeed; over the line, writes the ban.
+    /// Takes a signal in, and carries out what it leads to.
     pub(super) fn judge(&mut self, signal: &Signal) {
-        let address = Source::from(signal.address);
-        if self.tables.lists.decides(Class::Allow, signal.address, signal.at_ns).is_some() {
-            return;
-        }
-        let client = address.client(self.settings.kernel.client);
-        let outcome = self.book.record(client, signal.reason, signal.at_ns);
-        let Outcome::Ban { duration_ns, strikes } = outcome else { return };
-        if let Err(error) = self.enforce(client, signal, duration_ns, strikes) {
-            // The client is as free as before; its next misdeed tries again.
-            self.book.retract(client);
-            self.edge.metrics.bans_failed.fetch_add(1, Relaxed);
-            tracing::error!(%client, error = %format!("{error:#}"), "cannot ban");
-            let why = format!("{error:#}");
-            self.edge.events.tell(Event::BanFailed { source: client.into(), why });
+        let (tables, settings, edge) = (&self.tables, &self.settings.verdicts, &self.edge);
+        let (cap, vital) = (&self.cap, &self.vital);
+        let facts = |signal: &Signal| {
+            let allowed = tables.lists.decides(Class::Allow, signal.address, signal.at_ns);
+            let exempt = settings.never_ban.iter().any(|net| net.contains(&signal.address));
+            let within_ns = u64::try_from(settings.shared_within.as_nanos()).unwrap_or(u64::MAX);
+            let identities = edge.identities.count(&signal.source, within_ns, signal.at_ns);
+            Facts {
+                is_exempt: exempt || allowed.is_some(),
+                is_vital: vital.contains(&signal.source),
+                is_shared: identities >= settings.shared_by,
+                is_exhausted: cap.is_reached(settings.bans_per_minute, signal.at_ns),
+            }
+        };
+        for verdict in self.engine.judge(signal, facts) {
+            self.carry_out(verdict, signal);
         }
     }
 
+    fn carry_out(&mut self, verdict: Verdict, signal: &Signal) {
+        let since_ns = clock::boot_ns();
+        let until_ns = since_ns.saturating_add(verdict.duration_ns);
+        let record = BanRecord {
+            culprit: verdict.culprit.clone(),
+            step: verdict.step,
+            since_ms: clock::unix_ms_at(since_ns),
+            until_ms: clock::unix_ms_at(until_ns),
+            strikes: verdict.strikes,
+            reason: signal.kind.name().into(),
+            scenario: verdict.scenario.to_string(),
+            origin: Origin::Scenario,
+            spared: verdict.spared.map(|spared| spared.name().to_owned()),
+            evidence: verdict.evidence.iter().map(dated).collect(),
+        };
+        if let Some(spared) = verdict.spared {
+            self.edge.metrics.verdicts.spare(spared);
+        }
+        if verdict.spared == Some(Spared::Cap) {
+            self.alarm_of_cap(since_ns);
+        }
+        if verdict.step == Step::Observe {
+            self.edge.metrics.verdicts.count(Step::Observe);
+            return self.tell(What::Observed, &record, None);
+        }
+        if let Err(error) = self.enforce(record, until_ns, Some(signal)) {
+            // The culprit is as free as before; its next misdeed tries again.
+            self.engine.retract(&verdict, since_ns);
+            self.edge.metrics.bans_failed.fetch_add(1, Relaxed);
+            let (culprit, why) = (verdict.culprit, format!("{error:#}"));
+            tracing::error!(%culprit, error = why, "cannot carry out a verdict");
+            self.edge.events.tell(Event::BanFailed { culprit, why });
+        }
+    }
+
+    /// Puts in force what somebody else has decided: an operator, another edge, a feed. What is in
+    /// force already and lasts longer stays; so the same order may come any number of times.
+    ///
+    /// # Errors
+    /// If the source is never to be banned, or what the kernel says.
+    pub(super) fn admit(&mut self, mut record: BanRecord) -> anyhow::Result<String> {
+        if let Culprit::Source(source) = record.culprit {
+            let client = source.client(self.settings.kernel.client);
+            record.culprit = Culprit::Source(client);
+            let address = std::net::IpAddr::from(client);
+            let settings = &self.settings.verdicts;
+            if settings.never_ban.iter().any(|net| net.contains(&address)) {
+                bail!("{client} is never to be banned: 'never_ban' of [verdicts]");
+            }
+            if record.origin != Origin::Operator && self.vital.contains(&client) {
+                bail!("{client} is one that this host cannot do without");
+            }
+        } else if record.step == Step::Ban {
+            record.step = Step::Refuse;
+        }
+        let culprit = record.culprit.clone();
+        if record.until_ms <= clock::unix_ms() {
+            bail!("a ban of {culprit} that is over");
+        }
+        let until_ns = clock::boot_ns_at(record.until_ms);
+        let stays = |held: &Held| held.until_ns >= until_ns && held.record.step >= record.step;
+        if self.held(&culprit).is_some_and(stays) {
+            return Ok(format!("{culprit} is held already, and for longer"));
+        }
+        let step = record.step;
+        if record.strikes == 0 {
+            record.strikes = self.engine.strikes(&culprit, clock::boot_ns()).saturating_add(1);
+        }
+        self.engine.restore(&culprit, record.strikes, step, until_ns);
+        self.enforce(record, until_ns, None)?;
+        Ok(format!("{culprit} is held to \"{}\"", step.name()))
+    }
+
+    /// The one place where a verdict comes into force. Verdicts of a scenario come with their last
+    /// signal.
     fn enforce(
         &mut self,
-        client: Source,
-        signal: &Signal,
-        duration_ns: u64,
-        strikes: u32,
+        record: BanRecord,
+        until_ns: u64,
+        signal: Option<&Signal>,
     ) -> anyhow::Result<()> {
-        let since_ns = clock::boot_ns();
-        let until_ns = since_ns.saturating_add(duration_ns);
-        let reason = signal.reason;
-        let ban = map::Ban {
-            since_ns,
-            until_ns,
-            hits: 0,
-            first_hit_ns: 0,
-            reason: reason as u32,
-            strikes,
-        };
-        match self.tables.bans.ban(client, ban) {
-            Err(KernelError::Full { .. }) => {
-                self.make_room()?;
-                self.tables.bans.ban(client, ban)?;
+        let (step, mut latency) = (record.step, None);
+        if let (Culprit::Source(client), Step::Ban) = (&record.culprit, step) {
+            let client = *client;
+            let ban = in_kernel(&record, until_ns);
+            match self.tables.bans.ban(client, ban) {
+                Err(KernelError::Full { .. }) => {
+                    self.make_room()?;
+                    self.tables.bans.ban(client, ban)?;
+                }
+                written => written?,
             }
-            written => written?,
+            let metrics = &self.edge.metrics;
+            metrics.bans.fetch_add(1, Relaxed);
+            if let Some(signal) = signal {
+                let ns = clock::boot_ns().saturating_sub(signal.at_ns);
+                metrics.ban_latency.observe(Duration::from_nanos(ns));
+                latency = Some(ns / 1000);
+                self.cap.count(signal.at_ns);
+            }
+            // What was milder is over.
+            self.penalties.remove(&record.culprit);
+        } else if self.penalties.len() >= PENALTIES_MAX
+            && self.penalties.get(&record.culprit).is_none()
+            && let Some(first) = self.penalties.first()
+        {
+            self.lift(&first, "no_room")?;
         }
-        let latency = Duration::from_nanos(clock::boot_ns().saturating_sub(signal.at_ns));
-        let metrics = &self.edge.metrics;
-        metrics.bans.fetch_add(1, Relaxed);
-        metrics.ban_latency.observe(latency);
-        let (since_ms, until_ms) = (clock::unix_ms_at(since_ns), clock::unix_ms_at(until_ns));
-        let record = BanRecord {
-            source: client.into(),
-            since_ms,
-            until_ms,
-            strikes,
-            reason: reason.name().into(),
-        };
+        self.edge.metrics.verdicts.count(step);
         self.unsaved.put(record.clone());
-        self.edge.banned.put(client, until_ns);
-        self.edge.outside.tell(&self.as_told(&record));
-        self.bans.insert(client, Held { record, until_ns });
-        metrics.bans_active.store(self.bans.len() as u64, Relaxed);
-        self.edge.events.tell(Event::Ban {
-            source: client.into(),
-            reason: reason.name(),
-            request_id: signal.request_id.clone(),
-            until: clock::rfc3339(until_ms),
-            strikes,
-            latency_us: u64::try_from(latency.as_micros()).unwrap_or(u64::MAX),
-        });
+        if let Some(told) = self.as_told(&record) {
+            self.edge.outside.tell(&told);
+        }
+        self.tell(if step == Step::Ban { What::Ban } else { What::Penalty }, &record, latency);
+        self.hold(record, until_ns);
         Ok(())
     }
 
-    /// A ban as others are told of it.
-    fn as_told(&self, record: &BanRecord) -> Told {
-        let client = self.settings.kernel.client;
-        Told::Ban {
-            source: record.source,
-            bits: if record.source.is_ipv4() { client.v4 } else { client.v6 },
-            reason: record.reason.clone(),
-            since_ms: record.since_ms,
-            until_ms: record.until_ms,
-            strikes: record.strikes,
+    /// Notes a verdict in force, for this thread and for those that serve.
+    fn hold(&mut self, record: BanRecord, until_ns: u64) {
+        let culprit = record.culprit.clone();
+        self.edge.penalties.put(&culprit, Penalty { step: record.step, until_ns });
+        let step = record.step;
+        let held = Held { record, until_ns };
+        match (&culprit, step) {
+            (Culprit::Source(client), Step::Ban) => self.bans.insert(*client, held),
+            _ => self.penalties.insert(culprit, held),
         }
+        self.count_held();
     }
 
-    /// Tells others that an operator set a client free.
-    pub(super) fn tell_lifted(&self, record: &BanRecord) {
-        if let Told::Ban { source, bits, reason, until_ms, .. } = self.as_told(record) {
-            self.edge.outside.tell(&Told::Lift { source, bits, reason, until_ms });
-        }
+    /// What is in force against a culprit.
+    pub(super) fn held(&self, culprit: &Culprit) -> Option<&Held> {
+        let banned = culprit.source().filter(|_| matches!(culprit, Culprit::Source(_)));
+        banned.and_then(|client| self.bans.get(&client)).or_else(|| self.penalties.get(culprit))
     }
 
     /// Ends the ban that would end first: the latest offender matters more.
     fn make_room(&mut self) -> anyhow::Result<()> {
-        let first =
-            self.bans.iter().min_by_key(|(_, held)| held.until_ns).map(|(client, _)| *client);
-        first.map_or(Ok(()), |client| self.lift(&client, "no_room"))
+        self.bans.first().map_or(Ok(()), |client| self.lift(&Culprit::Source(client), "no_room"))
     }
 
-    /// Clears away the bans that have ended. The kernel has not been minding them since.
+    /// Clears away what has ended. Nobody has been minding it since.
     pub(super) fn end_bans(&mut self, now_ns: u64) {
-        for client in ended(&self.bans, now_ns) {
-            if let Err(error) = self.lift(&client, "expired") {
-                tracing::error!(%client, error = %format!("{error:#}"), "cannot clear a ban away");
+        let bans = self.bans.ended(now_ns).into_iter().map(Culprit::Source);
+        let ended: Vec<_> = bans.chain(self.penalties.ended(now_ns)).collect();
+        for culprit in ended {
+            if let Err(error) = self.lift(&culprit, "expired") {
+                let error = format!("{error:#}");
+                tracing::error!(%culprit, error, "cannot clear a ban away");
             }
         }
     }
 
-    /// Ends a ban. The store keeps the strikes until they are forgotten.
-    pub(super) fn lift(&mut self, client: &Source, why: &'static str) -> anyhow::Result<()> {
-        self.tables.bans.unban(*client)?;
-        self.bans.remove(client);
-        self.edge.banned.lift(client);
-        self.edge.events.tell(Event::Unban { source: (*client).into(), reason: why });
+    /// Ends what is in force against a culprit. The store keeps the strikes until they are forgotten.
+    pub(super) fn lift(&mut self, culprit: &Culprit, why: &'static str) -> anyhow::Result<()> {
+        let client = match culprit {
+            Culprit::Source(client) => self.bans.get(client).map(|_| *client),
+            _ => None,
+        };
+        if let Some(client) = client {
+            self.tables.bans.unban(client)?;
+            self.bans.remove(&client);
+            self.edge.events.tell(Event::Unban { source: client.into(), reason: why });
+        }
+        if self.penalties.remove(culprit).is_some() {
+            self.edge.events.tell(Event::Lift { culprit: culprit.clone(), reason: why });
+        }
+        self.edge.penalties.lift(culprit);
+        self.count_held();
+        self.edge.decisions.tell(Decision::lift(culprit.clone(), why));
         Ok(())
+    }
+
+    fn count_held(&self) {
+        let metrics = &self.edge.metrics;
+        metrics.bans_active.store(self.bans.len() as u64, Relaxed);
+        metrics.verdicts.penalties_active.store(self.penalties.len() as u64, Relaxed);
     }
 }
 
-fn ended(bans: &BTreeMap<Source, Held>, now_ns: u64) -> Vec<Source> {
-    bans.iter().filter(|(_, ban)| ban.until_ns <= now_ns).map(|(client, _)| *client).collect()
+/// A ban as the kernel has it.
+fn in_kernel(record: &BanRecord, until_ns: u64) -> map::Ban {
+    map::Ban {
+        since_ns: clock::boot_ns_at(record.since_ms),
+        until_ns,
+        hits: 0,
+        first_hit_ns: 0,
+        reason: reason_named(&record.reason) as u32,
+        strikes: record.strikes,
+    }
+}
+
+/// Evidence with the calendar's time.
+pub(super) fn dated(evidence: &Evidence) -> Evidence {
+    Evidence { at: clock::unix_ms_at(evidence.at), ..evidence.clone() }
 }
 
 pub(super) fn reason_of(ban: &map::Ban) -> Reason {
@@ -188,26 +296,8 @@ pub(super) fn reason_of(ban: &map::Ban) -> Reason {
 }
 
 fn reason_named(name: &str) -> Reason {
-    let named = |reason: &&Reason| reason.name() == name;
-    Reason::ALL.iter().find(named).copied().unwrap_or(Reason::InternalError)
+    Kind::named(name).map_or(Reason::Ban, Kind::reason)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bans_end_by_boot_time_alone() {
-        let held = |host, until_ns, until_ms| {
-            let source = Source::v4([192, 0, 2, host]);
-            let reason = "source_rate".to_owned();
-            let record =
-                BanRecord { source: source.into(), since_ms: 1, until_ms, strikes: 1, reason };
-            (source, Held { record, until_ns })
-        };
-        // The calendar says the opposite of both.
-        let bans = BTreeMap::from([held(1, 100, u64::MAX), held(2, 101, 0)]);
-        assert!(ended(&bans, 99).is_empty());
-        assert_eq!(ended(&bans, 100), [Source::v4([192, 0, 2, 1])]);
-    }
-}
+/// Penalties in force at once, apart from the kernel's bans: ~1 KiB each with their evidence.
+const PENALTIES_MAX: usize = 65_536;

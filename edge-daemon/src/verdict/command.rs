@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use anyhow::bail;
-use edge_common::{Reason, Source, map::PolicyFlag, signature::Ask};
+use edge_common::{Reason, map::PolicyFlag, signature::Ask};
 use edge_policy::list::{Class, FOREVER};
 use ipnet::IpNet;
 
@@ -22,9 +22,7 @@ use crate::{
         Command, ListName, Peer, Reply,
         guard::{self, Protected},
         packets::{EventsLost, Traffic},
-        protocol::{
-            BanEntry, Entries, InterfaceStatus, ListEntry, ReloadStatus, SignatureEntry, Status,
-        },
+        protocol::{Entries, InterfaceStatus, ListEntry, ReloadStatus, SignatureEntry, Status},
     },
     events::Event,
     kernel::InForce,
@@ -51,7 +49,11 @@ impl Writer {
             Command::ListRemove { list, net } => self.remove(list, net, peer)?,
             Command::ListShow { list, from } => Reply::List(self.show(list, from)),
             Command::BanList => Reply::Bans(Entries::of(self.show_bans()?)),
-            Command::BanRemove { source } => self.unban(source.into())?,
+            Command::BanShow { culprit } => self.show_ban(&culprit)?,
+            Command::BanAdd { ban, force, ssh_peer } => {
+                self.ban_by_hand(ban, force, ssh_peer, peer)?
+            }
+            Command::BanRemove { culprit } => self.unban(&culprit)?,
             Command::SignatureList => Reply::Signatures(Entries::of(self.show_signatures()?)),
             Command::Explain { address, packet } => {
                 Reply::Explanation(Box::new(self.explain(address, &packet)?))
@@ -130,7 +132,11 @@ impl Writer {
         }
     }
 
-    fn refuse_lockout(&self, net: IpNet, ssh_peer: Option<std::net::IpAddr>) -> anyhow::Result<()> {
+    pub(super) fn refuse_lockout(
+        &self,
+        net: IpNet,
+        ssh_peer: Option<std::net::IpAddr>,
+    ) -> anyhow::Result<()> {
         let protect = |what: String| move |address| Protected { what: what.clone(), address };
         let mut protected: Vec<_> =
             ssh_peer.into_iter().map(protect("your own SSH session".into())).collect();
@@ -191,47 +197,6 @@ impl Writer {
         };
         let origin = self.list(list).origins(net).into_iter().find(is_enforced)?;
         Some(self.entry(list, *net, &origin))
-    }
-
-    fn show_bans(&self) -> anyhow::Result<Vec<BanEntry>> {
-        let (mut entries, now_ns) = (Vec::with_capacity(self.bans.len()), clock::boot_ns());
-        // The kernel ends a ban to the nanosecond; it is cleared away within a second.
-        for (client, held) in self.bans.iter().filter(|(_, held)| held.until_ns > now_ns) {
-            let record = &held.record;
-            let ban = self.tables.bans.lookup(*client)?;
-            entries.push(BanEntry {
-                source: record.source,
-                since_ms: record.since_ms,
-                until_ms: clock::unix_ms_at(held.until_ns),
-                reason: record.reason.clone(),
-                strikes: record.strikes,
-                hits: ban.map_or(0, |ban| ban.hits),
-                first_drop_us: ban
-                    .filter(|ban| ban.first_hit_ns > 0)
-                    .map(|ban| ban.first_hit_ns.saturating_sub(ban.since_ns) / 1000),
-            });
-        }
-        Ok(entries)
-    }
-
-    fn unban(&mut self, address: Source) -> anyhow::Result<Reply> {
-        let client = address.client(self.settings.kernel.client);
-        let Some(record) = self.bans.get(&client).map(|held| held.record.clone()) else {
-            bail!("{client} is not banned");
-        };
-        self.unsaved.forget(&client);
-        let lifted = match self.store.remove_ban(client.into()) {
-            Ok(_) => self.lift(&client, "operator"),
-            Err(error) => Err(error.into()),
-        };
-        if let Err(error) = lifted {
-            // It stays in force, and so it is to be on disk.
-            self.unsaved.put(record);
-            return Err(error);
-        }
-        self.tell_lifted(&record);
-        self.book.pardon(&client);
-        Ok(Reply::Done(format!("{client} is free and its misdeeds are forgotten")))
     }
 
     fn show_signatures(&self) -> anyhow::Result<Vec<SignatureEntry>> {

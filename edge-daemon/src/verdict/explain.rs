@@ -6,19 +6,23 @@ use std::net::IpAddr;
 use anyhow::{Context as _, bail};
 use edge_common::{
     Reason, Source,
-    map::{Ban, FOREVER, Facts},
+    map::{FOREVER, Facts},
 };
 use edge_policy::{
     list::Class,
     probe::{self, Transport},
+    verdict::Culprit,
 };
 
-use super::{Writer, bans::reason_of};
+use super::{
+    Writer,
+    bans::{dated, reason_of},
+};
 use crate::{
     clock,
     control::{
         packets::{Bucket, Explanation, Probe, Protocol},
-        protocol::BanEntry,
+        protocol::{BanEntry, Level},
     },
     kernel,
 };
@@ -84,14 +88,31 @@ impl Writer {
             since_ms: rule.since_ms,
             until_ms: rule.until_ns.filter(|until| *until != FOREVER).map(clock::unix_ms_at),
             hits: rule.hits,
-            ban: found.ban.map(|ban| ban_entry(client, &ban)),
+            bans: self.bans_of(client)?,
             buckets: buckets.iter().map(|bucket| show_bucket(bucket, &facts, client)).collect(),
             open_connections: found.open.into(),
             open_connections_max: settings.open_max,
-            score: self.book.score(&client, now_ns),
-            threshold: self.settings.abuse.threshold,
-            strikes: self.book.strikes(&client, now_ns),
+            levels: self.engine.levels(&client, now_ns).into_iter().map(Level::from).collect(),
+            strikes: self.engine.strikes(&Culprit::Source(client), now_ns),
+            misdeeds: self.engine.misdeeds(&client).iter().map(dated).collect(),
+            shared: self.is_shared(&client, now_ns),
         })
+    }
+
+    /// What is in force against a client, or against a part of what comes from it.
+    fn bans_of(&self, client: Source) -> anyhow::Result<Vec<BanEntry>> {
+        let now_ns = clock::boot_ns();
+        let banned = self.bans.get(&client).into_iter();
+        let own = |culprit: &Culprit| culprit.source() == Some(client);
+        let others = self.penalties.iter().filter(|(culprit, _)| own(culprit));
+        let all = banned.chain(others.map(|(_, held)| held));
+        all.filter(|held| held.until_ns > now_ns).map(|held| self.ban_entry(held)).collect()
+    }
+
+    fn is_shared(&self, client: &Source, now_ns: u64) -> bool {
+        let settings = &self.settings.verdicts;
+        let within_ns = u64::try_from(settings.shared_within.as_nanos()).unwrap_or(u64::MAX);
+        self.edge.identities.count(client, within_ns, now_ns) >= settings.shared_by
     }
 
     /// The frame that is asked about, and in words.
@@ -163,19 +184,6 @@ impl Writer {
             }
             _ => Rule::default(),
         }
-    }
-}
-
-fn ban_entry(client: Source, ban: &Ban) -> BanEntry {
-    BanEntry {
-        source: client.into(),
-        since_ms: clock::unix_ms_at(ban.since_ns),
-        until_ms: clock::unix_ms_at(ban.until_ns),
-        reason: reason_of(ban).name().into(),
-        strikes: ban.strikes,
-        hits: ban.hits,
-        first_drop_us: (ban.first_hit_ns > 0)
-            .then(|| ban.first_hit_ns.saturating_sub(ban.since_ns) / 1000),
     }
 }
 

@@ -9,13 +9,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use edge_common::Source;
+use edge_policy::verdict::Culprit;
 
 use crate::store::{BanRecord, Fault, Store};
 
-/// The writer's end: the bans that are in the kernel and not yet on disk, one for each client.
+/// The writer's end: the bans that are in the kernel and not yet on disk, one for each culprit.
 pub(super) struct Unsaved {
-    bans: BTreeMap<Source, BanRecord>,
+    bans: BTreeMap<Culprit, BanRecord>,
     jobs: SyncSender<Job>,
     results: Receiver<Outcome>,
     /// Whether the keeper is at work; one job at a time.
@@ -67,9 +67,9 @@ impl Unsaved {
         (unsaved, Keeper { store, jobs: jobs_end, results: results_end })
     }
 
-    /// Notes a ban that is to be saved, in place of an earlier one of the same client.
+    /// Notes a ban that is to be saved, in place of an earlier one of the same culprit.
     pub(super) fn put(&mut self, record: BanRecord) {
-        self.bans.insert(record.source.into(), record);
+        self.bans.insert(record.culprit.clone(), record);
     }
 
     /// Hands what waits to the keeper, if it has no job and the last failure is long enough ago.
@@ -91,10 +91,10 @@ impl Unsaved {
         is_free
     }
 
-    /// Waits for the keeper's job and drops a client's ban: none of it is written from now on.
-    pub(super) fn forget(&mut self, client: &Source) {
+    /// Waits for the keeper's job and drops a culprit's ban: none of it is written from now on.
+    pub(super) fn forget(&mut self, culprit: &Culprit) {
         self.wait();
-        self.bans.remove(client);
+        self.bans.remove(culprit);
     }
 
     /// Waits until everything is saved, or until it has failed once more.
@@ -146,7 +146,7 @@ impl Unsaved {
         self.failures = self.failures.saturating_add(1);
         for record in bans {
             // A later ban of the same client stands.
-            self.bans.entry(record.source.into()).or_insert(record);
+            self.bans.entry(record.culprit.clone()).or_insert(record);
         }
     }
 }
@@ -163,13 +163,24 @@ const RETRY_MAX: Duration = Duration::from_secs(60);
 mod tests {
     use std::io;
 
+    use edge_policy::verdict::{Origin, Step};
     use tempfile::{TempDir, tempdir};
 
     use super::*;
 
     fn ban(source: &str, strikes: u32) -> BanRecord {
-        let (source, reason) = (source.parse().unwrap(), "source_rate".to_owned());
-        BanRecord { source, since_ms: 1, until_ms: u64::MAX, strikes, reason }
+        BanRecord {
+            culprit: source.parse().unwrap(),
+            step: Step::Ban,
+            since_ms: 1,
+            until_ms: u64::MAX,
+            strikes,
+            reason: "source_rate".into(),
+            scenario: "flood".into(),
+            origin: Origin::Scenario,
+            spared: None,
+            evidence: Vec::new(),
+        }
     }
 
     fn unsaved(dir: &TempDir) -> (Unsaved, Keeper) {
@@ -200,7 +211,7 @@ mod tests {
         assert_eq!(unsaved.bans.values().map(|ban| ban.strikes).collect::<Vec<_>>(), [2, 1]);
         unsaved.save(Instant::now() + RETRY_FIRST);
         assert_eq!(fail(&keeper), 2);
-        unsaved.forget(&Source::v4([192, 0, 2, 1]));
+        unsaved.forget(&"192.0.2.1".parse().unwrap());
         assert_eq!(unsaved.bans.len(), 1);
     }
 

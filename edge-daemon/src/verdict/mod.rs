@@ -6,19 +6,21 @@
 //! durable within a second. What an operator says comes to the disk first.
 
 mod bans;
+mod book;
 mod command;
 mod explain;
 mod fold;
+mod held;
 mod keeper;
 mod lists;
 mod renew;
 mod sheets;
+mod tell;
 mod tokens;
 mod view;
+mod vital;
 
 use std::{
-    collections::BTreeMap,
-    net::IpAddr,
     path::PathBuf,
     sync::{
         Arc,
@@ -29,18 +31,22 @@ use std::{
 };
 
 use anyhow::Context as _;
-use edge_common::{Reason, Source};
-use edge_policy::{abuse::Book, list::Class};
+use edge_common::Source;
+use edge_policy::{
+    list::Class,
+    verdict::{Cap, Culprit, Engine, Origin, Signal},
+};
 use ipnet::IpNet;
 use tokio::sync::oneshot;
 
 use self::{
-    bans::Held,
+    book::Book,
     fold::Folding,
     keeper::Unsaved,
     lists::{Configured, List, entries},
     renew::{Compiled, Waiting},
     tokens::Denials,
+    vital::Vital,
 };
 pub use self::{
     keeper::Keeper,
@@ -55,26 +61,18 @@ use crate::{
     metrics::KernelView,
     plan,
     request::Edge,
-    store::Store,
+    store::{BanRecord, Store},
 };
-
-/// A client's misdeed, on its way to the writer.
-#[derive(Clone, Debug)]
-pub struct Signal {
-    /// Who.
-    pub address: IpAddr,
-    /// What.
-    pub reason: Reason,
-    /// When, in boot time.
-    pub at_ns: u64,
-    /// In which request.
-    pub request_id: Option<String>,
-}
 
 /// What the writer can be asked to do.
 pub enum Order {
-    /// Score a misdeed.
-    Signal(Signal),
+    /// Judge what a client did, as this worker saw it.
+    Signal(Box<Signal>, usize),
+    /// Put in force what somebody else has decided: another edge, a feed. The answer says what came of
+    /// it.
+    Ban(Box<BanRecord>, Option<oneshot::Sender<anyhow::Result<String>>>),
+    /// End what is in force against a culprit, if this origin has decided it.
+    Lift(Culprit, Origin),
     /// Do what an operator says.
     Command(Command, Peer, oneshot::Sender<Reply>),
     /// Put another configuration in force.
@@ -91,14 +89,14 @@ pub enum Order {
     Stop,
 }
 
-/// The kernel's tables, the store behind them and the book of misdeeds.
+/// The kernel's tables, the store behind them and the engine that judges.
 pub struct Writer {
     tables: Tables,
     twin: Twin,
     /// How the interfaces and the count of connections are, for the status and for scrapes.
     pub health: Arc<Health>,
     store: Arc<Store>,
-    book: Book,
+    engine: Engine,
     settings: Settings,
     /// Those in force in the kernel: ahead of `settings` while lists are compiled.
     signatures: Vec<NamedSignature>,
@@ -112,7 +110,14 @@ pub struct Writer {
     /// Tokens that operators denied.
     denials: Denials,
     /// Bans in force, by client. The kernel holds the same and ends each by itself.
-    bans: BTreeMap<Source, Held>,
+    bans: Book<Source>,
+    /// Milder verdicts in force, which the request plane enforces.
+    penalties: Book<Culprit>,
+    /// Whom no scenario may cut off.
+    vital: Vital,
+    /// Bans within this minute, and when that they were too many was last told.
+    cap: Cap,
+    alarmed_ns: Option<u64>,
     /// Bans that are in the kernel and not yet on disk.
     unsaved: Unsaved,
     edge: Arc<Edge>,
@@ -140,12 +145,14 @@ impl Writer {
             tracing::error!(record, "the store holds a record that cannot be read");
         }
         let configured = Configured::both(&settings).map(Arc::new);
+        let mut secret = [0; 16];
+        getrandom::fill(&mut secret).context("no randomness")?;
         let mut writer = Self {
             tables,
             twin,
             health: Arc::default(),
             store,
-            book: Book::new(plan::abuse(&settings.abuse)),
+            engine: Engine::new(plan::verdicts(&settings.verdicts), secret),
             signatures: settings.kernel.signatures.clone(),
             settings,
             allow: List::new(past.allow),
@@ -154,7 +161,11 @@ impl Writer {
             waiting: Waiting::default(),
             meanwhile: None,
             denials: Denials::new(),
-            bans: BTreeMap::new(),
+            bans: Book::new(),
+            penalties: Book::new(),
+            vital: Vital::default(),
+            cap: Cap::default(),
+            alarmed_ns: None,
             unsaved,
             edge,
             config,
@@ -175,7 +186,12 @@ impl Writer {
         let mut next_look = Instant::now();
         loop {
             match orders.recv_timeout(next_look.saturating_duration_since(Instant::now())) {
-                Ok(Order::Signal(signal)) => self.judge(&signal),
+                Ok(Order::Signal(signal, worker)) => {
+                    self.edge.signals.taken(worker);
+                    self.judge(&signal);
+                }
+                Ok(Order::Ban(record, answer)) => self.ban(*record, answer),
+                Ok(Order::Lift(culprit, origin)) => self.lift_of(&culprit, origin),
                 Ok(Order::Command(command, peer, answer)) => {
                     // An operator who has gone away is not told; the work is done all the same.
                     let _ = answer.send(self.obey(command, peer));
@@ -261,13 +277,18 @@ impl Writer {
         self.follow_addresses();
         let now_ms = clock::unix_ms();
         self.expire_denials(now_ms);
-        if now >= self.next_purge && self.unsaved.purge(now_ms, self.settings.abuse.forget_after) {
+        if now >= self.next_purge && self.unsaved.purge(now_ms, self.forget_after()) {
             self.next_purge = now + PURGE_EVERY;
         }
         let metrics = &self.edge.metrics;
-        metrics.bans_active.store(self.bans.len() as u64, Relaxed);
-        metrics.watched.store(self.book.len() as u64, Relaxed);
-        metrics.watched_evicted.store(self.book.evicted(), Relaxed);
+        metrics.watched.store(self.engine.len() as u64, Relaxed);
+        metrics.watched_evicted.store(self.engine.evicted(), Relaxed);
+        self.vital.follow(&self.settings, now);
+    }
+
+    /// How long past verdicts are kept on disk: until the last of some strikes is forgotten.
+    fn forget_after(&self) -> Duration {
+        self.settings.verdicts.forget_after.saturating_mul(STRIKES_KEPT)
     }
 
     /// Protects the listeners on the addresses that the host has now.
@@ -300,3 +321,5 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How soon what waits asks again for its turn.
 const RETRY: Duration = Duration::from_millis(20);
 const PURGE_EVERY: Duration = Duration::from_secs(3600);
+/// More strikes than these no longer lengthen a verdict: the longest is reached.
+const STRIKES_KEPT: u32 = 8;

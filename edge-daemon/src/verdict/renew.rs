@@ -119,7 +119,7 @@ impl Writer {
         }
         let answer = settings.map(|(settings, answer)| {
             if result.is_ok() {
-                self.book.configure(plan::abuse(&settings.abuse));
+                self.engine.configure(plan::verdicts(&settings.verdicts));
                 self.settings = settings;
             }
             answer

@@ -1,0 +1,102 @@
+//! The way from the workers to the verdict writer: one queue, of which each worker has a bounded share,
+//! so that none can take the room of another or of an operator.
+
+use std::sync::{
+    atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    mpsc::SyncSender,
+};
+
+use edge_policy::verdict::Signal;
+
+use crate::verdict::Order;
+
+/// The workers' end of the queue.
+pub struct Signals {
+    orders: SyncSender<Order>,
+    /// How many signals of each worker wait.
+    waiting: Box<[AtomicUsize]>,
+    /// Signals that found the share of their worker used up.
+    lost: AtomicU64,
+}
+
+impl Signals {
+    /// So much room must the queue have for so many workers.
+    #[must_use]
+    pub const fn room(workers: usize) -> usize {
+        workers * SHARE
+    }
+
+    /// For so many workers.
+    #[must_use]
+    pub fn new(orders: SyncSender<Order>, workers: usize) -> Self {
+        let waiting = (0..workers).map(|_| AtomicUsize::new(0)).collect();
+        Self { orders, waiting, lost: AtomicU64::new(0) }
+    }
+
+    /// Sends a signal, or counts it as lost. Never waits.
+    pub fn send(&self, worker: usize, signal: Signal) {
+        let waiting = &self.waiting[worker];
+        // A worker is one thread: nobody else adds to its share.
+        if waiting.load(Relaxed) >= SHARE {
+            self.lost.fetch_add(1, Relaxed);
+            return;
+        }
+        waiting.fetch_add(1, Relaxed);
+        if self.orders.try_send(Order::Signal(Box::new(signal), worker)).is_err() {
+            waiting.fetch_sub(1, Relaxed);
+            self.lost.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Notes that a signal of a worker was taken out of the queue.
+    pub fn taken(&self, worker: usize) {
+        self.waiting[worker].fetch_sub(1, Relaxed);
+    }
+
+    /// Signals that were lost.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Relaxed)
+    }
+}
+
+/// Signals of one worker that wait: ~300 bytes each with their request.
+const SHARE: usize = 8_192;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::sync_channel;
+
+    use edge_common::Reason;
+    use edge_policy::verdict::{Kind, Proof};
+
+    use super::*;
+
+    #[test]
+    fn a_flood_of_one_worker_leaves_the_others_their_share() {
+        let (orders, queue) = sync_channel(Signals::room(2));
+        let signals = Signals::new(orders, 2);
+        let address = "192.0.2.7".parse().unwrap();
+        let signal = || Signal {
+            kind: Kind::Refused(Reason::NoRoute),
+            at_ns: 0,
+            address,
+            source: address.into(),
+            proof: Proof::Handshake,
+            ja4: None,
+            principal: None,
+            account: None,
+            request: None,
+        };
+        for _ in 0..2 * SHARE {
+            signals.send(0, signal());
+        }
+        assert_eq!(signals.lost(), SHARE as u64);
+        signals.send(1, signal());
+        assert_eq!(signals.lost(), SHARE as u64);
+        assert_eq!(queue.try_iter().count(), SHARE + 1);
+        signals.taken(0);
+        signals.send(0, signal());
+        assert_eq!(signals.lost(), SHARE as u64);
+    }
+}

@@ -1,0 +1,108 @@
+//! Who hears of a verdict: the event log, those who watch, and others who are told of our bans.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use edge_policy::verdict::{Culprit, Origin, Step};
+
+use super::Writer;
+use crate::{
+    clock,
+    decisions::{Decision, What},
+    events::Event,
+    outside::Told,
+    store::BanRecord,
+};
+
+impl Writer {
+    /// Tells all who listen.
+    pub(super) fn tell(&self, what: What, record: &BanRecord, latency_us: Option<u64>) {
+        let BanRecord { culprit, step, strikes, .. } = record.clone();
+        let request_id = record.evidence.first().and_then(|e| e.request.as_ref());
+        let request_id = request_id.map(|asked| asked.id.to_string());
+        let (scenario, reason) = (record.scenario.clone(), record.reason.clone());
+        let until = clock::rfc3339(record.until_ms);
+        let spared = record.spared.clone();
+        let origin = record.origin.name();
+        self.edge.events.tell(match (&culprit, what) {
+            (_, What::Observed) => {
+                Event::Observed { culprit: culprit.clone(), scenario, reason, request_id, spared }
+            }
+            (Culprit::Source(client), What::Ban) => Event::Ban {
+                source: (*client).into(),
+                scenario,
+                origin,
+                reason,
+                request_id,
+                until,
+                strikes,
+                latency_us,
+            },
+            _ => Event::Penalty {
+                culprit: culprit.clone(),
+                step: step.name(),
+                scenario,
+                origin,
+                reason,
+                request_id,
+                until,
+                strikes,
+                spared,
+            },
+        });
+        self.edge.decisions.tell(Decision {
+            at_ms: clock::unix_ms(),
+            what,
+            culprit: Some(culprit),
+            step: Some(step),
+            origin: record.origin,
+            scenario: record.scenario.clone(),
+            reason: record.reason.clone(),
+            until_ms: (step > Step::Observe).then_some(record.until_ms),
+            strikes,
+            spared: record.spared.clone(),
+            evidence: record.evidence.clone(),
+        });
+    }
+
+    /// Says, once a minute, that scenarios ban more than they may.
+    pub(super) fn alarm_of_cap(&mut self, now_ns: u64) {
+        if self.alarmed_ns.is_some_and(|at_ns| now_ns < at_ns + ALARM_EVERY_NS) {
+            return;
+        }
+        self.alarmed_ns = Some(now_ns);
+        let most = self.settings.verdicts.bans_per_minute;
+        self.alarm(format!("{most} bans within a minute: further clients get 403 instead"));
+    }
+
+    /// Asks for a person.
+    pub(super) fn alarm(&self, why: String) {
+        tracing::warn!(why, "alarm");
+        self.edge.metrics.verdicts.alarms.fetch_add(1, Relaxed);
+        self.edge.events.tell(Event::Alarm { why: why.clone() });
+        self.edge.decisions.tell(Decision::alarm(why));
+    }
+
+    /// A ban of this edge's own as others are told of it; `None`: it is none.
+    pub(super) fn as_told(&self, record: &BanRecord) -> Option<Told> {
+        let Culprit::Source(source) = record.culprit else { return None };
+        let is_own = matches!(record.origin, Origin::Scenario | Origin::Operator);
+        let client = self.settings.kernel.client;
+        (is_own && record.step == Step::Ban).then(|| Told::Ban {
+            source: source.into(),
+            bits: if source.is_v4() { client.v4 } else { client.v6 },
+            reason: record.reason.clone(),
+            since_ms: record.since_ms,
+            until_ms: record.until_ms,
+            strikes: record.strikes,
+        })
+    }
+
+    /// Tells others that an operator set a client free.
+    pub(super) fn tell_lifted(&self, record: &BanRecord) {
+        if let Some(Told::Ban { source, bits, reason, until_ms, .. }) = self.as_told(record) {
+            self.edge.outside.tell(&Told::Lift { source, bits, reason, until_ms });
+        }
+    }
+}
+
+const ALARM_EVERY_NS: u64 = 60_000_000_000;

@@ -1,0 +1,110 @@
+//! What keeps a verdict from hitting others than its culprit.
+
+use std::sync::Arc;
+
+use super::scenario::{Culprit, Step};
+use super::signal::{Proof, Signal};
+
+/// What is known of the source of a signal when a verdict is due.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// It is on the never-ban list, or allowed.
+    pub is_exempt: bool,
+    /// To drop its packets would cut off the host, its operator or its upstreams.
+    pub is_vital: bool,
+    /// Several identities succeeded from it of late: a NAT or a proxy.
+    pub is_shared: bool,
+    /// As many bans as may be were written within the last minute.
+    pub is_exhausted: bool,
+}
+
+/// Why a verdict is milder than its scenario says, or about somebody narrower.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spared {
+    /// [`Facts::is_exempt`].
+    NeverBan,
+    /// [`Facts::is_vital`].
+    Vital,
+    /// [`Facts::is_shared`].
+    Shared,
+    /// No handshake proves the address.
+    Unproven,
+    /// [`Facts::is_exhausted`].
+    Cap,
+}
+
+impl Spared {
+    /// The word for it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NeverBan => "never_ban",
+            Self::Vital => "lockout",
+            Self::Shared => "shared_source",
+            Self::Unproven => "unproven_source",
+            Self::Cap => "ban_cap",
+        }
+    }
+}
+
+/// Whom a verdict may be about, how far it may go, and why no further.
+#[must_use]
+pub(super) fn temper(
+    culprit: Culprit,
+    signal: &Signal,
+    facts: Facts,
+) -> (Culprit, Step, Option<Spared>) {
+    if facts.is_exempt {
+        return (culprit, Step::Observe, Some(Spared::NeverBan));
+    }
+    let Culprit::Source(source) = culprit else { return (culprit, Step::Refuse, None) };
+    if facts.is_shared {
+        let principal = signal.principal.as_ref().map(Arc::clone).map(Culprit::Principal);
+        let fingerprint = signal.ja4.map(|ja4| Culprit::Fingerprint(source, ja4));
+        return match principal.or(fingerprint) {
+            Some(narrower) => (narrower, Step::Refuse, Some(Spared::Shared)),
+            // Nothing tells the culprit from its neighbours.
+            None => (culprit, Step::Observe, Some(Spared::Shared)),
+        };
+    }
+    let spared = if facts.is_vital {
+        Some(Spared::Vital)
+    } else if signal.proof < Proof::Handshake {
+        Some(Spared::Unproven)
+    } else if facts.is_exhausted {
+        Some(Spared::Cap)
+    } else {
+        None
+    };
+    match spared {
+        Some(Spared::Unproven) => (culprit, Step::Observe, spared),
+        Some(_) => (culprit, Step::Refuse, spared),
+        None => (culprit, Step::Ban, None),
+    }
+}
+
+/// How many bans were written within a minute.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cap {
+    minute: u64,
+    used: u32,
+}
+
+impl Cap {
+    /// Whether `most` were written within this minute.
+    #[must_use]
+    pub fn is_reached(&self, most: u32, now_ns: u64) -> bool {
+        self.minute == now_ns / MINUTE_NS && self.used >= most
+    }
+
+    /// Notes one more.
+    pub fn count(&mut self, now_ns: u64) {
+        let minute = now_ns / MINUTE_NS;
+        if self.minute != minute {
+            *self = Self { minute, used: 0 };
+        }
+        self.used = self.used.saturating_add(1);
+    }
+}
+
+const MINUTE_NS: u64 = 60_000_000_000;

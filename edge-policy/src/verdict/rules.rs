@@ -1,0 +1,62 @@
+//! What the engine goes by, and how long verdicts last.
+
+use super::{Kind, Scenario};
+
+/// What the engine goes by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// The scenarios; of two that overflow at once the harsher speaks, else the first.
+    pub scenarios: Vec<Scenario>,
+    /// How many times longer each further verdict lasts.
+    pub factor: u64,
+    /// How long a verdict lasts at most.
+    pub longest_ns: u64,
+    /// By how many percent the length of a verdict may be off, either way.
+    pub jitter: u64,
+    /// After each such time without an offence one earlier verdict is forgotten.
+    pub forget_after_ns: u64,
+    /// Culprits whose verdicts are remembered at once.
+    pub culprits_max: usize,
+}
+
+/// Which signals any scenario is about, so that no others are sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted([[bool; Kind::COUNT]; 2]);
+
+impl Wanted {
+    /// What these scenarios want.
+    #[must_use]
+    pub fn by(scenarios: &[Scenario]) -> Self {
+        let wants = |index: usize, proven| {
+            scenarios.iter().map(|own| &own.filter).any(|filter| {
+                filter.weights[index] > 0 && filter.proven.is_none_or(|asked| asked == proven)
+            })
+        };
+        Self([false, true].map(|proven| std::array::from_fn(|index| wants(index, proven))))
+    }
+
+    /// Whether a signal of this kind is wanted, of somebody who proved to be somebody or did not.
+    #[must_use]
+    pub const fn has(&self, kind: Kind, is_proven: bool) -> bool {
+        self.0[is_proven as usize][kind.index()]
+    }
+}
+
+impl Rules {
+    /// How long the n-th verdict lasts: `factor` times the one before it, up to the longest, and a
+    /// little off, so that nobody can tell to the second when to come back.
+    pub(super) fn length_ns(&self, first_ns: u64, strikes: u32, random: u64) -> u64 {
+        let times = self.factor.max(1).saturating_pow(strikes.saturating_sub(1));
+        let length = u128::from(first_ns.saturating_mul(times).min(self.longest_ns));
+        let span = length * u128::from(self.jitter) / 100;
+        let off = ((span * 2 + 1) * u128::from(random)) >> 64;
+        let length = u64::try_from(length + off - span).unwrap_or(u64::MAX);
+        length.min(self.longest_ns).max(1)
+    }
+
+    /// What is left of so many strikes, the last of which ends or ended then.
+    pub(super) fn strikes_left(&self, strikes: u32, until_ns: u64, now_ns: u64) -> u32 {
+        let forgotten = now_ns.saturating_sub(until_ns) / self.forget_after_ns.max(1);
+        strikes.saturating_sub(u32::try_from(forgotten).unwrap_or(u32::MAX))
+    }
+}

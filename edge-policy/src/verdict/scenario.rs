@@ -1,0 +1,313 @@
+//! What a scenario asks of a signal, whom it holds it against, and what that leads to.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use edge_common::Source;
+use http::Method;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
+use super::signal::{Kind, Signal};
+use crate::ja4::Ja4;
+
+/// A pattern of misbehaviour, as data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scenario {
+    /// What it is called.
+    pub name: Arc<str>,
+    /// Which signals it is about, and what each weighs.
+    pub filter: Filter,
+    /// Whom they are held against.
+    pub by: By,
+    /// What must differ for a signal to count again.
+    pub distinct: Option<Distinct>,
+    /// What may come at once without consequence.
+    pub capacity: u64,
+    /// The time in which one of them is forgotten; at least 1.
+    pub interval_ns: u64,
+    /// What the first overflow leads to.
+    pub step: Step,
+    /// How far further ones lead; at least `step`.
+    pub up_to: Step,
+    /// How long the first verdict lasts.
+    pub duration_ns: u64,
+    /// Buckets at once.
+    pub groups_max: usize,
+}
+
+/// The signals that a scenario is about. What is empty asks for nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Filter {
+    /// What each kind weighs, by [`Kind::index`]; 0: the scenario is not about it.
+    pub weights: [u16; Kind::COUNT],
+    /// Methods of the request.
+    pub methods: Vec<Method>,
+    /// What its path begins with, by whole segments.
+    pub paths: Vec<Box<str>>,
+    /// Statuses of the answer.
+    pub statuses: Vec<u16>,
+    /// Whether the sender must have proved who it is (`true`), or must not have.
+    pub proven: Option<bool>,
+}
+
+impl Default for Filter {
+    fn default() -> Self {
+        Self {
+            weights: [0; Kind::COUNT],
+            methods: Vec::new(),
+            paths: Vec::new(),
+            statuses: Vec::new(),
+            proven: None,
+        }
+    }
+}
+
+impl Filter {
+    /// What a signal weighs; 0 if the scenario is not about it.
+    #[must_use]
+    pub fn weigh(&self, signal: &Signal) -> u64 {
+        let weight = self.weights[signal.kind.index()];
+        let asked = signal.request.as_deref();
+        let fits = weight > 0
+            && self.proven.is_none_or(|proven| proven == signal.principal.is_some())
+            && (self.methods.is_empty()
+                || asked.is_some_and(|a| self.methods.iter().any(|m| m.as_str() == &*a.method)))
+            && (self.statuses.is_empty()
+                || asked.is_some_and(|a| self.statuses.contains(&a.status)))
+            && (self.paths.is_empty() || self.paths.iter().any(|p| is_under(signal.path(), p)));
+        if fits { weight.into() } else { 0 }
+    }
+}
+
+impl Filter {
+    /// The kinds that weigh anything.
+    pub fn kinds(&self) -> impl Iterator<Item = Kind> {
+        Kind::all().filter(|kind| self.weights[kind.index()] > 0)
+    }
+
+    /// Whether it takes every signal that `other` takes, and weighs it no less.
+    fn covers(&self, other: &Self) -> bool {
+        let heavier = self.weights.iter().zip(&other.weights).all(|(own, other)| own >= other);
+        heavier
+            && (self.methods.is_empty() || self.methods == other.methods)
+            && (self.paths.is_empty() || self.paths == other.paths)
+            && (self.statuses.is_empty() || self.statuses == other.statuses)
+            && (self.proven.is_none() || self.proven == other.proven)
+    }
+}
+
+impl Scenario {
+    /// Whether `other` never speaks because this one always does before it, and no less harshly.
+    #[must_use]
+    pub fn shadows(&self, other: &Self) -> bool {
+        self.by == other.by
+            && self.filter.covers(&other.filter)
+            && (self.distinct.is_none() || self.distinct == other.distinct)
+            && self.capacity <= other.capacity
+            && self.interval_ns >= other.interval_ns
+            && (self.step, self.up_to, self.duration_ns)
+                >= (other.step, other.up_to, other.duration_ns)
+    }
+}
+
+/// Whether a path is `top` or lies below it.
+fn is_under(path: &str, top: &str) -> bool {
+    let top = top.trim_end_matches('/');
+    path.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// Whom signals are held against, each with a bucket of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// The client's address.
+    Source,
+    /// The client's address and the fingerprint of its TLS library.
+    Fingerprint,
+    /// Who it proved to be.
+    Principal,
+    /// The account of a login, wherever it is tried from.
+    Account,
+    /// The fingerprint of a TLS library, wherever it comes from.
+    Ja4,
+}
+
+/// Whom a verdict is about.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Culprit {
+    /// All that comes from a client's address.
+    Source(Source),
+    /// What comes from an address by one TLS library and does not prove who it is.
+    Fingerprint(Source, Ja4),
+    /// Whoever proves to be this.
+    Principal(Arc<str>),
+    /// Logins to an account.
+    Account(Arc<str>),
+    /// Logins by one TLS library.
+    Ja4(Ja4),
+}
+
+impl By {
+    /// Whom this signal is held against, if it tells.
+    #[must_use]
+    pub fn culprit(self, signal: &Signal) -> Option<Culprit> {
+        match self {
+            Self::Source => Some(Culprit::Source(signal.source)),
+            Self::Fingerprint => signal.ja4.map(|ja4| Culprit::Fingerprint(signal.source, ja4)),
+            Self::Principal => signal.principal.clone().map(Culprit::Principal),
+            Self::Account => signal.account.clone().map(Culprit::Account),
+            Self::Ja4 => signal.ja4.map(Culprit::Ja4),
+        }
+    }
+}
+
+impl Culprit {
+    /// The client's address, if it is about one.
+    #[must_use]
+    pub const fn source(&self) -> Option<Source> {
+        match self {
+            Self::Source(source) | Self::Fingerprint(source, _) => Some(*source),
+            Self::Principal(_) | Self::Account(_) | Self::Ja4(_) => None,
+        }
+    }
+}
+
+/// `192.0.2.7`, `192.0.2.7 ja4:T`, `key:ID`, `account:NAME`, `ja4:T`.
+impl fmt::Display for Culprit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Source(source) => source.fmt(f),
+            Self::Fingerprint(source, ja4) => write!(f, "{source} ja4:{ja4}"),
+            Self::Principal(who) => f.write_str(who),
+            Self::Account(name) => write!(f, "account:{name}"),
+            Self::Ja4(ja4) => write!(f, "ja4:{ja4}"),
+        }
+    }
+}
+
+impl FromStr for Culprit {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let ja4 = |text| Ja4::parse(text).ok_or("not a fingerprint");
+        let source = |text: &str| text.parse::<IpAddr>().map(|ip| Source::from(ip.to_canonical()));
+        if let Ok(source) = source(text) {
+            return Ok(Self::Source(source));
+        }
+        if let Some(name) = text.strip_prefix("account:") {
+            return Ok(Self::Account(name.into()));
+        }
+        if let Some(own) = text.strip_prefix("ja4:") {
+            return ja4(own).map(Self::Ja4);
+        }
+        if let Some((address, own)) = text.split_once(" ja4:")
+            && let Ok(source) = source(address)
+        {
+            return ja4(own).map(|ja4| Self::Fingerprint(source, ja4));
+        }
+        let is_principal =
+            text.split_once(':').is_some_and(|(origin, id)| !origin.is_empty() && !id.is_empty());
+        if is_principal { Ok(Self::Principal(text.into())) } else { Err(FORMS) }
+    }
+}
+
+impl Serialize for Culprit {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Culprit {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+const FORMS: &str = "an address, \"ADDRESS ja4:FINGERPRINT\", \"key:ID\", \"ISSUER:SUBJECT\", \"account:NAME\" or \"ja4:FINGERPRINT\"";
+
+/// Where a verdict comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// A scenario of this edge.
+    #[default]
+    Scenario,
+    /// An operator of this edge.
+    Operator,
+    /// `CrowdSec`.
+    Crowdsec,
+    /// Another edge of the fleet.
+    Fleet,
+}
+
+impl Origin {
+    /// The word for it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Scenario => "scenario",
+            Self::Operator => "operator",
+            Self::Crowdsec => "crowdsec",
+            Self::Fleet => "fleet",
+        }
+    }
+}
+
+/// What must differ for a signal to count again while its bucket is not empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Distinct {
+    /// The path.
+    Path,
+    /// The account of a login.
+    Account,
+    /// The client's address.
+    Source,
+}
+
+/// The rungs of the ladder, the mildest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Step {
+    /// It is told, and nothing else.
+    #[serde(rename = "observe")]
+    Observe,
+    /// Its requests wait.
+    #[serde(rename = "delay")]
+    Delay,
+    /// Its requests are refused with 429.
+    #[serde(rename = "429")]
+    Throttle,
+    /// Its requests are refused with 403.
+    #[serde(rename = "403")]
+    Refuse,
+    /// Its packets are dropped in the kernel.
+    #[serde(rename = "ban")]
+    Ban,
+}
+
+impl Step {
+    /// Every rung, with its name in the configuration.
+    pub const ALL: [(&'static str, Self); 5] = [
+        ("observe", Self::Observe),
+        ("delay", Self::Delay),
+        ("429", Self::Throttle),
+        ("403", Self::Refuse),
+        ("ban", Self::Ban),
+    ];
+
+    /// Its name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        Self::ALL[self as usize].0
+    }
+
+    /// So many rungs higher, but not beyond `most`. From "observe" nothing leads up.
+    #[must_use]
+    pub fn climb(self, rungs: u32, most: Self) -> Self {
+        if self == Self::Observe {
+            return self;
+        }
+        let at = (self as usize).saturating_add(rungs as usize).min(most as usize);
+        Self::ALL[at].1
+    }
+}

@@ -1,0 +1,468 @@
+//! What the engine must and must not do to a client.
+
+use proptest::prelude::*;
+
+use super::*;
+use edge_common::Reason;
+
+const SECOND: u64 = 1_000_000_000;
+const MINUTE: u64 = 60 * SECOND;
+
+fn scenario(name: &str, kinds: &[(Kind, u16)]) -> Scenario {
+    let mut filter = Filter::default();
+    for (kind, weight) in kinds {
+        filter.weights[kind.index()] = *weight;
+    }
+    Scenario {
+        name: name.into(),
+        filter,
+        by: By::Source,
+        distinct: None,
+        capacity: 5,
+        interval_ns: 10 * SECOND,
+        step: Step::Ban,
+        up_to: Step::Ban,
+        duration_ns: 10 * MINUTE,
+        groups_max: 1000,
+    }
+}
+
+fn rules(scenarios: Vec<Scenario>) -> Rules {
+    Rules {
+        scenarios,
+        factor: 4,
+        longest_ns: 60 * MINUTE,
+        jitter: 0,
+        forget_after_ns: 24 * 60 * MINUTE,
+        culprits_max: 1000,
+    }
+}
+
+const GUESS: Kind = Kind::Refused(Reason::CredentialInvalid);
+
+fn brute_force() -> Scenario {
+    scenario("brute-force", &[(GUESS, 1)])
+}
+
+fn engine(scenarios: Vec<Scenario>) -> Engine {
+    Engine::new(rules(scenarios), [7; 16])
+}
+
+fn source(number: u32) -> Source {
+    Source::v4(number.to_be_bytes())
+}
+
+fn signal(number: u32, kind: Kind, at_ns: u64) -> Signal {
+    Signal {
+        kind,
+        at_ns,
+        address: source(number).into(),
+        source: source(number),
+        proof: Proof::Handshake,
+        ja4: None,
+        principal: None,
+        account: None,
+        request: None,
+    }
+}
+
+fn asking(path: &str, number: u32, kind: Kind, at_ns: u64) -> Signal {
+    let asked = Asked { path: path.into(), method: "GET".into(), status: 404, id: "r".into() };
+    Signal { request: Some(Box::new(asked)), ..signal(number, kind, at_ns) }
+}
+
+fn judge(engine: &mut Engine, signal: &Signal) -> Vec<Verdict> {
+    engine.judge(signal, |_| Facts::default())
+}
+
+/// Misbehaves at one moment until there is a verdict: after how many, and what.
+fn until_judged(engine: &mut Engine, signal: &Signal) -> (usize, Verdict) {
+    until_judged_as(engine, signal, Facts::default())
+}
+
+fn until_judged_as(engine: &mut Engine, signal: &Signal, facts: Facts) -> (usize, Verdict) {
+    for count in 1..100 {
+        if let Some(verdict) = engine.judge(signal, |_| facts).pop() {
+            return (count, verdict);
+        }
+    }
+    panic!("no verdict");
+}
+
+#[test]
+fn what_comes_beyond_the_capacity_is_a_verdict_with_its_evidence() {
+    let mut engine = engine(vec![brute_force()]);
+    let (count, verdict) = until_judged(&mut engine, &asking("/a", 1, GUESS, 0));
+    assert_eq!((count, verdict.step, verdict.strikes), (6, Step::Ban, 1));
+    assert_eq!(verdict.duration_ns, 10 * MINUTE);
+    assert_eq!(verdict.culprit, Culprit::Source(source(1)));
+    assert_eq!(verdict.evidence.len(), 6);
+    assert_eq!(&*verdict.evidence[0].request.as_ref().unwrap().path, "/a");
+    assert!(engine.levels(&source(1), 0).is_empty() && engine.levels(&source(2), 0).is_empty());
+}
+
+#[test]
+fn a_bucket_leaks() {
+    let mut engine = engine(vec![brute_force()]);
+    for n in 0..100 {
+        assert!(judge(&mut engine, &signal(1, GUESS, n * 10 * SECOND)).is_empty());
+    }
+    let (count, _) = until_judged(&mut engine, &signal(1, GUESS, 1000 * SECOND));
+    assert_eq!(count, 6);
+}
+
+#[test]
+fn while_a_ban_is_in_force_there_is_no_other() {
+    let mut engine = engine(vec![brute_force()]);
+    until_judged(&mut engine, &signal(1, GUESS, 0));
+    for _ in 0..100 {
+        assert!(judge(&mut engine, &signal(1, GUESS, 10 * MINUTE - 1)).is_empty());
+    }
+    let (_, verdict) = until_judged(&mut engine, &signal(1, GUESS, 10 * MINUTE));
+    assert_eq!((verdict.strikes, verdict.duration_ns), (2, 40 * MINUTE));
+    let (_, verdict) = until_judged(&mut engine, &signal(1, GUESS, 60 * MINUTE));
+    assert_eq!((verdict.strikes, verdict.duration_ns), (3, 60 * MINUTE));
+}
+
+#[test]
+fn strikes_are_forgotten_one_by_one() {
+    let mut engine = engine(vec![brute_force()]);
+    let culprit = Culprit::Source(source(1));
+    let day = 24 * 60 * MINUTE;
+    engine.restore(&culprit, 3, Step::Ban, MINUTE);
+    let strikes = [0, MINUTE + day - 1, MINUTE + day, MINUTE + 2 * day, MINUTE + 9 * day];
+    assert_eq!(strikes.map(|at| engine.strikes(&culprit, at)), [3, 3, 2, 1, 0]);
+}
+
+#[test]
+fn the_ladder_is_climbed_to_its_top() {
+    let ladder = Scenario { step: Step::Delay, up_to: Step::Refuse, ..brute_force() };
+    let mut engine = engine(vec![ladder]);
+    let mut now = 0;
+    let mut steps = Vec::new();
+    for _ in 0..4 {
+        let (_, verdict) = until_judged(&mut engine, &signal(1, GUESS, now));
+        now += verdict.duration_ns;
+        steps.push(verdict.step);
+    }
+    assert_eq!(steps, [Step::Delay, Step::Throttle, Step::Refuse, Step::Refuse]);
+    assert_eq!(Step::Observe.climb(9, Step::Ban), Step::Observe);
+}
+
+#[test]
+fn a_harsher_scenario_speaks_over_a_milder_verdict() {
+    let throttle = Kind::Refused(Reason::Throttled);
+    let milder = Scenario { step: Step::Throttle, up_to: Step::Throttle, ..brute_force() };
+    let mut engine = engine(vec![milder, scenario("persistence", &[(throttle, 1)])]);
+    assert_eq!(until_judged(&mut engine, &signal(1, GUESS, 0)).1.step, Step::Throttle);
+    let (count, verdict) = until_judged(&mut engine, &signal(1, throttle, 1));
+    assert_eq!((count, verdict.step, verdict.strikes), (6, Step::Ban, 2));
+    // Of two at once, one speaks.
+    let both = vec![Scenario { step: Step::Delay, ..brute_force() }, brute_force()];
+    let mut engine = Engine::new(rules(both), [7; 16]);
+    for _ in 0..5 {
+        assert!(judge(&mut engine, &signal(1, GUESS, 0)).is_empty());
+    }
+    let verdicts = judge(&mut engine, &signal(1, GUESS, 0));
+    assert_eq!(verdicts.iter().map(|v| v.step).collect::<Vec<_>>(), [Step::Ban]);
+}
+
+#[test]
+fn what_does_not_differ_counts_once() {
+    let distinct = Some(Distinct::Path);
+    let scan = Scenario { distinct, ..scenario("scan", &[(Kind::NotFound, 1)]) };
+    let mut engine = engine(vec![scan]);
+    for _ in 0..100 {
+        assert!(judge(&mut engine, &asking("/a", 1, Kind::NotFound, 0)).is_empty());
+    }
+    let ask = |n: usize| asking(&format!("/{n}"), 1, Kind::NotFound, 0);
+    let over = (0..10).position(|n| !judge(&mut engine, &ask(n)).is_empty());
+    assert_eq!(over, Some(4), "the sixth path, /a among them");
+}
+
+#[test]
+fn a_filter_asks_for_all_that_it_names() {
+    let mut filter = Filter { paths: vec!["/login".into()], ..Filter::default() };
+    filter.weights[GUESS.index()] = 3;
+    let weigh = |filter: &Filter, path| filter.weigh(&asking(path, 1, GUESS, 0));
+    assert_eq!(weigh(&filter, "/login/x"), 3);
+    assert_eq!(weigh(&filter, "/loginx"), 0);
+    filter.statuses = vec![403];
+    assert_eq!(weigh(&filter, "/login"), 0);
+    filter.statuses = vec![403, 404];
+    filter.methods = vec![http::Method::GET];
+    assert_eq!(weigh(&filter, "/login"), 3);
+    filter.proven = Some(true);
+    assert_eq!(weigh(&filter, "/login"), 0);
+    assert_eq!(filter.weigh(&signal(1, GUESS, 0)), 0);
+}
+
+#[test]
+fn an_account_is_guarded_wherever_it_is_tried_from() {
+    let by = By::Account;
+    let step = Step::Throttle;
+    let up_to = Step::Throttle;
+    let login =
+        Scenario { by, step, up_to, ..scenario("login-account", &[(Kind::LoginFailed, 1)]) };
+    let mut engine = engine(vec![login]);
+    let tried = |from, account: &str| Signal {
+        account: Some(account.into()),
+        ..signal(from, Kind::LoginFailed, 0)
+    };
+    let verdict = (0..6).find_map(|n| judge(&mut engine, &tried(n, "root")).pop()).unwrap();
+    assert_eq!(verdict.culprit, Culprit::Account("root".into()));
+    assert_eq!(verdict.evidence.len(), 6);
+    assert!(judge(&mut engine, &tried(1, "guest")).is_empty());
+}
+
+#[test]
+fn guards_narrow_or_soften() {
+    let ja4 = crate::ja4::Ja4::parse("t13d1516h2_8daaf6152771_e5627efa2ab1");
+    let plain = signal(1, GUESS, 0);
+    let with_ja4 = Signal { ja4, ..plain.clone() };
+    let known = Signal { principal: Some("key:k1".into()), ..with_ja4.clone() };
+    let spoofable = Signal { proof: Proof::None, ..plain.clone() };
+    let shared = Facts { is_shared: true, ..Facts::default() };
+    let vital = Facts { is_vital: true, ..Facts::default() };
+    let exempt = Facts { is_exempt: true, ..Facts::default() };
+    let exhausted = Facts { is_exhausted: true, ..Facts::default() };
+    let own = Culprit::Source(source(1));
+    let table = [
+        (&plain, Facts::default(), own.clone(), Step::Ban, None),
+        (&plain, exempt, own.clone(), Step::Observe, Some(Spared::NeverBan)),
+        (&plain, vital, own.clone(), Step::Refuse, Some(Spared::Vital)),
+        (&plain, exhausted, own.clone(), Step::Refuse, Some(Spared::Cap)),
+        (&spoofable, Facts::default(), own.clone(), Step::Observe, Some(Spared::Unproven)),
+        (&plain, shared, own, Step::Observe, Some(Spared::Shared)),
+        (
+            &with_ja4,
+            shared,
+            Culprit::Fingerprint(source(1), ja4.unwrap()),
+            Step::Refuse,
+            Some(Spared::Shared),
+        ),
+        (&known, shared, Culprit::Principal("key:k1".into()), Step::Refuse, Some(Spared::Shared)),
+    ];
+    for (signal, facts, culprit, step, spared) in table {
+        let (_, verdict) = until_judged_as(&mut engine(vec![brute_force()]), signal, facts);
+        assert_eq!((verdict.culprit, verdict.step, verdict.spared), (culprit, step, spared));
+    }
+}
+
+#[test]
+fn a_neighbour_behind_a_shared_source_is_judged_by_itself() {
+    let mut engine = engine(vec![brute_force()]);
+    let ja4 = |text: &str| crate::ja4::Ja4::parse(text);
+    let (one, other) =
+        (ja4("t13d1516h2_8daaf6152771_e5627efa2ab1"), ja4("t13d1516h1_8daaf6152771_e5627efa2ab1"));
+    let shared = Facts { is_shared: true, ..Facts::default() };
+    let by = |ja4| Signal { ja4, ..signal(1, GUESS, 0) };
+    until_judged_as(&mut engine, &by(one), shared);
+    for _ in 0..20 {
+        assert!(engine.judge(&by(one), |_| shared).is_empty(), "it is refused already");
+    }
+    let (_, verdict) = until_judged_as(&mut engine, &by(other), shared);
+    assert_eq!(verdict.culprit, Culprit::Fingerprint(source(1), other.unwrap()));
+    assert_eq!(verdict.strikes, 1);
+}
+
+#[test]
+fn a_verdict_that_failed_is_earned_again_by_the_next_misdeed() {
+    let mut engine = engine(vec![brute_force()]);
+    let (_, verdict) = until_judged(&mut engine, &signal(1, GUESS, 0));
+    engine.retract(&verdict, 0);
+    let (count, again) = until_judged(&mut engine, &signal(1, GUESS, 0));
+    assert_eq!((count, again.strikes), (1, 1));
+}
+
+#[test]
+fn a_pardoned_client_starts_anew() {
+    let mut engine = engine(vec![brute_force()]);
+    until_judged(&mut engine, &signal(1, GUESS, 0));
+    engine.pardon(&Culprit::Source(source(1)));
+    assert!(engine.misdeeds(&source(1)).is_empty());
+    let (count, verdict) = until_judged(&mut engine, &signal(1, GUESS, 1));
+    assert_eq!((count, verdict.strikes), (6, 1));
+}
+
+#[test]
+fn a_flood_of_newcomers_never_frees_an_offender() {
+    let small = Scenario { groups_max: 64, ..brute_force() };
+    let mut engine = Engine::new(Rules { culprits_max: 64, ..rules(vec![small]) }, [7; 16]);
+    for _ in 0..5 {
+        assert!(judge(&mut engine, &signal(1, GUESS, 0)).is_empty());
+    }
+    for other in 2..50_000 {
+        assert!(judge(&mut engine, &signal(other, GUESS, 1)).is_empty());
+    }
+    assert!(engine.evicted() > 49_000 && engine.len() <= 64);
+    assert_eq!(judge(&mut engine, &signal(1, GUESS, 2)).len(), 1);
+}
+
+#[test]
+fn a_reload_keeps_the_buckets_of_what_stays() {
+    let other = scenario("other", &[(Kind::NotFound, 1)]);
+    let mut engine = engine(vec![brute_force(), other.clone()]);
+    for _ in 0..5 {
+        judge(&mut engine, &signal(1, GUESS, 0));
+        judge(&mut engine, &signal(1, Kind::NotFound, 0));
+    }
+    engine.configure(rules(vec![Scenario { capacity: 9, ..other }, brute_force()]));
+    assert_eq!(judge(&mut engine, &signal(1, GUESS, 0)).len(), 1);
+    assert!(judge(&mut engine, &signal(1, Kind::NotFound, 0)).is_empty());
+}
+
+#[test]
+fn the_trail_is_a_ring() {
+    let mut trail = Trail::new(4);
+    for n in 0..10 {
+        trail.push(signal(n % 2, GUESS, u64::from(n)));
+    }
+    let times = |n| trail.of(&source(n)).map(|s| s.at_ns).collect::<Vec<_>>();
+    assert_eq!((times(0), times(1)), (vec![8, 6], vec![9, 7]));
+    assert_eq!(trail.latest().map(|s| s.at_ns).collect::<Vec<_>>(), [9, 8, 7, 6]);
+}
+
+#[test]
+fn bans_within_a_minute_are_counted() {
+    let mut cap = Cap::default();
+    for _ in 0..3 {
+        assert!(!cap.is_reached(3, 5));
+        cap.count(5);
+    }
+    assert!(cap.is_reached(3, 5) && !cap.is_reached(3, MINUTE));
+}
+
+#[test]
+fn kinds_have_names_and_numbers_of_their_own() {
+    for kind in Kind::all() {
+        assert_eq!(Kind::named(kind.name()), Some(kind));
+        assert!(kind.index() < Kind::COUNT);
+        assert_eq!(Kind::all().filter(|other| other.index() == kind.index()).count(), 1);
+    }
+    assert_eq!(Kind::named("upstream_timeout"), None, "nobody's misdeed");
+    for (n, (_, step)) in Step::ALL.iter().enumerate() {
+        assert_eq!(*step as usize, n);
+    }
+}
+
+#[test]
+fn culprits_are_read_as_they_are_written() {
+    let ja4 = "t13d1516h2_8daaf6152771_e5627efa2ab1";
+    let both = format!("192.0.2.7 ja4:{ja4}");
+    let alone = format!("ja4:{ja4}");
+    for text in
+        ["192.0.2.7", "2001:db8::", &both, &alone, "key:k1", "jwt:a b:c", "account:192.0.2.7"]
+    {
+        let culprit: Culprit = text.parse().unwrap();
+        assert_eq!(culprit.to_string(), text);
+        let json = serde_json::to_string(&culprit).unwrap();
+        assert_eq!(serde_json::from_str::<Culprit>(&json).unwrap(), culprit);
+    }
+    for text in ["", "192.0.2", "ja4:x", "192.0.2.7 ja4:x", "key:", ":a"] {
+        assert!(text.parse::<Culprit>().is_err(), "{text}");
+    }
+    for (name, step) in Step::ALL {
+        assert_eq!(serde_json::to_string(&step).unwrap(), format!("{name:?}"));
+    }
+}
+
+/// A leaky bucket in fractions, as a textbook has it.
+struct Reference {
+    level: f64,
+    at_ns: u64,
+}
+
+proptest! {
+    /// The engine overflows exactly when the textbook's bucket does.
+    #[test]
+    fn buckets_are_those_of_the_textbook(
+        capacity in 0_u64..20,
+        interval_ms in 1_u64..10_000,
+        steps in proptest::collection::vec((0_u64..20_000, 1_u16..5), 1..200),
+    ) {
+        let interval_ns = interval_ms * 1_000_000;
+        let kind = |weight: u16| [(GUESS, weight)];
+        let mut reference = Reference { level: 0.0, at_ns: 0 };
+        let mut now_ns = 0;
+        // Observed, so that every overflow is told.
+        let of = |weight| Scenario {
+            capacity,
+            interval_ns,
+            step: Step::Observe,
+            up_to: Step::Observe,
+            ..scenario("s", &kind(weight))
+        };
+        let mut engine = engine(vec![of(1)]);
+        for (wait_ms, weight) in steps {
+            now_ns += wait_ms * 1_000_000;
+            engine.rules.scenarios[0].filter = of(weight).filter;
+            let leaked = (now_ns - reference.at_ns) as f64 / interval_ns as f64;
+            reference.at_ns = now_ns;
+            reference.level = (reference.level - leaked).max(0.0) + f64::from(weight);
+            let is_over = !judge(&mut engine, &signal(1, GUESS, now_ns)).is_empty();
+            // Closer to the brim than fractions can tell.
+            prop_assume!((reference.level - capacity as f64).abs() > 1e-6 || !is_over);
+            prop_assert_eq!(is_over, reference.level > capacity as f64 + 1e-6);
+            if is_over {
+                reference.level = 0.0;
+            }
+        }
+    }
+
+    /// However the signals of several clients fall together, none is judged by another's.
+    #[test]
+    fn nobody_is_judged_by_anothers_signals(who in proptest::collection::vec(0_u32..6, 1..300)) {
+        let mut engine = engine(vec![brute_force()]);
+        let mut counts = [0; 6];
+        for number in who {
+            let verdicts = judge(&mut engine, &signal(number, GUESS, 0));
+            counts[number as usize] += 1;
+            prop_assert_eq!(verdicts.len(), usize::from(counts[number as usize] == 6));
+            for verdict in verdicts {
+                prop_assert_eq!(verdict.culprit, Culprit::Source(source(number)));
+                let own = verdict.evidence.iter().all(|e| Source::from(e.address) == source(number));
+                prop_assert!(own);
+            }
+        }
+    }
+
+    /// A verdict is as long as the ladder says, to within the jitter, and never beyond the longest.
+    #[test]
+    fn lengths_stay_within_jitter_and_ceiling(
+        strikes in 0_u32..40,
+        jitter in 0_u64..=50,
+        random: u64,
+        first_s in 1_u64..100_000,
+    ) {
+        let rules = Rules { jitter, ..rules(Vec::new()) };
+        let first_ns = first_s * SECOND;
+        let length = rules.length_ns(first_ns, strikes, random);
+        let times = 4_u64.saturating_pow(strikes.saturating_sub(1));
+        let meant = first_ns.saturating_mul(times).min(rules.longest_ns);
+        prop_assert!(length <= rules.longest_ns);
+        prop_assert!(length >= meant - meant / 100 * jitter - 100);
+        prop_assert!(length <= meant + meant / 100 * jitter + 100);
+    }
+
+    /// Nobody without a completed handshake is ever to be banned, nor anybody exempt, vital or shared.
+    #[test]
+    fn no_ban_without_leave(
+        is_exempt: bool, is_vital: bool, is_shared: bool, is_exhausted: bool, proven: bool,
+        has_ja4: bool,
+    ) {
+        let facts = Facts { is_exempt, is_vital, is_shared, is_exhausted };
+        let proof = if proven { Proof::Handshake } else { Proof::None };
+        let ja4 = crate::ja4::Ja4::parse("t13d1516h2_8daaf6152771_e5627efa2ab1").filter(|_| has_ja4);
+        let signal = Signal { proof, ja4, ..signal(1, GUESS, 0) };
+        let (_, verdict) = until_judged_as(&mut engine(vec![brute_force()]), &signal, facts);
+        let is_free = !(is_exempt || is_vital || is_shared || is_exhausted) && proven;
+        prop_assert_eq!(verdict.step == Step::Ban, is_free);
+        if is_exempt {
+            prop_assert_eq!(verdict.step, Step::Observe);
+        }
+        if is_shared && verdict.step > Step::Observe {
+            prop_assert!(!matches!(verdict.culprit, Culprit::Source(_)));
+        }
+    }
+}
