@@ -206,6 +206,34 @@ fn a_bad_policy_never_replaces_a_good_one() -> Result<()> {
     Ok(())
 }
 
+/// oauth2-proxy decided by the path in `X-Forwarded-Uri`, which the client had written
+/// (GHSA-7x63-xv5r-3p2x): here what is decided about and what is passed on is one target.
+#[test]
+fn incident_no_header_chooses_the_path_that_is_decided_about() -> Result<()> {
+    let lab = Lab::new()?;
+    let origin = Origin::start(&lab)?;
+    let edged = start(&lab)?;
+    let (key, _) = key(&edged, "plain", "")?;
+    for name in [
+        "X-Forwarded-Uri",
+        "X-Original-URL",
+        "X-Rewrite-URL",
+        "X-Original-URI",
+        "X-Envoy-Original-Path",
+    ] {
+        let response = edged.get(FRIEND, "/scoped").key(&key).header(name, "/health").send()?;
+        assert_eq!(response.status, 403, "{name}: {response:?}");
+        let response = edged.get(FRIEND, "/scoped").header(name, "/health").send()?;
+        assert_eq!(response.status, 401, "{name}: {response:?}");
+    }
+    for path in ["/health/../scoped", "/health/%2e%2e/scoped", "//scoped", "/./scoped"] {
+        let response = edged.get(FRIEND, path).key(&key).send()?;
+        assert!(response.status == 403 || response.status == 400, "{path}: {response:?}");
+    }
+    assert_eq!(origin.seen(), 0);
+    Ok(())
+}
+
 /// oauth2-proxy let `X_Forwarded_User` through, and the server behind it took `_` for `-`
 /// (CVE-2025-64484).
 #[test]

@@ -55,6 +55,29 @@ fn every_documented_command_is_one() -> Result<()> {
     Ok(())
 }
 
+/// Every test that the table of techniques names is one: `FILE::NAME` in `tests/tests`, `CRATE::NAME`
+/// anywhere in a crate.
+#[test]
+fn every_named_test_is_one() -> Result<()> {
+    let page = std::fs::read_to_string(root().join("docs/seed-coverage.md"))?;
+    let mut seen = 0;
+    for row in page.lines().filter(|line| line.starts_with("| ") && !line.contains("| Test |")) {
+        let last = row.trim_end_matches('|').rsplit(" | ").next().unwrap_or_default();
+        for named in last.split('`').skip(1).step_by(2) {
+            let (place, name) = named.split_once("::").unwrap_or_default();
+            let files = match place.starts_with("edge_") {
+                true => sources(&format!("{}/src", place.replace('_', "-")), ".rs")?,
+                false => sources("tests/tests", &format!("{place}.rs"))?,
+            };
+            let is_there = files.iter().any(|file| file.text.contains(&format!("fn {name}(")));
+            assert!(is_there, "no test is called {named}: {row}");
+            seen += 1;
+        }
+    }
+    assert!(seen > 50, "only {seen} tests are named");
+    Ok(())
+}
+
 #[test]
 fn the_service_unit_is_sound_and_confined() -> Result<()> {
     if !installed("systemd-analyze") {

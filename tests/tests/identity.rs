@@ -14,7 +14,7 @@ use edge_common::Reason;
 use edge_tests::{
     Edged, Lab, Origin,
     client::{HOST, Request, Response, until},
-    daemon::{Setup, binary},
+    daemon::{Setup, binary, certify},
     issuer::{AUDIENCE, Answers, ISSUER, KEYS_URL, KeyServer, Signer, encode, jwks},
     lab::FRIEND,
     pki::{Authority, Leaf},
@@ -269,6 +269,48 @@ fn two_issuers_that_share_a_subject_share_no_identity() -> Result<()> {
     assert_eq!(status("/users/bob", &bob(&signer, ISSUER))?, 200);
     assert_eq!(status("/users/alice", &bob(&signer, ISSUER))?, 403);
     assert_eq!(status("/users/bob", &bob(&other, "https://other.test"))?, 401);
+    Ok(())
+}
+
+/// What is no secret is told before it is used: too short, readable by others, written into the
+/// configuration, or an audience that anybody is.
+#[test]
+fn weak_secrets_and_open_audiences_are_refused_by_check() -> Result<()> {
+    let lab = Lab::new()?;
+    let secret = |name: &str, bytes: usize, mode: u32| -> Result<String> {
+        let path = lab.dir().join(name);
+        fs::write(&path, vec![b'x'; bytes])?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+        Ok(format!("file:{}", path.display()))
+    };
+    certify(lab.dir())?;
+    let (good, short) = (secret("good", 32, 0o600)?, secret("short", 31, 0o600)?);
+    let open = secret("open", 32, 0o644)?;
+    let check = |secret: &str, audience: &str| -> Result<(bool, String)> {
+        let more = format!(
+            "[[issuer]]\nname = \"own\"\nissuer = \"{ISSUER}\"\naudience = [\"{audience}\"]\n\
+             secrets = [\"{secret}\"]\n[[route]]\npath = \"/token\"\nmethods = [\"GET\"]\n\
+             auth = \"jwt\"\nupstream = \"api\"\n"
+        );
+        let config = lab.edged()?.append(&more)?.write()?;
+        let mut edged = lab.edge.command(binary("edged")?);
+        let done = edged.args(["check", "--config"]).arg(config).output()?;
+        let words = [done.stdout, done.stderr].concat();
+        Ok((done.status.success(), String::from_utf8_lossy(&words).into_owned()))
+    };
+    let (is_good, words) = check(&good, AUDIENCE)?;
+    assert!(is_good, "{words}");
+    for (secret, audience, expected) in [
+        (short.as_str(), AUDIENCE, "32"),
+        (&open, AUDIENCE, "everyone can read it"),
+        ("xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx", AUDIENCE, "file:"),
+        (&good, "*", "audience"),
+        (&good, "https://*.example", "audience"),
+    ] {
+        let (is_good, words) = check(secret, audience)?;
+        assert!(!is_good && words.contains(expected), "{secret} {audience}: {words}");
+        assert!(!words.contains("xxxxxxxx"), "a secret is not shown: {words}");
+    }
     Ok(())
 }
 
