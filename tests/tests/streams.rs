@@ -13,7 +13,9 @@ use edge_common::Reason;
 use edge_tests::{
     Edged, Lab, Origin,
     client::until,
-    lab::{FRIEND, ORIGIN},
+    daemon::root,
+    lab::{EDGE, FRIEND, ORIGIN},
+    netns::run,
     talk::{Dial, Talk},
 };
 
@@ -211,5 +213,62 @@ fn a_body_is_asked_for_only_if_it_is_wanted() -> Result<()> {
     talk.say(expect("/secret").as_bytes())?;
     let heard = talk.hear(SOON, |_| false)?;
     assert_eq!((heard.statuses(), heard.closed), (vec![401], true), "the body never comes");
+    Ok(())
+}
+
+/// Ends with this.
+struct Server(std::process::Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn grpc_server(lab: &Lab) -> Result<Server> {
+    let script = root().join("tests/clients/grpc-server.mjs");
+    let server = lab.origin.command("node").arg(script).args([ORIGIN, "8080"]).spawn()?;
+    let server = Server(server);
+    let listens = || lab.origin.enter(|| TcpStream::connect((ORIGIN, 8080)).is_ok());
+    until("the server listens", SOON, || Ok(listens()))?;
+    Ok(server)
+}
+
+#[test]
+fn calls_with_trailers_pass_over_http2_all_the_way() -> Result<()> {
+    let lab = Lab::new()?;
+    let server = grpc_server(&lab)?;
+    let check = "{ path = \"/check\", interval = \"100ms\", timeout = \"10s\" }";
+    let edged = lab
+        .edged()?
+        .set("limits.per_source", r#""off""#)
+        .set("route.0.methods", r#"["GET", "POST"]"#)
+        .set("upstream.0.http2", "true")
+        .set("upstream.0.check", check)
+        .start()?;
+    let script = root().join("tests/clients/grpc-client.mjs");
+    let ca = &edged.ca;
+    let out = run(lab.client.command("node").arg(script).arg(EDGE).arg(ca).arg("150"))?;
+    let calls: serde_json::Value = serde_json::from_str(&out)?;
+    let calls = calls.as_array().context("an array")?;
+    assert_eq!(calls.len(), 150);
+    for call in calls {
+        assert_eq!((&call["messages"], &call["status"]), (&5.into(), &200.into()), "{call}");
+        assert_eq!((&call["te"], &call["trailers"]["status"]), (&"trailers".into(), &"0".into()));
+    }
+    // HTTP/1.1 on this side of the edge makes no difference to the other.
+    let response = edged.get(FRIEND, "/health").flag("--http1.1").method("POST").body("abc");
+    // curl prints the trailers behind the body.
+    assert!(response.send()?.text().starts_with("abc"));
+    let good = r#"edged_upstream_checks_total{upstream="api",server="192.0.2.2:8080",result="ok"}"#;
+    until("checks find it well", SOON, || Ok(edged.metrics()?.value(good) > 0.0))?;
+    let connects = edged.metrics()?.sum("edged_upstream_connects_total", &[]);
+    assert!(connects <= 6.0, "{connects} connections for 151 requests");
+    drop(server);
+    assert!(matches!(edged.get(FRIEND, "/health").send()?.status, 502 | 503));
+    until("nothing is left", SOON, || {
+        Ok(edged.metrics()?.value("edged_requests_in_flight") == 0.0)
+    })?;
     Ok(())
 }

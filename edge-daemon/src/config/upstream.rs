@@ -51,6 +51,7 @@ pub(super) fn upstream(table: &Table<'_>) -> Upstream {
         }),
         ejection: table.table("ejection", ejection),
         circuit: table.table("circuit", circuit),
+        http2: table.or("http2", false, Item::flag),
         tls: table.or("tls", None, tls),
     }
 }

@@ -201,8 +201,12 @@ struct Exchange {
 impl Exchange {
     async fn run(&mut self, worker: Rc<Worker>, visitor: Visitor, request: Request<RecvStream>) {
         let to_head = request.method() == Method::HEAD;
-        let request = request
-            .map(|body| if body.is_end_stream() { Incoming::Empty } else { Incoming::Http2(body) });
+        let stated = request.headers().get(header::CONTENT_LENGTH);
+        let stated = stated.and_then(|value| value.to_str().ok()?.parse().ok());
+        let request = request.map(|body| match body.is_end_stream() {
+            true => Incoming::Empty,
+            false => Incoming::Http2(body, stated),
+        });
         let turn = Rc::clone(&self.turn);
         let mut answer = Box::pin(path::answer(worker, visitor, self.entrance, turn, request));
         let response = std::future::poll_fn(|cx| match answer.as_mut().poll(cx) {

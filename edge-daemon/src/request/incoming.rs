@@ -18,8 +18,8 @@ pub(crate) enum Incoming {
     Empty,
     /// A client's, over HTTP/1.
     Http1(Rc<RefCell<Inbound>>),
-    /// A client's, over HTTP/2.
-    Http2(h2::RecvStream),
+    /// A client's, over HTTP/2, with the length that its head states; what comes is held to it.
+    Http2(h2::RecvStream, Option<u64>),
     /// An upstream's.
     Reply(Reply),
     /// All of it, in memory.
@@ -68,7 +68,7 @@ impl Incoming {
         match self {
             Self::Empty => Poll::Ready(None),
             Self::Http1(inbound) => Inbound::poll_frame(inbound, cx),
-            Self::Http2(stream) => poll_stream(stream, cx),
+            Self::Http2(stream, _) => poll_stream(stream, cx),
             Self::Reply(reply) => reply.poll_frame(cx),
             Self::Whole(bytes) => {
                 let data = Some(std::mem::take(bytes)).filter(|data| !data.is_empty());
@@ -83,7 +83,7 @@ impl Incoming {
         match self {
             Self::Empty => true,
             Self::Http1(inbound) => inbound.borrow().body.is_done(),
-            Self::Http2(stream) => stream.is_end_stream(),
+            Self::Http2(stream, _) => stream.is_end_stream(),
             Self::Reply(reply) => reply.is_done(),
             Self::Whole(bytes) => bytes.is_empty(),
             Self::Signed(signed) => signed.check.is_none(),
@@ -95,7 +95,7 @@ impl Incoming {
         match self {
             Self::Empty => Some(0),
             Self::Http1(inbound) => inbound.borrow().body.length(),
-            Self::Http2(_) => None,
+            Self::Http2(_, stated) => *stated,
             Self::Reply(reply) => reply.length(),
             Self::Whole(bytes) => Some(bytes.len() as u64),
             Self::Signed(signed) => {
@@ -147,7 +147,8 @@ impl Signed {
     }
 }
 
-fn poll_stream(
+/// The next part of what comes over HTTP/2.
+pub(super) fn poll_stream(
     stream: &mut h2::RecvStream,
     cx: &mut Context<'_>,
 ) -> Poll<Option<Result<Frame, Broken>>> {

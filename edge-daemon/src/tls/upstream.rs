@@ -60,11 +60,11 @@ pub enum UpstreamTlsError {
 }
 
 impl Connector {
-    /// Reads the files.
+    /// Reads the files, for a version of HTTP.
     ///
     /// # Errors
     /// Which of them is wrong, and how.
-    pub fn load(settings: &settings::UpstreamTls) -> Result<Self, UpstreamTlsError> {
+    pub fn load(settings: &settings::UpstreamTls, http2: bool) -> Result<Self, UpstreamTlsError> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(certificates(&settings.ca)?);
@@ -96,7 +96,7 @@ impl Connector {
                 })?
             }
         };
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.alpn_protocols = vec![if http2 { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
         Ok(Self(TlsConnector::from(Arc::new(config))))
     }
 
@@ -106,7 +106,13 @@ impl Connector {
     /// If the connection breaks, or the server does not prove it.
     pub async fn connect(&self, name: &str, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
         let name = ServerName::try_from(name.to_owned()).map_err(io::Error::other)?;
-        self.0.connect(name, stream).await
+        let stream = self.0.connect(name, stream).await?;
+        let offered = &self.0.config().alpn_protocols;
+        let agreed = stream.get_ref().1.alpn_protocol();
+        if offered.iter().any(|offer| offer == b"h2") && agreed != Some(b"h2") {
+            return Err(io::Error::other("does not agree to HTTP/2"));
+        }
+        Ok(stream)
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, timeout},
 };
 
-use super::{Endpoint, Server, Upstream, names};
+use super::{Endpoint, Server, Upstream, dial::Stream, names};
 use crate::{clock, config::settings::Check};
 
 /// The upstreams to look after; replaced by every reload.
@@ -89,6 +89,9 @@ async fn ask(upstream: &Upstream, server: &Server, check: &Check) -> io::Result<
     };
     let (path, host) = (&check.path, check.host.clone().unwrap_or_else(own));
     let mut stream = upstream.dial(server).await?;
+    if upstream.settings.http2 {
+        return ask_http2(stream, path, &host).await;
+    }
     let head = format!(
         "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: edged-check\r\nConnection: close\r\n\r\n"
     );
@@ -99,4 +102,17 @@ async fn ask(upstream: &Upstream, server: &Server, check: &Check) -> io::Result<
     let status = line.strip_prefix(b"HTTP/1.").and_then(|rest| rest.get(2..5));
     let status = status.and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
     status.ok_or_else(|| io::Error::other("answered what is not HTTP"))
+}
+
+/// The same over HTTP/2.
+async fn ask_http2(stream: Stream, path: &str, host: &str) -> io::Result<u16> {
+    let (mut sender, connection) = h2::client::handshake(stream).await.map_err(io::Error::other)?;
+    let uri = format!("http://{host}{path}");
+    let request = http::Request::get(uri).header(http::header::USER_AGENT, "edged-check").body(());
+    let request = request.map_err(io::Error::other)?;
+    let (response, _) = sender.send_request(request, true).map_err(io::Error::other)?;
+    tokio::select! {
+        response = response => Ok(response.map_err(io::Error::other)?.status().as_u16()),
+        _ = connection => Err(io::Error::other("closed the connection")),
+    }
 }

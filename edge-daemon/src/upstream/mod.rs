@@ -129,7 +129,8 @@ impl Upstream {
         workers: usize,
         former: Option<&Self>,
     ) -> Result<Arc<Self>, UpstreamTlsError> {
-        let tls = settings.tls.as_ref().map(Connector::load).transpose()?;
+        let tls =
+            settings.tls.as_ref().map(|tls| Connector::load(tls, settings.http2)).transpose()?;
         let this = Self {
             servers: ArcSwap::default(),
             circuit: Circuit::default(),
@@ -174,7 +175,7 @@ impl Upstream {
     /// If they cannot be used; the former stay.
     pub fn reread(&self) -> Result<(), UpstreamTlsError> {
         if let (Some(connector), Some(settings)) = (&self.tls, &self.settings.tls) {
-            connector.store(Arc::new(Connector::load(settings)?));
+            connector.store(Arc::new(Connector::load(settings, self.settings.http2)?));
         }
         Ok(())
     }

@@ -56,6 +56,8 @@ pub struct Upstream {
     pub ejection: EjectionRule,
     /// When failing requests stop all of them.
     pub circuit: circuit::Rule,
+    /// Whether it is spoken to over HTTP/2.
+    pub http2: bool,
     /// How it is spoken to over TLS; `None`: in the clear.
     pub tls: Option<Tls>,
 }

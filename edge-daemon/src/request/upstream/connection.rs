@@ -1,39 +1,38 @@
-//! One connection to a server: the only place that speaks HTTP to it.
-//!
-//! Nothing drives it but whoever uses it: the request's own task sends its body and reads the answer.
+//! A connection to a server, whichever version of HTTP it speaks.
 
 use std::{
-    cell::RefCell,
-    rc::Rc,
-    task::{Context, Poll, ready},
-    time::{Duration, Instant},
+    task::{Context, Poll},
+    time::Duration,
 };
 
 use edge_common::Reason;
-use edge_policy::{
-    head::Bounds,
-    http1::{self, Fields, Framing, Head, ResponseReader, StatusLine},
-    upgrade,
-};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
+use http::{Request, Response};
 
-use super::super::{
-    body::{Upload, UploadState},
-    http1::{Body, Wire},
-    incoming::{Broken, Frame, Incoming},
-    timers::ms,
-    watch::Who,
+use super::{
+    super::{
+        body::{Upload, UploadState},
+        incoming::{Broken, Frame, Incoming},
+        watch::Who,
+    },
+    http1, http2,
 };
 use crate::upstream::dial::Stream;
 
 /// One connection to a server.
-pub(super) struct Connection {
-    link: Rc<RefCell<Link>>,
-    opened: Instant,
+pub(super) enum Connection {
+    /// Over HTTP/1: one request at a time.
+    One(http1::Connection),
+    /// Over HTTP/2: many at once, each with a handle of its own.
+    Many(http2::Connection),
 }
 
 /// The body of an answer, and the rest of the request's on its way.
-pub(crate) struct Reply(Rc<RefCell<Link>>);
+pub(crate) enum Reply {
+    /// Over HTTP/1.
+    One(http1::Reply),
+    /// Over HTTP/2.
+    Many(Box<http2::Reply>),
+}
 
 /// How long whoever's turn it is may take.
 pub(super) struct Patience<'a> {
@@ -48,78 +47,53 @@ pub(super) struct Failed {
     pub(super) unsent: Option<Box<Request<Upload>>>,
 }
 
-struct Link {
-    wire: Wire,
-    reader: ResponseReader,
-    sending: Sending,
-    /// Bytes of this request that have left.
-    sent: usize,
-    body: Body,
-    /// The protocol that this request asks for, and what is sent once the server agrees.
-    upgrade: Option<(HeaderValue, Upload)>,
-    /// Whether the server has agreed.
-    is_tunnel: bool,
-    state: State,
-    /// Whether it may be used again once this answer is complete.
-    keep: bool,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// Between requests.
-    Idle,
-    /// Between the first byte of a request and the last of its answer.
-    Busy,
-    /// Of no more use.
-    Closed,
-}
-
-enum Sending {
-    /// A body, and how its end is told.
-    Body { upload: Upload, framing: Framing },
-    /// The whole request is written or in the buffer.
-    Done,
-    /// The client has ended its side of a tunnel.
-    Ending,
-    /// The server takes no more. It may still answer.
-    Refused,
-}
-
 impl Connection {
     /// Begins to speak on a stream to the server.
-    pub(super) fn new(stream: Stream) -> Self {
-        let link = Link {
-            wire: Wire::new(Box::new(stream)),
-            reader: ResponseReader::default(),
-            sending: Sending::Done,
-            sent: 0,
-            body: Body::new(Framing::Empty, ANSWER),
-            upgrade: None,
-            is_tunnel: false,
-            state: State::Idle,
-            keep: true,
-        };
-        Self { link: Rc::new(RefCell::new(link)), opened: Instant::now() }
+    pub(super) async fn open(stream: Stream, is_http2: bool) -> std::io::Result<Self> {
+        Ok(match is_http2 {
+            true => Self::Many(http2::Connection::open(stream).await?),
+            false => Self::One(http1::Connection::new(stream)),
+        })
     }
 
     /// For how long it has been open.
     pub(super) fn age(&self) -> Duration {
-        self.opened.elapsed()
+        match self {
+            Self::One(one) => one.opened.elapsed(),
+            Self::Many(many) => many.opened.elapsed(),
+        }
     }
 
     /// Whether it will take no request any more.
     pub(super) fn is_closed(&self) -> bool {
-        let mut link = self.link.borrow_mut();
-        match link.state {
-            State::Idle => link.wire.is_stale(),
-            State::Busy => false,
-            State::Closed => true,
+        match self {
+            Self::One(one) => one.is_closed(),
+            Self::Many(many) => many.is_closed(),
         }
     }
 
-    /// Whether it is done with its last request.
+    /// Whether it takes a request now.
     pub(super) fn is_ready(&self) -> bool {
-        self.link.borrow().state == State::Idle
+        match self {
+            Self::One(one) => one.is_ready(),
+            Self::Many(many) => many.is_ready(),
+        }
+    }
+
+    /// Whether requests are under way on it.
+    pub(super) fn is_in_use(&self) -> bool {
+        match self {
+            Self::One(_) => false,
+            Self::Many(many) => many.is_in_use(),
+        }
+    }
+
+    /// Another handle on it, if there may be several.
+    pub(super) fn share(&self) -> Option<Self> {
+        match self {
+            Self::One(_) => None,
+            Self::Many(many) => Some(Self::Many(many.clone())),
+        }
     }
 
     /// One request, to the head of its answer. Whoever's turn it is has a deadline.
@@ -128,208 +102,10 @@ impl Connection {
         request: Request<Upload>,
         patience: &Patience<'_>,
     ) -> Result<Response<Incoming>, Failed> {
-        let (head, upload) = request.into_parts();
-        let spare = upload.again();
-        self.link.borrow_mut().begin(&head, upload);
-        let to_head = head.method == Method::HEAD;
-        let answer =
-            std::future::poll_fn(|cx| self.link.borrow_mut().poll_answer(to_head, patience, cx))
-                .await;
-        match answer {
-            Ok(response) => {
-                let link = &self.link;
-                let is_over = link.borrow_mut().is_over();
-                Ok(response.map(|()| {
-                    if is_over { Incoming::Empty } else { Incoming::Reply(Reply(Rc::clone(link))) }
-                }))
-            }
-            Err(reason) => {
-                let link = &mut *self.link.borrow_mut();
-                link.state = State::Closed;
-                let whole = std::mem::replace(&mut link.sending, Sending::Refused).whole();
-                let whole = whole.or(link.upgrade.take().map(|(_, upload)| upload));
-                let upload = whole.or(spare).filter(|_| link.sent == 0);
-                let unsent = upload.map(|upload| Box::new(Request::from_parts(head, upload)));
-                Err(Failed { reason, unsent })
-            }
-        }
-    }
-}
-
-impl Sending {
-    /// The body, if nothing of it was asked for.
-    fn whole(self) -> Option<Upload> {
         match self {
-            Self::Body { upload, .. } if upload.is_whole() => Some(upload),
-            _ => None,
+            Self::One(one) => one.exchange(request, patience).await,
+            Self::Many(many) => many.exchange(request, patience).await,
         }
-    }
-}
-
-impl Link {
-    fn begin(&mut self, head: &Parts, upload: Upload) {
-        let framing = match upload.length() {
-            Some(0) => Framing::Empty,
-            Some(length) => Framing::Length(length),
-            None => Framing::Chunked,
-        };
-        let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
-        let protocol = head.headers.get(header::UPGRADE).cloned();
-        let connection = protocol.as_ref().map(|_| "upgrade");
-        let fields = Fields { map: &head.headers, framing, connection };
-        http1::request(self.wire.output(), &head.method, target, fields);
-        // A server that does not expect a body with this method may take it for the next request.
-        let expected = matches!(head.method, Method::POST | Method::PUT | Method::PATCH);
-        self.keep = framing == Framing::Empty || expected;
-        self.state = State::Busy;
-        self.sent = 0;
-        (self.sending, self.upgrade) = match protocol {
-            Some(protocol) => (Sending::Done, Some((protocol, upload))),
-            None => (Sending::Body { upload, framing }, None),
-        };
-        self.reader.clear();
-    }
-
-    fn poll_answer(
-        &mut self,
-        to_head: bool,
-        patience: &Patience<'_>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<Response<()>, Reason>> {
-        let upload = patience.upload;
-        let mut interim = 0;
-        loop {
-            let fault = |_| upload.fault.get().unwrap_or(Reason::UpstreamInvalid);
-            let sent = self.poll_send(cx).map_err(fault)?;
-            match self.reader.read(&self.wire.input, &ANSWER) {
-                Ok(Some(head)) => match self.head(head, to_head).map_err(|_| invalid())? {
-                    Some(response) => return Poll::Ready(Ok(response)),
-                    None if interim < INTERIM_MAX => {
-                        interim += 1;
-                        continue;
-                    }
-                    None => return Poll::Ready(Err(invalid())),
-                },
-                Ok(None) => {}
-                Err(_) => return Poll::Ready(Err(invalid())),
-            }
-            match self.wire.poll_fill(cx) {
-                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(invalid())),
-                Poll::Ready(Ok(_)) => {}
-                Poll::Pending if sent.is_pending() && self.is_starved() => {
-                    return upload.turn.poll(Who::Sender, cx).map(Err);
-                }
-                Poll::Pending => {
-                    let answer_ms = ms(patience.answer_max);
-                    return upload.turn.poll_for(Who::Upstream, answer_ms, cx).map(Err);
-                }
-            }
-        }
-    }
-
-    /// Takes a head that is complete; `None` if the answer itself is still to come.
-    fn head(
-        &mut self,
-        head: Head<StatusLine>,
-        to_head: bool,
-    ) -> Result<Option<Response<()>>, http1::Fault> {
-        let Head { first: StatusLine { version, status }, length } = head;
-        let bytes = self.wire.input.split_to(length).freeze();
-        let fields = self.reader.fields();
-        let framing = http1::of_response(version, status, to_head, &bytes, fields)?;
-        let headers = http1::headers(&bytes, fields)?;
-        self.reader.clear();
-        if status == 101 {
-            self.open_tunnel(&headers).ok_or(http1::Fault::Malformed)?;
-        } else if status < 200 {
-            return Ok(None);
-        }
-        let framing = if self.is_tunnel { Framing::Close } else { framing };
-        self.keep &= framing != Framing::Close && http1::persists(version, &headers);
-        self.body = Body::new(framing, ANSWER);
-        let mut response = Response::new(());
-        *response.status_mut() =
-            StatusCode::from_u16(status).map_err(|_| http1::Fault::Malformed)?;
-        *response.headers_mut() = headers;
-        Ok(Some(response))
-    }
-
-    /// Changes the protocol; `None` if nobody asked for this one.
-    fn open_tunnel(&mut self, headers: &HeaderMap) -> Option<()> {
-        let (asked, mut upload) = self.upgrade.take()?;
-        if !upgrade::agreed(headers, &asked) || !upload.open_tunnel() {
-            return None;
-        }
-        self.sending = Sending::Body { upload, framing: Framing::Close };
-        self.is_tunnel = true;
-        Some(())
-    }
-
-    /// Sends as much of the request as there is and the server takes. An error is the body's.
-    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
-        loop {
-            if self.wire.is_full() {
-                ready!(self.poll_flush(true, cx));
-            }
-            let Sending::Body { upload, framing } = &mut self.sending else {
-                ready!(self.poll_flush(false, cx));
-                if matches!(self.sending, Sending::Ending) {
-                    // Whether it could be told makes no difference.
-                    let _ = ready!(self.wire.poll_shutdown(cx));
-                    self.sending = Sending::Done;
-                }
-                return Poll::Ready(Ok(()));
-            };
-            match upload.poll_frame(cx) {
-                Poll::Ready(Some(Ok(Frame::Data(data)))) => match framing {
-                    Framing::Chunked => self.wire.push_chunk(data),
-                    _ => self.wire.push(data),
-                },
-                // What a client says after its body is for the edge alone.
-                Poll::Ready(Some(Ok(Frame::Trailers(_)))) => {}
-                Poll::Ready(None) => {
-                    if *framing == Framing::Chunked {
-                        http1::last_chunk(self.wire.output(), None);
-                    }
-                    self.sending = if self.is_tunnel { Sending::Ending } else { Sending::Done };
-                }
-                Poll::Ready(Some(Err(broken))) => return Poll::Ready(Err(broken)),
-                Poll::Pending => {
-                    ready!(self.poll_flush(false, cx));
-                    return Poll::Pending;
-                }
-            }
-        }
-    }
-
-    /// Writes what is in the buffer: only until there is `room`, or all of it.
-    fn poll_flush(&mut self, room: bool, cx: &mut Context<'_>) -> Poll<()> {
-        if matches!(self.sending, Sending::Refused) {
-            return Poll::Ready(());
-        }
-        let flushed = if room {
-            ready!(self.wire.poll_write(cx, &mut self.sent))
-        } else {
-            ready!(self.wire.poll_flush(cx, &mut self.sent))
-        };
-        if flushed.is_err() && self.sent > 0 {
-            self.sending = Sending::Refused;
-        }
-        Poll::Ready(())
-    }
-
-    /// Whether the client is to send more before anything else can happen.
-    fn is_starved(&self) -> bool {
-        matches!(self.sending, Sending::Body { .. }) && !self.wire.is_full()
-    }
-
-    /// Whether the answer is complete; if so, the connection is ready for the next or done with.
-    fn is_over(&mut self) -> bool {
-        if self.state == State::Busy && self.body.is_done() {
-            let clean = matches!(self.sending, Sending::Done) && self.wire.input.is_empty();
-            self.state = if self.keep && clean { State::Idle } else { State::Closed };
-        }
-        self.state != State::Busy
     }
 }
 
@@ -338,54 +114,31 @@ impl Reply {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame, Broken>>> {
-        let link = &mut *self.0.borrow_mut();
-        if link.state != State::Busy {
-            return Poll::Ready(None);
+        match self {
+            Self::One(one) => one.poll_frame(cx),
+            Self::Many(many) => many.poll_frame(cx),
         }
-        if let Poll::Ready(Err(broken)) = link.poll_send(cx) {
-            link.state = State::Closed;
-            return Poll::Ready(Some(Err(broken)));
-        }
-        let frame = ready!(link.body.poll_frame(&mut link.wire, cx));
-        link.is_over();
-        Poll::Ready(frame)
     }
 
     pub(crate) fn is_done(&self) -> bool {
-        self.0.borrow().body.is_done()
+        match self {
+            Self::One(one) => one.is_done(),
+            Self::Many(many) => many.is_done(),
+        }
     }
 
     pub(crate) fn length(&self) -> Option<u64> {
-        self.0.borrow().body.length()
+        match self {
+            Self::One(one) => one.length(),
+            Self::Many(many) => many.length(),
+        }
     }
 
     /// Whose move it is while nothing comes.
     pub(crate) fn waits_for(&self) -> Who {
-        let link = self.0.borrow();
-        match link.is_starved() {
-            _ if link.is_tunnel => Who::Either,
-            true => Who::Sender,
-            false => Who::Upstream,
+        match self {
+            Self::One(one) => one.waits_for(),
+            Self::Many(many) => many.waits_for(),
         }
     }
 }
-
-impl Drop for Reply {
-    /// What is left of the answer is nobody's, and so is the connection.
-    fn drop(&mut self) {
-        let mut link = self.0.borrow_mut();
-        if !link.is_over() {
-            link.state = State::Closed;
-        }
-    }
-}
-
-const fn invalid() -> Reason {
-    Reason::UpstreamInvalid
-}
-
-/// How large the head of an answer may be, and the trailers after its body.
-const ANSWER: Bounds =
-    Bounds { uri_bytes_max: 1024, headers_max: 256, header_bytes_max: 64 * 1024 };
-/// Interim answers (`103 Early Hints` among them) before the one that counts.
-const INTERIM_MAX: u32 = 8;

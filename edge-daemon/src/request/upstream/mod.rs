@@ -1,6 +1,8 @@
 //! One worker's connections to one upstream, and how a request is sent over them.
 
 mod connection;
+mod http1;
+mod http2;
 mod lease;
 mod pool;
 mod retry;
@@ -309,11 +311,10 @@ impl Upstream {
     /// A new connection to a server.
     async fn connect(&self, pool: &Pool, upload: &UploadState) -> Result<Connection, Reason> {
         let wait = self.shared.settings.connect_timeout.min(upload.turn.left());
-        pool.tally().connects.fetch_add(1, Relaxed);
-        let dialled = timeout(wait, self.shared.dial(&pool.server));
+        let dialled = timeout(wait, self.open(pool));
         let (upstream, server) = (&self.shared.settings.name, &pool.server.label);
         match dialled.await {
-            Ok(Ok(stream)) => Ok(Connection::new(stream)),
+            Ok(Ok(connection)) => Ok(connection),
             Ok(Err(error)) => {
                 if self.complaints.may_log() {
                     tracing::warn!(upstream, server, %error, "unreachable");
@@ -327,6 +328,20 @@ impl Upstream {
                 Err(Reason::UpstreamTimeout)
             }
         }
+    }
+
+    /// A connection that is begun now, or one that others began meanwhile and that can be shared.
+    async fn open(&self, pool: &Pool) -> std::io::Result<Connection> {
+        let is_http2 = self.shared.settings.http2;
+        let _turn = if is_http2 { Some(pool.opening.lock().await) } else { None };
+        if is_http2 && let Some(shared) = pool.take() {
+            return Ok(shared);
+        }
+        pool.tally().connects.fetch_add(1, Relaxed);
+        let stream = self.shared.dial(&pool.server).await?;
+        let connection = Connection::open(stream, is_http2).await?;
+        pool.share(&connection);
+        Ok(connection)
     }
 
     /// The servers of now, each with the connections that this worker has kept to it.

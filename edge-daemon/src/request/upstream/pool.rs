@@ -24,6 +24,8 @@ pub(super) struct Pool {
     /// Connections that wait for a request, the latest last: the warmest is taken first and
     /// the others get a chance to grow old.
     idle: RefCell<Vec<Idle>>,
+    /// Whose turn it is to open a connection that several can share.
+    pub(super) opening: tokio::sync::Mutex<()>,
 }
 
 struct Idle {
@@ -34,7 +36,13 @@ struct Idle {
 impl Pool {
     pub(super) fn new(upstream: &Arc<Upstream>, server: &Arc<Server>, worker: usize) -> Rc<Self> {
         let (upstream, server) = (Arc::clone(upstream), Arc::clone(server));
-        Rc::new(Self { server, upstream, worker, idle: RefCell::default() })
+        Rc::new(Self {
+            server,
+            upstream,
+            worker,
+            idle: RefCell::default(),
+            opening: Default::default(),
+        })
     }
 
     /// The warmest connection that is done with its last request. One that still sends somebody's
@@ -43,13 +51,31 @@ impl Pool {
         self.sweep();
         let mut idle = self.idle.borrow_mut();
         let ready = idle.iter().rposition(|kept| kept.connection.is_ready())?;
+        if let Some(shared) = idle[ready].connection.share() {
+            idle[ready].since = Instant::now();
+            return Some(shared);
+        }
         let taken = idle.remove(ready);
         self.tally().idle.store(idle.len(), Relaxed);
         Some(taken.connection)
     }
 
+    /// Keeps a connection from the beginning, if several requests may use it.
+    pub(super) fn share(&self, connection: &Connection) {
+        if let Some(shared) = connection.share() {
+            self.keep(shared);
+        }
+    }
+
     /// Keeps a connection for the next request, if there may be one. The coldest makes room.
     pub(super) fn put(&self, connection: Connection) {
+        // One that is shared was kept when it was opened.
+        if connection.share().is_none() {
+            self.keep(connection);
+        }
+    }
+
+    fn keep(&self, connection: Connection) {
         let settings = &self.upstream.settings;
         if connection.is_closed() || connection.age() >= settings.age_max || settings.idle_max == 0
         {
@@ -71,7 +97,7 @@ impl Pool {
             return;
         }
         idle.retain(|kept| {
-            kept.since.elapsed() < settings.idle_timeout
+            (kept.connection.is_in_use() || kept.since.elapsed() < settings.idle_timeout)
                 && kept.connection.age() < settings.age_max
                 && !kept.connection.is_closed()
         });

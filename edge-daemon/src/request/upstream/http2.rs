@@ -1,0 +1,274 @@
+//! A connection to a server that carries many requests at once. `h2` speaks the protocol, and the
+//! connection is a task of its own.
+
+use std::{
+    cell::Cell,
+    future::Future as _,
+    io,
+    pin::pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+    time::Instant,
+};
+
+use bytes::Bytes;
+use edge_common::Reason;
+use h2::{RecvStream, SendStream, client::SendRequest};
+use http::{HeaderMap, HeaderValue, Request, Response, Uri, Version, header, request::Parts};
+use tokio::task::spawn_local;
+
+use super::{
+    super::{
+        body::Upload,
+        incoming::{Broken, Frame, Incoming, poll_stream},
+        timers::ms,
+        watch::Who,
+    },
+    connection::{self, Failed, Patience},
+};
+use crate::upstream::dial::Stream;
+
+/// A handle on a connection.
+#[derive(Clone)]
+pub(super) struct Connection {
+    sender: SendRequest<Bytes>,
+    scheme: &'static str,
+    /// Requests under way.
+    in_use: Rc<Cell<usize>>,
+    is_closed: Rc<Cell<bool>>,
+    pub(super) opened: Instant,
+}
+
+/// The body of an answer, and the rest of the request's on its way.
+pub(crate) struct Reply {
+    sending: Sending,
+    body: RecvStream,
+    /// Bytes that are still to come, if the server said how many.
+    left: Option<u64>,
+    _use: InUse,
+}
+
+/// A request that is counted as under way.
+struct InUse(Rc<Cell<usize>>);
+
+/// A request's body on its way.
+struct Sending {
+    stream: SendStream<Bytes>,
+    upload: Option<Upload>,
+    waiting: Bytes,
+}
+
+impl Connection {
+    /// Begins to speak on a stream to the server.
+    pub(super) async fn open(stream: Stream) -> io::Result<Self> {
+        let scheme = if matches!(stream, Stream::Tls(_)) { "https" } else { "http" };
+        let mut builder = h2::client::Builder::new();
+        builder
+            .enable_push(false)
+            .initial_window_size(WINDOW)
+            .initial_connection_window_size(4 * WINDOW)
+            .max_header_list_size(HEAD_BYTES_MAX)
+            .max_send_buffer_size(SEND_BUFFER);
+        let (sender, connection) = builder.handshake(stream).await.map_err(io::Error::other)?;
+        let is_closed = Rc::new(Cell::new(false));
+        let closes = Rc::clone(&is_closed);
+        spawn_local(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "upstream connection ended");
+            }
+            closes.set(true);
+        });
+        Ok(Self { sender, scheme, in_use: Rc::default(), is_closed, opened: Instant::now() })
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.is_closed.get()
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        !self.is_closed() && self.in_use.get() < self.sender.current_max_send_streams().min(STREAMS)
+    }
+
+    pub(super) fn is_in_use(&self) -> bool {
+        self.in_use.get() > 0
+    }
+
+    pub(super) async fn exchange(
+        &mut self,
+        request: Request<Upload>,
+        patience: &Patience<'_>,
+    ) -> Result<Response<Incoming>, Failed> {
+        self.in_use.set(self.in_use.get() + 1);
+        let in_use = InUse(Rc::clone(&self.in_use));
+        let (head, upload) = request.into_parts();
+        let spare = upload.again();
+        let unsent = |upload| Some(Box::new(Request::from_parts(head.clone(), upload)));
+        let (turn, answer_ms) = (&patience.upload.turn, ms(patience.answer_max));
+        let ready = std::future::poll_fn(|cx| match self.sender.poll_ready(cx) {
+            Poll::Ready(ready) => Poll::Ready(ready.map_err(|_| Reason::UpstreamInvalid)),
+            Poll::Pending => turn.poll_for(Who::Upstream, answer_ms, cx).map(Err),
+        });
+        if let Err(reason) = ready.await {
+            return Err(Failed { reason, unsent: unsent(upload) });
+        }
+        let is_end = upload.length() == Some(0);
+        let asked = asked(&head, self.scheme);
+        let Some((response, stream)) =
+            asked.and_then(|asked| self.sender.send_request(asked, is_end).ok())
+        else {
+            return Err(Failed { reason: Reason::UpstreamInvalid, unsent: unsent(upload) });
+        };
+        let upload = Some(upload).filter(|_| !is_end);
+        let mut sending = Sending { stream, upload, waiting: Bytes::new() };
+        let mut response = pin!(response);
+        let answer = std::future::poll_fn(|cx| {
+            let fault = |_| (patience.upload.fault.get().unwrap_or(Reason::UpstreamInvalid), false);
+            let sent = sending.poll(cx).map_err(fault)?;
+            match response.as_mut().poll(cx) {
+                Poll::Ready(answer) => Poll::Ready(answer.map_err(|error| {
+                    // What the server did not look at had no effect (RFC 9113, 8.7).
+                    let untouched = error.reason() == Some(h2::Reason::REFUSED_STREAM);
+                    (Reason::UpstreamInvalid, untouched)
+                })),
+                Poll::Pending if sent.is_pending() && sending.is_starved() => {
+                    turn.poll(Who::Sender, cx).map(|reason| Err((reason, false)))
+                }
+                Poll::Pending => {
+                    let overdue = turn.poll_for(Who::Upstream, answer_ms, cx);
+                    overdue.map(|reason| Err((reason, false)))
+                }
+            }
+        });
+        let (parts, body) = match answer.await {
+            Ok(answer) => answer.into_parts(),
+            Err((reason, untouched)) => {
+                let unsent = spare.filter(|_| untouched).and_then(unsent);
+                return Err(Failed { reason, unsent });
+            }
+        };
+        let Ok(left) = declared(&parts.headers) else {
+            return Err(Failed { reason: Reason::UpstreamInvalid, unsent: None });
+        };
+        let body = match body.is_end_stream() {
+            true => Incoming::Empty,
+            false => {
+                let reply = Reply { sending, body, left, _use: in_use };
+                Incoming::Reply(connection::Reply::Many(Box::new(reply)))
+            }
+        };
+        Ok(Response::from_parts(parts, body))
+    }
+}
+
+impl Sending {
+    /// Sends as much of the body as there is and the server takes. An error is the body's.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        while let Some(upload) = &mut self.upload {
+            if self.waiting.is_empty() {
+                match ready!(upload.poll_frame(cx)) {
+                    Some(Ok(Frame::Data(data))) => self.waiting = data,
+                    // What a client says after its body is for the edge alone.
+                    Some(Ok(Frame::Trailers(_))) => continue,
+                    Some(Err(broken)) => return Poll::Ready(Err(broken)),
+                    None => {
+                        self.upload = None;
+                        let _ = self.stream.send_data(Bytes::new(), true);
+                        break;
+                    }
+                }
+            }
+            self.stream.reserve_capacity(self.waiting.len());
+            let room = match self.stream.capacity() {
+                0 => ready!(self.stream.poll_capacity(cx)),
+                room => Some(Ok(room)),
+            };
+            match room {
+                Some(Ok(room)) => {
+                    let part = self.waiting.split_to(room.min(self.waiting.len()));
+                    if !part.is_empty() && self.stream.send_data(part, false).is_err() {
+                        self.upload = None;
+                    }
+                }
+                // The server takes no more. It may still answer.
+                Some(Err(_)) | None => self.upload = None,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Whether the client is to send more before anything else can happen.
+    fn is_starved(&self) -> bool {
+        self.upload.is_some() && self.waiting.is_empty()
+    }
+}
+
+impl Reply {
+    pub(super) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame, Broken>>> {
+        if let Poll::Ready(Err(broken)) = self.sending.poll(cx) {
+            return Poll::Ready(Some(Err(broken)));
+        }
+        let frame = ready!(poll_stream(&mut self.body, cx));
+        if let (Some(Ok(Frame::Data(data))), Some(left)) = (&frame, &mut self.left) {
+            *left = left.saturating_sub(data.len() as u64);
+        }
+        Poll::Ready(frame)
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    pub(super) const fn length(&self) -> Option<u64> {
+        self.left
+    }
+
+    pub(super) fn waits_for(&self) -> Who {
+        if self.sending.is_starved() { Who::Sender } else { Who::Upstream }
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// The request's head as HTTP/2 has it; `None` if it cannot be written so.
+fn asked(head: &Parts, scheme: &'static str) -> Option<Request<()>> {
+    let host = head.headers.get(header::HOST)?.to_str().ok()?;
+    let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
+    let uri = Uri::builder().scheme(scheme).authority(host).path_and_query(target).build().ok()?;
+    let mut asked = Request::new(());
+    head.method.clone_into(asked.method_mut());
+    *asked.uri_mut() = uri;
+    *asked.version_mut() = Version::HTTP_2;
+    let headers = asked.headers_mut();
+    head.headers.clone_into(headers);
+    headers.remove(header::HOST);
+    headers.remove(header::UPGRADE);
+    let kind = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+    if kind.is_some_and(|kind| kind.starts_with(b"application/grpc")) {
+        // Servers take its absence for a proxy in between that loses trailers.
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    Some(asked)
+}
+
+/// The length that an answer states, if it does; it must be one.
+fn declared(headers: &HeaderMap) -> Result<Option<u64>, Broken> {
+    let mut values = headers.get_all(header::CONTENT_LENGTH).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    let digits = value.to_str().ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
+    let length = digits.and_then(|digits| digits.parse().ok()).ok_or(Broken::Malformed)?;
+    if values.next().is_some() { Err(Broken::Malformed) } else { Ok(Some(length)) }
+}
+
+/// What the edge takes of an answer before its client has taken it, in bytes.
+const WINDOW: u32 = 256 * 1024;
+const SEND_BUFFER: usize = 64 * 1024;
+const HEAD_BYTES_MAX: u32 = 64 * 1024;
+/// Requests on one connection before another is opened.
+const STREAMS: usize = 100;
