@@ -172,6 +172,7 @@ fn is_climbing(rest: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SanType};
 
     use super::*;
@@ -284,6 +285,33 @@ mod tests {
             "spiffe://x/a/%2e%2e/b",
         ] {
             assert!(!uri_fits(below, uri), "{uri}");
+        }
+    }
+
+    proptest! {
+        /// Whatever a certificate's bytes become, its reader ends, and says only names that are text.
+        #[test]
+        fn no_certificate_breaks_its_reader(
+            changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let sans = vec![
+                SanType::DnsName("a.svc.example".try_into().unwrap()),
+                SanType::URI("spiffe://example/ns/a".try_into().unwrap()),
+            ];
+            let mut bytes = der("a", sans);
+            for (at, byte) in &changes {
+                let at = at.index(bytes.len());
+                bytes[at] = *byte;
+            }
+            for der in [&bytes[..], &bytes[..cut.index(bytes.len())]] {
+                let Some(read) = Certificate::read(der, [0; 32]) else { continue };
+                let names = read.dns.iter().chain(&read.uris).chain(&read.emails);
+                prop_assert!(names.clone().all(|name| name.bytes().all(|b| b.is_ascii_graphic())));
+                let admin = Mapping { dns: Some("admin.example".into()), ..Mapping::default() };
+                let is_said = read.dns.iter().any(|name| name == "admin.example");
+                prop_assert_eq!(principal(&[admin], &read).is_some(), is_said);
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A token, proved: `Authorization: Bearer` and `Authorization: DPoP`.
 
-use std::{cell::RefCell, collections::BTreeMap, io, sync::Arc};
+use std::{cell::RefCell, io, sync::Arc};
 
 use edge_common::Reason;
 use edge_identity::{
@@ -10,7 +10,7 @@ use edge_identity::{
         certificate_digest,
         dpop::{Expected, Nonces, Proof},
     },
-    principal::{Claim, Method, Named},
+    principal::Named,
     signed::Once,
 };
 use edge_policy::{
@@ -19,7 +19,6 @@ use edge_policy::{
     route::{Access, Route},
 };
 use http::{HeaderMap, HeaderName, header};
-use serde_json::Value;
 
 use super::{Plan, Worker, front::Visitor, identify::Asked};
 use crate::{
@@ -128,7 +127,7 @@ async fn verify(worker: &Worker, plan: &Plan, text: &str) -> Result<(usize, Arc<
     let issuer = plan.issuers.find(token.issuer()).ok_or(Fault::Issuer)?;
     let (terms, feed) = &plan.issuers.all[issuer];
     let (verified, keys) = with_keys(terms, feed, token).await?;
-    let named = Arc::new(name(terms, &verified));
+    let named = Arc::new(verified.named(terms));
     let known = Arc::new(Known { verified, named });
     remember(worker, plan, digest, (issuer, keys), &known, text.len());
     Ok((issuer, known))
@@ -265,38 +264,6 @@ pub fn nonces(settings: &settings::Tokens) -> io::Result<Nonces> {
     getrandom::fill(&mut secret).map_err(io::Error::other)?;
     let period = settings.proof_nonces.unwrap_or(settings.proof_age).max(MILLISECOND);
     Ok(Nonces::new(secret, u64::try_from(period.as_millis()).unwrap_or(u64::MAX)))
-}
-
-/// Whom a token names.
-fn name(terms: &Issuer, token: &Verified) -> Named {
-    let claims = &token.claims;
-    let id = claims.subject.as_ref().or(claims.client.as_ref()).cloned().unwrap_or_default();
-    let told = claims.all.iter().filter_map(|(name, value)| Some((name.clone(), claim(value)?)));
-    Named {
-        method: Method::Jwt,
-        issuer: Some(terms.name.clone()),
-        id,
-        // What a token says of a name, its subject may have chosen.
-        name: String::new(),
-        scopes: token.scopes.clone(),
-        roles: token.roles.clone(),
-        tier: token.tier.clone(),
-        claims: told.collect::<BTreeMap<_, _>>(),
-    }
-}
-
-/// A claim in a form that rules can compare, if it has one.
-fn claim(value: &Value) -> Option<Claim> {
-    Some(match value {
-        Value::String(text) => Claim::Text(text.clone()),
-        Value::Bool(flag) => Claim::Flag(*flag),
-        Value::Number(number) => Claim::Number(number.as_i64()?),
-        Value::Array(items) => {
-            let texts = items.iter().map(|item| item.as_str().map(str::to_owned));
-            Claim::List(texts.collect::<Option<_>>()?)
-        }
-        Value::Null | Value::Object(_) => return None,
-    })
 }
 
 /// What the client learns: that the token or the proof is no good, and nothing of why (RFC 6750,

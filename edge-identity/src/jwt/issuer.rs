@@ -1,12 +1,15 @@
 //! What is asked of one issuer's tokens, and the judgement of a token by it, in the order of the
 //! token validation flow: format, signature, times, denylist, sender, audience.
 
+use serde_json::Value;
+
 use super::claims::Claims;
 use super::denylist::Denylist;
 use super::jwk::{KeyName, VerifyingKey};
 use super::jwks::KeySet;
 use super::jws::{Jws, encode};
 use super::{Algorithm, Fault};
+use crate::principal::{Claim, Method, Named};
 
 /// An issuer whose tokens are taken, and on which terms.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +82,45 @@ pub struct Presented<'p> {
     pub proof_key: Option<&'p [u8; 32]>,
     /// The SHA-256 digest of the connection's client certificate.
     pub certificate: Option<&'p [u8; 32]>,
+}
+
+impl Verified {
+    /// Whom this token of an issuer names.
+    #[must_use]
+    pub fn named(&self, terms: &Issuer) -> Named {
+        let claims = &self.claims;
+        let told =
+            claims.all.iter().filter_map(|(name, value)| Some((name.clone(), claim(value)?)));
+        Named {
+            method: Method::Jwt,
+            issuer: Some(terms.name.clone()),
+            id: match (&claims.subject, &claims.client) {
+                (Some(subject), _) => subject.clone(),
+                // No client is a subject of the same name (RFC 9068, 5).
+                (None, client) => format!("client:{}", client.as_deref().unwrap_or_default()),
+            },
+            // What a token says of a name, its subject may have chosen.
+            name: String::new(),
+            scopes: self.scopes.clone(),
+            roles: self.roles.clone(),
+            tier: self.tier.clone(),
+            claims: told.collect(),
+        }
+    }
+}
+
+/// A claim in a form that rules can compare, if it has one.
+fn claim(value: &Value) -> Option<Claim> {
+    Some(match value {
+        Value::String(text) => Claim::Text(text.clone()),
+        Value::Bool(flag) => Claim::Flag(*flag),
+        Value::Number(number) => Claim::Number(number.as_i64()?),
+        Value::Array(items) => {
+            let texts = items.iter().map(|item| item.as_str().map(str::to_owned));
+            Claim::List(texts.collect::<Option<_>>()?)
+        }
+        Value::Null | Value::Object(_) => return None,
+    })
 }
 
 impl<'t> Unverified<'t> {

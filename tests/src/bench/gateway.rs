@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     client::until,
+    daemon::Setup,
     lab::Lab,
     netns::{Netns, run},
 };
@@ -27,22 +28,20 @@ pub(super) struct Nginx(Child);
 pub(super) fn keep_alive(effort: Effort, report: &mut Report) -> Result<()> {
     need_two_cores()?;
     let lab = Lab::new()?;
-    let _upstream = Nginx::start(&lab, "upstream", UPSTREAM_PORT, &upstream(), LOAD_CPU)?;
-    let edged = lab
-        .edged()?
-        .set("server.https", &format!(r#"["127.0.0.1:{EDGED_PORT}"]"#))
-        .set("server.workers", "1")
-        .set("upstream.0.servers", &format!(r#"["127.0.0.1:{UPSTREAM_PORT}"]"#))
-        .set("route.1.auth", r#""none""#)
-        .set("limits.per_source", r#"{ rate = "1000000/s", burst = 1000000 }"#)
-        .set("limits.global", r#"{ rate = "1000000/s", burst = 1000000 }"#)
-        .start()?;
+    let _upstream = Nginx::upstream(&lab)?;
+    let edged = edged(&lab)?.set("route.1.auth", r#""none""#).start()?;
     let nginx = Nginx::start(&lab, "proxy", NGINX_PORT, &proxy(lab.dir()), MEASURED_CPU)?;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for round in 1..=effort.rounds {
         pin(edged.pid(), MEASURED_CPU)?;
-        ours.push(cost(&lab.edge, edged.pid(), EDGED_PORT, effort)?);
-        theirs.push(cost(&lab.edge, nginx.worker()?, NGINX_PORT, effort)?);
+        ours.push(cost(&lab.edge, edged.pid(), &url("/"), None, effort)?);
+        theirs.push(cost(
+            &lab.edge,
+            nginx.worker()?,
+            &format!("https://127.0.0.1:{NGINX_PORT}/"),
+            None,
+            effort,
+        )?);
         let (a, b) = (ours[round - 1], theirs[round - 1]);
         report.note(&format!("round {round}: CPU µs a request: edged {a:.1}, nginx {b:.1}"));
     }
@@ -59,16 +58,41 @@ pub(super) fn keep_alive(effort: Effort, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
+/// A daemon of one worker before that upstream, which no limit slows.
+pub(super) fn edged(lab: &Lab) -> Result<Setup<'_>> {
+    let open = r#"{ rate = "1000000/s", burst = 1000000 }"#;
+    Ok(lab
+        .edged()?
+        .set("server.https", &format!(r#"["127.0.0.1:{EDGED_PORT}"]"#))
+        .set("server.workers", "1")
+        .set("upstream.0.servers", &format!(r#"["127.0.0.1:{UPSTREAM_PORT}"]"#))
+        .set("limits.per_source", open)
+        .set("limits.global", open))
+}
+
+/// Where that daemon serves a path.
+pub(super) fn url(path: &str) -> String {
+    format!("https://127.0.0.1:{EDGED_PORT}{path}")
+}
+
+/// Asks for a URL as fast as it is answered; what `wrk` says of it.
+pub(super) fn wrk(edge: &Netns, url: &str, header: Option<&str>, seconds: u64) -> Result<String> {
+    let mut wrk = edge.command("taskset");
+    wrk.args(["-c", &LOAD_CPU.to_string(), "wrk", "-t1", "-c64", &format!("-d{seconds}s")]);
+    run(wrk.args(header.iter().flat_map(|header| ["-H", header])).arg(url))
+}
+
 /// CPU microseconds that a proxy spends on a request.
-fn cost(edge: &Netns, pid: u32, port: u16, effort: Effort) -> Result<f64> {
-    let load = |seconds: u64| {
-        let mut wrk = edge.command("taskset");
-        wrk.args(["-c", &LOAD_CPU.to_string(), "wrk", "-t1", "-c64", &format!("-d{seconds}s")]);
-        run(wrk.arg(format!("https://127.0.0.1:{port}/")))
-    };
-    load(1)?;
+pub(super) fn cost(
+    edge: &Netns,
+    pid: u32,
+    url: &str,
+    header: Option<&str>,
+    effort: Effort,
+) -> Result<f64> {
+    wrk(edge, url, header, 1)?;
     let before = cpu_ns(pid)?;
-    let said = load(effort.seconds)?;
+    let said = wrk(edge, url, header, effort.seconds)?;
     let spent_us = (cpu_ns(pid)? - before) as f64 / 1000.0;
     ensure!(!said.contains("Non-2xx") && !said.contains("Socket errors"), "{said}");
     let line = said.lines().find(|l| l.contains(" requests in ")).context("no count")?;
@@ -77,6 +101,11 @@ fn cost(edge: &Netns, pid: u32, port: u16, effort: Effort) -> Result<f64> {
 }
 
 impl Nginx {
+    /// The upstream of the benches: it answers everything with 1 KiB.
+    pub(super) fn upstream(lab: &Lab) -> Result<Self> {
+        Self::start(lab, "upstream", UPSTREAM_PORT, &upstream(), LOAD_CPU)
+    }
+
     /// Starts one with these servers, its one worker on a core; `port` is one that it listens on at
     /// 127.0.0.1.
     pub(super) fn start(
@@ -153,7 +182,7 @@ fn proxy(certificates: &Path) -> String {
 }
 
 const UPSTREAM_PORT: u16 = 9001;
-const EDGED_PORT: u16 = 9443;
+pub(super) const EDGED_PORT: u16 = 9443;
 const NGINX_PORT: u16 = 9444;
 
 #[cfg(test)]
@@ -168,9 +197,17 @@ mod tests {
         }
         let lab = Lab::new()?;
         crate::daemon::certify(lab.dir())?;
-        let _upstream = Nginx::start(&lab, "upstream", UPSTREAM_PORT, &upstream(), LOAD_CPU)?;
+        let _upstream = Nginx::upstream(&lab)?;
         let nginx = Nginx::start(&lab, "proxy", NGINX_PORT, &proxy(lab.dir()), MEASURED_CPU)?;
-        assert!(cost(&lab.edge, nginx.worker()?, NGINX_PORT, Effort::QUICK)? > 1.0);
+        assert!(
+            cost(
+                &lab.edge,
+                nginx.worker()?,
+                &format!("https://127.0.0.1:{NGINX_PORT}/"),
+                None,
+                Effort::QUICK
+            )? > 1.0
+        );
         Ok(())
     }
 }

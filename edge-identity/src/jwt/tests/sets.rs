@@ -1,5 +1,6 @@
 //! Which keys and sets of keys are believed.
 
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::super::jws::encode;
@@ -168,4 +169,32 @@ fn secrets_are_as_long_as_their_digest() {
     assert_eq!(key(64, &[Algorithm::Rs256]), Err(KeyFault::Secret));
     let shown = format!("{:?}", VerifyingKey::from_secret(SECRET, &[hs256]).unwrap());
     assert!(!shown.contains('Z') && !shown.contains("90"), "{shown}");
+}
+
+proptest! {
+    /// Whatever a set's bytes become, its reader ends, and no key of somebody else is found in it.
+    #[test]
+    fn a_changed_set_believes_nobody_else(
+        changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        cut in any::<prop::sample::Index>(),
+        is_cut: bool,
+    ) {
+        let (ours, thief) = (Signer::new(Algorithm::Es256), Signer::new(Algorithm::Es256));
+        let both = json!({"keys": [ours.named("a"), Signer::new(Algorithm::EdDsa).named("b")]});
+        let mut bytes = both.to_string().into_bytes();
+        for (at, byte) in changes {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        if is_cut {
+            bytes.truncate(cut.index(bytes.len()));
+        }
+        if let Ok(set) = KeySet::from_jwks(&bytes) {
+            let input = b"signed";
+            let signature = thief.sign(input);
+            for key in set.keys() {
+                prop_assert!(key.verify(Algorithm::Es256, input, &signature).is_err());
+            }
+        }
+    }
 }

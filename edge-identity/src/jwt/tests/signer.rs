@@ -99,7 +99,7 @@ impl Signer {
         set(&[self.named("k")])
     }
 
-    fn sign(&self, input: &[u8]) -> Vec<u8> {
+    pub(crate) fn sign(&self, input: &[u8]) -> Vec<u8> {
         let random = SystemRandom::new();
         match &self.key {
             Key::Rsa(pair, encoding) => {

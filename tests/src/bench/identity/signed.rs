@@ -19,9 +19,11 @@ use edge_daemon::{
 use edge_identity::signed::{self, Masters, Message, Once, Policy, Signing};
 use edge_policy::{head::Host, target::Target};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
-use nix::time::{ClockId, clock_gettime};
 
-use super::super::{Effort, Goal, Line, Report, report::median};
+use super::{
+    super::{Effort, Goal, Line, Report, report::median},
+    cpu, resident_bytes,
+};
 use crate::random::Random;
 
 /// The memory of nonces: a process that takes a million in is killed on the way, and then all of them
@@ -52,11 +54,11 @@ pub(in super::super) fn replays(effort: Effort, report: &mut Report) -> Result<(
         let lost = (0..things).filter(|number| count(*number) == 0).count();
         // The one that the kill cut off may have been noted before anybody was told.
         ensure!(lost <= 1, "{lost} never passed");
-        let (at, more) = (cpu_ns()?, things / 20);
+        let (at, more) = (cpu()?, things / 20);
         for number in things..things + more {
             ensure!(replays.admit(&once(number, now_s), now_s).is_ok(), "refused");
         }
-        cost.push((cpu_ns()? - at) as f64 / more as f64 / 1000.0);
+        cost.push((cpu()? - at).as_secs_f64() * 1e6 / more as f64);
         let file = fs::metadata(dir.path().join("nonces"))?.blocks() * 512;
         let table = resident_bytes()?.saturating_sub(resident);
         memory.push((file + table) as f64 / f64::from(1 << 20));
@@ -128,7 +130,7 @@ fn signature(effort: Effort, report: &mut Report) -> Result<()> {
             }
             requests.push(headers);
         }
-        let at = cpu_ns()?;
+        let at = cpu()?;
         for headers in &requests {
             let message = message(&method, &host, &target, headers);
             let claimed = signed::read(&message, &policy, now_s).ok().context("read")?;
@@ -139,7 +141,7 @@ fn signature(effort: Effort, report: &mut Report) -> Result<()> {
             check.see(&body);
             ensure!(check.holds(), "another body");
         }
-        rounds.push((cpu_ns()? - at) as f64 / f64::from(count) / 1000.0);
+        rounds.push((cpu()? - at).as_secs_f64() * 1e6 / f64::from(count));
     }
     report.add(&Line {
         measure: 7,
@@ -213,18 +215,6 @@ fn once(number: u64, now_s: u64) -> Once {
     // One time for all processes, so that each sees the same thing.
     let signed_s = now_s - now_s % 600;
     Once { name: number.to_le_bytes().to_vec(), signed_s, until_s: signed_s + 900 }
-}
-
-/// The memory that this process occupies.
-fn resident_bytes() -> Result<u64> {
-    let statm = fs::read_to_string("/proc/self/statm")?;
-    let pages: u64 = statm.split(' ').nth(1).context("statm")?.parse()?;
-    Ok(pages * 4096)
-}
-
-fn cpu_ns() -> Result<u64> {
-    let now = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?;
-    Ok(u64::try_from(std::time::Duration::from(now).as_nanos())?)
 }
 
 /// By which the victim knows its folder.
