@@ -10,6 +10,7 @@ pub mod assertion;
 pub mod audit;
 pub mod certificate;
 pub mod credential;
+pub mod fleet;
 pub mod hex;
 pub mod jwt;
 pub mod key;

@@ -2,6 +2,7 @@
 //!
 //! `meter` has the algorithms, `table` the keys of a rule, `standing` what the client is told.
 
+pub mod lease;
 pub mod meter;
 pub mod standing;
 pub mod table;

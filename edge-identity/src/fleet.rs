@@ -1,0 +1,421 @@
+//! Bans that a fleet of edges shares: what a record says, how it is sealed, and what many of them,
+//! in whatever order and however often they come, amount to.
+//!
+//! Whoever holds the server between the edges can lose records and repeat them, but make none: each
+//! is sealed under the fleet's secret. A repeated ban ends when it always did, and a repeated lift
+//! ends only bans that were older than it.
+
+use std::{collections::BTreeMap, fmt, net::IpAddr};
+
+use subtle::ConstantTimeEq as _;
+
+/// What an edge tells the others of a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The client: an address, or the first of its network.
+    pub client: IpAddr,
+    /// What.
+    pub act: Act,
+    /// When it was decided, in unix milliseconds.
+    pub at_ms: u64,
+    /// When it means nothing any more, in unix milliseconds.
+    pub until_ms: u64,
+    /// The edge that decided.
+    pub node: String,
+}
+
+/// What was decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// The client is banned.
+    Ban {
+        /// How many bans it has had there, this one included.
+        strikes: u32,
+        /// The name of the reason.
+        reason: String,
+    },
+    /// What was decided of it before is void.
+    Lift,
+}
+
+/// Why a record is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It is no record.
+    Malformed,
+    /// It was sealed under another secret, for another fleet, or changed.
+    Forged,
+    /// It is dated later than a clock can be wrong.
+    Future,
+    /// It is over.
+    Over,
+    /// There is no room for another client.
+    Full,
+}
+
+impl Fault {
+    /// Every fault.
+    pub const ALL: [Self; 5] =
+        [Self::Malformed, Self::Forged, Self::Future, Self::Over, Self::Full];
+
+    /// The word for it, in metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::Forged => "forged",
+            Self::Future => "future",
+            Self::Over => "over",
+            Self::Full => "full",
+        }
+    }
+}
+
+/// What seals a fleet's records, and what leases of its limits are written in.
+#[derive(Clone)]
+pub struct Seal(blake3::Hasher);
+
+impl fmt::Debug for Seal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Seal(masked)")
+    }
+}
+
+impl Seal {
+    /// The seal of the fleet of this name.
+    #[must_use]
+    pub fn new(fleet: &str, secret: &[u8]) -> Self {
+        let mut hasher = blake3::Hasher::new_derive_key("edged 2026 fleet seal v1");
+        hasher.update(&(fleet.len() as u64).to_le_bytes()).update(fleet.as_bytes()).update(secret);
+        Self(blake3::Hasher::new_keyed(hasher.finalize().as_bytes()))
+    }
+
+    /// A text with its seal behind it. `purpose` keeps one kind of text from standing for another.
+    #[must_use]
+    pub fn seal(&self, purpose: &str, text: &str) -> String {
+        format!("{text} {}", self.mac(purpose, text).to_hex())
+    }
+
+    /// The text, if its seal is good.
+    ///
+    /// # Errors
+    /// [`Fault::Malformed`] or [`Fault::Forged`].
+    pub fn open<'t>(&self, purpose: &str, sealed: &'t str) -> Result<&'t str, Fault> {
+        let (text, seal) = sealed.rsplit_once(' ').ok_or(Fault::Malformed)?;
+        let seal = blake3::Hash::from_hex(seal).map_err(|_| Fault::Malformed)?;
+        let is_good = self.mac(purpose, text).as_bytes().ct_eq(seal.as_bytes());
+        if bool::from(is_good) { Ok(text) } else { Err(Fault::Forged) }
+    }
+
+    fn mac(&self, purpose: &str, text: &str) -> blake3::Hash {
+        let mut hasher = self.0.clone();
+        hasher.update(purpose.as_bytes()).update(b"\n").update(text.as_bytes()).finalize()
+    }
+}
+
+impl Record {
+    /// The record as it is shared: `ban ADDRESS AT UNTIL NODE STRIKES REASON SEAL`, or
+    /// `lift ADDRESS AT UNTIL NODE SEAL`.
+    #[must_use]
+    pub fn seal(&self, seal: &Seal) -> String {
+        let Self { client, act, at_ms, until_ms, node } = self;
+        let text = match act {
+            Act::Ban { strikes, reason } => {
+                format!("ban {client} {at_ms} {until_ms} {node} {strikes} {reason}")
+            }
+            Act::Lift => format!("lift {client} {at_ms} {until_ms} {node}"),
+        };
+        seal.seal(PURPOSE, &text)
+    }
+
+    /// Reads a record that is good at a time.
+    ///
+    /// # Errors
+    /// Why it is not.
+    pub fn open(sealed: &str, seal: &Seal, now_ms: u64) -> Result<Self, Fault> {
+        if sealed.len() > RECORD_BYTES_MAX {
+            return Err(Fault::Malformed);
+        }
+        let record = Self::parse(seal.open(PURPOSE, sealed)?).ok_or(Fault::Malformed)?;
+        let latest_ms = now_ms.saturating_add(SKEW_MS);
+        if record.at_ms > latest_ms || record.until_ms > latest_ms.saturating_add(LENGTH_MS_MAX) {
+            return Err(Fault::Future);
+        }
+        if record.until_ms <= now_ms {
+            return Err(Fault::Over);
+        }
+        Ok(record)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut words = text.split(' ');
+        let kind = words.next()?;
+        let client = words.next()?.parse::<IpAddr>().ok()?.to_canonical();
+        let (at_ms, until_ms) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+        let node = word(words.next()?)?;
+        let act = match kind {
+            "ban" => {
+                Act::Ban { strikes: words.next()?.parse().ok()?, reason: word(words.next()?)? }
+            }
+            "lift" => Act::Lift,
+            _ => return None,
+        };
+        words.next().is_none().then_some(Self { client, act, at_ms, until_ms, node })
+    }
+}
+
+/// A name of a node, a fleet or a reason.
+fn word(text: &str) -> Option<String> {
+    is_word(text).then(|| text.to_owned())
+}
+
+/// Whether a text is 1 to 64 letters, digits and `-_.`.
+#[must_use]
+pub fn is_word(text: &str) -> bool {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    (1..=64).contains(&text.len()) && text.chars().all(fits)
+}
+
+/// What all records together amount to.
+#[derive(Clone, Debug, Default)]
+pub struct Bans {
+    clients: BTreeMap<IpAddr, Client>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Client {
+    /// When the latest lift was decided, and until when it has to be remembered.
+    lifted: Option<(u64, u64)>,
+    /// Bans of which none is both older and shorter than another.
+    bans: Vec<Record>,
+}
+
+/// What a record changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The client is banned, or for longer than before.
+    Ban(Record),
+    /// The client is free.
+    Lift(IpAddr),
+}
+
+impl Bans {
+    /// Takes a record in; what it changes. Records may come in any order and any number of times.
+    ///
+    /// # Errors
+    /// [`Fault::Full`] if there are `most` clients already.
+    pub fn merge(&mut self, record: Record, most: usize) -> Result<Option<Change>, Fault> {
+        let ip = record.client;
+        if self.clients.len() >= most && !self.clients.contains_key(&ip) {
+            return Err(Fault::Full);
+        }
+        let client = self.clients.entry(ip).or_default();
+        let before = client.effective().cloned();
+        match record.act {
+            Act::Ban { .. } => client.add(record),
+            Act::Lift => {
+                let (at_ms, until_ms) = client.lifted.unwrap_or_default();
+                client.lifted = Some((at_ms.max(record.at_ms), until_ms.max(record.until_ms)));
+            }
+        }
+        let after = client.effective();
+        Ok(match (before, after) {
+            (before, Some(now)) if before.as_ref() != Some(now) => Some(Change::Ban(now.clone())),
+            (Some(_), None) => Some(Change::Lift(ip)),
+            _ => None,
+        })
+    }
+
+    /// Forgets what means nothing any more.
+    pub fn expire(&mut self, now_ms: u64) {
+        self.clients.retain(|_, client| {
+            client.bans.retain(|ban| ban.until_ms > now_ms);
+            client.lifted = client.lifted.filter(|(_, until_ms)| *until_ms > now_ms);
+            !client.bans.is_empty() || client.lifted.is_some()
+        });
+    }
+
+    /// The ban of a client.
+    #[must_use]
+    pub fn get(&self, client: &IpAddr) -> Option<&Record> {
+        self.clients.get(client)?.effective()
+    }
+
+    /// Clients of which anything is known.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.clients.len()
+    }
+
+    /// Whether nothing is known.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.clients.is_empty()
+    }
+
+    /// When to date a lift so that it is later than all that is known of a client.
+    #[must_use]
+    pub fn after(&self, client: &IpAddr, now_ms: u64) -> u64 {
+        let known = self.clients.get(client).into_iter().flat_map(|client| &client.bans);
+        known.map(|ban| ban.at_ms + 1).fold(now_ms, u64::max)
+    }
+}
+
+impl Client {
+    /// Of the bans that no lift is later than, the one that ends last.
+    fn effective(&self) -> Option<&Record> {
+        let since_ms = self.lifted.map(|(at_ms, _)| at_ms);
+        let holds = |ban: &&Record| since_ms.is_none_or(|since| ban.at_ms > since);
+        self.bans.iter().filter(holds).max_by_key(|ban| rank(ban))
+    }
+
+    fn add(&mut self, record: Record) {
+        let beats = |a: &Record, b: &Record| {
+            a.at_ms >= b.at_ms && a.until_ms >= b.until_ms && rank(a) >= rank(b)
+        };
+        if self.bans.iter().any(|known| beats(known, &record)) {
+            return;
+        }
+        self.bans.retain(|known| !beats(&record, known));
+        self.bans.push(record);
+        if self.bans.len() > BANS_MAX {
+            let least = (0..self.bans.len()).min_by_key(|n| rank(&self.bans[*n]));
+            least.map(|n| self.bans.swap_remove(n));
+        }
+    }
+}
+
+fn rank(ban: &Record) -> (u64, u64, &str) {
+    (ban.until_ms, ban.at_ms, &ban.node)
+}
+
+const PURPOSE: &str = "ban";
+/// The longest record, in bytes.
+const RECORD_BYTES_MAX: usize = 512;
+/// By how much the clocks of a fleet may differ.
+const SKEW_MS: u64 = 300_000;
+/// The longest ban that an edge takes from another: a year.
+const LENGTH_MS_MAX: u64 = 366 * 86_400_000;
+/// Bans of one client that are told apart.
+const BANS_MAX: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NOW: u64 = 1_800_000_000_000;
+
+    fn ban(client: &str, at: u64, until: u64, node: &str) -> Record {
+        let act = Act::Ban { strikes: 1, reason: "scan".into() };
+        let (at_ms, until_ms) = (NOW + at, NOW + until);
+        Record { client: client.parse().unwrap(), act, at_ms, until_ms, node: node.into() }
+    }
+
+    fn lift(client: &str, at: u64, until: u64) -> Record {
+        Record { act: Act::Lift, ..ban(client, at, until, "z") }
+    }
+
+    fn seal() -> Seal {
+        Seal::new("edged", &[7; 32])
+    }
+
+    #[test]
+    fn a_record_is_read_as_it_was_sealed() {
+        for record in [ban("192.0.2.1", 1, 9, "a"), lift("2001:db8::", 1, 9)] {
+            assert_eq!(Record::open(&record.seal(&seal()), &seal(), NOW), Ok(record));
+        }
+    }
+
+    #[test]
+    fn whoever_has_no_secret_makes_none() {
+        let sealed = ban("192.0.2.1", 1, 9, "a").seal(&seal());
+        let open = |text: &str, seal: &Seal| Record::open(text, seal, NOW).unwrap_err();
+        assert_eq!(open(&sealed, &Seal::new("edged", &[8; 32])), Fault::Forged);
+        assert_eq!(open(&sealed, &Seal::new("other", &[7; 32])), Fault::Forged);
+        assert_eq!(open(&sealed.replace("192.0.2.1", "192.0.2.2"), &seal()), Fault::Forged);
+        assert_eq!(open(&sealed.replace("ban", "lift"), &seal()), Fault::Forged);
+        let text = "ban 192.0.2.1 1 2 a 1 scan";
+        assert_eq!(open(&seal().seal("lease", text), &seal()), Fault::Forged);
+        assert_eq!(open(text, &seal()), Fault::Malformed);
+        assert_eq!(open("", &seal()), Fault::Malformed);
+        assert_eq!(open(&seal().seal(PURPOSE, "ban x 1 2 a 1 scan"), &seal()), Fault::Malformed);
+        for cut in 0..sealed.len() {
+            assert!(Record::open(&sealed[..cut], &seal(), NOW).is_err(), "{cut}");
+        }
+    }
+
+    #[test]
+    fn what_is_over_or_not_yet_is_not_taken() {
+        let open = |record: Record| Record::open(&record.seal(&seal()), &seal(), NOW);
+        assert_eq!(open(ban("192.0.2.1", 0, 0, "a")), Err(Fault::Over));
+        assert_eq!(open(ban("192.0.2.1", SKEW_MS + 1, SKEW_MS + 9, "a")), Err(Fault::Future));
+        let long = ban("192.0.2.1", 0, LENGTH_MS_MAX + SKEW_MS + 1, "a");
+        assert_eq!(open(long), Err(Fault::Future));
+    }
+
+    #[test]
+    fn a_lift_ends_what_was_before_it_and_nothing_later() {
+        let mut bans = Bans::default();
+        let mut merge = |record| bans.merge(record, 10).unwrap();
+        let first = ban("192.0.2.1", 10, 100, "a");
+        assert_eq!(merge(first.clone()), Some(Change::Ban(first.clone())));
+        assert_eq!(merge(first.clone()), None);
+        // A shorter one of another edge changes nothing as long as the longer holds.
+        assert_eq!(merge(ban("192.0.2.1", 20, 50, "b")), None);
+        assert_eq!(
+            merge(lift("192.0.2.1", 15, 100)),
+            Some(Change::Ban(ban("192.0.2.1", 20, 50, "b")))
+        );
+        assert_eq!(merge(lift("192.0.2.1", 30, 100)), Some(Change::Lift(first.client)));
+        // Repeated by whoever holds the server.
+        assert_eq!(merge(first), None);
+        let again = ban("192.0.2.1", 31, 90, "a");
+        assert_eq!(merge(again.clone()), Some(Change::Ban(again)));
+        assert_eq!(merge(lift("192.0.2.1", 30, 100)), None);
+        bans.expire(NOW + 90);
+        assert_eq!((bans.len(), bans.get(&"192.0.2.1".parse().unwrap())), (1, None));
+        bans.expire(NOW + 100);
+        assert!(bans.is_empty());
+    }
+
+    #[test]
+    fn there_is_room_for_so_many_clients() {
+        let mut bans = Bans::default();
+        assert!(bans.merge(ban("192.0.2.1", 1, 9, "a"), 1).is_ok());
+        assert_eq!(bans.merge(ban("192.0.2.2", 1, 9, "a"), 1), Err(Fault::Full));
+        assert!(bans.merge(ban("192.0.2.1", 2, 9, "a"), 1).is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn order_and_repetition_mean_nothing(
+            records in prop::collection::vec((0_u8..2, 1_u64..40, 1_u64..40, 0_u8..3), 1..8),
+            shuffle in prop::collection::vec(any::<prop::sample::Index>(), 0..24),
+        ) {
+            let records: Vec<_> = records.into_iter().map(|(kind, at, length, node)| {
+                let node = ["a", "b", "c"][usize::from(node)];
+                match kind {
+                    0 => ban("192.0.2.1", at, at + length, node),
+                    _ => lift("192.0.2.1", at, at + 80),
+                }
+            }).collect();
+            let total = |order: &mut dyn Iterator<Item = &Record>| {
+                let mut bans = Bans::default();
+                order.for_each(|record| drop(bans.merge(record.clone(), 10)));
+                bans.get(&"192.0.2.1".parse().unwrap()).map(|ban| (ban.at_ms, ban.until_ms))
+            };
+            let wanted = total(&mut records.iter());
+            prop_assert_eq!(total(&mut records.iter().rev()), wanted);
+            let shuffled: Vec<_> = shuffle.iter().map(|n| n.get(&records)).collect();
+            prop_assert_eq!(total(&mut shuffled.into_iter().chain(records.iter())), wanted);
+        }
+
+        #[test]
+        fn nothing_that_comes_breaks_a_reader(text in any::<String>()) {
+            prop_assert!(Record::open(&text, &seal(), NOW).is_err());
+            let _ = Record::open(&seal().seal(PURPOSE, &text), &seal(), NOW);
+        }
+    }
+}

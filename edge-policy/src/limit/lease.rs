@@ -1,0 +1,274 @@
+//! One limit for many edges: each leases a share of it, for a short time, from a ledger that all can
+//! read. What is out on lease is never more than the whole; an edge without a lease keeps to the part
+//! that it would have if all asked for the same.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+/// Parts of a limit.
+pub const WHOLE: u32 = 1_000_000;
+
+/// An edge's share of a limit, as the request path reads it.
+#[derive(Debug)]
+pub struct Share {
+    parts: AtomicU32,
+    asked: AtomicU64,
+    leased: AtomicU32,
+}
+
+impl Default for Share {
+    fn default() -> Self {
+        Self { parts: WHOLE.into(), asked: AtomicU64::new(0), leased: AtomicU32::new(0) }
+    }
+}
+
+impl Share {
+    /// The share now, in parts of [`WHOLE`]; at least one.
+    #[must_use]
+    pub fn parts(&self) -> u32 {
+        self.parts.load(Relaxed).clamp(1, WHOLE)
+    }
+
+    /// Sets it, and whether it is a lease.
+    pub fn set(&self, parts: u32, is_leased: bool) {
+        self.parts.store(parts, Relaxed);
+        self.leased.store(is_leased.into(), Relaxed);
+    }
+
+    /// Whether it is a lease.
+    #[must_use]
+    pub fn is_leased(&self) -> bool {
+        self.leased.load(Relaxed) != 0
+    }
+
+    /// Notes that somebody asked for so much, whether or not it was admitted.
+    pub fn ask(&self, cost: u64) {
+        self.asked.fetch_add(cost, Relaxed);
+    }
+
+    /// What was asked for since the last look.
+    pub fn take_asked(&self) -> u64 {
+        self.asked.swap(0, Relaxed)
+    }
+}
+
+/// What is out on lease of one limit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ledger(Vec<Lease>);
+
+/// One edge's lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// The edge.
+    pub node: String,
+    /// Its share, in parts of [`WHOLE`].
+    pub parts: u32,
+    /// What it would like to have, in the same parts; more than the whole if it is asked for more.
+    pub wanted: u32,
+    /// When it ends, by the server's clock.
+    pub until_ms: u64,
+}
+
+impl Ledger {
+    /// Reads a ledger; `None` if it is none, or no sound one.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let lease = |text: &str| {
+            let mut words = text.split(' ');
+            let lease = Lease {
+                node: words.next().filter(|node| !node.is_empty())?.to_owned(),
+                parts: words.next()?.parse().ok().filter(|parts| *parts <= WHOLE)?,
+                wanted: words.next()?.parse().ok()?,
+                until_ms: words.next()?.parse().ok()?,
+            };
+            words.next().is_none().then_some(lease)
+        };
+        let leases = text.split(';').filter(|text| !text.is_empty()).map(lease);
+        let ledger = Self(leases.collect::<Option<_>>()?);
+        let is_sound = ledger.0.len() <= NODES_MAX && ledger.leased() <= u64::from(WHOLE);
+        is_sound.then_some(ledger)
+    }
+
+    /// The ledger as it is shared.
+    #[must_use]
+    pub fn show(&self) -> String {
+        let lease = |l: &Lease| format!("{} {} {} {}", l.node, l.parts, l.wanted, l.until_ms);
+        self.0.iter().map(lease).collect::<Vec<_>>().join(";")
+    }
+
+    /// Renews an edge's lease, by the server's clock; its share. Others' leases are not touched: what
+    /// is too much of theirs comes back when they renew.
+    pub fn renew(&mut self, node: &str, wanted: u32, now_ms: u64, term_ms: u64) -> u32 {
+        // Nobody leases for longer than a term, whatever is written there.
+        self.0.retain(|lease| (now_ms..=now_ms + term_ms).contains(&lease.until_ms));
+        self.0.retain(|lease| lease.node != node);
+        if self.0.len() >= NODES_MAX {
+            return 0;
+        }
+        let free = u64::from(WHOLE).saturating_sub(self.leased());
+        let others: Vec<_> = self.0.iter().map(|lease| lease.wanted).collect();
+        let parts = u64::from(fair(wanted, &others)).min(free) as u32;
+        let until_ms = now_ms + term_ms;
+        self.0.push(Lease { node: node.to_owned(), parts, wanted, until_ms });
+        parts
+    }
+
+    /// How many edges have leases.
+    #[must_use]
+    pub fn nodes(&self) -> usize {
+        self.0.len()
+    }
+
+    /// What is out on lease.
+    #[must_use]
+    pub fn leased(&self) -> u64 {
+        self.0.iter().map(|lease| u64::from(lease.parts)).sum()
+    }
+}
+
+/// What is fair for one of them all: nobody gets more than wanted as long as another wants more
+/// (max-min fairness); what nobody wants is split evenly, for whoever comes next.
+fn fair(own: u32, others: &[u32]) -> u32 {
+    let all = others.len() as u64 + 1;
+    let mut wanted: Vec<u64> = others.iter().chain([&own]).map(|w| u64::from(*w)).collect();
+    wanted.sort_unstable();
+    let (mut left, mut given) = (u64::from(WHOLE), 0);
+    for (n, want) in wanted.iter().enumerate() {
+        let each = left / (all - n as u64);
+        // The last that is satisfied raises the line for the rest.
+        given = each.max(given);
+        left -= each.min(*want);
+        if *want > each {
+            given = each;
+            left = 0;
+            break;
+        }
+    }
+    let met = u64::from(own).min(given) + left / all;
+    u32::try_from(met.min(WHOLE.into())).unwrap_or(WHOLE)
+}
+
+/// How much of a limit an edge wants that was asked for so much in a time: a fifth more than that, so
+/// that growth finds room, in parts of [`WHOLE`].
+#[must_use]
+pub fn wanted(asked: u64, elapsed_ns: u64, interval_ns: f64) -> u32 {
+    let rate = asked as f64 / elapsed_ns.max(1) as f64;
+    (rate * interval_ns * 1.2 * f64::from(WHOLE)).min(f64::from(u32::MAX / 2)) as u32
+}
+
+/// The share of an edge that has no lease, where there are so many edges.
+#[must_use]
+pub fn alone(nodes: usize) -> u32 {
+    WHOLE / u32::try_from(nodes.max(1)).unwrap_or(u32::MAX).min(WHOLE)
+}
+
+/// Edges that can share a limit.
+pub const NODES_MAX: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const TERM: u64 = 2_000;
+
+    #[test]
+    fn whoever_is_alone_has_all_of_it() {
+        let mut ledger = Ledger::default();
+        assert_eq!(ledger.renew("a", 0, 1, TERM), WHOLE);
+        assert_eq!(ledger.renew("a", 5_000_000, 2, TERM), WHOLE);
+    }
+
+    #[test]
+    fn shares_follow_what_is_wanted() {
+        assert_eq!(fair(0, &[0]), 500_000);
+        assert_eq!(fair(2_000_000, &[2_000_000]), 500_000);
+        assert_eq!(fair(2_000_000, &[100_000]), 900_000);
+        assert_eq!(fair(100_000, &[2_000_000]), 100_000);
+        assert_eq!(fair(200_000, &[100_000]), 550_000);
+        assert_eq!(fair(900_000, &[600_000, 0]), 500_000);
+        assert_eq!(fair(u32::MAX, &[u32::MAX; 63]), WHOLE / 64);
+    }
+
+    #[test]
+    fn what_others_have_is_theirs_until_they_renew_or_their_time_is_over() {
+        let mut ledger = Ledger::default();
+        assert_eq!(ledger.renew("a", 2_000_000, 0, TERM), WHOLE);
+        assert_eq!(ledger.renew("b", 2_000_000, 10, TERM), 0);
+        assert_eq!(ledger.renew("a", 2_000_000, 200, TERM), 500_000);
+        assert_eq!(ledger.renew("b", 2_000_000, 210, TERM), 500_000);
+        // The one that is gone leaves its share to the other.
+        assert_eq!(ledger.renew("b", 2_000_000, 201 + TERM, TERM), WHOLE);
+    }
+
+    #[test]
+    fn nonsense_is_no_ledger() {
+        for text in
+            ["x", "a 1 2", "a 1 2 3 4", "a 1000001 1 1", "a 600000 1 1;b 600000 1 1", " 1 1 1"]
+        {
+            assert_eq!(Ledger::parse(text), None, "{text}");
+        }
+        let many = (0..=NODES_MAX).map(|n| format!("n{n} 1 1 1;")).collect::<String>();
+        assert_eq!(Ledger::parse(&many), None);
+        // Leases for ever are none.
+        let mut ledger = Ledger::parse("b 1000000 9 99999999999999").unwrap();
+        assert_eq!(ledger.renew("a", 1, 10, TERM), WHOLE);
+    }
+
+    #[test]
+    fn demand_is_measured_in_parts_of_the_limit() {
+        // 100 a second are 10 ms apart; 50 in half a second are all of it, and a fifth more.
+        assert_eq!(wanted(50, 500_000_000, 10_000_000.0), 1_200_000);
+        assert_eq!(wanted(0, 0, 1.0), 0);
+        assert_eq!((alone(0), alone(1), alone(4)), (WHOLE, WHOLE, 250_000));
+    }
+
+    proptest! {
+        #[test]
+        fn never_is_more_than_the_whole_out_on_lease(
+            steps in prop::collection::vec((0_usize..5, 0_u32..3_000_000, 0_u64..700), 1..200),
+        ) {
+            let (mut ledger, mut now) = (Ledger::default(), 0);
+            let mut held = [(0_u32, 0_u64); 5];
+            for (node, wanted, pause) in steps {
+                now += pause;
+                let parts = ledger.renew(["a", "b", "c", "d", "e"][node], wanted, now, TERM);
+                held[node] = (parts, now + TERM);
+                let live = held.iter().filter(|(_, until)| *until >= now);
+                let sum: u64 = live.map(|(parts, _)| u64::from(*parts)).sum();
+                prop_assert!(sum <= u64::from(WHOLE), "{sum}");
+                prop_assert_eq!(Ledger::parse(&ledger.show()), Some(ledger.clone()));
+            }
+        }
+
+        #[test]
+        fn after_two_rounds_all_that_is_wanted_is_given(
+            wants in prop::collection::vec(0_u32..3_000_000, 1..8),
+        ) {
+            let mut ledger = Ledger::default();
+            let mut now = 0;
+            let mut given = vec![0; wants.len()];
+            for _ in 0..3 {
+                for (n, want) in wants.iter().enumerate() {
+                    now += 10;
+                    given[n] = ledger.renew(&format!("n{n}"), *want, now, TERM);
+                }
+            }
+            let sum: u64 = given.iter().map(|g| u64::from(*g)).sum();
+            let want: u64 = wants.iter().map(|w| u64::from(*w)).sum();
+            // All of the limit is out, or everybody has enough; but for what rounding takes.
+            prop_assert!(sum + 64 >= u64::from(WHOLE).min(want), "{given:?} of {wants:?}");
+            for (given, want) in given.iter().zip(&wants) {
+                let even = WHOLE / wants.len() as u32;
+                prop_assert!(given + 64 >= *want.min(&even), "{given} of {want}");
+            }
+        }
+
+        #[test]
+        fn nothing_that_comes_breaks_a_reader(text in any::<String>()) {
+            if let Some(mut ledger) = Ledger::parse(&text) {
+                let _ = ledger.renew("a", 1, 1, TERM);
+            }
+        }
+    }
+}
