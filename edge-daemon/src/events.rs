@@ -310,6 +310,14 @@ pub enum Event {
         /// Networks that stay in force.
         networks: u64,
     },
+    /// The server between the edges of a fleet was found, or lost.
+    Fleet {
+        /// `connected` or `lost`.
+        result: &'static str,
+        /// Why.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        why: Option<String>,
+    },
     /// The configuration was read again.
     Reload {
         /// `ok` or `refused`.

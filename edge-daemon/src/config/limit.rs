@@ -44,6 +44,7 @@ fn usual(table: &Table<'_>) -> [Spec; 4] {
             tiers: Vec::new(),
             keys_max: if by.is_empty() { 1 } else { room },
             shadow: false,
+            fleet: false,
             persist: false,
             reason,
         }
@@ -128,6 +129,7 @@ fn limit(table: &Table<'_>) -> Spec {
             }),
         },
         shadow: table.or("shadow", false, Item::flag),
+        fleet: table.or("scope", false, |item| item.choice(&[("node", false), ("fleet", true)])),
         by,
         meter,
         tiers,

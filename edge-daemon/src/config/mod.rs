@@ -8,6 +8,7 @@ mod certificate;
 mod crowdsec;
 mod feed;
 mod files;
+mod fleet;
 mod identity;
 mod issuer;
 mod kept;
@@ -137,6 +138,7 @@ fn settings(document: &Table<'_>) -> Settings {
         lists: document.table("lists", sections::lists),
         feeds: document.tables("feed", feed::feed),
         crowdsec: document.table("crowdsec", crowdsec::crowdsec),
+        fleet: document.table("fleet", fleet::fleet),
         server: document.table("server", sections::server),
         tls: document.table("tls", tls::tls),
         bounds: document.table("bounds", sections::bounds),

@@ -5,6 +5,7 @@
 mod access;
 mod crowdsec;
 mod feed;
+mod fleet;
 mod issuer;
 mod packets;
 mod signing;
@@ -27,6 +28,7 @@ use ipnet::IpNet;
 pub use self::access::{Audit, Granted, HashPolicy, Keys, PolicyFile, PolicySet, UpstreamIdentity};
 pub use self::crowdsec::Crowdsec;
 pub use self::feed::{Feed, FeedPlace};
+pub use self::fleet::Fleet;
 pub use self::issuer::{Issuer, KeySource, Tokens};
 pub use self::packets::{
     Attach, Fragments, Interface, Kernel, NamedSignature, PrefixLimit, SynCookies, When,
@@ -49,6 +51,8 @@ pub struct Settings {
     pub feeds: Vec<Feed>,
     /// `[crowdsec]`: whose decisions are enforced.
     pub crowdsec: Option<Crowdsec>,
+    /// `[fleet]`: with whom bans and limits are shared.
+    pub fleet: Option<Fleet>,
     /// `[server]`: where clients connect.
     pub server: Server,
     /// `[tls]`: the certificate.
@@ -116,6 +120,8 @@ impl Settings {
         let all = all.chain(&self.upstream_identity.key).map(|origin| (origin, BYTES_MIN));
         // What others made up is as long as they like.
         let given = self.crowdsec.iter().flat_map(Crowdsec::secrets);
+        let given = given.chain(self.fleet.iter().flat_map(Fleet::secrets));
+        let all = all.chain(self.fleet.iter().map(|fleet| (&fleet.secret, BYTES_MIN)));
         all.chain(given.map(|origin| (origin, 1))).collect()
     }
 
@@ -134,6 +140,7 @@ impl Settings {
         let all = made.into_iter().chain(&mut keys.former_peppers);
         let all = all.chain(&mut signing.former_masters).chain(issuers.flatten());
         let given = self.crowdsec.iter_mut().flat_map(Crowdsec::secrets_mut);
+        let given = given.chain(self.fleet.iter_mut().flat_map(Fleet::secrets_mut));
         all.chain(&mut self.upstream_identity.key).chain(given)
     }
 

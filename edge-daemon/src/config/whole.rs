@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    access, feed, limit,
+    access, feed, fleet, limit,
     reader::Notes,
     scenario,
     settings::{List, Offer, Settings},
@@ -27,6 +27,7 @@ pub(super) fn check(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'
     check_denied_upstreams(settings, document, notes);
     check_services(settings, document, notes);
     feed::check(settings, document, notes);
+    fleet::check(settings, document, notes);
     limit::check(settings, document, notes);
     scenario::check(settings, document, notes);
     super::tls::check(settings, document, notes);

@@ -3,6 +3,7 @@
 
 mod crowdsec;
 mod feed;
+mod fleet;
 mod kept;
 
 use std::{
@@ -28,6 +29,7 @@ use tokio::{
 pub use self::{
     crowdsec::{Crowdsec, NAME as CROWDSEC},
     feed::Feed,
+    fleet::Fleet,
 };
 use crate::{
     config::settings,
@@ -73,9 +75,14 @@ impl Outside {
             let same = former.crowdsec.as_ref().filter(|known| known.settings == *settings);
             same.map_or_else(|| Arc::new(Crowdsec::new(settings, &self.state, &own)), Arc::clone)
         };
+        let fleet = |settings: &settings::Fleet| {
+            let same = former.fleet.as_ref().filter(|known| known.settings == *settings);
+            same.map_or_else(|| Arc::new(Fleet::new(settings)), Arc::clone)
+        };
         self.sources.send_replace(Sources {
             feeds: settings.feeds.iter().map(feed).collect(),
             crowdsec: settings.crowdsec.as_ref().map(crowdsec),
+            fleet: settings.fleet.as_ref().map(fleet),
         });
     }
 
@@ -96,18 +103,24 @@ impl Outside {
 
     /// Tells others of a ban of ours. Never waits: what finds a full queue is lost, and counted.
     pub fn tell(&self, told: &Told) {
-        let crowdsec = self.sources.borrow().crowdsec.clone();
-        if let Some(it) = crowdsec.filter(|it| it.settings.machine.is_some())
-            && it.told.try_send(told.clone()).is_err()
-        {
-            self.untold.fetch_add(1, Relaxed);
-        }
+        let sources = self.sources.borrow();
+        let crowdsec = sources.crowdsec.as_ref().filter(|it| it.settings.machine.is_some());
+        let fleet = sources.fleet.as_ref().filter(|it| it.settings.bans);
+        let queues = crowdsec.map(|it| &it.told).into_iter().chain(fleet.map(|it| &it.told));
+        let lost = queues.filter(|queue| queue.try_send(told.clone()).is_err()).count();
+        self.untold.fetch_add(lost as u64, Relaxed);
     }
 
     /// Bans of ours that others were not told of, because the queue was full.
     #[must_use]
     pub fn untold(&self) -> u64 {
         self.untold.load(Relaxed)
+    }
+
+    /// The fleet, if there is one.
+    #[must_use]
+    pub fn fleet(&self) -> Option<Arc<Fleet>> {
+        self.sources.borrow().fleet.clone()
     }
 
     /// The hits of the kernel's lists.
@@ -128,7 +141,7 @@ impl Outside {
     /// # Errors
     /// Why nothing came of it.
     pub async fn refresh(&self, name: &str, force: bool) -> Result<String, String> {
-        let Sources { feeds, crowdsec } = self.sources.borrow().clone();
+        let Sources { feeds, crowdsec, .. } = self.sources.borrow().clone();
         let done = async {
             if let Some(crowdsec) = crowdsec.filter(|_| name == CROWDSEC) {
                 return crowdsec.refresh().await;
@@ -181,12 +194,15 @@ pub enum Told {
 struct Sources {
     feeds: Vec<Arc<Feed>>,
     crowdsec: Option<Arc<Crowdsec>>,
+    fleet: Option<Arc<Fleet>>,
 }
 
 impl Sources {
     fn all(&self) -> Vec<Arc<dyn Source>> {
         let feeds = self.feeds.iter().map(|feed| Arc::clone(feed) as Arc<dyn Source>);
-        feeds.chain(self.crowdsec.iter().map(|it| Arc::clone(it) as Arc<dyn Source>)).collect()
+        let crowdsec = self.crowdsec.iter().map(|it| Arc::clone(it) as Arc<dyn Source>);
+        let fleet = self.fleet.iter().map(|it| Arc::clone(it) as Arc<dyn Source>);
+        feeds.chain(crowdsec).chain(fleet).collect()
     }
 }
 

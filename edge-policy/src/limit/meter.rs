@@ -4,7 +4,7 @@
 //! that a compare-and-swap replaces. Each algorithm is one pure function from state, cost and time
 //! to the next state or a refusal; zero is the state of a key that was never seen.
 
-use super::standing::Left;
+use super::{lease::WHOLE, standing::Left};
 use crate::calendar;
 
 /// The past of one key, in the lower [`STATE_BITS`] bits.
@@ -104,6 +104,22 @@ impl Bucket {
         fits.then_some(Self { interval: u64::try_from(interval).ok()?, size })
     }
 
+    /// A bucket of so many millionths of the rate: it holds as many less, one at the least, and takes
+    /// as long to fill.
+    #[must_use]
+    pub fn part(self, millionths: u32) -> Self {
+        let share = u128::from(millionths.clamp(1, WHOLE));
+        let interval = u128::from(self.interval) * u128::from(WHOLE) / share;
+        let size = u128::from(self.size) * share / u128::from(WHOLE);
+        Self { interval: narrow(interval), size: narrow(size).max(1) }
+    }
+
+    /// Nanoseconds between two requests.
+    #[must_use]
+    pub fn interval_ns(self) -> f64 {
+        self.interval as f64 / TICKS_PER_NS as f64
+    }
+
     /// Ticks that it holds.
     fn capacity(self) -> u128 {
         u128::from(self.interval) * u128::from(self.size)
@@ -180,6 +196,16 @@ impl Meter {
                     None => Outcome::Refuse { left: left(held), wait_ns: None },
                 }
             }
+        }
+    }
+
+    /// An edge's part of it, in millionths. Of what is no rate there are no parts.
+    #[must_use]
+    pub fn part(self, millionths: u32) -> Self {
+        match self {
+            Self::TokenBucket(bucket) => Self::TokenBucket(bucket.part(millionths)),
+            Self::LeakyBucket(bucket) => Self::LeakyBucket(bucket.part(millionths)),
+            whole => whole,
         }
     }
 

@@ -18,6 +18,7 @@ use siphasher::sip::SipHasher13;
 
 pub use self::standing::{Standing, retry_after_s};
 use self::{
+    lease::Share,
     meter::{Meter, Now},
     standing::Left,
     table::{Admitted, Hold, Refused, Table},
@@ -41,6 +42,8 @@ pub struct Spec {
     pub keys_max: usize,
     /// Whether it only counts what it would have refused.
     pub shadow: bool,
+    /// Whether many edges share it.
+    pub fleet: bool,
     /// Whether what was used up outlives a restart.
     pub persist: bool,
     /// What its refusals are counted as.
@@ -129,6 +132,8 @@ pub struct State {
     pub table: Table,
     /// The secret that leads a key to its place.
     pub secret: [u8; 16],
+    /// What this edge may use of it, if many share it.
+    pub share: Share,
     /// Requests that it refused.
     pub refused: AtomicU64,
     /// Requests that it would have refused.
@@ -215,6 +220,7 @@ impl Rule {
         let anew = || State {
             table: Table::new(spec.keys_max),
             secret,
+            share: Share::default(),
             refused: AtomicU64::new(0),
             would_refuse: AtomicU64::new(0),
         };
@@ -236,6 +242,7 @@ impl Rule {
             return Ok(Admission::default());
         };
         let Some(hash) = self.hash(facts) else { return Ok(Admission::default()) };
+        let meter = &self.part(*meter, facts.cost);
         let standing = |left: Left| Standing { left, window_s: meter.window_s() };
         match self.state.table.charge(meter, hash, facts.cost, now) {
             Ok(Admitted { left, delay_ns, hold }) => {
@@ -260,6 +267,15 @@ impl Rule {
                 Err(Denied { wait_ns, hit, ..Denied::new(self.spec.reason) })
             }
         }
+    }
+
+    /// This edge's part of a meter that many share.
+    fn part(&self, meter: Meter, cost: u64) -> Meter {
+        if !self.spec.fleet {
+            return meter;
+        }
+        self.state.share.ask(cost);
+        meter.part(self.state.share.parts())
     }
 
     /// Where a request's key leads; `None` if the rule does not speak of such a caller.

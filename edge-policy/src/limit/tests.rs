@@ -24,6 +24,7 @@ fn spec(by: &[Part], meter: Meter) -> Spec {
         tiers: Vec::new(),
         keys_max: 1_000,
         shadow: false,
+        fleet: false,
         persist: false,
         reason: Reason::RequestLimit,
     }

@@ -120,6 +120,7 @@ fn rule(name: &str, by: &[Part], meter: Meter) -> Rule {
         tiers: Vec::new(),
         keys_max: if by.is_empty() { 1 } else { 2 * KEYS as usize },
         shadow: false,
+        fleet: false,
         persist: false,
         reason: Reason::RequestLimit,
     };

@@ -1,0 +1,134 @@
+//! Reads `[fleet]`.
+
+use std::time::Duration;
+
+use edge_identity::fleet::is_word;
+use edge_policy::limit::{lease::NODES_MAX, meter::Meter};
+use toml::de::DeTable;
+
+use super::{
+    reader::{Item, Notes, Table},
+    settings::{Fleet, Settings},
+    whole::place_nth,
+};
+
+/// What is said of a fleet; `None` without a `server`.
+pub(super) fn fleet(table: &Table<'_>) -> Option<Fleet> {
+    let server = table.or("server", None, |item| server(item).map(Some));
+    let secret = table.or("secret", None, |item| item.secret().map(Some));
+    let user = table.or("user", None, |item| name(item).map(Some));
+    let password = table.or("password", None, |item| item.secret().map(Some));
+    let hostname = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let node = table.or("node", None, |item| name(item).map(Some));
+    let fleet = Fleet {
+        server: server.unwrap_or_default(),
+        login: (user, password),
+        name: table.or("name", "edged".to_owned(), name),
+        node: node.unwrap_or_else(|| hostname().trim().to_owned()),
+        secret: secret.clone()?,
+        nodes: table.or("nodes", 2, |item| usize::try_from(item.number(1, NODES_MAX as u64)?).ok()),
+        timeout: table.or("timeout", Duration::from_millis(500), |item| {
+            item.duration(Duration::from_secs(2))
+        }),
+        bans: table.or("bans", true, Item::flag),
+    };
+    if !is_word(&fleet.node) {
+        let what = format!("this host's name, '{}', cannot be the edge's", fleet.node);
+        table.notes.wrong(table.span.clone(), what, "node = \"edge-1\"");
+    }
+    Some(fleet)
+}
+
+/// What no single key can tell.
+pub(super) fn check(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'_>) {
+    let keys = document.get("fleet").and_then(|fleet| fleet.get_ref().as_table());
+    if let Some(keys) = keys {
+        for key in ["server", "secret"].into_iter().filter(|key| keys.get(*key).is_none()) {
+            let span = document.get("fleet").map_or(0..0, toml::Spanned::span);
+            notes.wrong(span, format!("missing key '{key}' in [fleet]"), "'server' and 'secret'");
+        }
+    }
+    let shared = settings.limits.iter().filter(|spec| spec.fleet);
+    for spec in shared {
+        let tables = document.get("limit").and_then(|tables| tables.get_ref().as_array());
+        let named = |n: &usize| {
+            let table = tables.and_then(|tables| tables.get(*n)?.get_ref().get("name"));
+            table.and_then(|name| name.get_ref().as_str()) == Some(&*spec.name)
+        };
+        let n = (0..tables.map_or(0, |tables| tables.len())).find(named).unwrap_or(0);
+        let span = place_nth(document, "limit", n, "scope");
+        if settings.fleet.is_none() {
+            notes.wrong(span.clone(), "there is no [fleet] to share the limit with", "add one");
+        }
+        let is_rate = matches!(spec.meter, Some(Meter::TokenBucket(_) | Meter::LeakyBucket(_)));
+        if !is_rate || !spec.tiers.is_empty() {
+            let what = "a fleet shares rates: a token bucket or a leaky bucket, without tiers";
+            notes.wrong(span.clone(), what, "another algorithm, or a scope of \"node\"");
+        }
+        if !spec.by.is_empty() {
+            let what = "a fleet shares limits for everybody together";
+            notes.wrong(span, what, "by = [], or a scope of \"node\"");
+        }
+    }
+}
+
+/// "redis://HOST:PORT/DATABASE".
+fn server(item: &Item<'_>) -> Option<(String, u16, i64)> {
+    let text = item.text("a server: \"redis://127.0.0.1:6379\"")?;
+    let parse = || {
+        let rest = text.strip_prefix("redis://").or_else(|| text.strip_prefix("valkey://"))?;
+        let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
+        let authority: http::uri::Authority = authority.parse().ok()?;
+        let database = if database.is_empty() { Some(0) } else { database.parse::<u8>().ok() };
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+        let is_plain = !authority.as_str().contains('@') && !host.is_empty();
+        is_plain.then_some((host, authority.port_u16().unwrap_or(6379), database?.into()))
+    };
+    parse().or_else(|| {
+        let help = "\"redis://HOST:PORT/DATABASE\"; who logs in is told by 'user' and 'password'";
+        item.wrong(format!("'{text}' cannot be used"), help)
+    })
+}
+
+fn name(item: &Item<'_>) -> Option<String> {
+    let letters = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    item.word(64, "letters, digits, '-', '_' and '.'", letters)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use crate::config::parse;
+
+    const MINIMAL: &str = include_str!("../../../config/minimal.toml");
+
+    fn told(lines: &str) -> String {
+        match parse(Path::new("edged.toml"), &format!("{MINIMAL}\n{lines}\n")) {
+            Ok((settings, _)) => format!("{:?}", settings.fleet),
+            Err(mistakes) => mistakes.to_string(),
+        }
+    }
+
+    #[test]
+    fn a_fleet_has_a_server_and_a_secret() {
+        let good = "[fleet]\nserver = \"redis://[::1]:7000/3\"\nsecret = \"env:S\"\nnode = \"a\"";
+        assert!(told(good).contains("server: (\"::1\", 7000, 3)"), "{}", told(good));
+        for (lines, what) in [
+            ("[fleet]\nserver = \"redis://h\"\nnode = \"a\"", "missing key 'secret'"),
+            ("[fleet]\nsecret = \"env:S\"\nnode = \"a\"", "missing key 'server'"),
+            ("[fleet]\nserver = \"redis://u:p@h\"\nsecret = \"env:S\"", "cannot be used"),
+            ("[fleet]\nserver = \"http://h\"\nsecret = \"env:S\"", "cannot be used"),
+            ("[[limit]]\nname = \"a\"\nby = []\nrate = \"5/s\"\nscope = \"fleet\"", "no [fleet]"),
+        ] {
+            assert!(told(lines).contains(what), "{lines}: {}", told(lines));
+        }
+        for (limit, what) in [
+            ("by = [\"source\"]\nrate = \"5/s\"", "everybody together"),
+            ("by = []\nalgorithm = \"fixed_window\"\nrate = \"5/m\"", "shares rates"),
+        ] {
+            let lines = format!("{good}\n[[limit]]\nname = \"a\"\nscope = \"fleet\"\n{limit}");
+            assert!(told(&lines).contains(what), "{lines}: {}", told(&lines));
+        }
+    }
+}
