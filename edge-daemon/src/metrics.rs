@@ -4,6 +4,7 @@
 //! touches a cache line that another core writes, except the two gauges that are also bounds.
 
 mod family;
+pub mod fleet;
 mod kernel;
 pub mod keys;
 mod limits;

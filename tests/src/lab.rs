@@ -180,7 +180,7 @@ pub fn directory(id: &str) -> PathBuf {
 /// Removes what a lab of this name left: namespaces and pins. Its processes must be gone.
 pub fn remove(id: &str) {
     let _ = std::fs::remove_dir_all(directory(id));
-    for role in ["edge", "client", "attacker", "origin", "net"] {
+    for role in ["edge", "client", "attacker", "origin", "net", "hub"] {
         if Path::new(&format!("/run/netns/{id}-{role}")).exists() {
             let _ = run(Command::new("ip").args(["netns", "del", &format!("{id}-{role}")]));
         }

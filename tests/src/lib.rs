@@ -8,6 +8,7 @@ pub mod crowdsec;
 pub mod daemon;
 pub mod delivery;
 pub mod differential;
+pub mod fleet;
 pub mod flood;
 pub mod frames;
 pub mod issuer;

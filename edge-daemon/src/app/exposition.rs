@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use super::operator::send;
 use crate::{
     clock,
-    metrics::{KernelView, Lost, outside, policy, upstreams},
+    metrics::{KernelView, Lost, fleet, outside, policy, upstreams},
     request::Edge,
     scrape,
     verdict::Order,
@@ -31,6 +31,7 @@ pub(super) async fn page(edge: Arc<Edge>, path: String) -> Option<String> {
     let mut families = upstreams::families(&plan.upstreams);
     families.push(policy::family_of(&plan));
     families.extend(outside::families(&edge.outside.show()));
+    families.extend(fleet::families(&edge.outside, &plan.limits));
     let lost = Lost {
         events: edge.events.lost(),
         signals: edge.signals.lost(),

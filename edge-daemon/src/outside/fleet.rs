@@ -15,12 +15,12 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize},
     },
 };
 
 use edge_identity::fleet::{Bans, Fault, Record, Seal};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use super::{Source, Told, lock};
 use crate::{config::settings, request::Edge, verdict::Sheet};
@@ -35,6 +35,8 @@ pub struct Fleet {
     /// Our own bans, on their way to the others.
     pub(super) told: mpsc::Sender<Told>,
     to_tell: Mutex<Option<mpsc::Receiver<Told>>>,
+    /// Rung when a server was found, which may know nothing.
+    found: Notify,
     /// What is counted.
     pub counts: Counts,
 }
@@ -72,6 +74,7 @@ impl Fleet {
             own: Mutex::default(),
             told,
             to_tell: Mutex::new(Some(to_tell)),
+            found: Notify::new(),
             counts: Counts::default(),
         }
     }

@@ -307,8 +307,15 @@ impl Keeper {
 /// Why it is not.
 async fn put(edge: &Edge, sheet: Arc<Sheet>, changed: Option<Vec<IpNet>>) -> Result<(), String> {
     let (answer, answered) = oneshot::channel();
-    let mut order = Order::Sheet(Update { sheet, changed, answer });
-    // The queue may be full of signals; there is time.
+    send(edge, Order::Sheet(Update { sheet, changed, answer })).await?;
+    answered.await.unwrap_or_else(|_| Err(WRITER_GONE.into()))
+}
+
+/// Sends the writer an order. The queue may be full of signals; there is time.
+///
+/// # Errors
+/// If there is no writer any more.
+async fn send(edge: &Edge, mut order: Order) -> Result<(), String> {
     while let Err(unsent) = edge.orders.try_send(order) {
         let std::sync::mpsc::TrySendError::Full(back) = unsent else {
             return Err(WRITER_GONE.into());
@@ -316,7 +323,7 @@ async fn put(edge: &Edge, sheet: Arc<Sheet>, changed: Option<Vec<IpNet>>) -> Res
         order = back;
         tokio::time::sleep(QUEUE_PAUSE).await;
     }
-    answered.await.unwrap_or_else(|_| Err(WRITER_GONE.into()))
+    Ok(())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -37,10 +37,12 @@ impl Writer {
         }
     }
 
-    /// Ends what an origin has decided, and nothing that anybody else has.
+    /// Ends what an origin has decided, and nothing that anybody else has; but the fleet's word is that
+    /// of an operator of another edge, and ends whatever is in force.
     pub(super) fn lift_of(&mut self, culprit: &Culprit, origin: Origin) {
         let culprit = self.of_client(culprit);
-        if self.held(&culprit).is_some_and(|held| held.record.origin == origin)
+        let ends = |held: &Held| origin == Origin::Fleet || held.record.origin == origin;
+        if self.held(&culprit).is_some_and(ends)
             && let Err(error) = self.free(&culprit, origin.name())
         {
             let error = format!("{error:#}");

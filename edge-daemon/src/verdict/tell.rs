@@ -84,10 +84,15 @@ impl Writer {
 
     /// A ban of this edge's own as others are told of it; `None`: it is none.
     pub(super) fn as_told(&self, record: &BanRecord) -> Option<Told> {
-        let Culprit::Source(source) = record.culprit else { return None };
         let is_own = matches!(record.origin, Origin::Scenario | Origin::Operator);
+        self.shared(record).filter(|_| is_own)
+    }
+
+    /// A ban as others may know it; `None`: it is about nobody whom they could ban.
+    fn shared(&self, record: &BanRecord) -> Option<Told> {
+        let Culprit::Source(source) = record.culprit else { return None };
         let client = self.settings.kernel.client;
-        (is_own && record.step == Step::Ban).then(|| Told::Ban {
+        (record.step == Step::Ban).then(|| Told::Ban {
             source: source.into(),
             bits: if source.is_v4() { client.v4 } else { client.v6 },
             reason: record.reason.clone(),
@@ -97,9 +102,9 @@ impl Writer {
         })
     }
 
-    /// Tells others that an operator set a client free.
+    /// Tells others that an operator set a client free, whoever had banned it.
     pub(super) fn tell_lifted(&self, record: &BanRecord) {
-        if let Some(Told::Ban { source, bits, reason, until_ms, .. }) = self.as_told(record) {
+        if let Some(Told::Ban { source, bits, reason, until_ms, .. }) = self.shared(record) {
             self.edge.outside.tell(&Told::Lift { source, bits, reason, until_ms });
         }
     }

@@ -148,11 +148,11 @@ fn fair(own: u32, others: &[u32]) -> u32 {
 }
 
 /// How much of a limit an edge wants that was asked for so much in a time: a fifth more than that, so
-/// that growth finds room, in parts of [`WHOLE`].
+/// that growth finds room, in parts of [`WHOLE`]; never more than twice the whole.
 #[must_use]
 pub fn wanted(asked: u64, elapsed_ns: u64, interval_ns: f64) -> u32 {
     let rate = asked as f64 / elapsed_ns.max(1) as f64;
-    (rate * interval_ns * 1.2 * f64::from(WHOLE)).min(f64::from(u32::MAX / 2)) as u32
+    (rate * interval_ns * 1.2 * f64::from(WHOLE)).min(f64::from(2 * WHOLE)) as u32
 }
 
 /// The share of an edge that has no lease, where there are so many edges.

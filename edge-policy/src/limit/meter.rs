@@ -4,7 +4,10 @@
 //! that a compare-and-swap replaces. Each algorithm is one pure function from state, cost and time
 //! to the next state or a refusal; zero is the state of a key that was never seen.
 
-use super::{lease::WHOLE, standing::Left};
+use super::{
+    lease::{NODES_MAX, WHOLE},
+    standing::Left,
+};
 use crate::calendar;
 
 /// The past of one key, in the lower [`STATE_BITS`] bits.
@@ -104,14 +107,16 @@ impl Bucket {
         fits.then_some(Self { interval: u64::try_from(interval).ok()?, size })
     }
 
-    /// A bucket of so many millionths of the rate: it holds as many less, one at the least, and takes
-    /// as long to fill.
+    /// A bucket of so many millionths of the rate: it holds as many less, and takes as long to fill.
+    /// One that may have it holds one at the least; less than one of [`NODES_MAX`] parts is nothing,
+    /// or a single request would be paid for by the thousand when the part grows.
     #[must_use]
     pub fn part(self, millionths: u32) -> Self {
         let share = u128::from(millionths.clamp(1, WHOLE));
         let interval = u128::from(self.interval) * u128::from(WHOLE) / share;
-        let size = u128::from(self.size) * share / u128::from(WHOLE);
-        Self { interval: narrow(interval), size: narrow(size).max(1) }
+        let size = narrow(u128::from(self.size) * share / u128::from(WHOLE));
+        let least = u64::from(share >= u128::from(WHOLE) / NODES_MAX as u128);
+        Self { interval: narrow(interval), size: size.max(least) }
     }
 
     /// Nanoseconds between two requests.

@@ -46,6 +46,26 @@ fn requests() -> impl Strategy<Value = Vec<(u64, u64)>> {
     proptest::collection::vec((0..400_000_000_u64, 1..4_u64), 1..200)
 }
 
+#[test]
+fn a_part_of_a_bucket_is_as_much_slower_and_takes_as_long_to_fill() {
+    let admitted = |meter: Meter, seconds: u64| {
+        let mut key = Key::new(meter);
+        (0..seconds * 1_000).filter(|ms| key.ask(1, ms * 1_000_000).is_some()).count()
+    };
+    for (parts, wanted) in [(1_000_000, 60), (500_000, 30), (250_000, 15), (100_000, 6)] {
+        let admitted = admitted(token(10, 10).part(parts), 5);
+        assert!(admitted.abs_diff(wanted) <= 1, "{parts}: {admitted}");
+    }
+    // Of a bucket for one, whoever may have a part of it may have one.
+    assert!(admitted(token(10, 1).part(500_000), 2).abs_diff(10) <= 1);
+    assert_eq!(admitted(token(10, 1).part(1), 2), 0);
+    // A part that was tiny for a while is not paid for afterwards.
+    let mut key = Key::new(token(10, 10).part(1));
+    assert_eq!(key.ask(1, 1), None);
+    key.meter = token(10, 10).part(500_000);
+    assert!(key.ask(1, 2).is_some());
+}
+
 proptest! {
     #[test]
     fn a_token_bucket_is_exact(count in 1..50_u64, size in 1..40_u64, requests in requests()) {

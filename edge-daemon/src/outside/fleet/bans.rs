@@ -5,7 +5,8 @@ use std::{
     time::Duration,
 };
 
-use edge_identity::fleet::{Act, Change, Fault, Record, Seal};
+use edge_identity::fleet::{Act, Change, Record, Seal};
+use edge_policy::verdict::{Culprit, Origin, Step};
 use redis::{Value, aio::MultiplexedConnection, cmd, pipe};
 use tokio::{sync::mpsc, time};
 
@@ -14,14 +15,14 @@ use super::{
     Fleet,
     server::{connect, said},
 };
-use crate::{clock, events::Event, request::Edge, verdict};
+use crate::{clock, events::Event, request::Edge, store::BanRecord, verdict::Order};
 
 /// Shares what this edge decides, for ever; from time to time all of it again, so that a server that
 /// lost its memory has it back.
 pub(super) async fn publish(fleet: Arc<Fleet>, told: Option<mpsc::Receiver<Told>>) {
     let Some(mut told) = told else { return };
     let (mut server, mut unsent) = (None, Vec::<Record>::new());
-    let mut again = time::interval(AGAIN);
+    let mut ticks = time::interval(AGAIN);
     loop {
         tokio::select! {
             first = told.recv(), if unsent.is_empty() => {
@@ -32,7 +33,7 @@ pub(super) async fn publish(fleet: Arc<Fleet>, told: Option<mpsc::Receiver<Told>
                     unsent.extend(record(&fleet, more));
                 }
             }
-            _ = again.tick(), if unsent.is_empty() => {
+            () = again(&fleet, &mut ticks), if unsent.is_empty() => {
                 let now_ms = clock::unix_ms();
                 let mut own = lock(&fleet.own);
                 own.retain(|_, record| record.until_ms > now_ms);
@@ -53,6 +54,14 @@ pub(super) async fn publish(fleet: Arc<Fleet>, told: Option<mpsc::Receiver<Told>
                 server = None;
             }
         }
+    }
+}
+
+/// Waits until it is time to share all of it again: now and then, and when a server was found.
+async fn again(fleet: &Fleet, ticks: &mut time::Interval) {
+    tokio::select! {
+        _ = ticks.tick() => {}
+        () = fleet.found.notified() => {}
     }
 }
 
@@ -159,6 +168,7 @@ async fn read(
         }
     }
     fleet.counts.is_connected.store(true, Relaxed);
+    fleet.found.notify_one();
     (*failures, *is_told) = (0, false);
     edge.events.tell(Event::Fleet { result: "connected", why: None });
     loop {
@@ -191,14 +201,15 @@ async fn take(
 ) -> Result<Option<u64>, String> {
     let counts = &fleet.counts;
     let merged = Record::open(sealed, seal, clock::unix_ms()).and_then(|record| {
-        let (at_ms, is_own) = (record.at_ms, record.node == fleet.settings.node);
+        let at_ms = record.at_ms;
+        // What this edge decided itself is known here before it comes back.
         let change = lock(&fleet.bans).merge(record, CLIENTS_MAX)?;
-        Ok(change.filter(|_| !is_own).map(|change| (change, at_ms)))
+        Ok(change.map(|change| (change, at_ms)))
     });
     match merged {
         Ok(Some((change, at_ms))) => {
             counts.applied.fetch_add(1, Relaxed);
-            verdict::share::deliver(edge, change).await?;
+            super::super::send(edge, order(change)).await?;
             Ok(Some(at_ms))
         }
         Ok(None) => {
@@ -211,6 +222,34 @@ async fn take(
                 tracing::warn!(fault = fault.name(), "a record of the fleet is not taken");
             }
             Ok(None)
+        }
+    }
+}
+
+/// What the verdict writer is to do about a change.
+fn order(change: Change) -> Order {
+    match change {
+        Change::Lift(client) => Order::Lift(Culprit::Source(client.into()), Origin::Fleet),
+        Change::Ban(Record { client, act, at_ms: since_ms, until_ms, node }) => {
+            let (strikes, reason) = match act {
+                Act::Ban { strikes, reason } => (strikes, reason),
+                Act::Lift => (0, String::new()),
+            };
+            Order::Ban(
+                Box::new(BanRecord {
+                    culprit: Culprit::Source(client.into()),
+                    step: Step::Ban,
+                    since_ms,
+                    until_ms,
+                    strikes,
+                    reason,
+                    scenario: format!("edge {node}"),
+                    origin: Origin::Fleet,
+                    spared: None,
+                    evidence: Vec::new(),
+                }),
+                None,
+            )
         }
     }
 }
@@ -262,6 +301,8 @@ const LIFT_KEPT_MS: u64 = 600_000;
 
 #[cfg(test)]
 mod tests {
+    use edge_identity::fleet::Fault;
+
     use super::*;
 
     fn text(text: &str) -> Value {

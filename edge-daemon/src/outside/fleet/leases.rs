@@ -86,7 +86,7 @@ impl Held {
         let elapsed_ns = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
         let asked = rule.state().share.take_asked();
         let fresh = lease::wanted(asked, elapsed_ns, bucket.interval_ns());
-        self.wanted = fresh.max(self.wanted - self.wanted / 4);
+        self.wanted = fresh.max(self.wanted / 2);
     }
 }
 

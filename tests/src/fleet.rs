@@ -1,0 +1,110 @@
+//! Several labs around a server that they share: Debian's Redis, in a namespace of its own.
+
+use std::{
+    path::PathBuf,
+    process::{Child, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::{client::until, lab::Lab, netns::Netns};
+
+/// A Redis, and a cable from it to the edge of each lab.
+pub struct Hub {
+    /// Where it runs.
+    pub ns: Netns,
+    redis: Option<Child>,
+    dir: PathBuf,
+}
+
+impl Hub {
+    /// Starts it and lays the cables.
+    ///
+    /// # Errors
+    /// If it is not installed, or does not start.
+    pub fn start(labs: &[&Lab]) -> Result<Self> {
+        let first = labs.first().context("no lab")?;
+        let ns = Netns::new(&format!("{}-hub", first.id), false)?;
+        for (n, lab) in labs.iter().enumerate() {
+            let peer = lab.edge.name();
+            ns.ip(&format!(
+                "link add e{n} type veth peer name hub0 netns {peer}\n\
+                 addr add 10.77.{n}.1/24 dev e{n}\nlink set e{n} up"
+            ))?;
+            lab.edge.ip(&format!("addr add 10.77.{n}.2/24 dev hub0\nlink set hub0 up"))?;
+        }
+        let mut hub = Self { ns, redis: None, dir: first.dir().to_owned() };
+        hub.start_again()?;
+        Ok(hub)
+    }
+
+    /// Starts it again, with nothing in its memory.
+    ///
+    /// # Errors
+    /// If it does not answer within 10 seconds.
+    pub fn start_again(&mut self) -> Result<()> {
+        let mut redis = self.ns.command("redis-server");
+        redis.args(["--bind", "0.0.0.0", "--protected-mode", "no", "--save", ""]);
+        redis.arg("--dir").arg(&self.dir).stdin(Stdio::null()).stdout(Stdio::null());
+        self.redis = Some(redis.spawn().context("redis-server: cargo xtask setup")?);
+        until("Redis answers", Duration::from_secs(10), || {
+            Ok(self.cli(&["PING"]).is_ok_and(|pong| pong.contains("PONG")))
+        })?;
+        Ok(())
+    }
+
+    /// Ends it.
+    pub fn kill(&mut self) {
+        if let Some(mut redis) = self.redis.take() {
+            let _ = redis.kill();
+            let _ = redis.wait();
+        }
+    }
+
+    /// Stops it, or lets it go on: its connections stay open, and nobody answers.
+    ///
+    /// # Errors
+    /// If it is gone.
+    pub fn freeze(&self, is_frozen: bool) -> Result<()> {
+        let pid = self.redis.as_ref().context("it runs")?.id();
+        let signal = if is_frozen { Signal::SIGSTOP } else { Signal::SIGCONT };
+        Ok(kill(Pid::from_raw(i32::try_from(pid)?), signal)?)
+    }
+
+    /// Asks it, as an operator or a thief would.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub fn cli(&self, args: &[&str]) -> Result<String> {
+        let done = self.ns.command("redis-cli").args(args).output()?;
+        ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        Ok(String::from_utf8_lossy(&done.stdout).into_owned())
+    }
+
+    /// The lines of a configuration for the n-th lab's edge.
+    ///
+    /// # Errors
+    /// If the secret cannot be written.
+    pub fn section(&self, n: usize, lab: &Lab, lines: &str) -> Result<String> {
+        use std::os::unix::fs::PermissionsExt as _;
+        let secret = lab.dir().join("fleet.secret");
+        std::fs::write(&secret, "a secret that all edges have: 32 bytes")?;
+        std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600))?;
+        Ok(format!(
+            "[fleet]\nserver = \"redis://10.77.{n}.1:6379\"\nnode = \"edge-{n}\"\n\
+             secret = \"file:{}\"\n{lines}\n",
+            secret.display()
+        ))
+    }
+}
+
+impl Drop for Hub {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

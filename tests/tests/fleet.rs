@@ -1,0 +1,189 @@
+//! Two edges and a real Redis: what one bans, both drop; what both share, they keep together; and
+//! whatever becomes of the server, requests do not notice.
+#![allow(clippy::unwrap_used, reason = "a helper of tests may fail as a test does")]
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use edge_tests::{
+    Edged, Lab, Origin,
+    client::{reaches, until},
+    fleet::Hub,
+    lab::{ATTACKER, CLIENT, FRIEND},
+};
+
+fn start<'l>(hub: &Hub, n: usize, lab: &'l Lab, lines: &str) -> Result<Edged<'l>> {
+    let section = hub.section(n, lab, lines)?;
+    lab.edged()?.set("limits.per_source", "\"off\"").append(&section)?.start()
+}
+
+fn connected(edged: &Edged<'_>, wanted: f64) -> Result<Duration> {
+    until("it is connected, or not", Duration::from_secs(15), || {
+        Ok((edged.metrics()?.value("edged_fleet_connected") - wanted).abs() < 0.5)
+    })
+}
+
+fn dropped(lab: &Lab, wanted: bool) -> Result<Duration> {
+    let what = if wanted { "it is dropped" } else { "it is let through" };
+    until(what, Duration::from_secs(15), || Ok(reaches(lab, ATTACKER, 443) != wanted))
+}
+
+fn records(edged: &Edged<'_>, result: &str) -> Result<f64> {
+    Ok(edged.metrics()?.sum("edged_fleet_records_total", &[("result", result)]))
+}
+
+#[test]
+fn a_ban_on_one_edge_is_a_ban_on_all() -> Result<()> {
+    let (one, two) = (Lab::new()?, Lab::new()?);
+    let mut hub = Hub::start(&[&one, &two])?;
+    let a = start(&hub, 0, &one, "")?;
+    let mut b = start(&hub, 1, &two, "")?;
+    connected(&a, 1.0)?;
+    connected(&b, 1.0)?;
+    assert!(reaches(&two, ATTACKER, 443));
+    a.tell(&format!("ban add {ATTACKER} --ttl 1h"))?;
+    dropped(&two, true)?;
+    let ban = b.bans()?.remove(0);
+    assert_eq!(
+        (&ban["origin"], &ban["scenario"]),
+        (&"fleet".into(), &"edge edge-0".into()),
+        "{ban}"
+    );
+    // It goes back to where it came from and is known there; nothing goes in circles.
+    assert_eq!(a.bans()?.len(), 1);
+    assert_eq!(a.bans()?[0]["origin"], "operator");
+    // Whoever is on the allow list of an edge stays there, whatever the others say.
+    a.tell(&format!("ban add {FRIEND} --ttl 1h --force"))?;
+    until("the other edge has it", Duration::from_secs(5), || Ok(records(&b, "applied")? >= 2.0))?;
+    assert!(reaches(&two, FRIEND, 443));
+    // One that comes late catches up, also without anything of its own.
+    b.kill9()?;
+    let _ = std::fs::remove_dir_all(two.pin_dir());
+    std::fs::remove_dir_all(two.dir().join("state"))?;
+    b.start_again()?;
+    dropped(&two, true)?;
+    // Lifted on the other edge, it is free on both, and stays so however often it is repeated.
+    connected(&b, 1.0)?;
+    let kept = hub.cli(&["ZRANGE", "edged:bans", "0", "-1"])?;
+    let kept = kept.lines().find(|record| record.contains(ATTACKER)).unwrap().to_owned();
+    b.tell(&format!("ban remove {ATTACKER}"))?;
+    dropped(&one, false)?;
+    dropped(&two, false)?;
+    let known = records(&a, "known")?;
+    hub.cli(&["XADD", "edged:stream", "*", "r", &kept])?;
+    until("the repeated one has come", Duration::from_secs(5), || {
+        Ok(records(&a, "known")? > known)
+    })?;
+    assert!(reaches(&one, ATTACKER, 443) && reaches(&two, ATTACKER, 443));
+    // A thief of the server bans nobody and frees nobody.
+    a.tell(&format!("ban add {ATTACKER} --ttl 1h"))?;
+    dropped(&two, true)?;
+    let forged = kept.replace(ATTACKER, CLIENT).replacen("ban", "ban", 1);
+    let unban = kept.replacen("ban", "lift", 1);
+    for record in [forged.as_str(), unban.as_str(), "lift 198.51.100.66", "\u{7f}nonsense", ""] {
+        hub.cli(&["XADD", "edged:stream", "*", "r", record])?;
+        hub.cli(&["ZADD", "edged:bans", "99999999999999", record])?;
+    }
+    until("they have come", Duration::from_secs(5), || {
+        Ok(records(&b, "forged")? >= 2.0 && records(&b, "malformed")? >= 3.0)
+    })?;
+    hub.cli(&["DEL", "edged:bans", "edged:stream"])?;
+    assert!(!reaches(&one, ATTACKER, 443) && !reaches(&two, ATTACKER, 443));
+    assert!(reaches(&one, CLIENT, 443) && reaches(&two, CLIENT, 443));
+    // A server that lost everything has it back from those who decided it.
+    hub.kill();
+    connected(&a, 0.0)?;
+    hub.start_again()?;
+    until("the server knows again", Duration::from_secs(20), || {
+        Ok(hub.cli(&["ZRANGE", "edged:bans", "0", "-1"])?.contains(ATTACKER))
+    })?;
+    Ok(())
+}
+
+/// One edge's clients: ask as fast as one connection goes; how many were admitted.
+fn ask(edged: &Edged<'_>, time: Duration) -> Result<u64> {
+    let begun = Instant::now();
+    let mut admitted = 0;
+    while begun.elapsed() < time {
+        let statuses = edged.get(CLIENT, "/health").send_many(20)?;
+        assert!(statuses.iter().all(|status| matches!(status, 200 | 429)), "{statuses:?}");
+        admitted += statuses.iter().filter(|status| **status == 200).count() as u64;
+    }
+    Ok(admitted)
+}
+
+/// Both at once; what they were admitted together, and in which time.
+fn ask_both(a: &Edged<'_>, b: &Edged<'_>, time: Duration) -> Result<(u64, f64)> {
+    let begun = Instant::now();
+    let sum = std::thread::scope(|scope| {
+        let other = scope.spawn(|| ask(b, time));
+        Ok::<_, anyhow::Error>(ask(a, time)? + other.join().unwrap()?)
+    })?;
+    Ok((sum, begun.elapsed().as_secs_f64()))
+}
+
+/// Holds what was admitted against a rate of 40 a second: not less than a part of it, and not more
+/// than 5 % above it and what the bucket had saved.
+fn holds((admitted, seconds): (u64, f64), least: f64, saved: f64) {
+    let wanted = 40.0 * seconds;
+    let part = admitted as f64 / wanted;
+    println!("{admitted} of {wanted:.0} in {seconds:.1}s: {part:.3}");
+    let most = wanted * 1.05 + saved;
+    assert!(part >= least && admitted as f64 <= most, "{admitted} of {wanted:.0}");
+}
+
+/// What the bucket holds: a second's worth, as clients that are programs pause between bursts.
+const BURST: f64 = 40.0;
+
+#[test]
+fn two_edges_keep_one_limit() -> Result<()> {
+    let (one, two) = (Lab::new()?, Lab::new()?);
+    let (_origin, _other) = (Origin::start(&one)?, Origin::start(&two)?);
+    let mut hub = Hub::start(&[&one, &two])?;
+    let limit =
+        "[[limit]]\nname = \"all\"\nby = []\nrate = \"40/s\"\nburst = 40\nscope = \"fleet\"";
+    let (a, b) = (start(&hub, 0, &one, limit)?, start(&hub, 1, &two, limit)?);
+    let share = |edged: &Edged<'_>| -> Result<(f64, f64)> {
+        let metrics = edged.metrics()?;
+        let limit = [("limit", "all")];
+        let parts = metrics.sum("edged_limit_share_millionths", &limit);
+        Ok((parts / 1e6, metrics.sum("edged_limit_leased", &limit)))
+    };
+    let leased = |wanted: f64| {
+        until("both have leases, or none", Duration::from_secs(15), || {
+            Ok([&a, &b].into_iter().all(|edged| share(edged).is_ok_and(|(_, is)| is == wanted)))
+        })
+    };
+    leased(1.0)?;
+    ask_both(&a, &b, Duration::from_secs(2))?;
+    holds(ask_both(&a, &b, Duration::from_secs(8))?, 0.95, 0.0);
+    // Whoever is asked alone gets the whole of it.
+    ask(&a, Duration::from_secs(2))?;
+    assert!(share(&a)?.0 > 0.9, "{:?}", share(&a)?);
+    let begun = Instant::now();
+    let admitted = ask(&a, Duration::from_secs(4))?;
+    holds((admitted, begun.elapsed().as_secs_f64()), 0.9, BURST);
+    // Frozen in the middle of everything: each keeps to its half, and no request waits for it.
+    hub.freeze(true)?;
+    leased(0.0)?;
+    assert!((share(&a)?.0 - 0.5).abs() < 0.01 && (share(&b)?.0 - 0.5).abs() < 0.01);
+    let begun = Instant::now();
+    assert!(matches!(a.get(CLIENT, "/health").send()?.status, 200 | 429));
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    holds(ask_both(&a, &b, Duration::from_secs(4))?, 0.9, BURST);
+    // It is back, and there is no spike.
+    hub.freeze(false)?;
+    holds(ask_both(&a, &b, Duration::from_secs(4))?, 0.85, BURST);
+    leased(1.0)?;
+    // Whatever a thief writes there is nobody's lease.
+    hub.cli(&[
+        "SET",
+        "edged:lease:all",
+        "=edge-0 0 0 99999999999999;edge-1 0 0 99999999999999 00",
+    ])?;
+    leased(0.0)?;
+    holds(ask_both(&a, &b, Duration::from_secs(3))?, 0.9, BURST);
+    hub.kill();
+    holds(ask_both(&a, &b, Duration::from_secs(3))?, 0.9, BURST);
+    Ok(())
+}
