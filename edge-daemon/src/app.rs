@@ -93,8 +93,8 @@ impl App {
         provide_descriptors(&settings, workers);
         let metrics_of = Arc::new(Metrics::new(workers));
         let (audit, audit_log) = Audit::open(&settings.audit, Arc::clone(&metrics_of.audit))?;
-        let (events, event_log) = Events::open(&settings.log.events, audit.clone())
-            .context("cannot open the event log")?;
+        let (events, event_log) =
+            Events::open(&settings.log, audit.clone()).context("cannot open the event log")?;
         let (store, damage) = store::Store::open(&settings.state.dir, clock::unix_ms() / 1000)?;
         if let Some(damage) = damage {
             tracing::error!(damage, "the store was damaged");

@@ -1,5 +1,6 @@
 //! Security events: who did what and why it ended so, one JSON object a line, never a secret.
 
+pub mod access;
 mod log;
 mod sink;
 

@@ -18,6 +18,12 @@ impl Pace {
         }
     }
 
+    /// Bytes that have moved.
+    #[must_use]
+    pub const fn bytes(self) -> u64 {
+        self.bytes
+    }
+
     /// Milliseconds that it may keep us waiting from now, beyond which it is slower than `rate_min`
     /// bytes a second after a grace.
     #[must_use]

@@ -270,3 +270,73 @@ fn old_tls_is_refused() -> Result<()> {
     assert!(Edged::get(&edged, CLIENT, &format!("https://{HOST}/health")).send().is_ok());
     Ok(())
 }
+
+#[test]
+fn the_access_log_has_a_line_for_each_request_and_no_secret() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let file = lab.dir().join("access.log");
+    let edged = lab.edged()?.set("log.access", &format!("{file:?}")).start()?;
+    let key = edged.key("k")?;
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let parent = format!("00-{trace}-00f067aa0ba902b7-01");
+    let seen = edged.get(CLIENT, "/echo?note=private").key(&key).header("traceparent", &parent);
+    let seen = seen.flag("--http2").send()?;
+    assert!(seen.text().contains(&parent), "the trace is passed on: {}", seen.text());
+    let refused =
+        edged.get(CLIENT, "/secret").arg("--user-agent", "a\"b").flag("--http1.1").send()?;
+    raw_https(&lab, CLIENT, b"nonsense\r\n\r\n")?;
+    let lines = || -> Result<Vec<serde_json::Value>> {
+        let text = std::fs::read_to_string(&file)?;
+        assert!(!text.contains(&key) && !text.contains("note=private"), "{text}");
+        Ok(text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?)
+    };
+    until("the lines are there", Duration::from_secs(10), || Ok(lines()?.len() == 3))?;
+    let lines = lines()?;
+    let served = &lines[0];
+    for (name, value) in [
+        ("client", CLIENT),
+        ("method", "GET"),
+        ("host", HOST),
+        ("path", "/echo"),
+        ("protocol", "HTTP/2"),
+        ("reason", "serve"),
+        ("upstream", "api"),
+        ("server", "192.0.2.2:8080"),
+        ("trace_id", trace),
+    ] {
+        assert_eq!(served[name], value, "{name}: {served}");
+    }
+    assert_eq!((&served["status"], &served["tls"]["version"]), (&200.into(), &"TLSv1.3".into()));
+    assert_eq!(served["request_id"], seen.header("x-request-id").unwrap_or_default());
+    assert!(served["principal"].is_string() && served["bytes_out"].as_u64() > Some(0), "{served}");
+    let times =
+        ["total_us", "decide_us", "upstream_us"].map(|name| served[name].as_u64().unwrap_or(0));
+    assert!(times[0] >= times[1] + times[2] && times[2] > 0, "{served}");
+    let (status, reason, agent) =
+        (&lines[1]["status"], &lines[1]["reason"], &lines[1]["user_agent"]);
+    assert_eq!(
+        (status, reason, agent),
+        (&401.into(), &"credential_missing".into(), &"a\"b".into())
+    );
+    assert_eq!(lines[1]["request_id"], refused.header("x-request-id").unwrap_or_default());
+    assert_eq!((&lines[2]["status"], &lines[2]["path"]), (&400.into(), &"".into()));
+    Ok(())
+}
+
+#[test]
+fn the_access_log_can_be_what_others_read() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let file = lab.dir().join("access.log");
+    let log = lab.edged()?.set("log.access", &format!("{file:?}"));
+    let edged = log.set("log.access_format", r#""combined""#).start()?;
+    edged.get(CLIENT, "/health").arg("--user-agent", "x\" 200").flag("--http1.1").send()?;
+    let read = || std::fs::read_to_string(&file).unwrap_or_default();
+    until("the line is there", Duration::from_secs(10), || Ok(read().ends_with('\n')))?;
+    let line = read();
+    assert!(line.starts_with(&format!("{CLIENT} - - [20")), "{line}");
+    assert!(line.contains("] \"GET /health HTTP/1.1\" 200 "), "{line}");
+    assert!(line.contains(" \"-\" \"x\\x22 200\" "), "{line}");
+    Ok(())
+}

@@ -9,8 +9,8 @@ use super::{
     files::EVERY_ADDRESS,
     reader::{Item, Table},
     settings::{
-        Audit, Bounds, Control, Events, Granted, HashPolicy, Keys, Level, List, ListFile, Lists,
-        Log, Metrics, Server, State,
+        AccessFormat, Audit, Bounds, Control, Events, Granted, HashPolicy, Keys, Level, List,
+        ListFile, Lists, Log, Metrics, Server, State,
     },
     tls,
 };
@@ -194,7 +194,19 @@ pub(super) fn log(table: &Table<'_>) -> Log {
             item.wrong(format!("'events' cannot be '{word}'"), "\"stdout\", or a path with a '/'")
         }
     };
+    let formats = [("json", AccessFormat::Json), ("combined", AccessFormat::Combined)];
+    let access = |item: &Item<'_>| match item.text("\"off\", \"stdout\" or a path")? {
+        "off" => Some(None),
+        "stdout" => Some(Some(Events::Stdout)),
+        path if path.contains('/') => Some(Some(Events::File(path.into()))),
+        word => {
+            let help = "\"off\", \"stdout\", or a path with a '/'";
+            item.wrong(format!("'access' cannot be '{word}'"), help)
+        }
+    };
     Log {
+        access: table.or("access", None, access),
+        access_format: table.or("access_format", AccessFormat::Json, |i| i.choice(&formats)),
         level: table.or("level", Level::Info, |item| item.choice(&levels)),
         events: table.or("events", Events::Stdout, events),
     }

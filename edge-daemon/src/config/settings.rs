@@ -321,6 +321,19 @@ pub struct Log {
     pub level: Level,
     /// Where security events go.
     pub events: Events,
+    /// Where a line for each request goes; `None`: nowhere.
+    pub access: Option<Events>,
+    /// What those lines look like.
+    pub access_format: AccessFormat,
+}
+
+/// What the lines of the access log look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessFormat {
+    /// One JSON object a line.
+    Json,
+    /// As Apache and nginx write it, and a little more.
+    Combined,
 }
 
 /// How much is logged.

@@ -18,6 +18,7 @@ use serde::Serialize;
 
 use super::{
     Event,
+    access::{self, AccessLog},
     sink::{Sink, Torn},
 };
 use crate::{audit::Audit, clock, config::settings};
@@ -30,16 +31,19 @@ pub struct Events {
     /// The bucket of all plentiful events together.
     plentiful: Arc<Set>,
     audit: Audit,
+    /// The way to the access log, if there is one.
+    pub access: Option<AccessLog>,
 }
 
 impl Events {
     /// Opens the destination. The log writes once it is [`EventLog::run`].
-    pub fn open(to: &settings::Events, audit: Audit) -> io::Result<(Self, EventLog)> {
-        let sink = Sink::open(to)?;
+    pub fn open(to: &settings::Log, audit: Audit) -> io::Result<(Self, EventLog)> {
+        let sink = Sink::open(&to.events)?;
         let (queue, events) = sync_channel(QUEUE);
         let lost = Arc::new(AtomicU64::new(0));
-        let log = EventLog { events, sink, lost: Arc::clone(&lost) };
-        Ok((Self { queue, lost, plentiful: Arc::default(), audit }, log))
+        let (access, writer) = AccessLog::open(to, &lost)?.unzip();
+        let log = EventLog { events, sink, lost: Arc::clone(&lost), writer };
+        Ok((Self { queue, lost, plentiful: Arc::default(), audit, access }, log))
     }
 
     /// Tells of an event. Refusals and drops beyond `PLENTIFUL` are lost: an attack neither
@@ -86,12 +90,26 @@ pub struct EventLog {
     events: Receiver<(u64, Event)>,
     sink: Sink,
     lost: Arc<AtomicU64>,
+    writer: Option<access::Writer>,
 }
 
 impl EventLog {
     /// Writes until every [`Events`] is gone: what waits, at once, so that a burst costs one
     /// system call and a lone event is not delayed.
     pub fn run(mut self) {
+        // A thread of its own: neither log waits for the other's disk.
+        let access = self.writer.take().and_then(|writer| {
+            let named = std::thread::Builder::new().name("access".to_owned());
+            let spawned = named.spawn(move || writer.run());
+            spawned.inspect_err(|error| tracing::error!(%error, "no access log")).ok()
+        });
+        self.write_events();
+        if let Some(access) = access {
+            let _ = access.join();
+        }
+    }
+
+    fn write_events(&mut self) {
         let (mut lines, mut is_failing) = (Vec::new(), false);
         while let Ok(first) = self.events.recv() {
             lines.clear();
@@ -137,6 +155,15 @@ const PLENTIFUL: Rate = Rate::new(1000, 1_000_000_000, 5000).expect("it is in ra
 mod tests {
     use super::*;
 
+    fn to(events: settings::Events) -> settings::Log {
+        settings::Log {
+            level: settings::Level::Info,
+            events,
+            access: None,
+            access_format: settings::AccessFormat::Json,
+        }
+    }
+
     fn audit(dir: &tempfile::TempDir) -> Audit {
         let settings = settings::Audit {
             dir: dir.path().join("audit"),
@@ -158,7 +185,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("events");
         let (events, log) =
-            Events::open(&settings::Events::File(path.clone()), audit(&dir)).unwrap();
+            Events::open(&to(settings::Events::File(path.clone())), audit(&dir)).unwrap();
         for _ in 0..50_000 {
             events.tell(refused());
         }

@@ -15,6 +15,7 @@ use http::StatusCode;
 
 use super::{
     Visitor, Worker,
+    entry::Entry,
     incoming::{Broken, Frame, Incoming},
     upstream::Lease,
     watch::{Turn, Who},
@@ -222,6 +223,8 @@ pub(crate) struct Ending {
     reason: Option<Reason>,
     /// The client as proven, once it is.
     pub(crate) visitor: Option<Visitor>,
+    /// What the access log will tell of it.
+    pub(crate) entry: Option<Box<Entry>>,
     /// Its places among the requests in flight that limits count.
     pub(crate) held: Vec<Held>,
 }
@@ -231,8 +234,8 @@ impl Ending {
     pub(crate) fn begin(worker: Rc<Worker>, turn: Rc<Turn>) -> (Self, usize) {
         let in_flight = worker.edge.metrics.requests.fetch_add(1, Relaxed) + 1;
         let (started, status) = (Instant::now(), StatusCode::OK);
-        let held = Vec::new();
-        (Self { worker, turn, started, status, reason: None, visitor: None, held }, in_flight)
+        let (visitor, entry, held) = Default::default();
+        (Self { worker, turn, started, status, reason: None, visitor, entry, held }, in_flight)
     }
 
     /// States how the request ended; the first statement counts.
@@ -255,9 +258,14 @@ impl Drop for Ending {
             }
             reason
         };
-        match self.reason.unwrap_or_else(unstated) {
+        let reason = self.reason.unwrap_or_else(unstated);
+        match reason {
             Reason::Serve => counters.serve(self.status),
             reason => counters.count(reason),
+        }
+        if let (Some(entry), Some(visitor)) = (&self.entry, &self.visitor) {
+            let end = (reason, self.status, self.started);
+            entry.write(&self.worker, visitor, &self.turn, end);
         }
         counters.request.observe(self.started.elapsed());
     }

@@ -11,6 +11,7 @@ mod bear;
 mod body;
 mod certificate;
 mod charge;
+mod entry;
 mod front;
 mod http1;
 mod http2;
@@ -67,7 +68,7 @@ use crate::{
     config::settings,
     crowd::Crowd,
     decisions::Decisions,
-    events::Events,
+    events::{Events, access as log},
     issuers::{Feeds, Issuers},
     keys::{Orders, slow::Slow},
     metrics::{Counters, Metrics},
@@ -210,6 +211,8 @@ pub(crate) struct Worker {
     left: Notify,
     complaints: Throttle,
     tokens: Tokens,
+    /// Lines of the access log.
+    access: log::Buffer,
     /// Deadlines.
     pub(crate) timers: Rc<Timers>,
     /// Whether connections are to end with their next answer.
@@ -257,6 +260,7 @@ impl Worker {
         let next_request = Cell::new((0, u64::from_ne_bytes(secret)));
         let tokens = token::tokens(&edge.plan.load().tokens)?;
         Ok(Self {
+            access: log::Buffer::new(edge.events.access.clone()),
             edge,
             counters,
             index,
@@ -298,6 +302,7 @@ impl Worker {
     async fn sweep(&self) {
         loop {
             tokio::time::sleep(SWEEP_EVERY).await;
+            self.access.flush();
             self.view().upstreams.iter().for_each(|upstream| upstream.sweep());
             if self.edge.metrics.memory.is_full() {
                 self.timers.wake_all();

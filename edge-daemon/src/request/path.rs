@@ -1,6 +1,6 @@
 //! The path of a request, top to bottom: each line settles it or hands it on.
 
-use std::{mem, rc::Rc, sync::Arc};
+use std::{mem, rc::Rc, sync::Arc, time::Instant};
 
 use edge_common::{Blame, Reason};
 use edge_identity::{
@@ -27,6 +27,7 @@ use super::{
     bear,
     body::{Answer, Ending, Upload, UploadState},
     charge::charge,
+    entry::Entry,
     front::Visitor,
     identify,
     incoming::Incoming,
@@ -44,8 +45,10 @@ use crate::{
 /// What is known of a request so far: for its answer, whatever that will be, and for the log.
 pub(crate) struct Trace {
     pub(crate) id: String,
-    method: String,
-    path: String,
+    pub(super) method: String,
+    pub(super) path: String,
+    /// When its way upstream began, and when the head of the answer was there.
+    pub(super) stages: [Option<Instant>; 2],
     pub(crate) principal: Option<Principal>,
     /// What it did not meet, if it may not pass.
     rule: Option<Rule>,
@@ -66,6 +69,7 @@ impl Trace {
             id: worker.request_id(),
             method: method.to_owned(),
             path: logged(path),
+            stages: [None; 2],
             principal: None,
             rule: None,
             is_asked: false,
@@ -87,6 +91,7 @@ pub(crate) async fn answer(
     let (mut ending, in_flight) = Ending::begin(Rc::clone(&worker), Rc::clone(&turn));
     let mut trace = Trace::new(&worker, request.method().as_str(), request.uri().path());
     let (head, body) = request.into_parts();
+    ending.entry = Entry::begin(&worker, &head);
     let mut body = Some(body);
     let outcome = match entrance {
         Entrance::Http => keys::refuse_in_clear(&worker, &visitor, &head.headers)
@@ -98,6 +103,11 @@ pub(crate) async fn answer(
     };
     ending.held = mem::take(&mut trace.admission.held);
     ending.visitor = Some(visitor.clone());
+    if let Some(entry) = &mut ending.entry {
+        let lease =
+            if let Ok(Outcome::Passed(_, lease, _)) = &outcome { Some(lease) } else { None };
+        entry.settle(&trace, lease.map(Lease::names));
+    }
     match outcome {
         Ok(Outcome::Passed(response, lease, upload)) => {
             worker.report_answered(&visitor, &trace, response.status().as_u16());
@@ -138,6 +148,8 @@ pub(crate) fn refuse(
         report(worker, visitor, &denied, &trace);
     }
     ending.settle(denied.reason);
+    ending.visitor = Some(visitor.clone());
+    ending.entry = worker.access.is_on().then(|| Box::new(Entry::of(&trace)));
     answer::refuse(&denied, &trace, None, ending)
 }
 
@@ -245,8 +257,10 @@ async fn settle(
     if let Some(protocol) = upgrade {
         request.headers_mut().insert(header::UPGRADE, protocol);
     }
-    let sent_at = std::time::Instant::now();
+    let sent_at = Instant::now();
+    trace.stages[0] = Some(sent_at);
     let sent = upstream.send(Outgoing { request, upload: &state, key }).await;
+    trace.stages[1] = Some(Instant::now());
     worker.counters.upstream.observe(sent_at.elapsed());
     let (response, lease) = sent?;
     Ok(Outcome::Passed(Box::new(response), lease, state))

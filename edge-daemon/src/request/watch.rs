@@ -169,6 +169,11 @@ impl Turn {
         })
     }
 
+    /// Bytes of the request's body, and of its answer.
+    pub(crate) fn bytes(&self) -> (u64, u64) {
+        (self.sent.get().bytes(), self.taken.get().bytes())
+    }
+
     /// Why the request was given up, if it was because nobody moved.
     pub(crate) fn overdue(&self) -> Option<Reason> {
         self.overdue.get()

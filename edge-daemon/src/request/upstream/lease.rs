@@ -25,6 +25,11 @@ impl Lease {
         self.pool.put(self.connection);
     }
 
+    /// The upstream, and its server.
+    pub(crate) fn names(&self) -> (String, Rc<str>) {
+        self.pool.names()
+    }
+
     /// The answer broke off, or did not come in time; the server may be to blame.
     pub(crate) fn broke_off(&self, reason: Reason) {
         self.pool.failed(reason);

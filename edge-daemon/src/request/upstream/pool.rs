@@ -104,6 +104,10 @@ impl Pool {
         self.tally().idle.store(idle.len(), Relaxed);
     }
 
+    pub(super) fn names(&self) -> (String, Rc<str>) {
+        (self.upstream.settings.name.clone(), self.server.label.as_str().into())
+    }
+
     pub(super) fn tally(&self) -> &Tally {
         self.server.tally(self.worker)
     }

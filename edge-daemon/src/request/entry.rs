@@ -1,0 +1,153 @@
+//! What the access log will tell of a request, gathered on its way.
+
+use std::{rc::Rc, time::Instant};
+
+use edge_common::Reason;
+use edge_policy::denied;
+use http::{HeaderMap, StatusCode, Version, header, request::Parts};
+
+use super::{Worker, front::Visitor, path::Trace, watch::Turn};
+use crate::events::access::{Line, Tls, now};
+
+/// A request's entry.
+#[derive(Default)]
+pub(crate) struct Entry {
+    request_id: String,
+    method: String,
+    host: String,
+    path: String,
+    principal: Option<String>,
+    protocol: &'static str,
+    trace_id: Option<String>,
+    referer: Option<String>,
+    user_agent: Option<String>,
+    upstream: Option<(String, Rc<str>)>,
+    /// When its way upstream began, and when the head of the answer was there.
+    pub(super) stages: [Option<Instant>; 2],
+}
+
+impl Entry {
+    /// What the head says, if there is an access log.
+    pub(super) fn begin(worker: &Worker, head: &Parts) -> Option<Box<Self>> {
+        if !worker.access.is_on() {
+            return None;
+        }
+        let text = |name| text(&head.headers, name);
+        let host = head.uri.host().map(str::to_owned).or_else(|| text("host"));
+        Some(Box::new(Self {
+            host: host.unwrap_or_default(),
+            protocol: match head.version {
+                Version::HTTP_2 => "HTTP/2",
+                Version::HTTP_10 => "HTTP/1.0",
+                _ => "HTTP/1.1",
+            },
+            trace_id: text("traceparent").as_deref().and_then(trace_id),
+            referer: text(header::REFERER.as_str()),
+            user_agent: text(header::USER_AGENT.as_str()),
+            ..Self::default()
+        }))
+    }
+
+    /// Of what never became a request.
+    pub(super) fn of(trace: &Trace) -> Self {
+        let mut entry = Self { protocol: "HTTP/1.1", ..Self::default() };
+        entry.settle(trace, None);
+        entry
+    }
+
+    /// What is known when the answer begins.
+    pub(super) fn settle(&mut self, trace: &Trace, upstream: Option<(String, Rc<str>)>) {
+        self.request_id.clone_from(&trace.id);
+        trace.method.clone_into(&mut self.method);
+        trace.path.clone_into(&mut self.path);
+        self.principal = trace.principal.as_ref().map(|who| who.id().to_owned());
+        self.upstream = upstream;
+        self.stages = trace.stages;
+    }
+
+    /// Writes it, at the end of the request.
+    pub(super) fn write(
+        &self,
+        worker: &Worker,
+        visitor: &Visitor,
+        turn: &Turn,
+        (reason, passed, started): (Reason, StatusCode, Instant),
+    ) {
+        let us = |from: Instant, to: Instant| {
+            u64::try_from(to.saturating_duration_since(from).as_micros()).unwrap_or(u64::MAX)
+        };
+        let [sent, answered] = self.stages;
+        let status = if reason == Reason::Serve { passed } else { denied::status(reason) };
+        let (bytes_in, bytes_out) = turn.bytes();
+        worker.access.add(&Line {
+            time: now(),
+            request_id: &self.request_id,
+            client: visitor.address,
+            proxy: visitor.proxy,
+            method: &self.method,
+            host: &self.host,
+            path: &self.path,
+            protocol: self.protocol,
+            status: status.as_u16(),
+            reason: reason.name(),
+            bytes_in,
+            bytes_out,
+            total_us: us(started, Instant::now()),
+            decide_us: sent.map(|sent| us(started, sent)),
+            upstream_us: sent.zip(answered).map(|(sent, answered)| us(sent, answered)),
+            upstream: self.upstream.as_ref().map(|(name, _)| name.as_str()),
+            server: self.upstream.as_ref().map(|(_, server)| &**server),
+            principal: self.principal.as_deref(),
+            tls: visitor.tls.as_ref().map(|facts| Tls {
+                version: facts.version,
+                suite: facts.suite,
+                group: facts.group,
+                resumed: facts.is_resumed,
+                ja4: facts.ja4.as_ref().map(edge_policy::ja4::Ja4::as_str),
+            }),
+            trace_id: self.trace_id.as_deref(),
+            referer: self.referer.as_deref(),
+            user_agent: self.user_agent.as_deref(),
+        });
+    }
+}
+
+/// As much of a header as a log line needs.
+fn text(headers: &HeaderMap, name: &str) -> Option<String> {
+    let value = headers.get(name)?.to_str().ok()?;
+    Some(value.chars().take(LOGGED_MAX).collect())
+}
+
+/// The trace that a `traceparent` names (W3C Trace Context, 3.2), if it is one.
+fn trace_id(value: &str) -> Option<String> {
+    let mut parts = value.split('-');
+    let lengths = [2, 32, 16, 2];
+    let is_hex = |part: &str| part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    let parts = lengths.map(|length| parts.next().filter(|p| p.len() == length && is_hex(p)));
+    let [Some(version), Some(trace), Some(parent), Some(_)] = parts else { return None };
+    let is_void = |part: &str| part.bytes().all(|byte| byte == b'0');
+    (version != "ff" && !is_void(trace) && !is_void(parent)).then(|| trace.to_owned())
+}
+
+const LOGGED_MAX: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trace_is_one_or_none() {
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        assert_eq!(trace_id(good).as_deref(), Some("4bf92f3577b34da6a3ce929d0e0e4736"));
+        for bad in [
+            "",
+            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
+            "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e473-00f067aa0ba902b7-01",
+        ] {
+            assert_eq!(trace_id(bad), None, "{bad}");
+        }
+    }
+}
