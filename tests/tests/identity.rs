@@ -74,7 +74,6 @@ fn asking<'a>(lab: &'a Lab, authority: &Authority, more: &str) -> Result<Setup<'
     let crl = authority.revoke("clients.crl", &[])?;
     lab.edged()?
         .set("limits.per_source", "\"off\"")
-        .set("abuse.threshold", "1000000")
         .set("tls.clients.auth", "\"optional\"")
         .set("tls.clients.ca", &format!("{:?}", authority.ca))
         .set("tls.clients.crl", &format!("[{crl:?}]"))
