@@ -237,9 +237,18 @@ impl Edged<'_> {
 
     /// The metrics, read and checked.
     ///
+    /// A request is counted when its answer is out: who has the answer waits for that.
+    ///
     /// # Errors
     /// If nobody answers or the page is not what Prometheus takes.
     pub fn metrics(&self) -> Result<Metrics> {
+        for _ in 0..20 {
+            let metrics = Metrics::parse(&self.scrape()?)?;
+            if metrics.value("edged_requests_in_flight") == 0.0 {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
         Metrics::parse(&self.scrape()?)
     }
 

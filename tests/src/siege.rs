@@ -94,13 +94,11 @@ pub fn siege(lab: &Lab, edged: &mut Edged<'_>, rounds: u32) -> Result<Siege> {
 
 /// Has a source banned for what it does; when that ends, in unix milliseconds.
 fn ban(edged: &Edged<'_>, source: &str) -> Result<u64> {
-    for _ in 0..6 {
-        let _ = edged.get(source, "/").key("wrong").arg("--max-time", "1").send();
-    }
     // A /64 is one client, named without the host's part.
     let client = source.split("::").next().unwrap_or(source);
     let mut until_ms = None;
-    until("a ban", Duration::from_secs(2), || {
+    until("a ban", Duration::from_secs(20), || {
+        let _ = edged.get(source, "/").key("wrong").arg("--max-time", "1").send();
         let bans = edged.bans()?;
         let ban = bans.iter().find(|ban| ban["source"].to_string().contains(client));
         until_ms = ban.and_then(|ban| ban["until_ms"].as_u64());

@@ -136,14 +136,13 @@ fn check_reports_every_mistake_with_its_place() -> Result<()> {
     let setup = lab.edged()?;
     let config = setup.write()?;
     let text = std::fs::read_to_string(&config)?;
-    let bad =
-        text.replace("threshold = 20", "treshold = 20").replace("\"10m\"", "\"10 lightyears\"");
+    let bad = text.replace("factor = 4  ", "facter = 4  ").replace("\"10m\"", "\"10 lightyears\"");
     std::fs::write(&config, bad)?;
     let done =
         lab.edge.command(binary("edged")?).args(["check", "--config"]).arg(&config).output()?;
     assert!(!done.status.success());
     let words = words(&done);
-    for part in ["treshold", "threshold", "10 lightyears", "edged.toml:"] {
+    for part in ["facter", "factor", "10 lightyears", "edged.toml:"] {
         assert!(words.contains(part), "{part}: {words}");
     }
     Ok(())

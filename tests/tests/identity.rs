@@ -73,6 +73,7 @@ fn own() -> String {
 fn asking<'a>(lab: &'a Lab, authority: &Authority, more: &str) -> Result<Setup<'a>> {
     let crl = authority.revoke("clients.crl", &[])?;
     lab.edged()?
+        .append("[[scenario]]\nname = \"brute-force\"\nenabled = false")?
         .set("limits.per_source", "\"off\"")
         .set("tls.clients.auth", "\"optional\"")
         .set("tls.clients.ca", &format!("{:?}", authority.ca))

@@ -3,7 +3,7 @@
 use std::{
     cell::Cell,
     rc::Rc,
-    sync::atomic::Ordering::Relaxed,
+    sync::atomic::Ordering::{Relaxed, Release},
     task::{Context, Poll, ready},
     time::Instant,
 };
@@ -246,7 +246,6 @@ impl Ending {
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        self.worker.edge.metrics.requests.fetch_sub(1, Relaxed);
         let counters = &self.worker.counters;
         // Nobody stated the end of it: its connection is gone, or was given up.
         let unstated = || {
@@ -268,5 +267,7 @@ impl Drop for Ending {
             entry.write(&self.worker, visitor, &self.turn, end);
         }
         counters.request.observe(self.started.elapsed());
+        // Last: whoever sees none in flight sees all counted.
+        self.worker.edge.metrics.requests.fetch_sub(1, Release);
     }
 }
