@@ -1,6 +1,7 @@
 //! The daemon's life: build all that can fail, give up every power, then run, then drain.
 
 mod certificates;
+mod decided;
 mod exposition;
 mod operator;
 mod sockets;
@@ -32,6 +33,7 @@ use tokio::{
 };
 
 use self::{
+    decided::Watchers,
     operator::Operator,
     sockets::{bind, provide_descriptors},
     traffic::Watch,
@@ -59,7 +61,7 @@ use crate::{
     scrape,
     signals::Signals,
     store, upstream,
-    verdict::{self, Keeper, Order, Writer},
+    verdict::{self, Keeper, Order, Warden, Writer},
 };
 
 /// Everything that was loaded, attached, bound and opened, and nothing that runs yet.
@@ -69,6 +71,7 @@ pub struct App {
     edge: Arc<Edge>,
     writer: Writer,
     keeper: Keeper,
+    warden: Warden,
     upkeep: Upkeep,
     orders: Receiver<Order>,
     keys: (Registry, Receiver<keys::Order>, Hasher),
@@ -164,6 +167,7 @@ impl App {
         writer.health = upkeep.health();
         operator::keep_lists(&settings);
         let Kernel { tables, drops, samples, debug_log, .. } = kernel;
+        let warden = Warden::new(tables.duplicate()?, Arc::clone(&edge));
         let told = Told { drops, watch: Watch::new(tables, samples), debug: debug_log };
         Ok(Self {
             config,
@@ -171,6 +175,7 @@ impl App {
             edge,
             writer,
             keeper,
+            warden,
             upkeep,
             orders,
             keys: (registry, key_orders, hasher),
@@ -195,6 +200,8 @@ impl App {
         let (upkeep, (stop_upkeep, upkeep_stops)) = (self.upkeep, UnixStream::pair()?);
         let upkeep = spawn("upkeep", move || upkeep.run(&upkeep_stops))?;
         let writer = spawn("verdicts", move || writer.run(&orders))?;
+        let (warden, (stop_warden, warden_stops)) = (self.warden, channel());
+        let warden = spawn("warden", move || warden.run(&warden_stops))?;
         let (dir, quotas, (stop_quotas, quotas_stop)) =
             (self.settings.state.dir.clone(), Arc::clone(&self.edge), channel());
         let quotas = spawn("quotas", move || quota::keep(&dir, &quotas, &quotas_stop))?;
@@ -225,8 +232,9 @@ impl App {
         for worker in workers {
             join(worker)??;
         }
-        drop(stop_quotas);
+        drop((stop_quotas, stop_warden));
         join(quotas)?;
+        join(warden)?;
         join(issuers)??;
         join(outside)??;
         edge.orders.send(Order::Stop).context("the verdict writer is gone")?;
@@ -279,13 +287,15 @@ fn serve_control(
             let watching = Rc::clone(&watch);
             spawn_local(async move { watching.run().await });
             let (commanded, asked) = (Rc::clone(&operator), Arc::clone(&edge));
+            let watchers = Watchers::default();
             spawn_local(control::serve(control, move |command, peer| {
                 let (operator, watch) = (Rc::clone(&commanded), Rc::clone(&watch));
-                let edge = Arc::clone(&asked);
+                let (edge, watchers) = (Arc::clone(&asked), watchers.clone());
                 // A task of its own: who asked may give up or be cut off, the work is done to its end.
                 let work = spawn_local(async move {
                     match command {
                         Command::Top { sort, limit } => watch.top(sort, limit).await,
+                        Command::Watch { from } => watchers.wait(&edge, from).await,
                         Command::AuthzExplain(question) => match edge.explain(&question) {
                             Ok(access) => Reply::Access(Box::new(access)),
                             Err(why) => Reply::Refused(why),

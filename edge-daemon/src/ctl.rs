@@ -9,6 +9,7 @@ pub(crate) mod print;
 mod sign;
 mod tokens;
 mod top;
+mod watch;
 
 use std::{
     env,
@@ -57,6 +58,7 @@ fn run(args: &Args) -> u8 {
         Act::Key(verb) => return keys::run(args, &verb),
         Act::Audit(verb) => return verify(args, &verb),
         Act::Detach(pin_dir) => return detach(&pin_dir, args.json),
+        Act::Decisions => return watch::run(args),
         Act::Watch { command, once } => return top::watch(args, &command, once),
         Act::Sign(sign) => return say_or_complain(sign.print()),
         Act::Complete(shell) => {
@@ -178,6 +180,7 @@ impl Verb {
                 let command = Command::Top { sort: top.sort, limit: top.number.into() };
                 return Act::Watch { command, once: top.once };
             }
+            Self::Watch => return Act::Decisions,
             Self::Feed(verb) => Command::Feed(verb.command()),
             Self::Key(verb) => return Act::Key(Box::new(verb.clone())),
             Self::Sign(sign) => return Act::Sign(sign),

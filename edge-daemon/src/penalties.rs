@@ -14,6 +14,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use edge_common::Source;
 use edge_policy::verdict::{Culprit, Step};
 
 /// What a culprit has to bear, and until when in boot time.
@@ -74,6 +75,19 @@ impl Penalties {
         self.counts[kind(culprit)].fetch_sub(usize::from(was_there), Relaxed);
     }
 
+    /// The clients that are banned in the kernel, and until when.
+    #[must_use]
+    pub fn bans(&self) -> Vec<(Source, u64)> {
+        let ban = |(culprit, penalty): (&Culprit, &Penalty)| match culprit {
+            Culprit::Source(client) if penalty.step == Step::Ban => {
+                Some((*client, penalty.until_ns))
+            }
+            _ => None,
+        };
+        let parts = self.parts.iter().map(ArcSwap::load_full);
+        parts.flat_map(|part| part.iter().filter_map(ban).collect::<Vec<_>>()).collect()
+    }
+
     fn change(
         &self,
         culprit: &Culprit,
@@ -106,8 +120,6 @@ const PARTS: usize = 1024;
 
 #[cfg(test)]
 mod tests {
-    use edge_common::Source;
-
     use super::*;
 
     #[test]

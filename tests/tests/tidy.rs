@@ -169,6 +169,7 @@ const METRIC_ENDS: &[&str] = &[
     "_active",
     "_watched",
     "_info",
+    "_ratio",
     "_bucket",
     "_sum",
     "_count",

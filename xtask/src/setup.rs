@@ -137,6 +137,7 @@ const NEEDED: &[(&str, &str)] = &[
     ("openssl", "openssl"),
     ("pebble", "pebble"),
     ("python3", "python3"),
+    ("bpftool", "bpftool"),
     ("nginx", "nginx-light"),
     ("haproxy", "haproxy"),
     ("slowhttptest", "slowhttptest"),

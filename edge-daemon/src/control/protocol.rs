@@ -18,6 +18,7 @@ use super::{
     servers::{ServerCommand, ServerEntry},
     tokens::{DenialEntry, TokenCommand},
 };
+use crate::decisions::Decision;
 
 /// The longest command, in bytes: some thousand keys to be imported.
 pub const COMMAND_BYTES_MAX: usize = 2 << 20;
@@ -84,6 +85,11 @@ pub enum Command {
         force: bool,
         /// Where the caller's own SSH session comes from.
         ssh_peer: Option<IpAddr>,
+    },
+    /// Decisions of the verdict writer, as they are made. Answer: [`Reply::Decided`], within seconds.
+    Watch {
+        /// The number that the last answer told; `None`: from now on.
+        from: Option<u64>,
     },
     /// Ends a ban and forgets the culprit's misdeeds. Answer: [`Reply::Done`].
     BanRemove {
@@ -160,6 +166,8 @@ pub enum Reply {
     Bans(Entries<BanEntry>),
     /// A ban in force.
     Ban(Box<BanEntry>),
+    /// Decisions of the verdict writer.
+    Decided(Decided),
     /// What would happen to a packet.
     Explanation(Box<Explanation>),
     /// Whether somebody may send a request.
@@ -332,6 +340,17 @@ pub struct BanEntry {
     /// The signals that led to it, the latest first; times are unix milliseconds.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub evidence: Vec<Evidence>,
+}
+
+/// Decisions of the verdict writer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decided {
+    /// The oldest first.
+    pub decisions: Vec<Decision>,
+    /// What to ask with next.
+    pub next: u64,
+    /// Those that came and are kept no more.
+    pub missed: u64,
 }
 
 /// How full the bucket of a scenario is.

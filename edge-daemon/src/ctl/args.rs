@@ -57,6 +57,8 @@ pub enum Verb {
     Signature(SignatureVerb),
     /// Tell what would happen to a packet, by default a TCP SYN to the first HTTPS listener, and why
     Explain(Explain),
+    /// Show decisions as they are made: bans, penalties, their ends, alarms; with --json one object a line
+    Watch,
     /// Show who sends most, again every second
     Top(Top),
     /// Other people's lists
@@ -265,6 +267,8 @@ pub(super) enum Act<'a> {
     Key(Box<KeyVerb>),
     /// To look at the audit log.
     Audit(AuditVerb),
+    /// To show decisions as they are made.
+    Decisions,
     /// To take the filter away.
     Detach(PathBuf),
     /// To ask the daemon again and again.
@@ -336,7 +340,7 @@ mod tests {
         match args.verb.act(|| Some("198.51.100.7".parse().unwrap())) {
             Act::Ask(command) | Act::Watch { command, .. } => command,
             Act::Key(verb) => Command::Key(verb.command().unwrap()),
-            Act::Detach(_) | Act::Sign(_) | Act::Complete(_) | Act::Audit(_) => {
+            Act::Decisions | Act::Detach(_) | Act::Sign(_) | Act::Complete(_) | Act::Audit(_) => {
                 panic!("{line}: no command")
             }
         }

@@ -122,6 +122,42 @@ impl Bans {
         self.table.iter().map(|item| item.map_err(table_error(map::BANS))).collect()
     }
 
+    /// Makes a client's ban what it was decided to be, where another hand has changed it; whether it had
+    /// to. What the filter and the counts know of it is right already.
+    ///
+    /// # Errors
+    /// [`KernelError::Table`] if the kernel refuses.
+    pub fn mend(&mut self, client: Source, wanted: Option<Ban>) -> Result<bool, KernelError> {
+        let found = self.lookup(client)?;
+        let is_right = |found: &Ban, wanted: &Ban| {
+            (found.until_ns, found.reason, found.strikes)
+                == (wanted.until_ns, wanted.reason, wanted.strikes)
+        };
+        let written = match (found, wanted) {
+            (None, None) => return Ok(false),
+            (Some(found), Some(wanted)) if is_right(&found, &wanted) => return Ok(false),
+            (found, Some(wanted)) => {
+                let hits = found.map_or(0, |found| found.hits);
+                self.table.insert(client, Ban { hits, ..wanted }, 0)
+            }
+            (Some(_), None) => self.table.remove(&client),
+        };
+        written.map(|()| true).map_err(table_error(map::BANS))
+    }
+
+    /// Puts the words of the filter right that another hand has changed; how many.
+    #[must_use]
+    pub fn mend_filter(&self) -> u64 {
+        let mut mended = 0;
+        self.shared.with(|clients| {
+            for (word, counts) in clients.counts.chunks_exact(64).enumerate() {
+                let right = bits(counts);
+                mended += u64::from(self.shared.filter[word][0].swap(right, Release) != right);
+            }
+        });
+        mended
+    }
+
     /// Bans in the table, ended ones included.
     #[must_use]
     pub fn len(&self) -> u64 {
@@ -145,9 +181,7 @@ impl Shared {
                 clients.counts[bit] += 1;
             }
             for (word, counts) in clients.counts.chunks_exact(64).enumerate() {
-                let bits =
-                    counts.iter().rev().fold(0, |bits, count| bits << 1 | u64::from(*count > 0));
-                self.filter[word][0].store(bits, Release);
+                self.filter[word][0].store(bits(counts), Release);
             }
         });
     }
@@ -175,6 +209,11 @@ impl Shared {
     fn with(&self, change: impl FnOnce(&mut Clients)) {
         change(&mut self.clients.lock().unwrap_or_else(PoisonError::into_inner));
     }
+}
+
+/// A word of the filter, by how many have each of its bits.
+fn bits(counts: &[u32]) -> u64 {
+    counts.iter().rev().fold(0, |bits, count| bits << 1 | u64::from(*count > 0))
 }
 
 impl Clients {

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use edge_policy::verdict::{Spared, Step};
-use prometheus::proto::{MetricFamily, MetricType};
+use prometheus::proto::{Gauge, MetricFamily, MetricType};
 
 use super::{counter, family, gauge};
 
@@ -16,7 +16,24 @@ pub struct VerdictCounts {
     pub penalties_active: AtomicU64,
     /// What asked for a person.
     pub alarms: AtomicU64,
+    /// How much of what was decided the kernel enforces, in millionths, as of the last look.
+    pub enforced_ppm: AtomicU64,
+    healed: [AtomicU64; HEALED.len()],
 }
+
+/// What another hand had changed in the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Healed {
+    /// Bans that were missing, changed or nobody's.
+    Ban,
+    /// Words of the filter before them.
+    Filter,
+    /// Images of the lists.
+    List,
+}
+
+const HEALED: [(&str, Healed); 3] =
+    [("ban", Healed::Ban), ("filter", Healed::Filter), ("list", Healed::List)];
 
 impl VerdictCounts {
     /// Counts a verdict.
@@ -29,16 +46,35 @@ impl VerdictCounts {
         self.spared[why as usize].fetch_add(1, Relaxed);
     }
 
-    pub(super) fn families(&self) -> [MetricFamily; 4] {
+    /// Counts what was put right.
+    pub fn healed(&self, what: Healed, count: u64) {
+        self.healed[what as usize].fetch_add(count, Relaxed);
+    }
+
+    pub(super) fn families(&self) -> [MetricFamily; 6] {
         let steps = Step::ALL.map(|(name, step)| {
             counter(&[("step", name)], self.steps[step as usize].load(Relaxed))
         });
         let spared = SPARED
             .map(|why| counter(&[("guard", why.name())], self.spared[why as usize].load(Relaxed)));
+        let healed = HEALED.map(|(name, what)| {
+            counter(&[("what", name)], self.healed[what as usize].load(Relaxed))
+        });
+        let mut ratio = Gauge::default();
+        ratio.set_value(self.enforced_ppm.load(Relaxed) as f64 / 1e6);
+        let mut enforced = gauge(&[], 0);
+        enforced.set_gauge(ratio);
         let total = |name, help, metrics| family(name, help, MetricType::COUNTER, metrics);
         [
             total("edged_verdicts_total", "Verdicts by their step.", steps.to_vec()),
             total("edged_spared_total", "Verdicts that a guard softened.", spared.to_vec()),
+            total("edged_healed_total", "What another hand had changed.", healed.to_vec()),
+            family(
+                "edged_enforced_ratio",
+                "How much of what was decided the kernel enforces.",
+                MetricType::GAUGE,
+                [enforced],
+            ),
             total("edged_alarms_total", "Alarms.", vec![counter(&[], self.alarms.load(Relaxed))]),
             family(
                 "edged_penalties_active",

@@ -1,6 +1,8 @@
 //! What a request has to bear by the verdicts in force: to wait, to come back later, or not at all.
 
-use edge_common::{Reason, Source};
+use std::sync::Arc;
+
+use edge_common::{Blame, Reason, Source};
 use edge_identity::principal::Principal;
 use edge_policy::{
     denied::Denied,
@@ -51,6 +53,17 @@ pub(super) async fn sender(
         (None, None) => None,
     };
     bear(penalty, plan).await
+}
+
+/// The refusal of a request that proved nothing: where its (source, JA4) is under a verdict, that one,
+/// so that nobody goes on guessing under it.
+pub(super) async fn refused(worker: &Worker, visitor: &Visitor, denied: Denied) -> Denied {
+    let is_borne = matches!(denied.reason, Reason::BannedRequest | Reason::Throttled);
+    if is_borne || denied.reason.blame() != Blame::Client {
+        return denied;
+    }
+    let plan = Arc::clone(&worker.view().plan);
+    sender(worker, visitor, &plan, None).await.err().unwrap_or(denied)
 }
 
 async fn bear(penalty: Option<Penalty>, plan: &Plan) -> Result<(), Denied> {

@@ -101,6 +101,12 @@ pub(crate) async fn answer(
             settle(&worker, &mut visitor, &turn, in_flight, &mut trace, head, &mut body).await
         }
     };
+    let outcome = match outcome {
+        Err(denied) if trace.principal.is_none() => {
+            Err(bear::refused(&worker, &visitor, denied).await)
+        }
+        outcome => outcome,
+    };
     ending.held = mem::take(&mut trace.admission.held);
     ending.visitor = Some(visitor.clone());
     if let Some(entry) = &mut ending.entry {

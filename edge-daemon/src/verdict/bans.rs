@@ -191,7 +191,7 @@ impl Writer {
                 let ns = clock::boot_ns().saturating_sub(signal.at_ns);
                 metrics.ban_latency.observe(Duration::from_nanos(ns));
                 latency = Some(ns / 1000);
-                self.cap.count(signal.at_ns);
+                self.cap.count(self.settings.verdicts.bans_per_minute, signal.at_ns);
             }
             // What was milder is over.
             self.penalties.remove(&record.culprit);
@@ -275,7 +275,7 @@ impl Writer {
 }
 
 /// A ban as the kernel has it.
-fn in_kernel(record: &BanRecord, until_ns: u64) -> map::Ban {
+pub(super) fn in_kernel(record: &BanRecord, until_ns: u64) -> map::Ban {
     map::Ban {
         since_ns: clock::boot_ns_at(record.since_ms),
         until_ns,

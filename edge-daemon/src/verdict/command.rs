@@ -58,6 +58,7 @@ impl Writer {
             Command::Explain { address, packet } => {
                 Reply::Explanation(Box::new(self.explain(address, &packet)?))
             }
+            Command::Watch { .. } => bail!("decisions are told elsewhere"),
             Command::Top { .. } => bail!("the traffic is not the writer's to watch"),
             Command::Feed(_) => bail!("feeds are not the writer's to fetch"),
             Command::Key(_) => bail!("keys are not the writer's to change"),

@@ -19,6 +19,7 @@ mod tell;
 mod tokens;
 mod view;
 mod vital;
+mod warden;
 
 use std::{
     path::PathBuf,
@@ -52,6 +53,7 @@ pub use self::{
     keeper::Keeper,
     lists::list_capacity,
     sheets::{Listed, Sheet, Sheets, Update},
+    warden::{Suspects, Warden},
 };
 use crate::{
     clock,
@@ -71,6 +73,8 @@ pub enum Order {
     /// Put in force what somebody else has decided: another edge, a feed. The answer says what came of
     /// it.
     Ban(Box<BanRecord>, Option<oneshot::Sender<anyhow::Result<String>>>),
+    /// Look once more at what may differ between what was decided and the kernel.
+    Heal(Box<Suspects>),
     /// End what is in force against a culprit, if this origin has decided it.
     Lift(Culprit, Origin),
     /// Do what an operator says.
@@ -192,6 +196,7 @@ impl Writer {
                 }
                 Ok(Order::Ban(record, answer)) => self.ban(*record, answer),
                 Ok(Order::Lift(culprit, origin)) => self.lift_of(&culprit, origin),
+                Ok(Order::Heal(suspects)) => self.heal(&suspects),
                 Ok(Order::Command(command, peer, answer)) => {
                     // An operator who has gone away is not told; the work is done all the same.
                     let _ = answer.send(self.obey(command, peer));

@@ -83,28 +83,27 @@ pub(super) fn temper(
     }
 }
 
-/// How many bans were written within a minute.
+/// Bans within a minute, as a bucket that leaks as many within one as may be written.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cap {
-    minute: u64,
-    used: u32,
+    drained_ns: u64,
 }
 
 impl Cap {
-    /// Whether `most` were written within this minute.
+    /// Whether one more would be more than `most` within a minute.
     #[must_use]
     pub fn is_reached(&self, most: u32, now_ns: u64) -> bool {
-        self.minute == now_ns / MINUTE_NS && self.used >= most
+        self.drained_ns.saturating_sub(now_ns) + share_ns(most) > MINUTE_NS
     }
 
-    /// Notes one more.
-    pub fn count(&mut self, now_ns: u64) {
-        let minute = now_ns / MINUTE_NS;
-        if self.minute != minute {
-            *self = Self { minute, used: 0 };
-        }
-        self.used = self.used.saturating_add(1);
+    /// Notes one more of at most so many.
+    pub fn count(&mut self, most: u32, now_ns: u64) {
+        self.drained_ns = self.drained_ns.max(now_ns) + share_ns(most);
     }
+}
+
+fn share_ns(most: u32) -> u64 {
+    MINUTE_NS / u64::from(most.max(1))
 }
 
 const MINUTE_NS: u64 = 60_000_000_000;

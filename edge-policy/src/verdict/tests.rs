@@ -328,9 +328,10 @@ fn bans_within_a_minute_are_counted() {
     let mut cap = Cap::default();
     for _ in 0..3 {
         assert!(!cap.is_reached(3, 5));
-        cap.count(5);
+        cap.count(3, 5);
     }
-    assert!(cap.is_reached(3, 5) && !cap.is_reached(3, MINUTE));
+    assert!(cap.is_reached(3, 5) && cap.is_reached(3, 19 * SECOND));
+    assert!(!cap.is_reached(3, 21 * SECOND) && !cap.is_reached(4, 5 + 15 * SECOND));
 }
 
 #[test]

@@ -131,12 +131,16 @@ impl Image {
     fn adopt(self) -> Former {
         let Self { turn, next, lines, took } = self;
         let shared = &turn.shared;
+        let sizes = shared.inner().sizes;
+        let first = if shared.inner().second { 0 } else { sizes.lines_max as usize };
+        let sum = super::sum(&shared.tables.lists[first..first + lines as usize]);
         let mut inner = shared.inner();
         let Adopted { writes, ends, free } = inner.book.adopt(next);
         for (id, until_ns) in &ends {
             shared.tables.entries[*id as usize][0].fetch_max(*until_ns, Relaxed);
         }
         inner.second = !inner.second;
+        inner.sum = sum;
         inner.sizes = ListSizes {
             lines,
             compile: took,

@@ -1,0 +1,133 @@
+//! Whether what was decided is what the kernel enforces: compared again and again, on a thread of its
+//! own, so that no verdict waits for it. What another hand has changed goes back to how it was decided.
+//!
+//! The warden only looks, and reports what differs; the writer, who alone knows what has changed
+//! meanwhile, looks at each once more and puts it right.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::Ordering::Relaxed,
+        mpsc::{Receiver, RecvTimeoutError},
+    },
+    time::{Duration, Instant},
+};
+
+use edge_common::Source;
+
+use super::{Order, Writer};
+use crate::{
+    clock,
+    kernel::{KernelError, Tables},
+    metrics::verdicts::Healed,
+    request::Edge,
+};
+
+/// The comparing thread.
+pub struct Warden {
+    tables: Tables,
+    edge: Arc<Edge>,
+}
+
+/// What a look found; each is to be looked at once more.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Suspects {
+    /// Clients whose bans are missing, are another's, or end at another time.
+    clients: Vec<Source>,
+    /// Whether the lists in force are not those that were compiled.
+    lists: bool,
+}
+
+impl Warden {
+    /// Looks at these tables.
+    #[must_use]
+    pub fn new(tables: Tables, edge: Arc<Edge>) -> Self {
+        Self { tables, edge }
+    }
+
+    /// Compares until it is told to stop.
+    pub fn run(mut self, stop: &Receiver<()>) {
+        let mut pause = EVERY;
+        while stop.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
+            let begun = Instant::now();
+            match self.look() {
+                Ok(Suspects { clients, lists: false }) if clients.is_empty() => {}
+                Ok(suspects) => drop(self.edge.orders.send(Order::Heal(Box::new(suspects)))),
+                Err(error) => tracing::error!(%error, "what the kernel enforces cannot be read"),
+            }
+            // A full table takes a tenth of a second; most of the time is the host's.
+            pause = EVERY.max(begun.elapsed() * 4);
+        }
+    }
+
+    fn look(&mut self) -> Result<Suspects, KernelError> {
+        // Decided is read first: what is decided in between is no suspect, what ends is one too many.
+        let wanted: HashMap<_, _> = self.edge.penalties.bans().into_iter().collect();
+        let mut found: HashMap<_, _> = self.tables.bans.entries()?.into_iter().collect();
+        let now_ns = clock::boot_ns();
+        let mut clients = Vec::new();
+        let (mut held, mut enforced) = (0_u64, 0_u64);
+        for (client, until_ns) in &wanted {
+            let is_there = found.remove(client).is_some_and(|ban| ban.until_ns == *until_ns);
+            if *until_ns > now_ns {
+                held += 1;
+                enforced += u64::from(is_there);
+            }
+            if !is_there {
+                clients.push(*client);
+            }
+        }
+        clients.extend(found.into_keys());
+        clients.truncate(SUSPECTS_MAX);
+        let metrics = &self.edge.metrics.verdicts;
+        metrics.healed(Healed::Filter, self.tables.bans.mend_filter());
+        let lists = self.tables.lists.is_foreign();
+        if lists {
+            enforced = 0;
+        }
+        let whole = u64::from(!lists) * MILLION;
+        let ratio = (enforced * MILLION).checked_div(held).unwrap_or(whole);
+        metrics.enforced_ppm.store(ratio, Relaxed);
+        Ok(Suspects { clients, lists })
+    }
+}
+
+impl Writer {
+    /// Looks once more at what the warden found, and puts right what differs.
+    pub(super) fn heal(&mut self, suspects: &Suspects) {
+        let mut bans = 0;
+        for client in &suspects.clients {
+            let wanted = self
+                .bans
+                .get(client)
+                .map(|held| super::bans::in_kernel(&held.record, held.until_ns));
+            match self.tables.bans.mend(*client, wanted) {
+                Ok(changed) => bans += u64::from(changed),
+                Err(error) => {
+                    let error = format!("{:#}", anyhow::Error::from(error));
+                    tracing::error!(%client, error, "a ban that another hand changed stays so");
+                }
+            }
+        }
+        let metrics = &self.edge.metrics.verdicts;
+        metrics.healed(Healed::Ban, bans);
+        metrics.healed(Healed::List, u64::from(suspects.lists));
+        if suspects.lists {
+            self.folding.note(true, Instant::now());
+            self.folding.look(&self.tables.lists, Instant::now());
+        }
+        if bans > 0 || suspects.lists {
+            let lists = if suspects.lists { " and the lists" } else { "" };
+            self.alarm(format!(
+                "another hand changed {bans} bans{lists} in the kernel; they are put right"
+            ));
+        }
+    }
+}
+
+/// How often at the most; a foreign change is found and healed within two seconds.
+const EVERY: Duration = Duration::from_millis(500);
+/// Of one look; the next finds the others.
+const SUSPECTS_MAX: usize = 8_192;
+const MILLION: u64 = 1_000_000;

@@ -1,0 +1,285 @@
+//! What becomes of clients by scenarios: guards, the ladder, and that it is really enforced.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use edge_common::{Reason, Source};
+use edge_tests::{
+    Edged, Lab, Origin,
+    client::{HOST, reaches, until},
+    lab::{ATTACKER, CLIENT},
+    netns::run,
+    talk::Dial,
+};
+
+const SOON: Duration = Duration::from_secs(5);
+
+/// A value of a metric with labels.
+fn metric(edged: &Edged<'_>, name: &str) -> Result<f64> {
+    Ok(edged.metrics()?.value(name))
+}
+
+#[test]
+fn an_attacker_behind_a_nat_costs_its_neighbours_nothing() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab
+        .edged()?
+        .set("limits.per_source", "\"off\"")
+        .set("limits.handshakes", "\"off\"")
+        .start()?;
+    let keys = (0..6).map(|n| edged.key(&format!("n{n}"))).collect::<Result<Vec<_>>>()?;
+    // One library for all: what it is told by is the same for the good and the bad.
+    let dial = Dial::new(&edged.ca, HOST)?;
+    let ask = |key: &str| -> Result<u16> {
+        let mut talk = dial.connect(&lab, CLIENT)?;
+        Ok(talk.get(HOST, "/", &[&format!("X-API-Key: {key}")])?.status)
+    };
+    for key in &keys {
+        assert_eq!(ask(key)?, 200);
+    }
+    let mut refused = 0;
+    for guess in 0..40 {
+        match ask(&format!("edged_{guess:043}_000000"))? {
+            401 => assert_eq!(refused, 0, "once it is refused, it is"),
+            403 => refused += 1,
+            status => panic!("{status}"),
+        }
+        assert_eq!(ask(&keys[guess % keys.len()])?, 200, "a good neighbour");
+        // The verdict is the writer's, who may be a moment behind.
+        if guess == 6 {
+            until("the guesser is refused", SOON, || Ok(ask("edged_x")? == 403))?;
+        }
+    }
+    assert!(refused > 30, "{refused}");
+    assert!(reaches(&lab, CLIENT, 443));
+    let bans = edged.bans()?;
+    assert_eq!(bans.len(), 1, "{bans:?}");
+    let who = bans[0]["culprit"].as_str().unwrap_or_default();
+    assert!(who.starts_with(&format!("{CLIENT} ja4:")), "{who}");
+    assert_eq!((&bans[0]["step"], &bans[0]["spared"]), (&"403".into(), &"shared_source".into()));
+    assert!(metric(&edged, r#"edged_spared_total{guard="shared_source"}"#)? >= 1.0);
+    assert_eq!(metric(&edged, "edged_bans_total")?, 0.0);
+    let explained = edged.tell(&format!("explain {CLIENT}"))?;
+    assert!(
+        explained.contains("by several identities") && explained.contains("403"),
+        "{explained}"
+    );
+    edged.tell(&format!("ban remove {CLIENT}")).expect_err("the client is not banned");
+    let socket = lab.dir().join("control.sock");
+    let mut ctl = lab.edge.command(edge_tests::daemon::binary("edgectl")?);
+    run(ctl.arg("--socket").arg(socket).args(["ban", "remove", who]))?;
+    assert_eq!(ask("edged_x")?, 401, "it is free again");
+    Ok(())
+}
+
+#[test]
+fn the_ladder_is_climbed_step_by_step() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab
+        .edged()?
+        .set("verdicts.jitter", "0")
+        .set("verdicts.factor", "1")
+        .append(
+            "[[scenario]]\nname = \"brute-force\"\ncapacity = 1\nstep = \"429\"\nduration = \"1s\"",
+        )?
+        .start()?;
+    let guess = || -> Option<u16> {
+        let ask = edged.get(ATTACKER, "/").key("edged_x").arg("--max-time", "1");
+        ask.send().ok().map(|response| response.status)
+    };
+    let until_status = |wanted: Option<u16>| {
+        until(&format!("{wanted:?}"), Duration::from_secs(15), || Ok(guess() == wanted))
+    };
+    for step in [Some(429), Some(403), None] {
+        until_status(step)?;
+        if step == Some(429) {
+            let waits = edged.get(ATTACKER, "/health").send();
+            ensure!(waits.is_ok_and(|w| w.status != 429 || w.header("retry-after").is_some()));
+        }
+    }
+    let steps = edged.events()?;
+    let steps = steps.iter().filter(|e| e["event"] == "penalty" || e["event"] == "ban");
+    let told: Vec<_> = steps.map(|e| e["step"].as_str().unwrap_or("ban").to_owned()).collect();
+    assert_eq!(told[..3], ["429", "403", "ban"], "{told:?}");
+    Ok(())
+}
+
+#[test]
+fn who_takes_bait_is_banned_at_once() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab.edged()?.set("verdicts.canary_keys", "[\"AKIAIOSFODNN7EXAMPLE\"]").start()?;
+    let led = edged.get(CLIENT, "/.env").header("Sec-Fetch-Site", "cross-site").send()?;
+    let decoy = edged.get(ATTACKER, "/.env").send()?;
+    assert_eq!((led.status, decoy.status), (404, 404), "as any path that is none");
+    until("the scanner is banned", SOON, || Ok(!reaches(&lab, ATTACKER, 443)))?;
+    assert_eq!(edged.event("ban", ATTACKER)?["scenario"], "decoy");
+    assert!(reaches(&lab, CLIENT, 443), "who was led there is not");
+    let wrong = edged.get(CLIENT, "/").key("edged_x").send()?;
+    let canary = edged.get(CLIENT, "/").key("AKIAIOSFODNN7EXAMPLE").send()?;
+    let challenge =
+        |r: &edge_tests::client::Response| r.header("www-authenticate").map(str::to_owned);
+    assert_eq!((canary.status, challenge(&canary)), (wrong.status, challenge(&wrong)));
+    until("the thief is banned", SOON, || Ok(!reaches(&lab, CLIENT, 443)))?;
+    assert_eq!(edged.event("ban", CLIENT)?["scenario"], "canary-key");
+    Ok(())
+}
+
+#[test]
+fn never_ban_and_the_cap_hold() -> Result<()> {
+    let lab = Lab::new()?;
+    let edged = lab
+        .edged()?
+        .set("verdicts.never_ban", &format!("[\"{CLIENT}/32\"]"))
+        .set("verdicts.bans_per_minute", "1")
+        .start()?;
+    let guess = |source: &str| edged.get(source, "/").key("edged_x").arg("--max-time", "1").send();
+    for _ in 0..12 {
+        assert_eq!(guess(CLIENT)?.status, 401);
+    }
+    until("it is observed", SOON, || {
+        Ok(edged.events()?.iter().any(|e| e["event"] == "observed" && e["spared"] == "never_ban"))
+    })?;
+    assert!(edged.bans()?.is_empty());
+    assert!(!edged.ctl(&format!("ban add {CLIENT}"))?.status.success(), "not by hand, either");
+    let attackers: Vec<_> = (1..=3).map(|n| format!("198.51.100.20{n}")).collect();
+    for attacker in &attackers {
+        lab.attacker.ip(&format!("addr add {attacker}/24 dev eth0"))?;
+        for _ in 0..6 {
+            let mut ask = lab.attacker.command("curl");
+            ask.args(["-sko", "/dev/null", "--max-time", "2", "--interface", attacker]).args([
+                "-H",
+                "X-API-Key: edged_x",
+                "https://198.51.100.1/",
+            ]);
+            let _ = ask.status()?;
+        }
+    }
+    until("two are refused without a ban", SOON, || Ok(edged.bans()?.len() == 3))?;
+    let steps: Vec<_> = edged.bans()?.iter().map(|b| b["step"].clone()).collect();
+    assert_eq!(steps.iter().filter(|step| **step == "ban").count(), 1, "{steps:?}");
+    assert!(metric(&edged, "edged_alarms_total")? >= 1.0);
+    Ok(())
+}
+
+/// The one pinned table of this name.
+fn pinned(dir: &Path, name: &str) -> Result<PathBuf> {
+    let entries = std::fs::read_dir(dir)?.filter_map(Result::ok).map(|entry| entry.path());
+    let found = entries.filter(|path| path.is_dir()).map(|path| path.join(name));
+    found.into_iter().find(|path| path.exists()).with_context(|| format!("no {name} in {dir:?}"))
+}
+
+fn bpftool(args: &[&str], key: Source) -> Result<()> {
+    let key = key.octets().map(|byte| format!("{byte:02x}"));
+    let mut bpftool = Command::new("bpftool");
+    run(bpftool.args(args).args(["key", "hex"]).args(key)).map(drop)
+}
+
+#[test]
+fn what_another_hand_changes_is_put_right() -> Result<()> {
+    let lab = Lab::new()?;
+    let edged = lab.edged()?.start()?;
+    let source =
+        |address: &str| -> Result<Source> { Ok(address.parse::<std::net::IpAddr>()?.into()) };
+    edged.tell(&format!("ban add {ATTACKER} --ttl 1h"))?;
+    assert!(!reaches(&lab, ATTACKER, 443));
+    until("all is enforced", SOON, || Ok(metric(&edged, "edged_enforced_ratio")? == 1.0))?;
+    let table = pinned(Path::new(&lab.pin_dir()), "BANS")?;
+    let table = table.to_string_lossy();
+    bpftool(&["map", "delete", "pinned", &table], source(ATTACKER)?)?;
+    let healed = until("the ban is back", Duration::from_secs(4), || {
+        Ok(metric(&edged, r#"edged_healed_total{what="ban"}"#)? == 1.0)
+    })?;
+    assert!(healed < Duration::from_secs(2), "{healed:?}");
+    assert!(!reaches(&lab, ATTACKER, 443));
+    until("all is enforced", SOON, || Ok(metric(&edged, "edged_enforced_ratio")? == 1.0))?;
+    until("it is told", SOON, || Ok(edged.events()?.iter().any(|e| e["event"] == "alarm")))?;
+
+    // A lift by the operator is no foreign change, and neither is the end of a ban.
+    edged.tell(&format!("ban add {CLIENT} --ttl 1s"))?;
+    edged.tell(&format!("ban remove {ATTACKER}"))?;
+    until("both are free", SOON, || Ok(reaches(&lab, CLIENT, 443) && edged.bans()?.is_empty()))?;
+    std::thread::sleep(Duration::from_millis(1200));
+    assert!(reaches(&lab, ATTACKER, 443));
+    assert_eq!(metric(&edged, r#"edged_healed_total{what="ban"}"#)?, 1.0);
+    Ok(())
+}
+
+/// The kernel's number of a table that this daemon holds, and how many values it has.
+fn held(edged: &Edged<'_>, name: &str) -> Result<(String, u64)> {
+    for entry in std::fs::read_dir(format!("/proc/{}/fdinfo", edged.pid()))? {
+        let Ok(info) = std::fs::read_to_string(entry?.path()) else { continue };
+        let Some(id) = info.lines().find_map(|line| line.strip_prefix("map_id:")) else { continue };
+        let shown =
+            Command::new("bpftool").args(["map", "show", "id", id.trim(), "-j"]).output()?;
+        let shown: serde_json::Value = serde_json::from_slice(&shown.stdout)?;
+        if shown["name"] == name {
+            return Ok((id.trim().to_owned(), shown["max_entries"].as_u64().unwrap_or(0)));
+        }
+    }
+    anyhow::bail!("it holds no {name}")
+}
+
+#[test]
+fn a_list_that_another_hand_writes_over_is_made_anew() -> Result<()> {
+    let lab = Lab::new()?;
+    let edged = lab.edged()?.start()?;
+    until("all is enforced", SOON, || Ok(metric(&edged, "edged_enforced_ratio")? == 1.0))?;
+    let generation = metric(&edged, "edged_list_generation")?;
+    let (id, lines) = held(&edged, "LISTS")?;
+    // The first line of either image: one of them is in force.
+    for line in [0, lines / 2] {
+        let key = (line as u32).to_ne_bytes().map(|byte| byte.to_string());
+        let mut bpftool = Command::new("bpftool");
+        bpftool.args(["map", "update", "id", &id, "key"]).args(key);
+        run(bpftool.args(["value"]).args(vec!["255"; 64]))?;
+    }
+    let healed = until("the image is made anew", Duration::from_secs(4), || {
+        Ok(metric(&edged, "edged_list_generation")? > generation)
+    })?;
+    assert!(healed < Duration::from_secs(2), "{healed:?}");
+    until("all is enforced", SOON, || Ok(metric(&edged, "edged_enforced_ratio")? == 1.0))?;
+    assert!(metric(&edged, r#"edged_healed_total{what="list"}"#)? >= 1.0);
+    assert!(!reaches(&lab, edge_tests::lab::LISTED, 443));
+    Ok(())
+}
+
+#[test]
+fn decisions_are_told_as_they_are_made() -> Result<()> {
+    let lab = Lab::new()?;
+    let edged = lab.edged()?.start()?;
+    let socket = lab.dir().join("control.sock");
+    let mut watch = lab.edge.command(edge_tests::daemon::binary("edgectl")?);
+    let file = lab.dir().join("watched");
+    let out = std::fs::File::create(&file)?;
+    let mut watch =
+        watch.arg("--socket").arg(socket).args(["watch", "--json"]).stdout(out).spawn()?;
+    let seen = || -> Result<Vec<serde_json::Value>> {
+        let text = std::fs::read_to_string(&file)?;
+        text.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+    };
+    until("it watches", Duration::from_secs(10), || {
+        edged.tell(&format!("ban add {ATTACKER} --ttl 1h"))?;
+        edged.tell(&format!("ban remove {ATTACKER}"))?;
+        Ok(!seen()?.is_empty())
+    })?;
+    for _ in 0..6 {
+        let _ = edged.get(CLIENT, "/").key("edged_x").arg("--max-time", "1").send();
+    }
+    let of_scenario = |d: &serde_json::Value| d["origin"] == "scenario" && d["what"] == "ban";
+    until("the ban is told", SOON, || Ok(seen()?.iter().any(of_scenario)))?;
+    watch.kill()?;
+    watch.wait()?;
+    let told = seen()?;
+    let ban = told.iter().find(|decision| of_scenario(decision)).context("seen above")?;
+    assert_eq!((&ban["culprit"], &ban["scenario"]), (&CLIENT.into(), &"brute-force".into()));
+    assert_eq!(ban["reason"], Reason::CredentialInvalid.name());
+    assert_eq!(ban["evidence"].as_array().map(Vec::len), Some(6), "{ban}");
+    Ok(())
+}
