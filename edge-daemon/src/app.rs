@@ -5,10 +5,10 @@ mod decided;
 mod exposition;
 mod operator;
 mod sockets;
+mod told;
 mod traffic;
 
 use std::{
-    io,
     net::TcpListener,
     os::unix::net::{UnixListener, UnixStream},
     path::PathBuf,
@@ -23,7 +23,6 @@ use std::{
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use edge_common::{Reason, map};
 use edge_identity::jwt::denylist::Denylist;
 use edge_policy::verdict::Identities;
 use tokio::{
@@ -46,7 +45,7 @@ use crate::{
     decisions::Decisions,
     events::{Event, EventLog, Events},
     issuers::{self, Feeds},
-    kernel::{self, Attached, DebugLog, Drops, Kernel, LoadSettings, Upkeep},
+    kernel::{Attached, DebugLog, Drops, Kernel, LoadSettings, Upkeep},
     keys::{
         self, Registry, masters, pepper,
         slow::{Hasher, Slow},
@@ -276,12 +275,12 @@ fn serve_control(
             spawn_local(scrape::serve(listener, move |path| {
                 exposition::page(Arc::clone(&scraped), path)
             }));
-            spawn_local(tell_drops(told.drops, Arc::clone(&edge)));
+            spawn_local(told::drops(told.drops, Arc::clone(&edge)));
             spawn_local(memory::watch(Arc::clone(&edge)));
             spawn_local(certificates::tend(Arc::clone(&edge)));
             spawn_local(certificates::fetch(Arc::clone(&edge)));
             if let Some(log) = told.debug {
-                spawn_local(tell_debug(log));
+                spawn_local(told::debug(log));
             }
             let watch = Rc::new(told.watch);
             let watching = Rc::clone(&watch);
@@ -349,26 +348,6 @@ struct Told {
     drops: Drops,
     watch: Watch,
     debug: Option<DebugLog>,
-}
-
-/// Passes the kernel's drop events on to the event log.
-async fn tell_drops(drops: Drops, edge: Arc<Edge>) -> io::Result<()> {
-    let tell = |drop: map::Packet| {
-        let map::Packet { port, protocol, would, .. } = drop;
-        let source = drop.source.into();
-        let reason = Reason::from_index(drop.reason).unwrap_or(Reason::InternalError).name();
-        edge.events.tell(match would {
-            0 => Event::PacketDropped { source, reason, port, protocol },
-            _ => Event::PacketWouldDrop { source, reason, port, protocol },
-        });
-    };
-    kernel::whenever_ready(drops, |drops| std::iter::from_fn(|| drops.next_drop()).for_each(tell))
-        .await
-}
-
-/// Passes the kernel programs' own log on to the daemon's.
-async fn tell_debug(log: DebugLog) -> io::Result<()> {
-    kernel::whenever_ready(log, DebugLog::flush).await
 }
 
 fn spawn<T: Send + 'static>(

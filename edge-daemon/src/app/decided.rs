@@ -5,7 +5,7 @@ use std::{cell::Cell, rc::Rc, time::Duration};
 use tokio::time::timeout;
 
 use crate::{
-    control::{Reply, protocol::Decided},
+    control::{Reply, bans::Decided},
     request::Edge,
 };
 

@@ -1,6 +1,7 @@
 //! The control plane's wire: commands over a private unix socket, one line of JSON each way.
 
 pub mod access;
+pub mod bans;
 pub mod client;
 pub mod feeds;
 pub mod guard;

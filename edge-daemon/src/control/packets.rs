@@ -6,7 +6,7 @@ use edge_common::Reason;
 use edge_policy::{traffic::Counts, verdict::Evidence};
 use serde::{Deserialize, Serialize};
 
-use super::protocol::{BanEntry, Level};
+use super::bans::{BanEntry, Level};
 
 /// Clients that one answer tells of at most.
 pub const TALKERS_MAX: usize = 256;

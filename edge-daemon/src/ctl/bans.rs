@@ -11,7 +11,8 @@ use super::{
 };
 use crate::control::{
     Command,
-    protocol::{BanEntry, Entries, NewBan},
+    bans::{BanEntry, NewBan},
+    protocol::Entries,
 };
 
 /// What to do with bans.

@@ -21,8 +21,8 @@ use super::{
 use crate::{
     clock,
     control::{
+        bans::{BanEntry, Level},
         packets::{Bucket, Explanation, Probe, Protocol},
-        protocol::{BanEntry, Level},
     },
     kernel,
 };

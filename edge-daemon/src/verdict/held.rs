@@ -12,7 +12,7 @@ use crate::{
     clock,
     control::{
         Peer, Reply,
-        protocol::{BanEntry, NewBan},
+        bans::{BanEntry, NewBan},
     },
     store::BanRecord,
 };
