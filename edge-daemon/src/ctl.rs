@@ -6,6 +6,7 @@ mod bans;
 mod feeds;
 mod keys;
 pub(crate) mod print;
+mod replay;
 mod sign;
 mod tokens;
 mod top;
@@ -59,6 +60,7 @@ fn run(args: &Args) -> u8 {
         Act::Audit(verb) => return verify(args, &verb),
         Act::Detach(pin_dir) => return detach(&pin_dir, args.json),
         Act::Decisions => return watch::run(args),
+        Act::Replay(asked) => return replay::run(args, asked),
         Act::Watch { command, once } => return top::watch(args, &command, once),
         Act::Sign(sign) => return say_or_complain(sign.print()),
         Act::Complete(shell) => {
@@ -181,6 +183,7 @@ impl Verb {
                 return Act::Watch { command, once: top.once };
             }
             Self::Watch => return Act::Decisions,
+            Self::Replay(replay) => return Act::Replay(replay),
             Self::Feed(verb) => Command::Feed(verb.command()),
             Self::Key(verb) => return Act::Key(Box::new(verb.clone())),
             Self::Sign(sign) => return Act::Sign(sign),

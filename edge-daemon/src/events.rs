@@ -50,6 +50,22 @@ pub enum Event {
         #[serde(skip_serializing_if = "Option::is_none")]
         detail: Option<&'static str>,
     },
+    /// A login failed, as its route tells it.
+    LoginFailed {
+        /// The client's address.
+        source: IpAddr,
+        /// Whom it claimed to be.
+        account: String,
+        /// The id in the client's answer.
+        request_id: String,
+        /// The request's path.
+        path: String,
+        /// The status of the answer.
+        status: u16,
+        /// The fingerprint of the client's TLS library.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        ja4: Option<Ja4>,
+    },
     /// A connection ended without a request through the client's fault.
     ConnectionRefused {
         /// The client's address.
@@ -334,6 +350,7 @@ impl Event {
             Self::RequestRefused { .. }
                 | Self::ConnectionRefused { .. }
                 | Self::Observed { .. }
+                | Self::LoginFailed { .. }
                 | Self::PacketDropped { .. }
                 | Self::PacketWouldDrop { .. }
         )

@@ -216,6 +216,7 @@ fn route(route: &settings::Route) -> Route {
         upstream: route.upstream,
         rewrite: route.rewrite.clone(),
         upgrades: route.upgrades.clone(),
+        login: route.login.clone().map(Arc::new),
         host_sent: route.upstream_host.clone(),
         answers: Arc::new(route.answers.clone()),
         cost: route.cost,

@@ -43,6 +43,18 @@ pub fn rfc3339(unix_ms: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", ms % 1000)
 }
 
+/// The time in milliseconds since 1970 of a text as [`rfc3339`] writes it.
+#[must_use]
+pub fn unix_ms(text: &str) -> Option<u64> {
+    let number = |from: usize, to: usize| text.get(from..to)?.parse::<u64>().ok();
+    let [year, month, day] = [number(0, 4)?, number(5, 7)?, number(8, 10)?];
+    let [hour, minute, second, ms] =
+        [number(11, 13)?, number(14, 16)?, number(17, 19)?, number(20, 23)?];
+    let is_one = year >= 1970 && (1..=12).contains(&month) && (1..=31).contains(&day);
+    let in_day = ((hour * 60 + minute) * 60 + second) * 1000 + ms;
+    is_one.then(|| days(year, month, day) * MS_PER_DAY + in_day)
+}
+
 const MS_PER_DAY: u64 = 86_400_000;
 /// Days in an era.
 const ERA: u64 = 146_097;
@@ -52,6 +64,18 @@ const EPOCH: u64 = 719_468;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_are_read_as_they_are_written() {
+        for ms in [0, 951_782_399_999, 1_735_689_599_123, 4_107_542_400_000] {
+            assert_eq!(unix_ms(&rfc3339(ms)), Some(ms));
+        }
+        for text in
+            ["", "2026-13-01T00:00:00.000Z", "1969-01-01T00:00:00.000Z", "no time at all here"]
+        {
+            assert_eq!(unix_ms(text), None, "{text}");
+        }
+    }
 
     #[test]
     fn calendar_dates() {

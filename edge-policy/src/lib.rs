@@ -16,6 +16,7 @@ pub mod http2;
 pub mod ja4;
 pub mod limit;
 pub mod list;
+pub mod login;
 pub mod owner;
 pub mod pace;
 pub mod probe;

@@ -24,7 +24,8 @@ pub use self::{
     rewrite::{Rewrite, RewriteFault},
 };
 use crate::{
-    auth::Methods, cors::Cors, csrf::Csrf, denied::Denied, owner::Owner, shield::Overrides,
+    auth::Methods, cors::Cors, csrf::Csrf, denied::Denied, login::Login, owner::Owner,
+    shield::Overrides,
 };
 
 /// What serves a part of the site.
@@ -46,6 +47,8 @@ pub struct Route {
     pub host_sent: Option<String>,
     /// The protocols that its connections may change to, in lower case.
     pub upgrades: Vec<String>,
+    /// That it is a login, and how it tells a failure.
+    pub login: Option<Arc<Login>>,
     /// What is done to its answers.
     pub answers: Arc<Answers>,
 }

@@ -283,3 +283,42 @@ fn decisions_are_told_as_they_are_made() -> Result<()> {
     assert_eq!(ban["evidence"].as_array().map(Vec::len), Some(6), "{ban}");
     Ok(())
 }
+
+#[test]
+fn logins_are_counted_by_account_and_a_log_tells_who_would_have_been_judged() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let route = "[[route]]\npath = \"/status\"\nmethods = [\"POST\"]\nauth = \"none\"\nupstream = \"api\"\n\
+                 login = { account = \"json:user\", failure_statuses = [401] }\n\
+                 [[scenario]]\nname = \"login-account\"\ncapacity = 2";
+    let edged = lab.edged()?.set("limits.per_source", "\"off\"").append(route)?.start()?;
+    let login = |source: &str, user: &str, outcome: &str| -> Result<u16> {
+        let body = format!("{{\"user\":\"{user}\",\"password\":\"guess\"}}");
+        let ask = edged.get(source, &format!("/status/{outcome}")).method("POST").body(body);
+        Ok(ask.header("Content-Type", "application/json").send()?.status)
+    };
+    assert_eq!(login(CLIENT, "ann", "200")?, 200);
+    for source in [CLIENT, ATTACKER, CLIENT] {
+        assert_eq!(login(source, "Ann", "401")?, 401);
+    }
+    until("the account is guarded", SOON, || Ok(login(ATTACKER, "ann", "200")? == 429))?;
+    assert_eq!(login(ATTACKER, "bob", "200")?, 200, "others are not");
+    assert_eq!(edged.get(ATTACKER, "/health").send()?.status, 200, "nor is anything else");
+    let penalty = edged.event("login_failed", CLIENT)?;
+    assert_eq!(penalty["account"], "ann");
+    let shown = edged.tell("ban show account:ann")?;
+    assert!(shown.contains("login-account") && shown.contains(ATTACKER), "{shown}");
+    edged.tell("ban remove account:ann")?;
+    assert_eq!(login(ATTACKER, "ann", "200")?, 200);
+
+    let log = lab.dir().join("events.jsonl");
+    let config = edged.config.display();
+    let line =
+        format!("replay --log {} --config {config} --scenario login-account --json", log.display());
+    let replayed: serde_json::Value = serde_json::from_str(edged.tell(&line)?.trim())?;
+    assert_eq!((&replayed["culprit"], &replayed["step"]), (&"account:ann".into(), &"429".into()));
+    assert_eq!(replayed["evidence"].as_array().map(Vec::len), Some(3));
+    let told = edged.tell(&format!("replay --log {} --config {config}", log.display()))?;
+    assert!(told.contains("account:ann") && told.contains("1 verdicts, of "), "{told}");
+    Ok(())
+}

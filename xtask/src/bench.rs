@@ -36,6 +36,8 @@ enum Area {
     Identity,
     /// Request limits.
     Limits,
+    /// From a bad act to a dropped packet.
+    Verdicts,
 }
 
 impl Bench {
@@ -52,6 +54,7 @@ impl Bench {
             Area::Gateway => "gateway",
             Area::Identity => "identity",
             Area::Limits => "limits",
+            Area::Verdicts => "verdicts",
         });
         bench.args(self.measures.iter().map(u32::to_string));
         for (wanted, flag) in [(self.quick, "--quick"), (self.json, "--json")] {

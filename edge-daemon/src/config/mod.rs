@@ -15,6 +15,7 @@ mod kept;
 mod kernel;
 mod limit;
 pub mod lists;
+mod login;
 mod mistake;
 mod offer;
 pub mod policy;

@@ -9,6 +9,7 @@ use http::{HeaderName, Method};
 use super::{
     access,
     answers::answers,
+    login,
     reader::{Item, Table, suggest},
     sections::some_of,
     settings::{PolicySet, Route, Upstream},
@@ -42,6 +43,7 @@ pub(super) fn route(table: &Table<'_>, upstreams: &[Upstream], policies: &[Polic
             item.list("an array of protocols: [\"websocket\"]", protocol)
         }),
         upstream_host: table.or("upstream_host", None, |item| told_host(item).map(Some)),
+        login: table.or("login", None, login::login),
         answers: answers(table),
         at: Match {
             host: host.unwrap_or_default(),

@@ -22,7 +22,7 @@ use std::{
 
 pub use edge_identity::{certificate::Mapping, roles::Role};
 pub use edge_policy::route::{Answers, Match, Requirement, Rewrite};
-use edge_policy::{forwarded::Naming, limit};
+use edge_policy::{forwarded::Naming, limit, login::Login};
 use ipnet::IpNet;
 
 pub use self::access::{Audit, Granted, HashPolicy, Keys, PolicyFile, PolicySet, UpstreamIdentity};
@@ -287,6 +287,8 @@ pub struct Route {
     pub rewrite: Option<Rewrite>,
     /// The protocols that its connections may change to.
     pub upgrades: Vec<String>,
+    /// That it is a login, and how it tells a failure.
+    pub login: Option<Login>,
     /// The host that the upstream is told; `None`: the one the client asked for.
     pub upstream_host: Option<String>,
     /// What is done to its answers.

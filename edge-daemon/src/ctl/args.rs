@@ -8,7 +8,8 @@ use edge_policy::probe::tcp_flags;
 use ipnet::IpNet;
 
 use super::{
-    authz::AuthzVerb, bans::BanVerb, feeds::FeedVerb, keys::KeyVerb, sign::Sign, tokens::TokenVerb,
+    authz::AuthzVerb, bans::BanVerb, feeds::FeedVerb, keys::KeyVerb, replay::Replay, sign::Sign,
+    tokens::TokenVerb,
 };
 use crate::{
     config::text,
@@ -59,6 +60,8 @@ pub enum Verb {
     Explain(Explain),
     /// Show decisions as they are made: bans, penalties, their ends, alarms; with --json one object a line
     Watch,
+    /// Tell whom scenarios would have judged, by a recorded event log; no daemon is asked
+    Replay(Replay),
     /// Show who sends most, again every second
     Top(Top),
     /// Other people's lists
@@ -267,6 +270,8 @@ pub(super) enum Act<'a> {
     Key(Box<KeyVerb>),
     /// To look at the audit log.
     Audit(AuditVerb),
+    /// To replay a log.
+    Replay(&'a Replay),
     /// To show decisions as they are made.
     Decisions,
     /// To take the filter away.
@@ -340,7 +345,12 @@ mod tests {
         match args.verb.act(|| Some("198.51.100.7".parse().unwrap())) {
             Act::Ask(command) | Act::Watch { command, .. } => command,
             Act::Key(verb) => Command::Key(verb.command().unwrap()),
-            Act::Decisions | Act::Detach(_) | Act::Sign(_) | Act::Complete(_) | Act::Audit(_) => {
+            Act::Decisions
+            | Act::Replay(_)
+            | Act::Detach(_)
+            | Act::Sign(_)
+            | Act::Complete(_)
+            | Act::Audit(_) => {
                 panic!("{line}: no command")
             }
         }

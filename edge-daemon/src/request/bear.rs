@@ -55,6 +55,11 @@ pub(super) async fn sender(
     bear(penalty, plan).await
 }
 
+/// By the verdict against logins to an account, or by one TLS library.
+pub(super) async fn login(worker: &Worker, plan: &Plan, culprit: &Culprit) -> Result<(), Denied> {
+    bear(worker.edge.penalties.of(culprit, clock::boot_ns()), plan).await
+}
+
 /// The refusal of a request that proved nothing: where its (source, JA4) is under a verdict, that one,
 /// so that nobody goes on guessing under it.
 pub(super) async fn refused(worker: &Worker, visitor: &Visitor, denied: Denied) -> Denied {

@@ -18,6 +18,7 @@ mod http2;
 mod identify;
 mod incoming;
 mod keys;
+mod login;
 mod lures;
 mod observed;
 mod path;

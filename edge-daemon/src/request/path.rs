@@ -32,6 +32,7 @@ use super::{
     identify,
     incoming::Incoming,
     keys,
+    login::{self, Attempt},
     serve::Entrance,
     upstream::{Lease, Outgoing},
     watch::Turn,
@@ -60,6 +61,8 @@ pub(crate) struct Trace {
     /// What its route does about browsers, and the origin that may read the answer.
     pub(crate) answers: Option<Arc<Answers>>,
     pub(crate) origin: Option<HeaderValue>,
+    /// The login that it is.
+    pub(super) login: Option<Attempt>,
 }
 
 impl Trace {
@@ -76,6 +79,7 @@ impl Trace {
             admission: Admission::default(),
             answers: None,
             origin: None,
+            login: None,
         }
     }
 }
@@ -255,7 +259,11 @@ async fn settle(
         return Err(Reason::BodyTooLarge.into());
     }
 
-    let body = body.take().ok_or(Reason::InternalError)?;
+    let mut body = body.take().ok_or(Reason::InternalError)?;
+    if let Some(login) = &route.login {
+        let (who, headers) = ((&*visitor, &**plan), &head.headers);
+        trace.login = Some(login::admit(worker, who, login, headers, &mut body).await?);
+    }
     let (upload, state) = Upload::new(body, body_max, turn);
     let upstream = view.upstreams.get(route.upstream).ok_or(Reason::InternalError)?;
     let key = upstream.key(visitor.address, &target.path, &head.headers);
@@ -268,7 +276,10 @@ async fn settle(
     let sent = upstream.send(Outgoing { request, upload: &state, key }).await;
     trace.stages[1] = Some(Instant::now());
     worker.counters.upstream.observe(sent_at.elapsed());
-    let (response, lease) = sent?;
+    let (mut response, lease) = sent?;
+    if let Some(attempt) = &mut trace.login {
+        attempt.end(&mut response).await;
+    }
     Ok(Outcome::Passed(Box::new(response), lease, state))
 }
 

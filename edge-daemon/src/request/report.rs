@@ -9,8 +9,8 @@ use edge_policy::{
     verdict::{Kind, Proof, Signal},
 };
 
-use super::{Worker, front::Visitor, path::Trace};
-use crate::clock;
+use super::{Worker, front::Visitor, login::Attempt, path::Trace};
+use crate::{clock, events::Event};
 
 /// Who it is, in a word: `key:ID`, `ISSUER:SUBJECT`.
 pub(super) fn word(principal: &Principal) -> Arc<str> {
@@ -44,11 +44,40 @@ impl Worker {
             let identity = (who.origin(), who.id());
             self.edge.identities.succeed(&client, identity, clock::boot_ns());
         }
+        if let Some(attempt) = &trace.login {
+            return self.report_login(visitor, trace, attempt, status);
+        }
         let kind = if status == 404 { Kind::NotFound } else { Kind::Served };
         if view.plan.wanted.has(kind, principal.is_some()) {
             let request = Some(Box::new(trace.asked(status)));
             let principal = principal.map(word);
             self.send(Signal { principal, request, ..self.signal(kind, visitor) });
+        }
+    }
+
+    /// Reports a login that failed; who succeeds is an identity of its source.
+    fn report_login(&self, visitor: &Visitor, trace: &Trace, attempt: &Attempt, status: u16) {
+        let account = Arc::clone(&attempt.account);
+        if attempt.has_failed != Some(true) {
+            let client = Source::from(visitor.address).client(self.view().plan.client);
+            if status < 400 && !account.is_empty() {
+                self.edge.identities.succeed(&client, ("account", &*account), clock::boot_ns());
+            }
+            return;
+        }
+        let asked = trace.asked(status);
+        self.edge.events.tell(Event::LoginFailed {
+            source: visitor.address,
+            account: account.to_string(),
+            request_id: asked.id.to_string(),
+            path: asked.path.to_string(),
+            status,
+            ja4: visitor.ja4(),
+        });
+        if self.view().plan.wanted.has(Kind::LoginFailed, trace.principal.is_some()) {
+            let (request, principal) = (Some(Box::new(asked)), trace.principal.as_ref().map(word));
+            let signal = self.signal(Kind::LoginFailed, visitor);
+            self.send(Signal { account: Some(account), principal, request, ..signal });
         }
     }
 

@@ -7,6 +7,7 @@ mod identity;
 mod kernel;
 mod limits;
 mod report;
+mod verdicts;
 
 use std::{fs, path::Path};
 
@@ -48,6 +49,7 @@ pub fn run(area: &str, measures: &[u32], effort: Effort, report: &mut Report) ->
     let table: Measures = match area {
         "kernel" => kernel::MEASURES,
         "limits" => limits::MEASURES,
+        "verdicts" => verdicts::MEASURES,
         "gateway" => &[(&[1], gateway::keep_alive)],
         "identity" => identity::MEASURES,
         // Not a bench: the process that one of them kills.

@@ -1,0 +1,163 @@
+//! Who would have been judged: a recorded event log, taken in by the engine that judges live.
+
+use std::{
+    fs::File,
+    io::{BufRead as _, BufReader},
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use edge_common::Source;
+use edge_policy::{
+    ja4::Ja4,
+    verdict::{Asked, Engine, Facts, Kind, Proof, Signal, Verdict},
+};
+use serde_json::Value;
+
+use super::{
+    Args, DONE, REFUSED, USAGE, complain,
+    print::{table, utc},
+    say,
+};
+use crate::{config, plan};
+
+/// What to replay.
+#[derive(Debug, clap::Args)]
+pub struct Replay {
+    /// The event log
+    #[arg(long, value_name = "FILE")]
+    log: PathBuf,
+    /// The scenario; by default all of them
+    #[arg(long, value_name = "NAME")]
+    scenario: Option<String>,
+    /// The configuration that has it
+    #[arg(long, value_name = "FILE", default_value = "/etc/edged/edged.toml")]
+    config: PathBuf,
+}
+
+/// A verdict, and when it would have been.
+struct Found {
+    at_ms: u64,
+    verdict: Verdict,
+}
+
+pub(super) fn run(args: &Args, asked: &Replay) -> u8 {
+    let settings = match config::outline(&asked.config) {
+        Ok((settings, _)) => settings,
+        Err(mistakes) => return complain(&mistakes, USAGE),
+    };
+    let mut rules = plan::verdicts(&settings.verdicts);
+    // The same every time that it is asked.
+    rules.jitter = 0;
+    if let Some(name) = &asked.scenario {
+        rules.scenarios.retain(|scenario| &*scenario.name == name);
+        if rules.scenarios.is_empty() {
+            return complain(&format_args!("there is no scenario '{name}'"), USAGE);
+        }
+    }
+    let exempt: Vec<_> =
+        settings.verdicts.never_ban.iter().chain(&settings.lists.allow.nets).copied().collect();
+    let facts = |signal: &Signal| Facts {
+        is_exempt: exempt.iter().any(|net| net.contains(&signal.address)),
+        ..Facts::default()
+    };
+    let mut engine = Engine::new(rules, [0; 16]);
+    let mut found = Vec::new();
+    let signals = match read(&asked.log, settings.kernel.client) {
+        Ok(signals) => signals,
+        Err(error) => return complain(&format_args!("{}: {error}", asked.log.display()), REFUSED),
+    };
+    let count = signals.len();
+    for signal in signals {
+        let verdicts = engine.judge(&signal, facts).into_iter();
+        found.extend(verdicts.map(|verdict| Found { at_ms: signal.at_ns / 1_000_000, verdict }));
+    }
+    let text = if args.json { json(&found) } else { words(&found, count) };
+    let code = say(text.as_bytes());
+    if code == DONE { DONE } else { code }
+}
+
+/// The signals of an event log, those that it has.
+fn read(path: &Path, width: edge_common::ClientWidth) -> std::io::Result<Vec<Signal>> {
+    let mut signals = Vec::new();
+    for line in BufReader::new(File::open(path)?).lines() {
+        // A line that was cut off tells nothing.
+        let Ok(event) = serde_json::from_str::<Value>(&line?) else { continue };
+        signals.extend(signal(&event, width));
+    }
+    signals.sort_by_key(|signal| signal.at_ns);
+    Ok(signals)
+}
+
+fn signal(event: &Value, width: edge_common::ClientWidth) -> Option<Signal> {
+    let text = |key: &str| event.get(key).and_then(Value::as_str);
+    let kind = match text("event")? {
+        "request_refused" | "connection_refused" => Kind::named(text("reason")?)?,
+        "login_failed" => Kind::LoginFailed,
+        _ => return None,
+    };
+    let address: IpAddr = text("source")?.parse().ok()?;
+    let request = text("request_id").map(|id| {
+        let status = match kind {
+            Kind::Refused(reason) => edge_policy::denied::status(reason).as_u16(),
+            _ => event
+                .get("status")
+                .and_then(Value::as_u64)
+                .and_then(|s| s.try_into().ok())
+                .unwrap_or(0),
+        };
+        let [method, path] = ["method", "path"].map(|key| text(key).unwrap_or_default().into());
+        Box::new(Asked { id: id.into(), method, path, status })
+    });
+    Some(Signal {
+        kind,
+        at_ns: edge_policy::calendar::unix_ms(text("time")?)?.saturating_mul(1_000_000),
+        address,
+        source: Source::from(address).client(width),
+        proof: Proof::Handshake,
+        ja4: text("ja4").and_then(Ja4::parse),
+        principal: text("principal").map(Arc::from),
+        account: text("account").map(Arc::from),
+        request,
+    })
+}
+
+fn words(found: &[Found], signals: usize) -> String {
+    let rows = found.iter().map(|Found { at_ms, verdict }| {
+        let last = verdict.evidence.first();
+        let request = last.and_then(|signal| signal.request.as_ref());
+        vec![
+            utc(*at_ms),
+            verdict.culprit.to_string(),
+            verdict.step.name().to_owned(),
+            config::text::show_duration(std::time::Duration::from_millis(
+                verdict.duration_ns / 1_000_000,
+            )),
+            verdict.strikes.to_string(),
+            verdict.scenario.to_string(),
+            last.map_or_else(String::new, |signal| signal.kind.to_string()),
+            request.map_or_else(String::new, |asked| asked.id.to_string()),
+        ]
+    });
+    let head = ["WHEN", "WHO", "STEP", "FOR", "STRIKES", "SCENARIO", "SIGNAL", "REQUEST"];
+    format!("{}{} verdicts, of {signals} signals\n", table(&head, rows), found.len())
+}
+
+fn json(found: &[Found]) -> String {
+    let one = |Found { at_ms, verdict }: &Found| {
+        serde_json::json!({
+            "at_ms": at_ms, "culprit": verdict.culprit, "step": verdict.step,
+            "duration_ms": verdict.duration_ns / 1_000_000, "strikes": verdict.strikes,
+            "scenario": &*verdict.scenario,
+            "spared": verdict.spared.map(edge_policy::verdict::Spared::name),
+            "evidence": verdict.evidence.iter().map(|signal| serde_json::json!({
+                "at_ms": signal.at / 1_000_000, "kind": signal.kind, "address": signal.address,
+                "request": signal.request,
+            })).collect::<Vec<_>>(),
+        })
+        .to_string()
+            + "\n"
+    };
+    found.iter().map(one).collect()
+}
