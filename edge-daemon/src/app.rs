@@ -44,6 +44,7 @@ use crate::{
     control::{self, Command, Reply},
     decisions::Decisions,
     events::{Event, EventLog, Events},
+    geo,
     issuers::{self, Feeds},
     kernel::{Attached, DebugLog, Drops, Kernel, LoadSettings, Upkeep},
     keys::{
@@ -278,6 +279,7 @@ fn serve_control(
             spawn_local(told::drops(told.drops, Arc::clone(&edge)));
             spawn_local(memory::watch(Arc::clone(&edge)));
             spawn_local(certificates::tend(Arc::clone(&edge)));
+            spawn_local(geo::tend(Arc::clone(&edge)));
             spawn_local(certificates::fetch(Arc::clone(&edge)));
             if let Some(log) = told.debug {
                 spawn_local(told::debug(log));

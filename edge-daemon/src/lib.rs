@@ -11,6 +11,7 @@ pub mod ctl;
 pub mod decisions;
 pub mod events;
 pub mod fetch;
+pub mod geo;
 pub mod issuers;
 pub mod kernel;
 pub mod keys;

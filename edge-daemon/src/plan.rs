@@ -22,6 +22,7 @@ use crate::{
         policy,
         settings::{self, Fragments, Settings},
     },
+    geo::{self, Geo},
     issuers::{self, Feeds, Issuers},
     kernel,
     request::{Listener, Lures, Plan, Tally},
@@ -48,6 +49,7 @@ pub fn plan(
         },
         bounds,
         handshakes: std::iter::once(rule(settings.handshakes.clone())?).collect(),
+        geo: Geo::new(&settings.geo, former.map(|plan| &plan.geo))?,
         limits: settings.limits.iter().cloned().map(rule).collect::<Result<_, _>>()?,
         routes: Routes::new(routes).map_err(|_| PlanError::Routes)?,
         issuers: Issuers::new(&settings.issuers, feeds)?,
@@ -248,6 +250,9 @@ pub enum PlanError {
     /// The certificate cannot be served.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// A database of addresses is no good.
+    #[error("[geo]")]
+    Geo(#[from] geo::Fault),
     /// The keys of an issuer are no good.
     #[error("the keys of an issuer")]
     Issuers(#[from] issuers::Fault),

@@ -14,6 +14,7 @@ pub mod frames;
 pub mod issuer;
 pub mod lab;
 pub mod metrics;
+pub mod mmdb;
 pub mod model;
 pub mod netns;
 pub mod origin;

@@ -1,12 +1,19 @@
-//! Debian's real `CrowdSec` decides, the kernel drops; and what the edge bans, `CrowdSec` hears.
+//! Debian's real `CrowdSec` decides, the kernel drops; and what the edge bans, `CrowdSec` hears. Debian's
+//! real fail2ban bans by `edgectl`.
 
-use std::time::Duration;
+use std::{
+    fs,
+    io::Write as _,
+    process::Stdio,
+    time::{Duration, Instant},
+};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use edge_tests::{
     Edged, Lab, Origin,
     client::{reaches, until},
     crowdsec::{CrowdSec, MACHINE},
+    daemon::{binary, root},
     lab::{ATTACKER, CLIENT},
 };
 use serde_json::Value;
@@ -97,4 +104,94 @@ fn our_own_bans_are_told_and_taken_back() -> Result<()> {
     until("it is taken back", Duration::from_secs(15), || Ok(crowdsec.decisions()?.is_empty()))?;
     assert!(reaches(&lab, ATTACKER, 443));
     Ok(())
+}
+
+/// A hundred thousand decisions, as many as its central list and a few others come to.
+#[test]
+fn a_hundred_thousand_decisions_come_in_force_at_once() -> Result<()> {
+    let lab = Lab::new()?;
+    let crowdsec = CrowdSec::start(&lab.edge, lab.dir())?;
+    let address = |i: u32| std::net::Ipv4Addr::from(0x0b00_0000 + i * 2_003);
+    let lines = (0..99_999).map(|i| format!("24h,bulk,Ip,ban,{}\n", address(i)));
+    let bulk = format!("duration,reason,scope,type,value\n24h,bulk,Ip,ban,{ATTACKER}\n");
+    let file = lab.dir().join("bulk.csv");
+    fs::write(&file, lines.fold(bulk, |text, line| text + &line))?;
+    crowdsec.cscli(&["decisions", "import", "-i", &file.display().to_string()])?;
+    let section = crowdsec.section("");
+    let edged = lab.edged()?.set("log.level", "\"debug\"").append(&section)?.start()?;
+    let begun = Instant::now();
+    until(
+        "all are in force",
+        Duration::from_secs(60),
+        || Ok(told(&edged)?["networks"] == 100_000),
+    )?;
+    println!("in force {:?} after the start", begun.elapsed());
+    let log = edged.log();
+    let ours = log.lines().filter(|line| line.contains("decisions are in force"));
+    ours.for_each(|line| println!("{line}"));
+    assert!(!reaches(&lab, ATTACKER, 443));
+    Ok(())
+}
+
+#[test]
+fn fail2ban_bans_by_edgectl() -> Result<()> {
+    let lab = Lab::new()?;
+    let edged = lab.edged()?.start()?;
+    let dir = lab.dir().join("fail2ban");
+    for folder in ["action.d", "filter.d"] {
+        fs::create_dir_all(dir.join(folder))?;
+    }
+    let (at, log) = (dir.display(), dir.join("auth.log"));
+    fs::write(&log, "")?;
+    fs::write(
+        dir.join("fail2ban.conf"),
+        format!(
+            "[Definition]\nloglevel = INFO\nlogtarget = {at}/log\nsyslogsocket = auto\n\
+             socket = {at}/sock\npidfile = {at}/pid\ndbfile = None\nallowipv6 = auto\n"
+        ),
+    )?;
+    fs::write(
+        dir.join("filter.d/test.conf"),
+        "[Definition]\nfailregex = ^.* no entry for <HOST>$\n",
+    )?;
+    fs::copy(root().join("config/fail2ban/edged.conf"), dir.join("action.d/edged.conf"))?;
+    let edgectl = binary("edgectl")?;
+    let socket = lab.dir().join("control.sock");
+    fs::write(
+        dir.join("jail.conf"),
+        format!(
+            "[test]\nenabled = true\nbackend = polling\nfilter = test\nlogpath = {}\nmaxretry = 3\n\
+             findtime = 60\nbantime = 600\naction = edged[name=test, edgectl={}, socket={}]\n",
+            log.display(),
+            edgectl.display(),
+            socket.display()
+        ),
+    )?;
+    let mut command = lab.edge.command("fail2ban-server");
+    command.arg("-c").arg(&dir).args(["-f", "start"]).stdin(Stdio::null());
+    let printed = fs::File::create(dir.join("printed"))?;
+    command.stdout(printed.try_clone()?).stderr(printed);
+    let mut server = command.spawn().context("fail2ban: cargo xtask setup")?;
+    let words = || fs::read_to_string(dir.join("log")).unwrap_or_default();
+    let result = until("the jail is open", Duration::from_secs(30), || {
+        Ok(words().contains("Jail 'test' started"))
+    })
+    .and_then(|_| {
+        let mut file = fs::File::options().append(true).open(&log)?;
+        let now = std::process::Command::new("date").arg("+%Y-%m-%d %H:%M:%S").output()?;
+        let now = String::from_utf8_lossy(&now.stdout).trim().to_owned();
+        for _ in 0..3 {
+            writeln!(file, "{now} host: no entry for {ATTACKER}")?;
+        }
+        dropped(&lab, true)?;
+        let ban = edged.bans()?.remove(0);
+        assert_eq!((&ban["reason"], &ban["origin"]), (&"fail2ban test".into(), &"operator".into()));
+        let mut client = lab.edge.command("fail2ban-client");
+        client.arg("-c").arg(&dir).args(["set", "test", "unbanip", ATTACKER]).output()?;
+        dropped(&lab, false)
+    });
+    let _ = server.kill();
+    let _ = server.wait();
+    let printed = fs::read_to_string(dir.join("printed")).unwrap_or_default();
+    result.map(|_| ()).with_context(|| words() + &printed)
 }

@@ -66,6 +66,9 @@ pub(super) fn resolve(settings: &mut Settings, base: &Path) {
     if let Some(crowdsec) = &mut settings.crowdsec {
         crowdsec.authorities.iter_mut().for_each(|path| *path = base.join(&*path));
     }
+    for path in settings.geo.country.iter_mut().chain(&mut settings.geo.asn) {
+        *path = base.join(&*path);
+    }
     for feed in &mut settings.feeds {
         if let FeedPlace::File(path) = &mut feed.place {
             *path = base.join(&*path);

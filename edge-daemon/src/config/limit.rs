@@ -3,7 +3,7 @@
 use edge_common::Reason;
 use edge_policy::{
     limit::{
-        Only, Part, Spec,
+        Only, Part, Place, Spec,
         meter::{Bucket, COUNT_MAX, Meter, SLIDING_MAX, Window},
     },
     rate,
@@ -270,7 +270,7 @@ fn keys_max(item: &Item<'_>) -> Option<usize> {
 }
 
 /// The parts that need no name, in the configuration's words.
-const PLAIN_PARTS: [(&str, &Part); 8] = [
+const PLAIN_PARTS: [(&str, &Part); 10] = [
     ("source", &Part::Source),
     ("user", &Part::User),
     ("key", &Part::Key),
@@ -279,9 +279,12 @@ const PLAIN_PARTS: [(&str, &Part); 8] = [
     ("method", &Part::Method),
     ("host", &Part::Host),
     ("ja4", &Part::Ja4),
+    ("country", &Part::Place(Place::Country)),
+    ("asn", &Part::Place(Place::Asn)),
 ];
 const RATES: &str = "\"600/m\", \"100/15m\", \"10000/d\", \"100000/month\", or \"off\"";
-const PARTS: &str = "source, user, key, tier, route, method, host, ja4, header:NAME or claim:NAME";
+const PARTS: &str =
+    "source, user, key, tier, route, method, host, ja4, country, asn, header:NAME or claim:NAME";
 /// Keys of a limit that are told apart: 16 bytes each, and an eighth more.
 const KEYS_MAX: usize = 262_144;
 const SECOND_NS: u64 = 1_000_000_000;

@@ -9,6 +9,7 @@ mod crowdsec;
 mod feed;
 mod files;
 mod fleet;
+mod geo;
 mod identity;
 mod issuer;
 mod kept;
@@ -74,6 +75,7 @@ fn load_after(path: &Path, former: Option<&Settings>) -> Result<(Settings, Warni
         files::resolve(settings, base);
         files::inspect(settings, former, base, document, notes);
         tls::inspect(settings, document, notes);
+        geo::inspect(settings, document, notes);
     })
 }
 
@@ -140,6 +142,7 @@ fn settings(document: &Table<'_>) -> Settings {
         feeds: document.tables("feed", feed::feed),
         crowdsec: document.table("crowdsec", crowdsec::crowdsec),
         fleet: document.table("fleet", fleet::fleet),
+        geo: document.table("geo", geo::geo),
         server: document.table("server", sections::server),
         tls: document.table("tls", tls::tls),
         bounds: document.table("bounds", sections::bounds),

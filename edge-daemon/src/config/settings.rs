@@ -6,6 +6,7 @@ mod access;
 mod crowdsec;
 mod feed;
 mod fleet;
+mod geo;
 mod issuer;
 mod packets;
 mod signing;
@@ -29,6 +30,7 @@ pub use self::access::{Audit, Granted, HashPolicy, Keys, PolicyFile, PolicySet, 
 pub use self::crowdsec::Crowdsec;
 pub use self::feed::{Feed, FeedPlace};
 pub use self::fleet::Fleet;
+pub use self::geo::Geo;
 pub use self::issuer::{Issuer, KeySource, Tokens};
 pub use self::packets::{
     Attach, Fragments, Interface, Kernel, NamedSignature, PrefixLimit, SynCookies, When,
@@ -51,6 +53,8 @@ pub struct Settings {
     pub feeds: Vec<Feed>,
     /// `[crowdsec]`: whose decisions are enforced.
     pub crowdsec: Option<Crowdsec>,
+    /// `[geo]`: where addresses are from.
+    pub geo: Geo,
     /// `[fleet]`: with whom bans and limits are shared.
     pub fleet: Option<Fleet>,
     /// `[server]`: where clients connect.

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    access, feed, fleet, limit,
+    access, feed, fleet, geo, limit,
     reader::Notes,
     scenario,
     settings::{List, Offer, Settings},
@@ -28,6 +28,7 @@ pub(super) fn check(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'
     check_services(settings, document, notes);
     feed::check(settings, document, notes);
     fleet::check(settings, document, notes);
+    geo::check(settings, document, notes);
     limit::check(settings, document, notes);
     scenario::check(settings, document, notes);
     super::tls::check(settings, document, notes);

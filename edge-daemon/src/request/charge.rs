@@ -39,6 +39,7 @@ pub(super) async fn charge(
         host,
         header: &|name| head.headers.get(name).map(http::HeaderValue::as_bytes),
         ja4: visitor.tls.as_ref().and_then(|tls| tls.ja4.as_ref()).map(Ja4::as_str),
+        place: &|place| plan.geo.find(place, client.into()),
         cost: route.cost,
     };
     let admission = early.and(plan.limits.admit(&facts, now)?);

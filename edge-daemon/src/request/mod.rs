@@ -70,6 +70,7 @@ use crate::{
     crowd::Crowd,
     decisions::Decisions,
     events::{Events, access as log},
+    geo::Geo,
     issuers::{Feeds, Issuers},
     keys::{Orders, slow::Slow},
     metrics::{Counters, Metrics},
@@ -144,6 +145,8 @@ pub struct Plan {
     pub head: head::Bounds,
     /// Request rates.
     pub limits: Rules,
+    /// Where addresses are from.
+    pub geo: Arc<Geo>,
     /// Where requests go and who may send them there.
     pub routes: Routes,
     /// Whose tokens are taken.

@@ -73,6 +73,18 @@ pub enum Part {
     Header(HeaderName),
     /// The fingerprint of the TLS client.
     Ja4,
+    /// Where the client's address is from, or whose it is; those of which nobody knows are counted
+    /// together.
+    Place(Place),
+}
+
+/// What a database may tell of an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The country, as the two letters of its code.
+    Country,
+    /// The number of the network of networks that it is of.
+    Asn,
 }
 
 /// Which requests a rule speaks of.
@@ -100,6 +112,8 @@ pub struct Facts<'a> {
     pub header: &'a dyn Fn(&HeaderName) -> Option<&'a [u8]>,
     /// The fingerprint of its TLS client.
     pub ja4: Option<&'a str>,
+    /// Where its client is from, if anybody knows.
+    pub place: &'a dyn Fn(Place) -> Option<u64>,
     /// What it costs.
     pub cost: u64,
 }
@@ -304,6 +318,10 @@ impl Rule {
                 Part::Host => write(Some(facts.host.as_bytes())),
                 Part::Header(name) => write((facts.header)(name)),
                 Part::Ja4 => write(facts.ja4.map(str::as_bytes)),
+                Part::Place(place) => {
+                    let known = (facts.place)(*place).map(u64::to_ne_bytes);
+                    write(known.as_ref().map(<[u8; 8]>::as_slice));
+                }
             }
         }
         Some(hash.finish())
@@ -338,6 +356,7 @@ impl Rules {
             host: "",
             header: &|_| None,
             ja4: None,
+            place: &|_| None,
             cost: 1,
         };
         admit(&self.early, &facts, now)

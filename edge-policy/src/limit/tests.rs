@@ -66,6 +66,7 @@ impl Ask {
             host: "api.example",
             header: &header,
             ja4: None,
+            place: &|_| None,
             cost: self.cost,
         };
         admit(rules, &facts, now(ns))
@@ -205,6 +206,7 @@ proptest! {
                 host: "",
                 header: &header,
                 ja4: None,
+                place: &|_| None,
                 cost: 1,
             };
             admit(&rules, &facts, now(0)).is_ok()

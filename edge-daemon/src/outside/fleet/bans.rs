@@ -80,7 +80,11 @@ fn record(fleet: &Fleet, told: Told) -> Option<Record> {
             Record { client, act: Act::Lift, at_ms, until_ms, node }
         }
     };
-    lock(&fleet.own).insert(record.client, record.clone());
+    let mut own = lock(&fleet.own);
+    if own.len() < CLIENTS_MAX || own.contains_key(&record.client) {
+        own.insert(record.client, record.clone());
+    }
+    drop(own);
     // So that it is known when it comes back by the stream.
     let _ = lock(&fleet.bans).merge(record.clone(), CLIENTS_MAX);
     (record.until_ms > now_ms).then_some(record)

@@ -88,6 +88,7 @@ fn core_ns(rules: &Rules, core: usize, effort: Effort, late: bool) -> Result<f64
             host: "api.example",
             header: &header,
             ja4: None,
+            place: &|_| None,
             cost: 1,
         };
         early && rules.admit(&facts, now).is_ok()
