@@ -1,6 +1,9 @@
 //! Floods of connections, frames and slowness: each is noticed, ended and told of, and costs nobody else.
 
-use std::time::{Duration, Instant};
+use std::{
+    process::Stdio,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 use edge_common::Reason;
@@ -11,7 +14,7 @@ use edge_tests::{
         CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, PRIORITY, RESET, SETTINGS,
         WINDOW, frame, get, length, preface,
     },
-    lab::{CLIENT, FRIEND},
+    lab::{CLIENT, EDGE, FRIEND},
     talk::{Dial, Talk},
 };
 
@@ -249,5 +252,35 @@ fn nobody_gets_past_the_bounds_of_a_head_or_a_body() -> Result<()> {
     assert_eq!(metrics.requests(Reason::HeadersTooLarge), 4.0);
     assert_eq!(metrics.requests(Reason::BodyTooLarge), 3.0);
     assert!(origin.seen() <= 1, "a body without a stated length is found out on its way");
+    Ok(())
+}
+
+#[test]
+fn slow_clients_of_every_kind_hold_nobody_up() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab
+        .edged()?
+        .set("bounds.header_timeout", r#""1s""#)
+        .set("bounds.idle_timeout", r#""1s""#)
+        .set("bounds.body_rate_min", r#""10KiB""#)
+        .set("route.0.methods", r#"["GET", "POST"]"#)
+        .start()?;
+    let url = format!("https://{EDGE}/health");
+    // Heads that trickle, bodies that do, answers that are taken byte by byte.
+    let slow = [&["-H"][..], &["-B"], &["-X", "-w", "1", "-y", "2", "-n", "1", "-z", "1"]];
+    for kind in slow {
+        let mut attack = lab.attacker.command("slowhttptest");
+        let usual = ["-c", "100", "-r", "100", "-i", "1", "-l", "4", "-p", "2", "-u", &url];
+        let mut attack = attack.args(kind).args(usual).stdout(Stdio::null()).spawn()?;
+        while attack.try_wait()?.is_none() {
+            assert_eq!(edged.get(CLIENT, "/health").send()?.status, 200, "{kind:?}");
+        }
+    }
+    let metrics = edged.metrics()?;
+    assert!(metrics.requests(Reason::RequestTimeout) >= 1.0, "heads that trickled");
+    until("none of them is left", SOON, || {
+        Ok(edged.metrics()?.value("edged_connections_open") <= 1.0)
+    })?;
     Ok(())
 }
