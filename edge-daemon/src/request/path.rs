@@ -17,7 +17,6 @@ use edge_policy::{
     shield,
     target::Target,
     upgrade,
-    verdict::Asked,
 };
 use http::{HeaderMap, HeaderValue, Request, Response, Uri, header, request::Parts};
 
@@ -161,18 +160,6 @@ pub(crate) fn refuse(
     ending.visitor = Some(visitor.clone());
     ending.entry = worker.access.is_on().then(|| Box::new(Entry::of(&trace)));
     answer::refuse(&denied, &trace, None, ending)
-}
-
-impl Trace {
-    /// What was asked for, for who judges it.
-    pub(super) fn asked(&self, status: u16) -> Asked {
-        Asked {
-            id: self.id.as_str().into(),
-            method: self.method.as_str().into(),
-            path: self.path.as_str().into(),
-            status,
-        }
-    }
 }
 
 enum Outcome {

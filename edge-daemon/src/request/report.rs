@@ -6,7 +6,7 @@ use edge_common::{Reason, Source};
 use edge_identity::principal::Principal;
 use edge_policy::{
     ja4::Ja4,
-    verdict::{Kind, Proof, Signal},
+    verdict::{Asked, Kind, Proof, Signal},
 };
 
 use super::{Worker, front::Visitor, login::Attempt, path::Trace};
@@ -15,6 +15,18 @@ use crate::{clock, events::Event};
 /// Who it is, in a word: `key:ID`, `ISSUER:SUBJECT`.
 pub(super) fn word(principal: &Principal) -> Arc<str> {
     format!("{}:{}", principal.origin(), principal.id()).into()
+}
+
+impl Trace {
+    /// What was asked for, for who judges it.
+    fn asked(&self, status: u16) -> Asked {
+        Asked {
+            id: self.id.as_str().into(),
+            method: self.method.as_str().into(),
+            path: self.path.as_str().into(),
+            status,
+        }
+    }
 }
 
 impl Worker {

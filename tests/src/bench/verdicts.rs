@@ -93,8 +93,8 @@ fn attackers(
         let address = format!("198.51.{}.{}", 101 + n / 200, 1 + n % 200);
         lab.attacker.ip(&format!("addr add {address}/32 dev eth0"))?;
         lab.edge.ip(&format!("route add {address}/32 dev edge0"))?;
-        let args = ["-sk", "--max-time", "2", "--interface", &address, "-H", "X-API-Key: edged_x"];
-        let url = format!("https://{}/?n=[1-8]", crate::lab::EDGE);
+        let args = ["-sk", "--max-time", "1", "--interface", &address, "-H", "X-API-Key: edged_x"];
+        let url = format!("https://{}/?n=[1-7]", crate::lab::EDGE);
         let mut curl = lab.attacker.command("curl");
         let _ = curl.args(args).args(["-o", "/dev/null", &url]).output()?;
         let event = edged.event("ban", &address)?;
