@@ -2,8 +2,10 @@
 //!
 //! Both are read off the policy's JSON form, which is documented and stable.
 
+use std::net::IpAddr;
 use std::ops::BitOrAssign;
 
+use ipnet::IpNet;
 use serde_json::Value;
 
 use super::request::Asked;
@@ -25,6 +27,8 @@ pub(super) enum Test {
     Role(String),
     /// A text is this one.
     Equal(Text, String),
+    /// The client's address is in this network.
+    Within(IpNet),
 }
 
 /// A text that is always there.
@@ -93,6 +97,11 @@ impl Test {
                 let tests = words.map(|word| word.map(one)).collect::<Option<Vec<_>>>()?;
                 Some(if operator == "containsAll" { Self::All(tests) } else { Self::Any(tests) })
             }
+            "isInRange" => {
+                let [left, right] = of.as_array()?.as_slice() else { return None };
+                let is_client = attribute(left, "context")? == "ip";
+                is_client.then(|| network(right)).flatten().map(Self::Within)
+            }
             _ => None,
         }
     }
@@ -106,6 +115,7 @@ impl Test {
             Self::Scope(scope) => asked.roles.grants(asked.principal, scope),
             Self::Role(role) => asked.held.contains(&role.as_str()),
             Self::Equal(text, word) => text.read(asked) == word,
+            Self::Within(network) => network.contains(&asked.facts.client),
         }
     }
 }
@@ -158,6 +168,13 @@ fn attribute<'v>(expression: &'v Value, variable: &str) -> Option<&'v str> {
 
 fn literal(expression: &Value) -> Option<String> {
     expression.get("Value")?.as_str().map(str::to_owned)
+}
+
+/// The network that a call of `ip` makes of a literal; the validator has refused what is none.
+fn network(expression: &Value) -> Option<IpNet> {
+    let [text] = expression.get("ip")?.as_array()?.as_slice() else { return None };
+    let text = literal(text)?;
+    text.parse().ok().or_else(|| text.parse().ok().map(|address: IpAddr| address.into()))
 }
 
 /// The role that an entity literal names.

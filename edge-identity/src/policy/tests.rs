@@ -255,7 +255,7 @@ const SCOPES: [&str; 8] = [
     "principal, action, resource == Route::\"/a\"",
 ];
 
-const CONDITIONS: [&str; 12] = [
+const CONDITIONS: [&str; 14] = [
     "",
     "when { true }",
     "unless { principal.scopes.contains(\"own\") }",
@@ -263,6 +263,8 @@ const CONDITIONS: [&str; 12] = [
     "when { principal in Role::\"ops\" || principal.id == \"bob\" }",
     "unless { principal.roles.containsAll([\"ops\", \"boss\"]) } when { context.method == \"GET\" }",
     "when { context.ip.isInRange(ip(\"192.0.2.0/24\")) }",
+    "when { context.ip.isInRange(ip(\"192.0.2.7\")) || context.ip.isInRange(ip(\"2001:db8::/32\")) }",
+    "unless { context.ip.isInRange(ip(\"192.0.200.9/16\")) }",
     "when { principal.claims has tenant && principal.claims.tenant == \"red\" }",
     "when { context.path like \"/a/*\" }",
     "unless { context.time < datetime(\"2026-11-21T12:00:00Z\") }",
