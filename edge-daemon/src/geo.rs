@@ -38,7 +38,7 @@ pub enum Fault {
     /// It cannot be read.
     #[error("{0}: {1}")]
     Read(PathBuf, io::Error),
-    /// It is larger than [`FILE_BYTES_MAX`].
+    /// It is larger than what is read at most.
     #[error("{0}: larger than 512 MiB")]
     Large(PathBuf),
     /// It is no database, or a damaged one.

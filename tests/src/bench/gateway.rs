@@ -52,7 +52,7 @@ pub(super) fn keep_alive(effort: Effort, report: &mut Report) -> Result<()> {
         name: "TLS 1.3 keep-alive request, 1 KiB answer, proxy CPU, edged / nginx".to_owned(),
         rounds: ours.iter().zip(&theirs).map(|(a, b)| a / b).collect(),
         unit: "ratio",
-        goal: Goal::AtMost(0.77),
+        goal: Goal::AtMost(0.65),
         reference: format!("{}, 1 worker", version("nginx")),
     });
     Ok(())
