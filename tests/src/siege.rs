@@ -100,7 +100,7 @@ fn ban(edged: &Edged<'_>, source: &str) -> Result<u64> {
     until("a ban", Duration::from_secs(20), || {
         let _ = edged.get(source, "/").key("wrong").arg("--max-time", "1").send();
         let bans = edged.bans()?;
-        let ban = bans.iter().find(|ban| ban["source"].to_string().contains(client));
+        let ban = bans.iter().find(|ban| ban["culprit"].to_string().contains(client));
         until_ms = ban.and_then(|ban| ban["until_ms"].as_u64());
         Ok(until_ms.is_some())
     })?;

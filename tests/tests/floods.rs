@@ -261,6 +261,7 @@ fn slow_clients_of_every_kind_hold_nobody_up() -> Result<()> {
     let _origin = Origin::start(&lab)?;
     let edged = lab
         .edged()?
+        .set("limits.per_source", r#""off""#)
         .set("bounds.header_timeout", r#""1s""#)
         .set("bounds.idle_timeout", r#""1s""#)
         .set("bounds.body_rate_min", r#""10KiB""#)
