@@ -29,9 +29,24 @@ pub enum What {
     Lift,
     /// Something asks for a person.
     Alarm,
+    /// A feed brought nothing, or nothing that can be its list; what was there stays.
+    Feed,
+    /// The server between the edges of a fleet was lost, or found.
+    Fleet,
 }
 
 impl What {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Ban,
+        Self::Penalty,
+        Self::Observed,
+        Self::Lift,
+        Self::Alarm,
+        Self::Feed,
+        Self::Fleet,
+    ];
+
     /// The word for it.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -41,6 +56,8 @@ impl What {
             Self::Observed => "observed",
             Self::Lift => "lift",
             Self::Alarm => "alarm",
+            Self::Feed => "feed",
+            Self::Fleet => "fleet",
         }
     }
 }
@@ -60,7 +77,7 @@ pub struct Decision {
     pub step: Option<Step>,
     /// Whose decision it was.
     pub origin: Origin,
-    /// By which scenario; who, if nobody of this edge; empty if nobody said.
+    /// By which scenario; who, if nobody of this edge; which feed; empty if nobody said.
     pub scenario: String,
     /// The last misdeed, why it ended, or what the alarm is about.
     pub reason: String,
@@ -88,6 +105,18 @@ impl Decision {
     #[must_use]
     pub fn lift(culprit: Culprit, why: &str) -> Self {
         Self::of(What::Lift, Some(culprit), why.to_owned())
+    }
+
+    /// That a feed of this name brought nothing.
+    #[must_use]
+    pub fn feed(name: &str, why: &str) -> Self {
+        Self { scenario: name.to_owned(), ..Self::of(What::Feed, None, why.to_owned()) }
+    }
+
+    /// That the fleet's server was lost or found.
+    #[must_use]
+    pub fn fleet(why: String) -> Self {
+        Self::of(What::Fleet, None, why)
     }
 
     fn of(what: What, culprit: Option<Culprit>, reason: String) -> Self {

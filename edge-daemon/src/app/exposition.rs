@@ -31,6 +31,7 @@ pub(super) async fn page(edge: Arc<Edge>, path: String) -> Option<String> {
     let mut families = upstreams::families(&plan.upstreams);
     families.push(policy::family_of(&plan));
     families.extend(outside::families(&edge.outside.show()));
+    families.extend(outside::webhooks(&edge.outside.webhooks()));
     families.extend(fleet::families(&edge.outside, &plan.limits));
     let lost = Lost {
         events: edge.events.lost(),

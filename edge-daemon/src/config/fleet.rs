@@ -18,13 +18,12 @@ pub(super) fn fleet(table: &Table<'_>) -> Option<Fleet> {
     let secret = table.or("secret", None, |item| item.secret().map(Some));
     let user = table.or("user", None, |item| name(item).map(Some));
     let password = table.or("password", None, |item| item.secret().map(Some));
-    let hostname = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let node = table.or("node", None, |item| name(item).map(Some));
     let fleet = Fleet {
         server: server.unwrap_or_default(),
         login: (user, password),
         name: table.or("name", "edged".to_owned(), name),
-        node: node.unwrap_or_else(|| hostname().trim().to_owned()),
+        node: node.unwrap_or_else(host_name),
         secret: secret.clone()?,
         nodes: table.or("nodes", 2, |item| usize::try_from(item.number(1, NODES_MAX as u64)?).ok()),
         timeout: table.or("timeout", Duration::from_millis(500), |item| {
@@ -37,6 +36,12 @@ pub(super) fn fleet(table: &Table<'_>) -> Option<Fleet> {
         table.notes.wrong(table.span.clone(), what, "node = \"edge-1\"");
     }
     Some(fleet)
+}
+
+/// What this host is called.
+pub fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_owned()
 }
 
 /// What no single key can tell.

@@ -32,6 +32,7 @@ pub mod text;
 mod tls;
 mod upstream;
 mod value;
+mod webhook;
 mod whole;
 
 #[cfg(test)]
@@ -39,6 +40,7 @@ mod tests;
 
 use std::path::Path;
 
+pub use fleet::host_name;
 pub use kept::keep;
 use mistake::Source;
 pub use mistake::{Mistake, Mistakes, Warnings};
@@ -142,6 +144,7 @@ fn settings(document: &Table<'_>) -> Settings {
         feeds: document.tables("feed", feed::feed),
         crowdsec: document.table("crowdsec", crowdsec::crowdsec),
         fleet: document.table("fleet", fleet::fleet),
+        webhooks: document.tables("webhook", webhook::webhook),
         geo: document.table("geo", geo::geo),
         server: document.table("server", sections::server),
         tls: document.table("tls", tls::tls),

@@ -13,6 +13,7 @@ mod signing;
 mod tls;
 mod upstreams;
 mod verdicts;
+mod webhook;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -39,6 +40,7 @@ pub use self::signing::Signing;
 pub use self::tls::{Acme, Certificate, ClientAuth, Clients, Listener, Tls, UnknownName};
 pub use self::upstreams::{Address, Check, Server as UpstreamServer, Tls as UpstreamTls, Upstream};
 pub use self::verdicts::Verdicts;
+pub use self::webhook::Webhook;
 pub use super::offer::Offer;
 use crate::secret::{BYTES_MIN, Origin};
 
@@ -57,6 +59,8 @@ pub struct Settings {
     pub geo: Geo,
     /// `[fleet]`: with whom bans and limits are shared.
     pub fleet: Option<Fleet>,
+    /// `[[webhook]]`, in the order of the file; names are unique.
+    pub webhooks: Vec<Webhook>,
     /// `[server]`: where clients connect.
     pub server: Server,
     /// `[tls]`: the certificate.
@@ -126,6 +130,7 @@ impl Settings {
         let given = self.crowdsec.iter().flat_map(Crowdsec::secrets);
         let given = given.chain(self.fleet.iter().flat_map(Fleet::secrets));
         let all = all.chain(self.fleet.iter().map(|fleet| (&fleet.secret, BYTES_MIN)));
+        let all = all.chain(self.webhooks.iter().map(|webhook| (&webhook.secret, BYTES_MIN)));
         all.chain(given.map(|origin| (origin, 1))).collect()
     }
 
@@ -145,7 +150,8 @@ impl Settings {
         let all = all.chain(&mut signing.former_masters).chain(issuers.flatten());
         let given = self.crowdsec.iter_mut().flat_map(Crowdsec::secrets_mut);
         let given = given.chain(self.fleet.iter_mut().flat_map(Fleet::secrets_mut));
-        all.chain(&mut self.upstream_identity.key).chain(given)
+        let webhooks = self.webhooks.iter_mut().map(|webhook| &mut webhook.secret);
+        all.chain(&mut self.upstream_identity.key).chain(given).chain(webhooks)
     }
 
     /// Takes relative paths of secrets from this folder.

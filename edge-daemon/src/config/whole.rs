@@ -15,7 +15,7 @@ use super::{
     reader::Notes,
     scenario,
     settings::{List, Offer, Settings},
-    text,
+    text, webhook,
 };
 
 pub(super) fn check(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'_>) {
@@ -27,6 +27,7 @@ pub(super) fn check(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'
     check_denied_upstreams(settings, document, notes);
     check_services(settings, document, notes);
     feed::check(settings, document, notes);
+    webhook::check(settings, document, notes);
     fleet::check(settings, document, notes);
     geo::check(settings, document, notes);
     limit::check(settings, document, notes);

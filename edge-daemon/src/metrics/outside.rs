@@ -3,7 +3,25 @@
 use prometheus::proto::{MetricFamily, MetricType};
 
 use super::{counter, family, gauge};
-use crate::control::feeds::FeedEntry;
+use crate::{control::feeds::FeedEntry, outside::Account};
+
+/// How webhooks are doing.
+#[must_use]
+pub fn webhooks(webhooks: &[(String, Account)]) -> [MetricFamily; 3] {
+    let documents = webhooks.iter().flat_map(|(name, account)| {
+        let result = |(result, n)| counter(&[("webhook", name), ("result", result)], n);
+        account.results.map(result)
+    });
+    let (counts, now) = (MetricType::COUNTER, MetricType::GAUGE);
+    let failed =
+        webhooks.iter().map(|(name, it)| counter(&[("webhook", name)], it.attempts_failed));
+    let waiting = webhooks.iter().map(|(name, it)| gauge(&[("webhook", name)], it.waiting));
+    [
+        family("edged_webhook_documents_total", "What became of documents.", counts, documents),
+        family("edged_webhook_attempts_failed_total", "Attempts that failed.", counts, failed),
+        family("edged_webhook_waiting", "Documents that wait.", now, waiting),
+    ]
+}
 
 /// How feeds are doing.
 #[must_use]

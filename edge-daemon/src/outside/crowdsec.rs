@@ -35,6 +35,7 @@ use crate::{
     clock,
     config::settings,
     control::feeds::FeedEntry,
+    decisions::Decision,
     events::Event,
     fetch::{self, Ask},
     request::Edge,
@@ -266,6 +267,7 @@ impl Crowdsec {
         if state.trouble.as_deref() != Some(why) {
             tracing::error!(why, networks, "no decisions from CrowdSec; what was there stays");
             let (feed, why) = (NAME.to_owned(), why.to_owned());
+            edge.decisions.tell(Decision::feed(&feed, &why));
             edge.events.tell(Event::FeedFailed { feed, result: "failed", why, networks });
         }
         state.trouble = Some(why.to_owned());

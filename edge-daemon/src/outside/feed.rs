@@ -29,7 +29,7 @@ use tokio::{
 };
 
 use super::{
-    Hits, Source,
+    Hits, Source, jittered,
     kept::{self, Head},
     lock, put,
 };
@@ -37,6 +37,7 @@ use crate::{
     clock,
     config::settings::{self, FeedPlace},
     control::feeds::FeedEntry,
+    decisions::Decision,
     events::Event,
     fetch::{self, Ask},
     request::Edge,
@@ -264,6 +265,7 @@ impl Feed {
         if state.trouble.as_ref() != Some(&why) {
             tracing::error!(feed, why, kept, "the feed brought nothing; what was there stays");
             let why = why.clone();
+            edge.decisions.tell(Decision::feed(&feed, &why));
             edge.events.tell(Event::FeedFailed { feed, result, why, networks: kept });
         }
         state.trouble = Some(why.clone());
@@ -387,12 +389,6 @@ async fn keep(feed: Arc<Feed>, edge: Arc<Edge>) {
 /// After so many failures in a row: half a minute, doubling to an hour.
 fn pause(failures: u32) -> Duration {
     PAUSE_FIRST.saturating_mul(1 << (failures - 1).min(16)).min(PAUSE_MAX)
-}
-
-/// A tenth more or less, so that not all of the world asks at once.
-fn jittered(time: Duration) -> Duration {
-    let random = getrandom::u32().unwrap_or(u32::MAX / 2);
-    time.mul_f64(0.9 + 0.2 * f64::from(random) / f64::from(u32::MAX))
 }
 
 const REQUESTS_MAX: usize = 4;

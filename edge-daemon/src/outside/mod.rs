@@ -1,10 +1,11 @@
-//! What comes from outside of the host: other people's lists, which one thread fetches and hands to
-//! the verdict writer. Nothing on the way of a request or a packet waits for any of it.
+//! What comes from outside of the host and goes there: other people's lists, which one thread fetches and
+//! hands to the verdict writer; the fleet; and webhooks. Nothing on the way of a request or a packet waits for any of it.
 
 mod crowdsec;
 mod feed;
 mod fleet;
 mod kept;
+mod webhook;
 
 use std::{
     collections::BTreeMap,
@@ -30,9 +31,10 @@ pub use self::{
     crowdsec::{Crowdsec, NAME as CROWDSEC},
     feed::Feed,
     fleet::Fleet,
+    webhook::{Account, Webhook},
 };
 use crate::{
-    config::settings,
+    config::{self, settings},
     control::{feeds::FeedEntry, guard},
     kernel::Lists,
     request::Edge,
@@ -79,10 +81,19 @@ impl Outside {
             let same = former.fleet.as_ref().filter(|known| known.settings == *settings);
             same.map_or_else(|| Arc::new(Fleet::new(settings)), Arc::clone)
         };
+        let name = || match &settings.fleet {
+            Some(fleet) => fleet.node.clone(),
+            None => config::host_name(),
+        };
+        let webhook = |settings: &settings::Webhook| {
+            let same = former.webhooks.iter().find(|webhook| webhook.settings == *settings);
+            same.map_or_else(|| Arc::new(Webhook::new(settings, name())), Arc::clone)
+        };
         self.sources.send_replace(Sources {
             feeds: settings.feeds.iter().map(feed).collect(),
             crowdsec: settings.crowdsec.as_ref().map(crowdsec),
             fleet: settings.fleet.as_ref().map(fleet),
+            webhooks: settings.webhooks.iter().map(webhook).collect(),
         });
     }
 
@@ -92,6 +103,7 @@ impl Outside {
         let sources = self.sources.borrow().clone();
         sources.feeds.iter().for_each(|feed| feed.is_in_force.store(true, Relaxed));
         sources.crowdsec.iter().for_each(|it| it.is_in_force.store(true, Relaxed));
+        sources.webhooks.iter().for_each(|it| it.is_from_start.store(true, Relaxed));
         let sheets = sources.all().into_iter().filter_map(|source| source.sheet());
         sheets.map(|sheet| (Arc::clone(&sheet.from), sheet)).collect()
     }
@@ -121,6 +133,13 @@ impl Outside {
     #[must_use]
     pub fn fleet(&self) -> Option<Arc<Fleet>> {
         self.sources.borrow().fleet.clone()
+    }
+
+    /// How webhooks are doing, by their names.
+    #[must_use]
+    pub fn webhooks(&self) -> Vec<(String, Account)> {
+        let sources = self.sources.borrow();
+        sources.webhooks.iter().map(|it| (it.settings.name.clone(), it.account())).collect()
     }
 
     /// The hits of the kernel's lists.
@@ -195,6 +214,7 @@ struct Sources {
     feeds: Vec<Arc<Feed>>,
     crowdsec: Option<Arc<Crowdsec>>,
     fleet: Option<Arc<Fleet>>,
+    webhooks: Vec<Arc<Webhook>>,
 }
 
 impl Sources {
@@ -202,7 +222,8 @@ impl Sources {
         let feeds = self.feeds.iter().map(|feed| Arc::clone(feed) as Arc<dyn Source>);
         let crowdsec = self.crowdsec.iter().map(|it| Arc::clone(it) as Arc<dyn Source>);
         let fleet = self.fleet.iter().map(|it| Arc::clone(it) as Arc<dyn Source>);
-        feeds.chain(crowdsec).chain(fleet).collect()
+        let webhooks = self.webhooks.iter().map(|it| Arc::clone(it) as Arc<dyn Source>);
+        feeds.chain(crowdsec).chain(fleet).chain(webhooks).collect()
     }
 }
 
@@ -324,6 +345,12 @@ async fn send(edge: &Edge, mut order: Order) -> Result<(), String> {
         tokio::time::sleep(QUEUE_PAUSE).await;
     }
     Ok(())
+}
+
+/// A tenth more or less, so that not all of the world asks at once.
+fn jittered(time: Duration) -> Duration {
+    let random = getrandom::u32().unwrap_or(u32::MAX / 2);
+    time.mul_f64(0.9 + 0.2 * f64::from(random) / f64::from(u32::MAX))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -9,7 +9,7 @@ use edge_policy::{
     verdict::{Culprit, Evidence, Facts, Kind, Origin, Signal, Spared, Step, Verdict},
 };
 
-use super::{Writer, book::Held};
+use super::{Writer, book::Held, tell::Lasting};
 use crate::{
     clock,
     decisions::{Decision, What},
@@ -112,7 +112,7 @@ impl Writer {
             self.edge.metrics.verdicts.spare(spared);
         }
         if verdict.spared == Some(Spared::Cap) {
-            self.alarm_of_cap(since_ns);
+            self.alarm_of(&Lasting::Cap);
         }
         if verdict.step == Step::Observe {
             self.edge.metrics.verdicts.count(Step::Observe);
@@ -124,6 +124,7 @@ impl Writer {
             self.edge.metrics.bans_failed.fetch_add(1, Relaxed);
             let (culprit, why) = (verdict.culprit, format!("{error:#}"));
             tracing::error!(%culprit, error = why, "cannot carry out a verdict");
+            self.alarm_of(&Lasting::Failing(why.clone()));
             self.edge.events.tell(Event::BanFailed { culprit, why });
         }
     }

@@ -121,7 +121,7 @@ pub struct Writer {
     vital: Vital,
     /// Bans within this minute, and when that they were too many was last told.
     cap: Cap,
-    alarmed_ns: Option<u64>,
+    alarmed_ns: [Option<u64>; tell::LASTING],
     /// Bans that are in the kernel and not yet on disk.
     unsaved: Unsaved,
     edge: Arc<Edge>,
@@ -169,7 +169,7 @@ impl Writer {
             penalties: Book::new(),
             vital: Vital::default(),
             cap: Cap::default(),
-            alarmed_ns: None,
+            alarmed_ns: [None; tell::LASTING],
             unsaved,
             edge,
             config,

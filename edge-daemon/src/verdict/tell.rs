@@ -64,14 +64,21 @@ impl Writer {
         });
     }
 
-    /// Says, once a minute, that scenarios ban more than they may.
-    pub(super) fn alarm_of_cap(&mut self, now_ns: u64) {
-        if self.alarmed_ns.is_some_and(|at_ns| now_ns < at_ns + ALARM_EVERY_NS) {
+    /// Asks for a person about what goes on for a while: once a minute.
+    pub(super) fn alarm_of(&mut self, lasting: &Lasting) {
+        let now_ns = clock::boot_ns();
+        let last = &mut self.alarmed_ns[usize::from(matches!(lasting, Lasting::Failing(_)))];
+        if last.is_some_and(|at_ns| now_ns < at_ns + ALARM_EVERY_NS) {
             return;
         }
-        self.alarmed_ns = Some(now_ns);
+        *last = Some(now_ns);
         let most = self.settings.verdicts.bans_per_minute;
-        self.alarm(format!("{most} bans within a minute: further clients get 403 instead"));
+        self.alarm(match lasting {
+            Lasting::Cap => {
+                format!("{most} bans within a minute: further clients get 403 instead")
+            }
+            Lasting::Failing(why) => format!("the kernel does not enforce what was decided: {why}"),
+        });
     }
 
     /// Asks for a person.
@@ -110,4 +117,14 @@ impl Writer {
     }
 }
 
+/// What asks for a person as long as it goes on.
+pub(super) enum Lasting {
+    /// Scenarios ban more than they may.
+    Cap,
+    /// What was decided cannot be carried out.
+    Failing(String),
+}
+
+/// Kinds of [`Lasting`].
+pub(super) const LASTING: usize = 2;
 const ALARM_EVERY_NS: u64 = 60_000_000_000;

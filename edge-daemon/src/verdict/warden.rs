@@ -16,7 +16,7 @@ use std::{
 
 use edge_common::Source;
 
-use super::{Order, Writer};
+use super::{Order, Writer, tell::Lasting};
 use crate::{
     clock,
     kernel::{KernelError, Tables},
@@ -107,6 +107,7 @@ impl Writer {
                 Err(error) => {
                     let error = format!("{:#}", anyhow::Error::from(error));
                     tracing::error!(%client, error, "a ban that another hand changed stays so");
+                    self.alarm_of(&Lasting::Failing(error));
                 }
             }
         }

@@ -15,7 +15,9 @@ use super::{
     Fleet,
     server::{connect, said},
 };
-use crate::{clock, events::Event, request::Edge, store::BanRecord, verdict::Order};
+use crate::{
+    clock, decisions::Decision, events::Event, request::Edge, store::BanRecord, verdict::Order,
+};
 
 /// Shares what this edge decides, for ever; from time to time all of it again, so that a server that
 /// lost its memory has it back.
@@ -131,6 +133,7 @@ pub(super) async fn follow(fleet: Arc<Fleet>, edge: Arc<Edge>) {
         if !is_told {
             is_told = true;
             tracing::error!(why, "the fleet's server is lost; bans and limits are this edge's own");
+            edge.decisions.tell(Decision::fleet(format!("its server is lost: {why}")));
             edge.events.tell(Event::Fleet { result: "lost", why: Some(why) });
         }
         time::sleep(PAUSE.saturating_mul(1 << failures.min(6)).min(PAUSE_MAX)).await;
@@ -174,6 +177,7 @@ async fn read(
     fleet.counts.is_connected.store(true, Relaxed);
     fleet.found.notify_one();
     (*failures, *is_told) = (0, false);
+    edge.decisions.tell(Decision::fleet("its server is found".to_owned()));
     edge.events.tell(Event::Fleet { result: "connected", why: None });
     loop {
         let next = cmd("XREAD")
