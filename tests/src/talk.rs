@@ -154,6 +154,14 @@ impl Talk {
         chain.and_then(|chain| chain.first()).map(|own| own.to_vec()).unwrap_or_default()
     }
 
+    /// Waits for whatever comes next no longer than this.
+    ///
+    /// # Errors
+    /// If the time cannot be set.
+    pub fn patience(&self, time: Duration) -> Result<()> {
+        Ok(self.0.get_ref().sock.set_read_timeout(Some(time))?)
+    }
+
     /// Sends bytes as they are.
     ///
     /// # Errors

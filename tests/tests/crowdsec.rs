@@ -4,7 +4,6 @@
 use std::{
     fs,
     io::Write as _,
-    process::Stdio,
     time::{Duration, Instant},
 };
 
@@ -14,6 +13,7 @@ use edge_tests::{
     client::{reaches, until},
     crowdsec::{CrowdSec, MACHINE},
     daemon::{binary, root},
+    fail2ban::{Fail2ban, Jail},
     lab::{ATTACKER, CLIENT},
 };
 use serde_json::Value;
@@ -137,46 +137,20 @@ fn a_hundred_thousand_decisions_come_in_force_at_once() -> Result<()> {
 fn fail2ban_bans_by_edgectl() -> Result<()> {
     let lab = Lab::new()?;
     let edged = lab.edged()?.start()?;
-    let dir = lab.dir().join("fail2ban");
-    for folder in ["action.d", "filter.d"] {
-        fs::create_dir_all(dir.join(folder))?;
-    }
-    let (at, log) = (dir.display(), dir.join("auth.log"));
+    let log = lab.dir().join("auth.log");
     fs::write(&log, "")?;
-    fs::write(
-        dir.join("fail2ban.conf"),
-        format!(
-            "[Definition]\nloglevel = INFO\nlogtarget = {at}/log\nsyslogsocket = auto\n\
-             socket = {at}/sock\npidfile = {at}/pid\ndbfile = None\nallowipv6 = auto\n"
-        ),
-    )?;
-    fs::write(
-        dir.join("filter.d/test.conf"),
-        "[Definition]\nfailregex = ^.* no entry for <HOST>$\n",
-    )?;
-    fs::copy(root().join("config/fail2ban/edged.conf"), dir.join("action.d/edged.conf"))?;
-    let edgectl = binary("edgectl")?;
-    let socket = lab.dir().join("control.sock");
-    fs::write(
-        dir.join("jail.conf"),
-        format!(
-            "[test]\nenabled = true\nbackend = polling\nfilter = test\nlogpath = {}\nmaxretry = 3\n\
-             findtime = 60\nbantime = 600\naction = edged[name=test, edgectl={}, socket={}]\n",
-            log.display(),
-            edgectl.display(),
-            socket.display()
-        ),
-    )?;
-    let mut command = lab.edge.command("fail2ban-server");
-    command.arg("-c").arg(&dir).args(["-f", "start"]).stdin(Stdio::null());
-    let printed = fs::File::create(dir.join("printed"))?;
-    command.stdout(printed.try_clone()?).stderr(printed);
-    let mut server = command.spawn().context("fail2ban: cargo xtask setup")?;
-    let words = || fs::read_to_string(dir.join("log")).unwrap_or_default();
-    let result = until("the jail is open", Duration::from_secs(30), || {
-        Ok(words().contains("Jail 'test' started"))
-    })
-    .and_then(|_| {
+    let (edgectl, socket) = (binary("edgectl")?, lab.dir().join("control.sock"));
+    let call =
+        format!("edged[name=test, edgectl={}, socket={}]", edgectl.display(), socket.display());
+    let jail = Jail {
+        log: &log,
+        failure: "^.* no entry for <HOST>$",
+        failures: 3,
+        action: &root().join("config/fail2ban/edged.conf"),
+        call: &call,
+    };
+    let fail2ban = Fail2ban::start(&lab.edge, lab.dir(), &jail)?;
+    let attack = || -> Result<()> {
         let mut file = fs::File::options().append(true).open(&log)?;
         let now = std::process::Command::new("date").arg("+%Y-%m-%d %H:%M:%S").output()?;
         let now = String::from_utf8_lossy(&now.stdout).trim().to_owned();
@@ -186,12 +160,8 @@ fn fail2ban_bans_by_edgectl() -> Result<()> {
         dropped(&lab, true)?;
         let ban = edged.bans()?.remove(0);
         assert_eq!((&ban["reason"], &ban["origin"]), (&"fail2ban test".into(), &"operator".into()));
-        let mut client = lab.edge.command("fail2ban-client");
-        client.arg("-c").arg(&dir).args(["set", "test", "unbanip", ATTACKER]).output()?;
-        dropped(&lab, false)
-    });
-    let _ = server.kill();
-    let _ = server.wait();
-    let printed = fs::read_to_string(dir.join("printed")).unwrap_or_default();
-    result.map(|_| ()).with_context(|| words() + &printed)
+        fail2ban.unban(ATTACKER)?;
+        dropped(&lab, false).map(drop)
+    };
+    attack().with_context(|| fail2ban.log())
 }

@@ -10,10 +10,10 @@ use anyhow::{Context as _, Result, ensure};
 use edge_common::{Reason, Source};
 use edge_tests::{
     Edged, Lab, Origin,
-    client::{HOST, reaches, until},
+    client::{reaches, until},
     lab::{ATTACKER, CLIENT},
+    nat::Nat,
     netns::run,
-    talk::Dial,
 };
 
 const SOON: Duration = Duration::from_secs(5);
@@ -32,27 +32,21 @@ fn an_attacker_behind_a_nat_costs_its_neighbours_nothing() -> Result<()> {
         .set("limits.per_source", "\"off\"")
         .set("limits.handshakes", "\"off\"")
         .start()?;
-    let keys = (0..6).map(|n| edged.key(&format!("n{n}"))).collect::<Result<Vec<_>>>()?;
-    // One library for all: what it is told by is the same for the good and the bad.
-    let dial = Dial::new(&edged.ca, HOST)?;
-    let ask = |key: &str| -> Result<u16> {
-        let mut talk = dial.connect(&lab, CLIENT)?;
-        Ok(talk.get(HOST, "/", &[&format!("X-API-Key: {key}")])?.status)
-    };
-    for key in &keys {
-        assert_eq!(ask(key)?, 200);
+    let nat = Nat::new(&lab, &edged, 6)?;
+    for n in 0..6 {
+        assert_eq!(nat.good(n)?, 200);
     }
     let mut refused = 0;
     for guess in 0..40 {
-        match ask(&format!("edged_{guess:043}_000000"))? {
+        match nat.guess(guess)? {
             401 => assert_eq!(refused, 0, "once it is refused, it is"),
             403 => refused += 1,
             status => panic!("{status}"),
         }
-        assert_eq!(ask(&keys[guess % keys.len()])?, 200, "a good neighbour");
+        assert_eq!(nat.good(guess)?, 200, "a good neighbour");
         // The verdict is the writer's, who may be a moment behind.
         if guess == 6 {
-            until("the guesser is refused", SOON, || Ok(ask("edged_x")? == 403))?;
+            until("the guesser is refused", SOON, || Ok(nat.ask("edged_x")? == 403))?;
         }
     }
     assert!(refused > 30, "{refused}");
@@ -73,7 +67,7 @@ fn an_attacker_behind_a_nat_costs_its_neighbours_nothing() -> Result<()> {
     let socket = lab.dir().join("control.sock");
     let mut ctl = lab.edge.command(edge_tests::daemon::binary("edgectl")?);
     run(ctl.arg("--socket").arg(socket).args(["ban", "remove", who]))?;
-    assert_eq!(ask("edged_x")?, 401, "it is free again");
+    assert_eq!(nat.ask("edged_x")?, 401, "it is free again");
     Ok(())
 }
 

@@ -162,4 +162,5 @@ const PEERS: &[(&str, &str)] = &[
     ("xdp-filter", "xdp-tools"),
     ("wrk", "wrk"),
     ("taskset", "util-linux"),
+    ("crowdsec-firewall-bouncer", "crowdsec-firewall-bouncer"),
 ];

@@ -190,10 +190,11 @@ impl Crowdsec {
 
     /// Asks what has changed, or for everything, and puts it in force.
     async fn poll(self: &Arc<Self>, edge: &Edge, whole: bool) -> Result<String, String> {
+        let begun = Instant::now();
         let asked = time::timeout(self.settings.timeout, self.stream(whole)).await;
         let asked = asked.unwrap_or_else(|_| Err(io::Error::other("it took too long")));
         let bytes = asked.map_err(|error| error.to_string())?;
-        let (this, begun) = (Arc::clone(self), Instant::now());
+        let (this, answered, begun) = (Arc::clone(self), begun.elapsed(), Instant::now());
         let judge = move || this.judge(&bytes, whole);
         let judged = tokio::task::spawn_blocking(judge).await.map_err(|error| error.to_string())?;
         let (decisions, changed) = judged.map_err(|error| format!("its answer: {error}"))?;
@@ -204,7 +205,8 @@ impl Crowdsec {
             lock(&self.state).sheet = Some(sheet);
         }
         let took = begun.elapsed();
-        tracing::debug!(networks, changed = changed.len(), whole, ?took, "decisions are in force");
+        let changes = changed.len();
+        tracing::debug!(networks, changes, whole, ?answered, ?took, "decisions are in force");
         let mut state = lock(&self.state);
         state.decisions = decisions;
         state.success_ms = clock::unix_ms();

@@ -1,0 +1,148 @@
+//! Who takes part: those who keep the writer busy, and those who send packets all the time, so that the
+//! first dropped one tells when dropping began.
+
+use std::{
+    net::UdpSocket,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    client::{HOST, until},
+    daemon::{Edged, Setup},
+    lab::{EDGE, FRIEND, Lab},
+    talk::{Dial, Talk},
+};
+
+/// A daemon whose limits let a load through that a verdict is measured under.
+pub(super) fn open(lab: &Lab) -> Result<Setup<'_>> {
+    let setup = lab.edged()?.set("limits.per_source", "\"off\"").set("limits.global", "\"off\"");
+    Ok(setup.set("limits.handshakes", "\"off\""))
+}
+
+/// Runs `work` while so many connections make signals, this many a second together; what came of it,
+/// and how many a second there were.
+pub(super) fn under_signals<T>(
+    lab: &Lab,
+    edged: &Edged<'_>,
+    (connections, per_second): (u32, u32),
+    work: impl FnOnce() -> Result<T>,
+) -> Result<(T, f64)> {
+    let (stop, sent) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        let _stopped = Stopped(&stop);
+        for _ in 0..connections {
+            scope.spawn(|| disturb(lab, edged, per_second / connections, (&stop, &sent)));
+        }
+        until("signals come", Duration::from_secs(10), || Ok(sent.load(Relaxed) > 0))?;
+        let (began, before) = (Instant::now(), sent.load(Relaxed));
+        let done = work()?;
+        let rate = (sent.load(Relaxed) - before) as f64 / began.elapsed().as_secs_f64();
+        Ok((done, rate))
+    })
+}
+
+/// Stops the others however `work` ends: a scope waits for its threads.
+struct Stopped<'a>(&'a AtomicBool);
+
+impl Drop for Stopped<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
+/// Guesses keys over one connection after the other, many at once, from an address that is never
+/// banned.
+fn disturb(
+    lab: &Lab,
+    edged: &Edged<'_>,
+    per_second: u32,
+    (stop, sent): (&AtomicBool, &AtomicU64),
+) -> Result<()> {
+    let dial = Dial::new(&edged.ca, HOST)?;
+    let batch =
+        format!("GET / HTTP/1.1\r\nHost: {HOST}\r\nX-API-Key: edged_x\r\n\r\n").repeat(BATCH);
+    let pace = Duration::from_secs(1).mul_f64(BATCH as f64 / f64::from(per_second));
+    let mut next = Instant::now();
+    while !stop.load(Relaxed) {
+        let mut talk = dial.connect(lab, FRIEND)?;
+        while !stop.load(Relaxed) && guess(&mut talk, &batch).is_ok() {
+            sent.fetch_add(BATCH as u64, Relaxed);
+            // Who is behind catches up for a tenth of a second at the most.
+            next = (next + pace).max(Instant::now() - Duration::from_millis(100));
+            std::thread::sleep(next.saturating_duration_since(Instant::now()));
+        }
+    }
+    Ok(())
+}
+
+fn guess(talk: &mut Talk, batch: &str) -> Result<()> {
+    talk.say(batch.as_bytes())?;
+    (0..BATCH).try_for_each(|_| talk.answer().map(drop))
+}
+
+/// Sends a datagram every half millisecond from an address of the attacker, until it is dropped.
+pub(super) struct Ticker {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Ticker {
+    pub(super) fn start(lab: &Lab, address: &str) -> Result<Self> {
+        let socket = lab.home(address).enter(|| UdpSocket::bind((address, 0)))?;
+        socket.connect((EDGE, 9))?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            while !stopped.load(Relaxed) {
+                // Whoever answers that nobody is there is no matter.
+                let _ = socket.send(b"tick");
+                std::thread::sleep(Duration::from_micros(500));
+            }
+        });
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Ticker {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+        self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// Gives the attacker one more address, its n-th.
+pub(super) fn address(lab: &Lab, n: usize) -> Result<String> {
+    let address = format!("198.51.{}.{}", 101 + n / 200, 1 + n % 200);
+    lab.attacker.ip(&format!("addr add {address}/32 dev eth0"))?;
+    lab.edge.ip(&format!("route add {address}/32 dev edge0"))?;
+    Ok(address)
+}
+
+/// Waits until a packet of a banned client was dropped; milliseconds since the decision.
+pub(super) fn first_drop_ms(edged: &Edged<'_>, client: &str) -> Result<f64> {
+    let mut found = None;
+    until(&format!("a packet of {client} is dropped"), Duration::from_secs(5), || {
+        let list = edged.bans()?;
+        let ban = list.iter().find(|ban| ban["culprit"] == client);
+        found = ban.and_then(|ban| ban["first_drop_us"].as_f64());
+        Ok(found.is_some())
+    })?;
+    Ok(found.context("found above")? / 1000.0)
+}
+
+/// The value that all but one in a hundred are not above.
+pub(super) fn p99(mut values: Vec<f64>) -> Result<f64> {
+    values.sort_by(f64::total_cmp);
+    let place = (values.len() * 99).div_ceil(100).saturating_sub(1);
+    values.get(place).copied().context("nothing was measured")
+}
+
+/// Requests that are on their way at once: what a client that does not wait for answers sends.
+const BATCH: usize = 50;
