@@ -1,51 +1,54 @@
-//! What a policy's conditions look at, and those that need no engine.
+//! Conditions that need no engine: compiled from a policy's JSON form, which is documented and stable.
 //!
-//! Both are read off the policy's JSON form, which is documented and stable.
+//! A test says what the engine would say, failures included: `None` is a condition that cannot be
+//! evaluated, such as a claim of another type than the schema has.
 
+use std::cmp::Ordering;
 use std::net::IpAddr;
-use std::ops::BitOrAssign;
 
 use ipnet::IpNet;
 use serde_json::Value;
 
+use super::known::{Known, Place, Term, member};
+use super::load::action_bits;
+use super::pattern::Pattern;
 use super::request::Asked;
 
-/// A condition as a plain test. None of them can fail.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A condition as a plain test.
+#[derive(Clone, Debug)]
 pub(super) enum Test {
     /// Whatever comes.
     Always(bool),
-    /// All of these.
+    /// All of these; those after one that is not met are not looked at.
     All(Vec<Test>),
-    /// One of these.
+    /// One of these; those after it are not looked at.
     Any(Vec<Test>),
     /// The contrary.
     Not(Box<Test>),
+    /// The second if the first is met, else the third.
+    Choice(Box<[Test; 3]>),
     /// The caller holds this scope.
     Scope(String),
     /// The caller is this role.
     Role(String),
-    /// A text is this one.
-    Equal(Text, String),
+    /// The caller is this one.
+    Caller(String),
+    /// The action is one of these, a bit for each.
+    Action(u8),
+    /// This is known.
+    Has(Place),
+    /// This is true.
+    Holds(Term),
+    /// Both are the same.
+    Same(Term, Term),
+    /// The one is to the other as one of these.
+    Ordered(Term, &'static [Ordering], Term),
+    /// A text has this form.
+    Like(Term, Pattern),
+    /// A list has this member.
+    Contains(Place, Term),
     /// The client's address is in this network.
     Within(IpNet),
-}
-
-/// A text that is always there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Text {
-    /// Who the caller is.
-    Id,
-    /// What it is called.
-    Name,
-    /// How it was proved.
-    Proof,
-    /// The request's method.
-    Method,
-    /// The host it is for.
-    Host,
-    /// Its path.
-    Path,
 }
 
 impl Test {
@@ -55,217 +58,207 @@ impl Test {
             let test = Self::expression(condition.get("body")?)?;
             match condition.get("kind")?.as_str()? {
                 "when" => Some(test),
-                "unless" => Some(Self::Not(Box::new(test))),
+                "unless" => Some(Self::not(test)),
                 _ => None,
             }
         });
         all.collect::<Option<_>>().map(Self::All)
     }
 
+    fn not(test: Self) -> Self {
+        Self::Not(Box::new(test))
+    }
+
     fn expression(expression: &Value) -> Option<Self> {
-        let (operator, of) = single(expression)?;
+        let (operator, of) = member(expression)?;
         let sides = || Some((of.get("left")?, of.get("right")?));
+        let terms = || sides().and_then(|(left, right)| Some((Term::of(left)?, Term::of(right)?)));
         match operator {
-            "Value" => of.as_bool().map(Self::Always),
-            "!" => Some(Self::Not(Box::new(Self::expression(of.get("arg")?)?))),
+            "!" => Some(Self::not(Self::expression(of.get("arg")?)?)),
             "&&" | "||" => {
                 let (left, right) = sides()?;
                 let both = vec![Self::expression(left)?, Self::expression(right)?];
                 Some(if operator == "&&" { Self::All(both) } else { Self::Any(both) })
             }
-            "==" => {
+            "if-then-else" => {
+                let part = |name| Self::expression(of.get(name)?);
+                Some(Self::Choice(Box::new([part("if")?, part("then")?, part("else")?])))
+            }
+            "==" | "!=" => {
                 let (left, right) = sides()?;
-                let equal = |text, word| Some(Self::Equal(Text::of(text)?, literal(word)?));
-                equal(left, right).or_else(|| equal(right, left))
+                let same = Self::same(left, right)?;
+                Some(if operator == "==" { same } else { Self::not(same) })
+            }
+            "<" | "<=" | ">" | ">=" => {
+                let (left, right) = terms()?;
+                Some(Self::Ordered(left, orders(operator), right))
             }
             "in" => {
                 let (left, right) = sides()?;
-                let is_principal = left.get("Var")?.as_str()? == "principal";
-                is_principal.then(|| role(right)).flatten().map(Self::Role)
+                Self::within_entity(left.get("Var")?.as_str()?, right)
+            }
+            "has" => Place::asked_for(of).map(Self::Has),
+            "like" => {
+                Some(Self::Like(Term::of(of.get("left")?)?, Pattern::of(of.get("pattern")?)?))
             }
             "contains" | "containsAll" | "containsAny" => {
                 let (left, right) = sides()?;
-                let one: fn(String) -> Self = match attribute(left, "principal")? {
-                    "scopes" => Self::Scope,
-                    "roles" => Self::Role,
-                    _ => return None,
-                };
-                if operator == "contains" {
-                    return literal(right).map(one);
-                }
-                let words = right.get("Set")?.as_array()?.iter().map(literal);
-                let tests = words.map(|word| word.map(one)).collect::<Option<Vec<_>>>()?;
-                Some(if operator == "containsAll" { Self::All(tests) } else { Self::Any(tests) })
+                Self::contains(left, operator, right)
             }
             "isInRange" => {
                 let [left, right] = of.as_array()?.as_slice() else { return None };
-                let is_client = attribute(left, "context")? == "ip";
-                is_client.then(|| network(right)).flatten().map(Self::Within)
+                is_client(left).then(|| network(right)).flatten().map(Self::Within)
             }
+            "isIpv4" | "isIpv6" | "isLoopback" | "isMulticast" => {
+                is_client(of.as_array()?.first()?).then(|| Self::one_of(kind(operator)))
+            }
+            "Value" => of.as_bool().map(Self::Always),
+            _ => Term::of(expression).map(Self::Holds),
+        }
+    }
+
+    fn one_of(networks: &[&str]) -> Self {
+        Self::Any(networks.iter().filter_map(|text| text.parse().ok()).map(Self::Within).collect())
+    }
+
+    fn same(left: &Value, right: &Value) -> Option<Self> {
+        let variable = |side: &Value| Some(side.get("Var")?.as_str()?.to_owned());
+        for (one, other) in [(left, right), (right, left)] {
+            if let Some(variable) = variable(one) {
+                let (kind, id) = entity(other)?;
+                return match (variable.as_str(), kind) {
+                    ("principal", "Caller") => Some(Self::Caller(id.to_owned())),
+                    ("action", "Action") => Some(Self::Action(action_bits(id, false))),
+                    _ => None,
+                };
+            }
+            if is_client(one) {
+                let network = network(other)?;
+                let is_one = network.prefix_len() == network.max_prefix_len();
+                return Some(if is_one { Self::Within(network) } else { Self::Always(false) });
+            }
+        }
+        Some(Self::Same(Term::of(left)?, Term::of(right)?))
+    }
+
+    /// Whether a variable is an entity, or below it; or one of a set of them.
+    fn within_entity(variable: &str, right: &Value) -> Option<Self> {
+        if let Some(members) = right.get("Set") {
+            let members = members.as_array()?.iter().map(|one| Self::within_entity(variable, one));
+            return members.collect::<Option<_>>().map(Self::Any);
+        }
+        let (kind, id) = entity(right)?;
+        match (variable, kind) {
+            ("principal", "Role") => Some(Self::Role(id.to_owned())),
+            ("principal", "Caller") => Some(Self::Caller(id.to_owned())),
+            ("action", "Action") => Some(Self::Action(action_bits(id, true))),
             _ => None,
         }
     }
 
-    pub(super) fn is_met(&self, asked: &Asked<'_>) -> bool {
-        match self {
+    /// What is asked of a list: one of the caller's, or one of literals.
+    fn contains(list: &Value, operator: &str, wanted: &Value) -> Option<Self> {
+        if let (Some(members), "contains") = (list.get("Set"), operator) {
+            let wanted = Term::of(wanted)?;
+            let same = |one| Some(Self::Same(wanted.clone(), Term::literal(one)?));
+            return members.as_array()?.iter().map(same).collect::<Option<_>>().map(Self::Any);
+        }
+        let one = |wanted: &Value| {
+            let wanted = Term::of(wanted)?;
+            match (Place::of(list)?, wanted) {
+                (Place::Scopes, Term::Text(scope)) => Some(Self::Scope(scope)),
+                (Place::Roles, Term::Text(role)) => Some(Self::Role(role)),
+                (place @ Place::Claim(_), wanted) => Some(Self::Contains(place, wanted)),
+                _ => None,
+            }
+        };
+        if operator == "contains" {
+            return one(wanted);
+        }
+        let wanted = wanted.get("Set")?.as_array()?;
+        // Of nothing the engine would still look at the list.
+        let tests = wanted.iter().map(one).collect::<Option<Vec<_>>>()?;
+        (!tests.is_empty()).then_some(())?;
+        Some(if operator == "containsAll" { Self::All(tests) } else { Self::Any(tests) })
+    }
+
+    /// Whether it is met; `None` if that cannot be said.
+    pub(super) fn is_met(&self, asked: &Asked<'_>) -> Option<bool> {
+        Some(match self {
             Self::Always(always) => *always,
-            Self::All(tests) => tests.iter().all(|test| test.is_met(asked)),
-            Self::Any(tests) => tests.iter().any(|test| test.is_met(asked)),
-            Self::Not(test) => !test.is_met(asked),
+            Self::All(tests) => return first(tests, asked, false),
+            Self::Any(tests) => return first(tests, asked, true),
+            Self::Not(test) => !test.is_met(asked)?,
+            Self::Choice(parts) => {
+                let [condition, then, or_else] = &**parts;
+                return if condition.is_met(asked)? { then } else { or_else }.is_met(asked);
+            }
             Self::Scope(scope) => asked.roles.grants(asked.principal, scope),
             Self::Role(role) => asked.held.contains(&role.as_str()),
-            Self::Equal(text, word) => text.read(asked) == word,
+            Self::Caller(caller) => asked.caller == caller,
+            Self::Action(bits) => bits & 1 << asked.action != 0,
+            Self::Has(place) => place.is_there(asked)?,
+            Self::Holds(term) => return term.read(asked)?.flag(),
+            Self::Same(left, right) => left.read(asked)?.is_same(&right.read(asked)?),
+            Self::Ordered(left, orders, right) => {
+                orders.contains(&left.read(asked)?.order(&right.read(asked)?)?)
+            }
+            Self::Like(text, pattern) => match text.read(asked)? {
+                Known::Text(text) => pattern.fits(text),
+                _ => return None,
+            },
+            Self::Contains(list, wanted) => match (list.read(asked)?, wanted.read(asked)?) {
+                (Known::List(list), Known::Text(word)) => list.iter().any(|one| one == word),
+                (Known::List(_), _) => false,
+                _ => return None,
+            },
             Self::Within(network) => network.contains(&asked.facts.client),
-        }
+        })
     }
 }
 
-impl Text {
-    fn of(expression: &Value) -> Option<Self> {
-        if let Some(name) = attribute(expression, "principal") {
-            return match name {
-                "id" => Some(Self::Id),
-                "name" => Some(Self::Name),
-                "method" => Some(Self::Proof),
-                _ => None,
-            };
-        }
-        match attribute(expression, "context")? {
-            "method" => Some(Self::Method),
-            "host" => Some(Self::Host),
-            "path" => Some(Self::Path),
-            _ => None,
+/// Whether one of these comes out as `wanted`, which settles it; they are asked in their order.
+fn first(tests: &[Test], asked: &Asked<'_>, wanted: bool) -> Option<bool> {
+    for test in tests {
+        if test.is_met(asked)? == wanted {
+            return Some(wanted);
         }
     }
+    Some(!wanted)
+}
 
-    fn read<'a>(self, asked: &Asked<'a>) -> &'a str {
-        match self {
-            Self::Id => asked.principal.id(),
-            Self::Name => asked.principal.name(),
-            Self::Proof => asked.principal.method().name(),
-            Self::Method => asked.facts.method.as_str(),
-            Self::Host => asked.facts.host,
-            Self::Path => &asked.facts.target.path,
-        }
+fn orders(operator: &str) -> &'static [Ordering] {
+    match operator {
+        "<" => &[Ordering::Less],
+        "<=" => &[Ordering::Less, Ordering::Equal],
+        ">" => &[Ordering::Greater],
+        _ => &[Ordering::Greater, Ordering::Equal],
     }
 }
 
-/// The operator of an expression and what it is applied to.
-fn single(expression: &Value) -> Option<(&str, &Value)> {
-    let mut members = expression.as_object()?.iter();
-    match (members.next(), members.next()) {
-        (Some((operator, of)), None) => Some((operator, of)),
-        _ => None,
+fn is_client(expression: &Value) -> bool {
+    Place::of(expression) == Some(Place::Client)
+}
+
+/// The addresses that a question about a kind of address means.
+fn kind(question: &str) -> &'static [&'static str] {
+    match question {
+        "isIpv4" => &["0.0.0.0/0"],
+        "isIpv6" => &["::/0"],
+        "isLoopback" => &["127.0.0.0/8", "::1/128"],
+        _ => &["224.0.0.0/4", "ff00::/8"],
     }
-}
-
-/// The name of an attribute that is read of this variable.
-fn attribute<'v>(expression: &'v Value, variable: &str) -> Option<&'v str> {
-    let read = expression.get(".")?;
-    let is_it = read.get("left")?.get("Var")?.as_str()? == variable;
-    is_it.then(|| read.get("attr")?.as_str()).flatten()
-}
-
-fn literal(expression: &Value) -> Option<String> {
-    expression.get("Value")?.as_str().map(str::to_owned)
 }
 
 /// The network that a call of `ip` makes of a literal; the validator has refused what is none.
 fn network(expression: &Value) -> Option<IpNet> {
     let [text] = expression.get("ip")?.as_array()?.as_slice() else { return None };
-    let text = literal(text)?;
+    let text = text.get("Value")?.as_str()?;
     text.parse().ok().or_else(|| text.parse().ok().map(|address: IpAddr| address.into()))
 }
 
-/// The role that an entity literal names.
-fn role(expression: &Value) -> Option<String> {
+/// The type and the id that an entity literal names.
+fn entity(expression: &Value) -> Option<(&str, &str)> {
     let entity = expression.get("Value")?.get("__entity")?;
-    let is_role = entity.get("type")?.as_str()? == "Role";
-    is_role.then(|| entity.get("id")?.as_str().map(str::to_owned)).flatten()
-}
-
-/// What policies look at, so that nothing else need be built for them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Uses {
-    /// Attributes of the caller, by their place in [`CALLER`].
-    pub(super) caller: u8,
-    /// Attributes of the context, by their place in [`CONTEXT`].
-    pub(super) context: u8,
-    /// Which roles the caller is.
-    pub(super) hierarchy: bool,
-    /// Which actions the action is one of.
-    pub(super) action: bool,
-}
-
-/// Attributes of a caller, as the schema has them.
-pub(super) const CALLER: [&str; 8] =
-    ["id", "name", "method", "scopes", "roles", "tier", "issuer", "claims"];
-
-/// Attributes of the context, as the schema has them.
-pub(super) const CONTEXT: [&str; 7] = ["method", "host", "path", "query", "ip", "time", "tls"];
-
-impl Uses {
-    /// What these conditions look at.
-    pub(super) fn of(conditions: &[Value]) -> Self {
-        let mut uses = Self::default();
-        for condition in conditions {
-            uses.look_into(condition);
-        }
-        uses
-    }
-
-    fn look_into(&mut self, expression: &Value) {
-        match expression {
-            Value::Array(all) => all.iter().for_each(|one| self.look_into(one)),
-            Value::Object(members) => {
-                for (operator, of) in members {
-                    match (operator.as_str(), of) {
-                        ("." | "has", of) if self.note_attribute(of) => {}
-                        ("Var", Value::String(variable)) => self.note_whole(variable),
-                        // The names of a record's members are its own.
-                        ("Record", Value::Object(members)) => {
-                            members.values().for_each(|one| self.look_into(one));
-                        }
-                        // What a literal says is no expression.
-                        ("Value", _) => {}
-                        (_, of) => self.look_into(of),
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-
-    /// Notes an attribute that is read of a variable itself; whether it was one.
-    fn note_attribute(&mut self, of: &Value) -> bool {
-        let variable = of.get("left").and_then(|left| left.get("Var")).and_then(Value::as_str);
-        let name = of.get("attr").and_then(Value::as_str);
-        let (known, bits) = match variable {
-            Some("principal") => (&CALLER[..], &mut self.caller),
-            Some("context") => (&CONTEXT[..], &mut self.context),
-            _ => return false,
-        };
-        // What the schema does not have, the validator has refused.
-        *bits |= known.iter().position(|one| Some(*one) == name).map_or(u8::MAX, |at| 1 << at);
-        true
-    }
-
-    /// A variable as a whole: compared, or looked for among others.
-    fn note_whole(&mut self, variable: &str) {
-        match variable {
-            "principal" => self.hierarchy = true,
-            "action" => self.action = true,
-            "context" => self.context = u8::MAX,
-            _ => {}
-        }
-    }
-}
-
-impl BitOrAssign for Uses {
-    fn bitor_assign(&mut self, other: Self) {
-        self.caller |= other.caller;
-        self.context |= other.context;
-        self.hierarchy |= other.hierarchy;
-        self.action |= other.action;
-    }
+    Some((entity.get("type")?.as_str()?, entity.get("id")?.as_str()?))
 }

@@ -14,7 +14,8 @@ use http::Method;
 use miette::Diagnostic;
 use serde_json::{Value, json};
 
-use super::condition::{Test, Uses};
+use super::condition::Test;
+use super::uses::Uses;
 
 /// What policies can speak of. An operator's schema comes before it and says what `Claims` are.
 pub const SCHEMA: &str = include_str!("edged.cedarschema");
@@ -306,21 +307,24 @@ fn who(constraint: PrincipalConstraint) -> Option<Who> {
 }
 
 fn actions(constraint: ActionConstraint) -> u8 {
-    let bits = |uid: &EntityUid| {
-        let wanted: &str = uid.id().unescaped();
-        let is_it = |(name, reads): &(&str, bool)| match wanted {
-            "read" => *reads,
-            "write" => !*reads,
-            wanted => *name == wanted,
-        };
-        let set = ACTIONS.iter().enumerate().filter(|(_, action)| is_it(action));
-        set.fold(0, |bits, (at, _)| bits | 1 << at)
-    };
     match constraint {
         ActionConstraint::Any => u8::MAX,
-        ActionConstraint::Eq(uid) => bits(&uid),
-        ActionConstraint::In(uids) => uids.iter().fold(0, |all, uid| all | bits(uid)),
+        ActionConstraint::Eq(uid) => action_bits(uid.id().unescaped(), false),
+        ActionConstraint::In(uids) => {
+            uids.iter().fold(0, |all, uid| all | action_bits(uid.id().unescaped(), true))
+        }
     }
+}
+
+/// The actions that are this one, or, with `groups`, that are in it: a bit for each of [`ACTIONS`].
+pub(super) fn action_bits(wanted: &str, groups: bool) -> u8 {
+    let is_it = |(name, reads): &(&str, bool)| match wanted {
+        "read" => groups && *reads,
+        "write" => groups && !*reads,
+        wanted => *name == wanted,
+    };
+    let set = ACTIONS.iter().enumerate().filter(|(_, action)| is_it(action));
+    set.fold(0, |bits, (at, _)| bits | 1 << at)
 }
 
 /// Where an error points, in bytes.

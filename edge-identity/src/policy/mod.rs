@@ -5,24 +5,29 @@
 //! slice needs no engine for is compiled into plain tests, and asked first.
 //!
 //! Of all that apply, one `forbid` refuses, whatever permits there are; without a `permit` nothing
-//! passes; and a policy that cannot be evaluated refuses.
+//! passes; and a policy that cannot be evaluated refuses, unless it would permit and another does.
 
 mod condition;
+mod known;
 mod load;
+mod pattern;
 mod request;
 mod slice;
 #[cfg(test)]
 mod tests;
+mod uses;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use cedar_policy::{Authorizer, EntityUid};
 
 pub use self::load::{Fault, File, Policies, SCHEMA, label};
 use self::request::Asked;
-use self::slice::{Bucket, Slice};
+use self::slice::{Part, Said, Slice};
+use self::uses::Uses;
 use crate::access::Facts;
 use crate::principal::Principal;
 use crate::roles::Roles;
@@ -85,37 +90,43 @@ impl Set {
     ) -> Ruling {
         let Some(of_route) = self.slices.get(&route) else { return Ruling::NoPermit };
         let action = load::action(facts.method);
-        let slice = &of_route.by_action[action];
         let (held, caller) = (roles.of(principal), principal.identity());
-        let asked = Asked { principal, roles, held: &held, facts };
-        let permit = match slice.buckets(&caller, &held).try_fold(None, |permit, bucket| {
-            let ruled = bucket.test(&asked)?;
-            Ok(permit.or(ruled))
-        }) {
-            Ok(permit) => permit,
-            Err(forbidden) => return Ruling::Forbid(Arc::clone(forbidden)),
-        };
-        // With a permit in hand, only a policy that forbids could still change the answer.
-        let open = |bucket: &&Bucket| bucket.is_open(permit.is_some());
-        let mut left = slice.buckets(&caller, &held).filter(open).peekable();
-        if left.peek().is_none() {
-            return permit.map_or(Ruling::NoPermit, |id| Ruling::Permit(Arc::clone(id)));
+        let asked = Asked { principal, caller: &caller, action, roles, held: &held, facts };
+        let buckets = || of_route.by_action[action].buckets(&caller, &held);
+        let forbid = gather(buckets().map(|bucket| &bucket.forbids), |part| part.test(&asked));
+        if let Some(id) = forbid.met {
+            return Ruling::Forbid(id);
         }
-        let buckets: Vec<_> = left.collect();
-        let request = asked.request(&buckets, action, &of_route.resource);
-        let Some((request, entities)) = request else {
+        let permit = gather(buckets().map(|bucket| &bucket.permits), |part| part.test(&asked));
+        // With a permit in hand only a policy that forbids could still change the answer.
+        let settled = permit.met.is_some() || forbid.failed.is_some();
+        let of_engine = |part: &&Part| part.needs_engine();
+        let forbids: Vec<_> = buckets().map(|bucket| &bucket.forbids).filter(of_engine).collect();
+        let permits = buckets().map(|bucket| &bucket.permits).filter(of_engine);
+        let permits: Vec<_> = permits.filter(|_| !settled).collect();
+        if forbids.is_empty() && permits.is_empty() {
+            return Ruling::of(forbid, permit);
+        }
+        let uses =
+            forbids.iter().chain(&permits).fold(Uses::default(), |all, part| all | part.uses);
+        let Some((request, entities)) = asked.request(uses, &of_route.resource) else {
             return Ruling::Failed("request".into());
         };
-        let evaluate = |bucket: &&Bucket| bucket.evaluate(&self.engine, &request, &entities);
-        combine(permit, buckets.iter().map(evaluate))
+        let evaluate = |part: &Part| part.evaluate(&self.engine, &request, &entities);
+        let forbid = forbid.or(gather(forbids.into_iter(), evaluate));
+        Ruling::of(forbid, permit.or(gather(permits.into_iter(), evaluate)))
     }
 }
 
-/// One forbid refuses, one failure refuses, one permit permits, nothing refuses.
-fn combine(permit: Option<&Arc<str>>, rulings: impl Iterator<Item = Ruling>) -> Ruling {
-    let start = permit.map_or(Ruling::NoPermit, |id| Ruling::Permit(Arc::clone(id)));
-    rulings
-        .fold(start, |worst, ruling| if ruling.weight() > worst.weight() { ruling } else { worst })
+/// What parts say, up to one of which a policy applies.
+fn gather<'p>(mut parts: impl Iterator<Item = &'p Part>, ask: impl Fn(&Part) -> Said) -> Said {
+    let said = parts.try_fold(Said::default(), |said, part| {
+        let said = said.or(ask(part));
+        if said.met.is_some() { ControlFlow::Break(said) } else { ControlFlow::Continue(said) }
+    });
+    match said {
+        ControlFlow::Break(said) | ControlFlow::Continue(said) => said,
+    }
 }
 
 impl Ruling {
@@ -125,13 +136,13 @@ impl Ruling {
         matches!(self, Self::Permit(_))
     }
 
-    /// Which of two rulings on one request counts.
-    const fn weight(&self) -> u8 {
-        match self {
-            Self::NoPermit => 0,
-            Self::Permit(_) => 1,
-            Self::Failed(_) => 2,
-            Self::Forbid(_) => 3,
+    /// One forbid refuses, one that failed refuses, one permit permits, one that failed is told.
+    fn of(forbid: Said, permit: Said) -> Self {
+        match (forbid.met, forbid.failed, permit.met, permit.failed) {
+            (Some(id), ..) => Self::Forbid(id),
+            (None, Some(id), ..) | (None, None, None, Some(id)) => Self::Failed(id),
+            (None, None, Some(id), _) => Self::Permit(id),
+            (None, None, None, None) => Self::NoPermit,
         }
     }
 }

@@ -5,9 +5,8 @@ use std::collections::{HashMap, HashSet};
 use cedar_policy::{Context, Entities, Entity, EntityUid, Request, RestrictedExpression as Value};
 use edge_policy::calendar;
 
-use super::condition::{CALLER, CONTEXT, Uses};
 use super::load::{ACTION_UIDS, KINDS, uid};
-use super::slice::Bucket;
+use super::uses::{CALLER, CONTEXT, Uses};
 use crate::access::Facts;
 use crate::principal::{Claim, Principal};
 use crate::roles::Roles;
@@ -15,6 +14,10 @@ use crate::roles::Roles;
 /// A request that is being decided.
 pub(super) struct Asked<'a> {
     pub(super) principal: &'a Principal,
+    /// Its identity.
+    pub(super) caller: &'a str,
+    /// The place of its method among the actions.
+    pub(super) action: usize,
     pub(super) roles: &'a Roles,
     /// Every role that the principal is.
     pub(super) held: &'a [&'a str],
@@ -22,17 +25,10 @@ pub(super) struct Asked<'a> {
 }
 
 impl Asked<'_> {
-    /// The request and the entities that these buckets look at; `None` if the engine refuses them.
-    pub(super) fn request(
-        &self,
-        buckets: &[&Bucket],
-        action: usize,
-        resource: &EntityUid,
-    ) -> Option<(Request, Entities)> {
-        let mut uses = Uses::default();
-        buckets.iter().for_each(|bucket| uses |= bucket.uses);
-        let caller = uid(&KINDS.caller, &self.principal.identity());
-        let (action_uid, group) = &ACTION_UIDS[action];
+    /// The request and the entities that policies look at which use these; `None` if the engine refuses them.
+    pub(super) fn request(&self, uses: Uses, resource: &EntityUid) -> Option<(Request, Entities)> {
+        let caller = uid(&KINDS.caller, self.caller);
+        let (action_uid, group) = &ACTION_UIDS[self.action];
         let mut entities = Vec::new();
         if uses.caller != 0 || uses.hierarchy {
             entities.push(self.caller(caller.clone(), uses)?);

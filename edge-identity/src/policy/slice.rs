@@ -3,14 +3,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use cedar_policy::{
-    AuthorizationError, Authorizer, Decision, Effect, Entities, PolicySet, Request,
-};
+use cedar_policy::{AuthorizationError, Authorizer, Effect, Entities, PolicySet, Request};
 
-use super::Ruling;
-use super::condition::{Test, Uses};
+use super::condition::Test;
 use super::load::{Parsed, Who};
 use super::request::Asked;
+use super::uses::Uses;
 
 /// The policies for one route and action.
 #[derive(Default)]
@@ -23,13 +21,18 @@ pub(super) struct Slice {
 /// Policies about the same callers.
 #[derive(Default)]
 pub(super) struct Bucket {
-    pub(super) forbids: Vec<(Arc<str>, Test)>,
-    pub(super) permits: Vec<(Arc<str>, Test)>,
-    /// Those that need the engine.
-    pub(super) rest: PolicySet,
-    /// Whether one of them forbids.
-    pub(super) rest_forbids: bool,
-    /// What they look at.
+    pub(super) forbids: Part,
+    pub(super) permits: Part,
+}
+
+/// Policies that all forbid, or all permit.
+#[derive(Default)]
+pub(super) struct Part {
+    /// Those that need no engine.
+    tests: Vec<(Arc<str>, Test)>,
+    /// Those that do.
+    rest: PolicySet,
+    /// What the rest looks at.
     pub(super) uses: Uses,
 }
 
@@ -60,34 +63,39 @@ impl Slice {
 
 impl Bucket {
     fn put(&mut self, policy: &Parsed) {
-        let forbids = policy.effect == Effect::Forbid;
+        let part = match policy.effect {
+            Effect::Forbid => &mut self.forbids,
+            Effect::Permit => &mut self.permits,
+        };
         match &policy.test {
-            Some(test) => {
-                let tests = if forbids { &mut self.forbids } else { &mut self.permits };
-                tests.push((Arc::clone(&policy.id), test.clone()));
-            }
+            Some(test) => part.tests.push((Arc::clone(&policy.id), test.clone())),
             None => {
                 // Ids are unique, so it cannot be there already.
-                if self.rest.add(policy.policy.clone()).is_ok() {
-                    self.rest_forbids |= forbids;
-                    self.uses |= policy.uses;
+                if part.rest.add(policy.policy.clone()).is_ok() {
+                    part.uses |= policy.uses;
                 }
             }
         }
     }
+}
 
-    /// What needs no engine: the first permit that is met, or, as the error, a forbid.
-    pub(super) fn test(&self, asked: &Asked<'_>) -> Result<Option<&Arc<str>>, &Arc<str>> {
-        let met = |tests: &'_ [(Arc<str>, Test)]| tests.iter().position(|(_, t)| t.is_met(asked));
-        match met(&self.forbids) {
-            Some(at) => Err(&self.forbids[at].0),
-            None => Ok(met(&self.permits).map(|at| &self.permits[at].0)),
-        }
+impl Part {
+    /// Whether some of them need the engine.
+    pub(super) fn needs_engine(&self) -> bool {
+        !self.rest.is_empty()
     }
 
-    /// Whether the engine could still change the answer.
-    pub(super) fn is_open(&self, permitted: bool) -> bool {
-        if permitted { self.rest_forbids } else { !self.rest.is_empty() }
+    /// What those say that need no engine.
+    pub(super) fn test(&self, asked: &Asked<'_>) -> Said {
+        let mut said = Said::default();
+        for (id, test) in &self.tests {
+            match test.is_met(asked) {
+                Some(true) => return Said { met: Some(Arc::clone(id)), ..said },
+                Some(false) => {}
+                None => said.failed = said.failed.or_else(|| Some(Arc::clone(id))),
+            }
+        }
+        said
     }
 
     /// What the rest says.
@@ -96,16 +104,29 @@ impl Bucket {
         engine: &Authorizer,
         request: &Request,
         entities: &Entities,
-    ) -> Ruling {
+    ) -> Said {
         let response = engine.is_authorized(request, &self.rest, entities);
-        let decisive = response.diagnostics().reason().map(|id| Arc::from(id.as_ref())).min();
-        let failed = response.diagnostics().errors().map(failed_policy).min();
-        match (response.decision(), decisive, failed) {
-            (Decision::Deny, Some(id), _) => Ruling::Forbid(id),
-            (_, _, Some(id)) => Ruling::Failed(id),
-            (Decision::Allow, Some(id), None) => Ruling::Permit(id),
-            _ => Ruling::NoPermit,
+        let diagnostics = response.diagnostics();
+        Said {
+            met: diagnostics.reason().map(|id| Arc::from(id.as_ref())).min(),
+            failed: diagnostics.errors().map(failed_policy).min(),
         }
+    }
+}
+
+/// What policies of one effect say of a request.
+#[derive(Default)]
+pub(super) struct Said {
+    /// One that applies.
+    pub(super) met: Option<Arc<str>>,
+    /// One that could not be evaluated.
+    pub(super) failed: Option<Arc<str>>,
+}
+
+impl Said {
+    /// What was said before, and this.
+    pub(super) fn or(self, next: Self) -> Self {
+        Self { met: self.met.or(next.met), failed: self.failed.or(next.failed) }
     }
 }
 
