@@ -7,7 +7,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Read as _, Write as _},
+    io::{self, BufReader, Read as _, Write as _},
     os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::Path,
     sync::{
@@ -67,31 +67,26 @@ impl Replays {
         let boot = fs::read_to_string(BOOT_ID)?.trim().to_owned();
         let mark =
             [MAGIC, boot.as_bytes(), windows_s.map(u64::to_le_bytes).as_flattened()].concat();
-        let former = read(path, &mark, now.unix_s);
+        let shard_capacity = shard_capacity(capacity);
+        let empty = || (0..SHARDS).map(|_| Shard::new(shard_capacity, LIFETIME_S)).collect();
+        let mut shards: Vec<_> = empty();
+        let former = take_over(path, &mark, now.unix_s, &mut shards);
         let last_boot = fs::read_to_string(dir.join(NOTE)).ok();
-        let mut unproven_s = match (&former, last_boot) {
+        let unproven_s = match (&former, last_boot) {
+            // There is less room than there was.
+            (Some(Former { is_whole: false, .. }), _) => now.unix_s + LEEWAY_S_MAX,
             (Some(_), _) | (None, None) => 0,
             (None, Some(last)) if last.trim() != boot => now.booted_s + LEEWAY_S_MAX,
             (None, Some(_)) => now.unix_s + LEEWAY_S_MAX,
         };
-        let (key, entries) = match former {
-            Some(former) => former,
-            None => (random()?, Vec::new()),
-        };
-        let shard_capacity = shard_capacity(capacity);
-        let mut shards: Vec<_> =
-            (0..SHARDS).map(|_| Shard::new(shard_capacity, LIFETIME_S)).collect();
-        let mut images = vec![Vec::new(); SHARDS];
-        for (fingerprint, until_s) in entries {
-            let shard = shard_of(&fingerprint);
-            match shards[shard].admit(&fingerprint, until_s.into(), now.unix_s) {
-                Seen::Now(_) => images[shard].extend(record(&fingerprint, until_s)),
-                Seen::Before | Seen::Stale => {}
-                // There is less room than there was.
-                Seen::Full => unproven_s = now.unix_s + LEEWAY_S_MAX,
+        let key = match former {
+            Some(former) => former.key,
+            None => {
+                shards = empty();
+                random()?
             }
-        }
-        let file = write(path, &mark, &key, shard_capacity, &images)?;
+        };
+        let file = write(path, &mark, &key, shard_capacity, &shards)?;
         fs::write(dir.join(NOTE), &boot)?;
         let shards = shards.into_iter().map(Mutex::new).collect();
         Ok(Self { shards, shard_capacity, file, key, unproven_s, told: AtomicBool::new(false) })
@@ -164,9 +159,6 @@ pub fn open(settings: &Settings) -> anyhow::Result<Replays> {
         .with_context(|| format!("cannot use the memory of nonces {}", file.display()))
 }
 
-/// What is remembered, each until a time in unix seconds.
-type Entries = Vec<(Fingerprint, u32)>;
-
 /// When it is, and when the machine was booted, in unix seconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Now {
@@ -176,27 +168,44 @@ pub struct Now {
     pub booted_s: u64,
 }
 
-/// What a file of this boot holds that has not ended: its key and its entries. `None` if it does not
-/// prove what came: it is missing, of another boot or other windows, damaged, or from a time when the
-/// clock was ahead.
-fn read(path: &Path, mark: &[u8], now_s: u64) -> Option<([u8; 32], Entries)> {
-    let mut bytes = Vec::new();
-    File::open(path).ok()?.read_to_end(&mut bytes).ok()?;
-    let (head, records) = bytes.split_at_checked(HEAD)?;
-    let rest = head.strip_prefix(mark)?;
-    let key = rest.first_chunk::<32>()?;
-    let mut entries = Vec::new();
-    for record in records.chunks_exact(RECORD) {
+/// The memory of the process before.
+struct Former {
+    key: [u8; 32],
+    /// Whether there was room for all of it.
+    is_whole: bool,
+}
+
+/// Takes over what a file of this boot holds that has not ended. `None` if it does not prove what
+/// came: it is missing, of another boot or other windows, damaged, or from a time when the clock was
+/// ahead; then shards are left with a part of it. Never more of the file than a page is in memory.
+fn take_over(path: &Path, mark: &[u8], now_s: u64, shards: &mut [Shard]) -> Option<Former> {
+    let mut file = BufReader::new(File::open(path).ok()?);
+    let mut head = [0; HEAD];
+    file.read_exact(&mut head).ok()?;
+    let key = *head.strip_prefix(mark)?.first_chunk::<32>()?;
+    let (mut is_whole, mut record) = (true, [0; RECORD]);
+    // What is shorter than a record at the end was never an entry.
+    while read_record(&mut file, &mut record).ok()? {
         let (fingerprint, until_s) = record.split_first_chunk::<16>()?;
-        let until_s = u32::from_le_bytes(until_s.try_into().ok()?);
-        if u64::from(until_s) > now_s + LIFETIME_S {
+        let until_s = u64::from(u32::from_le_bytes(until_s.try_into().ok()?));
+        if until_s > now_s + LIFETIME_S {
             return None;
         }
-        if u64::from(until_s) >= now_s {
-            entries.push((*fingerprint, until_s));
+        if until_s >= now_s {
+            let seen = shards[shard_of(fingerprint)].admit(fingerprint, until_s, now_s);
+            is_whole &= seen != Seen::Full;
         }
     }
-    Some((*key, entries))
+    Some(Former { key, is_whole })
+}
+
+/// Reads the next record; whether there was one.
+fn read_record(file: &mut impl io::Read, record: &mut [u8; RECORD]) -> io::Result<bool> {
+    match file.read_exact(record) {
+        Ok(()) => Ok(true),
+        Err(fault) if fault.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(fault) => Err(fault),
+    }
 }
 
 /// Writes a file beside the former one and puts it in its place.
@@ -205,7 +214,7 @@ fn write(
     mark: &[u8],
     key: &[u8; 32],
     shard_capacity: u32,
-    images: &[Vec<u8>],
+    shards: &[Shard],
 ) -> io::Result<File> {
     let fresh = path.with_extension(format!("new-{}", std::process::id()));
     let _ = fs::remove_file(&fresh);
@@ -215,8 +224,17 @@ fn write(
     head.resize(HEAD, 0);
     file.write_all(&head)?;
     file.set_len(place(SHARDS, shard_capacity))?;
-    for (shard, image) in images.iter().enumerate() {
-        file.write_all_at(image, place(shard, shard_capacity))?;
+    let mut image = Vec::new();
+    for (number, shard) in shards.iter().enumerate() {
+        image.clear();
+        // Slots are given in their order, so that the first ones are those that are taken.
+        image.resize(shard.len() as usize * RECORD, 0);
+        for (slot, fingerprint, until_s) in shard.entries() {
+            let until_s = u32::try_from(until_s).unwrap_or(u32::MAX);
+            let at = slot as usize * RECORD;
+            image[at..at + RECORD].copy_from_slice(&record(&fingerprint, until_s));
+        }
+        file.write_all_at(&image, place(number, shard_capacity))?;
     }
     fs::rename(&fresh, path)?;
     Ok(file)

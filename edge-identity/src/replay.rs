@@ -94,6 +94,18 @@ impl Shard {
         self.len
     }
 
+    /// Each thing that is remembered: its number, what it looks like, and its end in unix seconds.
+    pub fn entries(&self) -> impl Iterator<Item = (u32, Fingerprint, u64)> + '_ {
+        let chain = move |until_s: u64| {
+            let first = self.ends[self.end(until_s)];
+            std::iter::successors(Some(first).filter(|at| *at != NONE), move |at| {
+                Some(self.slots[*at as usize].next_to_end).filter(|at| *at != NONE)
+            })
+            .map(move |at| (at, self.slots[at as usize].fingerprint, until_s))
+        };
+        (self.swept_s + 1..self.swept_s + self.ends.len() as u64).flat_map(chain)
+    }
+
     /// Whether nothing is remembered.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
@@ -237,6 +249,12 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(shard.len() as usize, model.len());
+                let entries = shard.entries().map(|(_, print, until_s)| (print, until_s));
+                let expected = model.iter().map(|(n, until_s)| (print(*n), *until_s));
+                prop_assert_eq!(
+                    entries.collect::<HashMap<_, _>>(),
+                    expected.collect::<HashMap<_, _>>()
+                );
             }
         }
     }
