@@ -73,6 +73,9 @@ pub(super) async fn prove(
     match proved {
         Ok(admitted) => Ok((Arc::clone(&admitted.1.named), admitted)),
         Err(Stop::Fault(fault)) => {
+            if is_final(fault) {
+                forget(worker, text);
+            }
             worker.counters.token_faults.count(fault);
             let nonces = &worker.edge.proof_nonces;
             let nonce = (fault == Fault::ProofNonce).then(|| nonces.current(clock::unix_ms()));
@@ -163,6 +166,19 @@ fn remember(
     let for_ms = u64::try_from(plan.tokens.cache_time.as_millis()).unwrap_or(u64::MAX);
     let until_ms = clock::unix_ms().saturating_add(for_ms).min(known.verified.claims.expires_ms);
     worker.tokens.borrow_mut().put(digest, under, Arc::clone(known), bytes, until_ms);
+}
+
+/// Whether a token that was verified is no good whatever request it comes with.
+const fn is_final(fault: Fault) -> bool {
+    matches!(fault, Fault::Expired | Fault::NotYet | Fault::Lifetime | Fault::Revoked)
+}
+
+/// Has a token verified again when it comes again: answered from the cache, it would be refused sooner
+/// than one that is wrongly signed.
+fn forget(worker: &Worker, text: &str) {
+    let mut tokens = worker.tokens.borrow_mut();
+    let digest = tokens.digest(text);
+    tokens.forget(digest);
 }
 
 /// What depends on the moment and the request: everything that no cache may answer.

@@ -101,6 +101,15 @@ impl<T> Cache<T> {
         self.insert(digest, Entry { under, until_ms, bytes, token });
     }
 
+    /// Forgets a token, so that it is verified again when it comes again.
+    pub fn forget(&mut self, digest: Digest) {
+        for generation in [&mut self.young, &mut self.old] {
+            if let Some(entry) = generation.entries.remove(&digest.0) {
+                generation.bytes -= entry.bytes;
+            }
+        }
+    }
+
     fn insert(&mut self, digest: Digest, entry: Entry<T>) {
         if entry.bytes > self.half_bytes {
             return;
