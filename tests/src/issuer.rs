@@ -3,7 +3,7 @@
 use std::{
     io::{BufRead, BufReader, Read as _, Write},
     net::{TcpListener, TcpStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::{
         Arc, Mutex,
@@ -310,7 +310,21 @@ fn say(text: &str) {
 /// # Errors
 /// If it fails, with its words.
 pub fn node_json(ns: &Netns, program: &str, args: &[&str]) -> Result<Value> {
-    let done = ns.command("node").arg(folder().join(program)).args(args).output()?;
+    json_of(ns.command("node"), program, args)
+}
+
+/// As [`node_json`], of a program that trusts this authority.
+///
+/// # Errors
+/// If it fails, with its words.
+pub fn node_json_trusting(ns: &Netns, ca: &Path, program: &str, args: &[&str]) -> Result<Value> {
+    let mut node = ns.command("node");
+    node.env("NODE_EXTRA_CA_CERTS", ca);
+    json_of(node, program, args)
+}
+
+fn json_of(mut node: Command, program: &str, args: &[&str]) -> Result<Value> {
+    let done = node.arg(folder().join(program)).args(args).output()?;
     let words = String::from_utf8_lossy(&done.stderr).into_owned();
     ensure!(done.status.success(), "{program}: {words}");
     let mut text = String::new();

@@ -8,9 +8,10 @@ use edge_tests::{
     Edged, Lab, Origin,
     client::{Response, until},
     issuer::{
-        AUDIENCE, Answers, ISSUER, KEYS_URL, KeyServer, Node, Signer, jwks, node_json, now_s, ran,
+        AUDIENCE, Answers, ISSUER, KEYS_URL, KeyServer, Node, Signer, jwks, node_json,
+        node_json_trusting, now_s, ran,
     },
-    lab::{CLIENT, FRIEND},
+    lab::{CLIENT, EDGE, FRIEND},
 };
 use serde_json::{Value, json};
 
@@ -397,6 +398,46 @@ fn a_certified_provider_and_an_independent_client_are_understood() -> Result<()>
         assert_eq!(ask()?.status, 401, "replayed");
     }
     ran("npm oidc-provider, with jose as its client");
+    Ok(())
+}
+
+/// npm `openid-client` with a token of `oidc-provider`, as an application uses them: by itself, bound to a
+/// key, and bound where proofs must carry a nonce of the edge's.
+#[test]
+fn an_independent_openid_client_gets_a_token_and_is_let_in() -> Result<()> {
+    if !Node::is_there()? {
+        return Ok(());
+    }
+    let lab = Lab::new()?;
+    let origin = Origin::start(&lab)?;
+    let issuer = "http://127.0.0.1:9001";
+    let (_provider, ready) = Node::start(&lab.edge, "provider.mjs", &["9001"])?;
+    assert_eq!(ready, "ready");
+    let edged = lab
+        .edged()?
+        .append(&format!(
+            "[[issuer]]\nname = \"provider\"\nissuer = \"{issuer}\"\n\
+             audience = [\"https://api.example\"]\ndiscovery = true\ncooldown = \"1s\"\n\
+             [[route]]\npath = \"/token\"\nmethods = [\"GET\"]\nauth = \"jwt\"\n\
+             scopes = [\"read\"]\nupstream = \"api\""
+        ))?
+        .start()?;
+    let url = format!("https://{EDGE}/token");
+    let call = |kind| {
+        let done = node_json_trusting(&lab.edge, &edged.ca, "openid.mjs", &[issuer, kind, &url]);
+        done.with_context(|| edged.log())
+    };
+    for kind in ["bearer", "dpop"] {
+        assert_eq!(call(kind)?["statuses"], json!([200, 200, 200]), "{kind}");
+    }
+    edged.edit("tokens.proof_nonces", "\"30s\"")?;
+    edged.tell("reload")?;
+    let bound = call("dpop")?;
+    assert_eq!(bound["statuses"], json!([200, 200, 200]), "with a nonce");
+    let token = bound["token"].as_str().context("no token")?;
+    assert_eq!(status(&edged, token)?, 401, "a bound token alone");
+    assert_eq!(origin.seen(), 9);
+    ran("npm openid-client, with a token of oidc-provider");
     Ok(())
 }
 
