@@ -4,6 +4,7 @@ mod keys;
 mod policy;
 mod revoke;
 mod signed;
+mod timing;
 mod tokens;
 
 use std::{fs, time::Duration};
@@ -24,6 +25,7 @@ pub(super) const MEASURES: Measures = &[
     (&[6], revoke::last_accepted),
     (&[7], signed::replays),
     (&[8], tokens::unknown_keys),
+    (&[9], timing::refusals),
 ];
 
 /// CPU microseconds of this thread for each call, after a tenth as many for warmth.

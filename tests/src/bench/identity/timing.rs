@@ -1,0 +1,153 @@
+//! Whether the time of a refusal tells why it was refused.
+
+use std::{thread, time::Duration, time::Instant};
+
+use anyhow::{Context, Result, ensure};
+use edge_identity::key::Secret;
+use serde_json::json;
+
+use crate::{
+    Edged, Origin,
+    bench::{
+        Effort, Goal, LOAD_CPU, Line, MEASURED_CPU, Report, need_two_cores, pin, pin_self,
+        report::median,
+    },
+    client::HOST,
+    daemon::find_key,
+    issuer::{AUDIENCE, Answers, ISSUER, KEYS_URL, KeyServer, Signer, jwks, now_s},
+    lab::{FRIEND, Lab},
+    random::Random,
+    talk::{Dial, Talk},
+};
+
+/// Bad keys and bad tokens in random order over one connection, each with its response time. Two kinds are
+/// alike if a request of the one takes longer than one of the other in half of all pairs.
+pub(in crate::bench) fn refusals(effort: Effort, report: &mut Report) -> Result<()> {
+    need_two_cores()?;
+    pin_self(LOAD_CPU)?;
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let (signer, thief) = (Signer::new("k1")?, Signer::new("k1")?);
+    let _keys = KeyServer::start(&lab, Answers::Bytes(jwks(&[&signer])))?;
+    let edged = lab
+        .edged()?
+        .set("limits.per_source", "\"off\"")
+        .set("verdicts.never_ban", &format!("[\"{FRIEND}/32\"]"))
+        .append(&format!(
+            "[[issuer]]\nname = \"own\"\nissuer = \"{ISSUER}\"\naudience = [\"{AUDIENCE}\"]\n\
+             jwks_url = \"{KEYS_URL}\"\n[[route]]\npath = \"/token\"\nmethods = [\"GET\"]\n\
+             auth = \"jwt\"\nupstream = \"api\"\n"
+        ))?
+        .start()?;
+    let (keys, tokens) = (keys(&edged)?, tokens(&edged, &signer, &thief)?);
+    pin(edged.pid(), MEASURED_CPU)?;
+    let count = if effort.is_quick() { 300 } else { 4_000 };
+    for (what, path, kinds) in [("keys", "/", keys), ("tokens", "/token", tokens)] {
+        let mut worst = Vec::new();
+        for round in 0..effort.rounds {
+            let mut talk = Dial::new(&edged.ca, HOST)?.connect(&lab, FRIEND)?;
+            let spent = ask(&mut talk, path, &kinds, count, round as u64)?;
+            let mut far = 0.0_f64;
+            for ((name, _), of_kind) in kinds.iter().zip(&spent) {
+                let share = longer(of_kind, &spent[0]);
+                far = far.max((share - 0.5).abs());
+                report.note(&format!(
+                    "round {}: {what}, {name}: {:.1} µs, longer than {} in {share:.3} of pairs",
+                    round + 1,
+                    median(of_kind),
+                    kinds[0].0
+                ));
+            }
+            worst.push(far);
+        }
+        report.add(&Line {
+            measure: 9,
+            name: format!(
+                "bad {what}: how far from a half the share of pairs is in which a kind takes longer"
+            ),
+            rounds: worst,
+            unit: "share",
+            goal: Goal::AtMost(0.05),
+            reference: format!("refusals of {} {what} in the same run", kinds[0].0),
+        });
+    }
+    Ok(())
+}
+
+/// A kind of bad credential, and the header line that shows one.
+type Kind = (&'static str, String);
+
+fn keys(edged: &Edged<'_>) -> Result<Vec<Kind>> {
+    let create = |line: &str| -> Result<String> {
+        let text = edged.tell(&format!("key create {line}"))?;
+        find_key(&text).with_context(|| format!("no key in: {text}"))
+    };
+    let (expired, revoked) = (create("--name expired --expires 1ms")?, create("--name revoked")?);
+    let shown = edged.ask("key list")?;
+    let entries = shown["entries"].as_array().context("keys")?;
+    let entry = entries.iter().find(|entry| entry["name"] == "revoked").context("listed")?;
+    edged.tell(&format!("key revoke {}", entry["id"].as_str().context("an id")?))?;
+    thread::sleep(Duration::from_millis(10));
+    let unknown = |n: u8| Secret::mint("edged", &[n; 32]).expose().to_owned();
+    let kinds = [
+        ("unknown", unknown(1)),
+        ("also unknown", unknown(2)),
+        ("expired", expired),
+        ("revoked", revoked),
+    ];
+    Ok(kinds.map(|(name, key)| (name, format!("X-API-Key: {key}"))).into())
+}
+
+fn tokens(edged: &Edged<'_>, signer: &Signer, thief: &Signer) -> Result<Vec<Kind>> {
+    let with = |changes: serde_json::Value| {
+        let mut claims = signer.claims();
+        for (name, value) in changes.as_object().into_iter().flatten() {
+            claims[name] = value.clone();
+        }
+        claims
+    };
+    edged.tell("token revoke --jti revoked --issuer own")?;
+    let kinds = [
+        ("wrongly signed", thief.token(&with(json!({ "jti": "wrong" })))),
+        ("otherwise wrongly signed", Signer::new("k1")?.token(&with(json!({ "jti": "wrong" })))),
+        ("expired", signer.token(&with(json!({ "jti": "expired", "exp": now_s() - 60 })))),
+        ("early", signer.token(&with(json!({ "jti": "early", "nbf": now_s() + 3_000 })))),
+        ("revoked", signer.token(&with(json!({ "jti": "revoked" })))),
+    ];
+    Ok(kinds.map(|(name, token)| (name, format!("Authorization: Bearer {token}"))).into())
+}
+
+/// Microseconds of each refusal of each kind, after a tenth as many for warmth.
+fn ask(
+    talk: &mut Talk,
+    path: &str,
+    kinds: &[Kind],
+    count: usize,
+    seed: u64,
+) -> Result<Vec<Vec<f64>>> {
+    let (mut random, mut spent) = (Random::new(seed), vec![Vec::with_capacity(count); kinds.len()]);
+    let warm = kinds.len() * count / 10;
+    for n in 0..warm + kinds.len() * count {
+        let kind = random.below(kinds.len() as u32) as usize;
+        let began = Instant::now();
+        let answer = talk.get(HOST, path, &[&kinds[kind].1])?;
+        let us = began.elapsed().as_secs_f64() * 1e6;
+        ensure!(answer.status == 401, "{}: {answer:?}", kinds[kind].0);
+        if n >= warm {
+            spent[kind].push(us);
+        }
+    }
+    Ok(spent)
+}
+
+/// The share of pairs in which the one is the greater; of equals, half (Mann and Whitney's statistic).
+fn longer(one: &[f64], other: &[f64]) -> f64 {
+    let mut sorted = other.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let wins = one.iter().map(|value| {
+        let below = sorted.partition_point(|o| o < value);
+        let equal = sorted.partition_point(|o| o <= value) - below;
+        below as f64 + equal as f64 / 2.0
+    });
+    wins.sum::<f64>() / (one.len() * other.len()) as f64
+}
