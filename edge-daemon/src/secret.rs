@@ -182,7 +182,7 @@ fn is_public(file: &File) -> io::Result<bool> {
 pub enum Fault {
     /// The file cannot be read.
     #[error("cannot be read: {0}")]
-    File(#[from] io::Error),
+    File(io::Error),
     /// Everyone may read the file.
     #[error("everyone can read it: chmod o= will do")]
     Public,
@@ -201,6 +201,12 @@ pub enum Fault {
     /// It is longer than [`BYTES_MAX`].
     #[error("it is longer than 64 KiB")]
     Long,
+}
+
+impl From<io::Error> for Fault {
+    fn from(error: io::Error) -> Self {
+        Self::File(error)
+    }
 }
 
 impl Fault {

@@ -15,6 +15,24 @@ pub struct Role {
     pub scopes: Vec<String>,
 }
 
+/// Whether a scope or a role may be called so: a word that reads as one in every list of them.
+#[must_use]
+pub fn is_name(text: &str) -> bool {
+    (1..=NAME_BYTES_MAX).contains(&text.len()) && text.chars().all(is_of_names)
+}
+
+/// Whether a name of a scope or a role may have this character.
+#[must_use]
+pub fn is_of_names(character: char) -> bool {
+    character.is_ascii_alphanumeric() || NAME_SIGNS.contains(character)
+}
+
+/// The longest name of a scope or a role, in bytes.
+pub const NAME_BYTES_MAX: usize = 64;
+
+/// What names of scopes and roles have beside letters and digits.
+pub const NAME_SIGNS: &str = "-_.:/";
+
 /// Why roles are refused. They are named by their place in what was given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RoleFault {

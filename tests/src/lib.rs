@@ -12,6 +12,7 @@ pub mod fail2ban;
 pub mod fleet;
 pub mod flood;
 pub mod frames;
+pub mod fuzz;
 pub mod issuer;
 pub mod lab;
 pub mod metrics;
@@ -29,6 +30,7 @@ pub mod siege;
 pub mod smuggling;
 pub mod source;
 pub mod talk;
+pub mod targets;
 pub mod web;
 
 pub use daemon::Edged;

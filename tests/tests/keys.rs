@@ -165,6 +165,8 @@ fn a_rotated_key_ends_after_its_grace_and_a_revoked_one_at_once() -> Result<()> 
     assert_eq!((status(&edged, &old_key)?, status(&edged, &new_key)?), (200, 200));
     assert_eq!(edged.ask(&format!("key show {new}"))?["scopes"][0], "s");
     assert!(!edged.ctl(&format!("key rotate {old}"))?.status.success(), "only once");
+    let unnameable = edged.ctl("key create --name b --scopes a;b")?;
+    assert!(!unnameable.status.success(), "no configuration could ask for such a scope");
     until("the old key ends", Duration::from_secs(20), || Ok(status(&edged, &old_key)? == 401))?;
     assert_eq!(status(&edged, &new_key)?, 200);
     event(&edged, "key_rotated", &old)?;

@@ -7,6 +7,7 @@ mod bench;
 mod bpf;
 mod ci;
 mod demo;
+mod fuzz;
 mod setup;
 mod shell;
 mod sources;
@@ -26,6 +27,8 @@ enum Task {
     Ci,
     /// Measure beside the best-known others, in one interleaved run.
     Bench(bench::Bench),
+    /// Fuzz the parsers of what strangers send; needs a nightly toolchain.
+    Fuzz(fuzz::Fuzz),
     /// Build the kernel programs into the committed object.
     Bpf {
         /// Prove that the committed object is what the source gives, and change nothing.
@@ -41,6 +44,7 @@ fn main() -> Result<()> {
         Task::Test(test) => test.run(),
         Task::Ci => ci::run(),
         Task::Bench(bench) => bench.run(),
+        Task::Fuzz(fuzz) => fuzz.run(),
         Task::Bpf { check: true } => bpf::check(),
         Task::Bpf { check: false } => bpf::build(),
     }

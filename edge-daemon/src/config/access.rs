@@ -1,6 +1,6 @@
 //! Reads who may pass: what a route asks of its callers, and `[[role]]`.
 
-use edge_identity::roles::{Role, RoleFault, Roles};
+use edge_identity::roles::{NAME_BYTES_MAX, NAME_SIGNS, Role, RoleFault, Roles, is_of_names};
 use edge_policy::{
     auth::{self, Methods},
     owner::{Attribute, Owner, Place, Template},
@@ -96,9 +96,7 @@ pub(super) fn names(item: &Item<'_>) -> Option<Vec<String>> {
 }
 
 pub(super) fn name(item: &Item<'_>) -> Option<String> {
-    item.word(64, "letters, digits and '-_.:/'", |c| {
-        c.is_ascii_alphanumeric() || "-_.:/".contains(c)
-    })
+    item.word(NAME_BYTES_MAX, &format!("letters, digits and '{NAME_SIGNS}'"), is_of_names)
 }
 
 /// `{ path = "/users/{id}", equals = "sub" }`

@@ -4,6 +4,7 @@ use std::fmt;
 
 use edge_identity::{
     key::{KeyId, Leak, Place},
+    roles::{NAME_BYTES_MAX, NAME_SIGNS, is_name},
     signed::{Algorithm, PublicKey},
 };
 use ipnet::IpNet;
@@ -231,5 +232,14 @@ impl KeyCommand {
         let words = new.scopes.iter().chain(&new.roles).chain(&new.tier);
         let owner = Some(&new.owner).filter(|owner| !owner.is_empty());
         text_fault(std::iter::once(&new.name).chain(owner).chain(words))
+            .or_else(|| name_fault(new.scopes.iter().chain(&new.roles)))
     }
+}
+
+/// Says which of these no scope or role can be called: no configuration could ask for it.
+pub(crate) fn name_fault<'a>(names: impl IntoIterator<Item = &'a String>) -> Option<String> {
+    let bad = names.into_iter().find(|name| !is_name(name))?;
+    Some(format!(
+        "no name of a scope or role, 1 to {NAME_BYTES_MAX} letters, digits and '{NAME_SIGNS}': {bad:?}"
+    ))
 }

@@ -8,7 +8,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{Registry, command::PAGE, slow};
 use crate::{
-    control::{Peer, Reply, keys::Imported, protocol::TEXT_BYTES_MAX},
+    control::{
+        Peer, Reply,
+        keys::{Imported, name_fault},
+        protocol::TEXT_BYTES_MAX,
+    },
     events::Event,
     store::StoredKey,
 };
@@ -82,6 +86,9 @@ impl Registry {
         }
         if has_bad_text(&record) {
             return Err(format!("a text over {TEXT_BYTES_MAX} bytes, or with control characters"));
+        }
+        if let Some(fault) = name_fault(record.grants.scopes.iter().chain(&record.grants.roles)) {
+            return Err(fault);
         }
         let chosen = match record.secret() {
             Some(BoundSecret::Chosen(hash)) => Some(hash),

@@ -1,0 +1,4 @@
+//! The targets of the ordinary tests, for a fuzzer that is guided by coverage: `cargo xtask fuzz`.
+
+#[path = "../../tests/src/targets.rs"]
+pub mod targets;
