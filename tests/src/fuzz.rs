@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{daemon::root, random::Random};
+use crate::{daemon::root, random::Random, targets::Run};
 
 /// What lies in a folder of a target, in the order of its names; nothing if there is no such folder.
 ///
@@ -25,7 +25,7 @@ pub fn inputs(folder: &str, target: &str) -> Result<Vec<Vec<u8>>> {
 ///
 /// # Errors
 /// If it has no seeds.
-pub fn run(name: &str, target: fn(&[u8]), damaged: usize) -> Result<()> {
+pub fn run(name: &str, target: Run, damaged: usize) -> Result<()> {
     let seeds = inputs("seeds", name)?;
     ensure!(!seeds.is_empty(), "fuzz/seeds/{name} is empty");
     for seed in &seeds {

@@ -34,7 +34,7 @@ fn every_target_is_fuzzed() -> Result<()> {
     let fuzz = root().join("fuzz");
     for folder in ["fuzz_targets", "seeds"] {
         let entries = std::fs::read_dir(fuzz.join(folder))?.collect::<Result<Vec<_>, _>>()?;
-        let there = entries.iter().map(|entry| entry.path());
+        let there = entries.iter().map(std::fs::DirEntry::path);
         let there = there.filter_map(|p| p.file_stem()?.to_str().map(str::to_owned));
         assert_eq!(there.collect::<BTreeSet<_>>(), names, "fuzz/{folder}");
     }
