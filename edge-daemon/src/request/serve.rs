@@ -114,11 +114,12 @@ async fn connection(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, ent
             }
             let (own, guest) = (Rc::clone(&worker), visitor.clone());
             tokio::select! {
+                // First of all: a request that comes after the revocation must not be begun.
                 biased;
-                () = converse(worker, visitor, entrance, stream) => {}
                 () = disowned(&own, &guest) => {
                     tracing::info!(address = %guest.address, "closed: its certificate is disowned");
                 }
+                () = converse(worker, visitor, entrance, stream) => {}
             }
         }
     }
