@@ -52,7 +52,8 @@ pub fn run(area: &str, measures: &[u32], effort: Effort, report: &mut Report) ->
         "verdicts" => verdicts::MEASURES,
         "gateway" => &[(&[1], gateway::keep_alive)],
         "identity" => identity::MEASURES,
-        // Not a bench: the process that one of them kills.
+        // Not benches: processes of one of them.
+        "remember" => return identity::remember(),
         "victim" => return identity::victim(measures.first().copied().unwrap_or(0).into()),
         _ => bail!("no such area: {area}"),
     };

@@ -141,14 +141,14 @@ pub(in crate::bench) fn throughput(effort: Effort, report: &mut Report) -> Resul
 }
 
 /// The key of this number.
-fn secret(number: u64) -> Secret {
+pub(super) fn secret(number: u64) -> Secret {
     let mut random = [0; 32];
     random[..8].copy_from_slice(&number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
     random[8..16].copy_from_slice(&number.to_le_bytes());
     Secret::mint("edged", &random)
 }
 
-fn record(peppers: &Peppers, number: u64) -> KeyRecord {
+pub(super) fn record(peppers: &Peppers, number: u64) -> KeyRecord {
     let digest = peppers.current.digest(secret(number).expose());
     KeyRecord {
         id: digest.id(),
@@ -166,4 +166,4 @@ fn record(peppers: &Peppers, number: u64) -> KeyRecord {
 
 /// Keys that are asked for: more than a core's cache holds.
 const ASKED: usize = 65_536;
-const NOW_MS: u64 = 1_795_262_400_000;
+pub(super) const NOW_MS: u64 = 1_795_262_400_000;

@@ -12,7 +12,7 @@ use std::{fs, time::Duration};
 use anyhow::{Context, Result};
 use nix::time::{ClockId, clock_gettime};
 
-pub(super) use signed::victim;
+pub(super) use signed::{remember, victim};
 
 use super::Measures;
 

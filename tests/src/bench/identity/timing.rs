@@ -1,11 +1,16 @@
 //! Whether the time of a refusal tells why it was refused.
 
-use std::{thread, time::Duration, time::Instant};
+use std::{
+    hint::black_box,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
-use edge_identity::key::Secret;
+use edge_identity::key::{KeyRing, Pepper, Peppers, Rules, Secret, prove};
 use serde_json::json;
 
+use super::{cpu, keys};
 use crate::{
     Edged, Origin,
     bench::{
@@ -39,10 +44,10 @@ pub(in crate::bench) fn refusals(effort: Effort, report: &mut Report) -> Result<
              auth = \"jwt\"\nupstream = \"api\"\n"
         ))?
         .start()?;
-    let (keys, tokens) = (keys(&edged)?, tokens(&edged, &signer, &thief)?);
+    let kinds = (bad_keys(&edged)?, bad_tokens(&edged, &signer, &thief)?);
     pin(edged.pid(), MEASURED_CPU)?;
     let count = if effort.is_quick() { 300 } else { 4_000 };
-    for (what, path, kinds) in [("keys", "/", keys), ("tokens", "/token", tokens)] {
+    for (what, path, kinds) in [("keys", "/", kinds.0), ("tokens", "/token", kinds.1)] {
         let mut worst = Vec::new();
         for round in 0..effort.rounds {
             let mut talk = Dial::new(&edged.ca, HOST)?.connect(&lab, FRIEND)?;
@@ -71,13 +76,76 @@ pub(in crate::bench) fn refusals(effort: Effort, report: &mut Report) -> Result<
             reference: format!("refusals of {} {what} in the same run", kinds[0].0),
         });
     }
+    checks(effort, report)
+}
+
+/// What the check of a bad key costs by itself, a thousand at a time in random order of kinds: on the wire
+/// a difference might be hidden by the way there.
+fn checks(effort: Effort, report: &mut Report) -> Result<()> {
+    pin_self(MEASURED_CPU)?;
+    let peppers = Peppers { current: Pepper::of(&[7; 32]), former: Vec::new() };
+    let rules = Rules { prefix: "edged".to_owned(), refuse_exposed: false };
+    let spoilt = |n: u64| {
+        let mut record = keys::record(&peppers, n);
+        match n % 2 {
+            0 => record.expires_ms = Some(keys::NOW_MS - 1),
+            _ => record.revoked_ms = Some(keys::NOW_MS - 1),
+        }
+        (record, None)
+    };
+    let ring = KeyRing::load((0..IN_RING).map(spoilt));
+    // Of each kind as many, none of which is asked for more often than another.
+    let kind = |first: u64| (0..IN_RING / 2).map(|n| keys::secret(first + 2 * n)).collect();
+    let kinds: [(&str, Vec<Secret>); 3] =
+        [("unknown", kind(IN_RING)), ("expired", kind(0)), ("revoked", kind(1))];
+    let mut random = Random::new(1);
+    let batches = if effort.is_quick() { 100 } else { 2_000 };
+    let mut apart = Vec::new();
+    for round in 1..=effort.rounds {
+        let mut spent = vec![Vec::new(); kinds.len()];
+        for _ in 0..batches * kinds.len() {
+            let at = random.below(kinds.len() as u32) as usize;
+            let secrets = &kinds[at].1;
+            let first = random.below(secrets.len() as u32) as usize;
+            let before = cpu()?;
+            for n in 0..BATCH {
+                let text = secrets[(first + n * 7) % secrets.len()].expose();
+                let refused =
+                    prove(&ring, &peppers, &rules, black_box(text), keys::NOW_MS).is_err();
+                ensure!(refused, "{} passed", kinds[at].0);
+            }
+            spent[at].push((cpu()? - before).as_secs_f64() * 1e9 / BATCH as f64);
+        }
+        let medians: Vec<_> = spent.iter().map(|of_kind| median(of_kind)).collect();
+        for ((name, _), (of_kind, ns)) in kinds.iter().zip(spent.iter().zip(&medians)) {
+            let share = longer(of_kind, &spent[0]);
+            report.note(&format!(
+                "round {round}: the check of keys, {name}: {ns:.0} ns, longer in {share:.3} of pairs"
+            ));
+        }
+        let most = medians.iter().copied().fold(f64::MIN, f64::max);
+        apart.push(most - medians.iter().copied().fold(f64::MAX, f64::min));
+    }
+    report.add(&Line {
+        measure: 9,
+        name: "the check of a bad key: dearest kind less cheapest, medians, CPU".to_owned(),
+        rounds: apart,
+        unit: "ns",
+        goal: Goal::AtMost(100.0),
+        reference: "unknown, expired and revoked keys in the same run".to_owned(),
+    });
     Ok(())
 }
+
+/// Keys in the ring of [`checks`]; as many are not in it.
+const IN_RING: u64 = 60_000;
+/// Checks whose time is taken together.
+const BATCH: usize = 1_000;
 
 /// A kind of bad credential, and the header line that shows one.
 type Kind = (&'static str, String);
 
-fn keys(edged: &Edged<'_>) -> Result<Vec<Kind>> {
+fn bad_keys(edged: &Edged<'_>) -> Result<Vec<Kind>> {
     let create = |line: &str| -> Result<String> {
         let text = edged.tell(&format!("key create {line}"))?;
         find_key(&text).with_context(|| format!("no key in: {text}"))
@@ -98,7 +166,7 @@ fn keys(edged: &Edged<'_>) -> Result<Vec<Kind>> {
     Ok(kinds.map(|(name, key)| (name, format!("X-API-Key: {key}"))).into())
 }
 
-fn tokens(edged: &Edged<'_>, signer: &Signer, thief: &Signer) -> Result<Vec<Kind>> {
+fn bad_tokens(edged: &Edged<'_>, signer: &Signer, thief: &Signer) -> Result<Vec<Kind>> {
     let with = |changes: serde_json::Value| {
         let mut claims = signer.claims();
         for (name, value) in changes.as_object().into_iter().flatten() {
