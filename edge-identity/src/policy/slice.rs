@@ -28,10 +28,10 @@ pub(super) struct Bucket {
 /// Policies that all forbid, or all permit.
 #[derive(Default)]
 pub(super) struct Part {
-    /// Those that need no engine.
-    tests: Vec<(Arc<str>, Test)>,
-    /// Those that do.
-    rest: PolicySet,
+    /// Those that need no engine; of one policy all slices have the same test.
+    tests: Vec<(Arc<str>, Arc<Test>)>,
+    /// Those that do, if there are any.
+    rest: Option<Box<PolicySet>>,
     /// What the rest looks at.
     pub(super) uses: Uses,
 }
@@ -68,10 +68,10 @@ impl Bucket {
             Effect::Permit => &mut self.permits,
         };
         match &policy.test {
-            Some(test) => part.tests.push((Arc::clone(&policy.id), test.clone())),
+            Some(test) => part.tests.push((Arc::clone(&policy.id), Arc::clone(test))),
             None => {
                 // Ids are unique, so it cannot be there already.
-                if part.rest.add(policy.policy.clone()).is_ok() {
+                if part.rest.get_or_insert_default().add(policy.policy.clone()).is_ok() {
                     part.uses |= policy.uses;
                 }
             }
@@ -82,7 +82,7 @@ impl Bucket {
 impl Part {
     /// Whether some of them need the engine.
     pub(super) fn needs_engine(&self) -> bool {
-        !self.rest.is_empty()
+        self.rest.is_some()
     }
 
     /// What those say that need no engine.
@@ -105,7 +105,8 @@ impl Part {
         request: &Request,
         entities: &Entities,
     ) -> Said {
-        let response = engine.is_authorized(request, &self.rest, entities);
+        let Some(rest) = &self.rest else { return Said::default() };
+        let response = engine.is_authorized(request, rest, entities);
         let diagnostics = response.diagnostics();
         Said {
             met: diagnostics.reason().map(|id| Arc::from(id.as_ref())).min(),
