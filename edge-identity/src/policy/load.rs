@@ -91,7 +91,7 @@ pub(super) struct Parsed {
     /// The label of its route; `None`: any.
     route: Option<String>,
     /// Its conditions as a plain test, if they are that simple.
-    pub(super) test: Option<Arc<Test>>,
+    pub(super) test: Option<Test>,
     pub(super) uses: Uses,
     /// The policy, for whoever is within its scope.
     pub(super) policy: Policy,
@@ -257,7 +257,7 @@ impl Reading<'_> {
         }
         let conditions = json.get("conditions").and_then(Value::as_array).cloned();
         let conditions = conditions.unwrap_or_default();
-        let (test, uses) = (Test::of(&conditions).map(Arc::new), Uses::of(&conditions));
+        let (test, uses) = (Test::of(&conditions), Uses::of(&conditions));
         let bare = match Policy::from_json(Some(PolicyId::new(&id)), json) {
             Ok(bare) => bare,
             Err(error) => {

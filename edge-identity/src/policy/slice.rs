@@ -28,8 +28,9 @@ pub(super) struct Bucket {
 /// Policies that all forbid, or all permit.
 #[derive(Default)]
 pub(super) struct Part {
-    /// Those that need no engine; of one policy all slices have the same test.
-    tests: Vec<(Arc<str>, Arc<Test>)>,
+    /// Those that need no engine. A slice has its own, made one after the other, so that they lie
+    /// together: with thousands of policies a decision costs what it waits for memory.
+    tests: Vec<(Arc<str>, Test)>,
     /// Those that do, if there are any.
     rest: Option<Box<PolicySet>>,
     /// What the rest looks at.
@@ -68,7 +69,7 @@ impl Bucket {
             Effect::Permit => &mut self.permits,
         };
         match &policy.test {
-            Some(test) => part.tests.push((Arc::clone(&policy.id), Arc::clone(test))),
+            Some(test) => part.tests.push((Arc::clone(&policy.id), test.clone())),
             None => {
                 // Ids are unique, so it cannot be there already.
                 if part.rest.get_or_insert_default().add(policy.policy.clone()).is_ok() {
