@@ -15,6 +15,7 @@ pub mod frames;
 pub mod fuzz;
 pub mod issuer;
 pub mod lab;
+pub mod load;
 pub mod metrics;
 pub mod mmdb;
 pub mod model;
@@ -31,6 +32,7 @@ pub mod smuggling;
 pub mod source;
 pub mod talk;
 pub mod targets;
+pub mod upstream;
 pub mod web;
 
 pub use daemon::Edged;

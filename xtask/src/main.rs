@@ -10,6 +10,7 @@ mod demo;
 mod fuzz;
 mod setup;
 mod shell;
+mod soak;
 mod sources;
 mod test;
 
@@ -29,6 +30,8 @@ enum Task {
     Bench(bench::Bench),
     /// Fuzz the parsers of what strangers send; needs a nightly toolchain.
     Fuzz(fuzz::Fuzz),
+    /// Load with chaos, for minutes: reloads, deaths of upstreams, changes of certificates.
+    Soak(soak::Soak),
     /// Build the kernel programs into the committed object.
     Bpf {
         /// Prove that the committed object is what the source gives, and change nothing.
@@ -45,6 +48,7 @@ fn main() -> Result<()> {
         Task::Ci => ci::run(),
         Task::Bench(bench) => bench.run(),
         Task::Fuzz(fuzz) => fuzz.run(),
+        Task::Soak(soak) => soak.run(),
         Task::Bpf { check: true } => bpf::check(),
         Task::Bpf { check: false } => bpf::build(),
     }

@@ -141,6 +141,7 @@ const NEEDED: &[(&str, &str)] = &[
     ("nginx", "nginx-light"),
     ("haproxy", "haproxy"),
     ("slowhttptest", "slowhttptest"),
+    ("sslscan", "sslscan"),
 ];
 
 /// npm packages of the tests' clients, and their versions.
@@ -161,6 +162,7 @@ const PEERS: &[(&str, &str)] = &[
     ("iptables-legacy", "iptables"),
     ("xdp-filter", "xdp-tools"),
     ("wrk", "wrk"),
+    ("h2load", "nghttp2-client"),
     ("taskset", "util-linux"),
     ("crowdsec-firewall-bouncer", "crowdsec-firewall-bouncer"),
 ];

@@ -7,6 +7,7 @@ mod identity;
 mod kernel;
 mod limits;
 mod report;
+mod rounds;
 mod verdicts;
 
 use std::{fs, path::Path};
@@ -50,7 +51,7 @@ pub fn run(area: &str, measures: &[u32], effort: Effort, report: &mut Report) ->
         "kernel" => kernel::MEASURES,
         "limits" => limits::MEASURES,
         "verdicts" => verdicts::MEASURES,
-        "gateway" => &[(&[1], gateway::keep_alive)],
+        "gateway" => gateway::MEASURES,
         "identity" => identity::MEASURES,
         // Not benches: processes of one of them.
         "remember" => return identity::remember(),

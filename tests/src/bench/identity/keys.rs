@@ -9,7 +9,7 @@ use super::{micros, resident_bytes};
 use crate::{
     bench::{
         Effort, Goal, LOAD_CPU, Line, MEASURED_CPU, Report,
-        gateway::{self, Nginx},
+        gateway::{self, Peer},
         need_two_cores, pin, pin_self,
         report::median,
     },
@@ -107,7 +107,7 @@ fn hashes(effort: Effort, report: &mut Report) -> Result<()> {
 pub(in crate::bench) fn throughput(effort: Effort, report: &mut Report) -> Result<()> {
     need_two_cores()?;
     let lab = Lab::new()?;
-    let _upstream = Nginx::upstream(&lab)?;
+    let _upstream = Peer::upstream(&lab)?;
     let open = r#"{ rate = "1000000/s", burst = 1000000 }"#;
     let route =
         "[[route]]\npath = \"/open\"\nmethods = [\"GET\"]\nauth = \"none\"\nupstream = \"api\"\n";

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use crate::{
     bench::{
         Effort, Goal, Line, Report,
-        gateway::{self, Nginx},
+        gateway::{self, Peer},
         need_two_cores,
     },
     client::HOST,
@@ -26,7 +26,7 @@ use crate::{
 pub(in crate::bench) fn last_accepted(effort: Effort, report: &mut Report) -> Result<()> {
     need_two_cores()?;
     let lab = Lab::new()?;
-    let _upstream = Nginx::upstream(&lab)?;
+    let _upstream = Peer::upstream(&lab)?;
     let open = r#"{ rate = "1000000/s", burst = 1000000 }"#;
     let mut edged = gateway::edged(&lab)?
         .set(

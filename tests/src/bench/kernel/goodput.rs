@@ -15,7 +15,7 @@ use crate::{
     bench::{
         Effort, Goal, LOAD_CPU, Line, MEASURED_CPU, Report,
         flood::{Flood, Pace, poller},
-        gateway::Nginx,
+        gateway::Peer,
         need_two_cores, pin, version,
     },
     daemon::certify,
@@ -80,7 +80,7 @@ fn behind_edged(flood: &Flood, list: &List, rate: u32, effort: Effort) -> Result
 /// The goodput beside the flood in percent of that without.
 fn kept(lab: &Lab, flood: &Flood, rate: u32, effort: Effort) -> Result<f64> {
     certify(lab.dir())?;
-    let server = Nginx::start(lab, "server", PORT, &server(lab), MEASURED_CPU)?;
+    let server = Peer::nginx(lab, "server", PORT, &server(lab), MEASURED_CPU)?;
     let script = write(lab, "think.lua", THINK)?;
     pin(poller(lab, &lab.edge, "edge0")?, MEASURED_CPU)?;
     goodput(lab, &script, 1)?;

@@ -9,11 +9,10 @@ mod life;
 mod limits;
 mod networks;
 mod receivers;
-mod rounds;
 mod swap;
 mod unlisted;
 
-use super::Measures;
+use super::{Measures, rounds};
 use crate::packet;
 
 /// The measures by number.

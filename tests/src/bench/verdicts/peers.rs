@@ -11,7 +11,7 @@ use anyhow::{Result, bail, ensure};
 
 use super::scene::{address, open};
 use crate::{
-    bench::{Effort, Goal, LOAD_CPU, Line, Report, gateway::Nginx, report::median, version},
+    bench::{Effort, Goal, LOAD_CPU, Line, Report, gateway::Peer, report::median, version},
     client::{HOST, reaches},
     crowdsec::Agent,
     daemon::certify,
@@ -75,7 +75,7 @@ fn crowdsec(effort: Effort) -> Result<Vec<f64>> {
 }
 
 /// A server that refuses everything and logs it, in the edge's place.
-fn nginx(lab: &Lab) -> Result<(Dial, Nginx)> {
+fn nginx(lab: &Lab) -> Result<(Dial, Peer)> {
     let ca = certify(lab.dir())?;
     let dir = lab.dir().display();
     fs::write(lab.dir().join(ACCESS), "")?;
@@ -86,7 +86,7 @@ fn nginx(lab: &Lab) -> Result<(Dial, Nginx)> {
          location / {{ return 401; }} }} }}\n",
         crate::lab::EDGE
     );
-    let nginx = Nginx::start(lab, "refusing", 443, &server, LOAD_CPU)?;
+    let nginx = Peer::nginx(lab, "refusing", 443, &server, LOAD_CPU)?;
     Ok((Dial::new(&ca, HOST)?, nginx))
 }
 
