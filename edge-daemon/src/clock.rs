@@ -1,20 +1,40 @@
 //! The two clocks: boot time, which rates and bans go by, and the calendar, which people read.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 pub use edge_policy::calendar::rfc3339;
 use edge_policy::limit::meter::Now;
-use http::HeaderValue;
 use nix::time::{ClockId, clock_gettime};
+
+thread_local! {
+    static RECENT_NS: Cell<u64> = const { Cell::new(0) };
+}
 
 /// Nanoseconds since boot, suspend included: the clock that the kernel programs compare bans to.
 #[must_use]
 pub fn boot_ns() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("the clock exists since Linux 2.6.39");
-    u64::try_from(Duration::from(now).as_nanos()).unwrap_or(u64::MAX)
+    let now_ns = u64::try_from(Duration::from(now).as_nanos()).unwrap_or(u64::MAX);
+    RECENT_NS.set(now_ns);
+    now_ns
+}
+
+/// What [`boot_ns`] told this thread last. A request reads the clock when it begins, when it goes
+/// upstream, when it is answered and when it ends; what happens in between goes by that.
+#[must_use]
+pub fn recent_ns() -> u64 {
+    RECENT_NS.get()
+}
+
+/// Milliseconds since some time, by a clock that is cheap to read and a few milliseconds late.
+#[must_use]
+pub fn coarse_ms() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)
+        .expect("the clock exists since Linux 2.6.32");
+    u64::try_from(Duration::from(now).as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Milliseconds since 1970.
@@ -32,21 +52,19 @@ pub fn now() -> Now {
     Now { boot_ns: boot_ns(), unix_ns }
 }
 
-/// The calendar, as a `Date` header tells it; written once a second by each thread.
-#[must_use]
-pub fn date() -> HeaderValue {
+/// Shows the calendar as a `Date` header tells it; written once a second by each thread.
+pub fn date(show: impl FnOnce(&str)) {
     thread_local! {
-        static WRITTEN: RefCell<Option<(u64, HeaderValue)>> = const { RefCell::new(None) };
+        static WRITTEN: RefCell<(u64, String)> = const { RefCell::new((0, String::new())) };
     }
     let now_s = unix_ms() / 1000;
-    WRITTEN.with_borrow_mut(|written| match written {
-        Some((second, date)) if *second == now_s => date.clone(),
-        _ => {
-            let date = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(now_s));
-            let date = HeaderValue::try_from(date).expect("a date is visible ASCII");
-            written.insert((now_s, date)).1.clone()
+    WRITTEN.with_borrow_mut(|(second, date)| {
+        if *second != now_s || date.is_empty() {
+            *date = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(now_s));
+            *second = now_s;
         }
-    })
+        show(date);
+    });
 }
 
 /// The boot time at which the calendar shows `unix_ms`; 0 if that was before boot.

@@ -6,6 +6,7 @@ use std::{future::Future, io, rc::Rc, sync::Arc, time::Duration};
 use edge_policy::{
     head::Bounds,
     http1::{self, Fields, Framing, RequestReader},
+    lines::Lines,
 };
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use tokio::{
@@ -81,7 +82,7 @@ where
     });
     let framing = Framing::Length(text.len() as u64);
     let mut out = Vec::with_capacity(text.len() + 256);
-    let fields = Fields { map: &map, framing, connection: Some("close") };
+    let fields = Fields { lines: &Lines::default(), map: &map, framing, connection: Some("close") };
     http1::response(&mut out, status, fields, false);
     out.extend_from_slice(text.as_bytes());
     stream.write_all(&out).await?;

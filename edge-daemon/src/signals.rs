@@ -33,24 +33,25 @@ impl Signals {
         Self { orders, waiting, lost: AtomicU64::new(0) }
     }
 
-    /// Sends a signal, or counts it as lost. Never waits.
-    pub fn send(&self, worker: usize, signal: Signal) {
+    /// Sends signals, or counts those as lost for which there is no room. Never waits.
+    pub fn send(&self, worker: usize, mut signals: Vec<Signal>) {
         let waiting = &self.waiting[worker];
         // A worker is one thread: nobody else adds to its share.
-        if waiting.load(Relaxed) >= SHARE {
-            self.lost.fetch_add(1, Relaxed);
-            return;
+        let room = SHARE.saturating_sub(waiting.load(Relaxed));
+        let mut lost = signals.len().saturating_sub(room);
+        signals.truncate(room);
+        let sent = signals.len();
+        waiting.fetch_add(sent, Relaxed);
+        if sent > 0 && self.orders.try_send(Order::Signals(signals, worker)).is_err() {
+            waiting.fetch_sub(sent, Relaxed);
+            lost += sent;
         }
-        waiting.fetch_add(1, Relaxed);
-        if self.orders.try_send(Order::Signal(Box::new(signal), worker)).is_err() {
-            waiting.fetch_sub(1, Relaxed);
-            self.lost.fetch_add(1, Relaxed);
-        }
+        self.lost.fetch_add(lost as u64, Relaxed);
     }
 
-    /// Notes that a signal of a worker was taken out of the queue.
-    pub fn taken(&self, worker: usize) {
-        self.waiting[worker].fetch_sub(1, Relaxed);
+    /// Notes that so many signals of a worker were taken out of the queue.
+    pub fn taken(&self, worker: usize, signals: usize) {
+        self.waiting[worker].fetch_sub(signals, Relaxed);
     }
 
     /// Signals that were lost.
@@ -60,7 +61,7 @@ impl Signals {
     }
 }
 
-/// Signals of one worker that wait: ~300 bytes each with their request.
+/// Signals of one worker that wait: ~400 bytes each with their request.
 const SHARE: usize = 8_192;
 
 #[cfg(test)]
@@ -89,14 +90,16 @@ mod tests {
             request: None,
         };
         for _ in 0..2 * SHARE {
-            signals.send(0, signal());
+            signals.send(0, vec![signal()]);
         }
         assert_eq!(signals.lost(), SHARE as u64);
-        signals.send(1, signal());
+        signals.send(1, vec![signal()]);
         assert_eq!(signals.lost(), SHARE as u64);
         assert_eq!(queue.try_iter().count(), SHARE + 1);
-        signals.taken(0);
-        signals.send(0, signal());
-        assert_eq!(signals.lost(), SHARE as u64);
+        signals.taken(0, 2);
+        signals.send(0, vec![signal(), signal(), signal()]);
+        assert_eq!(signals.lost(), SHARE as u64 + 1, "as many as there is room for");
+        let Ok(Order::Signals(sent, 0)) = queue.try_recv() else { panic!("nothing was sent") };
+        assert_eq!(sent.len(), 2);
     }
 }

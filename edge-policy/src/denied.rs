@@ -116,7 +116,7 @@ pub const fn status(reason: Reason) -> StatusCode {
 /// The answer to a refused request: a problem document (RFC 9457) that tells the status, the
 /// request id and nothing of the reason behind it.
 #[must_use]
-pub fn problem(denied: &Denied, request_id: &str, now_ms: u64) -> Response<Vec<u8>> {
+pub fn problem(denied: &Denied, request_id: &str) -> Response<Vec<u8>> {
     let status = status(denied.reason);
     let mut answer = page(status, request_id);
     let headers = answer.headers_mut();
@@ -133,9 +133,6 @@ pub fn problem(denied: &Denied, request_id: &str, now_ms: u64) -> Response<Vec<u
     if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
         let wait_s = retry_after_s(denied.wait_ns.unwrap_or(0));
         headers.insert(RETRY_AFTER, HeaderValue::from(wait_s));
-    }
-    if let Some(hit) = &denied.hit {
-        hit.standing.write(headers, now_ms);
     }
     answer
 }
@@ -174,10 +171,9 @@ mod tests {
 
     use super::*;
     use crate::auth::Method as AuthMethod;
-    use crate::limit::standing::Left;
 
     fn shown(reason: Reason) -> (u16, String) {
-        let answer = problem(&Denied::new(reason), "r-1", 0);
+        let answer = problem(&Denied::new(reason), "r-1");
         (answer.status().as_u16(), String::from_utf8(answer.into_body()).unwrap())
     }
 
@@ -225,10 +221,10 @@ mod tests {
 
     #[test]
     fn each_status_carries_the_headers_it_needs() {
-        let denied = |reason| problem(&Denied::new(reason), "r", 0);
+        let denied = |reason| problem(&Denied::new(reason), "r");
         let challenge = Challenge::of(Methods::from_iter(AuthMethod::ALL));
         let missing = Denied { challenge, ..Denied::new(Reason::CredentialMissing) };
-        let missing = problem(&missing, "r", 0);
+        let missing = problem(&missing, "r");
         assert_eq!(missing.headers()["www-authenticate"], r#"ApiKey realm="edged""#);
         assert_eq!(missing.headers().get_all("www-authenticate").iter().count(), 4);
         assert_eq!(missing.headers()["content-type"], "application/problem+json");
@@ -236,20 +232,16 @@ mod tests {
         assert!(!denied(Reason::NoRoute).headers().contains_key("retry-after"));
         let allow = vec![Method::GET, Method::HEAD];
         let wrong = Denied { allow, ..Denied::new(Reason::MethodNotAllowed) };
-        assert_eq!(problem(&wrong, "r", 0).headers()["allow"], "GET, HEAD");
-        let left = Left { limit: 5, remaining: 0, reset_ns: 3_000_000_000 };
-        let standing = Standing { left, window_s: Some(5) };
-        let hit = Some(Box::new(Hit { limit: "burst".into(), standing }));
+        assert_eq!(problem(&wrong, "r").headers()["allow"], "GET, HEAD");
         let wait_ns = Some(1_500_000_000);
-        let limited = Denied { wait_ns, hit, ..Denied::new(Reason::KeyRate) };
-        let answer = problem(&limited, "r", 10_000);
+        let limited = Denied { wait_ns, ..Denied::new(Reason::KeyRate) };
+        let answer = problem(&limited, "r");
         assert_eq!(answer.headers()["retry-after"], "2");
-        assert_eq!(answer.headers()["x-ratelimit-reset"], "13");
     }
 
     #[test]
     fn a_request_id_cannot_break_out_of_the_document() {
-        let answer = problem(&Denied::new(Reason::NoRoute), "a\"},{\"", 0);
+        let answer = problem(&Denied::new(Reason::NoRoute), "a\"},{\"");
         let read: serde_json::Value = serde_json::from_slice(answer.body()).unwrap();
         assert_eq!(read["request_id"], "a\"},{\"");
     }

@@ -15,6 +15,7 @@ pub mod http1;
 pub mod http2;
 pub mod ja4;
 pub mod limit;
+pub mod lines;
 pub mod list;
 pub mod login;
 pub mod owner;

@@ -25,7 +25,7 @@ pub use self::{
 };
 use crate::{
     auth::Methods, cors::Cors, csrf::Csrf, denied::Denied, login::Login, owner::Owner,
-    shield::Overrides,
+    shield::Secured,
 };
 
 /// What serves a part of the site.
@@ -60,8 +60,8 @@ pub struct Answers {
     pub cors: Option<Cors>,
     /// What a request that bears cookies must prove.
     pub csrf: Csrf,
-    /// Security headers that differ from the usual ones.
-    pub headers: Overrides,
+    /// Their security headers.
+    pub headers: Secured,
     /// Whether the upstream's own error pages reach the client.
     pub show_errors: bool,
 }

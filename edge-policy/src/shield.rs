@@ -1,13 +1,18 @@
 //! What the edge takes from and adds to the headers of requests and answers that pass.
 
+mod secured;
+
+use std::borrow::Cow;
 use std::net::IpAddr;
 
-use crate::auth::Method;
 use http::HeaderMap;
-use http::header::{
-    self, AUTHORIZATION, CACHE_CONTROL, CONNECTION, COOKIE, HeaderName, HeaderValue,
-};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use http::header::{self, AUTHORIZATION, CONNECTION, COOKIE, HeaderName, HeaderValue};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
+
+pub use self::secured::{Overrides, Secured, secured};
+use crate::auth::Method;
+use crate::head::Host;
+use crate::lines::Lines;
 
 /// The header that carries a key of ours.
 pub const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
@@ -21,7 +26,7 @@ pub struct Forward<'a> {
     /// The client's address.
     pub client: IpAddr,
     /// The host it asked for, with the port if it named one.
-    pub host: &'a str,
+    pub host: &'a Host,
     /// The port it came in by.
     pub port: u16,
     /// Names the request in our logs and the upstream's.
@@ -56,14 +61,11 @@ pub struct Principal<'a> {
 /// Takes from a request what is for this hop only, our credentials, and all that could make the
 /// upstream believe another client, host, target or method than the edge checked.
 pub fn strip_request(headers: &mut HeaderMap) {
-    strip_hop(headers);
-    headers.remove(header::EXPECT);
-    headers.remove(&X_API_KEY);
-    headers.remove(&X_API_SECRET);
+    strip_named(headers);
     if headers.get_all(AUTHORIZATION).iter().any(is_api_key) {
         headers.remove(AUTHORIZATION);
     }
-    strip(headers, is_claim);
+    strip(headers, |name| HOP.has(name) || CLAIMS.has(name) || CLAIMED.begin(name));
     join_cookies(headers);
 }
 
@@ -84,100 +86,77 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// Tells the upstream whom the request is from. Comes after [`strip_request`].
-pub fn forward(headers: &mut HeaderMap, facts: &Forward<'_>) {
-    let mut set = |name: &'static str, value: &str| {
-        // What a header cannot hold is left out: the upstream sees no claim rather than a false one.
-        if let Ok(value) = HeaderValue::from_str(value) {
-            headers.insert(HeaderName::from_static(name), value);
-        }
-    };
-    let client = facts.client.to_canonical();
-    let node = if client.is_ipv6() { format!("\"[{client}]\"") } else { client.to_string() };
-    set("forwarded", &format!("for={node};host=\"{}\";proto=https", facts.host));
-    set("x-forwarded-for", &client.to_string());
-    set("x-forwarded-host", facts.host);
-    set("x-forwarded-port", &facts.port.to_string());
-    set("x-forwarded-proto", "https");
-    set("x-real-ip", &client.to_string());
-    set("x-request-id", facts.request_id);
-    if let Some(principal) = facts.principal {
-        identify(&mut set, &principal);
+/// What the upstream is told of the request by the edge, and as which host it is asked: the one that
+/// the client asked for, or another. Of what
+/// [`strip_request`] leaves, only `Host` has such a name.
+#[must_use]
+pub fn forward(asked: Option<&str>, facts: &Forward<'_>) -> Lines {
+    let mut lines = Lines::with_capacity(512);
+    let Forward { host, .. } = facts;
+    match asked {
+        Some(asked) => lines.add("host", asked),
+        None => lines.add("host", host),
     }
+    let client = facts.client.to_canonical();
+    let address = client.to_string();
+    let node =
+        if client.is_ipv6() { Cow::from(format!("\"[{address}]\"")) } else { (&address).into() };
+    lines.add("forwarded", format_args!("for={node};host=\"{host}\";proto=https"));
+    lines.add("x-forwarded-for", &address);
+    lines.add("x-forwarded-host", host);
+    lines.add("x-forwarded-port", facts.port);
+    lines.add("x-forwarded-proto", "https");
+    lines.add("x-real-ip", &address);
+    lines.add("x-request-id", facts.request_id);
+    if let Some(principal) = facts.principal {
+        identify(&mut lines, &principal);
+    }
+    lines
+}
+
+fn escaped(text: &str) -> PercentEncode<'_> {
+    utf8_percent_encode(text, WORD_ESCAPES)
 }
 
 /// Names the principal. What a header cannot hold as it is, is percent-encoded; so is the comma
 /// in a role, since commas part roles.
-fn identify(set: &mut impl FnMut(&'static str, &str), principal: &Principal<'_>) {
-    let escaped = |text: &str| utf8_percent_encode(text, WORD_ESCAPES).to_string();
+fn identify(lines: &mut Lines, principal: &Principal<'_>) {
     let mut list = |name, words: &[&str], between: &str| {
         if !words.is_empty() {
-            let words: Vec<_> = words.iter().map(|word| escaped(word)).collect();
-            set(name, &words.join(between));
+            let words: Vec<_> = words.iter().map(|word| escaped(word).to_string()).collect();
+            lines.add(name, words.join(between));
         }
     };
     list("x-edged-scopes", principal.scopes, " ");
     list("x-edged-roles", principal.roles, ",");
-    set("x-edged-principal", &escaped(principal.identity));
+    lines.add("x-edged-principal", escaped(principal.identity));
     if let Some(issuer) = principal.issuer {
-        set("x-edged-issuer", issuer);
-        set("x-edged-subject", &escaped(principal.id));
+        lines.add("x-edged-issuer", issuer);
+        lines.add("x-edged-subject", escaped(principal.id));
     }
-    set("x-edged-method", principal.method.name());
-    let name = utf8_percent_encode(principal.name, NAME_ESCAPES).to_string();
+    lines.add("x-edged-method", principal.method.name());
+    let name = utf8_percent_encode(principal.name, NAME_ESCAPES);
     match principal.key {
         Some(id) => {
-            set("x-edged-key-id", id);
-            set("x-edged-key-name", &name);
+            lines.add("x-edged-key-id", id);
+            lines.add("x-edged-key-name", name);
         }
-        None if name.is_empty() => {}
-        None => set("x-edged-name", &name),
+        None if principal.name.is_empty() => {}
+        None => lines.add("x-edged-name", name),
     }
     if let Some(token) = principal.token {
-        set("x-edged-token", token);
+        lines.add("x-edged-token", token);
     }
 }
 
 /// Takes from an answer what is for this hop only, and what tells an attacker of the software.
 pub fn strip_response(headers: &mut HeaderMap) {
-    strip_hop(headers);
-    strip(headers, |name| TELLTALES.contains(&name) || name.starts_with("x-edged-"));
+    strip_named(headers);
+    strip(headers, |name| HOP.has(name) || TELLTALES.has(name) || name.starts_with("x-edged-"));
 }
 
-/// A route's own word on security headers, each one of [`secured`]: a value is set whatever the
-/// upstream says, `None` leaves the header to the upstream.
-pub type Overrides = Vec<(HeaderName, Option<HeaderValue>)>;
-
-/// The headers that the edge sets by itself and a route may set otherwise.
-pub fn secured() -> impl Iterator<Item = &'static str> + Clone {
-    let names = ALWAYS.iter().chain(&UNLESS_SET).map(|(name, _)| *name);
-    names.chain(["cache-control"])
-}
-
-/// Adds the security headers to an answer. An upstream knows its own pages and may set its own
-/// policies, but not do without HSTS, `nosniff`, or `no-store` on an authenticated answer, unless
-/// the route says so.
-pub fn secure(headers: &mut HeaderMap, authenticated: bool, overrides: &Overrides) {
-    let usual = |name: &str| !overrides.iter().any(|(own, _)| own.as_str() == name);
-    for (name, value) in ALWAYS.into_iter().filter(|(name, _)| usual(name)) {
-        headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
-    }
-    for (name, value) in UNLESS_SET.into_iter().filter(|(name, _)| usual(name)) {
-        let name = HeaderName::from_static(name);
-        headers.entry(name).or_insert(HeaderValue::from_static(value));
-    }
-    if authenticated && usual(CACHE_CONTROL.as_str()) {
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    }
-    for (name, value) in overrides {
-        if let Some(value) = value {
-            headers.insert(name, value.clone());
-        }
-    }
-}
-
-/// Removes the headers of one connection: the known ones and those that `Connection` names.
-fn strip_hop(headers: &mut HeaderMap) {
+/// Removes what `Connection` names.
+fn strip_named(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(CONNECTION)
         .iter()
@@ -190,36 +169,61 @@ fn strip_hop(headers: &mut HeaderMap) {
     for name in named {
         headers.remove(name);
     }
-    for name in HOP {
-        headers.remove(name);
-    }
 }
 
 fn strip(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
-    // Servers that turn headers into variables make one sign of all that is no letter or digit.
-    let other = |c: char| !c.is_ascii_alphanumeric();
-    let spelled = |name: &HeaderName| name.as_str().replace(other, "-");
-    let gone: Vec<_> = headers.keys().filter(|n| unwanted(&spelled(n))).cloned().collect();
+    let gone: Vec<_> = headers.keys().filter(|n| unwanted(&spelled(n.as_str()))).cloned().collect();
     for name in gone {
         headers.remove(name);
     }
 }
 
-/// Whether a request header claims what only the edge may say.
-fn is_claim(name: &str) -> bool {
-    name == X_API_KEY.as_str()
-        || name == X_API_SECRET.as_str()
-        || CLAIMS.contains(&name)
-        || name.starts_with("x-forwarded-")
-        || name.starts_with("x-edged-")
-        || name.starts_with("ssl-client-")
-        || name.starts_with("x-ssl-")
-        || name.starts_with("x-client-")
-        || name.starts_with("x-amzn-mtls-")
+/// A name as servers know it that turn headers into variables: they make one sign of all that is no
+/// letter or digit.
+fn spelled(name: &str) -> Cow<'_, str> {
+    let other = |c: char| !c.is_ascii_alphanumeric();
+    if name.bytes().all(|byte| byte == b'-' || byte.is_ascii_alphanumeric()) {
+        return Cow::Borrowed(name);
+    }
+    Cow::Owned(name.replace(other, "-"))
 }
 
-const HOP: [&str; 11] = [
+/// Names of header fields, and for each letter that they begin with the lengths that they have: of most
+/// names that are none of them, one look tells.
+struct Names<const N: usize> {
+    names: [&'static str; N],
+    lengths: [u64; 32],
+}
+
+impl<const N: usize> Names<N> {
+    const fn new(names: [&'static str; N]) -> Self {
+        let mut lengths = [0; 32];
+        let mut at = 0;
+        while at < N {
+            let name = names[at].as_bytes();
+            lengths[name[0] as usize % 32] |= 1 << name.len();
+            at += 1;
+        }
+        Self { names, lengths }
+    }
+
+    /// Whether a name is one of them.
+    fn has(&self, name: &str) -> bool {
+        let first = name.as_bytes().first().map_or(0, |first| usize::from(*first) % 32);
+        let may_be = name.len() < 64 && self.lengths[first] >> name.len() & 1 == 1;
+        may_be && self.names.contains(&name)
+    }
+
+    /// Whether a name begins with one of them.
+    fn begin(&self, name: &str) -> bool {
+        let first = name.as_bytes().first().map_or(0, |first| usize::from(*first) % 32);
+        self.lengths[first] != 0 && self.names.iter().any(|start| name.starts_with(start))
+    }
+}
+
+static HOP: Names<12> = Names::new([
     "connection",
+    "expect",
     "http2-settings",
     "keep-alive",
     "proxy-authenticate",
@@ -230,9 +234,13 @@ const HOP: [&str; 11] = [
     "trailers",
     "transfer-encoding",
     "upgrade",
-];
+]);
 
-const CLAIMS: [&str; 35] = [
+/// What names of claims begin with.
+static CLAIMED: Names<6> =
+    Names::new(["ssl-client-", "x-amzn-mtls-", "x-client-", "x-edged-", "x-forwarded-", "x-ssl-"]);
+
+static CLAIMS: Names<37> = Names::new([
     "cf-connecting-ip",
     "cf-connecting-ipv6",
     "cf-pseudo-ipv4",
@@ -245,6 +253,8 @@ const CLAIMS: [&str; 35] = [
     "remote-addr",
     "true-client-ip",
     "via",
+    "x-api-key",
+    "x-api-secret",
     "x-appengine-user-ip",
     "x-azure-clientip",
     "x-azure-socketip",
@@ -268,9 +278,9 @@ const CLAIMS: [&str; 35] = [
     "x-rewrite-url",
     "x-scheme",
     "x-url-scheme",
-];
+]);
 
-const TELLTALES: [&str; 12] = [
+static TELLTALES: Names<13> = Names::new([
     "alt-svc",
     "server",
     "via",
@@ -280,24 +290,11 @@ const TELLTALES: [&str; 12] = [
     "x-drupal-cache",
     "x-generator",
     "x-powered-by",
+    "x-request-id",
     "x-runtime",
     "x-served-by",
     "x-version",
-];
-
-const ALWAYS: [(&str, &str); 2] = [
-    ("strict-transport-security", "max-age=63072000; includeSubDomains"),
-    ("x-content-type-options", "nosniff"),
-];
-
-const UNLESS_SET: [(&str, &str); 6] = [
-    ("content-security-policy", "default-src 'none'; frame-ancestors 'none'"),
-    ("cross-origin-opener-policy", "same-origin"),
-    ("cross-origin-resource-policy", "same-origin"),
-    ("permissions-policy", "camera=(), geolocation=(), microphone=(), payment=(), usb=()"),
-    ("referrer-policy", "no-referrer"),
-    ("x-frame-options", "DENY"),
-];
+]);
 
 /// Ids, scopes and roles keep what they are commonly made of: `orders:read`, `spiffe://a/b`.
 const WORD_ESCAPES: &AsciiSet = &NAME_ESCAPES.remove(b':').remove(b'/').remove(b'@');
@@ -315,6 +312,10 @@ mod tests {
             headers.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
         }
         headers
+    }
+
+    fn host(text: &str) -> Host {
+        text.parse().unwrap()
     }
 
     fn names(headers: &HeaderMap) -> Vec<&str> {
@@ -370,7 +371,6 @@ mod tests {
 
     #[test]
     fn the_upstream_is_told_of_the_client() {
-        let mut told = HeaderMap::new();
         let principal = Some(Principal {
             identity: "main:k1",
             issuer: Some("main"),
@@ -383,10 +383,12 @@ mod tests {
             token: Some("t.t.t"),
         });
         let client = "::ffff:192.0.2.7".parse().unwrap();
+        let mut told = HeaderMap::new();
         forward(
-            &mut told,
-            &Forward { client, host: "a:8443", port: 8443, request_id: "r1", principal },
-        );
+            None,
+            &Forward { client, host: &host("a:8443"), port: 8443, request_id: "r1", principal },
+        )
+        .set(&mut told);
         assert_eq!(told["x-forwarded-for"], "192.0.2.7");
         assert_eq!(told["x-forwarded-proto"], "https");
         assert_eq!(told["x-forwarded-port"], "8443");
@@ -403,12 +405,11 @@ mod tests {
         assert_eq!(told["x-edged-scopes"], "orders:read a%20b");
         assert_eq!(told["x-edged-roles"], "ops,a%2Cb");
         assert_eq!(told["x-edged-token"], "t.t.t");
-        let mut told = HeaderMap::new();
-        forward(
-            &mut told,
-            &Forward { client, host: "a", port: 443, request_id: "r1", principal: None },
+        let told = forward(
+            None,
+            &Forward { client, host: &host("a"), port: 443, request_id: "r1", principal: None },
         );
-        assert!(!told.contains_key("x-edged-key-id"));
+        assert_eq!(told.get("x-edged-key-id"), None);
     }
 
     #[test]
@@ -431,33 +432,40 @@ mod tests {
     }
 
     #[test]
-    fn security_headers_are_on_by_default() {
-        let mut given = HeaderMap::new();
-        secure(&mut given, true, &Vec::new());
-        assert_eq!(given.len(), ALWAYS.len() + UNLESS_SET.len() + 1);
-        assert_eq!(given["cache-control"], "no-store");
-        assert_eq!(given["x-frame-options"], "DENY");
-        let mut open = headers(&[("cache-control", "max-age=60")]);
-        secure(&mut open, false, &Vec::new());
-        assert_eq!(open["cache-control"], "max-age=60");
+    fn a_name_is_found_among_many() {
+        for name in HOP.names.iter().chain(&CLAIMS.names).chain(&TELLTALES.names) {
+            assert!(HOP.has(name) || CLAIMS.has(name) || TELLTALES.has(name), "{name}");
+        }
+        let long = "x".repeat(70);
+        for name in ["", "t", "tea", "hose", "connectiom", "viaa", &long] {
+            assert!(!HOP.has(name) && !CLAIMS.has(name) && !TELLTALES.has(name), "{name}");
+        }
+        assert!(CLAIMED.begin("x-edged-a") && CLAIMED.begin("ssl-client-s-dn"));
+        assert!(!CLAIMED.begin("x-edge") && !CLAIMED.begin("accept") && !CLAIMED.begin(""));
     }
 
     #[test]
-    fn a_route_has_the_last_word_on_security_headers() {
-        let overrides = vec![
-            (HeaderName::from_static("x-frame-options"), None),
-            (
-                HeaderName::from_static("content-security-policy"),
-                Some("default-src 'self'".parse().unwrap()),
-            ),
-            (CACHE_CONTROL, Some("private".parse().unwrap())),
-        ];
-        let mut given = headers(&[("content-security-policy", "x"), ("cache-control", "public")]);
-        secure(&mut given, true, &overrides);
-        assert!(!given.contains_key("x-frame-options"));
-        assert_eq!(given["content-security-policy"], "default-src 'self'");
-        assert_eq!(given["cache-control"], "private");
-        assert!(overrides.iter().all(|(name, _)| secured().any(|own| own == name.as_str())));
+    fn nothing_that_a_client_says_is_named_like_what_the_edge_says() {
+        let client = "::1".parse().unwrap();
+        let principal = Some(Principal {
+            identity: "i",
+            issuer: Some("i"),
+            id: "i",
+            name: "n",
+            method: Method::Key,
+            scopes: &["s"],
+            roles: &["r"],
+            key: None,
+            token: Some("t"),
+        });
+        let told = forward(
+            None,
+            &Forward { client, host: &host("a"), port: 1, request_id: "r", principal },
+        );
+        let mut given = HeaderMap::new();
+        told.set(&mut given);
+        strip_request(&mut given);
+        assert_eq!(names(&given), ["host"]);
     }
 
     #[test]
@@ -469,20 +477,5 @@ mod tests {
         strip_request(&mut headers);
         let joined: Vec<_> = headers.get_all(COOKIE).iter().collect();
         assert_eq!(joined, ["a=1; b=2; c=3; d=4"]);
-    }
-
-    #[test]
-    fn an_upstream_sets_its_own_policies_but_not_without_ours() {
-        let mut given = headers(&[
-            ("content-security-policy", "default-src 'self'"),
-            ("strict-transport-security", "max-age=0"),
-            ("x-content-type-options", "x"),
-            ("cache-control", "public, max-age=60"),
-        ]);
-        secure(&mut given, true, &Vec::new());
-        assert_eq!(given["content-security-policy"], "default-src 'self'");
-        assert_eq!(given["strict-transport-security"], ALWAYS[0].1);
-        assert_eq!(given["x-content-type-options"], "nosniff");
-        assert_eq!(given["cache-control"], "no-store");
     }
 }

@@ -34,7 +34,7 @@ impl Target {
         if !path.starts_with('/') {
             return Err(Reason::MalformedRequest);
         }
-        let path = resolve(&unescape(path)?)?;
+        let path = if is_normal(path) { path.to_owned() } else { resolve(&unescape(path)?)? };
         let query = query.map(check_query).transpose()?;
         Ok(Self { path, query })
     }
@@ -44,6 +44,21 @@ impl Target {
     pub fn path_and_query(&self) -> String {
         self.query.as_ref().map_or_else(|| self.path.clone(), |q| format!("{}?{q}", self.path))
     }
+}
+
+/// Whether a path is as it would become: letters, digits and few signs, no empty segment and none that
+/// begins with a dot.
+fn is_normal(path: &str) -> bool {
+    let mut last = b' ';
+    let is_plain = |byte: u8| {
+        let fits = match byte {
+            b'/' | b'.' => last != b'/',
+            byte => byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'~'),
+        };
+        last = byte;
+        fits
+    };
+    path.bytes().all(is_plain)
 }
 
 /// Brings the escapes of a path into their one form.
@@ -241,6 +256,13 @@ mod tests {
                 prop_assert!(!target.path.contains("//") && !decoded.contains(['\\', '\0']));
                 prop_assert!(target.path.split('/').all(|s| s != "." && s != ".."));
                 prop_assert_eq!(decoded.matches('/').count(), target.path.matches('/').count());
+            }
+        }
+
+        #[test]
+        fn a_path_that_is_normal_stays_as_it_is(path in "/[a-c./_~%-]{0,12}") {
+            if is_normal(&path) {
+                prop_assert_eq!(unescape(&path).and_then(|path| resolve(&path)), Ok(path));
             }
         }
 

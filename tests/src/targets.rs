@@ -26,6 +26,7 @@ use edge_policy::{
     head::{self, Bounds, Host},
     http1::{self, Chunk, Chunks, Framing, RequestReader},
     ja4::{Hello, Ja4},
+    lines::Lines,
     proxy,
     target::Target,
 };
@@ -256,7 +257,8 @@ pub fn request(bytes: &[u8]) {
     };
     // What goes on is read again as one request of the same parts.
     let mut out = Vec::new();
-    let fields = http1::Fields { map: &headers, framing, connection: None };
+    let lines = Lines::default();
+    let fields = http1::Fields { lines: &lines, map: &headers, framing, connection: None };
     http1::request(&mut out, &method, &target.path_and_query(), fields);
     let mut again = RequestReader::default();
     let room = Bounds { headers_max: 1_000, header_bytes_max: 1 << 20, uri_bytes_max: 1 << 20 };

@@ -393,7 +393,7 @@ fn requests_wait_for_their_turn_or_are_told_to_come_back() -> Result<()> {
         .set("upstream.0.queue_timeout", "\"20s\"")
         .start()?;
     let key = edged.key("k")?;
-    let slow = || edged.get(FRIEND, "/slow?ms=1500").key(&key).send();
+    let slow = || edged.get(FRIEND, "/slow?ms=4000").key(&key).send();
     std::thread::scope(|scope| -> Result<()> {
         let first = scope.spawn(slow);
         let flying = || Ok(metric(&edged, "edged_upstream_requests_in_flight", &[])? == 1.0);

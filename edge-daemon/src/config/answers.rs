@@ -7,7 +7,7 @@ use edge_policy::{
     cors::{self, Cors},
     csrf::{Csrf, Token},
     route::Answers,
-    shield,
+    shield::{self, Secured},
 };
 use http::{HeaderName, HeaderValue};
 
@@ -23,7 +23,7 @@ pub(super) fn answers(table: &Table<'_>) -> Answers {
     Answers {
         cors,
         csrf,
-        headers: table.or("security_headers", Vec::new(), security_headers),
+        headers: Secured::new(&table.or("security_headers", Vec::new(), security_headers)),
         show_errors: table.or("show_errors", false, Item::flag),
     }
 }
@@ -128,7 +128,7 @@ fn header_value(item: &Item<'_>) -> Option<Option<HeaderValue>> {
     }
     let written = item.text("a value, or false to leave it to the upstream")?;
     match HeaderValue::from_str(written) {
-        Ok(value) if !written.is_empty() => Some(Some(value)),
+        Ok(value) if !written.is_empty() && written.is_ascii() => Some(Some(value)),
         _ => item.wrong(format!("'{}' cannot be '{written}'", item.key), "visible characters"),
     }
 }

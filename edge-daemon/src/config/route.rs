@@ -211,6 +211,8 @@ fn known(item: &Item<'_>, upstreams: &[Upstream]) -> Option<usize> {
 mod tests {
     use std::path::Path;
 
+    use edge_policy::shield::Secured;
+
     use super::super::{Settings, parse};
 
     const HEAD: &str = "[kernel]\ninterfaces = [\"eth0\"]\n[server]\nhttps = [\"0.0.0.0:443\"]\n[tls]\n\
@@ -250,7 +252,10 @@ mod tests {
         let csrf = listed.answers.csrf;
         assert_eq!(csrf.origins, ["https://c.d", "https://a.b"], "credentials are trust");
         assert_eq!(csrf.token.unwrap().header, "x-csrf-token");
-        assert_eq!(listed.answers.headers.len(), 2);
+        let own = [("x-frame-options", None), ("referrer-policy", Some("origin"))];
+        let own =
+            own.map(|(name, value)| (name.parse().unwrap(), value.map(|v| v.parse().unwrap())));
+        assert_eq!(listed.answers.headers, Secured::new(&own.into()));
     }
 
     #[test]

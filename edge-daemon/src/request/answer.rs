@@ -1,15 +1,17 @@
 //! What leaves: the only file that makes a response for a client.
 
-use std::{future::poll_fn, rc::Rc, time::Duration};
+use std::{future::poll_fn, rc::Rc, sync::LazyLock, time::Duration};
 
 use bytes::Bytes;
 use edge_common::Reason;
 use edge_policy::{
     denied::{self, Denied},
+    limit::Standing,
+    lines::Lines,
     route::Answers,
     shield,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use tokio::{task::spawn_local, time::timeout};
 
 use super::{
@@ -46,11 +48,9 @@ pub(crate) fn pass(
         // There is no body that it could be the length of (RFC 9110, 8.6).
         parts.headers.remove(header::CONTENT_LENGTH);
     }
-    if let Some(standing) = trace.admission.standing {
-        standing.write(&mut parts.headers, clock::unix_ms());
-    }
-    finish(&mut parts.headers, trace);
-    Response::from_parts(parts, Answer::passed(body, lease, upload, ending))
+    let mut answer = Answer::passed(body, lease, upload, ending);
+    finish(&mut parts.headers, &mut answer.lines, trace.admission.standing, trace);
+    Response::from_parts(parts, answer)
 }
 
 /// The edge's own document in the place of an upstream's error page, which may tell of its inside.
@@ -70,11 +70,9 @@ fn hide(
     if let Some(wait) = original.headers.get(header::RETRY_AFTER) {
         parts.headers.insert(header::RETRY_AFTER, wait.clone());
     }
-    if let Some(standing) = trace.admission.standing {
-        standing.write(&mut parts.headers, clock::unix_ms());
-    }
-    finish(&mut parts.headers, trace);
-    Response::from_parts(parts, Answer::whole(Bytes::from(page), None, ending))
+    let mut answer = Answer::whole(Bytes::from(page), None, ending);
+    finish(&mut parts.headers, &mut answer.lines, trace.admission.standing, trace);
+    Response::from_parts(parts, answer)
 }
 
 /// Logs the beginning of an error page; keeps the connection if that was all of it.
@@ -105,11 +103,7 @@ pub(crate) fn preflight(
     unread: Option<Incoming>,
     ending: Ending,
 ) -> Response<Answer> {
-    let mut response = Response::new(Answer::whole(Bytes::new(), unread, ending));
-    *response.status_mut() = StatusCode::NO_CONTENT;
-    *response.headers_mut() = headers;
-    finish(response.headers_mut(), trace);
-    response
+    empty(StatusCode::NO_CONTENT, headers, trace, unread, ending)
 }
 
 /// A refusal. This and [`denied::problem`] are all that the outside ever learns of one.
@@ -119,9 +113,10 @@ pub(crate) fn refuse(
     unread: Option<Incoming>,
     ending: Ending,
 ) -> Response<Answer> {
-    let (mut parts, body) = denied::problem(denied, &trace.id, clock::unix_ms()).into_parts();
-    finish(&mut parts.headers, trace);
+    let (mut parts, body) = denied::problem(denied, &trace.id).into_parts();
     let mut answer = Answer::whole(Bytes::from(body), unread, ending);
+    let standing = denied.hit.as_ref().map(|hit| hit.standing);
+    finish(&mut parts.headers, &mut answer.lines, standing, trace);
     // Where a request without one meaning ends, and what comes behind it, nobody can know.
     answer.is_last = denied.reason == Reason::MalformedRequest;
     Response::from_parts(parts, answer)
@@ -134,30 +129,45 @@ pub(crate) fn redirect(
     unread: Option<Incoming>,
     ending: Ending,
 ) -> Response<Answer> {
-    let mut response = Response::new(Answer::whole(Bytes::new(), unread, ending));
-    *response.status_mut() = StatusCode::PERMANENT_REDIRECT;
-    response.headers_mut().insert(header::LOCATION, location);
-    finish(response.headers_mut(), trace);
+    let headers = HeaderMap::from_iter([(header::LOCATION, location)]);
+    empty(StatusCode::PERMANENT_REDIRECT, headers, trace, unread, ending)
+}
+
+fn empty(
+    status: StatusCode,
+    mut headers: HeaderMap,
+    trace: &Trace,
+    unread: Option<Incoming>,
+    ending: Ending,
+) -> Response<Answer> {
+    let mut answer = Answer::whole(Bytes::new(), unread, ending);
+    finish(&mut headers, &mut answer.lines, None, trace);
+    let mut response = Response::new(answer);
+    (*response.status_mut(), *response.headers_mut()) = (status, headers);
     response
 }
 
-fn finish(headers: &mut HeaderMap, trace: &Trace) {
-    headers.entry(header::DATE).or_insert_with(clock::date);
-    let usual = Answers::default();
-    let answers = trace.answers.as_deref().unwrap_or(&usual);
+/// What the edge says in the head of every answer.
+fn finish(headers: &mut HeaderMap, lines: &mut Lines, standing: Option<Standing>, trace: &Trace) {
+    static USUAL: LazyLock<Answers> = LazyLock::new(Answers::default);
+    *lines = Lines::with_capacity(LINES_BYTES);
+    if !headers.contains_key(header::DATE) {
+        clock::date(|date| lines.add(header::DATE.as_str(), date));
+    }
+    lines.add("x-request-id", &trace.id);
+    if let Some(standing) = standing {
+        Standing::strip(headers);
+        standing.write(lines, clock::unix_ms());
+    }
+    let answers = trace.answers.as_deref().unwrap_or(&USUAL);
     if let Some(cors) = &answers.cors {
         cors.stamp(headers, trace.origin.as_ref());
     }
-    shield::secure(headers, trace.principal.is_some(), &answers.headers);
-    name(headers, &trace.id);
+    answers.headers.stamp(headers, lines, trace.principal.is_some());
 }
 
-fn name(headers: &mut HeaderMap, request_id: &str) {
-    if let Ok(id) = HeaderValue::try_from(request_id) {
-        headers.insert(HeaderName::from_static("x-request-id"), id);
-    }
-}
-
+/// What the edge usually says takes up so many bytes.
+const LINES_BYTES: usize = 1024;
 /// As much of an error page as the log takes, in bytes, and how long it may take to come.
 const ORIGINAL_BYTES_MAX: usize = 4096;
 const ORIGINAL_WAIT: Duration = Duration::from_secs(1);

@@ -14,20 +14,17 @@ use crate::{clock, penalties::Penalty};
 
 /// Whether a client whose packets the kernel cannot tell from those of its proxy is banned.
 pub(super) fn is_banned(worker: &Worker, visitor: &Visitor, plan: &Plan) -> bool {
-    let own = of_source(worker, visitor, plan);
+    let client = Source::from(visitor.address).client(plan.client);
+    let own = worker.edge.penalties.of(&Culprit::Source(client), clock::boot_ns());
     visitor.proxy.is_some() && own.is_some_and(|own| own.step == Step::Ban)
 }
 
 /// By the verdict against all that comes from the client's address. Of a ban the kernel sees to it,
 /// unless it cannot tell the client from its proxy.
 pub(super) async fn source(worker: &Worker, visitor: &Visitor, plan: &Plan) -> Result<(), Denied> {
-    let own = of_source(worker, visitor, plan);
-    bear(own.filter(|own| own.step < Step::Ban || visitor.proxy.is_some()), plan).await
-}
-
-fn of_source(worker: &Worker, visitor: &Visitor, plan: &Plan) -> Option<Penalty> {
     let client = Source::from(visitor.address).client(plan.client);
-    worker.edge.penalties.of(&Culprit::Source(client), clock::boot_ns())
+    let own = worker.edge.penalties.of(&Culprit::Source(client), clock::recent_ns());
+    bear(own.filter(|own| own.step < Step::Ban || visitor.proxy.is_some()), plan).await
 }
 
 /// By the verdict against who it proved to be; who did not is judged by its address and its TLS
@@ -39,7 +36,7 @@ pub(super) async fn sender(
     principal: Option<&Principal>,
 ) -> Result<(), Denied> {
     let penalties = &worker.edge.penalties;
-    let now_ns = clock::boot_ns();
+    let now_ns = clock::recent_ns();
     let penalty = match (principal, visitor.ja4()) {
         (Some(who), _) => {
             let any = Culprit::Principal("".into());

@@ -5,12 +5,12 @@ use std::{
     rc::Rc,
     sync::atomic::Ordering::{Relaxed, Release},
     task::{Context, Poll, ready},
-    time::Instant,
+    time::Duration,
 };
 
 use bytes::Bytes;
 use edge_common::{Blame, Reason};
-use edge_policy::limit::Held;
+use edge_policy::{limit::Held, lines::Lines};
 use http::StatusCode;
 
 use super::{
@@ -20,6 +20,7 @@ use super::{
     upstream::Lease,
     watch::{Turn, Who},
 };
+use crate::clock;
 
 /// A client's body on its way upstream: no longer than its bound.
 pub(crate) struct Upload {
@@ -101,6 +102,8 @@ fn fault(broken: Broken) -> Reason {
 /// An answer on its way to the client.
 pub(crate) struct Answer {
     content: Content,
+    /// What the edge says in its head.
+    pub(crate) lines: Lines,
     /// Whether nothing more is to be read from this client.
     pub(crate) is_last: bool,
     pub(crate) ending: Ending,
@@ -117,7 +120,8 @@ enum Content {
 impl Answer {
     pub(crate) fn whole(bytes: Bytes, unread: Option<Incoming>, ending: Ending) -> Self {
         let bytes = Some(bytes).filter(|bytes| !bytes.is_empty());
-        Self { content: Content::Whole { bytes, unread }, is_last: false, ending }
+        let content = Content::Whole { bytes, unread };
+        Self { content, lines: Lines::default(), is_last: false, ending }
     }
 
     pub(crate) fn passed(
@@ -127,7 +131,7 @@ impl Answer {
         ending: Ending,
     ) -> Self {
         let content = Content::Passed { incoming, lease: Some(lease), upload };
-        Self { content, is_last: false, ending }
+        Self { content, lines: Lines::default(), is_last: false, ending }
     }
 
     /// The next part; `None` at the end.
@@ -217,7 +221,8 @@ fn give_back(lease: &mut Option<Lease>) {
 pub(crate) struct Ending {
     worker: Rc<Worker>,
     pub(crate) turn: Rc<Turn>,
-    started: Instant,
+    /// In boot time.
+    started_ns: u64,
     /// The status of the answer that is passed on.
     pub(crate) status: StatusCode,
     reason: Option<Reason>,
@@ -231,11 +236,11 @@ pub(crate) struct Ending {
 
 impl Ending {
     /// Begins a request, and tells how many are in flight with it.
-    pub(crate) fn begin(worker: Rc<Worker>, turn: Rc<Turn>) -> (Self, usize) {
+    pub(crate) fn begin(worker: Rc<Worker>, turn: Rc<Turn>, started_ns: u64) -> (Self, usize) {
         let in_flight = worker.edge.metrics.requests.fetch_add(1, Relaxed) + 1;
-        let (started, status) = (Instant::now(), StatusCode::OK);
-        let (visitor, entry, held) = Default::default();
-        (Self { worker, turn, started, status, reason: None, visitor, entry, held }, in_flight)
+        let (reason, visitor, entry, held) = Default::default();
+        let status = StatusCode::OK;
+        (Self { worker, turn, started_ns, status, reason, visitor, entry, held }, in_flight)
     }
 
     /// States how the request ended; the first statement counts.
@@ -262,11 +267,12 @@ impl Drop for Ending {
             Reason::Serve => counters.serve(self.status),
             reason => counters.count(reason),
         }
+        let ended_ns = clock::boot_ns();
         if let (Some(entry), Some(visitor)) = (&self.entry, &self.visitor) {
-            let end = (reason, self.status, self.started);
+            let end = (reason, self.status, [self.started_ns, ended_ns]);
             entry.write(&self.worker, visitor, &self.turn, end);
         }
-        counters.request.observe(self.started.elapsed());
+        counters.request.observe(Duration::from_nanos(ended_ns.saturating_sub(self.started_ns)));
         // Last: whoever sees none in flight sees all counted.
         self.worker.edge.metrics.requests.fetch_sub(1, Release);
     }

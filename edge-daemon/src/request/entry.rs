@@ -1,6 +1,6 @@
 //! What the access log will tell of a request, gathered on its way.
 
-use std::{rc::Rc, time::Instant};
+use std::rc::Rc;
 
 use edge_common::Reason;
 use edge_policy::denied;
@@ -22,8 +22,8 @@ pub(crate) struct Entry {
     referer: Option<String>,
     user_agent: Option<String>,
     upstream: Option<(String, Rc<str>)>,
-    /// When its way upstream began, and when the head of the answer was there.
-    pub(super) stages: [Option<Instant>; 2],
+    /// When its way upstream began, and when the head of the answer was there, in boot time.
+    pub(super) stages: [Option<u64>; 2],
 }
 
 impl Entry {
@@ -58,7 +58,7 @@ impl Entry {
     /// What is known when the answer begins.
     pub(super) fn settle(&mut self, trace: &Trace, upstream: Option<(String, Rc<str>)>) {
         self.request_id.clone_from(&trace.id);
-        trace.method.clone_into(&mut self.method);
+        trace.method().clone_into(&mut self.method);
         trace.path.clone_into(&mut self.path);
         self.principal = trace.principal.as_ref().map(|who| who.id().to_owned());
         self.upstream = upstream;
@@ -71,11 +71,9 @@ impl Entry {
         worker: &Worker,
         visitor: &Visitor,
         turn: &Turn,
-        (reason, passed, started): (Reason, StatusCode, Instant),
+        (reason, passed, [started, ended]): (Reason, StatusCode, [u64; 2]),
     ) {
-        let us = |from: Instant, to: Instant| {
-            u64::try_from(to.saturating_duration_since(from).as_micros()).unwrap_or(u64::MAX)
-        };
+        let us = |from: u64, to: u64| to.saturating_sub(from) / 1000;
         let [sent, answered] = self.stages;
         let status = if reason == Reason::Serve { passed } else { denied::status(reason) };
         let (bytes_in, bytes_out) = turn.bytes();
@@ -92,7 +90,7 @@ impl Entry {
             reason: reason.name(),
             bytes_in,
             bytes_out,
-            total_us: us(started, Instant::now()),
+            total_us: us(started, ended),
             decide_us: sent.map(|sent| us(started, sent)),
             upstream_us: sent.zip(answered).map(|(sent, answered)| us(sent, answered)),
             upstream: self.upstream.as_ref().map(|(name, _)| name.as_str()),

@@ -56,13 +56,14 @@ use edge_policy::{
     verdict::{Identities, Wanted},
 };
 use tokio::{
+    runtime::LocalOptions,
     sync::{Notify, watch::Receiver},
-    task::LocalSet,
 };
 
 pub use self::{access::Tally, lures::Lures, serve::Entrance, token::nonces as proof_nonces};
 use self::{
-    assertion::Assertions, front::Visitor, timers::Timers, token::Tokens, upstream::Upstream,
+    assertion::Assertions, front::Visitor, report::Reports, timers::Timers, token::Tokens,
+    upstream::Upstream,
 };
 use crate::{
     audit::Audit,
@@ -214,6 +215,7 @@ pub(crate) struct Worker {
     visitors: Cell<usize>,
     left: Notify,
     complaints: Throttle,
+    reports: Reports,
     tokens: Tokens,
     /// Lines of the access log.
     access: log::Buffer,
@@ -273,6 +275,7 @@ impl Worker {
             visitors: Cell::new(0),
             left: Notify::new(),
             complaints: Throttle::default(),
+            reports: Reports::default(),
             tokens,
             timers: Timers::new(),
             stopping: Cell::new(false),
@@ -302,10 +305,15 @@ impl Worker {
         })
     }
 
-    /// Closes upstream connections that have waited too long for a request, again and again.
-    async fn sweep(&self) {
+    /// Looks after what no request does, again and again: deadlines, gathered reports, connections to
+    /// upstreams that nobody asks for.
+    async fn tend(&self) {
         loop {
-            tokio::time::sleep(SWEEP_EVERY).await;
+            for _ in 0..LOOKS_PER_SWEEP {
+                tokio::time::sleep(LOOK_EVERY).await;
+                self.timers.look();
+                self.send_gathered();
+            }
             self.access.flush();
             self.view().upstreams.iter().for_each(|upstream| upstream.sweep());
             if self.edge.metrics.memory.is_full() {
@@ -347,22 +355,28 @@ pub fn run(
     mut stopping: Receiver<bool>,
     drain_timeout: Duration,
 ) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (tasks, worker) = (LocalSet::new(), Rc::new(Worker::new(edge, index)?));
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().build_local(LocalOptions::default())?;
+    let worker = Rc::new(Worker::new(edge, index)?);
     let _guard = runtime.enter();
     for (listener, entrance) in listeners {
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        tasks.spawn_local(serve::accept(Rc::clone(&worker), listener, entrance, stopping.clone()));
+        runtime.spawn_local(serve::accept(
+            Rc::clone(&worker),
+            listener,
+            entrance,
+            stopping.clone(),
+        ));
     }
-    let (sweeper, timers) = (Rc::clone(&worker), Rc::clone(&worker.timers));
-    tasks.spawn_local(async move { sweeper.sweep().await });
-    tasks.spawn_local(async move { timers.run().await });
-    let drained = runtime.block_on(tasks.run_until(async {
+    let tended = Rc::clone(&worker);
+    runtime.spawn_local(async move { tended.tend().await });
+    let drained = runtime.block_on(async {
         let _ = stopping.wait_for(|stop| *stop).await;
         worker.stopping.set(true);
         worker.timers.wake_all();
         tokio::time::timeout(drain_timeout, worker.empty()).await
-    }));
+    });
+    worker.send_gathered();
     if drained.is_err() {
         let connections = worker.visitors.get();
         tracing::warn!(worker = index, connections, "cut off at the drain deadline");
@@ -370,4 +384,6 @@ pub fn run(
     Ok(())
 }
 
-const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// How often deadlines are looked at, and so how late one may be noticed.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+const LOOKS_PER_SWEEP: u32 = 10;

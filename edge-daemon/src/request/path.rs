@@ -1,6 +1,6 @@
 //! The path of a request, top to bottom: each line settles it or hands it on.
 
-use std::{mem, rc::Rc, sync::Arc, time::Instant};
+use std::{mem, rc::Rc, sync::Arc, time::Duration};
 
 use edge_common::{Blame, Reason};
 use edge_identity::{
@@ -12,7 +12,7 @@ use edge_policy::{
     cors,
     denied::Denied,
     head::{self, Host},
-    limit::Admission,
+    limit::{Admission, meter::Now},
     route::{Answers, Route},
     shield,
     target::Target,
@@ -33,7 +33,7 @@ use super::{
     keys,
     login::{self, Attempt},
     serve::Entrance,
-    upstream::{Lease, Outgoing},
+    upstream::{Head, Lease, Outgoing},
     watch::Turn,
 };
 use crate::{
@@ -45,10 +45,12 @@ use crate::{
 /// What is known of a request so far: for its answer, whatever that will be, and for the log.
 pub(crate) struct Trace {
     pub(crate) id: String,
-    pub(super) method: String,
+    /// `None` for what never became a request.
+    pub(super) method: Option<http::Method>,
+    /// As the log has it; empty until it is known.
     pub(super) path: String,
-    /// When its way upstream began, and when the head of the answer was there.
-    pub(super) stages: [Option<Instant>; 2],
+    /// When its way upstream began, and when the head of the answer was there, in boot time.
+    pub(super) stages: [Option<u64>; 2],
     pub(crate) principal: Option<Principal>,
     /// What it did not meet, if it may not pass.
     rule: Option<Rule>,
@@ -66,11 +68,11 @@ pub(crate) struct Trace {
 
 impl Trace {
     /// Of a request of which nothing is settled yet.
-    fn new(worker: &Worker, method: &str, path: &str) -> Self {
+    fn new(worker: &Worker, method: Option<&http::Method>) -> Self {
         Self {
             id: worker.request_id(),
-            method: method.to_owned(),
-            path: logged(path),
+            method: method.cloned(),
+            path: String::new(),
             stages: [None; 2],
             principal: None,
             rule: None,
@@ -80,6 +82,11 @@ impl Trace {
             origin: None,
             login: None,
         }
+    }
+
+    /// The method in the words of a log.
+    pub(super) fn method(&self) -> &str {
+        self.method.as_ref().map_or("", http::Method::as_str)
     }
 }
 
@@ -91,9 +98,11 @@ pub(crate) async fn answer(
     turn: Rc<Turn>,
     request: Request<Incoming>,
 ) -> Response<Answer> {
-    let (mut ending, in_flight) = Ending::begin(Rc::clone(&worker), Rc::clone(&turn));
-    let mut trace = Trace::new(&worker, request.method().as_str(), request.uri().path());
+    let now = clock::now();
+    let (mut ending, in_flight) = Ending::begin(Rc::clone(&worker), Rc::clone(&turn), now.boot_ns);
     let (head, body) = request.into_parts();
+    let asked = head.uri.clone();
+    let mut trace = Trace::new(&worker, Some(&head.method));
     ending.entry = Entry::begin(&worker, &head);
     let mut body = Some(body);
     let outcome = match entrance {
@@ -101,9 +110,13 @@ pub(crate) async fn answer(
             .and_then(|()| redirect(&worker.view().plan, &head))
             .map(Outcome::Redirect),
         Entrance::Https(_) => {
-            settle(&worker, &mut visitor, &turn, in_flight, &mut trace, head, &mut body).await
+            let come = (in_flight, now);
+            settle(&worker, &mut visitor, &turn, come, &mut trace, head, &mut body).await
         }
     };
+    if trace.path.is_empty() {
+        trace.path = logged(asked.path());
+    }
     let outcome = match outcome {
         Err(denied) if trace.principal.is_none() => {
             Err(bear::refused(&worker, &visitor, denied).await)
@@ -146,12 +159,13 @@ pub(crate) fn refuse(
     turn: Rc<Turn>,
     reason: Reason,
 ) -> Response<Answer> {
-    let (mut ending, _) = Ending::begin(Rc::clone(worker), turn);
-    let (plan, trace) = (&worker.view().plan, Trace::new(worker, "", ""));
+    let now = clock::now();
+    let (mut ending, _) = Ending::begin(Rc::clone(worker), turn, now.boot_ns);
+    let (plan, trace) = (&worker.view().plan, Trace::new(worker, None));
     let mut denied = Denied::new(reason);
     if !plan.trusted.has(visitor.address) {
         let client = edge_common::Source::from(visitor.address).client(plan.client);
-        if let Err(limited) = plan.limits.admit_source(client, clock::now()) {
+        if let Err(limited) = plan.limits.admit_source(client, now) {
             denied = limited;
         }
         report(worker, visitor, &denied, &trace);
@@ -178,12 +192,12 @@ async fn settle(
     worker: &Worker,
     visitor: &mut Visitor,
     turn: &Rc<Turn>,
-    in_flight: usize,
+    (in_flight, now): (usize, Now),
     trace: &mut Trace,
     head: Parts,
     body: &mut Option<Incoming>,
 ) -> Result<Outcome, Denied> {
-    let (view, now) = (worker.view(), clock::now());
+    let view = worker.view();
     let plan = &view.plan;
     if in_flight > plan.bounds.requests_max || worker.edge.metrics.memory.is_full() {
         return Err(Reason::Overload.into());
@@ -220,7 +234,7 @@ async fn settle(
         target: &target,
         client: visitor.address,
         tls: access::tls(visitor),
-        now_ms: clock::unix_ms(),
+        now_ms: now.unix_ns / 1_000_000,
     };
     access::authorize(plan, route, trace.principal.as_ref(), &facts).map_err(|refusal| {
         trace.rule = Some(refusal.rule);
@@ -254,15 +268,16 @@ async fn settle(
     let (upload, state) = Upload::new(body, body_max, turn);
     let upstream = view.upstreams.get(route.upstream).ok_or(Reason::InternalError)?;
     let key = upstream.key(visitor.address, &target.path, &head.headers);
-    let mut request = outgoing(head, upload, (visitor, &host, &target, route), &view, trace)?;
+    let mut head = outgoing(head, (visitor, &host, &target, route), &view, trace);
     if let Some(protocol) = upgrade {
-        request.headers_mut().insert(header::UPGRADE, protocol);
+        head.parts.headers.insert(header::UPGRADE, protocol);
     }
-    let sent_at = Instant::now();
-    trace.stages[0] = Some(sent_at);
-    let sent = upstream.send(Outgoing { request, upload: &state, key }).await;
-    trace.stages[1] = Some(Instant::now());
-    worker.counters.upstream.observe(sent_at.elapsed());
+    let sent_ns = clock::boot_ns();
+    let sent = upstream.send(Outgoing { head: &head, body: upload, upload: &state, key }).await;
+    let answered_ns = clock::boot_ns();
+    trace.stages = [Some(sent_ns), Some(answered_ns)];
+    let took = Duration::from_nanos(answered_ns.saturating_sub(sent_ns));
+    worker.counters.upstream.observe(took);
     let (mut response, lease) = sent?;
     if let Some(attempt) = &mut trace.login {
         attempt.end(&mut response).await;
@@ -276,26 +291,24 @@ fn is_shown(principal: &Principal) -> bool {
     principal.method() != Method::Mtls
 }
 
-/// The request as the upstream gets it: made anew, from what was checked.
+/// The request's head as the upstream gets it: made anew, from what was checked.
 fn outgoing(
-    mut head: Parts,
-    upload: Upload,
+    mut parts: Parts,
     (visitor, host, target, route): (&Visitor, &Host, &Target, &Route),
     view: &View,
     trace: &Trace,
-) -> Result<Request<Upload>, Denied> {
-    let asked_host = host.to_string();
-    shield::strip_request(&mut head.headers);
+) -> Head {
+    shield::strip_request(&mut parts.headers);
+    parts.headers.remove(header::HOST);
     let told = trace.principal.as_ref().map(|who| view.tell(who));
     let facts = shield::Forward {
         client: visitor.address,
-        host: &asked_host,
+        host,
         port: view.plan.https_port,
         request_id: &trace.id,
         principal: told.as_ref().map(Told::headers),
     };
-    shield::forward(&mut head.headers, &facts);
-    set_host(&mut head.headers, route.host_sent.as_ref().unwrap_or(&asked_host))?;
+    let lines = shield::forward(route.host_sent.as_deref(), &facts);
     let target = match &route.rewrite {
         None => target.path_and_query(),
         Some(rewrite) => {
@@ -303,11 +316,7 @@ fn outgoing(
             Target { path, query: target.query.clone() }.path_and_query()
         }
     };
-    let mut outgoing = Request::new(upload);
-    *outgoing.method_mut() = head.method;
-    *outgoing.uri_mut() = target.parse().map_err(|_| Denied::from(Reason::MalformedRequest))?;
-    *outgoing.headers_mut() = head.headers;
-    Ok(outgoing)
+    Head { parts, target, lines }
 }
 
 /// Where plain HTTP is sent: the same target, over TLS.
@@ -336,7 +345,7 @@ fn report(worker: &Worker, visitor: &Visitor, denied: &Denied, trace: &Trace) {
         source: visitor.address,
         reason: denied.reason.name(),
         request_id: trace.id.clone(),
-        method: trace.method.clone(),
+        method: trace.method().to_owned(),
         path: trace.path.clone(),
         rule: trace.rule.as_ref().map(ToString::to_string),
         principal: trace.principal.as_ref().map(|who| who.identity().into_owned()),
@@ -378,12 +387,6 @@ fn path_and_query(uri: &Uri) -> &str {
 
 fn declared_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
-}
-
-fn set_host(headers: &mut HeaderMap, host: &str) -> Result<(), Denied> {
-    let value = HeaderValue::try_from(host).map_err(|_| Denied::from(Reason::MalformedRequest))?;
-    headers.insert(header::HOST, value);
-    Ok(())
 }
 
 const LOGGED_PATH_MAX: usize = 256;

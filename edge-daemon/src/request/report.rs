@@ -1,6 +1,10 @@
 //! What the verdict writer is told of clients.
 
-use std::sync::Arc;
+use std::{
+    cell::{Cell, RefCell},
+    hash::{BuildHasher as _, RandomState},
+    sync::Arc,
+};
 
 use edge_common::{Reason, Source};
 use edge_identity::principal::Principal;
@@ -22,7 +26,7 @@ impl Trace {
     fn asked(&self, status: u16) -> Asked {
         Asked {
             id: self.id.as_str().into(),
-            method: self.method.as_str().into(),
+            method: self.method().into(),
             path: self.path.as_str().into(),
             status,
         }
@@ -60,9 +64,15 @@ impl Worker {
             return self.report_login(visitor, trace, attempt, status);
         }
         let kind = if status == 404 { Kind::NotFound } else { Kind::Served };
-        if view.plan.wanted.has(kind, principal.is_some()) {
+        let wanted = &view.plan.wanted;
+        if !wanted.has(kind, principal.is_some()) {
+            return;
+        }
+        let principal = principal.map(word);
+        let sender = (visitor.address, visitor.ja4(), &principal);
+        let act = (kind.index(), sender, (trace.method(), trace.path.as_str(), status));
+        if !wanted.is_by_path(kind) || self.reports.is_news(act, self.timers.now_ms()) {
             let request = Some(Box::new(trace.asked(status)));
-            let principal = principal.map(word);
             self.send(Signal { principal, request, ..self.signal(kind, visitor) });
         }
     }
@@ -114,8 +124,74 @@ impl Worker {
         }
     }
 
+    /// Misdeeds go at once. What was served is no haste, and comes by the thousand.
     fn send(&self, signal: Signal) {
         self.counters.signal(signal.kind);
-        self.edge.signals.send(self.index, signal);
+        if signal.kind != Kind::Served {
+            return self.edge.signals.send(self.index, vec![signal]);
+        }
+        let count = {
+            let mut gathered = self.reports.gathered.borrow_mut();
+            gathered.push(signal);
+            gathered.len()
+        };
+        if count >= GATHERED_MAX {
+            self.send_gathered();
+        }
+    }
+
+    /// Sends what was gathered.
+    pub(super) fn send_gathered(&self) {
+        self.edge.signals.send(self.index, self.reports.gathered.take());
+    }
+}
+
+/// What one worker reports of requests that were served.
+pub(super) struct Reports {
+    gathered: RefCell<Vec<Signal>>,
+    /// What was told of late, by its hash, and when. Of two in one place the later stays.
+    told: Box<[Cell<(u64, u64)>]>,
+    hasher: RandomState,
+}
+
+impl Default for Reports {
+    fn default() -> Self {
+        let told = (0..TOLD_KEPT).map(|_| Cell::new((0, 0))).collect();
+        Self { gathered: RefCell::default(), told, hasher: RandomState::new() }
+    }
+}
+
+impl Reports {
+    /// Whether an act was not told of just now.
+    fn is_news(&self, act: impl std::hash::Hash, now_ms: u64) -> bool {
+        let hash = self.hasher.hash_one(act);
+        let place = &self.told[hash as usize % TOLD_KEPT];
+        let (told, at_ms) = place.get();
+        let is_news = told != hash || now_ms.saturating_sub(at_ms) >= NEWS_AGAIN_MS;
+        if is_news {
+            place.set((hash, now_ms));
+        }
+        is_news
+    }
+}
+
+/// Signals that are sent together, at the latest after [`super::LOOK_EVERY`].
+const GATHERED_MAX: usize = 64;
+/// Acts that are remembered.
+const TOLD_KEPT: usize = 4096;
+/// After so long the same act is told again: a scenario may have forgotten it, once its bucket had leaked out.
+const NEWS_AGAIN_MS: u64 = 250;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_told_again_at_once_is_no_news() {
+        let reports = Reports::default();
+        assert!(reports.is_news((1, "/a"), 1000));
+        assert!(!reports.is_news((1, "/a"), 1001));
+        assert!(reports.is_news((1, "/b"), 1001) && reports.is_news((2, "/a"), 1001));
+        assert!(reports.is_news((1, "/a"), 1000 + NEWS_AGAIN_MS));
     }
 }

@@ -5,12 +5,13 @@ use std::{
     cell::{Cell, RefCell},
     rc::Rc,
     task::{Context, Poll, Waker},
-    time::{Duration, Instant},
+    time::Duration,
 };
+
+use crate::clock;
 
 /// The deadlines of everything that one worker waits for.
 pub(crate) struct Timers {
-    epoch: Instant,
     slots: RefCell<Vec<Slot>>,
     free: RefCell<Vec<u32>>,
 }
@@ -29,12 +30,13 @@ pub(crate) struct Alarm {
 
 impl Timers {
     pub(crate) fn new() -> Rc<Self> {
-        Rc::new(Self { epoch: Instant::now(), slots: RefCell::default(), free: RefCell::default() })
+        Rc::new(Self { slots: RefCell::default(), free: RefCell::default() })
     }
 
-    /// Milliseconds since these timers began.
+    /// The time that deadlines go by.
+    #[expect(clippy::unused_self, reason = "whose time it is")]
     pub(crate) fn now_ms(&self) -> u64 {
-        u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
+        clock::coarse_ms()
     }
 
     /// A deadline that is not set.
@@ -47,12 +49,9 @@ impl Timers {
         Alarm { timers: Rc::clone(self), index, due_ms: Cell::new(NEVER) }
     }
 
-    /// Wakes whoever's deadline has passed, for as long as the worker runs.
-    pub(crate) async fn run(&self) {
-        loop {
-            tokio::time::sleep(LOOK_EVERY).await;
-            self.wake(self.now_ms());
-        }
+    /// Wakes whoever's deadline has passed; to be called a few times a second.
+    pub(crate) fn look(&self) {
+        self.wake(self.now_ms());
     }
 
     /// Wakes whoever waits with a deadline, whatever it is: something has changed for all.
@@ -117,8 +116,6 @@ pub(crate) fn ms(duration: Duration) -> u64 {
 }
 
 const NEVER: u64 = u64::MAX;
-/// How often deadlines are looked at, and so how late one may be noticed.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests {

@@ -69,7 +69,7 @@ use crate::{
 /// What the writer can be asked to do.
 pub enum Order {
     /// Judge what a client did, as this worker saw it.
-    Signal(Box<Signal>, usize),
+    Signals(Vec<Signal>, usize),
     /// Put in force what somebody else has decided: another edge, a feed. The answer says what came of
     /// it.
     Ban(Box<BanRecord>, Option<oneshot::Sender<anyhow::Result<String>>>),
@@ -190,9 +190,9 @@ impl Writer {
         let mut next_look = Instant::now();
         loop {
             match orders.recv_timeout(next_look.saturating_duration_since(Instant::now())) {
-                Ok(Order::Signal(signal, worker)) => {
-                    self.edge.signals.taken(worker);
-                    self.judge(&signal);
+                Ok(Order::Signals(signals, worker)) => {
+                    self.edge.signals.taken(worker, signals.len());
+                    signals.iter().for_each(|signal| self.judge(signal));
                 }
                 Ok(Order::Ban(record, answer)) => self.ban(*record, answer),
                 Ok(Order::Lift(culprit, origin)) => self.lift_of(&culprit, origin),

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::head::Bounds;
+use crate::lines::Lines;
 
 const BOUNDS: Bounds = Bounds { uri_bytes_max: 200, headers_max: 8, header_bytes_max: 400 };
 
@@ -190,7 +191,12 @@ fn heads_are_written_with_one_framing() {
         .collect();
     let written = |method, framing| {
         let mut out = Vec::new();
-        request(&mut out, &method, "/x", Fields { map: &map, framing, connection: None });
+        request(
+            &mut out,
+            &method,
+            "/x",
+            Fields { lines: &Lines::default(), map: &map, framing, connection: None },
+        );
         String::from_utf8(out).unwrap()
     };
     assert_eq!(
@@ -201,7 +207,12 @@ fn heads_are_written_with_one_framing() {
     assert!(written(http::Method::POST, Framing::Length(7)).contains("content-length: 7\r\n"));
     let chunked = written(http::Method::POST, Framing::Chunked);
     assert!(chunked.contains("transfer-encoding: chunked\r\n") && !chunked.contains("length"));
-    let fields = Fields { map: &map, framing: Framing::Chunked, connection: Some("close") };
+    let fields = Fields {
+        lines: &Lines::default(),
+        map: &map,
+        framing: Framing::Chunked,
+        connection: Some("close"),
+    };
     let mut out = Vec::new();
     response(&mut out, http::StatusCode::OK, fields, true);
     let text = String::from_utf8(out).unwrap();
@@ -257,7 +268,7 @@ proptest! {
         };
         let map = read(&text)?;
         let mut out = Vec::new();
-        let fields = Fields { map: &map, framing: Framing::Close, connection: None };
+        let fields = Fields { lines: &Lines::default(), map: &map, framing: Framing::Close, connection: None };
         request(&mut out, &http::Method::GET, "/x", fields);
         let mut expected = map.clone();
         for gone in ["content-length", "transfer-encoding", "connection"] {

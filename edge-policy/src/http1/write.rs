@@ -3,11 +3,14 @@
 use http::{HeaderMap, Method, StatusCode, header};
 
 use super::Framing;
+use crate::lines::Lines;
 
-/// What a head says beside the fields of its map, in which the framing's are passed over.
+/// The fields of a head.
 #[derive(Clone, Copy, Debug)]
 pub struct Fields<'a> {
-    /// The fields.
+    /// What the edge says.
+    pub lines: &'a Lines,
+    /// What others say; the fields of the framing are passed over.
     pub map: &'a HeaderMap,
     /// How the end of the body is told.
     pub framing: Framing,
@@ -46,6 +49,7 @@ pub fn response(out: &mut Vec<u8>, status: StatusCode, fields: Fields<'_>, bodil
 
 /// The fields, the framing (an empty body's only if it `must` be told) and the end of the head.
 fn rest(out: &mut Vec<u8>, fields: Fields<'_>, must: bool) {
+    out.extend_from_slice(fields.lines.as_bytes());
     for (name, value) in fields.map {
         if !matches!(*name, header::CONTENT_LENGTH | header::TRANSFER_ENCODING | header::CONNECTION)
         {

@@ -1,7 +1,8 @@
 //! What a client is told of the limits it was charged to.
 
-use http::HeaderMap;
-use http::header::{HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName};
+
+use crate::lines::Lines;
 
 /// What is left of a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,24 +33,32 @@ impl Standing {
         Some(if part(&x.left, &y.left) <= part(&y.left, &x.left) { x } else { y })
     }
 
-    /// Sets `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-10) and the older
+    /// Adds `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-10) and the older
     /// `X-RateLimit-Limit`, `-Remaining` and `-Reset`, the last in unix seconds. The policy goes by
     /// one name whichever rule it is: which one is the operator's to know.
-    pub fn write(&self, headers: &mut HeaderMap, now_ms: u64) {
+    pub fn write(&self, lines: &mut Lines, now_ms: u64) {
         let Left { limit, remaining, reset_ns } = self.left;
         let reset_s = now_ms.saturating_add(reset_ns.div_ceil(1_000_000)).div_ceil(1000);
-        headers.insert(X_LIMIT, HeaderValue::from(limit));
-        headers.insert(X_REMAINING, HeaderValue::from(remaining));
-        headers.insert(X_RESET, HeaderValue::from(reset_s));
-        let mut set = |name, value: String| {
-            if let Ok(value) = HeaderValue::try_from(value) {
-                headers.insert(name, value);
+        lines.add(FIELDS[0], limit);
+        lines.add(FIELDS[1], remaining);
+        lines.add(FIELDS[2], reset_s);
+        match self.window_s {
+            None => lines.add(FIELDS[3], format_args!("\"default\";q={limit}")),
+            Some(window_s) => {
+                lines.add(FIELDS[3], format_args!("\"default\";q={limit};w={window_s}"));
             }
-        };
-        let window = self.window_s.map_or_else(String::new, |seconds| format!(";w={seconds}"));
-        set(POLICY, format!("\"default\";q={limit}{window}"));
+        }
         let until_s = reset_ns.div_ceil(1_000_000_000);
-        set(RATELIMIT, format!("\"default\";r={remaining};t={until_s}"));
+        lines.add(FIELDS[4], format_args!("\"default\";r={remaining};t={until_s}"));
+    }
+
+    /// Takes from an answer what only the edge says while it has something to say of it.
+    pub fn strip(headers: &mut HeaderMap) {
+        let is_ours = |name: &&HeaderName| FIELDS.contains(&name.as_str());
+        let gone: Vec<_> = headers.keys().filter(is_ours).cloned().collect();
+        for name in gone {
+            headers.remove(name);
+        }
     }
 }
 
@@ -60,11 +69,13 @@ pub const fn retry_after_s(wait_ns: u64) -> u64 {
     if seconds == 0 { 1 } else { seconds }
 }
 
-const X_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
-const X_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
-const X_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
-const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
-const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+const FIELDS: [&str; 5] = [
+    "x-ratelimit-limit",
+    "x-ratelimit-remaining",
+    "x-ratelimit-reset",
+    "ratelimit-policy",
+    "ratelimit",
+];
 
 #[cfg(test)]
 mod tests {
@@ -86,9 +97,11 @@ mod tests {
     #[test]
     fn headers_round_up_in_seconds() {
         const SECOND: u64 = 1_000_000_000;
-        let mut headers = HeaderMap::new();
+        let mut lines = Lines::default();
         let left = Left { limit: 100, remaining: 7, reset_ns: 1 };
-        Standing { left, window_s: Some(60) }.write(&mut headers, 1_700_000_000_000);
+        Standing { left, window_s: Some(60) }.write(&mut lines, 1_700_000_000_000);
+        let mut headers = HeaderMap::new();
+        lines.set(&mut headers);
         assert_eq!(headers["x-ratelimit-limit"], "100");
         assert_eq!(headers["x-ratelimit-remaining"], "7");
         assert_eq!(headers["x-ratelimit-reset"], "1700000001");

@@ -1,6 +1,6 @@
 //! What the engine goes by, and how long verdicts last.
 
-use super::{Kind, Scenario};
+use super::{Distinct, Kind, Scenario};
 
 /// What the engine goes by.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,24 +21,39 @@ pub struct Rules {
 
 /// Which signals any scenario is about, so that no others are sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wanted([[bool; Kind::COUNT]; 2]);
+pub struct Wanted {
+    /// By whether their sender proved to be somebody, and by the index of their kind.
+    kinds: [[bool; Kind::COUNT]; 2],
+    /// Kinds of which no scenario counts more than the paths that differ.
+    by_path: [bool; Kind::COUNT],
+}
 
 impl Wanted {
     /// What these scenarios want.
     #[must_use]
     pub fn by(scenarios: &[Scenario]) -> Self {
-        let wants = |index: usize, proven| {
-            scenarios.iter().map(|own| &own.filter).any(|filter| {
-                filter.weights[index] > 0 && filter.proven.is_none_or(|asked| asked == proven)
-            })
+        let of = |index: usize| scenarios.iter().filter(move |own| own.filter.weights[index] > 0);
+        let wants = |index, proven| {
+            of(index).any(|own| own.filter.proven.is_none_or(|asked| asked == proven))
         };
-        Self([false, true].map(|proven| std::array::from_fn(|index| wants(index, proven))))
+        Self {
+            kinds: [false, true].map(|proven| std::array::from_fn(|index| wants(index, proven))),
+            by_path: std::array::from_fn(|index| {
+                of(index).all(|own| own.distinct == Some(Distinct::Path))
+            }),
+        }
     }
 
     /// Whether a signal of this kind is wanted, of somebody who proved to be somebody or did not.
     #[must_use]
     pub const fn has(&self, kind: Kind, is_proven: bool) -> bool {
-        self.0[is_proven as usize][kind.index()]
+        self.kinds[is_proven as usize][kind.index()]
+    }
+
+    /// Whether a signal tells nothing new if one of the same kind, sender and path was sent just now.
+    #[must_use]
+    pub const fn is_by_path(&self, kind: Kind) -> bool {
+        self.by_path[kind.index()]
     }
 }
 

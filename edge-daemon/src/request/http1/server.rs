@@ -256,7 +256,7 @@ impl Client {
                 (true, Version::Http10) => Some("keep-alive"),
                 (true, Version::Http11) => None,
             };
-            let fields = Fields { map: &parts.headers, framing, connection };
+            let fields = Fields { lines: &answer.lines, map: &parts.headers, framing, connection };
             http1::response(inbound.wire.output(), parts.status, fields, bodiless);
         }
         let has_body = !bodiless && framing != Framing::Empty;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use edge_common::Reason;
-use http::{Request, Response};
+use http::Response;
 
 use super::{
     super::{
@@ -14,7 +14,7 @@ use super::{
         incoming::{Broken, Frame, Incoming},
         watch::Who,
     },
-    http1, http2,
+    Head, http1, http2,
 };
 use crate::upstream::dial::Stream;
 
@@ -41,10 +41,10 @@ pub(super) struct Patience<'a> {
     pub(super) answer_max: Duration,
 }
 
-/// Why one exchange failed, and the request if it never left.
+/// Why one exchange failed, and the request's body if the request never left.
 pub(super) struct Failed {
     pub(super) reason: Reason,
-    pub(super) unsent: Option<Box<Request<Upload>>>,
+    pub(super) unsent: Option<Upload>,
 }
 
 impl Connection {
@@ -56,18 +56,26 @@ impl Connection {
         })
     }
 
-    /// For how long it has been open.
-    pub(super) fn age(&self) -> Duration {
+    /// Since when it is open, in boot time.
+    pub(super) fn opened_ns(&self) -> u64 {
         match self {
-            Self::One(one) => one.opened.elapsed(),
-            Self::Many(many) => many.opened.elapsed(),
+            Self::One(one) => one.opened_ns,
+            Self::Many(many) => many.opened_ns,
         }
     }
 
-    /// Whether it will take no request any more.
+    /// Whether it will take no request any more, as far as its last one told.
     pub(super) fn is_closed(&self) -> bool {
         match self {
             Self::One(one) => one.is_closed(),
+            Self::Many(many) => many.is_closed(),
+        }
+    }
+
+    /// Whether it will take no request any more, as a look at it tells.
+    pub(super) fn is_stale(&self) -> bool {
+        match self {
+            Self::One(one) => one.is_stale(),
             Self::Many(many) => many.is_closed(),
         }
     }
@@ -99,12 +107,13 @@ impl Connection {
     /// One request, to the head of its answer. Whoever's turn it is has a deadline.
     pub(super) async fn exchange(
         &mut self,
-        request: Request<Upload>,
+        head: &Head,
+        body: Upload,
         patience: &Patience<'_>,
     ) -> Result<Response<Incoming>, Failed> {
         match self {
-            Self::One(one) => one.exchange(request, patience).await,
-            Self::Many(many) => many.exchange(request, patience).await,
+            Self::One(one) => one.exchange(head, body, patience).await,
+            Self::Many(many) => many.exchange(head, body, patience).await,
         }
     }
 }

@@ -6,16 +6,15 @@ use std::{
     cell::RefCell,
     rc::Rc,
     task::{Context, Poll, ready},
-    time::Instant,
 };
 
 use edge_common::Reason;
 use edge_policy::{
     head::Bounds,
-    http1::{self, Fields, Framing, Head, ResponseReader, StatusLine},
+    http1::{self, Fields, Framing, ResponseReader, StatusLine},
     upgrade,
 };
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 
 use super::{
     super::{
@@ -25,14 +24,15 @@ use super::{
         timers::ms,
         watch::Who,
     },
+    Head,
     connection::{self, Failed, Patience},
 };
-use crate::upstream::dial::Stream;
+use crate::{clock, upstream::dial::Stream};
 
 /// One connection to a server.
 pub(super) struct Connection {
     link: Rc<RefCell<Link>>,
-    pub(super) opened: Instant,
+    pub(super) opened_ns: u64,
 }
 
 /// The body of an answer, and the rest of the request's on its way.
@@ -89,11 +89,16 @@ impl Connection {
             state: State::Idle,
             keep: true,
         };
-        Self { link: Rc::new(RefCell::new(link)), opened: Instant::now() }
+        Self { link: Rc::new(RefCell::new(link)), opened_ns: clock::boot_ns() }
+    }
+
+    /// Whether it was done with, or broke off.
+    pub(super) fn is_closed(&self) -> bool {
+        self.link.borrow().state == State::Closed
     }
 
     /// Whether it will take no request any more.
-    pub(super) fn is_closed(&self) -> bool {
+    pub(super) fn is_stale(&self) -> bool {
         let mut link = self.link.borrow_mut();
         match link.state {
             State::Idle => link.wire.is_stale(),
@@ -110,13 +115,13 @@ impl Connection {
     /// One request, to the head of its answer. Whoever's turn it is has a deadline.
     pub(super) async fn exchange(
         &mut self,
-        request: Request<Upload>,
+        head: &Head,
+        upload: Upload,
         patience: &Patience<'_>,
     ) -> Result<Response<Incoming>, Failed> {
-        let (head, upload) = request.into_parts();
         let spare = upload.again();
-        self.link.borrow_mut().begin(&head, upload);
-        let to_head = head.method == Method::HEAD;
+        self.link.borrow_mut().begin(head, upload);
+        let to_head = head.parts.method == Method::HEAD;
         let answer =
             std::future::poll_fn(|cx| self.link.borrow_mut().poll_answer(to_head, patience, cx))
                 .await;
@@ -137,8 +142,7 @@ impl Connection {
                 link.state = State::Closed;
                 let whole = std::mem::replace(&mut link.sending, Sending::Refused).whole();
                 let whole = whole.or(link.upgrade.take().map(|(_, upload)| upload));
-                let upload = whole.or(spare).filter(|_| link.sent == 0);
-                let unsent = upload.map(|upload| Box::new(Request::from_parts(head, upload)));
+                let unsent = whole.or(spare).filter(|_| link.sent == 0);
                 Err(Failed { reason, unsent })
             }
         }
@@ -156,19 +160,19 @@ impl Sending {
 }
 
 impl Link {
-    fn begin(&mut self, head: &Parts, upload: Upload) {
+    fn begin(&mut self, head: &Head, upload: Upload) {
         let framing = match upload.length() {
             Some(0) => Framing::Empty,
             Some(length) => Framing::Length(length),
             None => Framing::Chunked,
         };
-        let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
-        let protocol = head.headers.get(header::UPGRADE).cloned();
+        let Head { parts, target, lines } = head;
+        let protocol = parts.headers.get(header::UPGRADE).cloned();
         let connection = protocol.as_ref().map(|_| "upgrade");
-        let fields = Fields { map: &head.headers, framing, connection };
-        http1::request(self.wire.output(), &head.method, target, fields);
+        let fields = Fields { lines, map: &parts.headers, framing, connection };
+        http1::request(self.wire.output(), &parts.method, target, fields);
         // A server that does not expect a body with this method may take it for the next request.
-        let expected = matches!(head.method, Method::POST | Method::PUT | Method::PATCH);
+        let expected = matches!(parts.method, Method::POST | Method::PUT | Method::PATCH);
         self.keep = framing == Framing::Empty || expected;
         self.state = State::Busy;
         self.sent = 0;
@@ -219,10 +223,10 @@ impl Link {
     /// Takes a head that is complete; `None` if the answer itself is still to come.
     fn head(
         &mut self,
-        head: Head<StatusLine>,
+        head: http1::Head<StatusLine>,
         to_head: bool,
     ) -> Result<Option<Response<()>>, http1::Fault> {
-        let Head { first: StatusLine { version, status }, length } = head;
+        let http1::Head { first: StatusLine { version, status }, length } = head;
         let bytes = self.wire.input.split_to(length).freeze();
         let fields = self.reader.fields();
         let framing = http1::of_response(version, status, to_head, &bytes, fields)?;

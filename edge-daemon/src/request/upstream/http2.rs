@@ -8,13 +8,12 @@ use std::{
     pin::pin,
     rc::Rc,
     task::{Context, Poll, ready},
-    time::Instant,
 };
 
 use bytes::Bytes;
 use edge_common::Reason;
 use h2::{RecvStream, SendStream, client::SendRequest};
-use http::{HeaderMap, HeaderValue, Request, Response, Uri, Version, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Request, Response, Uri, Version, header};
 use tokio::task::spawn_local;
 
 use super::{
@@ -24,9 +23,10 @@ use super::{
         timers::ms,
         watch::Who,
     },
+    Head,
     connection::{self, Failed, Patience},
 };
-use crate::upstream::dial::Stream;
+use crate::{clock, upstream::dial::Stream};
 
 /// A handle on a connection.
 #[derive(Clone)]
@@ -36,7 +36,7 @@ pub(super) struct Connection {
     /// Requests under way.
     in_use: Rc<Cell<usize>>,
     is_closed: Rc<Cell<bool>>,
-    pub(super) opened: Instant,
+    pub(super) opened_ns: u64,
 }
 
 /// The body of an answer, and the rest of the request's on its way.
@@ -78,7 +78,7 @@ impl Connection {
             }
             closes.set(true);
         });
-        Ok(Self { sender, scheme, in_use: Rc::default(), is_closed, opened: Instant::now() })
+        Ok(Self { sender, scheme, in_use: Rc::default(), is_closed, opened_ns: clock::boot_ns() })
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -95,28 +95,27 @@ impl Connection {
 
     pub(super) async fn exchange(
         &mut self,
-        request: Request<Upload>,
+        head: &Head,
+        upload: Upload,
         patience: &Patience<'_>,
     ) -> Result<Response<Incoming>, Failed> {
         self.in_use.set(self.in_use.get() + 1);
         let in_use = InUse(Rc::clone(&self.in_use));
-        let (head, upload) = request.into_parts();
         let spare = upload.again();
-        let unsent = |upload| Some(Box::new(Request::from_parts(head.clone(), upload)));
         let (turn, answer_ms) = (&patience.upload.turn, ms(patience.answer_max));
         let ready = std::future::poll_fn(|cx| match self.sender.poll_ready(cx) {
             Poll::Ready(ready) => Poll::Ready(ready.map_err(|_| Reason::UpstreamInvalid)),
             Poll::Pending => turn.poll_for(Who::Upstream, answer_ms, cx).map(Err),
         });
         if let Err(reason) = ready.await {
-            return Err(Failed { reason, unsent: unsent(upload) });
+            return Err(Failed { reason, unsent: Some(upload) });
         }
         let is_end = upload.length() == Some(0);
-        let asked = asked(&head, self.scheme);
+        let asked = asked(head, self.scheme);
         let Some((response, stream)) =
             asked.and_then(|asked| self.sender.send_request(asked, is_end).ok())
         else {
-            return Err(Failed { reason: Reason::UpstreamInvalid, unsent: unsent(upload) });
+            return Err(Failed { reason: Reason::UpstreamInvalid, unsent: Some(upload) });
         };
         let upload = Some(upload).filter(|_| !is_end);
         let mut sending = Sending { stream, upload, waiting: Bytes::new() };
@@ -142,8 +141,7 @@ impl Connection {
         let (parts, body) = match answer.await {
             Ok(answer) => answer.into_parts(),
             Err((reason, untouched)) => {
-                let unsent = spare.filter(|_| untouched).and_then(unsent);
-                return Err(Failed { reason, unsent });
+                return Err(Failed { reason, unsent: spare.filter(|_| untouched) });
             }
         };
         let Ok(left) = declared(&parts.headers) else {
@@ -237,16 +235,22 @@ impl Drop for InUse {
 }
 
 /// The request's head as HTTP/2 has it; `None` if it cannot be written so.
-fn asked(head: &Parts, scheme: &'static str) -> Option<Request<()>> {
-    let host = head.headers.get(header::HOST)?.to_str().ok()?;
-    let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
-    let uri = Uri::builder().scheme(scheme).authority(host).path_and_query(target).build().ok()?;
+fn asked(head: &Head, scheme: &'static str) -> Option<Request<()>> {
+    let Head { parts, target, lines } = head;
+    let host = lines.get(header::HOST.as_str())?;
+    let uri = Uri::builder()
+        .scheme(scheme)
+        .authority(host)
+        .path_and_query(target.as_str())
+        .build()
+        .ok()?;
     let mut asked = Request::new(());
-    head.method.clone_into(asked.method_mut());
+    parts.method.clone_into(asked.method_mut());
     *asked.uri_mut() = uri;
     *asked.version_mut() = Version::HTTP_2;
     let headers = asked.headers_mut();
-    head.headers.clone_into(headers);
+    parts.headers.clone_into(headers);
+    lines.set(headers);
     headers.remove(header::HOST);
     headers.remove(header::UPGRADE);
     let kind = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);

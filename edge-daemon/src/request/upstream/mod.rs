@@ -12,19 +12,20 @@ use std::{
     net::IpAddr,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use edge_common::{Blame, Reason};
 use edge_policy::{
     denied::Denied,
+    lines::Lines,
     upstream::{
         balance::{self, Balance, Candidate, Round},
         budget::Budget,
         circuit::Passage,
     },
 };
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Response, request::Parts};
 use tokio::time::{timeout, timeout_at};
 
 pub(crate) use self::{connection::Reply, lease::Lease};
@@ -62,21 +63,30 @@ struct Pools {
     pools: Rc<[Rc<Pool>]>,
 }
 
+/// The head of a request as the upstream gets it: what the client says, and what the edge says.
+pub(crate) struct Head {
+    pub(crate) parts: Parts,
+    /// Path and query.
+    pub(crate) target: String,
+    pub(crate) lines: Lines,
+}
+
 /// A request on its way, and what chooses its server.
 pub(crate) struct Outgoing<'a> {
-    pub(crate) request: Request<Upload>,
+    pub(crate) head: &'a Head,
+    pub(crate) body: Upload,
     pub(crate) upload: &'a UploadState,
     /// What the same server is chosen by, where that is how they are chosen.
     pub(crate) key: u64,
 }
 
-/// An answer's head, and the request once more if its status may be worth another try.
-type Answered = (Response<Incoming>, Connection, Option<Request<Upload>>);
+/// An answer's head, and the body once more if its status may be worth another try.
+type Answered = (Response<Incoming>, Connection, Option<Upload>);
 
-/// What one server made of a request, and the request if it may be sent again.
+/// What one server made of a request, and its body if it may be sent again.
 struct Missed {
     reason: Reason,
-    again: Option<Box<Request<Upload>>>,
+    again: Option<Upload>,
 }
 
 impl Upstream {
@@ -113,7 +123,7 @@ impl Upstream {
         outgoing: Outgoing<'_>,
     ) -> Result<(Response<Incoming>, Lease), Denied> {
         let rule = &self.shared.settings.circuit;
-        let passage = match self.shared.circuit.enter(rule, clock::boot_ns()) {
+        let passage = match self.shared.circuit.enter(rule, clock::recent_ns()) {
             Passage::Shut(wait_ns) => {
                 let wait_ns = Some(wait_ns);
                 return Err(Denied { wait_ns, ..Denied::new(Reason::CircuitOpen) });
@@ -140,7 +150,7 @@ impl Upstream {
         outgoing: Outgoing<'_>,
         on_trial: bool,
     ) -> Result<(Response<Incoming>, Lease), Reason> {
-        let Outgoing { mut request, upload, key } = outgoing;
+        let Outgoing { head, mut body, upload, key } = outgoing;
         let settings = &self.shared.settings;
         let patience = Patience { upload, answer_max: settings.response_timeout };
         upload.turn.ask(settings.body_timeout, settings.total_timeout);
@@ -157,19 +167,19 @@ impl Upstream {
                 pool.tally().retries.fetch_add(1, Relaxed);
             }
             tried |= 1 << index;
-            match self.ask(pool, request, &patience).await {
+            match self.ask(pool, head, body, &patience).await {
                 Ok((response, connection, again)) => {
-                    if let Some(copy) = again
+                    if let Some(again) = again
                         && self.may_retry(&pools, tried, key, &mut retries)
                     {
-                        request = copy;
+                        body = again;
                         continue;
                     }
                     return Ok((response, Lease::new(Rc::clone(pool), connection, slot)));
                 }
                 Err(Missed { reason, again }) => {
                     let again = again.filter(|_| self.may_retry(&pools, tried, key, &mut retries));
-                    request = *again.ok_or(reason)?;
+                    body = again.ok_or(reason)?;
                     missed = Some(reason);
                 }
             }
@@ -184,14 +194,15 @@ impl Upstream {
     async fn ask(
         &self,
         pool: &Pool,
-        mut request: Request<Upload>,
+        head: &Head,
+        mut body: Upload,
         patience: &Patience<'_>,
     ) -> Result<Answered, Missed> {
-        let began = Instant::now();
-        let settled = |asked, connection, copy: Option<Request<Upload>>| match asked {
+        let began_ns = clock::boot_ns();
+        let settled = |asked, connection, copy: Option<Upload>| match asked {
             Ok(response) => {
                 let status = Response::status(&response);
-                pool.answered(status, began.elapsed());
+                pool.answered(status, began_ns);
                 let again = self.shared.settings.retry_statuses.contains(&status);
                 Ok((response, connection, copy.filter(|_| again)))
             }
@@ -199,15 +210,15 @@ impl Upstream {
                 pool.failed(reason);
                 // Whoever let it wait too long may still be at work on it.
                 let copy = copy.filter(|_| reason == Reason::UpstreamInvalid);
-                Err(Missed { reason, again: unsent.or(copy.map(Box::new)) })
+                Err(Missed { reason, again: unsent.or(copy) })
             }
         };
-        while let Some(mut connection) = pool.take() {
-            let copy = repeatable(&request);
-            match (connection.exchange(request, patience).await, copy) {
-                (Err(Failed { unsent: Some(unsent), .. }), _) => request = *unsent,
+        while let Some(mut connection) = pool.take(clock::recent_ns()) {
+            let copy = repeatable(&head.parts.method, &body);
+            match (connection.exchange(head, body, patience).await, copy) {
+                (Err(Failed { unsent: Some(unsent), .. }), _) => body = unsent,
                 (Err(Failed { reason: Reason::UpstreamInvalid, .. }), Some(copy)) => {
-                    request = copy;
+                    body = copy;
                     break;
                 }
                 (asked, copy) => return settled(asked, connection, copy),
@@ -217,11 +228,11 @@ impl Upstream {
             Ok(connection) => connection,
             Err(reason) => {
                 pool.failed(reason);
-                return Err(Missed { reason, again: Some(Box::new(request)) });
+                return Err(Missed { reason, again: Some(body) });
             }
         };
-        let copy = repeatable(&request);
-        let asked = connection.exchange(request, patience).await;
+        let copy = repeatable(&head.parts.method, &body);
+        let asked = connection.exchange(head, body, patience).await;
         settled(asked, connection, copy)
     }
 
@@ -334,7 +345,7 @@ impl Upstream {
     async fn open(&self, pool: &Pool) -> std::io::Result<Connection> {
         let is_http2 = self.shared.settings.http2;
         let _turn = if is_http2 { Some(pool.opening.lock().await) } else { None };
-        if is_http2 && let Some(shared) = pool.take() {
+        if is_http2 && let Some(shared) = pool.take(clock::recent_ns()) {
             return Ok(shared);
         }
         pool.tally().connects.fetch_add(1, Relaxed);

@@ -4,7 +4,7 @@ use std::{
     cell::RefCell,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use edge_common::Reason;
@@ -30,7 +30,7 @@ pub(super) struct Pool {
 
 struct Idle {
     connection: Connection,
-    since: Instant,
+    since_ns: u64,
 }
 
 impl Pool {
@@ -45,19 +45,26 @@ impl Pool {
         })
     }
 
-    /// The warmest connection that is done with its last request. One that still sends somebody's
-    /// body, because the answer came early, is left to finish or to grow old.
-    pub(super) fn take(&self) -> Option<Connection> {
-        self.sweep();
+    /// The warmest connection that is done with its last request and fit for another. One that still
+    /// sends somebody's body, because the answer came early, is left to finish or to grow old.
+    pub(super) fn take(&self, now_ns: u64) -> Option<Connection> {
         let mut idle = self.idle.borrow_mut();
-        let ready = idle.iter().rposition(|kept| kept.connection.is_ready())?;
-        if let Some(shared) = idle[ready].connection.share() {
-            idle[ready].since = Instant::now();
-            return Some(shared);
+        for at in (0..idle.len()).rev() {
+            let kept = &mut idle[at];
+            if !kept.connection.is_ready() {
+                continue;
+            }
+            if let Some(shared) = kept.connection.share().filter(|_| self.is_fit(kept, now_ns)) {
+                kept.since_ns = now_ns;
+                return Some(shared);
+            }
+            let taken = idle.remove(at);
+            self.tally().idle.store(idle.len(), Relaxed);
+            if self.is_fit(&taken, now_ns) {
+                return Some(taken.connection);
+            }
         }
-        let taken = idle.remove(ready);
-        self.tally().idle.store(idle.len(), Relaxed);
-        Some(taken.connection)
+        None
     }
 
     /// Keeps a connection from the beginning, if several requests may use it.
@@ -77,31 +84,32 @@ impl Pool {
 
     fn keep(&self, connection: Connection) {
         let settings = &self.upstream.settings;
-        if connection.is_closed() || connection.age() >= settings.age_max || settings.idle_max == 0
-        {
+        if connection.is_closed() || settings.idle_max == 0 {
             return;
         }
         let mut idle = self.idle.borrow_mut();
         if idle.len() >= settings.idle_max {
             idle.remove(0);
         }
-        idle.push(Idle { connection, since: Instant::now() });
+        idle.push(Idle { connection, since_ns: clock::boot_ns() });
         self.tally().idle.store(idle.len(), Relaxed);
     }
 
     /// Closes what has waited too long or grown too old, and forgets what the other side closed.
     pub(super) fn sweep(&self) {
-        let settings = &self.upstream.settings;
+        let now_ns = clock::boot_ns();
         let mut idle = self.idle.borrow_mut();
-        if idle.is_empty() {
-            return;
-        }
-        idle.retain(|kept| {
-            (kept.connection.is_in_use() || kept.since.elapsed() < settings.idle_timeout)
-                && kept.connection.age() < settings.age_max
-                && !kept.connection.is_closed()
-        });
+        idle.retain(|kept| self.is_fit(kept, now_ns));
         self.tally().idle.store(idle.len(), Relaxed);
+    }
+
+    fn is_fit(&self, kept: &Idle, now_ns: u64) -> bool {
+        let Idle { connection, since_ns } = kept;
+        let settings = &self.upstream.settings;
+        let since = |then_ns: u64| Duration::from_nanos(now_ns.saturating_sub(then_ns));
+        (since(*since_ns) < settings.idle_timeout || connection.is_in_use())
+            && since(connection.opened_ns()) < settings.age_max
+            && !connection.is_stale()
     }
 
     pub(super) fn names(&self) -> (String, Rc<str>) {
@@ -113,9 +121,10 @@ impl Pool {
     }
 
     /// The server answered.
-    pub(super) fn answered(&self, status: StatusCode, after: Duration) {
-        self.tally().answered(status, after);
-        self.server.health.succeeded(&self.upstream.settings.ejection, clock::boot_ns());
+    pub(super) fn answered(&self, status: StatusCode, began_ns: u64) {
+        let now_ns = clock::boot_ns();
+        self.tally().answered(status, Duration::from_nanos(now_ns.saturating_sub(began_ns)));
+        self.server.health.succeeded(&self.upstream.settings.ejection, now_ns);
     }
 
     /// The server failed, if this reason means that it did.
