@@ -12,7 +12,12 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{client::until, lab::Lab, netns::Netns};
+use crate::{
+    client::until,
+    lab::Lab,
+    netns::Netns,
+    pki::{Authority, DAY},
+};
 
 /// A Redis, and a cable from it to the edge of each lab.
 pub struct Hub {
@@ -20,6 +25,8 @@ pub struct Hub {
     pub ns: Netns,
     redis: Option<Child>,
     dir: PathBuf,
+    /// The authority of its certificate, if it speaks TLS alone.
+    ca: Option<PathBuf>,
 }
 
 impl Hub {
@@ -28,6 +35,18 @@ impl Hub {
     /// # Errors
     /// If it is not installed, or does not start.
     pub fn start(labs: &[&Lab]) -> Result<Self> {
+        Self::launch(labs, false)
+    }
+
+    /// As [`Self::start`], over TLS alone.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_secure(labs: &[&Lab]) -> Result<Self> {
+        Self::launch(labs, true)
+    }
+
+    fn launch(labs: &[&Lab], is_secure: bool) -> Result<Self> {
         let first = labs.first().context("no lab")?;
         let ns = Netns::new(&format!("{}-hub", first.id), false)?;
         for (n, lab) in labs.iter().enumerate() {
@@ -38,7 +57,15 @@ impl Hub {
             ))?;
             lab.edge.ip(&format!("addr add 10.77.{n}.2/24 dev hub0\nlink set hub0 up"))?;
         }
-        let mut hub = Self { ns, redis: None, dir: first.dir().to_owned() };
+        let dir = first.dir().to_owned();
+        let mut hub = Self { ns, redis: None, dir, ca: None };
+        if is_secure {
+            let authority = Authority::new(&hub.dir, "hub")?;
+            let names: Vec<_> = (0..labs.len()).map(|n| format!("10.77.{n}.1")).collect();
+            let names: Vec<_> = names.iter().map(String::as_str).chain(["127.0.0.1"]).collect();
+            authority.sign("hub", &names, -60, DAY)?;
+            hub.ca = Some(authority.ca);
+        }
         hub.start_again()?;
         Ok(hub)
     }
@@ -50,6 +77,12 @@ impl Hub {
     pub fn start_again(&mut self) -> Result<()> {
         let mut redis = self.ns.command("redis-server");
         redis.args(["--bind", "0.0.0.0", "--protected-mode", "no", "--save", ""]);
+        if self.ca.is_some() {
+            redis.args(["--port", "0", "--tls-port", "6379", "--tls-auth-clients", "no"]);
+            redis.arg("--tls-cert-file").arg(self.dir.join("hub.pem"));
+            redis.arg("--tls-key-file").arg(self.dir.join("hub.key"));
+            redis.arg("--tls-ca-cert-file").arg(self.dir.join("hub-ca.pem"));
+        }
         redis.arg("--dir").arg(&self.dir).stdin(Stdio::null()).stdout(Stdio::null());
         self.redis = Some(redis.spawn().context("redis-server: cargo xtask setup")?);
         until("Redis answers", Duration::from_secs(10), || {
@@ -81,7 +114,11 @@ impl Hub {
     /// # Errors
     /// If it does not answer.
     pub fn cli(&self, args: &[&str]) -> Result<String> {
-        let done = self.ns.command("redis-cli").args(args).output()?;
+        let mut cli = self.ns.command("redis-cli");
+        if let Some(ca) = &self.ca {
+            cli.arg("--tls").arg("--cacert").arg(ca);
+        }
+        let done = cli.args(args).output()?;
         ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
         Ok(String::from_utf8_lossy(&done.stdout).into_owned())
     }
@@ -95,8 +132,12 @@ impl Hub {
         let secret = lab.dir().join("fleet.secret");
         std::fs::write(&secret, "a secret that all edges have: 32 bytes")?;
         std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600))?;
+        let (scheme, authorities) = match &self.ca {
+            Some(ca) => ("rediss", format!("authorities = {ca:?}\n")),
+            None => ("redis", String::new()),
+        };
         Ok(format!(
-            "[fleet]\nserver = \"redis://10.77.{n}.1:6379\"\nnode = \"edge-{n}\"\n\
+            "[fleet]\nserver = \"{scheme}://10.77.{n}.1:6379\"\n{authorities}node = \"edge-{n}\"\n\
              secret = \"file:{}\"\n{lines}\n",
             secret.display()
         ))

@@ -100,6 +100,37 @@ fn a_ban_on_one_edge_is_a_ban_on_all() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn over_tls_and_within_the_cap() -> Result<()> {
+    let (one, two) = (Lab::new()?, Lab::new()?);
+    let hub = Hub::start_secure(&[&one, &two])?;
+    let a = start(&hub, 0, &one, "")?;
+    let section = hub.section(1, &two, "")?;
+    let b = two.edged()?.set("verdicts.bans_per_minute", "2").append(&section)?.start()?;
+    connected(&a, 1.0)?;
+    connected(&b, 1.0)?;
+    for n in 1..=4 {
+        a.tell(&format!("ban add 198.51.100.20{n} --ttl 1h"))?;
+    }
+    until("all have come", Duration::from_secs(10), || Ok(b.bans()?.len() == 4))?;
+    let is = |step: &str| -> Result<usize> {
+        Ok(b.bans()?.iter().filter(|ban| ban["step"] == step).count())
+    };
+    assert_eq!((is("ban")?, is("403")?), (2, 2), "{:?}", b.bans()?);
+    assert!(b.metrics()?.value("edged_alarms_total") >= 1.0);
+    assert!(a.bans()?.iter().all(|ban| ban["step"] == "ban"));
+    // Nobody else's certificate will do.
+    let other = edge_tests::pki::Authority::new(two.dir(), "other")?;
+    b.edit("fleet.authorities", &format!("{:?}", other.ca))?;
+    b.tell("reload")?;
+    connected(&b, 0.0)?;
+    until("it says why", Duration::from_secs(10), || {
+        let lost = b.events()?.into_iter().filter(|event| event["result"] == "lost");
+        Ok(lost.last().is_some_and(|event| event["why"].to_string().contains("certificate")))
+    })?;
+    Ok(())
+}
+
 /// One edge's clients: ask as fast as one connection goes; how many were admitted.
 fn ask(edged: &Edged<'_>, time: Duration) -> Result<u64> {
     let begun = Instant::now();

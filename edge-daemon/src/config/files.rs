@@ -75,6 +75,9 @@ pub(super) fn resolve(settings: &mut Settings, base: &Path) {
         }
         feed.authorities.iter_mut().for_each(|path| *path = base.join(&*path));
     }
+    for path in settings.fleet.iter_mut().flat_map(|fleet| &mut fleet.server.authorities) {
+        *path = base.join(&*path);
+    }
     for path in settings.webhooks.iter_mut().flat_map(|webhook| &mut webhook.authorities) {
         *path = base.join(&*path);
     }

@@ -8,7 +8,7 @@ use toml::de::DeTable;
 
 use super::{
     reader::{Item, Notes, Table},
-    settings::{Fleet, Settings},
+    settings::{Fleet, FleetServer, Settings},
     whole::place_nth,
 };
 
@@ -19,8 +19,14 @@ pub(super) fn fleet(table: &Table<'_>) -> Option<Fleet> {
     let user = table.or("user", None, |item| name(item).map(Some));
     let password = table.or("password", None, |item| item.secret().map(Some));
     let node = table.or("node", None, |item| name(item).map(Some));
+    let authorities = table.or("authorities", None, |item| match &server {
+        Some(FleetServer { is_secure: false, .. }) => {
+            item.wrong("'authorities' are for TLS", "\"rediss://HOST\", or leave them out")
+        }
+        _ => item.path().map(Some),
+    });
     let fleet = Fleet {
-        server: server.unwrap_or_default(),
+        server: FleetServer { authorities, ..server.clone().unwrap_or_default() },
         login: (user, password),
         name: table.or("name", "edged".to_owned(), name),
         node: node.unwrap_or_else(host_name),
@@ -77,20 +83,26 @@ pub(super) fn check(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'
     }
 }
 
-/// "redis://HOST:PORT/DATABASE".
-fn server(item: &Item<'_>) -> Option<(String, u16, i64)> {
+/// "redis://HOST:PORT/DATABASE", or "rediss://" for TLS.
+fn server(item: &Item<'_>) -> Option<FleetServer> {
     let text = item.text("a server: \"redis://127.0.0.1:6379\"")?;
     let parse = || {
-        let rest = text.strip_prefix("redis://").or_else(|| text.strip_prefix("valkey://"))?;
+        let (scheme, rest) = text.split_once("://")?;
+        let is_secure = match scheme {
+            "redis" | "valkey" => false,
+            "rediss" | "valkeys" => true,
+            _ => return None,
+        };
         let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
         let authority: http::uri::Authority = authority.parse().ok()?;
         let database = if database.is_empty() { Some(0) } else { database.parse::<u8>().ok() };
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
         let is_plain = !authority.as_str().contains('@') && !host.is_empty();
-        is_plain.then_some((host, authority.port_u16().unwrap_or(6379), database?.into()))
+        let (port, database) = (authority.port_u16().unwrap_or(6379), database?.into());
+        is_plain.then_some(FleetServer { host, port, database, is_secure, authorities: None })
     };
     parse().or_else(|| {
-        let help = "\"redis://HOST:PORT/DATABASE\"; who logs in is told by 'user' and 'password'";
+        let help = "\"redis://HOST:PORT/DATABASE\", \"rediss://\" for TLS; who logs in is told by 'user' and 'password'";
         item.wrong(format!("'{text}' cannot be used"), help)
     })
 }
@@ -118,7 +130,11 @@ mod tests {
     #[test]
     fn a_fleet_has_a_server_and_a_secret() {
         let good = "[fleet]\nserver = \"redis://[::1]:7000/3\"\nsecret = \"env:S\"\nnode = \"a\"";
-        assert!(told(good).contains("server: (\"::1\", 7000, 3)"), "{}", told(good));
+        let server = "host: \"::1\", port: 7000, database: 3, is_secure: false";
+        assert!(told(good).contains(server), "{}", told(good));
+        let secure = good.replace("redis", "rediss") + "\nauthorities = \"ca.pem\"";
+        assert!(told(&secure).contains("is_secure: true, authorities: Some(\"ca.pem\")"));
+        assert!(told(&format!("{good}\nauthorities = \"ca.pem\"")).contains("are for TLS"));
         for (lines, what) in [
             ("[fleet]\nserver = \"redis://h\"\nnode = \"a\"", "missing key 'secret'"),
             ("[fleet]\nsecret = \"env:S\"\nnode = \"a\"", "missing key 'server'"),

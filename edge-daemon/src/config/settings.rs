@@ -30,7 +30,7 @@ use ipnet::IpNet;
 pub use self::access::{Audit, Granted, HashPolicy, Keys, PolicyFile, PolicySet, UpstreamIdentity};
 pub use self::crowdsec::Crowdsec;
 pub use self::feed::{Feed, FeedPlace};
-pub use self::fleet::Fleet;
+pub use self::fleet::{Fleet, Server as FleetServer};
 pub use self::geo::Geo;
 pub use self::issuer::{Issuer, KeySource, Tokens};
 pub use self::packets::{

@@ -18,6 +18,20 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 /// # Errors
 /// If there is no authority to trust.
 pub fn client(authorities: Option<&Path>) -> io::Result<Arc<ClientConfig>> {
+    let mut config = trusting(authorities)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// As [`client`], for what is no HTTP.
+///
+/// # Errors
+/// As there.
+pub fn bare(authorities: Option<&Path>) -> io::Result<Arc<ClientConfig>> {
+    trusting(authorities).map(Arc::new)
+}
+
+fn trusting(authorities: Option<&Path>) -> io::Result<ClientConfig> {
     let mut roots = RootCertStore::empty();
     match authorities {
         Some(path) => {
@@ -36,13 +50,12 @@ pub fn client(authorities: Option<&Path>) -> io::Result<Arc<ClientConfig>> {
     if roots.is_empty() {
         return Err(io::Error::other("no certificate authority to trust"));
     }
-    let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+    let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_protocol_versions(&[&TLS13, &TLS12])
         .expect("the provider supports both versions")
         .with_root_certificates(roots)
         .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
+    Ok(config)
 }
 
 /// Begins TLS with the host of this name.

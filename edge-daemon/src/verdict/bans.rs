@@ -158,13 +158,35 @@ impl Writer {
         if self.held(&culprit).is_some_and(stays) {
             return Ok(format!("{culprit} is held already, and for longer"));
         }
+        let is_fresh = self.temper_fresh(&mut record);
         let step = record.step;
         if record.strikes == 0 {
             record.strikes = self.engine.strikes(&culprit, clock::boot_ns()).saturating_add(1);
         }
         self.engine.restore(&culprit, record.strikes, step, until_ns);
         self.enforce(record, until_ns, None)?;
+        if is_fresh {
+            self.cap.count(self.settings.verdicts.bans_per_minute, clock::boot_ns());
+        }
         Ok(format!("{culprit} is held to \"{}\"", step.name()))
+    }
+
+    /// Whether a record is a ban that another edge decided just now, which counts as one of this edge's
+    /// own scenarios does: so many a minute and no more, whoever goes wrong. What is older was decided
+    /// under other edges' bounds, and is no flood of anything.
+    fn temper_fresh(&mut self, record: &mut BanRecord) -> bool {
+        let age_ms = clock::unix_ms().saturating_sub(record.since_ms);
+        if record.origin != Origin::Fleet || record.step != Step::Ban || age_ms > FRESH_MS {
+            return false;
+        }
+        if !self.cap.is_reached(self.settings.verdicts.bans_per_minute, clock::boot_ns()) {
+            return true;
+        }
+        record.step = Step::Refuse;
+        record.spared = Some(Spared::Cap.name().to_owned());
+        self.edge.metrics.verdicts.spare(Spared::Cap);
+        self.alarm_of(&Lasting::Cap);
+        false
     }
 
     /// The one place where a verdict comes into force. Verdicts of a scenario come with their last
@@ -274,6 +296,9 @@ impl Writer {
         metrics.verdicts.penalties_active.store(self.penalties.len() as u64, Relaxed);
     }
 }
+
+/// How old a decision of another edge may be to count as one of this minute.
+const FRESH_MS: u64 = 60_000;
 
 /// A ban as the kernel has it.
 pub(super) fn in_kernel(record: &BanRecord, until_ns: u64) -> map::Ban {

@@ -1,14 +1,14 @@
 //! `[fleet]`: with whom bans and limits are shared, as checked.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use crate::secret::Origin;
 
 /// `[fleet]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fleet {
-    /// The Redis or Valkey between the edges: its host, its port, and the number of the database.
-    pub server: (String, u16, i64),
+    /// The Redis or Valkey between the edges.
+    pub server: Server,
     /// As whom to log in there, and the password.
     pub login: (Option<String>, Option<Origin>),
     /// What the fleet is called; its keys begin so.
@@ -23,6 +23,22 @@ pub struct Fleet {
     pub timeout: Duration,
     /// Whether bans are shared.
     pub bans: bool,
+}
+
+/// The server of a fleet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Server {
+    /// Its name or its address.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// The number of the database there.
+    pub database: i64,
+    /// Whether it is spoken to over TLS.
+    pub is_secure: bool,
+    /// A PEM file with the authorities that it must be certified by; `None` are those that this host
+    /// trusts.
+    pub authorities: Option<PathBuf>,
 }
 
 impl Fleet {

@@ -7,13 +7,13 @@ use std::{
 
 use edge_identity::fleet::{Act, Change, Record, Seal};
 use edge_policy::verdict::{Culprit, Origin, Step};
-use redis::{Value, aio::MultiplexedConnection, cmd, pipe};
+use redis::{Value, cmd, pipe};
 use tokio::{sync::mpsc, time};
 
 use super::{
     super::{Told, lock},
     Fleet,
-    server::{connect, said},
+    server::{Server, connect, said},
 };
 use crate::{
     clock, decisions::Decision, events::Event, request::Edge, store::BanRecord, verdict::Order,
@@ -94,7 +94,7 @@ fn record(fleet: &Fleet, told: Told) -> Option<Record> {
 
 async fn send(
     fleet: &Fleet,
-    server: &mut Option<MultiplexedConnection>,
+    server: &mut Option<Server>,
     records: &[Record],
 ) -> Result<(), String> {
     let seal = fleet.seal()?;
@@ -115,7 +115,7 @@ async fn send(
         }
         let over = clock::unix_ms();
         batch.cmd("ZREMRANGEBYSCORE").arg(&set).arg("-inf").arg(over).ignore();
-        said(batch.query_async::<()>(connection).await)?;
+        said(batch.query_async::<()>(&mut **connection).await)?;
     }
     Ok(())
 }
@@ -152,7 +152,7 @@ async fn read(
     let mut server = connect(fleet, BLOCK).await?;
     let (set, stream) = (fleet.key("bans"), fleet.key("stream"));
     let newest = cmd("XREVRANGE").arg(&stream).arg(&["+", "-", "COUNT", "1"]).to_owned();
-    let newest = said(newest.query_async::<Value>(&mut server).await)?;
+    let newest = said(newest.query_async::<Value>(&mut *server).await)?;
     let mut last = entries(newest).pop().map_or("0".to_owned(), |(id, _)| id);
     let mut from = 0;
     loop {
@@ -164,7 +164,7 @@ async fn read(
             .arg(from)
             .arg(PAGE)
             .to_owned();
-        let page = said(page.query_async::<Vec<String>>(&mut server).await)?;
+        let page = said(page.query_async::<Vec<String>>(&mut *server).await)?;
         from += page.len();
         let is_last = page.len() < PAGE;
         for sealed in page {
@@ -189,7 +189,7 @@ async fn read(
             .arg(&stream)
             .arg(&last)
             .to_owned();
-        let answer = said(next.query_async::<Value>(&mut server).await)?;
+        let answer = said(next.query_async::<Value>(&mut *server).await)?;
         for (id, sealed) in streamed(answer)? {
             let at_ms = take(fleet, edge, &seal, &sealed).await?;
             let delay_ms = at_ms.map(|at_ms| clock::unix_ms().saturating_sub(at_ms));

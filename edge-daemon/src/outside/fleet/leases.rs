@@ -13,12 +13,12 @@ use edge_policy::limit::{
     lease::{self, Ledger, Share},
     meter::Meter,
 };
-use redis::{aio::MultiplexedConnection, cmd, pipe};
+use redis::{cmd, pipe};
 use tokio::time;
 
 use super::{
     Fleet,
-    server::{connect, said},
+    server::{Server, connect, said},
 };
 use crate::request::Edge;
 
@@ -34,7 +34,7 @@ struct Held {
 /// Keeps the shares of the limits in force, for ever.
 pub(super) async fn keep(fleet: Arc<Fleet>, edge: Arc<Edge>) {
     let mut held = BTreeMap::<Arc<str>, Held>::new();
-    let mut server = None;
+    let mut server: Option<Server> = None;
     let mut ticks = time::interval(EVERY);
     ticks.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
     loop {
@@ -94,7 +94,7 @@ impl Held {
 /// edge came in between. The share, and how many edges have one.
 async fn renew(
     fleet: &Fleet,
-    server: &mut Option<MultiplexedConnection>,
+    server: &mut Option<Server>,
     limit: &str,
     wanted: u32,
 ) -> Result<(u32, usize), String> {
@@ -117,7 +117,7 @@ async fn renew(
 
 async fn attempt(
     fleet: &Fleet,
-    server: &mut MultiplexedConnection,
+    server: &mut Server,
     seal: &Seal,
     limit: &str,
     wanted: u32,
@@ -125,7 +125,7 @@ async fn attempt(
     let (key, purpose) = (fleet.key(&format!("lease:{limit}")), format!("lease {limit}"));
     let mut look = pipe();
     look.cmd("TIME").cmd("GET").arg(&key);
-    let answer = look.query_async::<((u64, u64), Option<String>)>(server).await;
+    let answer = look.query_async::<((u64, u64), Option<String>)>(&mut **server).await;
     let ((seconds, micros), sealed) = said(answer)?;
     let now_ms = seconds.saturating_mul(1_000).saturating_add(micros / 1_000);
     let ledger = sealed.as_deref().map(|sealed| {
@@ -148,7 +148,7 @@ async fn attempt(
         .arg(next)
         .arg(LEDGER_KEPT.as_millis() as u64)
         .to_owned();
-    let swapped = said(swap.query_async::<i64>(server).await)?;
+    let swapped = said(swap.query_async::<i64>(&mut **server).await)?;
     Ok((swapped == 1).then_some((parts, ledger.nodes())))
 }
 
