@@ -138,6 +138,7 @@ impl App {
             replays,
             crowd: Arc::default(),
             penalties: Penalties::default(),
+            listed: arc_swap::ArcSwapOption::empty(),
             identities: Identities::new(secret),
             signals: Signals::new(queue.clone(), workers),
             decisions: Decisions::default(),

@@ -117,6 +117,53 @@ fn a_ban_meets_the_client_and_not_its_proxy() -> Result<()> {
 }
 
 #[test]
+fn lists_meet_the_client_and_not_its_proxy() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let list = lab.dir().join("feed.txt");
+    std::fs::write(&list, "203.0.115.0/24\n")?;
+    let feed = format!("[[feed]]\nname = \"one\"\nurl = \"file:{}\"", list.display());
+    let listener = format!(
+        "[\"{EDGE}:443\", {{ address = \"{EDGE}:444\", proxy_protocol = true }}]"
+    );
+    let edged = lab
+        .edged()?
+        .set("server.trusted_proxies", &format!("[\"{CLIENT}/32\"]"))
+        .set("server.forwarded_header", "\"x-forwarded-for\"")
+        .set("server.https", &listener)
+        .append(&feed)?
+        .start()?;
+    let dial = Dial::new(&edged.ca, HOST)?;
+    let ask = |client: &str| -> Result<u16> {
+        let mut proxy = dial.connect(&lab, CLIENT)?;
+        Ok(proxy.get(HOST, "/health", &[&format!("X-Forwarded-For: {client}")])?.status)
+    };
+    let soon = Duration::from_secs(5);
+    until("the feed is in force", soon, || Ok(ask("203.0.115.7")? == 403))?;
+    assert_eq!(ask(ONE)?, 200);
+    edged.tell(&format!("deny add {ONE}"))?;
+    until("its requests are refused", soon, || Ok(ask(ONE)? == 403))?;
+    assert_eq!(ask(OTHER)?, 200);
+    let visit = |client: &str| -> Result<u16> {
+        let dial = Dial::new(&edged.ca, HOST)?.port(444).before(line(client));
+        Ok(dial.connect(&lab, CLIENT)?.get(HOST, "/health", &[])?.status)
+    };
+    assert!(visit(ONE).is_err());
+    assert_eq!(visit(OTHER)?, 200);
+    assert!(edged.metrics()?.connections(Reason::BannedConnection) >= 1.0);
+    // Who is connected itself is the kernel's to judge, and what it says of itself is nothing.
+    let mut talk = dial.connect(&lab, ATTACKER)?;
+    assert_eq!(talk.get(HOST, "/health", &[&format!("X-Forwarded-For: {ONE}")])?.status, 200);
+    // An allow entry wins, and what is removed is gone.
+    edged.tell("allow add 203.0.115.7")?;
+    until("it is let through", soon, || Ok(ask("203.0.115.7")? == 200))?;
+    assert_eq!(ask("203.0.115.8")?, 403);
+    edged.tell(&format!("deny remove {ONE}"))?;
+    until("it is let through", soon, || Ok(ask(ONE)? == 200))?;
+    Ok(())
+}
+
+#[test]
 fn forwarding_headers_count_from_trusted_peers_alone() -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;

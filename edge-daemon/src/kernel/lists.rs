@@ -24,7 +24,7 @@ use edge_common::{
     list::{OVERLAY_MAX, State},
     map::{ENTRIES, Entry, LIST_STATE, LISTS, OVERLAY},
 };
-use edge_policy::list::{Book, Change, Class, Numbers, Refused, Write};
+use edge_policy::list::{Book, Change, Class, Numbers, Refused, View, Write};
 use ipnet::{IpNet, Ipv4Net};
 
 use super::{
@@ -66,6 +66,8 @@ struct Inner {
     sizes: ListSizes,
     /// Of the lines of the image in force, as it was compiled.
     sum: u64,
+    /// Changes of what is listed, so far.
+    changes: u64,
 }
 
 /// When a change is in force.
@@ -95,7 +97,8 @@ impl Lists {
             ..ListSizes::default()
         };
         let book = Book::new(OVERLAY_MAX as usize - 1);
-        let inner = Inner { book, overlay, second: false, is_writing: false, sizes, sum: sum(&[]) };
+        let (second, is_writing, sum, changes) = (false, false, sum(&[]), 0);
+        let inner = Inner { book, overlay, second, is_writing, sizes, sum, changes };
         let (inner, numbers) = (Mutex::new(inner), Mutex::new(numbers));
         Ok(Self(Arc::new(Shared { tables, inner, numbers, written: Condvar::new() })))
     }
@@ -108,6 +111,7 @@ impl Lists {
     /// new image and the last had no room.
     pub fn set(&self, class: Class, net: &IpNet, until_ns: u64) -> Result<InForce, KernelError> {
         let mut inner = self.0.inner();
+        inner.changes += 1;
         let change = {
             let mut numbers = self.0.numbers();
             let is_new = until_ns > 0 && !inner.book.has_number(class, *net);
@@ -189,6 +193,19 @@ impl Lists {
     pub fn decides(&self, class: Class, address: IpAddr, now_ns: u64) -> Option<(IpNet, Entry)> {
         let (net, until_ns, id) = self.0.inner().book.decides(class, address)?;
         (now_ns < until_ns).then(|| (net, Entry { until_ns, hits: self.0.hits(id) }))
+    }
+
+    /// What is listed now, and a number that is another one once that has changed.
+    #[must_use]
+    pub fn view(&self) -> (u64, View) {
+        let inner = self.0.inner();
+        (inner.changes, inner.book.view())
+    }
+
+    /// The number of [`Lists::view`] as it is now.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.0.inner().changes
     }
 
     /// Packets that each entry decided, of those that decided any.

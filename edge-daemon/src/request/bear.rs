@@ -12,16 +12,27 @@ use edge_policy::{
 use super::{Plan, Worker, front::Visitor, report::word};
 use crate::{clock, penalties::Penalty};
 
-/// Whether a client whose packets the kernel cannot tell from those of its proxy is banned.
+/// Whether a client whose packets the kernel cannot tell from those of its proxy is banned, or denied by
+/// a list.
 pub(super) fn is_banned(worker: &Worker, visitor: &Visitor, plan: &Plan) -> bool {
     let client = Source::from(visitor.address).client(plan.client);
     let own = worker.edge.penalties.of(&Culprit::Source(client), clock::boot_ns());
-    visitor.proxy.is_some() && own.is_some_and(|own| own.step == Step::Ban)
+    let is_banned = own.is_some_and(|own| own.step == Step::Ban);
+    visitor.proxy.is_some() && (is_banned || is_denied(worker, visitor))
+}
+
+/// Whether the lists deny a client that only its proxy's word is known of.
+fn is_denied(worker: &Worker, visitor: &Visitor) -> bool {
+    let listed = worker.edge.listed.load();
+    listed.as_ref().is_some_and(|listed| listed.denies(visitor.address, clock::boot_ns()))
 }
 
 /// By the verdict against all that comes from the client's address. Of a ban the kernel sees to it,
 /// unless it cannot tell the client from its proxy.
 pub(super) async fn source(worker: &Worker, visitor: &Visitor, plan: &Plan) -> Result<(), Denied> {
+    if visitor.proxy.is_some() && is_denied(worker, visitor) {
+        return Err(Reason::BannedRequest.into());
+    }
     let client = Source::from(visitor.address).client(plan.client);
     let own = worker.edge.penalties.of(&Culprit::Source(client), clock::recent_ns());
     bear(own.filter(|own| own.step < Step::Ban || visitor.proxy.is_some()), plan).await

@@ -39,7 +39,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use edge_common::{ClientWidth, Reason};
 use edge_identity::{
     assertion::Signer,
@@ -49,6 +49,7 @@ use edge_identity::{
     signed::Masters,
 };
 use edge_policy::{
+    list::View,
     forwarded::{Naming, Trusted},
     head,
     limit::Rules,
@@ -113,6 +114,9 @@ pub struct Edge {
     pub crowd: Arc<Crowd>,
     /// Verdicts that the kernel does not enforce.
     pub penalties: Penalties,
+    /// What the lists say, for clients behind trusted proxies: the kernel sees their proxies alone.
+    /// `None`: there is no such proxy.
+    pub listed: ArcSwapOption<View>,
     /// Who succeeded from where of late.
     pub identities: Identities,
     /// The workers' way to the verdict writer.

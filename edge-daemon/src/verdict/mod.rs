@@ -109,6 +109,8 @@ pub struct Writer {
     folding: Folding,
     /// What waits for an image in the making.
     waiting: Waiting,
+    /// Which of the lists the request plane was told, by their number.
+    listed: Option<u64>,
     /// What operators changed, and what ended, while lists are compiled anew; `None`: none are.
     meanwhile: Option<Vec<(ListName, IpNet)>>,
     /// Tokens that operators denied.
@@ -163,6 +165,7 @@ impl Writer {
             deny: List::new(past.deny),
             folding: Folding::default(),
             waiting: Waiting::default(),
+            listed: None,
             meanwhile: None,
             denials: Denials::new(),
             bans: Book::new(),
@@ -182,6 +185,7 @@ impl Writer {
         let entries = entries(&configured, &sheets, writer.of_operators());
         writer.tables.lists.replace(entries).context("cannot write the lists")?;
         writer.configure(configured, sheets);
+        writer.tell_listed();
         Ok((writer, keeper))
     }
 
@@ -289,6 +293,7 @@ impl Writer {
         metrics.watched.store(self.engine.len() as u64, Relaxed);
         metrics.watched_evicted.store(self.engine.evicted(), Relaxed);
         self.vital.follow(&self.settings, now);
+        self.tell_listed();
     }
 
     /// How long past verdicts are kept on disk: until the last of some strikes is forgotten.

@@ -133,8 +133,23 @@ impl Writer {
         if let Some(answer) = answer {
             let _ = answer.send(result);
         }
+        self.tell_listed();
         for answer in answers {
             let _ = answer.send(told.clone());
+        }
+    }
+
+    /// Tells the request plane what is listed, if that has changed and there are trusted proxies:
+    /// of the clients behind them the kernel sees nothing.
+    pub(super) fn tell_listed(&mut self) {
+        if self.settings.server.trusted_proxies.is_empty() {
+            if self.listed.take().is_some() {
+                self.edge.listed.store(None);
+            }
+        } else if self.listed != Some(self.tables.lists.changes()) {
+            let (changes, view) = self.tables.lists.view();
+            self.edge.listed.store(Some(Arc::new(view)));
+            self.listed = Some(changes);
         }
     }
 

@@ -66,11 +66,7 @@ pub struct Adopted {
 /// Both lists.
 #[derive(Clone, Debug)]
 pub struct Book {
-    table: Arc<Table>,
-    /// Changes that the image in the making has.
-    folding: Option<Arc<Changes>>,
-    /// Changes that no image has.
-    changes: Changes,
+    listed: View,
     /// Changes that let an entry end sooner and wait for an image; until when the kernel has it.
     waiting: BTreeMap<(Span, Class), u64>,
     overlay: BTreeMap<Span, Ids>,
@@ -80,6 +76,16 @@ pub struct Book {
     overlay_max: usize,
     /// Whether the last image had no room for all entries.
     is_full: bool,
+}
+
+/// What is listed: a table, and what has changed since. A copy costs no more than the changes.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    table: Arc<Table>,
+    /// Changes that the image in the making has.
+    folding: Option<Arc<Changes>>,
+    /// Changes that no image has.
+    changes: Changes,
 }
 
 /// What an image is made from.
@@ -120,9 +126,7 @@ impl Book {
     #[must_use]
     pub fn new(overlay_max: usize) -> Self {
         Self {
-            table: Arc::default(),
-            folding: None,
-            changes: Changes::new(),
+            listed: View::default(),
             waiting: BTreeMap::new(),
             overlay: BTreeMap::new(),
             fresh: BTreeSet::new(),
@@ -143,7 +147,7 @@ impl Book {
         numbers: &mut Numbers,
     ) -> Result<Change, Refused> {
         let (span, key) = (Span::of(net), (Span::of(net), class));
-        let former = self.state(span, class);
+        let former = self.listed.state(span, class);
         let known = former.map_or(0, |state| state.until);
         let before = self.waiting.get(&key).copied().unwrap_or(known);
         if known == until {
@@ -168,7 +172,7 @@ impl Book {
             Some(state) => state.id,
             None => numbers.take(1).ok().and_then(|mut ids| ids.pop()).ok_or(Refused::NoNumber)?,
         };
-        self.changes.insert(key, State { until, id });
+        self.listed.changes.insert(key, State { until, id });
         let ends = Write::Until(id, until);
         if is_large && until < before {
             self.waiting.insert(key, before);
@@ -189,45 +193,47 @@ impl Book {
     /// Forgets an entry that has ended by itself, which the kernel has not been minding since.
     pub fn forget(&mut self, class: Class, net: IpNet) {
         let span = Span::of(net);
-        if let Some(state) = self.state(span, class) {
-            self.changes.insert((span, class), State { until: 0, id: state.id });
+        if let Some(state) = self.listed.state(span, class) {
+            self.listed.changes.insert((span, class), State { until: 0, id: state.id });
         }
     }
 
     /// Begins a new image with all changes so far. What changes from here on is not in it.
     /// Whoever begins one says then whether it was [`Book::adopt`]ed or [`Book::abandon`]ed.
     pub fn snapshot(&mut self) -> Snapshot {
-        let changes = Arc::new(std::mem::take(&mut self.changes));
-        self.folding = Some(Arc::clone(&changes));
+        let changes = Arc::new(std::mem::take(&mut self.listed.changes));
+        self.listed.folding = Some(Arc::clone(&changes));
         self.fresh.clear();
-        Snapshot { table: Arc::clone(&self.table), changes }
+        Snapshot { table: Arc::clone(&self.listed.table), changes }
     }
 
     /// Takes the table whose image comes in force, numbered.
     pub fn adopt(&mut self, next: Successor) -> Adopted {
-        self.table = Arc::new(next.table);
-        self.folding = None;
+        self.listed.table = Arc::new(next.table);
+        self.listed.folding = None;
         self.is_full = false;
         // An entry that has come back since keeps its number.
-        let back: HashSet<u32> = self.changes.values().map(|state| state.id).collect();
+        let back: HashSet<u32> = self.listed.changes.values().map(|state| state.id).collect();
         let mut free = next.gone;
         free.retain(|id| !back.contains(id));
-        for ((span, class), state) in &mut self.changes {
+        for ((span, class), state) in &mut self.listed.changes {
             // One that was listed here and in the table meanwhile has two.
-            if let Some(same) = self.table.get(*span, *class).filter(|same| same.id != state.id) {
+            if let Some(same) =
+                self.listed.table.get(*span, *class).filter(|same| same.id != state.id)
+            {
                 free.push(std::mem::replace(&mut state.id, same.id));
             }
         }
         self.waiting.retain(|key, until| {
-            let Some(change) = self.changes.get(key) else { return false };
-            if let Some(state) = self.table.get(key.0, key.1) {
+            let Some(change) = self.listed.changes.get(key) else { return false };
+            if let Some(state) = self.listed.table.get(key.0, key.1) {
                 *until = state.until;
             }
             change.until < *until
         });
         let ends = self.without_changed(next.moved);
         // The image was numbered without them.
-        let changed = self.changes.iter().filter(|(key, _)| !self.waiting.contains_key(key));
+        let changed = self.listed.changes.iter().filter(|(key, _)| !self.waiting.contains_key(key));
         let changed = changed.map(|(_, state)| Write::Until(state.id, state.until));
         let mut writes: Vec<_> = changed.collect();
         let fresh = self.fresh.iter().copied().collect();
@@ -238,11 +244,11 @@ impl Book {
     /// Goes on without the image that was begun, which perhaps had no room for all entries.
     /// Whether there was one.
     pub fn abandon(&mut self, is_full: bool) -> bool {
-        let Some(folding) = self.folding.take() else { return false };
+        let Some(folding) = self.listed.folding.take() else { return false };
         self.is_full = is_full;
         let mut changes = Arc::unwrap_or_clone(folding);
-        changes.append(&mut self.changes);
-        self.changes = changes;
+        changes.append(&mut self.listed.changes);
+        self.listed.changes = changes;
         self.fresh = self.overlay.keys().copied().collect();
         true
     }
@@ -265,7 +271,7 @@ impl Book {
     /// The ends without those of entries that have changed since the image and whose new end the
     /// kernel has.
     fn without_changed(&self, mut ends: Vec<(u32, u64)>) -> Vec<(u32, u64)> {
-        let changed = self.changes.iter().filter(|(key, _)| !self.waiting.contains_key(key));
+        let changed = self.listed.changes.iter().filter(|(key, _)| !self.waiting.contains_key(key));
         let changed: HashSet<u32> = changed.map(|(_, state)| state.id).collect();
         ends.retain(|(id, _)| !changed.contains(id));
         ends
@@ -274,36 +280,43 @@ impl Book {
     /// The entry of a class that decides about an address: its network, end and number.
     #[must_use]
     pub fn decides(&self, class: Class, address: IpAddr) -> Option<(IpNet, u64, u32)> {
-        let (span, state) = self.best(Span::of(address.into()), class)?;
+        let (span, state) = self.listed.best(Span::of(address.into()), class)?;
         Some((span.net(), state.until, state.id))
     }
 
     /// The end and the number of a network's entry in a class.
     #[must_use]
     pub fn entry(&self, class: Class, net: IpNet) -> Option<(u64, u32)> {
-        let state = self.state(Span::of(net), class).filter(|state| state.until > 0)?;
+        let state = self.listed.state(Span::of(net), class).filter(|state| state.until > 0)?;
         Some((state.until, state.id))
     }
 
     /// Whether a network has a number in a class: it needs no other to be listed again.
     #[must_use]
     pub fn has_number(&self, class: Class, net: IpNet) -> bool {
-        self.state(Span::of(net), class).is_some()
+        self.listed.state(Span::of(net), class).is_some()
     }
 
     /// Every entry that is listed, some of them twice: its class, network and number.
     pub fn entries(&self) -> impl Iterator<Item = (Class, IpNet, u32)> + '_ {
-        let settled = self.table.entries().map(|(class, net, _, id)| (class, net, id));
-        let changes = self.folding.as_deref().into_iter().chain([&self.changes]).flatten();
+        let settled = self.listed.table.entries().map(|(class, net, _, id)| (class, net, id));
+        let changes =
+            self.listed.folding.as_deref().into_iter().chain([&self.listed.changes]).flatten();
         let listed = changes.filter(|(_, state)| state.until > 0);
         settled.chain(listed.map(|((span, class), state)| (*class, span.net(), state.id)))
+    }
+
+    /// What is listed now, for whoever wants to know without asking again.
+    #[must_use]
+    pub fn view(&self) -> View {
+        self.listed.clone()
     }
 
     /// Whether anything has changed since the image in force was begun.
     #[must_use]
     pub fn has_changed(&self) -> bool {
-        let folding = self.folding.as_ref().is_some_and(|folding| !folding.is_empty());
-        folding || !self.changes.is_empty() || !self.overlay.is_empty()
+        let folding = self.listed.folding.as_ref().is_some_and(|folding| !folding.is_empty());
+        folding || !self.listed.changes.is_empty() || !self.overlay.is_empty()
     }
 
     /// Networks in the overlay.
@@ -317,7 +330,7 @@ impl Book {
         let mut writes = Vec::new();
         for span in spans {
             self.fresh.insert(span);
-            let best = Class::ALL.map(|class| self.best(span, class));
+            let best = Class::ALL.map(|class| self.listed.best(span, class));
             let ids = table::ids(best.map(|best| best.map_or(State::OFF, |(_, state)| state)));
             if ids == [0; 3] {
                 writes.extend(self.overlay.remove(&span).map(|_| Write::Remove(span.net())));
@@ -326,6 +339,50 @@ impl Book {
             }
         }
         writes
+    }
+
+    /// The networks inside of a network that are listed in a class with such an end, some of them
+    /// twice.
+    fn inside<'a>(
+        &'a self,
+        span: Span,
+        class: Class,
+        wanted: impl Fn(u64) -> bool + Copy + 'a,
+    ) -> impl Iterator<Item = Span> + 'a {
+        let changes = self.listed.folding.as_deref().into_iter().chain([&self.listed.changes]);
+        let changed = changes.flat_map(move |changes| {
+            let inside = changes.range((span, Class::Allow)..);
+            let inside = inside.take_while(move |((s, _), _)| span.contains(*s));
+            inside.filter(move |((s, c), _)| *c == class && *s != span).map(|((s, _), _)| *s)
+        });
+        let changed =
+            changed.filter(move |s| self.listed.state(*s, class).is_some_and(|s| wanted(s.until)));
+        // One that has changed since the table is among the changed.
+        let settled = self.listed.table.inside(span, class, wanted).filter(move |s| {
+            let folding =
+                self.listed.folding.as_deref().is_some_and(|it| it.contains_key(&(*s, class)));
+            !folding && !self.listed.changes.contains_key(&(*s, class))
+        });
+        changed.chain(settled)
+    }
+
+    /// What the overlay holds inside of a network, itself not among them.
+    fn overlaid(&self, span: Span) -> Vec<Span> {
+        let inside = self.overlay.range(span..).take_while(|(s, _)| span.contains(**s));
+        inside.map(|(s, _)| *s).filter(|s| *s != span).collect()
+    }
+}
+
+impl View {
+    /// Whether an address is denied at a time: an entry that denies it has not ended, and none that
+    /// allows it has.
+    #[must_use]
+    pub fn denies(&self, address: IpAddr, now: u64) -> bool {
+        let holds = |class| {
+            let best = self.best(Span::of(address.into()), class);
+            best.is_some_and(|(_, state)| now < state.until)
+        };
+        holds(Class::Deny) && !holds(Class::Allow)
     }
 
     /// The entry that outlasts all others of its class that cover a network; of those that end
@@ -342,36 +399,6 @@ impl Book {
         let changed = self.changes.get(&key).copied();
         let folding = || self.folding.as_ref()?.get(&key).copied();
         changed.or_else(folding).or_else(|| self.table.get(span, class))
-    }
-
-    /// The networks inside of a network that are listed in a class with such an end, some of them
-    /// twice.
-    fn inside<'a>(
-        &'a self,
-        span: Span,
-        class: Class,
-        wanted: impl Fn(u64) -> bool + Copy + 'a,
-    ) -> impl Iterator<Item = Span> + 'a {
-        let changes = self.folding.as_deref().into_iter().chain([&self.changes]);
-        let changed = changes.flat_map(move |changes| {
-            let inside = changes.range((span, Class::Allow)..);
-            let inside = inside.take_while(move |((s, _), _)| span.contains(*s));
-            inside.filter(move |((s, c), _)| *c == class && *s != span).map(|((s, _), _)| *s)
-        });
-        let changed =
-            changed.filter(move |s| self.state(*s, class).is_some_and(|s| wanted(s.until)));
-        // One that has changed since the table is among the changed.
-        let settled = self.table.inside(span, class, wanted).filter(move |s| {
-            let folding = self.folding.as_deref().is_some_and(|it| it.contains_key(&(*s, class)));
-            !folding && !self.changes.contains_key(&(*s, class))
-        });
-        changed.chain(settled)
-    }
-
-    /// What the overlay holds inside of a network, itself not among them.
-    fn overlaid(&self, span: Span) -> Vec<Span> {
-        let inside = self.overlay.range(span..).take_while(|(s, _)| span.contains(**s));
-        inside.map(|(s, _)| *s).filter(|s| *s != span).collect()
     }
 }
 

@@ -17,7 +17,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-pub use book::{Adopted, Book, Change, Refused, Snapshot, Write};
+pub use book::{Adopted, Book, Change, Refused, Snapshot, View, Write};
 pub use edge_common::list::Class;
 pub use image::Full;
 pub use numbers::{NoNumber, Numbers};

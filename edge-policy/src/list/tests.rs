@@ -149,6 +149,11 @@ impl Lists {
                 let decides = self.book.decides(class, span.net().addr());
                 prop_assert_eq!(decides.map_or(0, |it| it.1), ends[class as usize - 1]);
             }
+            let [allow, deny, _] = ends;
+            for now in [0, deny.saturating_sub(1), deny] {
+                let is_denied = self.book.view().denies(span.net().addr(), now);
+                prop_assert_eq!(is_denied, now < deny && now >= allow);
+            }
         }
         Ok(())
     }

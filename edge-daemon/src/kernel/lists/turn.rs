@@ -140,6 +140,7 @@ impl Image {
             shared.tables.entries[*id as usize][0].fetch_max(*until_ns, Relaxed);
         }
         inner.second = !inner.second;
+        inner.changes += 1;
         inner.sum = sum;
         inner.sizes = ListSizes {
             lines,
