@@ -245,6 +245,53 @@ fn a_list_that_another_hand_writes_over_is_made_anew() -> Result<()> {
 }
 
 #[test]
+fn settings_and_changes_of_lists_are_put_right() -> Result<()> {
+    let lab = Lab::new()?;
+    let edged = lab.edged()?.start()?;
+    until("all is enforced", SOON, || Ok(metric(&edged, "edged_enforced_ratio")? == 1.0))?;
+    let healed = |what: &str| metric(&edged, &format!("edged_healed_total{{what=\"{what}\"}}"));
+    let (id, _) = held(&edged, "SETTINGS")?;
+    // Whoever can write there could switch every limit off.
+    let zeros = vec!["0".to_owned(); value_bytes(&id)?];
+    run(Command::new("bpftool")
+        .args(["map", "update", "id", &id, "key", "0", "0", "0", "0", "value"])
+        .args(zeros))?;
+    let took = until("the settings are back", Duration::from_secs(4), || {
+        Ok(healed("settings")? >= 1.0)
+    })?;
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    edged.tell(&format!("ban add {ATTACKER} --ttl 1h"))?;
+    assert!(!reaches(&lab, ATTACKER, 443), "clients lead to their places as before");
+    edged.tell(&format!("ban remove {ATTACKER}"))?;
+    // A change that no image has yet, and another hand takes it back.
+    let (id, _) = held(&edged, "OVERLAY")?;
+    edged.tell(&format!("deny add {ATTACKER}"))?;
+    let key = [128_u32.to_ne_bytes().to_vec(), source_bytes(ATTACKER)?].concat();
+    let key = key.iter().map(u8::to_string);
+    run(Command::new("bpftool").args(["map", "delete", "id", &id, "key"]).args(key))?;
+    let took = until("the change is back", Duration::from_secs(4), || {
+        Ok(healed("overlay")? >= 1.0)
+    })?;
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert!(!reaches(&lab, ATTACKER, 443));
+    let alarms = edged.events()?.into_iter().filter(|event| event["event"] == "alarm");
+    let told: String = alarms.map(|alarm| alarm["why"].to_string()).collect();
+    assert!(told.contains("the settings") && told.contains("networks of the lists"), "{told}");
+    Ok(())
+}
+
+fn source_bytes(address: &str) -> Result<Vec<u8>> {
+    Ok(Source::from(address.parse::<std::net::IpAddr>()?).octets().to_vec())
+}
+
+/// How long the values of a table are.
+fn value_bytes(id: &str) -> Result<usize> {
+    let shown = run(Command::new("bpftool").args(["map", "show", "id", id, "-j"]))?;
+    let shown: serde_json::Value = serde_json::from_str(&shown)?;
+    Ok(shown["bytes_value"].as_u64().unwrap_or(0) as usize)
+}
+
+#[test]
 fn decisions_are_told_as_they_are_made() -> Result<()> {
     let lab = Lab::new()?;
     let edged = lab.edged()?.start()?;

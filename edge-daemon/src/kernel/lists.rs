@@ -31,9 +31,10 @@ use super::{
     KernelError,
     capacity::ListSizes,
     mapped::Mapped,
-    maps::{absent, table_error, take},
+    maps::{absent, again, table_error, take},
 };
 
+mod mend;
 mod turn;
 
 pub use turn::{Content, Job};
@@ -44,6 +45,8 @@ pub struct Lists(Arc<Shared>);
 
 struct Shared {
     tables: Memory,
+    /// A handle to the overlay for who only reads it.
+    overlay: Overlay,
     inner: Mutex<Inner>,
     numbers: Mutex<Numbers>,
     /// Told when an image is done with.
@@ -59,7 +62,7 @@ struct Memory {
 
 struct Inner {
     book: Book,
-    overlay: LpmTrie<MapData, [u8; 16], [u32; 4]>,
+    overlay: Overlay,
     /// Whether the second image is in force.
     second: bool,
     is_writing: bool,
@@ -69,6 +72,10 @@ struct Inner {
     /// Changes of what is listed, so far.
     changes: u64,
 }
+
+/// The deciding entries of networks that have changed since the image: a number for each class, and a
+/// zero.
+type Overlay = LpmTrie<MapData, [u8; 16], [u32; 4]>;
 
 /// When a change is in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +92,7 @@ impl Lists {
         // All of IPv4 lies inside of `::/0` in the kernel's form of addresses; this entry keeps
         // IPv6 networks from reaching into it.
         overlay.insert(&key(&ALL_IPV4), [0; 4], 0).map_err(table_error(OVERLAY))?;
+        let reader = again(OVERLAY, overlay.map())?;
         let tables = Memory {
             lists: Mapped::take(programs, LISTS)?,
             state: Mapped::take(programs, LIST_STATE)?,
@@ -100,7 +108,8 @@ impl Lists {
         let (second, is_writing, sum, changes) = (false, false, sum(&[]), 0);
         let inner = Inner { book, overlay, second, is_writing, sizes, sum, changes };
         let (inner, numbers) = (Mutex::new(inner), Mutex::new(numbers));
-        Ok(Self(Arc::new(Shared { tables, inner, numbers, written: Condvar::new() })))
+        let written = Condvar::new();
+        Ok(Self(Arc::new(Shared { tables, overlay: reader, inner, numbers, written })))
     }
 
     /// Lists a network in a class until a time, [`edge_common::map::FOREVER`] for good, with 0 not

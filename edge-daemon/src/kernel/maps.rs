@@ -45,8 +45,8 @@ pub struct Tables {
     pub(super) sockets: HashMap<MapData, u64, u64>,
     pub(super) rules: Rules,
     settings: Array<MapData, Settings>,
-    /// Whoever holds it reads the settings, changes them and writes them back.
-    change: Arc<Mutex<()>>,
+    /// The settings as they were last written. Whoever holds them changes them and writes them back.
+    known: Arc<Mutex<Option<Settings>>>,
     /// Held for as long as anyone may write: two daemons would undo each other's lists.
     lock: Arc<Lock>,
 }
@@ -90,7 +90,7 @@ impl Tables {
             sockets: take(programs, map::SOCKETS)?,
             rules: Rules::take(programs)?,
             settings: take(programs, map::SETTINGS)?,
-            change: Arc::default(),
+            known: Arc::default(),
             lock,
         })
     }
@@ -111,7 +111,7 @@ impl Tables {
             sockets: again(map::SOCKETS, self.sockets.map())?,
             rules: self.rules.duplicate()?,
             settings: again(map::SETTINGS, self.settings.map())?,
-            change: Arc::clone(&self.change),
+            known: Arc::clone(&self.known),
             lock: Arc::clone(&self.lock),
         })
     }
@@ -243,10 +243,32 @@ impl Tables {
         &mut self,
         change: impl FnOnce(&mut Settings),
     ) -> Result<(), KernelError> {
-        let _turn = self.change.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut settings = self.settings()?;
+        let known = Arc::clone(&self.known);
+        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut settings = match *known {
+            Some(settings) => settings,
+            None => self.settings()?,
+        };
         change(&mut settings);
-        self.settings.set(0, settings, 0).map_err(table_error(map::SETTINGS))
+        self.settings.set(0, settings, 0).map_err(table_error(map::SETTINGS))?;
+        *known = Some(settings);
+        Ok(())
+    }
+
+    /// Puts the settings back as they were last written, if another hand has changed them; whether it
+    /// had to.
+    ///
+    /// # Errors
+    /// [`KernelError::Table`] if the kernel refuses.
+    pub fn mend_settings(&mut self) -> Result<bool, KernelError> {
+        let known = Arc::clone(&self.known);
+        let known = known.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(wanted) = known.filter(|known| self.settings().is_ok_and(|now| now != *known))
+        else {
+            return Ok(false);
+        };
+        self.settings.set(0, wanted, 0).map_err(table_error(map::SETTINGS))?;
+        Ok(true)
     }
 }
 

@@ -30,10 +30,19 @@ pub enum Healed {
     Filter,
     /// Images of the lists.
     List,
+    /// Networks in the overlay of the lists.
+    Overlay,
+    /// The settings that the programs go by.
+    Settings,
 }
 
-const HEALED: [(&str, Healed); 3] =
-    [("ban", Healed::Ban), ("filter", Healed::Filter), ("list", Healed::List)];
+const HEALED: [(&str, Healed); 5] = [
+    ("ban", Healed::Ban),
+    ("filter", Healed::Filter),
+    ("list", Healed::List),
+    ("overlay", Healed::Overlay),
+    ("settings", Healed::Settings),
+];
 
 impl VerdictCounts {
     /// Counts a verdict.

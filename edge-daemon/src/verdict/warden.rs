@@ -15,6 +15,7 @@ use std::{
 };
 
 use edge_common::Source;
+use ipnet::IpNet;
 
 use super::{Order, Writer, tell::Lasting};
 use crate::{
@@ -37,6 +38,10 @@ pub struct Suspects {
     clients: Vec<Source>,
     /// Whether the lists in force are not those that were compiled.
     lists: bool,
+    /// Networks of which the overlay of the lists says something else.
+    overlaid: Vec<IpNet>,
+    /// Whether the settings were another hand's; they are put right already.
+    settings: bool,
 }
 
 impl Warden {
@@ -52,7 +57,7 @@ impl Warden {
         while stop.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
             let begun = Instant::now();
             match self.look() {
-                Ok(Suspects { clients, lists: false }) if clients.is_empty() => {}
+                Ok(suspects) if suspects == Suspects::default() => {}
                 Ok(suspects) => drop(self.edge.orders.send(Order::Heal(Box::new(suspects)))),
                 Err(error) => tracing::error!(%error, "what the kernel enforces cannot be read"),
             }
@@ -89,7 +94,11 @@ impl Warden {
         let whole = u64::from(!lists) * MILLION;
         let ratio = (enforced * MILLION).checked_div(held).unwrap_or(whole);
         metrics.enforced_ppm.store(ratio, Relaxed);
-        Ok(Suspects { clients, lists })
+        let settings = self.tables.mend_settings()?;
+        metrics.healed(Healed::Settings, u64::from(settings));
+        let mut overlaid = self.tables.lists.doubted()?;
+        overlaid.truncate(SUSPECTS_MAX);
+        Ok(Suspects { clients, lists, overlaid, settings })
     }
 }
 
@@ -118,11 +127,28 @@ impl Writer {
             self.folding.note(true, Instant::now());
             self.folding.look(&self.tables.lists, Instant::now());
         }
-        if bans > 0 || suspects.lists {
-            let lists = if suspects.lists { " and the lists" } else { "" };
-            self.alarm(format!(
-                "another hand changed {bans} bans{lists} in the kernel; they are put right"
-            ));
+        let overlaid = self.tables.lists.mend_overlay(&suspects.overlaid);
+        let overlaid = overlaid.unwrap_or_else(|error| {
+            let error = format!("{:#}", anyhow::Error::from(error));
+            tracing::error!(error, "changes of the lists that another hand changed stay so");
+            self.alarm_of(&Lasting::Failing(error));
+            0
+        });
+        self.edge.metrics.verdicts.healed(Healed::Overlay, overlaid);
+        let whole = |is: bool, what: &str| is.then(|| what.to_owned());
+        let count = |n: u64, what: &str| (n > 0).then(|| format!("{n} {what}"));
+        let changed: Vec<_> = [
+            count(bans, "bans"),
+            whole(suspects.lists, "the lists"),
+            count(overlaid, "networks of the lists"),
+            whole(suspects.settings, "the settings"),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        if !changed.is_empty() {
+            let changed = changed.join(" and ");
+            self.alarm(format!("another hand changed {changed} in the kernel; that is put right"));
         }
     }
 }

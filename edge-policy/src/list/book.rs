@@ -319,7 +319,18 @@ impl Book {
         folding || !self.listed.changes.is_empty() || !self.overlay.is_empty()
     }
 
-    /// Networks in the overlay.
+    /// The networks in the overlay.
+    pub fn overlaid_nets(&self) -> impl Iterator<Item = IpNet> + '_ {
+        self.overlay.keys().map(|span| span.net())
+    }
+
+    /// What the overlay says of a network.
+    #[must_use]
+    pub fn overlaid_ids(&self, net: &IpNet) -> Option<Ids> {
+        self.overlay.get(&Span::of(*net)).copied()
+    }
+
+    /// How many they are.
     #[must_use]
     pub fn overlaid_len(&self) -> usize {
         self.overlay.len()
