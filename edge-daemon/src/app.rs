@@ -87,7 +87,7 @@ impl App {
     /// Does everything that can fail or needs a privilege.
     pub fn build(config: PathBuf, settings: Settings) -> anyhow::Result<Self> {
         let feeds = Feeds::default();
-        let restore = |spec| quota::restore(&settings.state.dir, spec);
+        let restore = |spec| quota::restore(&settings, spec);
         let plan = plan::plan(&settings, None, &feeds, restore)?;
         let workers = match settings.server.workers {
             0 => thread::available_parallelism()?.get(),

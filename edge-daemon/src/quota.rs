@@ -17,7 +17,7 @@ use std::{
 
 use edge_policy::limit::{Rule, Rules, Spec};
 
-use crate::{clock, request::Edge};
+use crate::{clock, config::Settings, request::Edge};
 
 /// A limit, and what it had counted when it was saved.
 struct Kept {
@@ -31,11 +31,12 @@ struct Kept {
 ///
 /// # Errors
 /// If there is no randomness.
-pub fn restore(dir: &Path, spec: Spec) -> io::Result<Rule> {
+pub fn restore(settings: &Settings, spec: Spec) -> io::Result<Rule> {
     if !spec.persist {
-        return Ok(Rule::new(spec, None, secret()?));
+        let secret = secret(settings, &spec)?;
+        return Ok(Rule::new(spec, None, secret));
     }
-    let path = file(dir, &spec.name);
+    let path = file(&settings.state.dir, &spec.name);
     let kept = match read(&path) {
         Ok(kept) => kept,
         Err(error) => {
@@ -46,7 +47,10 @@ pub fn restore(dir: &Path, spec: Spec) -> io::Result<Rule> {
             None
         }
     };
-    let Some(kept) = kept else { return Ok(Rule::new(spec, None, secret()?)) };
+    let Some(kept) = kept else {
+        let secret = secret(settings, &spec)?;
+        return Ok(Rule::new(spec, None, secret));
+    };
     let rule = Rule::new(spec, None, kept.secret);
     if rule.state().table.capacity() as u64 == kept.capacity {
         kept.words.iter().for_each(|(set, word)| rule.state().table.restore(*set as usize, *word));
@@ -60,14 +64,22 @@ pub fn restore(dir: &Path, spec: Spec) -> io::Result<Rule> {
 ///
 /// # Errors
 /// If there is no randomness.
-pub fn carry(former: &Rules, dir: &Path, spec: Spec) -> io::Result<Rule> {
+pub fn carry(former: &Rules, settings: &Settings, spec: Spec) -> io::Result<Rule> {
     match former.get(&spec.name) {
-        Some(former) => Ok(Rule::new(spec, Some(former), secret()?)),
-        None => restore(dir, spec),
+        Some(former) => {
+            let secret = secret(settings, &spec)?;
+            Ok(Rule::new(spec, Some(former), secret))
+        }
+        None => restore(settings, spec),
     }
 }
 
-fn secret() -> io::Result<[u8; 16]> {
+/// What leads a limit's keys to their places: every edge of a fleet must call a key the same.
+fn secret(settings: &Settings, spec: &Spec) -> io::Result<[u8; 16]> {
+    if let Some(fleet) = settings.fleet.as_ref().filter(|_| spec.is_keyed()) {
+        let seal = fleet.seal().map_err(io::Error::other)?;
+        return Ok(seal.derive(&format!("keys of {}", spec.name)));
+    }
     let mut secret = [0; 16];
     getrandom::fill(&mut secret).map_err(io::Error::other)?;
     Ok(secret)

@@ -90,6 +90,13 @@ impl Seal {
         Self(blake3::Hasher::new_keyed(hasher.finalize().as_bytes()))
     }
 
+    /// A secret of the fleet's that leads to nothing else; the same on every edge.
+    #[must_use]
+    pub fn derive(&self, purpose: &str) -> [u8; 16] {
+        let mac = self.mac(&format!("derive {purpose}"), "");
+        std::array::from_fn(|n| mac.as_bytes()[n])
+    }
+
     /// A text with its seal behind it. `purpose` keeps one kind of text from standing for another.
     #[must_use]
     pub fn seal(&self, purpose: &str, text: &str) -> String {

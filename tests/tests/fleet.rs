@@ -101,6 +101,40 @@ fn a_ban_on_one_edge_is_a_ban_on_all() -> Result<()> {
 }
 
 #[test]
+fn two_edges_keep_one_limit_for_each_client() -> Result<()> {
+    let (one, two) = (Lab::new()?, Lab::new()?);
+    let (_origin, _other) = (Origin::start(&one)?, Origin::start(&two)?);
+    let hub = Hub::start(&[&one, &two])?;
+    let limit = "[[limit]]\nname = \"each\"\nby = [\"source\"]\nrate = \"40/s\"\nburst = 40\nscope = \"fleet\"";
+    let (a, b) = (start(&hub, 0, &one, limit)?, start(&hub, 1, &two, limit)?);
+    // The same client at both edges has what one limit admits, once it is known.
+    ask_both(&a, &b, Duration::from_secs(3))?;
+    holds(ask_both(&a, &b, Duration::from_secs(8))?, 0.9, 0.0);
+    assert!(a.metrics()?.sum("edged_limit_keys_leased", &[]) >= 1.0);
+    // At one edge alone it gets the whole of it.
+    ask(&a, Duration::from_secs(3))?;
+    let begun = Instant::now();
+    let admitted = ask(&a, Duration::from_secs(4))?;
+    holds((admitted, begun.elapsed().as_secs_f64()), 0.85, BURST);
+    // What it spends there cuts nobody else.
+    for _ in 0..10 {
+        assert_eq!(a.get(ATTACKER, "/health").send()?.status, 200);
+        assert_eq!(b.get(ATTACKER, "/health").send()?.status, 200);
+    }
+    // Without the server each edge keeps to its half, and no request waits.
+    hub.freeze(true)?;
+    until("no leases are left", Duration::from_secs(15), || {
+        Ok([&a, &b].into_iter().all(|edged| {
+            edged.metrics().is_ok_and(|m| m.sum("edged_limit_keys_leased", &[]) == 0.0)
+        }))
+    })?;
+    holds(ask_both(&a, &b, Duration::from_secs(4))?, 0.85, BURST);
+    hub.freeze(false)?;
+    holds(ask_both(&a, &b, Duration::from_secs(4))?, 0.8, BURST);
+    Ok(())
+}
+
+#[test]
 fn over_tls_and_within_the_cap() -> Result<()> {
     let (one, two) = (Lab::new()?, Lab::new()?);
     let hub = Hub::start_secure(&[&one, &two])?;

@@ -148,7 +148,7 @@ impl Operator {
             } else {
                 &former.limits
             };
-            quota::carry(counted, &settings.state.dir, spec)
+            quota::carry(counted, settings, spec)
         })
     }
 

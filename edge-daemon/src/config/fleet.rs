@@ -74,11 +74,7 @@ pub(super) fn check(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'
         let is_rate = matches!(spec.meter, Some(Meter::TokenBucket(_) | Meter::LeakyBucket(_)));
         if !is_rate || !spec.tiers.is_empty() {
             let what = "a fleet shares rates: a token bucket or a leaky bucket, without tiers";
-            notes.wrong(span.clone(), what, "another algorithm, or a scope of \"node\"");
-        }
-        if !spec.by.is_empty() {
-            let what = "a fleet shares limits for everybody together";
-            notes.wrong(span, what, "by = [], or a scope of \"node\"");
+            notes.wrong(span, what, "another algorithm, or a scope of \"node\"");
         }
     }
 }
@@ -145,7 +141,7 @@ mod tests {
             assert!(told(lines).contains(what), "{lines}: {}", told(lines));
         }
         for (limit, what) in [
-            ("by = [\"source\"]\nrate = \"5/s\"", "everybody together"),
+            ("by = [\"source\"]\nrate = \"5/s\"\ntiers = { a = \"9/s\" }", "without tiers"),
             ("by = []\nalgorithm = \"fixed_window\"\nrate = \"5/m\"", "shares rates"),
         ] {
             let lines = format!("{good}\n[[limit]]\nname = \"a\"\nscope = \"fleet\"\n{limit}");

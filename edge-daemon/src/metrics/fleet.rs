@@ -3,8 +3,8 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use edge_identity::fleet::Fault;
-use edge_policy::limit::Rules;
-use prometheus::proto::{MetricFamily, MetricType};
+use edge_policy::limit::{Rules, keyed::Keyed};
+use prometheus::proto::{Metric, MetricFamily, MetricType};
 
 use super::{counter, family, gauge};
 use crate::outside::Outside;
@@ -29,7 +29,11 @@ pub fn families(outside: &Outside, rules: &Rules) -> Vec<MetricFamily> {
     let [renewed, failed] = &it.renewals;
     let renewals = [("ok", renewed), ("failed", failed)]
         .map(|(result, count)| counter(&[("result", result)], count.load(Relaxed)));
-    let shared = || rules.iter().filter(|rule| rule.spec.fleet);
+    let shared = || rules.iter().filter(|rule| rule.spec.fleet && !rule.spec.is_keyed());
+    let keyed = |value: fn(&Keyed) -> u64, kind: fn(&[(&str, &str)], u64) -> Metric| {
+        let keyed = rules.iter().filter_map(|rule| Some((rule, rule.state().keyed.as_ref()?)));
+        keyed.map(move |(rule, keyed)| kind(&[("limit", &rule.spec.name)], value(keyed)))
+    };
     let share = |value: fn(&edge_policy::limit::lease::Share) -> u64| {
         shared().map(move |rule| gauge(&[("limit", &rule.spec.name)], value(&rule.state().share)))
     };
@@ -78,6 +82,18 @@ pub fn families(outside: &Outside, rules: &Rules) -> Vec<MetricFamily> {
             "1 if that part is a lease.",
             now,
             share(|share| share.is_leased().into()),
+        ),
+        family(
+            "edged_limit_keys_leased",
+            "Keys of a limit that the fleet shares by key, with a lease here.",
+            now,
+            keyed(Keyed::leased, gauge),
+        ),
+        family(
+            "edged_limit_keys_unnoted_total",
+            "Requests whose key found no room to be noted for a lease.",
+            counts,
+            keyed(Keyed::unnoted, counter),
         ),
     ]
 }

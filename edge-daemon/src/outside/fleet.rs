@@ -6,6 +6,7 @@
 //! falls in between. Each record is sealed, and means the same however often it comes.
 
 mod bans;
+mod keys;
 mod leases;
 mod server;
 
@@ -87,10 +88,7 @@ impl Fleet {
 
     /// The seal, under the secret as it is now.
     fn seal(&self) -> Result<Seal, String> {
-        let origin = &self.settings.secret;
-        let secret = origin.read().and_then(|it| it.at_least(crate::secret::BYTES_MIN));
-        let secret = secret.map_err(|fault| format!("{origin}: {fault}"))?.without_line_end();
-        Ok(Seal::new(&self.settings.name, secret.expose()))
+        self.settings.seal()
     }
 
     /// The name of a key there.
@@ -111,12 +109,13 @@ impl Source for Fleet {
     fn keep(self: Arc<Self>, edge: Arc<Edge>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         Box::pin(async move {
             let to_tell = lock(&self.to_tell).take();
+            let keyed = keys::keep(Arc::clone(&self), Arc::clone(&edge));
             let leases = leases::keep(Arc::clone(&self), Arc::clone(&edge));
             if self.settings.bans {
                 let publish = bans::publish(Arc::clone(&self), to_tell);
-                tokio::join!(bans::follow(Arc::clone(&self), edge), publish, leases);
+                tokio::join!(bans::follow(Arc::clone(&self), edge), publish, leases, keyed);
             } else {
-                leases.await;
+                tokio::join!(leases, keyed);
             }
         })
     }

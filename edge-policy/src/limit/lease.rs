@@ -98,18 +98,39 @@ impl Ledger {
     /// Renews an edge's lease, by the server's clock; its share. Others' leases are not touched: what
     /// is too much of theirs comes back when they renew.
     pub fn renew(&mut self, node: &str, wanted: u32, now_ms: u64, term_ms: u64) -> u32 {
+        self.renew_beside(node, wanted, (now_ms, term_ms), 0)
+    }
+
+    /// As [`Ledger::renew`], where edges that are not in the ledger use a part all the same: of so many
+    /// edges each has the one that it has [`alone`].
+    pub fn renew_beside(
+        &mut self,
+        node: &str,
+        wanted: u32,
+        (now_ms, term_ms): (u64, u64),
+        nodes: usize,
+    ) -> u32 {
         // Nobody leases for longer than a term, whatever is written there.
         self.0.retain(|lease| (now_ms..=now_ms + term_ms).contains(&lease.until_ms));
         self.0.retain(|lease| lease.node != node);
         if self.0.len() >= NODES_MAX {
             return 0;
         }
-        let free = u64::from(WHOLE).saturating_sub(self.leased());
-        let others: Vec<_> = self.0.iter().map(|lease| lease.wanted).collect();
+        let absent = nodes.saturating_sub(self.0.len() + 1);
+        let kept = absent as u64 * u64::from(alone(nodes));
+        let free = u64::from(WHOLE).saturating_sub(self.leased() + kept);
+        let others = self.0.iter().map(|lease| lease.wanted);
+        let others: Vec<_> = others.chain(std::iter::repeat_n(alone(nodes), absent)).collect();
         let parts = u64::from(fair(wanted, &others)).min(free) as u32;
         let until_ms = now_ms + term_ms;
         self.0.push(Lease { node: node.to_owned(), parts, wanted, until_ms });
         parts
+    }
+
+    /// The lease of an edge that is good at this time.
+    #[must_use]
+    pub fn of(&self, node: &str, now_ms: u64) -> Option<&Lease> {
+        self.0.iter().find(|lease| lease.node == node && lease.until_ms >= now_ms)
     }
 
     /// How many edges have leases.
@@ -199,6 +220,21 @@ mod tests {
         assert_eq!(ledger.renew("b", 2_000_000, 210, TERM), 500_000);
         // The one that is gone leaves its share to the other.
         assert_eq!(ledger.renew("b", 2_000_000, 201 + TERM, TERM), WHOLE);
+    }
+
+    #[test]
+    fn who_is_not_in_the_ledger_keeps_its_part() {
+        let mut ledger = Ledger::default();
+        let mut renew = |node, wanted, at| ledger.renew_beside(node, wanted, (at, TERM), 2);
+        assert_eq!(renew("a", 2_000_000, 0), 500_000);
+        // The other one comes and wants nothing: now all of it is free.
+        assert_eq!(renew("b", 0, 1), 0);
+        assert_eq!(renew("a", 2_000_000, 2), WHOLE);
+        assert_eq!(renew("b", 2_000_000, 3), 0);
+        assert_eq!(renew("a", 2_000_000, 4), 500_000);
+        assert_eq!(renew("b", 2_000_000, 5), 500_000);
+        // It is gone, and back to the part of those without a lease.
+        assert_eq!(renew("a", 2_000_000, 6 + TERM), 500_000);
     }
 
     #[test]

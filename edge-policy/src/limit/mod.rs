@@ -2,6 +2,8 @@
 //!
 //! `meter` has the algorithms, `table` the keys of a rule, `standing` what the client is told.
 
+mod admission;
+pub mod keyed;
 pub mod lease;
 pub mod meter;
 pub mod standing;
@@ -16,12 +18,14 @@ use http::Method;
 use http::header::HeaderName;
 use siphasher::sip::SipHasher13;
 
+pub use self::admission::{Admission, Held};
 pub use self::standing::{Standing, retry_after_s};
 use self::{
+    keyed::Keyed,
     lease::Share,
     meter::{Meter, Now},
     standing::Left,
-    table::{Admitted, Hold, Refused, Table},
+    table::{Admitted, Refused, Table},
 };
 use crate::denied::{Denied, Hit};
 
@@ -148,46 +152,12 @@ pub struct State {
     pub secret: [u8; 16],
     /// What this edge may use of it, if many share it.
     pub share: Share,
+    /// What it may use of each key; `None`: it is no limit by key that many share.
+    pub keyed: Option<Keyed>,
     /// Requests that it refused.
     pub refused: AtomicU64,
     /// Requests that it would have refused.
     pub would_refuse: AtomicU64,
-}
-
-/// What rules admitted.
-#[derive(Debug, Default)]
-pub struct Admission {
-    /// The tightest of the limits that it was charged to.
-    pub standing: Option<Standing>,
-    /// How long it has to wait for its turn.
-    pub delay_ns: u64,
-    /// What it holds until it ends.
-    pub held: Vec<Held>,
-}
-
-/// A place among the requests in flight, given back when it is dropped.
-#[derive(Debug)]
-pub struct Held {
-    state: Arc<State>,
-    meter: Meter,
-    hold: Hold,
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.state.table.release(&self.meter, self.hold);
-    }
-}
-
-impl Admission {
-    /// Both together.
-    #[must_use]
-    pub fn and(mut self, other: Self) -> Self {
-        self.standing = Standing::tighter(self.standing, other.standing);
-        self.delay_ns = self.delay_ns.max(other.delay_ns);
-        self.held.extend(other.held);
-        self
-    }
 }
 
 impl Spec {
@@ -196,6 +166,12 @@ impl Spec {
     #[must_use]
     pub fn is_early(&self) -> bool {
         self.by == [Part::Source] && self.only == Only::default() && self.tiers.is_empty()
+    }
+
+    /// Whether it is a limit by key that many edges share.
+    #[must_use]
+    pub fn is_keyed(&self) -> bool {
+        self.fleet && !self.by.is_empty()
     }
 
     /// Whether what was counted by the one means the same to the other.
@@ -208,7 +184,8 @@ impl Spec {
             });
             (spec.meter.as_ref().map(discriminant), window)
         };
-        (&self.by, self.keys_max, kind(self)) == (&other.by, other.keys_max, kind(other))
+        let shared = self.is_keyed() == other.is_keyed();
+        shared && (&self.by, self.keys_max, kind(self)) == (&other.by, other.keys_max, kind(other))
     }
 
     /// How requests of this tier are counted.
@@ -235,6 +212,7 @@ impl Rule {
             table: Table::new(spec.keys_max),
             secret,
             share: Share::default(),
+            keyed: spec.is_keyed().then(Keyed::default),
             refused: AtomicU64::new(0),
             would_refuse: AtomicU64::new(0),
         };
@@ -256,13 +234,13 @@ impl Rule {
             return Ok(Admission::default());
         };
         let Some(hash) = self.hash(facts) else { return Ok(Admission::default()) };
-        let meter = &self.part(*meter, facts.cost);
+        let meter = &self.part(*meter, hash, facts.cost);
         let standing = |left: Left| Standing { left, window_s: meter.window_s() };
         match self.state.table.charge(meter, hash, facts.cost, now) {
             Ok(Admitted { left, delay_ns, hold }) => {
                 let hold = meter.is_concurrent().then_some(hold);
                 let state = || Arc::clone(&self.state);
-                let held = hold.map(|hold| Held { state: state(), meter: *meter, hold });
+                let held = hold.map(|hold| Held::new(state(), *meter, hold));
                 let held = held.into_iter().collect();
                 Ok(if self.spec.shadow {
                     Admission { held, ..Admission::default() }
@@ -284,9 +262,12 @@ impl Rule {
     }
 
     /// This edge's part of a meter that many share.
-    fn part(&self, meter: Meter, cost: u64) -> Meter {
+    fn part(&self, meter: Meter, hash: u64, cost: u64) -> Meter {
         if !self.spec.fleet {
             return meter;
+        }
+        if let Some(keyed) = &self.state.keyed {
+            return meter.part(keyed.ask(hash, cost));
         }
         self.state.share.ask(cost);
         meter.part(self.state.share.parts())

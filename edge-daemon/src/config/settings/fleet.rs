@@ -2,7 +2,9 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use crate::secret::Origin;
+use edge_identity::fleet::Seal;
+
+use crate::secret::{BYTES_MIN, Origin};
 
 /// `[fleet]`
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +44,17 @@ pub struct Server {
 }
 
 impl Fleet {
+    /// The seal of its records, under the secret as it is now.
+    ///
+    /// # Errors
+    /// If the secret cannot be read or is too short.
+    pub fn seal(&self) -> Result<Seal, String> {
+        let origin = &self.secret;
+        let secret = origin.read().and_then(|secret| secret.at_least(BYTES_MIN));
+        let secret = secret.map_err(|fault| format!("{origin}: {fault}"))?.without_line_end();
+        Ok(Seal::new(&self.name, secret.expose()))
+    }
+
     pub(super) fn secrets(&self) -> impl Iterator<Item = &Origin> {
         self.login.1.iter()
     }

@@ -40,7 +40,7 @@ pub(super) async fn keep(fleet: Arc<Fleet>, edge: Arc<Edge>) {
     loop {
         ticks.tick().await;
         let plan = edge.plan.load_full();
-        let shared: Vec<_> = plan.limits.iter().filter(|rule| rule.spec.fleet).collect();
+        let shared: Vec<_> = plan.limits.iter().filter(|rule| is_whole(rule)).collect();
         held.retain(|name, _| shared.iter().any(|rule| rule.spec.name == *name));
         for rule in shared {
             let now = Instant::now();
@@ -69,6 +69,11 @@ pub(super) async fn keep(fleet: Arc<Fleet>, edge: Arc<Edge>) {
             }
         }
     }
+}
+
+/// Whether a limit is shared for everybody together.
+fn is_whole(rule: &Rule) -> bool {
+    rule.spec.fleet && !rule.spec.is_keyed()
 }
 
 /// Without a lease an edge keeps to the part that it would have if all asked for the same.
@@ -155,8 +160,8 @@ async fn attempt(
 /// Writes a value if the former is what was read.
 const SWAP: &str = "if (redis.call('GET',KEYS[1]) or '')==ARGV[1] then \
                     redis.call('SET',KEYS[1],ARGV[2],'PX',ARGV[3]) return 1 end return 0";
-const EVERY: Duration = Duration::from_millis(200);
+pub(super) const EVERY: Duration = Duration::from_millis(200);
 /// How long a lease is good: longer than an answer may take.
-const TERM: Duration = Duration::from_secs(3);
-const LEDGER_KEPT: Duration = Duration::from_secs(10);
+pub(super) const TERM: Duration = Duration::from_secs(3);
+pub(super) const LEDGER_KEPT: Duration = Duration::from_secs(10);
 const ATTEMPTS: usize = 8;

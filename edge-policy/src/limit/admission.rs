@@ -1,0 +1,47 @@
+//! What rules admitted, and what a request in flight holds of them.
+
+use std::sync::Arc;
+
+use super::{State, meter::Meter, standing::Standing, table::Hold};
+
+/// What rules admitted.
+#[derive(Debug, Default)]
+pub struct Admission {
+    /// The tightest of the limits that it was charged to.
+    pub standing: Option<Standing>,
+    /// How long it has to wait for its turn.
+    pub delay_ns: u64,
+    /// What it holds until it ends.
+    pub held: Vec<Held>,
+}
+
+/// A place among the requests in flight, given back when it is dropped.
+#[derive(Debug)]
+pub struct Held {
+    state: Arc<State>,
+    meter: Meter,
+    hold: Hold,
+}
+
+impl Held {
+    pub(super) const fn new(state: Arc<State>, meter: Meter, hold: Hold) -> Self {
+        Self { state, meter, hold }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.state.table.release(&self.meter, self.hold);
+    }
+}
+
+impl Admission {
+    /// Both together.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.standing = Standing::tighter(self.standing, other.standing);
+        self.delay_ns = self.delay_ns.max(other.delay_ns);
+        self.held.extend(other.held);
+        self
+    }
+}
