@@ -326,6 +326,44 @@ fn decisions_are_told_as_they_are_made() -> Result<()> {
 }
 
 #[test]
+fn an_access_log_tells_who_would_have_been_judged() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let log = lab.dir().join("access.jsonl");
+    let scenario = "[[scenario]]\nname = \"hoarding\"\nsignals = [\"served\", \"not_found\"]\n\
+                    paths = [\"/status\"]\ndistinct = \"path\"\ncapacity = 3\nleak = \"1/m\"\n\
+                    step = \"observe\"\nduration = \"1m\"";
+    let edged = lab
+        .edged()?
+        .set("limits.per_source", "\"off\"")
+        .set("log.access", &format!("{log:?}"))
+        .set("route.1.auth", "\"none\"")
+        .append(scenario)?
+        .start()?;
+    for status in ["200", "201", "404", "203", "200"] {
+        edged.get(ATTACKER, &format!("/status/{status}")).send()?;
+    }
+    edged.get(CLIENT, "/status/200").send()?;
+    until("all is written", SOON, || {
+        Ok(std::fs::read_to_string(&log)?.matches("/status/").count() == 6)
+    })?;
+    let line = format!(
+        "replay --log {} --config {} --scenario hoarding --json",
+        log.display(),
+        edged.config.display()
+    );
+    let replayed: serde_json::Value = serde_json::from_str(edged.tell(&line)?.trim())?;
+    assert_eq!((&replayed["culprit"], &replayed["step"]), (&ATTACKER.into(), &"observe".into()));
+    let evidence = replayed["evidence"].as_array().context("evidence")?;
+    let paths: Vec<_> = evidence.iter().map(|signal| signal["request"]["path"].clone()).collect();
+    assert_eq!(paths, ["/status/203", "/status/404", "/status/201", "/status/200"]);
+    // It is what was seen live.
+    let observed = |event: &serde_json::Value| event["scenario"] == "hoarding";
+    assert_eq!(edged.events()?.iter().filter(|event| observed(event)).count(), 1);
+    Ok(())
+}
+
+#[test]
 fn logins_are_counted_by_account_and_a_log_tells_who_would_have_been_judged() -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;

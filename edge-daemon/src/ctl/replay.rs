@@ -1,4 +1,5 @@
-//! Who would have been judged: a recorded event log, taken in by the engine that judges live.
+//! Who would have been judged: a recorded event log or access log, taken in by the engine that judges
+//! live.
 
 use std::{
     fs::File,
@@ -8,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use edge_common::Source;
+use edge_common::{Reason, Source};
 use edge_policy::{
     ja4::Ja4,
     verdict::{Asked, Engine, Facts, Kind, Proof, Signal, Verdict},
@@ -25,7 +26,7 @@ use crate::{config, plan};
 /// What to replay.
 #[derive(Debug, clap::Args)]
 pub struct Replay {
-    /// The event log
+    /// The event log, or the access log as JSON
     #[arg(long, value_name = "FILE")]
     log: PathBuf,
     /// The scenario; by default all of them
@@ -78,13 +79,13 @@ pub(super) fn run(args: &Args, asked: &Replay) -> u8 {
     if code == DONE { DONE } else { code }
 }
 
-/// The signals of an event log, those that it has.
+/// The signals of a log, those that it has.
 fn read(path: &Path, width: edge_common::ClientWidth) -> std::io::Result<Vec<Signal>> {
     let mut signals = Vec::new();
     for line in BufReader::new(File::open(path)?).lines() {
         // A line that was cut off tells nothing.
         let Ok(event) = serde_json::from_str::<Value>(&line?) else { continue };
-        signals.extend(signal(&event, width));
+        signals.extend(signal(&event, width).or_else(|| of_access(&event, width)));
     }
     signals.sort_by_key(|signal| signal.at_ns);
     Ok(signals)
@@ -120,6 +121,33 @@ fn signal(event: &Value, width: edge_common::ClientWidth) -> Option<Signal> {
         principal: text("principal").map(Arc::from),
         account: text("account").map(Arc::from),
         request,
+    })
+}
+
+/// The signal that a line of the access log is: what was served is one, too. A login that failed is
+/// told in the event log alone.
+fn of_access(line: &Value, width: edge_common::ClientWidth) -> Option<Signal> {
+    let text = |key: &str| line.get(key).and_then(Value::as_str);
+    let status = line.get("status")?.as_u64()?.try_into().ok()?;
+    let kind = match (text("reason")?, status) {
+        (reason, 404) if reason == Reason::Serve.name() => Kind::NotFound,
+        (reason, _) if reason == Reason::Serve.name() => Kind::Served,
+        (reason, _) => Kind::named(reason)?,
+    };
+    let address: IpAddr = text("client")?.parse().ok()?;
+    let [id, method, path] =
+        ["request_id", "method", "path"].map(|key| text(key).unwrap_or_default().into());
+    let ja4 = line.get("tls").and_then(|tls| tls.get("ja4")).and_then(Value::as_str);
+    Some(Signal {
+        kind,
+        at_ns: edge_policy::calendar::unix_ms(text("time")?)?.saturating_mul(1_000_000),
+        address,
+        source: Source::from(address).client(width),
+        proof: Proof::Handshake,
+        ja4: ja4.and_then(Ja4::parse),
+        principal: text("principal").map(Arc::from),
+        account: None,
+        request: Some(Box::new(Asked { id, method, path, status })),
     })
 }
 
