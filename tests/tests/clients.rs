@@ -123,9 +123,8 @@ fn lists_meet_the_client_and_not_its_proxy() -> Result<()> {
     let list = lab.dir().join("feed.txt");
     std::fs::write(&list, "203.0.115.0/24\n")?;
     let feed = format!("[[feed]]\nname = \"one\"\nurl = \"file:{}\"", list.display());
-    let listener = format!(
-        "[\"{EDGE}:443\", {{ address = \"{EDGE}:444\", proxy_protocol = true }}]"
-    );
+    let listener =
+        format!("[\"{EDGE}:443\", {{ address = \"{EDGE}:444\", proxy_protocol = true }}]");
     let edged = lab
         .edged()?
         .set("server.trusted_proxies", &format!("[\"{CLIENT}/32\"]"))

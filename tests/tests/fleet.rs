@@ -14,7 +14,9 @@ use edge_tests::{
 
 fn start<'l>(hub: &Hub, n: usize, lab: &'l Lab, lines: &str) -> Result<Edged<'l>> {
     let section = hub.section(n, lab, lines)?;
-    lab.edged()?.set("limits.per_source", "\"off\"").append(&section)?.start()
+    let setup = lab.edged()?.set("limits.per_source", "\"off\"");
+    // Who asks beyond a limit all the time is to be refused by it, and not banned for it.
+    setup.set("verdicts.never_ban", &format!("[\"{CLIENT}/32\"]")).append(&section)?.start()
 }
 
 fn connected(edged: &Edged<'_>, wanted: f64) -> Result<Duration> {

@@ -17,7 +17,7 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{LpmTrie, MapData, lpm_trie::Key},
+    maps::{IterableMap as _, LpmTrie, MapData, lpm_trie::Key},
 };
 use edge_common::{
     Source,
@@ -88,7 +88,7 @@ pub enum InForce {
 
 impl Lists {
     pub(super) fn take(programs: &mut Ebpf) -> Result<Self, KernelError> {
-        let mut overlay: LpmTrie<_, _, _> = take(programs, OVERLAY)?;
+        let mut overlay: Overlay = take(programs, OVERLAY)?;
         // All of IPv4 lies inside of `::/0` in the kernel's form of addresses; this entry keeps
         // IPv6 networks from reaching into it.
         overlay.insert(&key(&ALL_IPV4), [0; 4], 0).map_err(table_error(OVERLAY))?;

@@ -49,10 +49,10 @@ use edge_identity::{
     signed::Masters,
 };
 use edge_policy::{
-    list::View,
     forwarded::{Naming, Trusted},
     head,
     limit::Rules,
+    list::View as Listed,
     route::Routes,
     verdict::{Identities, Wanted},
 };
@@ -116,7 +116,7 @@ pub struct Edge {
     pub penalties: Penalties,
     /// What the lists say, for clients behind trusted proxies: the kernel sees their proxies alone.
     /// `None`: there is no such proxy.
-    pub listed: ArcSwapOption<View>,
+    pub listed: ArcSwapOption<Listed>,
     /// Who succeeded from where of late.
     pub identities: Identities,
     /// The workers' way to the verdict writer.

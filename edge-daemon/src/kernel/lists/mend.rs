@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use aya::maps::{IterableMap as _, lpm_trie::Key};
+use aya::maps::lpm_trie::Key;
 use edge_common::map::OVERLAY;
 use edge_policy::list::canonical;
 use ipnet::{IpNet, Ipv6Net};
