@@ -17,7 +17,7 @@ use edge_common::list::{Class, Ids};
 use ipnet::IpNet;
 
 use super::{
-    Numbers, Span,
+    Numbers, Span, View,
     table::{self, Changes, State, Successor, Table},
 };
 
@@ -76,16 +76,6 @@ pub struct Book {
     overlay_max: usize,
     /// Whether the last image had no room for all entries.
     is_full: bool,
-}
-
-/// What is listed: a table, and what has changed since. A copy costs no more than the changes.
-#[derive(Clone, Debug, Default)]
-pub struct View {
-    table: Arc<Table>,
-    /// Changes that the image in the making has.
-    folding: Option<Arc<Changes>>,
-    /// Changes that no image has.
-    changes: Changes,
 }
 
 /// What an image is made from.
@@ -381,35 +371,6 @@ impl Book {
     fn overlaid(&self, span: Span) -> Vec<Span> {
         let inside = self.overlay.range(span..).take_while(|(s, _)| span.contains(**s));
         inside.map(|(s, _)| *s).filter(|s| *s != span).collect()
-    }
-}
-
-impl View {
-    /// Whether an address is denied at a time: an entry that denies it has not ended, and none that
-    /// allows it has.
-    #[must_use]
-    pub fn denies(&self, address: IpAddr, now: u64) -> bool {
-        let holds = |class| {
-            let best = self.best(Span::of(address.into()), class);
-            best.is_some_and(|(_, state)| now < state.until)
-        };
-        holds(Class::Deny) && !holds(Class::Allow)
-    }
-
-    /// The entry that outlasts all others of its class that cover a network; of those that end
-    /// together, the longest.
-    fn best(&self, span: Span, class: Class) -> Option<(Span, State)> {
-        let covers = span.covers().filter_map(|cover| Some((cover, self.state(cover, class)?)));
-        covers
-            .filter(|(_, state)| state.until > 0)
-            .max_by_key(|(cover, state)| (state.until, cover.bits))
-    }
-
-    fn state(&self, span: Span, class: Class) -> Option<State> {
-        let key = (span, class);
-        let changed = self.changes.get(&key).copied();
-        let folding = || self.folding.as_ref()?.get(&key).copied();
-        changed.or_else(folding).or_else(|| self.table.get(span, class))
     }
 }
 

@@ -12,17 +12,19 @@ mod numbers;
 mod prefixes;
 mod read;
 mod table;
+mod view;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-pub use book::{Adopted, Book, Change, Refused, Snapshot, View, Write};
+pub use book::{Adopted, Book, Change, Refused, Snapshot, Write};
 pub use edge_common::list::Class;
 pub use image::Full;
 pub use numbers::{NoNumber, Numbers};
 pub use read::{NetFault, parse_net};
 pub use table::{Successor, Table};
+pub use view::View;
 
 /// The `until` of an entry that never ends.
 pub const FOREVER: u64 = u64::MAX;
