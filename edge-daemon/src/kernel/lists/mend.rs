@@ -18,7 +18,7 @@ impl Lists {
     /// [`KernelError::Table`] if the kernel refuses.
     pub fn doubted(&self) -> Result<Vec<IpNet>, KernelError> {
         let mut found = BTreeMap::new();
-        for item in self.0.overlay.iter() {
+        for item in &self.0.overlay {
             let (key, ids) = item.map_err(table_error(OVERLAY))?;
             found.insert(net(&key), ids);
         }
