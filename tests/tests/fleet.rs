@@ -161,8 +161,9 @@ fn over_tls_and_within_the_cap() -> Result<()> {
     b.tell("reload")?;
     connected(&b, 0.0)?;
     until("it says why", Duration::from_secs(10), || {
-        let lost = b.events()?.into_iter().filter(|event| event["result"] == "lost");
-        Ok(lost.last().is_some_and(|event| event["why"].to_string().contains("certificate")))
+        let mut lost = b.events()?.into_iter().filter(|event| event["result"] == "lost");
+        let last = lost.next_back();
+        Ok(last.is_some_and(|event| event["why"].to_string().contains("certificate")))
     })?;
     Ok(())
 }
