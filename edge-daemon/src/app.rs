@@ -4,15 +4,14 @@ mod certificates;
 mod decided;
 mod exposition;
 mod operator;
+mod serving;
 mod sockets;
 mod told;
 mod traffic;
 
 use std::{
-    net::TcpListener,
-    os::unix::net::{UnixListener, UnixStream},
+    os::unix::net::UnixStream,
     path::PathBuf,
-    rc::Rc,
     sync::{
         Arc,
         mpsc::{Receiver, channel, sync_channel},
@@ -25,42 +24,36 @@ use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use edge_identity::jwt::denylist::Denylist;
 use edge_policy::verdict::Identities;
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::watch,
-    task::{LocalSet, spawn_local},
-};
+use tokio::sync::{mpsc::unbounded_channel, watch};
 
 use self::{
-    decided::Watchers,
     operator::Operator,
-    sockets::{bind, provide_descriptors},
+    serving::Office,
+    sockets::{Sockets, provide_descriptors},
     traffic::Watch,
 };
 use crate::{
     audit::{Audit, AuditLog},
     clock,
     config::Settings,
-    control::{self, Command, Reply},
     decisions::Decisions,
     events::{Event, EventLog, Events},
-    geo,
+    handover::{Giver, Predecessor, Remembered},
     issuers::{self, Feeds},
-    kernel::{Attached, DebugLog, Drops, Kernel, LoadSettings, Upkeep},
+    kernel::{Attached, DebugLog, Drops, Kernel, LoadSettings, Lock, Upkeep},
     keys::{
         self, Registry, masters, pepper,
         slow::{Hasher, Slow},
     },
-    listen, memory,
+    listen::Inherited,
     metrics::Metrics,
-    notify::notify,
     outside::{self, Outside},
     penalties::Penalties,
-    plan, privilege, quota, replay,
-    request::{self, Edge, Entrance, proof_nonces},
-    scrape,
+    plan, privilege, quota,
+    request::{self, Edge, Phase, proof_nonces},
     signals::Signals,
-    store, upstream,
+    store::Store,
+    upstream,
     verdict::{self, Keeper, Order, Warden, Writer},
 };
 
@@ -77,15 +70,18 @@ pub struct App {
     keys: (Registry, Receiver<keys::Order>, Hasher),
     told: Told,
     logs: (EventLog, AuditLog),
-    /// For each worker, its listeners.
-    listeners: Vec<Vec<(TcpListener, Entrance)>>,
-    control: UnixListener,
-    metrics: TcpListener,
+    /// What one process alone may hold.
+    lent: (Arc<Store>, Arc<Lock>),
+    sockets: Sockets,
 }
 
 impl App {
-    /// Does everything that can fail or needs a privilege.
-    pub fn build(config: PathBuf, settings: Settings) -> anyhow::Result<Self> {
+    /// Does everything that can fail or needs a privilege. Listeners that are `given` are used.
+    pub fn build(
+        config: PathBuf,
+        settings: Settings,
+        mut given: Inherited,
+    ) -> anyhow::Result<Self> {
         let feeds = Feeds::default();
         let restore = |spec| quota::restore(&settings, spec);
         let plan = plan::plan(&settings, None, &feeds, restore)?;
@@ -98,21 +94,15 @@ impl App {
         let (audit, audit_log) = Audit::open(&settings.audit, Arc::clone(&metrics_of.audit))?;
         let (events, event_log) =
             Events::open(&settings.log, audit.clone()).context("cannot open the event log")?;
-        let (store, damage) = store::Store::open(&settings.state.dir, clock::unix_ms() / 1000)?;
+        let (store, damage) = Store::open(&settings.state.dir, clock::unix_ms() / 1000)?;
         if let Some(damage) = damage {
             tracing::error!(damage, "the store was damaged");
         }
         let (store, peppers) = (Arc::new(store), pepper::make(&settings.keys)?);
         masters::make(&settings.signing)?;
-        let (masters, replays) = (masters::load(&settings.signing)?, replay::open(&settings)?);
+        let masters = masters::load(&settings.signing)?;
         let keys = keys::load(&store)?;
-        let listeners = bind(&settings, workers)?;
-        let metrics = listen::bind(settings.metrics.listen, 1)
-            .with_context(|| format!("cannot listen on {}", settings.metrics.listen))?
-            .remove(0);
-        let control = control::bind(&settings.control.socket)
-            .with_context(|| format!("cannot listen on {}", settings.control.socket.display()))?;
-
+        let sockets = Sockets::open(&settings, workers, &mut given)?;
         let (queue, orders) = sync_channel(Signals::room(workers) + ORDERS_MAX);
         let (key_queue, key_orders) = sync_channel(KEY_ORDERS_MAX);
         let to_keys = keys::Orders::new(key_queue);
@@ -135,7 +125,7 @@ impl App {
             slow,
             peppers: ArcSwap::from_pointee(peppers),
             masters: ArcSwap::from_pointee(masters),
-            replays,
+            replays: Remembered::default(),
             crowd: Arc::default(),
             penalties: Penalties::default(),
             listed: arc_swap::ArcSwapOption::empty(),
@@ -146,6 +136,7 @@ impl App {
             metrics: metrics_of,
             events,
             audit,
+            reign: Arc::default(),
         });
         // The tables are filled before the program that reads them sees its first packet.
         let mut kernel = Kernel::load(&LoadSettings {
@@ -156,11 +147,13 @@ impl App {
         })?;
         let kernels = (kernel.tables.duplicate()?, kernel.take_twin()?);
         let registry = Registry::new(Arc::clone(&store), Arc::clone(&edge));
+        let lent = (Arc::clone(&store), kernel.tables.lock());
         let edge_too = Arc::clone(&edge);
         let (mut writer, keeper) =
             Writer::new(kernels, store, config.clone(), settings.clone(), sheets, edge_too)?;
         edge.outside.follow_hits(kernel.tables.lists.clone());
-        let upkeep = kernel.attach(&plan::interfaces(&settings.kernel))?;
+        let mut upkeep = kernel.attach(&plan::interfaces(&settings.kernel))?;
+        upkeep.reign = Arc::clone(&edge.reign);
         for attached in kernel.attached() {
             let Attached { interface, mode, adopted, .. } = attached;
             tracing::info!(interface, %mode, adopted, "attached");
@@ -182,17 +175,18 @@ impl App {
             keys: (registry, key_orders, hasher),
             told,
             logs: (event_log, audit_log),
-            listeners,
-            control,
-            metrics,
+            lent,
+            sockets,
         })
     }
 
-    /// Gives up every capability, serves until SIGTERM or SIGINT, drains.
-    pub fn run(self) -> anyhow::Result<()> {
+    /// Gives up every capability, takes over from a former daemon if there is one, serves until SIGTERM,
+    /// SIGINT or a successor, drains.
+    pub fn run(self, former: Option<Predecessor>) -> anyhow::Result<()> {
         privilege::drop_all()?;
 
         let (stop, stopping) = watch::channel(false);
+        let (enter, phase) = watch::channel(Phase::Waiting);
         let ((event_log, audit_log), writer, orders) = (self.logs, self.writer, self.orders);
         let event_log = spawn("events", move || event_log.run())?;
         let audit_log = spawn("audit", move || audit_log.run())?;
@@ -214,22 +208,40 @@ impl App {
         let outside = outside::keeper(Arc::clone(&self.edge), stopping.clone());
         let outside = spawn("outside", move || outside.run())?;
         let mut workers = Vec::new();
-        for (index, listeners) in self.listeners.into_iter().enumerate() {
-            let (edge, stopping) = (Arc::clone(&self.edge), stopping.clone());
+        let Sockets { clients, control, metrics, handover, heritage } = self.sockets;
+        for (index, listeners) in clients.into_iter().enumerate() {
+            let (edge, phase) = (Arc::clone(&self.edge), phase.clone());
             let drain = self.settings.server.drain_timeout;
-            let work = move || request::run(edge, index, listeners, stopping, drain);
+            let work = move || request::run(edge, index, listeners, phase, drain);
             workers.push(spawn(&format!("worker-{index}"), work)?);
         }
         let edge = Arc::clone(&self.edge);
         let (upstreams, looked_after) = watch::channel(edge.plan.load().upstreams.clone());
         let (resolved, resolutions) = watch::channel(());
         let checks = spawn("upstreams", move || upstream::checks::run(looked_after, resolved))?;
+        let (tell_outcome, outcomes) = unbounded_channel();
+        let giver = Giver {
+            listener: handover,
+            heritage,
+            edge: Arc::clone(&edge),
+            store: self.lent.0,
+            tables: self.lent.1,
+            settings: self.settings.clone(),
+            told: tell_outcome,
+        };
+        let (stop_giver, giver_stops) = UnixStream::pair()?;
+        let giver = spawn("handover", move || giver.run(&giver_stops))?;
+        let office = Office { former, phase: enter.clone(), outcomes };
         let operator = Operator::new(self.edge, self.config, self.settings, upstreams);
-        serve_control(operator, self.control, self.metrics, self.told, resolutions)?;
+        let ended = serving::serve(operator, (control, metrics), self.told, resolutions, office)?;
 
-        notify("STOPPING=1");
+        serving::say_farewell(ended);
         edge.events.tell(Event::Stopped);
+        // It holds the listeners as well: with them open, clients would wait for nobody.
+        drop(stop_giver);
+        join(giver)?;
         stop.send_replace(true);
+        enter.send_replace(Phase::Draining);
         for worker in workers {
             join(worker)??;
         }
@@ -238,9 +250,10 @@ impl App {
         join(warden)?;
         join(issuers)??;
         join(outside)??;
-        edge.orders.send(Order::Stop).context("the verdict writer is gone")?;
+        // With a successor, both have nothing more to do and may be gone.
+        let _ = edge.orders.send(Order::Stop);
         join(writer)?;
-        edge.key_orders.stop()?;
+        let _ = edge.key_orders.stop();
         join(registry)?;
         join(keeper)?;
         drop(stop_upkeep);
@@ -253,97 +266,6 @@ impl App {
         join_until(audit_log, Instant::now() + LAST_EVENTS)?;
         join_until(event_log, Instant::now() + LAST_EVENTS)
     }
-}
-
-/// The control plane, on the main thread: it answers while the workers are flooded.
-fn serve_control(
-    operator: Operator,
-    control: UnixListener,
-    metrics: TcpListener,
-    told: Told,
-    mut resolutions: watch::Receiver<()>,
-) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(
-        LocalSet::new().run_until(async move {
-            let mut terminate = signal(SignalKind::terminate())?;
-            let mut interrupt = signal(SignalKind::interrupt())?;
-            let mut hangup = signal(SignalKind::hangup())?;
-            let edge = Arc::clone(&operator.edge);
-            let operator = Rc::new(tokio::sync::Mutex::new(operator));
-
-            let listener = tokio::net::TcpListener::from_std(metrics)?;
-            let scraped = Arc::clone(&edge);
-            spawn_local(scrape::serve(listener, move |path| {
-                exposition::page(Arc::clone(&scraped), path)
-            }));
-            spawn_local(told::drops(told.drops, Arc::clone(&edge)));
-            spawn_local(memory::watch(Arc::clone(&edge)));
-            spawn_local(certificates::tend(Arc::clone(&edge)));
-            spawn_local(geo::tend(Arc::clone(&edge)));
-            spawn_local(certificates::fetch(Arc::clone(&edge)));
-            if let Some(log) = told.debug {
-                spawn_local(told::debug(log));
-            }
-            let watch = Rc::new(told.watch);
-            let watching = Rc::clone(&watch);
-            spawn_local(async move { watching.run().await });
-            let (commanded, asked) = (Rc::clone(&operator), Arc::clone(&edge));
-            let watchers = Watchers::default();
-            spawn_local(control::serve(control, move |command, peer| {
-                let (operator, watch) = (Rc::clone(&commanded), Rc::clone(&watch));
-                let (edge, watchers) = (Arc::clone(&asked), watchers.clone());
-                // A task of its own: who asked may give up or be cut off, the work is done to its end.
-                let work = spawn_local(async move {
-                    match command {
-                        Command::Top { sort, limit } => watch.top(sort, limit).await,
-                        Command::Watch { from } => watchers.wait(&edge, from).await,
-                        Command::AuthzExplain(question) => match edge.explain(&question) {
-                            Ok(access) => Reply::Access(Box::new(access)),
-                            Err(why) => Reply::Refused(why),
-                        },
-                        Command::Feed(command) => operator::of_feeds(&edge, command).await,
-                        command => operator.lock().await.obey(command, peer).await,
-                    }
-                });
-                async move {
-                    work.await.unwrap_or_else(|_| Reply::Refused("the command broke off".into()))
-                }
-            }));
-
-            operator.lock().await.await_names(&mut resolutions).await;
-            let renamed = Rc::clone(&operator);
-            spawn_local(async move {
-                while resolutions.changed().await.is_ok() {
-                    renamed.lock().await.follow_names().await;
-                }
-            });
-
-            let following = Rc::clone(&operator);
-            spawn_local(async move {
-                loop {
-                    tokio::time::sleep(LOOK_AT_SECRETS).await;
-                    following.lock().await.follow_secrets();
-                }
-            });
-
-            // A task of its own: an end that is asked for does not wait for a reload.
-            spawn_local(async move {
-                while hangup.recv().await.is_some() {
-                    // Failure is logged, counted and shown by `edgectl status`.
-                    let _ = operator.lock().await.reload().await;
-                }
-            });
-
-            tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
-            edge.events.tell(Event::Started { version: env!("CARGO_PKG_VERSION") });
-            notify("READY=1");
-            tokio::select! {
-                _ = terminate.recv() => Ok(()),
-                _ = interrupt.recv() => Ok(()),
-            }
-        }),
-    )
 }
 
 /// What the kernel programs tell.
@@ -376,8 +298,6 @@ fn join_until<T>(thread: JoinHandle<T>, deadline: Instant) -> anyhow::Result<()>
     join(thread).map(|_| ())
 }
 
-/// How soon a secret that changes in its file is read again, at the latest.
-const LOOK_AT_SECRETS: Duration = Duration::from_secs(2);
 /// What waits for the writer besides signals.
 const ORDERS_MAX: usize = 4_096;
 /// Renewals, exposures and operators' commands that wait for the thread of the keys.

@@ -5,6 +5,7 @@ use std::{
     process::ExitCode,
 };
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use edge_policy::limit::Rule;
 use tracing_subscriber::filter::LevelFilter;
@@ -13,7 +14,9 @@ use crate::{
     app::App,
     config::{self, Settings, settings::Level},
     ctl::print,
+    handover::{self, Predecessor},
     kernel,
+    listen::Inherited,
 };
 
 /// An edge that protects itself: XDP packet filter and TLS front of an API in one daemon.
@@ -27,7 +30,13 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Verb {
     /// Load the packet filter, open the listeners and serve until SIGTERM
-    Run(Config),
+    Run {
+        #[command(flatten)]
+        config: Config,
+        /// Take over from the daemon that runs, if one does: no connection is refused or broken off
+        #[arg(long)]
+        takeover: bool,
+    },
     /// Check the configuration and everything it names, then exit
     Check(Config),
     /// Take the packet filter off its interfaces and forget its tables
@@ -50,7 +59,8 @@ pub fn main() -> ExitCode {
     let asked = Arguments::parse().verb;
     let is_detach = matches!(asked, Verb::Detach(_));
     let (verb, Config { config }): (fn(&Path, &Settings) -> anyhow::Result<()>, _) = match asked {
-        Verb::Run(arguments) => (run, arguments),
+        Verb::Run { config, takeover: false } => (run, config),
+        Verb::Run { config, takeover: true } => (take_over, config),
         Verb::Check(arguments) => (check, arguments),
         Verb::Detach(arguments) => (detach, arguments),
     };
@@ -79,13 +89,31 @@ pub fn main() -> ExitCode {
 
 fn run(config: &Path, settings: &Settings) -> anyhow::Result<()> {
     log_to_stderr(settings.log.level);
-    App::build(config.to_owned(), settings.clone())?.run()
+    let given = Inherited::of_environment().context("a listener that was given")?;
+    App::build(config.to_owned(), settings.clone(), given)?.run(None)
+}
+
+fn take_over(config: &Path, settings: &Settings) -> anyhow::Result<()> {
+    // What cannot work does not trouble the daemon that runs.
+    try_plan(settings)?;
+    let Some((former, given)) = Predecessor::ask(&handover::socket(settings))? else {
+        return run(config, settings);
+    };
+    log_to_stderr(settings.log.level);
+    former.release()?;
+    App::build(config.to_owned(), settings.clone(), given)?.run(Some(former))
+}
+
+/// Makes of the settings what requests are judged by. Reads no quota: a damaged one is the daemon's to
+/// set aside.
+fn try_plan(settings: &Settings) -> anyhow::Result<()> {
+    let rule = |spec| Ok(Rule::new(spec, None, [0; 16]));
+    crate::plan::plan(settings, None, &crate::issuers::Feeds::default(), rule)?;
+    Ok(())
 }
 
 fn check(config: &Path, settings: &Settings) -> anyhow::Result<()> {
-    // A check reads no quota: a damaged one is the daemon's to set aside.
-    let rule = |spec| Ok(Rule::new(spec, None, [0; 16]));
-    crate::plan::plan(settings, None, &crate::issuers::Feeds::default(), rule)?;
+    try_plan(settings)?;
     let unreachable = config::reach(config, settings);
     if !unreachable.0.is_empty() {
         eprintln!("{unreachable}");

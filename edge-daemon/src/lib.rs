@@ -12,6 +12,7 @@ pub mod decisions;
 pub mod events;
 pub mod fetch;
 pub mod geo;
+pub mod handover;
 pub mod issuers;
 pub mod kernel;
 pub mod keys;

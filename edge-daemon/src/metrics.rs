@@ -45,6 +45,7 @@ use crate::{issuers::Feed, memory::Memory};
 /// One worker's counters.
 #[repr(align(128))]
 pub struct Counters {
+    beats: AtomicU64,
     reasons: [AtomicU64; Reason::COUNT],
     served: [AtomicU64; STATUSES],
     signals: [AtomicU64; Kind::COUNT],
@@ -63,6 +64,11 @@ pub struct Counters {
 }
 
 impl Counters {
+    /// Notes that the worker lives.
+    pub fn beat(&self) {
+        self.beats.fetch_add(1, Relaxed);
+    }
+
     /// Counts the end of a connection, or of a request that was not served.
     pub fn count(&self, reason: Reason) {
         self.reasons[reason as usize].fetch_add(1, Relaxed);
@@ -82,6 +88,7 @@ impl Counters {
 impl Default for Counters {
     fn default() -> Self {
         Self {
+            beats: AtomicU64::new(0),
             reasons: [const { AtomicU64::new(0) }; Reason::COUNT],
             served: [const { AtomicU64::new(0) }; STATUSES],
             signals: [const { AtomicU64::new(0) }; Kind::COUNT],
@@ -141,6 +148,8 @@ pub struct Metrics {
     pub ban_latency: Spread,
     /// Quotas that could not be saved.
     pub quotas_unsaved: AtomicU64,
+    /// Handovers that did not come to be.
+    pub handovers_failed: AtomicU64,
     /// Reloads that took effect.
     pub reloads_ok: AtomicU64,
     /// Reloads that were refused.
@@ -169,9 +178,16 @@ impl Metrics {
             nonces: Default::default(),
             ban_latency: Spread::default(),
             quotas_unsaved: AtomicU64::new(0),
+            handovers_failed: AtomicU64::new(0),
             reloads_ok: AtomicU64::new(0),
             reloads_refused: AtomicU64::new(0),
         }
+    }
+
+    /// How often each worker has noted that it lives.
+    #[must_use]
+    pub fn beats(&self) -> Vec<u64> {
+        self.workers.iter().map(|counters| counters.beats.load(Relaxed)).collect()
     }
 
     /// The counters of one worker.
@@ -325,6 +341,11 @@ impl Metrics {
                 "edged_quotas_unsaved_total",
                 "Quotas that could not be saved.",
                 load(&self.quotas_unsaved),
+            ),
+            total(
+                "edged_handovers_failed_total",
+                "Successors that asked and did not become it.",
+                load(&self.handovers_failed),
             ),
         ]
     }

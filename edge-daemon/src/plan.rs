@@ -73,6 +73,7 @@ pub fn plan(
         lures: Lures::new(settings),
         delay: settings.verdicts.delay,
         client: settings.kernel.client,
+        aborts_on_close: settings.server.aborts_on_close,
         https_port: settings.server.https.first().map_or(443, |listener| listener.address.port()),
     })
 }

@@ -89,15 +89,21 @@ fn secret(settings: &Settings, spec: &Spec) -> io::Result<[u8; 16]> {
 pub fn keep(dir: &Path, edge: &Edge, stop: &Receiver<()>) {
     loop {
         let ended = stop.recv_timeout(SAVE_EVERY) != Err(RecvTimeoutError::Timeout);
-        let plan = edge.plan.load();
-        for rule in plan.limits.iter().filter(|rule| rule.spec.persist) {
-            if let Err(error) = save(dir, rule) {
-                edge.metrics.quotas_unsaved.fetch_add(1, Relaxed);
-                tracing::error!(limit = &*rule.spec.name, %error, "cannot save the quota");
-            }
-        }
+        let Some(_turn) = edge.reign.turn() else { return };
+        save_all(dir, edge);
         if ended {
             return;
+        }
+    }
+}
+
+/// Saves quotas; one that cannot be saved is told of.
+pub fn save_all(dir: &Path, edge: &Edge) {
+    let plan = edge.plan.load();
+    for rule in plan.limits.iter().filter(|rule| rule.spec.persist) {
+        if let Err(error) = save(dir, rule) {
+            edge.metrics.quotas_unsaved.fetch_add(1, Relaxed);
+            tracing::error!(limit = &*rule.spec.name, %error, "cannot save the quota");
         }
     }
 }

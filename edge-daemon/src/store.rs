@@ -4,6 +4,7 @@
 //! when it returns; it waits for the disk, so it belongs on the control thread.
 
 mod keys;
+mod lending;
 
 use std::{
     fmt,
@@ -11,6 +12,7 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    sync::{Arc, Condvar, Mutex},
     time::Duration,
 };
 
@@ -24,7 +26,10 @@ use redb::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 pub use self::keys::StoredKey;
-use self::keys::{HASHES, KEYS, USES};
+use self::{
+    keys::{HASHES, KEYS, USES},
+    lending::Held,
+};
 use crate::control::ListName;
 
 /// A table of JSON records under a text key.
@@ -117,6 +122,9 @@ pub enum Fault {
     /// Another process holds the database.
     #[error("{0} is in use: is another edged running?")]
     InUse(PathBuf),
+    /// Another process has taken it over.
+    #[error("the store belongs to the daemon that took over")]
+    Gone,
     /// The database failed.
     #[error("the store failed")]
     Database(#[from] redb::Error),
@@ -141,7 +149,9 @@ database_faults!(redb::TransactionError, redb::TableError, redb::CommitError, St
 
 /// The open store.
 pub struct Store {
-    database: Database,
+    path: PathBuf,
+    held: Mutex<Held>,
+    changed: Condvar,
 }
 
 impl fmt::Debug for Store {
@@ -178,7 +188,11 @@ impl Store {
             }
             Err(fault) => return Err(opening(fault, &path)),
         };
-        let store = Self { database };
+        let store = Self {
+            path,
+            held: Mutex::new(Held::Open(Arc::new(database))),
+            changed: Condvar::new(),
+        };
         store.make_tables()?;
         Ok((store, warning))
     }
@@ -254,7 +268,7 @@ impl Store {
         let forget_ms = u64::try_from(forget_after.as_millis()).unwrap_or(u64::MAX);
         let is_ended = |record: ListRecord| record.until_ms.is_some_and(|until| until <= now_ms);
         let is_old = |ban: BanRecord| ban.until_ms.saturating_add(forget_ms) <= now_ms;
-        let write = self.database.begin_write()?;
+        let write = self.database()?.begin_write()?;
         let mut count = retain(&write, ALLOW, is_ended)?;
         count += retain(&write, DENY, is_ended)?;
         count += retain(&write, BANS, is_old)?;
@@ -264,7 +278,7 @@ impl Store {
     }
 
     fn make_tables(&self) -> Result<(), Fault> {
-        let write = self.database.begin_write()?;
+        let write = self.database()?.begin_write()?;
         for table in [KEYS, ALLOW, DENY, BANS, DENIALS] {
             write.open_table(table)?;
         }
@@ -278,7 +292,7 @@ impl Store {
         table: Records,
         unreadable: &mut Vec<String>,
     ) -> Result<Vec<T>, Fault> {
-        let read = self.database.begin_read()?;
+        let read = self.database()?.begin_read()?;
         let open = read.open_table(table)?;
         let mut records = Vec::new();
         for record in open.iter()? {
@@ -296,7 +310,7 @@ impl Store {
         table: Records,
         records: impl IntoIterator<Item = (String, &'r T)>,
     ) -> Result<(), Fault> {
-        let write = self.database.begin_write()?;
+        let write = self.database()?.begin_write()?;
         {
             let mut open = write.open_table(table)?;
             for (key, record) in records {
@@ -307,7 +321,7 @@ impl Store {
     }
 
     fn remove(&self, table: Records, key: &str) -> Result<bool, Fault> {
-        let write = self.database.begin_write()?;
+        let write = self.database()?.begin_write()?;
         let was_there = write.open_table(table)?.remove(key)?.is_some();
         write.commit()?;
         Ok(was_there)
@@ -371,7 +385,7 @@ fn opening(fault: DatabaseError, path: &Path) -> Fault {
 
 #[cfg(test)]
 mod tests {
-    use std::{os::unix::fs::MetadataExt as _, sync::LazyLock};
+    use std::{os::unix::fs::MetadataExt as _, sync::LazyLock, thread};
 
     use tempfile::{TempDir, tempdir};
 
@@ -479,6 +493,28 @@ mod tests {
         let _store = Store::open(&state, 7).unwrap();
         assert_eq!(fs::metadata(&state).unwrap().mode() & 0o777, 0o700);
         assert_eq!(fs::metadata(state.join("edged.redb")).unwrap().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_store_is_lent_and_taken_back() {
+        let dir = tempdir().unwrap();
+        let first = open(&dir);
+        first.put_bans(&[ban("203.0.113.1", 50)]).unwrap();
+        first.release();
+        let other = open(&dir);
+        assert!(matches!(first.reclaim(Duration::from_millis(20)), Err(Fault::InUse(_))));
+        assert!(matches!(first.load_all(), Err(Fault::Gone)));
+        drop(other);
+        first.reclaim(Duration::from_secs(1)).unwrap();
+        first.release();
+        thread::scope(|scope| {
+            let waits = scope.spawn(|| first.put_bans(&[ban("203.0.113.2", 60)]).is_ok());
+            thread::sleep(Duration::from_millis(20));
+            assert!(!waits.is_finished());
+            first.reclaim(Duration::from_secs(1)).unwrap();
+            assert!(waits.join().unwrap());
+        });
+        assert_eq!(first.load_all().unwrap().bans.len(), 2);
     }
 
     #[test]

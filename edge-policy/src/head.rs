@@ -51,6 +51,14 @@ pub fn check(
     if headers.keys().any(|name| name.as_str().contains('_')) {
         return Err(Reason::MalformedRequest);
     }
+    // The library reads HTTP/2, and lets values pass that HTTP/1 trims (RFC 9113, 8.2.1).
+    let is_padded = |value: &http::HeaderValue| {
+        let bytes = value.as_bytes();
+        matches!(bytes.first(), Some(b' ' | b'\t')) || matches!(bytes.last(), Some(b' ' | b'\t'))
+    };
+    if version == Version::HTTP_2 && headers.values().any(is_padded) {
+        return Err(Reason::MalformedRequest);
+    }
     check_framing(version, headers)?;
     host(uri, headers)
 }
@@ -278,6 +286,17 @@ mod tests {
             let refused = check(&method, &uri, Version::HTTP_11, &headers, &BOUNDS);
             assert_eq!(refused, Err(Reason::MethodNotAllowed));
         }
+    }
+
+    #[test]
+    fn spaces_around_a_value_are_refused_where_nobody_has_trimmed_them() {
+        let host = ("host", "a.example");
+        for value in [" a", "a ", "\ta", "a\t", " "] {
+            let fields = [host, ("x", value)];
+            let refused = checked(Version::HTTP_2, "/", &fields);
+            assert_eq!(refused, Err(Reason::MalformedRequest), "{value:?}");
+        }
+        assert!(checked(Version::HTTP_2, "/", &[host, ("x", "a b"), ("y", "")]).is_ok());
     }
 
     proptest! {

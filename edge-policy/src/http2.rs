@@ -54,6 +54,9 @@ pub struct Conduct {
     most: u64,
     refilled_ms: u64,
     abuse: Option<Abuse>,
+    /// Whether the client has begun, and whether as it has to.
+    has_begun: bool,
+    is_preface_bad: bool,
     /// Streams whose requests were handed on and are not answered to their end.
     open: Vec<u32>,
     noted: Noted,
@@ -82,6 +85,8 @@ impl Conduct {
             most,
             refilled_ms: now_ms,
             abuse: None,
+            has_begun: false,
+            is_preface_bad: false,
             open: Vec::new(),
             noted: Noted::default(),
         }
@@ -90,6 +95,9 @@ impl Conduct {
     /// Bytes that came from the client.
     pub fn received(&mut self, mut bytes: &[u8], now_ms: u64) {
         while let Some(frame) = self.received.next(&mut bytes) {
+            if !std::mem::replace(&mut self.has_begun, true) {
+                self.is_preface_bad = frame.kind != SETTINGS || frame.flags & END != 0;
+            }
             match frame.kind {
                 DATA if frame.length == 0 && frame.flags & END == 0 => {
                     self.spend(2, Abuse::EmptyData, now_ms);
@@ -149,6 +157,12 @@ impl Conduct {
     fn close(&mut self, stream: u32) -> bool {
         let found = self.open.iter().position(|open| *open == stream);
         found.map(|at| self.open.swap_remove(at)).is_some()
+    }
+
+    /// Whether the client began with anything but its settings (RFC 9113, 3.4).
+    #[must_use]
+    pub const fn is_preface_bad(&self) -> bool {
+        self.is_preface_bad
     }
 
     /// What the client has done too much of, if it has.
@@ -294,6 +308,21 @@ mod tests {
             assert_eq!(conduct.abuse(), None, "{abuse:?}");
             conduct.received(&one.repeat(101), 0);
             assert_eq!(conduct.abuse(), Some(abuse));
+        }
+    }
+
+    #[test]
+    fn a_connection_begins_with_settings() {
+        for (first, is_bad) in [
+            (frame(SETTINGS, 0, 0, &[]), false),
+            (frame(SETTINGS, END, 0, &[]), true),
+            (frame(PING, 0, 0, &[0; 8]), true),
+            (frame(HEADERS, 5, 1, &[0x82]), true),
+        ] {
+            let mut conduct = fresh();
+            conduct.received(&first, 0);
+            conduct.received(&frame(PING, 0, 0, &[0; 8]), 0);
+            assert_eq!(conduct.is_preface_bad(), is_bad, "{first:?}");
         }
     }
 

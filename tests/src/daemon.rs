@@ -154,6 +154,17 @@ impl Edged<'_> {
         Request::new(self.lab, &self.ca, source, path)
     }
 
+    /// Where it runs.
+    #[must_use]
+    pub const fn lab(&self) -> &Lab {
+        self.lab
+    }
+
+    /// Takes another process for the daemon; the former.
+    pub(crate) fn replace_child(&mut self, child: Child) -> Child {
+        std::mem::replace(&mut self.child, child)
+    }
+
     /// The process id of the daemon.
     #[must_use]
     pub fn pid(&self) -> u32 {
@@ -397,19 +408,7 @@ fn launch(lab: &Lab, config: &Path) -> Result<Child> {
     let _ = fs::remove_file(&notify);
     let socket = UnixDatagram::bind(&notify)?;
     socket.set_read_timeout(Some(Duration::from_millis(20)))?;
-    let log = File::options().create(true).append(true).open(lab.dir().join("edged.log"))?;
-    let edged = binary("edged")?;
-    let mut command = if lab.kept { lab.edge.lasting(edged) } else { lab.edge.command(edged) };
-    let mut child = command
-        .arg("run")
-        .arg("--config")
-        .arg(config)
-        .env("NOTIFY_SOCKET", &notify)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .spawn()
-        .context("start edged")?;
+    let mut child = command(lab, config)?.spawn().context("start edged")?;
     let said = await_ready(&socket, &mut child);
     if said.is_err() {
         let _ = child.kill();
@@ -419,8 +418,24 @@ fn launch(lab: &Lab, config: &Path) -> Result<Child> {
     Ok(child)
 }
 
+/// `edged run` in the lab, which tells the lab's socket when it is ready.
+pub(crate) fn command(lab: &Lab, config: &Path) -> Result<Command> {
+    let log = File::options().create(true).append(true).open(lab.dir().join("edged.log"))?;
+    let edged = binary("edged")?;
+    let mut command = if lab.kept { lab.edge.lasting(edged) } else { lab.edge.command(edged) };
+    command
+        .arg("run")
+        .arg("--config")
+        .arg(config)
+        .env("NOTIFY_SOCKET", lab.dir().join("notify.sock"))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    Ok(command)
+}
+
 /// Waits for `READY=1`, as a service manager would.
-fn await_ready(socket: &UnixDatagram, child: &mut Child) -> Result<()> {
+pub(crate) fn await_ready(socket: &UnixDatagram, child: &mut Child) -> Result<()> {
     // A million networks and a busy host take their time; a healthy start takes a second.
     let deadline = Instant::now() + Duration::from_secs(30);
     let mut buffer = [0; 512];

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod churn;
 pub mod client;
+pub mod conformance;
 pub mod corpus;
 pub mod crowdsec;
 pub mod daemon;
@@ -30,6 +31,7 @@ pub mod random;
 pub mod siege;
 pub mod smuggling;
 pub mod source;
+pub mod succession;
 pub mod talk;
 pub mod targets;
 pub mod upstream;

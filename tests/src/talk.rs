@@ -171,6 +171,31 @@ impl Talk {
         Ok(self.0.get_mut().flush()?)
     }
 
+    /// Sends as much of some bytes as the server takes before it takes nothing for so long.
+    ///
+    /// # Errors
+    /// If that is not all of them, or the server has closed.
+    pub fn say_for(&mut self, bytes: &[u8], within: Duration) -> Result<()> {
+        self.0.get_ref().sock.set_write_timeout(Some(within))?;
+        let said = self.say(bytes);
+        self.0.get_ref().sock.set_write_timeout(None)?;
+        said
+    }
+
+    /// Says that nothing more will be sent: by the alert of TLS, and by TCP as well if it `shuts` its side.
+    ///
+    /// # Errors
+    /// If the server has closed.
+    pub fn end_sending(&mut self, shuts: bool) -> Result<()> {
+        let stream = self.0.get_mut();
+        stream.conn.send_close_notify();
+        stream.flush()?;
+        if shuts {
+            stream.sock.shutdown(std::net::Shutdown::Write)?;
+        }
+        Ok(())
+    }
+
     /// Reads until the server closes, `enough` holds, or nothing comes for so long.
     ///
     /// # Errors

@@ -176,8 +176,18 @@ const METRIC_ENDS: &[&str] = &[
 ];
 
 /// Modules that may use the kernel's tables: those that build the program and those that write.
-const KERNEL_USERS: [&str; 11] = [
-    "app", "bin/", "cli", "control/", "ctl", "kernel/", "lib.rs", "metrics", "outside", "plan",
+const KERNEL_USERS: [&str; 12] = [
+    "app",
+    "bin/",
+    "cli",
+    "control/",
+    "ctl",
+    "handover/",
+    "kernel/",
+    "lib.rs",
+    "metrics",
+    "outside",
+    "plan",
     "verdict",
 ];
 

@@ -1,5 +1,5 @@
 //! What goes wrong at a bad moment: a feed that fails across a restart, changes that meet a reload, an
-//! end in the middle of one.
+//! end in the middle of one, a client that says that it will send no more.
 
 use std::{
     fs,
@@ -8,10 +8,12 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use edge_common::Reason;
 use edge_tests::{
-    Lab,
-    client::{reaches, until},
+    Lab, Origin,
+    client::{HOST, reaches, until},
     lab::{ATTACKER, CLIENT, LISTED},
+    talk::Dial,
 };
 use nix::sys::signal::Signal;
 
@@ -118,5 +120,27 @@ fn an_end_in_the_middle_of_a_reload_leaves_the_filter_whole() -> Result<()> {
         assert!(reaches(&lab, CLIENT, 443));
         assert_eq!(edged.ask("explain 22.99.99.9")?["verdict"], "deny_list");
     }
+    Ok(())
+}
+
+#[test]
+fn a_client_that_ends_what_it_sends_is_served_unless_its_connection_ends() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let waits = |aborts: bool, shuts: bool| -> Result<(Vec<u16>, f64)> {
+        let edged = lab
+            .edged()?
+            .set("server.abort_on_close", &aborts.to_string())
+            .set("route.1.auth", r#""none""#)
+            .start()?;
+        let mut talk = Dial::new(&edged.ca, HOST)?.alpn("http/1.1").connect(&lab, CLIENT)?;
+        talk.say(b"GET /slow?ms=700 HTTP/1.1\r\nHost: edge.test\r\n\r\n")?;
+        talk.end_sending(shuts)?;
+        let heard = talk.hear(Duration::from_secs(5), |bytes| bytes.ends_with(b"late"))?;
+        Ok((heard.statuses(), edged.metrics()?.requests(Reason::ClientGone)))
+    };
+    assert_eq!(waits(true, false)?, (vec![200], 0.0), "the alert alone is no farewell");
+    assert_eq!(waits(true, true)?, (vec![], 1.0));
+    assert_eq!(waits(false, true)?, (vec![200], 0.0));
     Ok(())
 }

@@ -17,7 +17,7 @@ use crate::{
     control::{Command, Peer, Reply, feeds::FeedCommand, keys::KeyCommand, protocol::Entries},
     events::Event,
     keys::{self, masters, pepper},
-    notify::notify,
+    notify::{self, notify},
     plan::{self, PlanError},
     quota,
     request::{Edge, Plan},
@@ -77,6 +77,14 @@ impl Operator {
         }
     }
 
+    /// Puts what is in force in force once more, where another daemon may have changed it.
+    pub(super) async fn insist(&self) {
+        if let Err(error) = self.apply(&self.settings).await {
+            let error = format!("{error:#}");
+            tracing::error!(error, "what another daemon changed in the kernel stays changed");
+        }
+    }
+
     /// Has the writer put settings in force.
     async fn apply(&self, settings: &Settings) -> anyhow::Result<()> {
         let (answer, answered) = oneshot::channel();
@@ -118,7 +126,7 @@ impl Operator {
 
     /// Reads the configuration again. Nothing changes unless all of it can be put in force.
     pub(super) async fn reload(&mut self) -> anyhow::Result<()> {
-        notify("RELOADING=1");
+        notify::reloading();
         let result = self.try_reload().await;
         let metrics = &self.edge.metrics;
         let (count, word) = match &result {

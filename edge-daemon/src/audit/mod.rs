@@ -5,6 +5,7 @@
 //! time. What a full queue or a failing disk loses is counted, and said in the chain itself.
 
 mod files;
+mod relay;
 pub mod verify;
 
 use std::{
@@ -12,9 +13,9 @@ use std::{
     io,
     net::IpAddr,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
-        mpsc::{Receiver, SyncSender, sync_channel},
+        mpsc::{Receiver, Sender, SyncSender, sync_channel},
     },
     thread,
     time::{Duration, Instant},
@@ -25,7 +26,8 @@ use edge_identity::audit::{ChainKey, Link, append};
 use http::StatusCode;
 use serde::Serialize;
 
-use self::files::Files;
+pub use self::relay::Resumption;
+use self::{files::Files, relay::Asked};
 use crate::{
     clock,
     config::settings::{self, Granted},
@@ -61,14 +63,20 @@ pub fn is_about_identity(reason: Reason) -> bool {
 enum Entry {
     Event(u64, Box<Event>),
     Access(u64, Box<Access>),
+    /// What the former daemon tells.
+    Relayed(u64, Box<serde_json::Value>),
     /// Tells when all before it is on disk.
     Flush(SyncSender<()>),
+    /// The same; then nothing is written until the receiver says how to go on.
+    Pause(SyncSender<()>, Receiver<Resumption>),
 }
 
-/// The way to the audit log. Never waits but in [`Audit::flush`].
+/// The way to the audit log. Never waits but in [`Audit::flush`] and [`Audit::pause`].
 #[derive(Clone)]
 pub struct Audit {
     queue: SyncSender<Entry>,
+    /// The way to a log that pauses.
+    paused: Arc<Mutex<Option<Sender<Resumption>>>>,
     counts: Arc<Counts>,
     granted: Granted,
 }
@@ -95,8 +103,10 @@ impl Audit {
         let opened = Files::open(settings, &key)?;
         let (queue, entries) = sync_channel(QUEUE);
         counts.last.store(opened.last.number, Relaxed);
-        let audit = Self { queue, counts: Arc::clone(&counts), granted: settings.granted };
+        let (paused, granted) = (Arc::default(), settings.granted);
+        let audit = Self { queue, paused, counts: Arc::clone(&counts), granted };
         let log = AuditLog {
+            settings: settings.clone(),
             key,
             entries,
             files: opened.files,
@@ -138,6 +148,7 @@ impl Audit {
 
 /// The writing end.
 pub struct AuditLog {
+    settings: settings::Audit,
     key: ChainKey,
     entries: Receiver<Entry>,
     files: Files,
@@ -221,7 +232,7 @@ impl AuditLog {
                 Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => break,
             };
             let is_due = Instant::now() >= next_sync;
-            let flushes = self.batch(first, is_due, &mut lines);
+            let Asked { flushes, pause } = self.batch(first, is_due, &mut lines);
             if is_due || !flushes.is_empty() {
                 self.sync();
                 next_sync = Instant::now() + SYNC_EVERY;
@@ -229,6 +240,11 @@ impl AuditLog {
             for done in &flushes {
                 // Who asked may have stopped waiting.
                 let _ = done.try_send(());
+            }
+            match pause.map(|pause| pause.recv()) {
+                Some(Ok(Resumption::Relay(successor))) => return self.relay(&successor),
+                Some(_) => self.reopen(),
+                None => {}
             }
             if flushes.is_empty() {
                 // Who sends to a thread that does not wait for it makes no system call.
@@ -240,13 +256,8 @@ impl AuditLog {
     }
 
     /// Writes what waits; who wants to know when it is on disk.
-    fn batch(
-        &mut self,
-        first: Option<Entry>,
-        is_due: bool,
-        lines: &mut Vec<u8>,
-    ) -> Vec<SyncSender<()>> {
-        let (before, mut flushes, mut count) = (self.last, Vec::new(), 0);
+    fn batch(&mut self, first: Option<Entry>, is_due: bool, lines: &mut Vec<u8>) -> Asked {
+        let (before, mut asked, mut count) = (self.last, Asked::default(), 0);
         let now_ms = clock::unix_ms();
         lines.clear();
         let notes = std::mem::take(&mut self.notes);
@@ -267,8 +278,14 @@ impl AuditLog {
                     continue;
                 }
                 Entry::Access(at_ms, access) => self.add(lines, at_ms, &AccessLine::of(&access)),
+                Entry::Relayed(at_ms, entry) => self.add(lines, at_ms, &entry),
                 Entry::Flush(done) => {
-                    flushes.push(done);
+                    asked.flushes.push(done);
+                    continue;
+                }
+                Entry::Pause(done, resumed) => {
+                    asked.flushes.push(done);
+                    asked.pause = Some(resumed);
                     continue;
                 }
             }
@@ -297,7 +314,7 @@ impl AuditLog {
                 }
             }
         }
-        flushes
+        asked
     }
 
     /// Begins the next file if this one is full; what cannot be begun now is tried again.

@@ -17,7 +17,7 @@ use super::{
     text as values,
     whole::{place_in, place_nth, place_of_text},
 };
-use crate::{issuers::Fault, secret::Origin};
+use crate::{issuers::Fault, secret::Origin, tls::Connector};
 
 /// Reads a file of at most `most` bytes; bytes that are not UTF-8 are replaced.
 pub(super) fn text(path: &Path, most: u64) -> io::Result<String> {
@@ -107,10 +107,15 @@ pub(super) fn inspect(
 ) {
     inspect_secrets(settings, base, document, notes);
     inspect_issuers(settings, document, notes);
-    for path in settings.upstreams.iter().flat_map(Upstream::files) {
-        if let Err(fault) = File::open(path) {
-            let span = place_of_text(document, |text| base.join(text) == *path);
-            let what = format!("cannot read {}: {fault}", path.display());
+    for upstream in &settings.upstreams {
+        let Some(tls) = &upstream.tls else { continue };
+        // Files that are named are read as they will be; the rest is said by the reader.
+        if upstream.files().any(|path| path.as_os_str().is_empty()) {
+            continue;
+        }
+        if let Err(fault) = Connector::load(tls, upstream.http2) {
+            let span = place_of_text(document, |text| base.join(text) == fault.path());
+            let what = format!("{:#}", anyhow::Error::from(fault));
             notes.wrong(span, what, "a PEM file, for TLS to the upstream");
         }
     }

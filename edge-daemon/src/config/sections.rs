@@ -69,6 +69,7 @@ pub(super) fn server(table: &Table<'_>) -> Server {
         http: table.or("http", http, |item| item.list(listeners, Item::address)),
         workers: table.or("workers", 0, |item| count(item, 0, 1_024)),
         drain_timeout: table.or("drain_timeout", 10 * SECOND, |item| item.duration(HOUR)),
+        aborts_on_close: table.or("abort_on_close", true, Item::flag),
         trusted_proxies: table.or("trusted_proxies", Vec::new(), |item| {
             item.list("an array of networks: [\"192.0.2.0/24\"]", proxies)
         }),

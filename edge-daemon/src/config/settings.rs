@@ -226,6 +226,8 @@ pub struct Server {
     pub workers: usize,
     /// How long open requests may take after SIGTERM.
     pub drain_timeout: Duration,
+    /// Whether a client that ends its connection gives up the request it waits for.
+    pub aborts_on_close: bool,
     /// Whose word on the address of a client is taken.
     pub trusted_proxies: Vec<IpNet>,
     /// The header in which they name it.

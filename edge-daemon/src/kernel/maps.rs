@@ -95,6 +95,12 @@ impl Tables {
         })
     }
 
+    /// What keeps another daemon from writing them.
+    #[must_use]
+    pub fn lock(&self) -> Arc<Lock> {
+        Arc::clone(&self.lock)
+    }
+
     /// Another handle to the same tables, for another thread.
     ///
     /// # Errors

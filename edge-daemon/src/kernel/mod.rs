@@ -51,17 +51,13 @@ pub use self::{
     error::KernelError,
     lists::{Content, InForce, Job, Lists, wait_for_packets},
     maps::{Explanation, Occupancy, Tables},
-    pins::{Detached, detach},
+    pins::{Detached, Lock, detach},
     policy::{Policy, Prefix},
     ready::whenever_ready,
     twin::{Bucket, Twin},
     upkeep::{Health, Interface, Upkeep},
 };
-use self::{
-    census::Census,
-    pins::{Folders, Lock},
-    upkeep::Post,
-};
+use self::{census::Census, pins::Folders, upkeep::Post};
 
 /// The kernel programs, as `cargo xtask bpf` built them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../edge-ebpf/bundle/edge.bpf.o");
@@ -163,6 +159,7 @@ impl Kernel {
             census,
             posts: Vec::new(),
             health: Arc::default(),
+            reign: Arc::default(),
         };
         self.tables.update_policy(&self.policy)?;
         // Before the filter needs it. Without it the count begins at what opens from now on; that

@@ -12,10 +12,12 @@ use std::{
 use aya::maps::{MapData, MapInfo, MapType};
 use edge_common::{Signature, Source, cookie, limit, map, open, service};
 use nix::{
-    errno::Errno,
-    fcntl::{Flock, FlockArg},
     mount::{MsFlags, mount},
     sys::statfs::{FsType, statfs},
+};
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
 };
 
 use super::{
@@ -230,17 +232,33 @@ fn describe(info: &MapInfo) -> String {
 
 /// Holds a folder of pins for one daemon, until the last handle goes or the process ends.
 #[derive(Debug)]
-pub(super) struct Lock(#[expect(dead_code, reason = "held, not read")] Flock<File>);
+pub struct Lock(File);
 
 impl Lock {
     /// Takes the folder, unless another daemon has it.
     pub(super) fn take(folder: &Path) -> Result<Arc<Self>, KernelError> {
         let file = File::open(folder).map_err(path_error("open", folder))?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Arc::new(Self(lock))),
-            Err((_, Errno::EWOULDBLOCK)) => Err(KernelError::InUse { path: folder.to_owned() }),
-            Err((_, error)) => Err(path_error("lock", folder)(error.into())),
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Arc::new(Self(file))),
+            Err(Errno::WOULDBLOCK) => Err(KernelError::InUse { path: folder.to_owned() }),
+            Err(error) => Err(path_error("lock", folder)(error.into())),
         }
+    }
+
+    /// Lets another daemon hold the folder, while this one writes nothing.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn lend(&self) -> io::Result<()> {
+        Ok(flock(&self.0, FlockOperation::Unlock)?)
+    }
+
+    /// Holds it again, if nobody else does.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn take_back(&self) -> io::Result<()> {
+        Ok(flock(&self.0, FlockOperation::NonBlockingLockExclusive)?)
     }
 }
 

@@ -29,6 +29,7 @@ use super::{
     netlink::{Netlink, word},
     pins::Folders,
 };
+use crate::handover::Reign;
 
 /// Looks after the kernel plane until it is told to stop.
 pub struct Upkeep {
@@ -38,6 +39,8 @@ pub struct Upkeep {
     pub(super) census: Census,
     pub(super) posts: Vec<Post>,
     pub(super) health: Arc<Health>,
+    /// Whose it is to look after them.
+    pub reign: Arc<Reign>,
 }
 
 /// What is known of the kernel plane's condition.
@@ -164,6 +167,7 @@ impl Upkeep {
         if let Err(error) = &news {
             tracing::warn!(%error, "interfaces are looked at once a second, not when they change");
         }
+        let (reign, mut lapses) = (Arc::clone(&self.reign), 0);
         let mut next_census = Instant::now() + CENSUS_EVERY;
         loop {
             let mut waited = vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
@@ -174,8 +178,12 @@ impl Upkeep {
             if ready.is_ok() && waited[0].any() == Some(true) {
                 return;
             }
+            let Some(_turn) = reign.turn() else { return };
             if let Ok(news) = &news {
                 self.hear(news);
+            }
+            if std::mem::replace(&mut lapses, reign.lapses()) != reign.lapses() {
+                self.insist();
             }
             self.look();
             if Instant::now() >= next_census {
@@ -197,6 +205,16 @@ impl Upkeep {
         for post in &mut self.posts {
             // Rather guarded against somebody's will than not at all.
             post.is_deleted |= !is_whole || deleted.contains(&post.attached.ifindex);
+        }
+    }
+
+    /// Puts this daemon's program back in the place of another's, which was to succeed and did not.
+    fn insist(&self) {
+        for post in &self.posts {
+            if let Err(error) = post.link.update(self.program.as_fd()) {
+                let interface = &post.wanted.interface;
+                tracing::error!(interface, %error, "filtered by the program of a daemon that is gone");
+            }
         }
     }
 

@@ -125,8 +125,11 @@ impl Registry {
     /// Takes orders until it is told to stop.
     pub fn run(mut self, orders: &Receiver<Order>) {
         let mut next_look = Instant::now();
+        let edge = Arc::clone(&self.edge);
         loop {
-            match orders.recv_timeout(next_look.saturating_duration_since(Instant::now())) {
+            let order = orders.recv_timeout(next_look.saturating_duration_since(Instant::now()));
+            let Some(_turn) = edge.reign.turn() else { return };
+            match order {
                 Ok(Order::Command(command, peer, answer)) => {
                     // An operator who has gone away is not told; the work is done all the same.
                     let _ = answer.send(self.obey(command, peer));

@@ -101,7 +101,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Client<IO> {
             let next = std::future::poll_fn(|cx| {
                 // The connection first: whatever else is due, it was most likely what woke us.
                 let next = self.connection.poll_accept(cx);
-                if !is_asked && self.conduct.borrow().abuse().is_some() {
+                if !is_asked && self.is_misbehaving() {
                     return Poll::Ready(Err(Idle::Abused));
                 }
                 match next {
@@ -112,7 +112,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Client<IO> {
             match next.await {
                 Ok(Some(Ok((request, respond)))) => self.begin(request, respond),
                 // Of abuse, it was told when it was noticed.
-                Ok(Some(Err(_))) if self.conduct.borrow().abuse().is_some() => return,
+                Ok(Some(Err(_))) if self.is_misbehaving() => return,
                 Ok(Some(Err(error))) => return broken_off(&self.worker, &self.visitor, &error),
                 Ok(None) | Err(Idle::Cut) => return,
                 Err(idle) => {
@@ -146,8 +146,17 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Client<IO> {
         Poll::Ready(Idle::Stop)
     }
 
+    fn is_misbehaving(&self) -> bool {
+        let conduct = self.conduct.borrow();
+        conduct.abuse().is_some() || conduct.is_preface_bad()
+    }
+
     /// Closes the connection of a client that abuses the protocol, with all that it asked for.
     fn give_up(&mut self) {
+        if self.conduct.borrow().is_preface_bad() {
+            self.worker.refuse_connection(&self.visitor, Reason::MalformedRequest);
+            return self.connection.abrupt_shutdown(h2::Reason::PROTOCOL_ERROR);
+        }
         let abuse = self.conduct.borrow().abuse().map(Abuse::name);
         let address = self.visitor.address;
         tracing::debug!(%address, abuse, "protocol abused");

@@ -61,7 +61,12 @@ use tokio::{
     sync::{Notify, watch::Receiver},
 };
 
-pub use self::{access::Tally, lures::Lures, serve::Entrance, token::nonces as proof_nonces};
+pub use self::{
+    access::Tally,
+    lures::Lures,
+    serve::{Entrance, Phase},
+    token::nonces as proof_nonces,
+};
 use self::{
     assertion::Assertions, front::Visitor, report::Reports, timers::Timers, token::Tokens,
     upstream::Upstream,
@@ -73,12 +78,12 @@ use crate::{
     decisions::Decisions,
     events::{Events, access as log},
     geo::Geo,
+    handover::{Reign, Remembered},
     issuers::{Feeds, Issuers},
     keys::{Orders, slow::Slow},
     metrics::{Counters, Metrics},
     outside::Outside,
     penalties::Penalties,
-    replay::Replays,
     signals::Signals,
     tls, upstream as servers,
     verdict::Order,
@@ -109,7 +114,7 @@ pub struct Edge {
     /// Those from which the secrets of keys that sign are derived; replaced whole, too.
     pub masters: ArcSwap<Masters>,
     /// What came once and must not come again.
-    pub replays: Replays,
+    pub replays: Remembered,
     /// Who holds how many connections.
     pub crowd: Arc<Crowd>,
     /// Verdicts that the kernel does not enforce.
@@ -131,6 +136,8 @@ pub struct Edge {
     pub events: Events,
     /// The log of who tried what.
     pub audit: Audit,
+    /// Whose it is to change what outlives the daemon.
+    pub reign: Arc<Reign>,
 }
 
 impl Edge {
@@ -192,6 +199,8 @@ pub struct Plan {
     pub delay: Duration,
     /// How much of an address stands for one client.
     pub client: ClientWidth,
+    /// Whether a client that ends its connection gives up the request it waits for.
+    pub aborts_on_close: bool,
     /// The port that plain HTTP is sent to.
     pub https_port: u16,
 }
@@ -227,6 +236,9 @@ pub(crate) struct Worker {
     pub(crate) timers: Rc<Timers>,
     /// Whether connections are to end with their next answer.
     pub(crate) stopping: Cell<bool>,
+    /// Whether HTTP/1 connections without a request are to end as well: not at once, because their
+    /// next request may be under way.
+    pub(crate) ends_idle: Cell<bool>,
 }
 
 /// Lets one line a second into the log: writing it takes time from every request.
@@ -283,6 +295,7 @@ impl Worker {
             tokens,
             timers: Timers::new(),
             stopping: Cell::new(false),
+            ends_idle: Cell::new(false),
         })
     }
 
@@ -319,10 +332,21 @@ impl Worker {
                 self.send_gathered();
             }
             self.access.flush();
+            self.counters.beat();
             self.view().upstreams.iter().for_each(|upstream| upstream.sweep());
             if self.edge.metrics.memory.is_full() {
                 self.timers.wake_all();
             }
+        }
+    }
+
+    /// Waits until every client has had its last answer, which tells it to connect anew. Who asks for
+    /// nothing for a while is let go without one.
+    async fn drain(&self) {
+        if tokio::time::timeout(LAST_REQUESTS, self.empty()).await.is_err() {
+            self.ends_idle.set(true);
+            self.timers.wake_all();
+            self.empty().await;
         }
     }
 
@@ -351,12 +375,12 @@ fn blake3_of(secret: u64, number: u64) -> [u8; 16] {
     id
 }
 
-/// One worker's life, on a thread of its own: accept, until `stopping` turns true; then drain.
+/// One worker's life, on a thread of its own: accept while it is time to; then drain.
 pub fn run(
     edge: Arc<Edge>,
     index: usize,
     listeners: Vec<(TcpListener, Entrance)>,
-    mut stopping: Receiver<bool>,
+    mut phase: Receiver<Phase>,
     drain_timeout: Duration,
 ) -> io::Result<()> {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
@@ -365,20 +389,15 @@ pub fn run(
     let _guard = runtime.enter();
     for (listener, entrance) in listeners {
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        runtime.spawn_local(serve::accept(
-            Rc::clone(&worker),
-            listener,
-            entrance,
-            stopping.clone(),
-        ));
+        runtime.spawn_local(serve::accept(Rc::clone(&worker), listener, entrance, phase.clone()));
     }
     let tended = Rc::clone(&worker);
     runtime.spawn_local(async move { tended.tend().await });
     let drained = runtime.block_on(async {
-        let _ = stopping.wait_for(|stop| *stop).await;
+        let _ = phase.wait_for(|phase| *phase == Phase::Draining).await;
         worker.stopping.set(true);
         worker.timers.wake_all();
-        tokio::time::timeout(drain_timeout, worker.empty()).await
+        tokio::time::timeout(drain_timeout, worker.drain()).await
     });
     worker.send_gathered();
     if drained.is_err() {
@@ -391,3 +410,5 @@ pub fn run(
 /// How often deadlines are looked at, and so how late one may be noticed.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 const LOOKS_PER_SWEEP: u32 = 10;
+/// How long a connection without a request stays open for one when the daemon ends.
+const LAST_REQUESTS: Duration = Duration::from_secs(1);

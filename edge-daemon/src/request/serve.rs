@@ -18,6 +18,17 @@ use super::{
 };
 use crate::{metrics::Metrics, tls::TlsStream};
 
+/// How far the daemon is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// It makes ready: no connection is accepted.
+    Waiting,
+    /// It serves.
+    Serving,
+    /// It ends.
+    Draining,
+}
+
 /// What a listener serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entrance {
@@ -27,17 +38,18 @@ pub enum Entrance {
     Http,
 }
 
-/// Accepts until `stopping` turns true.
+/// Accepts while the daemon serves.
 pub(crate) async fn accept(
     worker: Rc<Worker>,
     listener: TcpListener,
     entrance: Entrance,
-    mut stopping: watch::Receiver<bool>,
+    mut phase: watch::Receiver<Phase>,
 ) {
+    let _ = phase.wait_for(|phase| *phase != Phase::Waiting).await;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            _ = stopping.wait_for(|stop| *stop) => return,
+            _ = phase.wait_for(|phase| *phase == Phase::Draining) => return,
         };
         match accepted {
             Ok((stream, peer)) => {

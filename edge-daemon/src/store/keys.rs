@@ -34,7 +34,7 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub fn load_keys(&self) -> Result<(KeyRing, Vec<String>), Fault> {
-        let read = self.database.begin_read()?;
+        let read = self.database()?.begin_read()?;
         let (keys, uses) = (read.open_table(KEYS)?, read.open_table(USES)?);
         let mut used = HashMap::new();
         for entry in uses.iter()? {
@@ -70,7 +70,7 @@ impl Store {
     /// # Errors
     /// If the database fails; then nothing has changed.
     pub fn put_keys(&self, keys: &[StoredKey]) -> Result<(), Fault> {
-        let write = self.database.begin_write()?;
+        let write = self.database()?.begin_write()?;
         {
             let (mut records, mut hashes) = (write.open_table(KEYS)?, write.open_table(HASHES)?);
             for StoredKey { record, hash } in keys {
@@ -89,7 +89,7 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub fn key(&self, id: &KeyId) -> Result<Option<KeyRecord>, Fault> {
-        let read = self.database.begin_read()?;
+        let read = self.database()?.begin_read()?;
         let found = read.open_table(KEYS)?.get(id.as_str())?;
         Ok(found.and_then(|value| decode(value.value())))
     }
@@ -99,7 +99,7 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub fn key_hash(&self, id: &KeyId) -> Result<Option<String>, Fault> {
-        let read = self.database.begin_read()?;
+        let read = self.database()?.begin_read()?;
         let found = read.open_table(HASHES)?.get(id.as_str())?;
         Ok(found.map(|hash| hash.value().to_owned()))
     }
@@ -110,7 +110,7 @@ impl Store {
     /// If the database fails.
     pub fn keys_after(&self, id: Option<&KeyId>, count: usize) -> Result<Vec<StoredKey>, Fault> {
         use std::ops::Bound::{Excluded, Unbounded};
-        let read = self.database.begin_read()?;
+        let read = self.database()?.begin_read()?;
         let (keys, hashes) = (read.open_table(KEYS)?, read.open_table(HASHES)?);
         let from = id.map_or(Unbounded, |id| Excluded(id.as_str()));
         let mut found = Vec::new();
@@ -129,7 +129,7 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub fn remove_key(&self, id: &KeyId) -> Result<bool, Fault> {
-        let write = self.database.begin_write()?;
+        let write = self.database()?.begin_write()?;
         let was_there = write.open_table(KEYS)?.remove(id.as_str())?.is_some();
         write.open_table(HASHES)?.remove(id.as_str())?;
         write.open_table(USES)?.remove(id.as_str())?;
@@ -143,7 +143,7 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub fn put_uses(&self, uses: &[(KeyId, u32)]) -> Result<(), Fault> {
-        let mut write = self.database.begin_write()?;
+        let mut write = self.database()?.begin_write()?;
         // A crash loses a minute of it, which nobody misses.
         write.set_durability(redb::Durability::None).map_err(|e| Fault::Database(e.into()))?;
         {
@@ -282,7 +282,7 @@ pub(super) mod tests {
             r#"{{"id":"0a1b2c3d4e5f","name":"old","scopes":["a"],"created_ms":1,"expires_ms":null,
             "revoked_ms":null,"digest":"{digest}"}}"#
         );
-        let write = store.database.begin_write().unwrap();
+        let write = store.database().unwrap().begin_write().unwrap();
         let mut table = write.open_table(KEYS).unwrap();
         table.insert("0a1b2c3d4e5f", json.as_bytes()).unwrap();
         table.insert("torn", &[1_u8, 2][..]).unwrap();

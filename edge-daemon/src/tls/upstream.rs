@@ -1,6 +1,10 @@
 //! The client's side of TLS: towards servers behind the edge.
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
@@ -57,6 +61,19 @@ pub enum UpstreamTlsError {
         /// What is wrong.
         source: rustls::Error,
     },
+}
+
+impl UpstreamTlsError {
+    /// The file that is wrong.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Read { path, .. }
+            | Self::NoAuthority(path)
+            | Self::Verifier { path, .. }
+            | Self::Client { path, .. } => path,
+        }
+    }
 }
 
 impl Connector {

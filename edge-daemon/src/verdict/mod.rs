@@ -192,8 +192,12 @@ impl Writer {
     /// Takes orders until it is told to stop.
     pub fn run(mut self, orders: &Receiver<Order>) {
         let mut next_look = Instant::now();
+        let edge = Arc::clone(&self.edge);
         loop {
-            match orders.recv_timeout(next_look.saturating_duration_since(Instant::now())) {
+            let order = orders.recv_timeout(next_look.saturating_duration_since(Instant::now()));
+            // What a successor has loaded, only it may change.
+            let Some(_turn) = edge.reign.turn() else { return };
+            match order {
                 Ok(Order::Signals(signals, worker)) => {
                     self.edge.signals.taken(worker, signals.len());
                     signals.iter().for_each(|signal| self.judge(signal));

@@ -53,10 +53,14 @@ impl Warden {
 
     /// Compares until it is told to stop.
     pub fn run(mut self, stop: &Receiver<()>) {
-        let mut pause = EVERY;
+        let (edge, mut pause) = (Arc::clone(&self.edge), EVERY);
         while stop.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
             let begun = Instant::now();
-            match self.look() {
+            // The writer has its own turn, for which what is found must not wait.
+            let Some(turn) = edge.reign.turn() else { return };
+            let found = self.look();
+            drop(turn);
+            match found {
                 Ok(suspects) if suspects == Suspects::default() => {}
                 Ok(suspects) => drop(self.edge.orders.send(Order::Heal(Box::new(suspects)))),
                 Err(error) => tracing::error!(%error, "what the kernel enforces cannot be read"),

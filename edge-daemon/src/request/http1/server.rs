@@ -137,7 +137,7 @@ impl Client {
                     Ok(None) => {}
                     Err(fault) => return Poll::Ready(Next::Refuse(fault.into())),
                 }
-            } else if self.worker.stopping.get() || self.worker.edge.metrics.memory.is_full() {
+            } else if self.worker.ends_idle.get() || self.worker.edge.metrics.memory.is_full() {
                 return Poll::Ready(Next::End);
             }
             match wire.poll_fill(cx) {
@@ -229,7 +229,11 @@ impl Client {
             return Poll::Pending;
         }
         match inbound.wire.poll_fill(cx) {
-            Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(()),
+            Poll::Ready(Err(_)) => Poll::Ready(()),
+            // It may only have said that it will ask for nothing more.
+            Poll::Ready(Ok(0)) if self.worker.view().plan.aborts_on_close => {
+                inbound.wire.poll_hung_up(cx)
+            }
             _ => Poll::Pending,
         }
     }

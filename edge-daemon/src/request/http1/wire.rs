@@ -10,12 +10,32 @@ use std::{
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use edge_policy::http1;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+use crate::{tls::TlsStream, upstream::dial};
 
 /// What a connection's bytes come and go by.
-pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin {}
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin {
+    /// Once the other side has said that it will send no more: ready when its end of the
+    /// connection is closed as well. Over TLS, the former is an alert, the latter the socket's.
+    fn poll_hung_up(&self, _cx: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
+}
 
-impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
+impl Stream for TcpStream {}
+
+impl Stream for dial::Stream {}
+
+impl Stream for TlsStream<TcpStream> {
+    fn poll_hung_up(&self, cx: &mut Context<'_>) -> Poll<()> {
+        // Bytes behind the alert are nobody's: who sends them is done for, too.
+        self.get_ref().0.poll_peek(cx, &mut ReadBuf::new(&mut [0])).map(|_| ())
+    }
+}
 
 /// One connection's bytes.
 pub(crate) struct Wire {
@@ -65,6 +85,11 @@ impl Wire {
             Poll::Pending => self.rest(),
         }
         read
+    }
+
+    /// Ready when the other side, which has ended what it sends, is gone altogether.
+    pub(crate) fn poll_hung_up(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.io.poll_hung_up(cx)
     }
 
     /// Gives back the memory that a connection without work does not need.

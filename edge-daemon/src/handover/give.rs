@@ -1,0 +1,213 @@
+//! The side of the daemon in office, on a thread of its own: it lends what one process alone can hold
+//! to who asks, and takes it back if that does not become its successor.
+
+use std::{
+    fs, io,
+    net::TcpListener,
+    os::{
+        fd::AsFd as _,
+        unix::net::{UnixListener, UnixStream},
+    },
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{getsockopt, sockopt::PeerCredentials},
+};
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::{
+    Successor,
+    wire::{Step, hear, say, send_sockets},
+};
+use crate::{
+    audit::Resumption, config::Settings, control::Peer, kernel::Lock, quota, request::Edge,
+    store::Store,
+};
+
+/// Where a successor asks.
+#[must_use]
+pub fn socket(settings: &Settings) -> PathBuf {
+    settings.control.socket.with_extension("handover")
+}
+
+/// What a successor gets as it is.
+#[derive(Debug, Default)]
+pub struct Heritage {
+    /// Listeners for clients, and for scrapes.
+    pub tcp: Vec<TcpListener>,
+    /// Those for `edgectl`, and for the successor's own successor.
+    pub unix: Vec<UnixListener>,
+}
+
+/// What happens, as the main thread is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Somebody makes ready: nobody is to be answered that is an operator.
+    Begun,
+    /// It did not come to be: everything is as it was, but for what it may have changed.
+    Lapsed,
+    /// There is a successor, with this process id.
+    Succeeded(Option<i32>),
+}
+
+/// The thread that hands over.
+pub struct Giver {
+    /// Where successors ask.
+    pub listener: UnixListener,
+    /// What they get.
+    pub heritage: Heritage,
+    /// What is shared with the workers.
+    pub edge: Arc<Edge>,
+    /// What one process alone may have open.
+    pub store: Arc<Store>,
+    /// What it alone writes of the kernel's tables.
+    pub tables: Arc<Lock>,
+    /// As of the start: what is of matter here needs a restart to change.
+    pub settings: Settings,
+    /// The way to the main thread.
+    pub told: UnboundedSender<Outcome>,
+}
+
+impl Giver {
+    /// Hands over to the first who becomes the successor, or until `stop` is closed.
+    pub fn run(self, stop: &UnixStream) {
+        loop {
+            let mut waited = [
+                PollFd::new(stop.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
+            ];
+            let ready = poll(&mut waited, PollTimeout::NONE);
+            if ready.is_ok() && waited[0].any() == Some(true) {
+                return;
+            }
+            let Ok((stream, _)) = self.listener.accept() else { continue };
+            match self.give(&stream) {
+                Ok(()) => return,
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    tracing::error!(error, "not handed over: this daemon goes on");
+                    self.edge.metrics.handovers_failed.fetch_add(1, Relaxed);
+                    let _ = say(&stream, &Step::Kept(error));
+                }
+            }
+        }
+    }
+
+    fn give(&self, stream: &UnixStream) -> anyhow::Result<()> {
+        stream.set_nonblocking(false)?;
+        stream.set_read_timeout(Some(FIRST_WORDS))?;
+        stream.set_write_timeout(Some(FIRST_WORDS))?;
+        let peer = peer(stream)?;
+        if !peer.may_command(nix::unistd::geteuid().as_raw()) {
+            bail!("user {} may not take over from this daemon; root may", peer.uid);
+        }
+        let Step::Ask { version } = hear(stream)? else { bail!("no question") };
+        tracing::info!(version, pid = peer.pid, "a successor asks");
+        send_sockets(stream, &self.heritage.tcp, &self.heritage.unix)?;
+        expect(stream, &Step::Release)?;
+        let _ = self.told.send(Outcome::Begun);
+        // From here to the end nothing that outlives the daemon changes by this one.
+        let turn = self.edge.reign.pause();
+        let lent = self.lend(stream);
+        match lent {
+            Ok(successor) => {
+                self.edge.audit.resume(Resumption::Relay(successor));
+                self.store.give_up();
+                self.edge.reign.end();
+                drop(turn);
+                let _ = fs::remove_file(former(&self.settings));
+                let _ = self.told.send(Outcome::Succeeded(peer.pid));
+                Ok(())
+            }
+            Err(error) => {
+                self.take_back();
+                self.edge.reign.lapse();
+                drop(turn);
+                let _ = self.told.send(Outcome::Lapsed);
+                Err(error)
+            }
+        }
+    }
+
+    /// Lends everything, until the other is ready.
+    fn lend(&self, stream: &UnixStream) -> anyhow::Result<Arc<Successor>> {
+        quota::save_all(&self.settings.state.dir, &self.edge);
+        self.edge.audit.pause().context("the audit log")?;
+        self.store.release();
+        self.tables.lend().context("the kernel's tables")?;
+        say(stream, &Step::Released)?;
+        stream.set_read_timeout(Some(MAKING_READY))?;
+        expect(stream, &Step::YieldNonces)?;
+        stream.set_read_timeout(Some(FIRST_WORDS))?;
+        // Requests that need the memory of nonces wait, no longer than the other reads a file.
+        let nonces = self.edge.replays.hold();
+        self.keep_nonces()?;
+        say(stream, &Step::NoncesYielded)?;
+        expect(stream, &Step::Ready)?;
+        stream.set_read_timeout(Some(ERRAND))?;
+        stream.set_write_timeout(Some(ERRAND))?;
+        let successor = Arc::new(Successor::new(stream.try_clone()?));
+        // The last that can fail: once it is said, it is so.
+        say(stream, &Step::Yours)?;
+        self.edge.replays.follow(Arc::clone(&successor));
+        drop(nonces);
+        Ok(successor)
+    }
+
+    /// Keeps a second name of the memory of nonces: the other puts its own in the place of the first.
+    fn keep_nonces(&self) -> io::Result<()> {
+        let kept = former(&self.settings);
+        let _ = fs::remove_file(&kept);
+        fs::hard_link(&self.settings.signing.nonce_file, kept)
+    }
+
+    /// Takes back what was lent to one that is gone.
+    fn take_back(&self) {
+        let kept = former(&self.settings);
+        if kept.exists()
+            && let Err(error) = fs::rename(&kept, &self.settings.signing.nonce_file)
+        {
+            tracing::error!(%error, "the memory of nonces has lost its file: it ends with this daemon");
+        }
+        self.edge.audit.resume(Resumption::Reopen);
+        if let Err(error) = self.tables.take_back() {
+            tracing::error!(%error, "another daemon writes the kernel's tables as well");
+        }
+        if let Err(error) = self.store.reclaim(CLOSING) {
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(error, "the store cannot be opened again: nothing is saved");
+        }
+    }
+}
+
+fn former(settings: &Settings) -> PathBuf {
+    let file: &Path = &settings.signing.nonce_file;
+    file.with_extension("former")
+}
+
+fn expect(stream: &UnixStream, wanted: &Step) -> anyhow::Result<()> {
+    let said: Step = hear(stream).context("the successor is gone, or took too long")?;
+    if said != *wanted {
+        bail!("the successor said {said:?} in the place of {wanted:?}");
+    }
+    Ok(())
+}
+
+fn peer(stream: &UnixStream) -> nix::Result<Peer> {
+    let credentials = getsockopt(stream, PeerCredentials)?;
+    Ok(Peer { uid: credentials.uid(), pid: Some(credentials.pid()) })
+}
+
+/// For each word before anything is lent.
+const FIRST_WORDS: Duration = Duration::from_secs(5);
+/// For a successor to load its tables: a million networks take seconds.
+const MAKING_READY: Duration = Duration::from_secs(60);
+/// For an answer of the successor in office.
+const ERRAND: Duration = Duration::from_secs(1);
+/// For a store to be closed by one that was killed.
+const CLOSING: Duration = Duration::from_secs(5);
