@@ -121,7 +121,7 @@ impl<'a> Setup<'a> {
     /// Starts the daemon and waits until it is ready.
     ///
     /// # Errors
-    /// If it is not ready within 30 seconds; with what it printed.
+    /// If it is not ready within 60 seconds; with what it printed.
     pub fn start(self) -> Result<Edged<'a>> {
         let config = self.write()?;
         let ca = certify(self.lab.dir())?;
@@ -437,7 +437,7 @@ pub(crate) fn command(lab: &Lab, config: &Path) -> Result<Command> {
 /// Waits for `READY=1`, as a service manager would.
 pub(crate) fn await_ready(socket: &UnixDatagram, child: &mut Child) -> Result<()> {
     // A million networks and a busy host take their time; a healthy start takes a second.
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_secs(60);
     let mut buffer = [0; 512];
     while Instant::now() < deadline {
         if let Ok(length) = socket.recv(&mut buffer)
@@ -449,7 +449,7 @@ pub(crate) fn await_ready(socket: &UnixDatagram, child: &mut Child) -> Result<()
             bail!("edged ended before it was ready: {status}");
         }
     }
-    bail!("edged was not ready within 30 seconds")
+    bail!("edged was not ready within 60 seconds")
 }
 
 /// Writes a certificate authority, and a certificate that it signed for the edge; where the

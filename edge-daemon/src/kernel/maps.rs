@@ -26,7 +26,8 @@ use super::{
     bans::Bans,
     defence::Listeners,
     lists::Lists,
-    pins::{Lock, TABLES},
+    lock::Lock,
+    pins::TABLES,
     rules::{self, Rules},
 };
 

@@ -15,6 +15,7 @@ mod drops;
 mod error;
 mod features;
 mod lists;
+mod lock;
 mod mapped;
 mod maps;
 mod netlink;
@@ -50,8 +51,9 @@ pub use self::{
     drops::{DebugLog, Drops, Samples},
     error::KernelError,
     lists::{Content, InForce, Job, Lists, wait_for_packets},
+    lock::Lock,
     maps::{Explanation, Occupancy, Tables},
-    pins::{Detached, Lock, detach},
+    pins::{Detached, detach},
     policy::{Policy, Prefix},
     ready::whenever_ready,
     twin::{Bucket, Twin},

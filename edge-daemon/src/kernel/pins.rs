@@ -2,11 +2,9 @@
 
 use std::{
     ffi::OsStr,
-    fs::{self, File},
-    io,
+    fs, io,
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use aya::maps::{MapData, MapInfo, MapType};
@@ -15,14 +13,10 @@ use nix::{
     mount::{MsFlags, mount},
     sys::statfs::{FsType, statfs},
 };
-use rustix::{
-    fs::{FlockOperation, flock},
-    io::Errno,
-};
-
 use super::{
     KernelError,
     bpf::{self, Link},
+    lock::Lock,
 };
 
 /// A table's name and shape.
@@ -228,38 +222,6 @@ fn describe(info: &MapInfo) -> String {
     let kind = info.map_type().map_or_else(|_| "unknown".into(), |kind| format!("{kind:?}"));
     let (key, value, entries) = (info.key_size(), info.value_size(), info.max_entries());
     format!("type {kind}, key {key}, value {value}, {entries} entries")
-}
-
-/// Holds a folder of pins for one daemon, until the last handle goes or the process ends.
-#[derive(Debug)]
-pub struct Lock(File);
-
-impl Lock {
-    /// Takes the folder, unless another daemon has it.
-    pub(super) fn take(folder: &Path) -> Result<Arc<Self>, KernelError> {
-        let file = File::open(folder).map_err(path_error("open", folder))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Arc::new(Self(file))),
-            Err(Errno::WOULDBLOCK) => Err(KernelError::InUse { path: folder.to_owned() }),
-            Err(error) => Err(path_error("lock", folder)(error.into())),
-        }
-    }
-
-    /// Lets another daemon hold the folder, while this one writes nothing.
-    ///
-    /// # Errors
-    /// What the system says.
-    pub fn lend(&self) -> io::Result<()> {
-        Ok(flock(&self.0, FlockOperation::Unlock)?)
-    }
-
-    /// Holds it again, if nobody else does.
-    ///
-    /// # Errors
-    /// What the system says.
-    pub fn take_back(&self) -> io::Result<()> {
-        Ok(flock(&self.0, FlockOperation::NonBlockingLockExclusive)?)
-    }
 }
 
 /// What [`detach`] did.
