@@ -13,6 +13,7 @@ use nix::{
     mount::{MsFlags, mount},
     sys::statfs::{FsType, statfs},
 };
+
 use super::{
     KernelError,
     bpf::{self, Link},
