@@ -1,12 +1,11 @@
 //! Floods of connections, frames and slowness: each is noticed, ended and told of, and costs nobody else.
 
 use std::{
-    net::TcpListener,
     process::Stdio,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use edge_common::Reason;
 use edge_tests::{
     Edged, Lab, Origin,
@@ -15,7 +14,7 @@ use edge_tests::{
         CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, PRIORITY, RESET, SETTINGS,
         WINDOW, frame, get, length, preface,
     },
-    lab::{CLIENT, EDGE, FRIEND, ORIGIN},
+    lab::{CLIENT, EDGE, FRIEND},
     talk::{Dial, Talk},
 };
 
@@ -162,69 +161,6 @@ fn at_its_ceiling_of_memory_the_edge_takes_no_new_work() -> Result<()> {
     assert!(edged.metrics()?.value("edged_memory_bytes") > 1_048_576.0);
     Ok(())
 }
-
-/// What a process holds in memory, in bytes.
-fn resident(pid: u32) -> Result<u64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/statm"))?;
-    Ok(text.split(' ').nth(1).context("pages")?.parse::<u64>()? * 4096)
-}
-
-#[test]
-fn bodies_that_go_nowhere_fill_memory_up_to_the_ceiling_and_no_further() -> Result<()> {
-    let lab = Lab::new()?;
-    // A server that takes connections and reads nothing.
-    let listener = lab.origin.enter(|| TcpListener::bind((ORIGIN, 8080)))?;
-    std::thread::spawn(move || listener.incoming().flatten().collect::<Vec<_>>());
-    let edged = lab
-        .edged()?
-        .set("limits.per_source", r#""off""#)
-        .set("limits.handshakes", r#""off""#)
-        .set("bounds.body_bytes_max", r#""1GiB""#)
-        .set("bounds.body_rate_min", r#""0B""#)
-        .set("upstream.0.requests_max", "10000")
-        .set("route.0.methods", r#"["GET", "POST"]"#)
-        .start()?;
-    drop(h1(&lab, &edged)?);
-    let ceiling = resident(edged.pid())? + CEILING_ABOVE;
-    edged.edit("bounds.memory_max", &format!("\"{ceiling}B\""))?;
-    edged.tell("reload")?;
-    let head = b"POST /health HTTP/1.1\r\nHost: edge.test\r\nContent-Length: 100000000\r\n\r\n";
-    let body = vec![b'x'; 4 << 20];
-    let (mut held, mut peak) = (Vec::new(), 0);
-    for _ in 0..CONNECTIONS_MAX {
-        let Ok(mut talk) = h1(&lab, &edged) else { break };
-        // As much as it takes; then the body waits.
-        let _ = talk.say_for(&[&head[..], &body].concat(), Duration::from_millis(30));
-        held.push(talk);
-        peak = peak.max(resident(edged.pid())?);
-    }
-    let refused = || Ok(edged.metrics()?.connections(Reason::MemoryFull) >= 1.0);
-    until("new work is refused", SOON, refused)?;
-    assert!(held.len() < CONNECTIONS_MAX, "{peak} bytes of {ceiling}");
-    // Those that are in press on, and others want in.
-    for _ in 0..3 {
-        for talk in &mut held {
-            let _ = talk.say_for(&body[..1 << 18], Duration::from_millis(5));
-        }
-        peak = peak.max(resident(edged.pid())?);
-        assert!(h1(&lab, &edged).is_err(), "still full");
-    }
-    let open = held.len() as u64;
-    assert!(peak <= ceiling + open * SLACK_EACH, "{peak} of {ceiling} with {open} connections");
-    eprintln!("{open} connections, {} KiB beyond the ceiling", peak.saturating_sub(ceiling) >> 10);
-    drop(held);
-    let served = || Ok(h1(&lab, &edged).is_ok());
-    until("there is room again", Duration::from_secs(20), served)?;
-    let none = || Ok(edged.metrics()?.value("edged_requests_in_flight") == 0.0);
-    until("nothing is left", SOON, none)?;
-    Ok(())
-}
-
-/// How far above an idle daemon the ceiling is, in bytes.
-const CEILING_ABOVE: u64 = 24 << 20;
-/// What a request that was taken before may add behind it, as docs/http.md states it.
-const SLACK_EACH: u64 = 64 << 10;
-const CONNECTIONS_MAX: usize = 1_000;
 
 #[test]
 fn a_body_below_its_least_rate_is_given_up() -> Result<()> {

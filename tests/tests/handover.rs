@@ -90,7 +90,7 @@ fn upgrades_under_load_refuse_no_connection_and_lose_no_request() -> Result<()> 
     assert!(edged.tell("deny list")?.contains(ATTACKER));
     edged.tell(&format!("deny remove {ATTACKER}"))?;
     assert!(reaches(&lab, ATTACKER, 443));
-    edged.key("made after it")?;
+    edged.key("made-after-it")?;
     assert!(edged.tell("status")?.contains("edge0"));
     assert!(edged.metrics()?.value("edged_connections_open") < 100.0);
     audit_is_whole(&lab, &edged)
