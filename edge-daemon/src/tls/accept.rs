@@ -173,6 +173,8 @@ pub async fn accept(
     let mut fed = Ok(0);
     let start = StartHandshake::from_parts(accepted, stream);
     let shaken = start.into_stream_with(config, |connection| {
+        // What a client that does not read makes us hold.
+        connection.set_buffer_limit(Some(UNSENT_MAX));
         if !rest.is_empty() {
             fed = connection.read_tls(&mut rest);
         }
@@ -234,6 +236,8 @@ async fn hello(
 const HELLO_USUAL: usize = 2048;
 /// What it may take.
 const HELLO_MAX: usize = 32 * 1024;
+/// Bytes of records that wait for the client to read: two full ones.
+const UNSENT_MAX: usize = 32 * 1024;
 /// Alerts, as they are sent before there is a connection to send them by.
 const FATAL: u8 = 2;
 const ACCESS_DENIED: u8 = 49;

@@ -71,10 +71,17 @@ impl Wire {
 
     /// Reads more; 0 is the end of the stream.
     pub(crate) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if self.input.capacity() == 0 {
-            self.input = take_buffer();
+        // A head that comes in parts does not make its buffer grow before it is full.
+        let is_scarce = self.input.capacity() - self.input.len() < self.appetite / 2;
+        if is_scarce && !self.input.try_reclaim(self.appetite) {
+            if self.input.capacity() < READ_MIN && self.appetite == READ_MIN {
+                // There is no buffer, or what a pause has left of a head: it goes on in one with room.
+                let left = std::mem::replace(&mut self.input, take_buffer());
+                self.input.extend_from_slice(&left);
+            } else {
+                self.input.reserve(self.appetite);
+            }
         }
-        self.input.reserve(self.appetite);
         let room = self.input.capacity() - self.input.len();
         let read = pin!(self.io.read_buf(&mut self.input)).poll(cx);
         match &read {
@@ -92,10 +99,12 @@ impl Wire {
         self.io.poll_hung_up(cx)
     }
 
-    /// Gives back the memory that a connection without work does not need.
+    /// Gives back the memory that a connection without work does not need: all of it, or what the begin of a
+    /// head does not fill, since who trickles it is in no hurry.
     fn rest(&mut self) {
-        if self.input.is_empty() {
-            give_buffer(std::mem::take(&mut self.input));
+        if self.input.len() <= PART_MAX {
+            let part = BytesMut::from(&*self.input);
+            give_buffer(std::mem::replace(&mut self.input, part));
             self.appetite = READ_MIN;
         }
     }
@@ -211,7 +220,8 @@ fn take_buffer() -> BytesMut {
     INPUTS.with_borrow_mut(Vec::pop).unwrap_or_else(|| BytesMut::with_capacity(READ_MIN))
 }
 
-fn give_buffer(buffer: BytesMut) {
+fn give_buffer(mut buffer: BytesMut) {
+    buffer.clear();
     // One of which a part is still out has less room than a new one.
     if (READ_MIN..=READ_MAX).contains(&buffer.capacity()) {
         give(&INPUTS, buffer);
@@ -229,6 +239,8 @@ fn give<T>(pool: &'static std::thread::LocalKey<RefCell<Vec<T>>>, buffer: T) {
 /// Bytes that a read has room for: a head with a small body at first, more once reads fill it.
 const READ_MIN: usize = 8 * 1024;
 const READ_MAX: usize = 64 * 1024;
+/// What has come of a head up to this size is kept in a buffer of its own size while nothing comes.
+const PART_MAX: usize = 2 * 1024;
 /// A part of a body up to this size is copied behind what is to go, so that both go at once.
 const COPIED_MAX: usize = 8 * 1024;
 /// So much is written before more is taken: the content of a TLS record.
