@@ -221,7 +221,7 @@ pub(super) fn say_farewell(end: End) {
         End::Succeeded(Some(pid))
             if unit("self").is_some_and(|own| unit(&pid.to_string()) == Some(own)) =>
         {
-            notify(&format!("MAINPID={pid}"))
+            notify(&format!("MAINPID={pid}"));
         }
         _ => notify("STOPPING=1"),
     }

@@ -25,6 +25,7 @@ mod path;
 mod report;
 mod serve;
 mod signed;
+mod throttle;
 mod timers;
 mod token;
 mod upstream;
@@ -36,7 +37,7 @@ use std::{
     net::TcpListener,
     rc::Rc,
     sync::{Arc, mpsc::SyncSender},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -68,8 +69,8 @@ pub use self::{
     token::nonces as proof_nonces,
 };
 use self::{
-    assertion::Assertions, front::Visitor, report::Reports, timers::Timers, token::Tokens,
-    upstream::Upstream,
+    assertion::Assertions, front::Visitor, report::Reports, throttle::Throttle, timers::Timers,
+    token::Tokens, upstream::Upstream,
 };
 use crate::{
     audit::Audit,
@@ -241,20 +242,6 @@ pub(crate) struct Worker {
     pub(crate) ends_idle: Cell<bool>,
 }
 
-/// Lets one line a second into the log: writing it takes time from every request.
-#[derive(Default)]
-pub(crate) struct Throttle(Cell<Option<Instant>>);
-
-impl Throttle {
-    pub(crate) fn may_log(&self) -> bool {
-        let may = self.0.get().is_none_or(|last| last.elapsed() >= Duration::from_secs(1));
-        if may {
-            self.0.set(Some(Instant::now()));
-        }
-        may
-    }
-}
-
 /// A plan with one worker's connections to its upstreams.
 pub(crate) struct View {
     pub(crate) plan: Arc<Plan>,
@@ -314,12 +301,9 @@ impl Worker {
     fn request_id(&self) -> String {
         let (number, secret) = self.next_request.get();
         self.next_request.set((number + 1, secret));
-        let hash = blake3_of(secret, number);
-        hash.iter().fold(String::with_capacity(32), |mut id, byte| {
-            id.push(char::from_digit(u32::from(byte >> 4), 16).expect("a nibble"));
-            id.push(char::from_digit(u32::from(byte & 15), 16).expect("a nibble"));
-            id
-        })
+        let nibble = |nibble: u8| char::from(b"0123456789abcdef"[usize::from(nibble)]);
+        let nibbles = blake3_of(secret, number).into_iter().flat_map(|byte| [byte >> 4, byte & 15]);
+        nibbles.map(nibble).collect()
     }
 
     /// Looks after what no request does, again and again: deadlines, gathered reports, connections to
