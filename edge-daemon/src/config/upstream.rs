@@ -33,7 +33,7 @@ pub(super) fn upstream(table: &Table<'_>) -> Upstream {
         server_requests_max: table.or("server_requests_max", 512, |item| count(item, 1, 65_535)),
         queue_max: number("queue_max", 128, 65_535),
         queue_timeout: time("queue_timeout", SECOND, HOUR),
-        idle_max: number("idle_max", 64, 4_096),
+        idle_max: number("idle_max", 256, 4_096),
         idle_timeout: time("idle_timeout", 4 * SECOND, HOUR),
         age_max: time("age_max", HOUR, 30 * DAY),
         retries_max: table.or("retries_max", 1, |item| small(item, 0, 10)),

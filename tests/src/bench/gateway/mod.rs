@@ -117,9 +117,11 @@ pub(super) fn edged(lab: &Lab) -> Result<Setup<'_>> {
         .set("limits.handshakes", r#""off""#))
 }
 
-/// The same, open to everybody.
+/// The same, open to everybody and without limits, as its peers are.
 fn open(lab: &Lab) -> Result<Setup<'_>> {
-    Ok(edged(lab)?.set("route.1.auth", r#""none""#))
+    let off = r#""off""#;
+    let open = edged(lab)?.set("route.1.auth", r#""none""#);
+    Ok(open.set("limits.per_source", off).set("limits.global", off))
 }
 
 /// A client of a proxy that offers one group.
