@@ -46,9 +46,10 @@ pub(in crate::bench) fn last_accepted(effort: Effort, report: &mut Report) -> Re
             entries.iter().find(|entry| entry["name"] == *name).context("listed")?["id"].clone();
         let id = id.as_str().context("an id")?;
         let header = format!("X-API-Key: {loaders}");
-        let load = gateway::wrk(&lab.edge, &gateway::url("/"), Some(&header), 3 + effort.seconds);
         let (returned, last) = thread::scope(|scope| -> Result<_> {
-            let load = scope.spawn(|| load);
+            let seconds = 3 + effort.seconds;
+            let load = || gateway::wrk(&lab.edge, &gateway::url("/"), Some(&header), seconds);
+            let load = scope.spawn(load);
             let seen = one_round(&lab, &edged, &key, id)?;
             let said = load.join().expect("no panic")?;
             ensure!(said.contains(" requests in "), "{said}");
