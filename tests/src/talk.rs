@@ -176,6 +176,8 @@ impl Talk {
     /// # Errors
     /// If that is not all of them, or the server has closed.
     pub fn say_for(&mut self, bytes: &[u8], within: Duration) -> Result<()> {
+        // The library reads as well where it has nothing to write.
+        self.0.get_ref().sock.set_read_timeout(Some(within))?;
         self.0.get_ref().sock.set_write_timeout(Some(within))?;
         let said = self.say(bytes);
         self.0.get_ref().sock.set_write_timeout(None)?;

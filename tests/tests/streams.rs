@@ -272,3 +272,82 @@ fn calls_with_trailers_pass_over_http2_all_the_way() -> Result<()> {
     })?;
     Ok(())
 }
+
+/// nginx that speaks HTTP/2 over TLS as `edge.test`, before the server of calls and with a page of its own.
+fn nginx_over_tls(lab: &Lab, port: u16) -> Result<Server> {
+    let dir = lab.dir().display();
+    let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|kind| format!("{kind}_temp_path {dir}/nginx-{kind};"))
+        .concat();
+    let text = format!(
+        "daemon off; master_process off; pid {dir}/nginx.pid; events {{}}
+         http {{ access_log off; {temporary} client_max_body_size 64m;
+           server {{ listen {ORIGIN}:{port} ssl http2; server_name edge.test;
+             ssl_protocols TLSv1.3; ssl_certificate {dir}/cert.pem; ssl_certificate_key {dir}/key.pem;
+             location = /health/version {{ return 200 $server_protocol-$ssl_protocol; }}
+             location = /health/gone {{ return 503; }}
+             location / {{ grpc_pass grpc://{ORIGIN}:8080; }} }} }}"
+    );
+    let conf = lab.dir().join("nginx.conf");
+    std::fs::write(&conf, text)?;
+    let log = std::fs::File::create(lab.dir().join("nginx.log"))?;
+    let server =
+        lab.origin.command("nginx").args(["-e", "stderr", "-c"]).arg(conf).stderr(log).spawn()?;
+    let server = Server(server);
+    let listens = || lab.origin.enter(|| TcpStream::connect((ORIGIN, port)).is_ok());
+    until("nginx listens", SOON, || Ok(listens()))?;
+    Ok(server)
+}
+
+#[test]
+fn calls_with_trailers_pass_over_http2_and_tls_to_a_server_of_others() -> Result<()> {
+    let lab = Lab::new()?;
+    edge_tests::daemon::certify(lab.dir())?;
+    let _calls = grpc_server(&lab)?;
+    let nginx = nginx_over_tls(&lab, 8443)?;
+    let dir = lab.dir().display();
+    let tls = |name: &str| format!("{{ ca = \"{dir}/ca.pem\", server_name = \"{name}\" }}");
+    let edged = lab
+        .edged()?
+        .set("limits.per_source", r#""off""#)
+        .set("route.0.methods", r#"["GET", "POST"]"#)
+        .set("upstream.0.servers", r#"["192.0.2.2:8443"]"#)
+        .set("upstream.0.http2", "true")
+        .set("upstream.0.tls", &tls("edge.test"))
+        .start()?;
+    let version = edged.get(FRIEND, "/health/version").send()?;
+    assert_eq!((version.status, &*version.text()), (200, "HTTP/2.0-TLSv1.3"), "{}", edged.log());
+    let script = root().join("tests/clients/grpc-client.mjs");
+    let out = run(lab.client.command("node").arg(script).arg(EDGE).arg(&edged.ca).arg("60"))?;
+    let calls: Vec<serde_json::Value> = serde_json::from_str(&out)?;
+    assert_eq!(calls.len(), 60);
+    for call in &calls {
+        assert_eq!((&call["messages"], &call["status"]), (&5.into(), &200.into()), "{call}");
+        assert_eq!(call["trailers"]["status"], "0", "{call}");
+    }
+    // A body of more than any window, there and back, over either version on this side.
+    let body: Vec<u8> = (0..3_000_000_u32).map(|n| (n % 251) as u8).collect();
+    for flag in ["--http1.1", "--http2"] {
+        let request = edged.get(FRIEND, "/health/echo").flag(flag).method("POST");
+        let back = request.header("TE", "trailers").body(body.clone()).send()?;
+        assert!(back.status == 200 && back.body.starts_with(&body), "{flag}: {}", back.status);
+    }
+    assert_eq!(edged.get(FRIEND, "/health/gone").send()?.status, 503);
+    let connects = edged.metrics()?.sum("edged_upstream_connects_total", &[]);
+    assert!(connects <= 6.0, "{connects} connections for all of it");
+    // One that does not prove its name gets nothing.
+    edged.edit("upstream.0.tls", &tls("other.test"))?;
+    edged.tell("reload")?;
+    assert_eq!(edged.get(FRIEND, "/health/version").send()?.status, 502);
+    edged.edit("upstream.0.tls", &tls("edge.test"))?;
+    edged.tell("reload")?;
+    assert_eq!(edged.get(FRIEND, "/health/version").send()?.status, 200);
+    drop(nginx);
+    assert!(matches!(edged.get(FRIEND, "/health/version").send()?.status, 502 | 503));
+    let _nginx = nginx_over_tls(&lab, 8443)?;
+    until("it is back", SOON, || Ok(edged.get(FRIEND, "/health/version").send()?.status == 200))?;
+    until("nothing is left", SOON, || {
+        Ok(edged.metrics()?.value("edged_requests_in_flight") == 0.0)
+    })?;
+    Ok(())
+}
