@@ -1,5 +1,7 @@
 //! The ceiling of the daemon's memory: at it the edge takes no new work until there is less.
 
+mod free;
+
 use std::{
     fs, io,
     sync::{
@@ -9,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+pub use self::free::give_back;
 use crate::request::Edge;
 
 /// How much memory the daemon holds, and whether that is too much.

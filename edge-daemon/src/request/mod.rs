@@ -82,6 +82,7 @@ use crate::{
     handover::{Reign, Remembered},
     issuers::{Feeds, Issuers},
     keys::{Orders, slow::Slow},
+    memory,
     metrics::{Counters, Metrics},
     outside::Outside,
     penalties::Penalties,
@@ -320,6 +321,7 @@ impl Worker {
             self.view().upstreams.iter().for_each(|upstream| upstream.sweep());
             if self.edge.metrics.memory.is_full() {
                 self.timers.wake_all();
+                memory::give_back();
             }
         }
     }

@@ -48,7 +48,8 @@ pub(in crate::bench) fn last_accepted(effort: Effort, report: &mut Report) -> Re
         let header = format!("X-API-Key: {loaders}");
         let (returned, last) = thread::scope(|scope| -> Result<_> {
             let seconds = 3 + effort.seconds;
-            let load = || gateway::wrk(&lab.edge, &gateway::url("/"), Some(&header), seconds);
+            let (edge, header) = (&lab.edge, Some(&*header));
+            let load = move || gateway::wrk(edge, &gateway::url("/"), header, seconds);
             let load = scope.spawn(load);
             let seen = one_round(&lab, &edged, &key, id)?;
             let said = load.join().expect("no panic")?;
