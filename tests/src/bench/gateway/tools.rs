@@ -23,7 +23,9 @@ pub(super) fn h2load_requests(said: &str) -> Result<f64> {
     let statuses = line("status codes: ").context("no statuses")?;
     let good = statuses.split(", ").find(|part| part.ends_with(" 2xx")).and_then(first_number);
     let wrong = [count(" failed")?, count(" errored")?, count(" timeout")?];
-    ensure!(wrong == [0.0; 3] && good == Some(succeeded) && succeeded > 0.0, "{said}");
+    // A head may have come of an answer that was not complete when the time was over.
+    let good = good.is_some_and(|good| good >= succeeded);
+    ensure!(wrong == [0.0; 3] && good && succeeded > 0.0, "{said}");
     Ok(succeeded)
 }
 
