@@ -22,8 +22,8 @@ pub fn boot_ns() -> u64 {
     now_ns
 }
 
-/// What [`boot_ns`] told this thread last. A request reads the clock when it begins, when it goes
-/// upstream, when it is answered and when it ends; what happens in between goes by that.
+/// What [`boot_ns`] told this thread last: for what happens right after somebody has asked, and so
+/// never across a wait.
 #[must_use]
 pub fn recent_ns() -> u64 {
     RECENT_NS.get()
