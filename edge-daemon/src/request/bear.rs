@@ -47,7 +47,7 @@ pub(super) async fn sender(
     principal: Option<&Principal>,
 ) -> Result<(), Denied> {
     let penalties = &worker.edge.penalties;
-    let now_ns = clock::recent_ns();
+    let now_ns = clock::boot_ns();
     let penalty = match (principal, visitor.ja4()) {
         (Some(who), _) => {
             let any = Culprit::Principal("".into());

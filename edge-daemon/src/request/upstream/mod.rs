@@ -213,7 +213,7 @@ impl Upstream {
                 Err(Missed { reason, again: unsent.or(copy) })
             }
         };
-        while let Some(mut connection) = pool.take(clock::recent_ns()) {
+        while let Some(mut connection) = pool.take(clock::boot_ns()) {
             let copy = repeatable(&head.parts.method, &body);
             match (connection.exchange(head, body, patience).await, copy) {
                 (Err(Failed { unsent: Some(unsent), .. }), _) => body = unsent,
@@ -345,7 +345,7 @@ impl Upstream {
     async fn open(&self, pool: &Pool) -> std::io::Result<Connection> {
         let is_http2 = self.shared.settings.http2;
         let _turn = if is_http2 { Some(pool.opening.lock().await) } else { None };
-        if is_http2 && let Some(shared) = pool.take(clock::recent_ns()) {
+        if is_http2 && let Some(shared) = pool.take(clock::boot_ns()) {
             return Ok(shared);
         }
         pool.tally().connects.fetch_add(1, Relaxed);
