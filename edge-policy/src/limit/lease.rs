@@ -168,13 +168,57 @@ fn fair(own: u32, others: &[u32]) -> u32 {
     u32::try_from(met.min(WHOLE.into())).unwrap_or(WHOLE)
 }
 
-/// How much of a limit an edge wants that was asked for so much in a time: a fifth more than that, so
-/// that growth finds room, in parts of [`WHOLE`]; never more than twice the whole.
-#[must_use]
-pub fn wanted(asked: u64, elapsed_ns: u64, interval_ns: f64) -> u32 {
-    let rate = asked as f64 / elapsed_ns.max(1) as f64;
-    (rate * interval_ns * 1.2 * f64::from(WHOLE)).min(f64::from(2 * WHOLE)) as u32
+/// How much of a limit an edge is asked for, as that goes up and down.
+///
+/// What is asked for comes unevenly, and a bucket saves up for that: a share is to follow the mean. One
+/// that followed the peaks would keep from others what nobody uses.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Demand {
+    /// The mean, in parts of [`WHOLE`].
+    mean: f64,
+    /// Requests that were to come by the mean since hardly any came.
+    missed: f64,
 }
+
+impl Demand {
+    /// That of an edge that was not asked before: the first look is all that is known.
+    #[must_use]
+    pub fn begin(asked: u64, elapsed_ns: u64, interval_ns: f64) -> Self {
+        Self { mean: rate(asked, elapsed_ns, interval_ns), missed: 0.0 }
+    }
+
+    /// Notes that so much was asked for in a time, of a limit whose requests are so far apart.
+    pub fn look(&mut self, asked: u64, elapsed_ns: u64, interval_ns: f64) {
+        let expected = self.mean / f64::from(WHOLE) * elapsed_ns as f64 / interval_ns;
+        self.missed = if asked as f64 > expected / 8.0 { 0.0 } else { self.missed + expected };
+        if self.missed > MISSED_MAX {
+            // That is no gap between two requests: whoever asked has gone.
+            self.mean /= 4.0;
+            return;
+        }
+        let weight = elapsed_ns as f64 / (elapsed_ns as f64 + MEAN_NS);
+        self.mean += (rate(asked, elapsed_ns, interval_ns) - self.mean) * weight;
+    }
+
+    /// How much the edge wants, in parts of [`WHOLE`]; never more than twice the whole.
+    #[must_use]
+    pub fn wanted(&self) -> u32 {
+        self.mean.min(f64::from(2 * WHOLE)) as u32
+    }
+}
+
+/// What was asked for in a time, in parts of [`WHOLE`]; of more than four times that, one look is to
+/// say nothing for many seconds.
+fn rate(asked: u64, elapsed_ns: u64, interval_ns: f64) -> f64 {
+    let rate = asked as f64 / elapsed_ns.max(1) as f64;
+    (rate * interval_ns * f64::from(WHOLE)).min(f64::from(4 * WHOLE))
+}
+
+/// The time that a mean is of: about as long as a bucket of a second's burst saves.
+const MEAN_NS: f64 = 800_000_000.0;
+
+/// Requests that are not missing by chance if they do not come.
+const MISSED_MAX: f64 = 12.0;
 
 /// The share of an edge that has no lease, where there are so many edges.
 #[must_use]
@@ -253,10 +297,32 @@ mod tests {
 
     #[test]
     fn demand_is_measured_in_parts_of_the_limit() {
-        // 100 a second are 10 ms apart; 50 in half a second are all of it, and a fifth more.
-        assert_eq!(wanted(50, 500_000_000, 10_000_000.0), 1_200_000);
-        assert_eq!(wanted(0, 0, 1.0), 0);
+        // 100 a second are 10 ms apart; 50 in half a second are all of it.
+        let interval = 10_000_000.0;
+        assert_eq!(Demand::begin(50, 500_000_000, interval).wanted(), WHOLE);
+        assert_eq!(Demand::begin(u64::MAX, 1, interval).wanted(), 2 * WHOLE);
+        assert_eq!(Demand::default().wanted(), 0);
         assert_eq!((alone(0), alone(1), alone(4)), (WHOLE, WHOLE, 250_000));
+    }
+
+    #[test]
+    fn demand_is_the_mean_and_gone_when_nobody_asks() {
+        let (interval, look) = (25_000_000.0, 200_000_000);
+        let mut demand = Demand::default();
+        // Two a second, one by one: a twentieth, whenever it is looked at.
+        for n in 0..100 {
+            demand.look(u64::from(n % 5 < 2), look, interval);
+            assert!(n < 20 || (30_000..80_000).contains(&demand.wanted()), "{n} {demand:?}");
+        }
+        // Twice the whole, and then nothing: half a second says so.
+        for _ in 0..20 {
+            demand.look(16, look, interval);
+        }
+        assert!(demand.wanted() > 1_900_000, "{demand:?}");
+        for _ in 0..3 {
+            demand.look(0, look, interval);
+        }
+        assert!(demand.wanted() < 300_000, "{demand:?}");
     }
 
     proptest! {

@@ -380,3 +380,6 @@ fn admit<'a>(
 #[cfg(test)]
 #[path = "tests.rs"]
 mod tests;
+
+#[cfg(test)]
+mod fleet_tests;

@@ -15,7 +15,7 @@ use edge_identity::fleet::Seal;
 use edge_policy::limit::{
     Rule,
     keyed::Keyed,
-    lease::{self, Ledger},
+    lease::{self, Demand, Ledger, WHOLE},
     meter::Meter,
 };
 use redis::cmd;
@@ -37,7 +37,7 @@ struct Limit {
 /// What is known of one key.
 #[derive(Default)]
 struct Held {
-    wanted: u32,
+    demand: Demand,
     /// Until when the lease is good; `None`: there is none.
     until: Option<Instant>,
 }
@@ -95,8 +95,15 @@ pub(super) async fn keep(fleet: Arc<Fleet>, edge: Arc<Edge>) {
     }
 }
 
+impl Held {
+    /// Whether it is asked for here so that others have to know.
+    fn is_wanted(&self) -> bool {
+        self.demand.wanted() > FAINT
+    }
+}
+
 impl Limit {
-    /// Looks how much is asked for of each key; what was, fades over a second.
+    /// Looks how much is asked for of each key.
     fn look(&mut self, rule: &Rule, keyed: &Keyed, nodes: usize) {
         let Some(Meter::TokenBucket(bucket) | Meter::LeakyBucket(bucket)) = rule.spec.meter else {
             return;
@@ -104,17 +111,16 @@ impl Limit {
         let now = Instant::now();
         let elapsed = now.saturating_duration_since(std::mem::replace(&mut self.looked, now));
         let elapsed_ns = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
-        let asked = keyed.take_asked();
+        let mut asked = keyed.take_asked();
         for (key, held) in &mut self.keys {
-            let asked = asked.get(key).copied().unwrap_or(0);
-            let fresh = lease::wanted(asked, elapsed_ns, bucket.interval_ns());
-            held.wanted = fresh.max(held.wanted / 2);
+            let asked = asked.remove(key).unwrap_or(0);
+            held.demand.look(asked, elapsed_ns, bucket.interval_ns());
         }
         for (key, asked) in asked {
-            let wanted = lease::wanted(asked, elapsed_ns, bucket.interval_ns());
+            let demand = Demand::begin(asked, elapsed_ns, bucket.interval_ns());
             // Half of the even part is not much; more may soon be too much.
-            if wanted > lease::alone(nodes) / 2 && self.keys.len() < KEYS_MAX {
-                self.keys.entry(key).or_insert(Held { wanted, until: None });
+            if demand.wanted() > lease::alone(nodes) / 2 && self.keys.len() < KEYS_MAX {
+                self.keys.insert(key, Held { demand, until: None });
             }
         }
     }
@@ -137,7 +143,7 @@ impl Limit {
                 held.until = None;
                 keyed.lease(*key, None);
             }
-            held.until.is_some() || held.wanted > 0
+            held.until.is_some() || held.is_wanted()
         });
     }
 }
@@ -159,12 +165,11 @@ async fn renew(
     let mut leases = Vec::new();
     for _ in 0..ATTEMPTS {
         let Listed { now_ms, ledgers } = read(server, &list).await?;
-        let own = known.keys.iter().filter(|(_, held)| held.wanted > 0).map(|(key, _)| *key);
+        let own = known.keys.iter().filter(|(_, held)| held.is_wanted()).map(|(key, _)| *key);
         let keys: BTreeSet<u64> = own.chain(ledgers.keys().copied()).collect();
         let changes = keys.into_iter().filter_map(|key| {
             let former = ledgers.get(&key).cloned().unwrap_or_default();
-            let wanted = known.keys.get(&key).map_or(0, |held| held.wanted);
-            change(fleet, (&seal, limit), (key, former), wanted, now_ms)
+            change(fleet, (&seal, limit), (key, former), known.keys.get(&key), now_ms)
         });
         let changes: Vec<_> = changes.collect();
         if changes.is_empty() {
@@ -186,7 +191,7 @@ fn change(
     fleet: &Fleet,
     (seal, limit): (&Seal, &str),
     (key, former): (u64, String),
-    wanted: u32,
+    held: Option<&Held>,
     now_ms: u64,
 ) -> Option<Change> {
     let purpose = format!("lease {limit} {key:016x}");
@@ -195,9 +200,10 @@ fn change(
         sealed => Ledger::parse(seal.open(&purpose, sealed).ok()?.trim_start_matches('='))?,
     };
     let (node, term_ms) = (&fleet.settings.node, TERM.as_millis() as u64);
+    let wanted = held.map_or(0, |held| held.demand.wanted());
     let parts = ledger.renew_beside(node, wanted, (now_ms, term_ms), fleet.settings.nodes);
     let next = seal.seal(&purpose, &format!("={}", ledger.show()));
-    Some(Change { key, parts, former, next, is_wanted: wanted > 0 })
+    Some(Change { key, parts, former, next, is_wanted: held.is_some_and(Held::is_wanted) })
 }
 
 async fn read(server: &mut Server, list: &str) -> Result<Listed, String> {
@@ -258,6 +264,8 @@ const SWAP: &str = "redis.call('ZREMRANGEBYSCORE',KEYS[1],'-inf','('..ARGV[3]) \
     return done";
 
 const ATTEMPTS: usize = 4;
+/// So much of a key is no demand: less than half of an even part of the most edges.
+const FAINT: u32 = WHOLE / 256;
 /// Keys of one limit that have leases at once, in the whole fleet.
 const KEYS_MAX: usize = 1_024;
 /// How long a key stays on the list that nobody asks for.

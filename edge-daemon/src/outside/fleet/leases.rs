@@ -10,7 +10,7 @@ use std::{
 use edge_identity::fleet::Seal;
 use edge_policy::limit::{
     Rule,
-    lease::{self, Ledger, Share},
+    lease::{self, Demand, Ledger, Share},
     meter::Meter,
 };
 use redis::{cmd, pipe};
@@ -28,7 +28,7 @@ struct Held {
     until: Instant,
     /// When it was last asked how much is wanted.
     looked: Instant,
-    wanted: u32,
+    demand: Demand,
 }
 
 /// Keeps the shares of the limits in force, for ever.
@@ -47,11 +47,12 @@ pub(super) async fn keep(fleet: Arc<Fleet>, edge: Arc<Edge>) {
             let state = held.entry(Arc::clone(&rule.spec.name)).or_insert_with(|| {
                 // Nothing is leased yet.
                 alone(&fleet, &rule.state().share);
-                Held { until: now, looked: now, wanted: 0 }
+                Held { until: now, looked: now, demand: Demand::default() }
             });
             state.look(rule, now);
             let begun = Instant::now();
-            let renewed = renew(&fleet, &mut server, &rule.spec.name, state.wanted).await;
+            let wanted = state.demand.wanted();
+            let renewed = renew(&fleet, &mut server, &rule.spec.name, wanted).await;
             fleet.counts.renewals[usize::from(renewed.is_err())].fetch_add(1, Relaxed);
             match renewed {
                 Ok((parts, nodes)) => {
@@ -82,16 +83,14 @@ fn alone(fleet: &Fleet, share: &Share) {
 }
 
 impl Held {
-    /// Looks how much is asked for; what was, fades over a second.
+    /// Looks how much is asked for.
     fn look(&mut self, rule: &Rule, now: Instant) {
         let Some(Meter::TokenBucket(bucket) | Meter::LeakyBucket(bucket)) = rule.spec.meter else {
             return;
         };
         let elapsed = now.saturating_duration_since(std::mem::replace(&mut self.looked, now));
         let elapsed_ns = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
-        let asked = rule.state().share.take_asked();
-        let fresh = lease::wanted(asked, elapsed_ns, bucket.interval_ns());
-        self.wanted = fresh.max(self.wanted / 2);
+        self.demand.look(rule.state().share.take_asked(), elapsed_ns, bucket.interval_ns());
     }
 }
 
