@@ -31,13 +31,20 @@ impl Memory {
         self.is_full.load(Relaxed)
     }
 
-    /// Takes note of what is held. Less than the ceiling is demanded of who was at it, so that the edge
-    /// does not go back and forth.
-    fn note(&self, held: u64, most: u64) {
+    /// Whether so many requests in flight may come to hold more than there is left, if their clients are slow.
+    #[must_use]
+    pub fn is_scarce(&self, in_flight: usize) -> bool {
+        let more = in_flight as u64 * REQUEST_BYTES;
+        self.held.load(Relaxed).saturating_add(more) > self.most.load(Relaxed)
+    }
+
+    /// Takes note of what is held while so many requests are in flight. Less than the ceiling is demanded of who was
+    /// at it, so that the edge does not go back and forth.
+    fn note(&self, held: u64, in_flight: usize, most: u64) {
         let enough = if self.is_full() { most - most / 16 } else { most };
         self.held.store(held, Relaxed);
         self.most.store(most, Relaxed);
-        let is_full = held > enough;
+        let is_full = held.saturating_add(in_flight as u64 * REQUEST_BYTES_LEFT) > enough;
         if self.is_full.swap(is_full, Relaxed) != is_full {
             let (held_mib, most_mib) = (held >> 20, most >> 20);
             if is_full {
@@ -58,7 +65,8 @@ pub async fn watch(edge: Arc<Edge>) {
                     0 => of_host(),
                     most => most,
                 };
-                edge.metrics.memory.note(held, most);
+                let in_flight = edge.metrics.requests.load(Relaxed);
+                edge.metrics.memory.note(held, in_flight, most);
             }
             Err(error) => tracing::warn!(%error, "cannot tell how much memory is held"),
         }
@@ -85,6 +93,10 @@ fn of_host() -> u64 {
     host.into_iter().chain(group).min().map_or(u64::MAX, |bytes| bytes / 4 * 3)
 }
 
+/// What a request whose client is slow may come to hold while there is enough: what was read last and what waits to be sent.
+const REQUEST_BYTES: u64 = 128 << 10;
+/// What it may still come to hold while memory is scarce, and buffers are small.
+const REQUEST_BYTES_LEFT: u64 = 16 << 10;
 /// A flood of new connections adds a few MiB in this time.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -95,10 +107,19 @@ mod tests {
     #[test]
     fn who_was_full_has_to_have_some_room() {
         let memory = Memory::default();
-        for (held, is_full) in [(99, false), (100, false), (101, true), (96, true), (94, false)] {
-            memory.note(held, 100);
+        for (held, is_full) in [(99, false), (100, false), (101, true), (94, true), (93, false)] {
+            memory.note(held << 20, 0, 100 << 20);
             assert_eq!(memory.is_full(), is_full, "{held}");
         }
+    }
+
+    #[test]
+    fn requests_in_flight_are_left_room() {
+        let memory = Memory::default();
+        memory.note(90 << 20, 640, 100 << 20);
+        assert!(!memory.is_full() && !memory.is_scarce(80) && memory.is_scarce(81));
+        memory.note(90 << 20, 641, 100 << 20);
+        assert!(memory.is_full());
     }
 
     #[test]

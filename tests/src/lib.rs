@@ -1,5 +1,6 @@
 //! The harness: namespaces, packets, an origin, the daemon and its clients, as a small language.
 
+pub mod attack;
 pub mod bench;
 pub mod churn;
 pub mod client;

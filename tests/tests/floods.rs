@@ -144,6 +144,8 @@ fn at_its_ceiling_of_memory_the_edge_takes_no_new_work() -> Result<()> {
     let edged = lab.edged()?.start()?;
     let mut kept = h1(&lab, &edged)?;
     assert_eq!(kept.get("edge.test", "/health", &[])?.status, 200);
+    let mut begun = h1(&lab, &edged)?;
+    begun.say(b"GET /health HTTP/1.1\r\nHost: ")?;
     edged.edit("bounds.memory_max", r#""1MiB""#)?;
     edged.tell("reload")?;
     until("it is full", SOON, || {
@@ -155,6 +157,8 @@ fn at_its_ceiling_of_memory_the_edge_takes_no_new_work() -> Result<()> {
         Ok(edged.metrics()?.connections(Reason::MemoryFull) >= 1.0)
     })?;
     assert!(kept.hear(SOON, |_| false)?.closed, "those without a request make room");
+    let answer = begun.hear(SOON, |_| false)?;
+    assert!(answer.closed && answer.statuses() == [503], "those with a part of one, too");
     edged.edit("bounds.memory_max", r#""0B""#)?;
     edged.tell("reload")?;
     until("there is room", SOON, || Ok(edged.get(CLIENT, "/health").send().is_ok()))?;

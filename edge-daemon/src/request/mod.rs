@@ -25,6 +25,7 @@ mod path;
 mod report;
 mod serve;
 mod signed;
+mod tend;
 mod throttle;
 mod timers;
 mod token;
@@ -82,7 +83,6 @@ use crate::{
     handover::{Reign, Remembered},
     issuers::{Feeds, Issuers},
     keys::{Orders, slow::Slow},
-    memory,
     metrics::{Counters, Metrics},
     outside::Outside,
     penalties::Penalties,
@@ -307,25 +307,6 @@ impl Worker {
         nibbles.map(nibble).collect()
     }
 
-    /// Looks after what no request does, again and again: deadlines, gathered reports, connections to
-    /// upstreams that nobody asks for.
-    async fn tend(&self) {
-        loop {
-            for _ in 0..LOOKS_PER_SWEEP {
-                tokio::time::sleep(LOOK_EVERY).await;
-                self.timers.look();
-                self.send_gathered();
-            }
-            self.access.flush();
-            self.counters.beat();
-            self.view().upstreams.iter().for_each(|upstream| upstream.sweep());
-            if self.edge.metrics.memory.is_full() {
-                self.timers.wake_all();
-                memory::give_back();
-            }
-        }
-    }
-
     /// Waits until every client has had its last answer, which tells it to connect anew. Who asks for
     /// nothing for a while is let go without one.
     async fn drain(&self) {
@@ -393,8 +374,5 @@ pub fn run(
     Ok(())
 }
 
-/// How often deadlines are looked at, and so how late one may be noticed.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
-const LOOKS_PER_SWEEP: u32 = 10;
 /// How long a connection without a request stays open for one when the daemon ends.
 const LAST_REQUESTS: Duration = Duration::from_secs(1);

@@ -202,6 +202,7 @@ async fn settle(
     if in_flight > plan.bounds.requests_max || worker.edge.metrics.memory.is_full() {
         return Err(Reason::Overload.into());
     }
+    worker.spare(in_flight);
     *visitor = visitor.of_request(plan, &head.headers)?;
     bear::source(worker, visitor, plan).await?;
     let client = edge_common::Source::from(visitor.address).client(plan.client);

@@ -10,5 +10,5 @@ mod wire;
 pub(crate) use self::{
     body::{Body, Inbound},
     server::serve,
-    wire::{Stream, Wire},
+    wire::{Stream, Wire, spare},
 };

@@ -137,8 +137,14 @@ impl Client {
                     Ok(None) => {}
                     Err(fault) => return Poll::Ready(Next::Refuse(fault.into())),
                 }
-            } else if self.worker.ends_idle.get() || self.worker.edge.metrics.memory.is_full() {
+            } else if self.worker.ends_idle.get() {
                 return Poll::Ready(Next::End);
+            }
+            if self.worker.edge.metrics.memory.is_full() {
+                // What would come of it would be refused.
+                let is_begun = !wire.input.is_empty();
+                let refused = if is_begun { Next::Refuse(Reason::Overload) } else { Next::End };
+                return Poll::Ready(refused);
             }
             match wire.poll_fill(cx) {
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Next::End),

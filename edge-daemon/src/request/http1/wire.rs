@@ -1,7 +1,7 @@
 //! The bytes of one connection: what has come and was not used, what is to go and has not.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     future::Future as _,
     io::{self, IoSlice},
     pin::{Pin, pin},
@@ -71,6 +71,9 @@ impl Wire {
 
     /// Reads more; 0 is the end of the stream.
     pub(crate) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if SPARING.get() {
+            self.appetite = READ_MIN;
+        }
         // A head that comes in parts does not make its buffer grow before it is full.
         let is_scarce = self.input.capacity() - self.input.len() < self.appetite / 2;
         if is_scarce && !self.input.try_reclaim(self.appetite) {
@@ -138,9 +141,9 @@ impl Wire {
         self.owes_line_end = true;
     }
 
-    /// Whether to flush before anything more is added.
+    /// Whether to flush before anything more is added: it would wait behind what the other side does not take.
     pub(crate) fn is_full(&self) -> bool {
-        !self.tail.is_empty() || self.output.len() - self.written >= OUTPUT_FULL
+        self.is_dirty || !self.tail.is_empty() || self.output.len() - self.written >= OUTPUT_FULL
     }
 
     /// Writes all that is to go, because nothing comes after it for now. Adds up how much moved.
@@ -210,7 +213,17 @@ impl Wire {
     }
 }
 
+/// Whether this worker's connections are to hold little, because memory is scarce: who is slow then
+/// holds buffers that are as small as they can be.
+pub(crate) fn spare(is_scarce: bool) {
+    if SPARING.replace(is_scarce) != is_scarce && is_scarce {
+        INPUTS.take();
+        OUTPUTS.take();
+    }
+}
+
 thread_local! {
+    static SPARING: Cell<bool> = const { Cell::new(false) };
     /// Buffers that no connection of this worker needs just now.
     static INPUTS: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
     static OUTPUTS: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
@@ -230,7 +243,7 @@ fn give_buffer(mut buffer: BytesMut) {
 
 fn give<T>(pool: &'static std::thread::LocalKey<RefCell<Vec<T>>>, buffer: T) {
     pool.with_borrow_mut(|kept| {
-        if kept.len() < KEPT_MAX {
+        if kept.len() < KEPT_MAX && !SPARING.get() {
             kept.push(buffer);
         }
     });
@@ -248,3 +261,66 @@ const OUTPUT_FULL: usize = 16 * 1024;
 const OUTPUT_KEPT_MAX: usize = 32 * 1024;
 /// Buffers that a worker keeps for the next who needs one.
 const KEPT_MAX: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes whatever it is given, and never gets rid of it.
+    struct Stuck;
+
+    impl Stream for Stuck {}
+
+    impl AsyncRead for Stuck {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Stuck {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    #[test]
+    fn nothing_is_added_behind_what_nobody_takes() {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let mut wire = Wire::new(Box::new(Stuck));
+        assert!(!wire.is_full());
+        wire.push(Bytes::from_static(b"hello"));
+        assert!(wire.poll_write(&mut cx, &mut 0).is_pending() && wire.is_full());
+    }
+
+    #[test]
+    fn buffers_are_small_and_nobodys_where_memory_is_scarce() {
+        give(&OUTPUTS, Vec::with_capacity(OUTPUT_KEPT_MAX));
+        let mut wire = Wire::new(Box::new(Stuck));
+        wire.appetite = READ_MAX;
+        spare(true);
+        assert!(OUTPUTS.with_borrow(Vec::is_empty));
+        give_buffer(BytesMut::with_capacity(READ_MAX));
+        assert!(INPUTS.with_borrow(Vec::is_empty));
+        let _ = wire.poll_fill(&mut Context::from_waker(std::task::Waker::noop()));
+        assert_eq!(wire.appetite, READ_MIN);
+        spare(false);
+        give_buffer(BytesMut::with_capacity(READ_MAX));
+        assert!(!INPUTS.with_borrow(Vec::is_empty));
+    }
+}

@@ -1,6 +1,5 @@
 //! What a TLS reverse proxy costs, beside nginx and HAProxy: all on one core, with the load and the upstream on the other.
 
-mod attack;
 mod bytes;
 mod handshakes;
 mod latency;

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::Ipv4Addr,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -10,13 +11,12 @@ use anyhow::{Context, Result, ensure};
 use rustls::NamedGroup;
 
 use super::{
-    DESCRIPTORS, EDGED_PORT,
-    attack::{Crowd, Kind, attackers},
-    client,
+    DESCRIPTORS, EDGED_PORT, client,
     latency::{at_rate, percentile},
     on_load_core, open, own_upstream,
 };
 use crate::{
+    attack::{Crowd, Kind, attackers},
     bench::{Effort, Goal, Line, MEASURED_CPU, Report, need_two_cores, pin},
     daemon::Edged,
     lab::Lab,
@@ -113,7 +113,10 @@ fn attack(lab: &Lab, kind: Kind, count: usize, effort: Effort) -> Result<Seen> {
     let base = resident(edged.pid())?;
     let crowd = Arc::new(Crowd::default());
     let (most, (served, during)) = std::thread::scope(|scope| -> Result<_> {
-        let attackers = scope.spawn(|| attackers(&lab.edge, &client, kind, count, &crowd));
+        let attackers = scope.spawn(|| {
+            let attack = async || attackers(FIRST, &client, kind, count, &crowd).await;
+            on_load_core(&lab.edge, attack)
+        });
         let watcher = scope.spawn(|| most_memory(&edged, &crowd));
         let good = crowd.full(count).and_then(|()| good(lab, &client, seconds));
         crowd.is_over.store(true, Relaxed);
@@ -184,3 +187,5 @@ const KINDS: [(Kind, &str); 3] = [
 const CEILING_MIB: u64 = 1024;
 /// Requests a second of good clients: a small part of what the edge can do, as the p99 is to tell of the attack.
 const RATE: f64 = 500.0;
+/// The first of the attackers' addresses.
+const FIRST: Ipv4Addr = Ipv4Addr::new(127, 1, 0, 1);

@@ -13,16 +13,14 @@ use std::{
 use anyhow::{Result, ensure};
 use tokio::sync::Semaphore;
 
-use super::on_load_core;
 use crate::{
     client::HOST,
     load::{Client, Connection, get},
-    netns::Netns,
 };
 
 /// How an attacker is slow.
-#[derive(Clone, Copy)]
-pub(super) enum Kind {
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
     /// A header field of a few bytes now and then.
     Head,
     /// A body of which a few bytes come now and then.
@@ -33,17 +31,20 @@ pub(super) enum Kind {
 
 /// How many attackers there are.
 #[derive(Default)]
-pub(super) struct Crowd {
+pub struct Crowd {
     now: AtomicUsize,
     /// The most that there were at once.
-    pub(super) most: AtomicUsize,
+    pub most: AtomicUsize,
     /// They are to go.
-    pub(super) is_over: AtomicBool,
+    pub is_over: AtomicBool,
 }
 
 impl Crowd {
     /// Waits until they have come, or no more of them come.
-    pub(super) fn full(&self, count: usize) -> Result<()> {
+    ///
+    /// # Errors
+    /// If not one comes.
+    pub fn full(&self, count: usize) -> Result<()> {
         let (mut last, mut risen) = (0, Instant::now());
         loop {
             let now = self.most.load(Relaxed);
@@ -63,35 +64,36 @@ impl Crowd {
     }
 }
 
-/// Attackers until it is over.
-pub(super) fn attackers(
-    ns: &Netns,
+/// Attackers on this thread until it is over, fifty to each address from `first` on.
+///
+/// # Errors
+/// If there are more of them than addresses.
+pub async fn attackers(
+    first: Ipv4Addr,
     client: &Client,
     kind: Kind,
     count: usize,
     crowd: &Arc<Crowd>,
 ) -> Result<()> {
-    on_load_core(ns, || async move {
-        let client = match kind {
-            Kind::Read => client.clone().window(4096),
-            Kind::Head | Kind::Body => client.clone(),
-        };
-        let (client, gate) = (Rc::new(client), Rc::new(Semaphore::new(AT_ONCE)));
-        for n in 0..count {
-            let source = FIRST + u32::try_from(n / PER_SOURCE)?;
-            let (client, gate, crowd) = (Rc::clone(&client), Rc::clone(&gate), Arc::clone(crowd));
-            tokio::task::spawn_local(async move {
-                loop {
-                    live(source.into(), kind, &client, &gate, &crowd).await;
-                    tokio::time::sleep(BACK).await;
-                }
-            });
-        }
-        while !crowd.is_over.load(Relaxed) {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        Ok(())
-    })
+    let client = match kind {
+        Kind::Read => client.clone().window(4096),
+        Kind::Head | Kind::Body => client.clone(),
+    };
+    let (client, gate) = (Rc::new(client), Rc::new(Semaphore::new(AT_ONCE)));
+    for n in 0..count {
+        let source = u32::from(first) + u32::try_from(n / PER_SOURCE)?;
+        let (client, gate, crowd) = (Rc::clone(&client), Rc::clone(&gate), Arc::clone(crowd));
+        tokio::task::spawn_local(async move {
+            loop {
+                live(source.into(), kind, &client, &gate, &crowd).await;
+                tokio::time::sleep(BACK).await;
+            }
+        });
+    }
+    while !crowd.is_over.load(Relaxed) {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
 }
 
 /// One connection from its start to its end.
@@ -138,8 +140,6 @@ async fn be_slow(mut connection: Connection, kind: Kind) -> Result<()> {
 
 /// Connections of one address: fewer than any bound by source is about.
 const PER_SOURCE: usize = 50;
-/// 127.1.0.1, the first of their addresses.
-const FIRST: u32 = 0x7f01_0001;
 /// Handshakes at once.
 const AT_ONCE: usize = 64;
 /// From one sign of life to the next.

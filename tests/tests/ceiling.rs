@@ -1,0 +1,190 @@
+//! The ceiling of memory, under attacks that reach it: what is held stays within it, new work is refused, what was begun in good
+//! faith is finished, and all of that ends with the attack.
+
+use std::{
+    fs,
+    net::Ipv4Addr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use edge_common::Reason;
+use edge_tests::{
+    Edged, Lab,
+    attack::{Crowd, Kind, attackers},
+    client::until,
+    lab::{CLIENT, EDGE, ORIGIN},
+    load::{self, Client, descriptors},
+    metrics::Metrics,
+    talk::{Dial, Talk},
+    upstream::Upstream,
+};
+use rustls::NamedGroup;
+
+#[test]
+fn whoever_is_slow_fills_memory_to_its_ceiling_and_no_further() -> Result<()> {
+    descriptors(20_000)?;
+    let lab = Lab::new()?;
+    let _upstream = Upstream::start(&lab.origin, format!("{ORIGIN}:8080").parse()?)?;
+    lab.attacker.ip(&format!("route add local {ATTACKERS} dev lo"))?;
+    lab.edge.ip(&format!("route add {ATTACKERS} dev edge0"))?;
+    let edged = edged(&lab)?;
+    let client =
+        Client::new(&edged.ca, (EDGE.parse::<Ipv4Addr>()?, 443).into(), NamedGroup::X25519)?;
+    // What is taken once and for all is taken before.
+    edged.tell("reload")?;
+    until("it serves", RECOVERED, || Ok(is_served(&edged)))?;
+    let ceiling = held(&edged)? + ROOM;
+    edged.edit("bounds.memory_max", &format!("\"{ceiling}B\""))?;
+    edged.tell("reload")?;
+    for kind in [Kind::Read, Kind::Body] {
+        let before = edged.metrics()?.connections(Reason::MemoryFull);
+        let crowd = Arc::new(Crowd::default());
+        std::thread::scope(|scope| -> Result<()> {
+            let download = begin(&lab, &edged, "GET /bytes/33554432", 0)?;
+            let upload = begin(&lab, &edged, "POST /", UPLOAD)?;
+            let download = scope.spawn(|| take(download, &crowd.is_over));
+            let upload = scope.spawn(|| give(upload, &crowd.is_over));
+            let attack = scope.spawn(|| {
+                let first = Ipv4Addr::new(198, 18, 0, 1);
+                load::run(&lab.attacker, async || {
+                    attackers(first, &client, kind, MANY, &crowd).await
+                })
+            });
+            let most = besieged(&edged, before);
+            let over = Instant::now();
+            crowd.is_over.store(true, Relaxed);
+            attack.join().expect("no panic")?;
+            let recovered = until("it serves again", RECOVERED, || Ok(is_served(&edged)));
+            let after = over.elapsed();
+            let (taken, given) = (download.join(), upload.join());
+            let mib = |bytes: u64| bytes >> 20;
+            println!(
+                "{kind:?}: {} attackers at once, {} MiB of {} at the most, served again after {after:?}",
+                crowd.most.load(Relaxed),
+                mib(*most.as_ref().unwrap_or(&0)),
+                mib(ceiling),
+            );
+            let most = most?;
+            assert!(most <= ceiling + MARGIN, "{kind:?}: {} of {} MiB", mib(most), mib(ceiling));
+            recovered.with_context(|| {
+                format!("{kind:?}: {} MiB are held", mib(held(&edged).unwrap_or(0)))
+            })?;
+            taken.expect("no panic").context("a download that was begun before")?;
+            given.expect("no panic").context("an upload that was begun before")?;
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// A daemon whose memory is the only thing that bounds how many may come.
+fn edged(lab: &Lab) -> Result<Edged<'_>> {
+    let (off, many) = (r#""off""#, "20000");
+    lab.edged()?
+        .set("kernel.packet_rate", off)
+        .set("kernel.connection_rate", off)
+        .set("limits.per_source", off)
+        .set("limits.handshakes", off)
+        .set("verdicts.never_ban", &format!("[{ATTACKERS:?}]"))
+        .set("bounds.requests_max", many)
+        .set("upstream.0.requests_max", many)
+        .set("upstream.0.server_requests_max", many)
+        .set("route.1.auth", r#""none""#)
+        .start()
+}
+
+/// Waits until the edge has refused somebody for want of memory, and then for a while, in which those who were let in have
+/// time to take more; the most bytes that were held.
+fn besieged(edged: &Edged<'_>, before: f64) -> Result<u64> {
+    let (began, mut full, mut most) = (Instant::now(), None, 0);
+    loop {
+        let page = Metrics::parse(&edged.scrape()?)?;
+        most = most.max(resident(edged.pid())?).max(page.value("edged_memory_bytes") as u64);
+        if full.is_none() && page.connections(Reason::MemoryFull) > before {
+            full = Some(Instant::now());
+        }
+        if full.is_some_and(|full| full.elapsed() > PRESSED) {
+            return Ok(most);
+        }
+        ensure!(began.elapsed() < Duration::from_secs(30), "the attack does not reach the ceiling");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A request whose client is in no hurry.
+fn begin(lab: &Lab, edged: &Edged<'_>, line: &str, length: usize) -> Result<Talk> {
+    let mut talk = Dial::new(&edged.ca, "edge.test")?.alpn("http/1.1").connect(lab, CLIENT)?;
+    let head = format!("{line} HTTP/1.1\r\nHost: edge.test\r\nContent-Length: {length}\r\n\r\n");
+    talk.say(head.as_bytes())?;
+    Ok(talk)
+}
+
+/// Takes an answer of 32 MiB: steadily while the attack goes on, then the rest of it.
+fn take(mut talk: Talk, is_over: &AtomicBool) -> Result<()> {
+    let (mut start, mut total) = (Vec::new(), 0);
+    while total < 32 << 20 {
+        let heard = talk.hear(Duration::from_secs(5), |bytes| bytes.len() >= 64 << 10)?;
+        ensure!(!heard.bytes.is_empty(), "nothing more after {total} bytes");
+        total += heard.bytes.len();
+        if start.is_empty() {
+            start = heard.bytes;
+            ensure!(
+                start.starts_with(b"HTTP/1.1 200 "),
+                "{}",
+                String::from_utf8_lossy(&start[..99])
+            );
+        }
+        if !is_over.load(Relaxed) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+    Ok(())
+}
+
+/// Sends a body of [`UPLOAD`] bytes likewise, and reads the answer.
+fn give(mut talk: Talk, is_over: &AtomicBool) -> Result<()> {
+    for part in vec![7; UPLOAD].chunks(16 << 10) {
+        talk.say(part)?;
+        if !is_over.load(Relaxed) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+    let answer = talk.answer()?;
+    ensure!(answer.status == 200, "{answer:?}");
+    Ok(())
+}
+
+fn is_served(edged: &Edged<'_>) -> bool {
+    edged.get(CLIENT, "/").send().is_ok_and(|answer| answer.status == 200)
+}
+
+/// What the daemon itself takes for its use, in bytes.
+fn held(edged: &Edged<'_>) -> Result<u64> {
+    let page = Metrics::parse(&edged.scrape()?)?;
+    Ok(page.value("edged_memory_bytes") as u64)
+}
+
+/// Bytes of a process that are in memory.
+fn resident(pid: u32) -> Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/statm"))?;
+    Ok(text.split(' ').nth(1).context("statm")?.parse::<u64>()? * 4096)
+}
+
+/// Who attacks comes from here.
+const ATTACKERS: &str = "198.18.0.0/16";
+/// More of them than there is memory for.
+const MANY: usize = 4_000;
+/// Bytes between what the daemon holds by itself and its ceiling.
+const ROOM: u64 = 80 << 20;
+/// Bytes that it may be beyond its ceiling: what comes in between two looks at it.
+const MARGIN: u64 = 4 << 20;
+const UPLOAD: usize = 8 << 20;
+/// How long the attack goes on at the ceiling: longer than its readers pause.
+const PRESSED: Duration = Duration::from_secs(5);
+/// By then the edge serves again.
+const RECOVERED: Duration = Duration::from_secs(5);
