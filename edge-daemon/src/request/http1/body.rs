@@ -130,6 +130,11 @@ pub(crate) struct Inbound {
 }
 
 impl Inbound {
+    /// A connection before its first request.
+    pub(crate) fn new(wire: Wire, bounds: head::Bounds) -> Self {
+        Self { wire, body: Body::new(Framing::Empty, bounds), awaits_continue: false }
+    }
+
     /// From now on all that comes is of another protocol, up to the end of the connection.
     pub(crate) fn open_tunnel(&mut self) {
         self.body.left = Left::Close;

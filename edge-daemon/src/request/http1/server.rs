@@ -31,12 +31,7 @@ pub(crate) async fn serve(
     entrance: Entrance,
     io: Box<dyn Stream>,
 ) {
-    let bounds = worker.view().plan.head;
-    let inbound = Inbound {
-        wire: Wire::new(io),
-        body: Body::new(Framing::Empty, bounds),
-        awaits_continue: false,
-    };
+    let inbound = Inbound::new(Wire::new(io), worker.view().plan.head);
     let turn = Rc::new(Turn::new(worker.timers.alarm()));
     let mut client = Client {
         worker,
@@ -142,9 +137,10 @@ impl Client {
             }
             if self.worker.edge.metrics.memory.is_full() {
                 // What would come of it would be refused.
-                let is_begun = !wire.input.is_empty();
-                let refused = if is_begun { Next::Refuse(Reason::Overload) } else { Next::End };
-                return Poll::Ready(refused);
+                return Poll::Ready(match wire.input.is_empty() {
+                    true => Next::End,
+                    false => Next::Refuse(Reason::Overload),
+                });
             }
             match wire.poll_fill(cx) {
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Next::End),
