@@ -10,7 +10,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use edge_policy::limit::Place;
+use edge_policy::place::{Place, Places};
 use maxminddb::{MaxMindDbError, PathElement, Reader};
 
 use crate::{config::settings, request::Edge};
@@ -100,6 +100,12 @@ impl Geo {
     pub fn find(&self, place: Place, address: IpAddr) -> Option<u64> {
         let file = self.files.iter().find(|file| file.place == place)?;
         find(&file.read.load().1, place, address)
+    }
+
+    /// All that is known of where an address is from.
+    #[must_use]
+    pub fn places(&self, address: IpAddr) -> Places {
+        Places::find(|place| self.find(place, address))
     }
 }
 

@@ -15,7 +15,10 @@ use std::{
 
 use arc_swap::ArcSwap;
 use edge_common::Source;
-use edge_policy::verdict::{Culprit, Step};
+use edge_policy::{
+    place::Place,
+    verdict::{Culprit, Step},
+};
 
 /// What a culprit has to bear, and until when in boot time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,10 +115,11 @@ const fn kind(culprit: &Culprit) -> usize {
         Culprit::Principal(_) => 2,
         Culprit::Account(_) => 3,
         Culprit::Ja4(_) => 4,
+        Culprit::Place(place, _) => 5 + *place as usize,
     }
 }
 
-const KINDS: usize = 5;
+const KINDS: usize = 5 + Place::ALL.len();
 const PARTS: usize = 1024;
 
 #[cfg(test)]

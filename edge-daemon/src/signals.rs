@@ -84,6 +84,7 @@ mod tests {
             address,
             source: address.into(),
             proof: Proof::Handshake,
+            places: edge_policy::place::Places::default(),
             ja4: None,
             principal: None,
             account: None,

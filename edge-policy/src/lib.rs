@@ -20,6 +20,7 @@ pub mod list;
 pub mod login;
 pub mod owner;
 pub mod pace;
+pub mod place;
 pub mod probe;
 pub mod proxy;
 pub mod rate;

@@ -58,6 +58,57 @@ fn clients_are_counted_by_their_country() -> Result<()> {
     Ok(())
 }
 
+const SCENARIO: &str = "[[scenario]]\nname = \"far\"\nsignals = [\"credential_invalid\"]\n\
+    by = \"country\"\nnot_country = [\"CH\"]\ncapacity = 3\nleak = \"1/h\"\nduration = \"1h\"\nstep = \"429\"\n\
+    [[scenario]]\nname = \"brute-force\"\nenabled = false\n";
+
+#[test]
+fn guesses_are_held_against_where_they_come_from() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let path = lab.dir().join("country.mmdb");
+    let [client, friend, attacker] =
+        [CLIENT, FRIEND, ATTACKER].map(|address| format!("{address}/32"));
+    let known = [(client.as_str(), "NZ"), (friend.as_str(), "NZ"), (attacker.as_str(), "CH")];
+    std::fs::write(&path, countries(&known)?)?;
+    let setup = lab.edged()?.set("limits.per_source", "\"off\"");
+    let setup = setup.set("geo.country", &format!("{path:?}"));
+    let setup = setup.set("verdicts.never_ban", &format!("[{friend:?}]"));
+    let edged = setup.append(SCENARIO)?.start()?;
+    let key = edged.key("reader")?;
+    let guess =
+        |source: &str| -> Result<u16> { Ok(edged.get(source, "/").key("edged_x").send()?.status) };
+    // Three from either country, none of them enough by itself; of where nobody knows, as many.
+    for source in [CLIENT, FRIEND, CLIENT, ATTACKER, ATTACKER, ATTACKER, CLIENT6, CLIENT6] {
+        assert_eq!(guess(source)?, 401);
+    }
+    assert!(edged.bans()?.is_empty());
+    until("the country is refused", Duration::from_secs(5), || Ok(guess(CLIENT)? == 429))?;
+    let bans = edged.bans()?;
+    assert_eq!(bans.len(), 1, "{bans:?}");
+    assert_eq!((&bans[0]["culprit"], &bans[0]["scenario"]), (&"country:NZ".into(), &"far".into()));
+    // Who is never banned bears nothing; whoever proves who it is, is judged by its own record; and so
+    // is another country.
+    assert_eq!(guess(FRIEND)?, 401);
+    assert_eq!(edged.get(CLIENT, "/").key(&key).send()?.status, 200);
+    assert_eq!((guess(ATTACKER)?, guess(CLIENT6)?), (401, 401));
+    let explained = edged.tell(&format!("explain {CLIENT}"))?;
+    assert!(explained.lines().any(|line| line.starts_with("country") && line.ends_with("NZ")));
+    // The same engine says so of the log.
+    let log = lab.dir().join("events.jsonl");
+    let line = format!(
+        "replay --log {} --scenario far --config {}",
+        log.display(),
+        edged.config.display()
+    );
+    until("it would be judged so again", Duration::from_secs(5), || {
+        Ok(edged.tell(&line)?.contains("country:NZ"))
+    })?;
+    edged.tell("ban remove country:NZ")?;
+    assert_eq!(guess(CLIENT)?, 401);
+    Ok(())
+}
+
 #[test]
 fn what_is_missing_or_broken_is_told_before_the_start() -> Result<()> {
     let lab = Lab::new()?;
@@ -84,6 +135,7 @@ fn what_is_missing_or_broken_is_told_before_the_start() -> Result<()> {
         ("cut.mmdb", LIMIT, "cut.mmdb: "),
         ("asn.mmdb", LIMIT, "a database of the type 'Test-ASN' does not tell countries"),
         ("", LIMIT, "nothing tells the country of an address"),
+        ("", SCENARIO, "nothing tells the country of an address"),
     ] {
         let words = told(country, limit)?;
         assert!(words.contains(what), "{country}: {words}");

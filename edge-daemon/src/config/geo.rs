@@ -1,10 +1,13 @@
 //! Reads `[geo]`, and looks at what it names.
 
-use edge_policy::limit::{Part, Place};
+use std::ops::Range;
+
+use edge_policy::{limit::Part, place::Place};
 use toml::de::DeTable;
 
 use super::{
     reader::{Notes, Table},
+    scenario,
     settings::{Geo, Settings},
     whole::{place, place_nth},
 };
@@ -30,26 +33,45 @@ pub(super) fn inspect(settings: &Settings, document: &DeTable<'_>, notes: &Notes
     }
 }
 
-/// A limit that counts by what nobody can tell would count everybody together.
+/// A limit that counts by what nobody can tell would count everybody together, and a scenario that asks
+/// for it would never speak.
 pub(super) fn check(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'_>) {
-    let tables = document.get("limit").and_then(|tables| tables.get_ref().as_array());
-    let name = |n: usize| {
-        let table = tables?.get(n)?.get_ref();
-        table.get("name")?.get_ref().as_str()
-    };
-    for n in 0..tables.map_or(0, |tables| tables.len()) {
-        let spec = settings.limits.iter().find(|spec| Some(&*spec.name) == name(n));
-        for part in spec.into_iter().flat_map(|spec| &spec.by) {
-            let (key, path) = match part {
-                Part::Place(Place::Country) => ("country", &settings.geo.country),
-                Part::Place(Place::Asn) => ("asn", &settings.geo.asn),
-                _ => continue,
-            };
-            if path.is_none() {
-                let what = format!("nothing tells the {key} of an address");
-                let help = format!("[geo] with {key} = \"FILE.mmdb\"");
-                notes.wrong(place_nth(document, "limit", n, "by"), what, help);
+    each(document, "limit", |n, name| {
+        let limit = settings.limits.iter().find(|spec| &*spec.name == name);
+        for part in limit.into_iter().flat_map(|limit| &limit.by) {
+            if let Part::Place(place) = part {
+                told(settings, *place, place_nth(document, "limit", n, "by"), notes);
             }
         }
+    });
+    each(document, "scenario", |n, name| {
+        let own = settings.verdicts.scenarios.iter().find(|own| &*own.name == name);
+        for (key, place) in own.map(scenario::places).unwrap_or_default() {
+            told(settings, place, place_nth(document, "scenario", n, key), notes);
+        }
+    });
+}
+
+/// Calls for each table of an array that has a name.
+fn each(document: &DeTable<'_>, array: &str, mut call: impl FnMut(usize, &str)) {
+    let tables = document.get(array).and_then(|tables| tables.get_ref().as_array());
+    for (n, table) in tables.into_iter().flatten().enumerate() {
+        let name = || table.get_ref().get("name")?.get_ref().as_str();
+        if let Some(name) = name() {
+            call(n, name);
+        }
+    }
+}
+
+/// Whether a database tells a place that is asked for there.
+fn told(settings: &Settings, place: Place, span: Range<usize>, notes: &Notes<'_>) {
+    let path = match place {
+        Place::Country => &settings.geo.country,
+        Place::Asn => &settings.geo.asn,
+    };
+    if path.is_none() {
+        let key = place.name();
+        let what = format!("nothing tells the {key} of an address");
+        notes.wrong(span, what, format!("[geo] with {key} = \"FILE.mmdb\""));
     }
 }

@@ -3,9 +3,10 @@
 use edge_common::Reason;
 use edge_policy::{
     limit::{
-        Only, Part, Place, Spec,
+        Only, Part, Spec,
         meter::{Bucket, COUNT_MAX, Meter, SLIDING_MAX, Window},
     },
+    place::Place,
     rate,
 };
 use http::HeaderName;

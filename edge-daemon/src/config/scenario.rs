@@ -6,8 +6,9 @@ use edge_common::Plane;
 use edge_policy::{
     denied,
     limit::meter::Window,
+    place::Place,
     rate,
-    verdict::{By, DISTINCT_MAX, Distinct, Filter, Kind, Scenario, Step},
+    verdict::{Among, By, DISTINCT_MAX, Distinct, Filter, Kind, Scenario, Step},
 };
 use toml::de::DeTable;
 
@@ -160,7 +161,34 @@ fn filter(table: &Table<'_>, known: Option<&Scenario>, enabled: bool) -> Filter 
             })
         }),
         proven: table.or("proven", old.proven, |item| item.flag().map(Some)),
+        places: PLACES.iter().filter_map(|told| among(table, &old.places, *told)).collect(),
     }
+}
+
+/// The places of a key, if it names any.
+fn among(
+    table: &Table<'_>,
+    old: &[Among],
+    (key, place, is_elsewhere): (&'static str, Place, bool),
+) -> Option<Among> {
+    let same = old.iter().find(|own| (own.place, own.is_elsewhere) == (place, is_elsewhere));
+    let ids = same.map_or_else(Vec::new, |same| same.ids.clone());
+    let ids = match place {
+        Place::Country => table.or(key, ids, |item| {
+            some_of(item, "an array of countries: [\"NZ\"]", |item| {
+                let written = item.text("a country: \"NZ\"")?;
+                place.parse(written).or_else(|| {
+                    item.wrong(format!("'{written}' is no country"), "two capital letters: \"NZ\"")
+                })
+            })
+        }),
+        Place::Asn => table.or(key, ids, |item| {
+            some_of(item, "an array of numbers of networks: [64496]", |item| {
+                item.number(0, u64::from(u32::MAX))
+            })
+        }),
+    };
+    (!ids.is_empty()).then_some(Among { place, ids, is_elsewhere })
 }
 
 /// Names, each of which weighs one; or a table of weights.
@@ -249,6 +277,23 @@ pub(super) fn check(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'
     }
 }
 
+/// What a scenario asks of where its signals are from, and under which key.
+pub(super) fn places(own: &Scenario) -> Vec<(&'static str, Place)> {
+    let by = match own.by {
+        By::Place(place) => Some(("by", place)),
+        _ => None,
+    };
+    let distinct = match own.distinct {
+        Some(Distinct::Place(place)) => Some(("distinct", place)),
+        _ => None,
+    };
+    let asks = |(_, place, is_elsewhere): &&(&str, Place, bool)| {
+        own.filter.places.iter().any(|a| (a.place, a.is_elsewhere) == (*place, *is_elsewhere))
+    };
+    let among = PLACES.iter().filter(asks).map(|(key, place, _)| (*key, *place));
+    by.into_iter().chain(distinct).chain(among).collect()
+}
+
 /// What is wrong under which key.
 struct Fault {
     what: String,
@@ -288,6 +333,13 @@ fn faults(own: &Scenario, longest: Duration) -> Vec<(&'static str, Fault)> {
     if !own.filter.statuses.is_empty() && !kinds().any(can_be) {
         faults.push(("statuses", never("none of its signals has such a status")));
     }
+    for (elsewhere, place, _) in PLACES.iter().filter(|(.., is_elsewhere)| *is_elsewhere) {
+        let has_both = own.filter.places.iter().filter(|among| among.place == *place).count() > 1;
+        if has_both {
+            let what = format!("'{}' says already which", place.name());
+            faults.push((elsewhere, fault(what, "one of the two")));
+        }
+    }
     if own.distinct.is_some() && own.capacity > DISTINCT_MAX {
         let what = format!("what differs is counted up to {DISTINCT_MAX}");
         faults.push(("capacity", fault(what, "a smaller capacity")));
@@ -323,18 +375,29 @@ fn ns(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-const BY: [(&str, By); 5] = [
+/// The keys of places: what they name, and whether a sender is to be from elsewhere.
+const PLACES: [(&str, Place, bool); 4] = [
+    ("country", Place::Country, false),
+    ("not_country", Place::Country, true),
+    ("asn", Place::Asn, false),
+    ("not_asn", Place::Asn, true),
+];
+const BY: [(&str, By); 7] = [
     ("source", By::Source),
     ("fingerprint", By::Fingerprint),
     ("principal", By::Principal),
     ("account", By::Account),
     ("ja4", By::Ja4),
+    ("country", By::Place(Place::Country)),
+    ("asn", By::Place(Place::Asn)),
 ];
-const DISTINCT: [(&str, Option<Distinct>); 4] = [
+const DISTINCT: [(&str, Option<Distinct>); 6] = [
     ("none", None),
     ("path", Some(Distinct::Path)),
     ("account", Some(Distinct::Account)),
     ("source", Some(Distinct::Source)),
+    ("country", Some(Distinct::Place(Place::Country))),
+    ("asn", Some(Distinct::Place(Place::Asn))),
 ];
 /// Paths that no site serves and every scanner tries.
 const DECOYS: [&str; 8] = [
@@ -438,6 +501,14 @@ mod tests {
             (with("signals = [\"no_route\"]\nstatuses = [200]"), "none of its signals has"),
             (with("signals = [\"no_route\"]\nby = \"ja4\"\nstep = \"ban\""), "the kernel can ban a source"),
             (with("signals = [\"no_route\"]\nstep = \"403\"\nup_to = \"429\""), "'up_to' is below"),
+            (with("signals = [\"no_route\"]\ncountry = [\"nz\"]"), "'nz' is no country"),
+            (with("signals = [\"no_route\"]\nasn = [\"AS1\"]"), "should be"),
+            (with("signals = [\"no_route\"]\nasn = [1, 1]"), "names this twice"),
+            (with("signals = [\"no_route\"]\nasn = [1]\nnot_asn = [2]\n[geo]\nasn = \"/x\""), "'asn' says already which"),
+            (with("signals = [\"no_route\"]\nby = \"country\"\nstep = \"ban\""), "the kernel can ban a source"),
+            (with("signals = [\"no_route\"]\nby = \"asn\""), "nothing tells the asn of an address"),
+            (with("signals = [\"no_route\"]\nnot_country = [\"NZ\"]"), "nothing tells the country"),
+            (with("signals = [\"no_route\"]\ndistinct = \"country\""), "nothing tells the country"),
             ("signals = [\"served\"]\ncapacity = 0\nleak = \"1/m\"\nduration = \"1m\"".into(),
              "against every client at its first request"),
             ("signals = [\"no_route\"]\ncapacity = 900000\nleak = \"1/d\"\nduration = \"1m\"".into(),

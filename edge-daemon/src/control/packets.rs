@@ -172,6 +172,10 @@ pub struct Talker {
 pub struct Explanation {
     /// The address that was asked about.
     pub address: IpAddr,
+    /// The code of the country that it is from, if a database of `[geo]` tells.
+    pub country: Option<String>,
+    /// The number of the network of networks that it is of, if one tells.
+    pub asn: Option<u64>,
     /// The packet that was asked about, in words.
     pub packet: String,
     /// The name of the reason for which it would end.

@@ -28,7 +28,7 @@ pub enum BanVerb {
     },
     /// Ban a client; it ends by itself
     Add {
-        /// A client's address, or "ADDRESS ja4:FINGERPRINT", key:ID, ISSUER:SUBJECT, account:NAME
+        /// A client's address, or "ADDRESS ja4:FINGERPRINT", key:ID, ISSUER:SUBJECT, account:NAME, country:NZ, asn:64496
         #[arg(value_name = "WHO")]
         culprit: Culprit,
         /// For how long: 10m, 24h, 90d

@@ -205,12 +205,12 @@ fn servers_text(servers: &Entries<ServerEntry>) -> String {
 
 fn explanation_text(explanation: &Explanation, now_ms: u64) -> String {
     let told = explanation;
-    let mut lines = vec![
-        ("address", told.address.to_string()),
-        ("packet", told.packet.clone()),
-        ("verdict", told.verdict.clone()),
-        ("meaning", told.meaning.clone()),
-    ];
+    let mut lines = vec![("address", told.address.to_string())];
+    lines.extend(told.country.clone().map(|country| ("country", country)));
+    lines.extend(told.asn.map(|asn| ("asn", asn.to_string())));
+    lines.push(("packet", told.packet.clone()));
+    lines.push(("verdict", told.verdict.clone()));
+    lines.push(("meaning", told.meaning.clone()));
     lines
         .extend(told.would.clone().map(|would| ("would be", format!("{would}, but is monitored"))));
     if let Some(rule) = &told.rule {

@@ -12,7 +12,8 @@ use std::{
 use edge_common::{Reason, Source};
 use edge_policy::{
     ja4::Ja4,
-    verdict::{Asked, Engine, Facts, Kind, Proof, Signal, Verdict},
+    place::Places,
+    verdict::{Asked, Engine, Facts, Kind, Proof, Scenario, Signal, Verdict},
 };
 use serde_json::Value;
 
@@ -21,7 +22,7 @@ use super::{
     print::{table, utc},
     say,
 };
-use crate::{config, plan};
+use crate::{config, geo::Geo, plan};
 
 /// What to replay.
 #[derive(Debug, clap::Args)]
@@ -63,6 +64,11 @@ pub(super) fn run(args: &Args, asked: &Replay) -> u8 {
         is_exempt: exempt.iter().any(|net| net.contains(&signal.address)),
         ..Facts::default()
     };
+    let asks_place = rules.scenarios.iter().any(Scenario::asks_place);
+    let geo = match asks_place.then(|| Geo::new(&settings.geo, None)).transpose() {
+        Ok(geo) => geo,
+        Err(fault) => return complain(&fault, USAGE),
+    };
     let mut engine = Engine::new(rules, [0; 16]);
     let mut found = Vec::new();
     let signals = match read(&asked.log, settings.kernel.client) {
@@ -70,7 +76,8 @@ pub(super) fn run(args: &Args, asked: &Replay) -> u8 {
         Err(error) => return complain(&format_args!("{}: {error}", asked.log.display()), REFUSED),
     };
     let count = signals.len();
-    for signal in signals {
+    for mut signal in signals {
+        signal.places = geo.as_ref().map_or_else(Places::default, |geo| geo.places(signal.address));
         let verdicts = engine.judge(&signal, facts).into_iter();
         found.extend(verdicts.map(|verdict| Found { at_ms: signal.at_ns / 1_000_000, verdict }));
     }
@@ -117,6 +124,7 @@ fn signal(event: &Value, width: edge_common::ClientWidth) -> Option<Signal> {
         address,
         source: Source::from(address).client(width),
         proof: Proof::Handshake,
+        places: Places::default(),
         ja4: text("ja4").and_then(Ja4::parse),
         principal: text("principal").map(Arc::from),
         account: text("account").map(Arc::from),
@@ -144,6 +152,7 @@ fn of_access(line: &Value, width: edge_common::ClientWidth) -> Option<Signal> {
         address,
         source: Source::from(address).client(width),
         proof: Proof::Handshake,
+        places: Places::default(),
         ja4: ja4.and_then(Ja4::parse),
         principal: text("principal").map(Arc::from),
         account: None,

@@ -1,16 +1,29 @@
 //! What a request has to bear by the verdicts in force: to wait, to come back later, or not at all.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use edge_common::{Blame, Reason, Source};
 use edge_identity::principal::Principal;
 use edge_policy::{
     denied::Denied,
+    place::Place,
     verdict::{Culprit, Step},
 };
+use ipnet::IpNet;
 
 use super::{Plan, Worker, front::Visitor, report::word};
-use crate::{clock, penalties::Penalty};
+use crate::{
+    clock,
+    penalties::{Penalties, Penalty},
+};
+
+/// How verdicts are borne.
+pub struct Terms {
+    /// How long a request waits on the rung "delay".
+    pub delay: Duration,
+    /// Networks that nothing is done against.
+    pub never_ban: Vec<IpNet>,
+}
 
 /// Whether a client whose packets the kernel cannot tell from those of its proxy is banned, or denied by
 /// a list.
@@ -39,7 +52,8 @@ pub(super) async fn source(worker: &Worker, visitor: &Visitor, plan: &Plan) -> R
 }
 
 /// By the verdict against who it proved to be; who did not is judged by its address and its TLS
-/// library, which good neighbours behind the same address may share: they prove who they are.
+/// library, which good neighbours behind the same address may share, and by where it is from: they
+/// prove who they are.
 pub(super) async fn sender(
     worker: &Worker,
     visitor: &Visitor,
@@ -54,13 +68,33 @@ pub(super) async fn sender(
             let look = penalties.has_any_like(&any);
             look.then(|| penalties.of(&Culprit::Principal(word(who)), now_ns)).flatten()
         }
-        (None, Some(ja4)) => {
+        (None, ja4) => {
             let client = Source::from(visitor.address).client(plan.client);
-            penalties.of(&Culprit::Fingerprint(client, ja4), now_ns)
+            let own = ja4.and_then(|ja4| penalties.of(&Culprit::Fingerprint(client, ja4), now_ns));
+            let all = own.into_iter().chain(of_places(penalties, visitor, plan, now_ns));
+            all.max_by_key(|penalty| penalty.step)
         }
-        (None, None) => None,
     };
     bear(penalty, plan).await
+}
+
+/// The penalties of where a client is from. They are not about itself, so that what is never banned
+/// has nothing to bear.
+fn of_places<'a>(
+    penalties: &'a Penalties,
+    visitor: &'a Visitor,
+    plan: &'a Plan,
+    now_ns: u64,
+) -> impl Iterator<Item = Penalty> + 'a {
+    let any = Place::ALL.into_iter();
+    let any = any.filter(|place| penalties.has_any_like(&Culprit::Place(*place, 0)));
+    let penalty = move |place| {
+        let culprit = Culprit::Place(place, plan.geo.find(place, visitor.address)?);
+        let penalty = penalties.of(&culprit, now_ns)?;
+        let is_spared = plan.terms.never_ban.iter().any(|net| net.contains(&visitor.address));
+        (!is_spared).then_some(penalty)
+    };
+    any.filter_map(penalty)
 }
 
 /// By the verdict against logins to an account, or by one TLS library.
@@ -84,7 +118,7 @@ async fn bear(penalty: Option<Penalty>, plan: &Plan) -> Result<(), Denied> {
     match step {
         Step::Observe => Ok(()),
         Step::Delay => {
-            tokio::time::sleep(plan.delay).await;
+            tokio::time::sleep(plan.terms.delay).await;
             Ok(())
         }
         Step::Throttle => {

@@ -7,7 +7,7 @@
 mod access;
 mod answer;
 mod assertion;
-mod bear;
+pub(crate) mod bear;
 mod body;
 mod certificate;
 mod charge;
@@ -197,8 +197,8 @@ pub struct Plan {
     pub wanted: Wanted,
     /// What is laid out for those who look for a way in.
     pub lures: Lures,
-    /// How long a request waits on the rung "delay".
-    pub delay: Duration,
+    /// How verdicts are borne.
+    pub terms: bear::Terms,
     /// How much of an address stands for one client.
     pub client: ClientWidth,
     /// Whether a client that ends its connection gives up the request it waits for.

@@ -10,6 +10,7 @@ use edge_common::{Reason, Source};
 use edge_identity::principal::Principal;
 use edge_policy::{
     ja4::Ja4,
+    place::Places,
     verdict::{Asked, Kind, Proof, Signal},
 };
 
@@ -110,13 +111,18 @@ impl Worker {
     }
 
     fn signal(&self, kind: Kind, visitor: &Visitor) -> Signal {
+        let plan = &self.view().plan;
         Signal {
             kind,
             at_ns: clock::boot_ns(),
             address: visitor.address,
-            source: Source::from(visitor.address).client(self.view().plan.client),
+            source: Source::from(visitor.address).client(plan.client),
             // Whoever speaks TCP has answered from its address, and a trusted proxy vouches for others.
             proof: Proof::Handshake,
+            places: match plan.wanted.has_places() {
+                true => plan.geo.places(visitor.address),
+                false => Places::default(),
+            },
             ja4: visitor.ja4(),
             principal: None,
             account: None,

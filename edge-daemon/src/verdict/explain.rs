@@ -10,6 +10,7 @@ use edge_common::{
 };
 use edge_policy::{
     list::Class,
+    place::Place,
     probe::{self, Transport},
     verdict::Culprit,
 };
@@ -75,8 +76,11 @@ impl Writer {
         let rule = self.rule(decided, &facts, &found);
         let (client, now_ns) = (found.client, clock::boot_ns());
         let buckets = self.twin.buckets(&settings, &facts)?;
+        let places = self.edge.plan.load().geo.places(address);
         Ok(Explanation {
             address,
+            country: places.get(Place::Country).map(|code| Place::Country.show(code)),
+            asn: places.get(Place::Asn),
             packet: format!("{words}, {} bytes, by {interface}", frame.len()),
             verdict: reason.name().into(),
             meaning: reason.meaning().trim().into(),

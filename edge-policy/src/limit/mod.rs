@@ -27,7 +27,10 @@ use self::{
     standing::Left,
     table::{Admitted, Refused, Table},
 };
-use crate::denied::{Denied, Hit};
+use crate::{
+    denied::{Denied, Hit},
+    place::Place,
+};
 
 /// A limit, as configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,15 +83,6 @@ pub enum Part {
     /// Where the client's address is from, or whose it is; those of which nobody knows are counted
     /// together.
     Place(Place),
-}
-
-/// What a database may tell of an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// The country, as the two letters of its code.
-    Country,
-    /// The number of the network of networks that it is of.
-    Asn,
 }
 
 /// Which requests a rule speaks of.

@@ -22,7 +22,7 @@ use siphasher::sip::SipHasher13;
 pub use self::guard::{Cap, Facts, Spared};
 pub use self::identities::Identities;
 pub use self::rules::{Rules, Wanted};
-pub use self::scenario::{By, Culprit, Distinct, Filter, Origin, Scenario, Step};
+pub use self::scenario::{Among, By, Culprit, Distinct, Filter, Origin, Scenario, Step};
 pub use self::signal::{Asked, Evidence, Kind, Proof, Signal};
 use self::{pool::Pool, trail::Trail};
 
@@ -151,6 +151,7 @@ impl Engine {
             Some(Distinct::Path) => Some(self.hash(signal.path())),
             Some(Distinct::Account) => Some(self.hash(signal.account.as_deref()?)),
             Some(Distinct::Source) => Some(self.hash(signal.source)),
+            Some(Distinct::Place(place)) => Some(self.hash(signal.places.get(place)?)),
         };
         let key = self.hash(&culprit);
         let (now_ns, brim_ns) = (signal.at_ns, scenario.brim_ns());
@@ -233,7 +234,7 @@ impl Engine {
                 let own = trail.of(&signal.source).take(LOOKED_AT);
                 own.filter(fits).take(EVIDENCE_MAX).map(Evidence::from).collect()
             }
-            By::Principal | By::Account | By::Ja4 => {
+            By::Principal | By::Account | By::Ja4 | By::Place(_) => {
                 let all = trail.latest().take(LOOKED_AT);
                 all.filter(fits).take(EVIDENCE_MAX).map(Evidence::from).collect()
             }

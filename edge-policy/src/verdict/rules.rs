@@ -26,6 +26,8 @@ pub struct Wanted {
     kinds: [[bool; Kind::COUNT]; 2],
     /// Kinds of which no scenario counts more than the paths that differ.
     by_path: [bool; Kind::COUNT],
+    /// Whether any scenario goes by where addresses are from.
+    places: bool,
 }
 
 impl Wanted {
@@ -41,6 +43,7 @@ impl Wanted {
             by_path: std::array::from_fn(|index| {
                 of(index).all(|own| own.distinct == Some(Distinct::Path))
             }),
+            places: scenarios.iter().any(Scenario::asks_place),
         }
     }
 
@@ -48,6 +51,12 @@ impl Wanted {
     #[must_use]
     pub const fn has(&self, kind: Kind, is_proven: bool) -> bool {
         self.kinds[is_proven as usize][kind.index()]
+    }
+
+    /// Whether signals are to tell where they are from.
+    #[must_use]
+    pub const fn has_places(&self) -> bool {
+        self.places
     }
 
     /// Whether a signal tells nothing new if one of the same kind, sender and path was sent just now.

@@ -10,7 +10,10 @@ use http::Method;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use super::signal::{Kind, Signal};
-use crate::ja4::Ja4;
+use crate::{
+    ja4::Ja4,
+    place::{Place, Places},
+};
 
 /// A pattern of misbehaviour, as data.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +53,26 @@ pub struct Filter {
     pub statuses: Vec<u16>,
     /// Whether the sender must have proved who it is (`true`), or must not have.
     pub proven: Option<bool>,
+    /// Where its address must be from, all of them.
+    pub places: Vec<Among>,
+}
+
+/// Places that an address is to be from, or not to be from. One of which nobody knows where it is from
+/// is neither.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Among {
+    /// What they are.
+    pub place: Place,
+    /// Which.
+    pub ids: Vec<u64>,
+    /// Whether it is to be from elsewhere.
+    pub is_elsewhere: bool,
+}
+
+impl Among {
+    fn fits(&self, places: Places) -> bool {
+        places.get(self.place).is_some_and(|id| self.ids.contains(&id) != self.is_elsewhere)
+    }
 }
 
 impl Default for Filter {
@@ -60,6 +83,7 @@ impl Default for Filter {
             paths: Vec::new(),
             statuses: Vec::new(),
             proven: None,
+            places: Vec::new(),
         }
     }
 }
@@ -76,7 +100,8 @@ impl Filter {
                 || asked.is_some_and(|a| self.methods.iter().any(|m| m.as_str() == &*a.method)))
             && (self.statuses.is_empty()
                 || asked.is_some_and(|a| self.statuses.contains(&a.status)))
-            && (self.paths.is_empty() || self.paths.iter().any(|p| is_under(signal.path(), p)));
+            && (self.paths.is_empty() || self.paths.iter().any(|p| is_under(signal.path(), p)))
+            && self.places.iter().all(|among| among.fits(signal.places));
         if fits { weight.into() } else { 0 }
     }
 }
@@ -95,10 +120,19 @@ impl Filter {
             && (self.paths.is_empty() || self.paths == other.paths)
             && (self.statuses.is_empty() || self.statuses == other.statuses)
             && (self.proven.is_none() || self.proven == other.proven)
+            && (self.places.is_empty() || self.places == other.places)
     }
 }
 
 impl Scenario {
+    /// Whether it goes by where addresses are from.
+    #[must_use]
+    pub fn asks_place(&self) -> bool {
+        matches!(self.by, By::Place(_))
+            || matches!(self.distinct, Some(Distinct::Place(_)))
+            || !self.filter.places.is_empty()
+    }
+
     /// Whether `other` never speaks because this one always does before it, and no less harshly.
     #[must_use]
     pub fn shadows(&self, other: &Self) -> bool {
@@ -131,6 +165,8 @@ pub enum By {
     Account,
     /// The fingerprint of a TLS library, wherever it comes from.
     Ja4,
+    /// Where the client's address is from.
+    Place(Place),
 }
 
 /// Whom a verdict is about.
@@ -146,6 +182,8 @@ pub enum Culprit {
     Account(Arc<str>),
     /// Logins by one TLS library.
     Ja4(Ja4),
+    /// What comes from a place and does not prove who it is.
+    Place(Place, u64),
 }
 
 impl By {
@@ -158,6 +196,7 @@ impl By {
             Self::Principal => signal.principal.clone().map(Culprit::Principal),
             Self::Account => signal.account.clone().map(Culprit::Account),
             Self::Ja4 => signal.ja4.map(Culprit::Ja4),
+            Self::Place(place) => signal.places.get(place).map(|id| Culprit::Place(place, id)),
         }
     }
 }
@@ -168,12 +207,12 @@ impl Culprit {
     pub const fn source(&self) -> Option<Source> {
         match self {
             Self::Source(source) | Self::Fingerprint(source, _) => Some(*source),
-            Self::Principal(_) | Self::Account(_) | Self::Ja4(_) => None,
+            Self::Principal(_) | Self::Account(_) | Self::Ja4(_) | Self::Place(..) => None,
         }
     }
 }
 
-/// `192.0.2.7`, `192.0.2.7 ja4:T`, `key:ID`, `account:NAME`, `ja4:T`.
+/// `192.0.2.7`, `192.0.2.7 ja4:T`, `key:ID`, `account:NAME`, `ja4:T`, `country:NZ`, `asn:64496`.
 impl fmt::Display for Culprit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -182,6 +221,7 @@ impl fmt::Display for Culprit {
             Self::Principal(who) => f.write_str(who),
             Self::Account(name) => write!(f, "account:{name}"),
             Self::Ja4(ja4) => write!(f, "ja4:{ja4}"),
+            Self::Place(place, id) => write!(f, "{}:{}", place.name(), place.show(*id)),
         }
     }
 }
@@ -200,6 +240,14 @@ impl FromStr for Culprit {
         }
         if let Some(own) = text.strip_prefix("ja4:") {
             return ja4(own).map(Self::Ja4);
+        }
+        for place in Place::ALL {
+            let own = text.strip_prefix(place.name()).and_then(|rest| rest.strip_prefix(':'));
+            if let Some(own) = own {
+                let id =
+                    place.parse(own).ok_or("not a country's two capital letters, nor a number");
+                return id.map(|id| Self::Place(place, id));
+            }
         }
         if let Some((address, own)) = text.split_once(" ja4:")
             && let Ok(source) = source(address)
@@ -224,7 +272,7 @@ impl<'de> Deserialize<'de> for Culprit {
     }
 }
 
-const FORMS: &str = "an address, \"ADDRESS ja4:FINGERPRINT\", \"key:ID\", \"ISSUER:SUBJECT\", \"account:NAME\" or \"ja4:FINGERPRINT\"";
+const FORMS: &str = "an address, \"ADDRESS ja4:FINGERPRINT\", \"key:ID\", \"ISSUER:SUBJECT\", \"account:NAME\", \"ja4:FINGERPRINT\", \"country:NZ\" or \"asn:64496\"";
 
 /// Where a verdict comes from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -263,6 +311,8 @@ pub enum Distinct {
     Account,
     /// The client's address.
     Source,
+    /// Where it is from.
+    Place(Place),
 }
 
 /// The rungs of the ladder, the mildest first.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use edge_common::{Blame, Reason, Source};
 use serde::{Deserialize, Serialize};
 
-use crate::ja4::Ja4;
+use crate::{ja4::Ja4, place::Places};
 
 /// What kind of act it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +100,8 @@ pub struct Signal {
     pub source: Source,
     /// How sure that is.
     pub proof: Proof,
+    /// Where the address is from, if a scenario asks and anybody knows.
+    pub places: Places,
     /// The fingerprint of its TLS library, if it spoke TLS.
     pub ja4: Option<Ja4>,
     /// Who it proved to be: `key:ID`, or an issuer and a subject.

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::place::{Place, Places};
 use edge_common::Reason;
 
 const SECOND: u64 = 1_000_000_000;
@@ -59,6 +60,7 @@ fn signal(number: u32, kind: Kind, at_ns: u64) -> Signal {
         address: source(number).into(),
         source: source(number),
         proof: Proof::Handshake,
+        places: Places::default(),
         ja4: None,
         principal: None,
         account: None,
@@ -352,9 +354,17 @@ fn culprits_are_read_as_they_are_written() {
     let ja4 = "t13d1516h2_8daaf6152771_e5627efa2ab1";
     let both = format!("192.0.2.7 ja4:{ja4}");
     let alone = format!("ja4:{ja4}");
-    for text in
-        ["192.0.2.7", "2001:db8::", &both, &alone, "key:k1", "jwt:a b:c", "account:192.0.2.7"]
-    {
+    for text in [
+        "192.0.2.7",
+        "2001:db8::",
+        &both,
+        &alone,
+        "key:k1",
+        "jwt:a b:c",
+        "account:192.0.2.7",
+        "country:NZ",
+        "asn:64496",
+    ] {
         let culprit: Culprit = text.parse().unwrap();
         assert_eq!(culprit.to_string(), text);
         let json = serde_json::to_string(&culprit).unwrap();
@@ -372,6 +382,56 @@ fn culprits_are_read_as_they_are_written() {
 struct Reference {
     level: f64,
     at_ns: u64,
+}
+
+fn from(country: &str, number: u32, at_ns: u64) -> Signal {
+    let places = Places::find(|place| place.parse(country));
+    Signal { places, principal: Some("key:k1".into()), ..signal(number, GUESS, at_ns) }
+}
+
+#[test]
+fn where_an_address_is_from_filters_groups_and_tells_apart() {
+    let among = |codes: &[&str], is_elsewhere| {
+        let ids = codes.iter().filter_map(|code| Place::Country.parse(code)).collect();
+        vec![Among { place: Place::Country, ids, is_elsewhere }]
+    };
+    let weigh = |places: Vec<Among>, signal: &Signal| {
+        Filter { places, ..brute_force().filter }.weigh(signal)
+    };
+    let (nz, ch, unknown) = (from("NZ", 1, 0), from("CH", 1, 0), from("", 1, 0));
+    for (places, weights) in [
+        (among(&["NZ", "AU"], false), [1, 0, 0]),
+        // Of whom nobody knows is not elsewhere, either.
+        (among(&["NZ", "AU"], true), [0, 1, 0]),
+        (Vec::new(), [1, 1, 1]),
+    ] {
+        assert_eq!([&nz, &ch, &unknown].map(|signal| weigh(places.clone(), signal)), weights);
+    }
+    // Many addresses of one country fill one bucket; those of another, and of none, fill another or
+    // none.
+    let by = By::Place(Place::Country);
+    let mut engine = engine(vec![Scenario { by, step: Step::Throttle, ..brute_force() }]);
+    for n in 0..5 {
+        assert!(judge(&mut engine, &from("NZ", n, 0)).is_empty());
+        assert!(judge(&mut engine, &from("CH", n, 0)).is_empty());
+    }
+    for n in 0..100 {
+        assert!(judge(&mut engine, &from("", n, 0)).is_empty());
+    }
+    let verdict = judge(&mut engine, &from("NZ", 9, 0)).remove(0);
+    assert_eq!(verdict.culprit.to_string(), "country:NZ");
+    assert_eq!(
+        (verdict.culprit.to_string().parse(), verdict.evidence.len()),
+        (Ok(verdict.culprit), 6)
+    );
+    // One user in many countries is not one user.
+    let distinct = Some(Distinct::Place(Place::Country));
+    let roaming = Scenario { by: By::Principal, distinct, capacity: 2, ..brute_force() };
+    let mut engine = self::engine(vec![roaming]);
+    for country in ["NZ", "NZ", "CH", "NZ", "CH", ""] {
+        assert!(judge(&mut engine, &from(country, 1, 0)).is_empty(), "{country}");
+    }
+    assert_eq!(judge(&mut engine, &from("AU", 1, 0)).len(), 1);
 }
 
 proptest! {
