@@ -1,24 +1,26 @@
-//! Reads `[verdicts]` and `[[scenario]]`, and the scenarios that are shipped.
+//! Reads `[verdicts]` and `[[scenario]]`, and the scenarios that are shipped; `sense` is what no single
+//! key of theirs can tell.
+
+mod sense;
 
 use std::{path::Path, sync::LazyLock, time::Duration};
 
 use edge_common::Plane;
 use edge_policy::{
-    denied,
     limit::meter::Window,
     place::Place,
     rate,
-    verdict::{Among, By, DISTINCT_MAX, Distinct, Filter, Kind, Scenario, Step},
+    verdict::{Among, By, Distinct, Filter, Kind, Scenario, Step},
 };
 use toml::de::DeTable;
 
+pub(super) use self::sense::{check, places};
 use super::{
     mistake::Source,
     reader::{Item, Notes, Table, suggest},
     route,
     sections::{count, small, some_of},
-    settings::{Settings, Verdicts},
-    text, whole,
+    settings::Verdicts,
 };
 
 /// The section, and the scenarios beside it.
@@ -237,140 +239,6 @@ fn rung(item: &Item<'_>, most: Step) -> Option<Step> {
     }
 }
 
-/// What no single key can tell: scenarios that can never speak, or that speak against everybody.
-pub(super) fn check(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'_>) {
-    let verdicts = &settings.verdicts;
-    let tables = document.get("scenario").and_then(|tables| tables.get_ref().as_array());
-    let mut before = Vec::new();
-    for n in 0..tables.map_or(0, |tables| tables.len()) {
-        let name =
-            tables.and_then(|tables| tables.get(n)?.get_ref().get("name")?.get_ref().as_str());
-        let Some(name) = name else { continue };
-        let place = |key: &str| whole::place_nth(document, "scenario", n, key);
-        if before.contains(&name) {
-            let what = format!("two scenarios are called '{name}'");
-            notes.wrong(place("name"), what, "rename one");
-        }
-        before.push(name);
-        let own = verdicts.scenarios.iter().find(|scenario| &*scenario.name == name);
-        let Some(own) = own.filter(|_| notes.is_clean_at(&place("name"))) else { continue };
-        for (key, fault) in faults(own, verdicts.longest) {
-            if notes.is_clean_at(&place(key)) {
-                notes.wrong(place(key), fault.what, fault.help);
-            }
-        }
-        if let Some(kind) = careless(own) {
-            let what = format!("a single '{}' is a verdict: '{name}'", kind.name());
-            let help = "everybody makes one now and then: a capacity above its weight";
-            notes.doubt(place("capacity"), what, help);
-        }
-        let shadows = |other: &&Scenario| other.name != own.name && other.shadows(own);
-        if let Some(other) = verdicts.scenarios.iter().find(shadows) {
-            let what = format!("'{name}' never speaks: '{}' does before it", other.name);
-            notes.doubt(place("name"), what, "leave one out, or let them differ");
-        }
-    }
-    let all = ["0.0.0.0/0", "::/0"].map(|all| all.parse().ok());
-    if verdicts.never_ban.iter().any(|net| all.contains(&Some(*net))) {
-        let span = whole::place(document, "verdicts", "never_ban");
-        notes.doubt(span, "nobody is ever banned", "leave it out, or set the steps to \"observe\"");
-    }
-}
-
-/// What a scenario asks of where its signals are from, and under which key.
-pub(super) fn places(own: &Scenario) -> Vec<(&'static str, Place)> {
-    let by = match own.by {
-        By::Place(place) => Some(("by", place)),
-        _ => None,
-    };
-    let distinct = match own.distinct {
-        Some(Distinct::Place(place)) => Some(("distinct", place)),
-        _ => None,
-    };
-    let asks = |(_, place, is_elsewhere): &&(&str, Place, bool)| {
-        own.filter.places.iter().any(|a| (a.place, a.is_elsewhere) == (*place, *is_elsewhere))
-    };
-    let among = PLACES.iter().filter(asks).map(|(key, place, _)| (*key, *place));
-    by.into_iter().chain(distinct).chain(among).collect()
-}
-
-/// What is wrong under which key.
-struct Fault {
-    what: String,
-    help: String,
-}
-
-fn faults(own: &Scenario, longest: Duration) -> Vec<(&'static str, Fault)> {
-    let name = &own.name;
-    let fault = |what: String, help: &str| Fault { what, help: help.to_owned() };
-    let never = |help| fault(format!("'{name}' can never speak"), help);
-    let mut faults = Vec::new();
-    let kinds = || own.filter.kinds();
-    if kinds().next().is_none() {
-        faults.push(("signals", never("it is about no signal: [\"no_route\"]")));
-        return faults;
-    }
-    let by_account = own.by == By::Account || own.distinct == Some(Distinct::Account);
-    if by_account && !kinds().any(|kind| kind == Kind::LoginFailed) {
-        faults.push(("signals", never("only \"login_failed\" tells an account")));
-    }
-    if own.by == By::Principal && own.filter.proven == Some(false) {
-        faults.push(("proven", never("whom it is held against must have proved who it is")));
-    }
-    let is_request = |kind: Kind| kind.reason().plane() == Plane::Request;
-    let asks = !(own.filter.paths.is_empty() && own.filter.methods.is_empty())
-        || own.filter.proven == Some(true);
-    if asks && !kinds().any(is_request) {
-        faults.push(("signals", never("these come without a request")));
-    }
-    let can_be = |kind: Kind| match kind {
-        Kind::Refused(reason) => {
-            is_request(kind) && own.filter.statuses.contains(&denied::status(reason).as_u16())
-        }
-        Kind::NotFound => own.filter.statuses.contains(&404),
-        Kind::Served | Kind::LoginFailed => true,
-    };
-    if !own.filter.statuses.is_empty() && !kinds().any(can_be) {
-        faults.push(("statuses", never("none of its signals has such a status")));
-    }
-    for (elsewhere, place, _) in PLACES.iter().filter(|(.., is_elsewhere)| *is_elsewhere) {
-        let has_both = own.filter.places.iter().filter(|among| among.place == *place).count() > 1;
-        if has_both {
-            let what = format!("'{}' says already which", place.name());
-            faults.push((elsewhere, fault(what, "one of the two")));
-        }
-    }
-    if own.distinct.is_some() && own.capacity > DISTINCT_MAX {
-        let what = format!("what differs is counted up to {DISTINCT_MAX}");
-        faults.push(("capacity", fault(what, "a smaller capacity")));
-    }
-    if own.capacity.checked_mul(own.interval_ns).is_none_or(|ns| ns > 400 * 24 * 3_600 * SECOND_NS)
-    {
-        let what = "the bucket takes more than 400 days to drain".to_owned();
-        faults.push(("leak", fault(what, "a smaller capacity, or a faster leak")));
-    }
-    let served = u64::from(own.filter.weights[Kind::Served.index()]);
-    let is_for_all = own.filter.paths.is_empty() && own.step > Step::Observe;
-    if served > own.capacity && is_for_all {
-        let what = format!("'{name}' speaks against every client at its first request");
-        faults.push(("capacity", fault(what, "a capacity well above what clients do")));
-    }
-    if own.step > Step::Observe && own.duration_ns > ns(longest) {
-        let what = format!("the first verdict of '{name}' is longer than the longest");
-        let help = format!("'longest' of [verdicts] is {}", text::show_duration(longest));
-        faults.push(("duration", fault(what, &help)));
-    }
-    faults
-}
-
-/// A common mistake that alone overflows the bucket.
-fn careless(own: &Scenario) -> Option<Kind> {
-    let common = ["no_route", "not_found", "credential_missing", "source_rate", "handshake_failed"];
-    let is_over = |kind: &Kind| u64::from(own.filter.weights[kind.index()]) > own.capacity;
-    let kinds = own.filter.kinds().filter(|kind| common.contains(&kind.name())).find(is_over);
-    kinds.filter(|_| own.filter.paths.is_empty() && own.step > Step::Observe)
-}
-
 fn ns(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -419,7 +287,10 @@ const DAY: Duration = Duration::from_secs(86_400);
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        sense::{careless, faults},
+        *,
+    };
     use crate::config::parse;
 
     const MINIMAL: &str = include_str!("../../../config/minimal.toml");
