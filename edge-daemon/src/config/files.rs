@@ -14,10 +14,10 @@ use super::{
     policy,
     reader::Notes,
     settings::{Events, FeedPlace, KeySource, List, ListFile, Lists, Settings, Upstream},
-    text as values,
+    text as values, upstream,
     whole::{place_in, place_nth, place_of_text},
 };
-use crate::{issuers::Fault, secret::Origin, tls::Connector};
+use crate::{issuers::Fault, secret::Origin};
 
 /// Reads a file of at most `most` bytes; bytes that are not UTF-8 are replaced.
 pub(super) fn text(path: &Path, most: u64) -> io::Result<String> {
@@ -107,18 +107,7 @@ pub(super) fn inspect(
 ) {
     inspect_secrets(settings, base, document, notes);
     inspect_issuers(settings, document, notes);
-    for upstream in &settings.upstreams {
-        let Some(tls) = &upstream.tls else { continue };
-        // Files that are named are read as they will be; the rest is said by the reader.
-        if upstream.files().any(|path| path.as_os_str().is_empty()) {
-            continue;
-        }
-        if let Err(fault) = Connector::load(tls, upstream.http2) {
-            let span = place_of_text(document, |text| base.join(text) == fault.path());
-            let what = format!("{:#}", anyhow::Error::from(fault));
-            notes.wrong(span, what, "a PEM file, for TLS to the upstream");
-        }
-    }
+    upstream::inspect(settings, document, notes);
     policy::inspect(settings, document, notes);
     let place = (base, document, notes);
     let state = settings.state.dir.clone();

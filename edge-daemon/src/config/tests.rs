@@ -986,3 +986,80 @@ fn what_is_asked_of_clients_must_be_possible() {
         assert!(acme.contains(piece), "{piece} in\n{acme}");
     }
 }
+
+#[test]
+fn what_an_upstream_is_spoken_to_with_is_read_before() {
+    let folder = folder();
+    certify(&folder, "own", &["edge.test"], -1);
+    certify(&folder, "old", &["edge.test"], -9);
+    certify(&folder, "new", &["edge.test"], 9);
+    certify(&folder, "public", &["edge.test"], -1);
+    let put = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+    };
+    put("empty.pem", "");
+    put("text.pem", "this is no certificate");
+    put("torn.pem", "-----BEGIN CERTIFICATE-----\nAAAA");
+    put("absurd.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+    put("absurd.key", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n");
+    let public = folder.path().join("public.key");
+    fs::set_permissions(&public, fs::Permissions::from_mode(0o644)).unwrap();
+    let path = folder.path().join("edged.toml");
+    // Another upstream, before it, names the same files, and they are good for that.
+    let good = "[[upstream]]\nname = \"a\"\nservers = [\"127.0.0.1:81\"]\n\
+                tls = { ca = \"cert.pem\", client_certificate = \"own.pem\", client_key = \"own.key\" }\n\
+                [[route]]\npath = \"/a\"\nmethods = [\"GET\"]\nauth = \"none\"\nupstream = \"a\"\n";
+    let told = |tls: &str| {
+        let minimal = MINIMAL.replace("/etc/edged/tls/", "");
+        let (before, after) = minimal.split_once("\n[[route]]").unwrap();
+        let server = "servers = [\"127.0.0.1:8080\"]\n";
+        let before = before.replace(server, &format!("{server}tls = {tls}\n"));
+        let (head, upstream) = before.split_once("[[upstream]]").unwrap();
+        let text = format!("{head}{good}[[upstream]]{upstream}\n[[route]]{after}");
+        fs::write(&path, text).unwrap();
+        match load(&path) {
+            Ok((_, warnings)) => warnings.to_string(),
+            Err(mistakes) => mistakes.to_string(),
+        }
+    };
+    let ca = |file: &str| format!("{{ ca = {file:?} }}");
+    let client = |certificate: &str, key: &str| {
+        format!(
+            "{{ ca = \"cert.pem\", client_certificate = {certificate:?}, client_key = {key:?} }}"
+        )
+    };
+    let fine = told(&client("own.pem", "own.key"));
+    assert!(!fine.contains("pem"), "{fine}");
+    for (tls, column, pieces) in [
+        (ca("none.pem"), 14, ["none.pem: cannot be read", "No such file"]),
+        (ca("empty.pem"), 14, ["empty.pem: holds no certificate", "PEM"]),
+        (ca("text.pem"), 14, ["text.pem: holds no certificate", "PEM"]),
+        (ca("torn.pem"), 14, ["torn.pem: is no PEM", "PEM"]),
+        (ca("absurd.pem"), 14, ["absurd.pem: holds no authority", "PEM"]),
+        (client("none.pem", "own.key"), 47, ["none.pem: cannot be read", "No such file"]),
+        (client("text.pem", "own.key"), 47, ["text.pem: holds no certificate", "PEM"]),
+        (client("absurd.pem", "own.key"), 47, ["absurd.pem: is no certificate", "PEM"]),
+        (client("old.pem", "old.key"), 47, ["old.pem has expired on", "will refuse it"]),
+        (client("new.pem", "new.key"), 47, ["new.pem is not good before", "will refuse it"]),
+        (client("own.pem", "none.key"), 71, ["none.key: cannot be read", "No such file"]),
+        (client("own.pem", "text.pem"), 71, ["text.pem: holds nothing of the kind", "PEM"]),
+        (client("own.pem", "absurd.key"), 71, ["absurd.key: is no key that can be used", "PEM"]),
+        (client("own.pem", "old.key"), 71, ["old.key: is not the key of", "PEM"]),
+        (client("public.pem", "public.key"), 74, ["everyone can read", "chmod o="]),
+        (
+            format!("{{ ca = \"cert.pem\", pins = [\"{}\"] }}", "ab".repeat(31)),
+            34,
+            ["not a SHA-256 digest", "64 hexadecimal digits"],
+        ),
+    ] {
+        let told = told(&tls);
+        let place = format!("edged.toml:24:{column}");
+        for piece in pieces.iter().chain(&[place.as_str()]) {
+            assert!(told.contains(piece), "{piece} of {tls} in\n{told}");
+        }
+        // A word of each, and of nothing else.
+        assert_eq!(told.matches("edged.toml:").count(), 1, "{tls}: {told}");
+    }
+}

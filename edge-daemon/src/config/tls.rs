@@ -192,39 +192,24 @@ fn place_in_tls(document: &DeTable<'_>, section: &str, key: &str) -> Range<usize
 
 /// Reads every certificate and what else `[tls]` names once, to tell now what would fail later.
 pub(super) fn inspect(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'_>) {
-    let now_s = i64::try_from(clock::unix_ms() / 1000).unwrap_or(i64::MAX);
     let mut pairs = Vec::new();
     for (n, certificate) in settings.tls.certificates.iter().enumerate() {
         if certificate.chain.as_os_str().is_empty() || certificate.key.as_os_str().is_empty() {
             continue;
         }
         let place = |key| place_of(document, &settings.tls, n, key);
-        if is_public(&certificate.key) {
-            let path = certificate.key.display();
-            let what = format!("everyone can read the private key {path}");
-            notes.wrong(place("key"), what, format!("chmod o= {path}"));
+        let place = |part| match part {
+            Part::Chain => place("chain"),
+            Part::Key => place("key"),
+            Part::Ocsp => place("ocsp"),
+        };
+        let Some(pair) = inspect_pair(certificate, "clients", place, notes) else { continue };
+        for name in pair.uncovered() {
+            let what = format!("{} is not for '{name}'", certificate.chain.display());
+            let span = place_of(document, &settings.tls, n, "names");
+            notes.wrong(span, what, format!("it is for {}", pair.own.join(", ")));
         }
-        match Pair::read(certificate) {
-            Ok(pair) => {
-                if let Some(doubt) = pair.doubt(now_s) {
-                    let what = format!("{} {doubt}", certificate.chain.display());
-                    notes.doubt(place("chain"), what, "clients will refuse it");
-                }
-                for name in pair.uncovered() {
-                    let what = format!("{} is not for '{name}'", certificate.chain.display());
-                    notes.wrong(place("names"), what, format!("it is for {}", pair.own.join(", ")));
-                }
-                pairs.push((n, pair));
-            }
-            Err(fault) => {
-                let (key, help) = match fault.part {
-                    Part::Chain => ("chain", "a PEM file with the certificate, leaf first"),
-                    Part::Key => ("key", "a PEM file with the key of the certificate"),
-                    Part::Ocsp => ("ocsp", "a DER file with a good OCSP response"),
-                };
-                notes.wrong(place(key), fault.to_string(), help);
-            }
-        }
+        pairs.push((n, pair));
     }
     note_duplicates(&pairs, &settings.tls, document, notes);
     note_uncovered(&pairs, settings, document, notes);
@@ -240,6 +225,39 @@ pub(super) fn inspect(settings: &Settings, document: &DeTable<'_>, notes: &Notes
             fault.to_string(),
             format!("PEM files with {what}"),
         );
+    }
+}
+
+/// Reads a certificate and its key, which will be shown to these; `None` if they are no pair.
+pub(super) fn inspect_pair(
+    certificate: &Certificate,
+    whom: &str,
+    place: impl Fn(Part) -> Range<usize>,
+    notes: &Notes<'_>,
+) -> Option<Pair> {
+    if is_public(&certificate.key) {
+        let path = certificate.key.display();
+        let what = format!("everyone can read the private key {path}");
+        notes.wrong(place(Part::Key), what, format!("chmod o= {path}"));
+    }
+    match Pair::read(certificate) {
+        Ok(pair) => {
+            let now_s = i64::try_from(clock::unix_ms() / 1000).unwrap_or(i64::MAX);
+            if let Some(doubt) = pair.doubt(now_s) {
+                let what = format!("{} {doubt}", certificate.chain.display());
+                notes.doubt(place(Part::Chain), what, format!("{whom} will refuse it"));
+            }
+            Some(pair)
+        }
+        Err(fault) => {
+            let help = match fault.part {
+                Part::Chain => "a PEM file with the certificate, leaf first",
+                Part::Key => "a PEM file with the key of the certificate",
+                Part::Ocsp => "a DER file with a good OCSP response",
+            };
+            notes.wrong(place(fault.part), fault.to_string(), help);
+            None
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Reads `[[upstream]]`: where requests go, and what is done when that fails.
 
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 use edge_policy::upstream::{
     balance::{Balance, HashBy},
@@ -8,12 +8,17 @@ use edge_policy::upstream::{
     health::{CheckRule, EjectionRule},
 };
 use http::StatusCode;
+use toml::de::DeTable;
 
 use super::{
-    reader::{Item, Table},
+    reader::{Item, Notes, Table},
     sections::{SECOND, count, small, some_of},
-    settings::{Address, Check, Upstream, UpstreamServer as Server, UpstreamTls},
+    settings::{
+        Address, Certificate, Check, Settings, Upstream, UpstreamServer as Server, UpstreamTls,
+    },
+    tls::inspect_pair,
 };
+use crate::tls::{Connector, Part, UpstreamTlsError};
 
 pub(super) fn upstream(table: &Table<'_>) -> Upstream {
     let letters = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
@@ -235,10 +240,49 @@ fn tls(item: &Item<'_>) -> Option<Option<UpstreamTls>> {
                 .map(Some)
             }),
             pins: table.or("pins", Vec::new(), |item| item.list("an array of digests", pin)),
-            client: certificate.zip(key),
+            client: certificate.zip(key).map(|(chain, key)| Certificate {
+                chain,
+                key,
+                ocsp: None,
+                names: Vec::new(),
+            }),
         }
     });
     read.map(Some).or_else(|| item.wrong_kind("true, or a table: { ca = \"/etc/edged/ca.pem\" }"))
+}
+
+/// Reads what upstreams are spoken to with once, to tell now what would fail later.
+pub(super) fn inspect(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'_>) {
+    for (n, upstream) in settings.upstreams.iter().enumerate() {
+        let Some(tls) = &upstream.tls else { continue };
+        // Files that are named are read as they will be; the rest is said by the reader.
+        if upstream.files().any(|path| path.as_os_str().is_empty()) {
+            continue;
+        }
+        let place = |key: &str| place_in_tls(document, n, key);
+        if let Some(client) = &tls.client {
+            let place =
+                |part| place(if part == Part::Key { "client_key" } else { "client_certificate" });
+            inspect_pair(client, "servers", place, notes);
+        }
+        match Connector::load(tls, upstream.http2) {
+            // That is told above.
+            Ok(_) | Err(UpstreamTlsError::Client(_)) => {}
+            Err(fault) => {
+                let help = "a PEM file with certificates of authorities";
+                notes.wrong(place("ca"), fault.to_string(), help);
+            }
+        }
+    }
+}
+
+/// Where a key of the n-th upstream's `tls` stands.
+fn place_in_tls(document: &DeTable<'_>, n: usize, key: &str) -> Range<usize> {
+    let upstreams = document.get("upstream").and_then(|array| array.get_ref().as_array());
+    let upstream = upstreams.and_then(|array| array.get(n)?.get_ref().as_table());
+    let tls = upstream.and_then(|upstream| upstream.get("tls"));
+    let value = tls.and_then(|tls| tls.get_ref().as_table()?.get(key).or(Some(tls)));
+    value.or(tls).map_or(0..0, toml::Spanned::span)
 }
 
 /// SHA-256 of a SubjectPublicKeyInfo, in hexadecimal.

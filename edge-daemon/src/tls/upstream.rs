@@ -1,10 +1,6 @@
 //! The client's side of TLS: towards servers behind the edge.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{io, path::PathBuf, sync::Arc};
 
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
@@ -13,11 +9,9 @@ use rustls::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::aws_lc_rs,
-    pki_types::{
-        CertificateDer, PrivateKeyDer, ServerName, UnixTime,
-        pem::{self, PemObject as _},
-    },
+    pki_types::{CertificateDer, ServerName, UnixTime},
     server::ParsedCertificate,
+    sign::SingleCertAndKey,
     version::{TLS12, TLS13},
 };
 use sha2::{Digest as _, Sha256};
@@ -25,6 +19,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 pub use tokio_rustls::client::TlsStream;
 
+use super::pair::{Pair, PairFault, certificates};
 use crate::config::settings;
 
 /// Opens TLS connections to the servers of one upstream.
@@ -34,46 +29,17 @@ pub struct Connector(TlsConnector);
 /// Why an upstream cannot be spoken to over TLS.
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamTlsError {
-    /// A file is missing, unreadable or not PEM.
-    #[error("cannot read {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        source: pem::Error,
-    },
-    /// A file holds no certificate.
-    #[error("{} holds no certificate that can be trusted", .0.display())]
-    NoAuthority(PathBuf),
-    /// The authorities cannot be used.
-    #[error("cannot verify by the authorities in {}: {why}", path.display())]
-    Verifier {
+    /// The bundle of authorities.
+    #[error("{}: {why}", path.display())]
+    Authorities {
         /// The file.
         path: PathBuf,
         /// What is wrong.
         why: String,
     },
-    /// The edge's own certificate is unusable or the key is another's.
-    #[error("cannot show {}", path.display())]
-    Client {
-        /// The certificate.
-        path: PathBuf,
-        /// What is wrong.
-        source: rustls::Error,
-    },
-}
-
-impl UpstreamTlsError {
-    /// The file that is wrong.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        match self {
-            Self::Read { path, .. }
-            | Self::NoAuthority(path)
-            | Self::Verifier { path, .. }
-            | Self::Client { path, .. } => path,
-        }
-    }
+    /// The edge's own certificate or its key.
+    #[error(transparent)]
+    Client(#[from] PairFault),
 }
 
 impl Connector {
@@ -83,18 +49,16 @@ impl Connector {
     /// Which of them is wrong, and how.
     pub fn load(settings: &settings::UpstreamTls, http2: bool) -> Result<Self, UpstreamTlsError> {
         let provider = Arc::new(aws_lc_rs::default_provider());
+        let fault = |why| UpstreamTlsError::Authorities { path: settings.ca.clone(), why };
         let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(certificates(&settings.ca)?);
+        roots.add_parsable_certificates(certificates(&settings.ca).map_err(fault)?);
         if roots.is_empty() {
-            return Err(UpstreamTlsError::NoAuthority(settings.ca.clone()));
+            return Err(fault("holds no authority".to_owned()));
         }
         let verifier =
             WebPkiServerVerifier::builder_with_provider(roots.into(), Arc::clone(&provider))
                 .build()
-                .map_err(|error| UpstreamTlsError::Verifier {
-                    path: settings.ca.clone(),
-                    why: error.to_string(),
-                })?;
+                .map_err(|error| fault(format!("cannot be used: {error}")))?;
         let pinned = Pinned { inner: verifier, pins: settings.pins.clone() };
         let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&[&TLS13, &TLS12])
@@ -104,13 +68,9 @@ impl Connector {
             .with_custom_certificate_verifier(Arc::new(pinned));
         let mut config = match &settings.client {
             None => config.with_no_client_auth(),
-            Some((certificate, key)) => {
-                let chain = certificates(certificate)?;
-                let key = PrivateKeyDer::from_pem_file(key)
-                    .map_err(|source| UpstreamTlsError::Read { path: key.clone(), source })?;
-                config.with_client_auth_cert(chain, key).map_err(|source| {
-                    UpstreamTlsError::Client { path: certificate.clone(), source }
-                })?
+            Some(files) => {
+                let own = SingleCertAndKey::from(Pair::read(files)?.key);
+                config.with_client_cert_resolver(Arc::new(own))
             }
         };
         config.alpn_protocols = vec![if http2 { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
@@ -190,9 +150,4 @@ impl ServerCertVerifier for Pinned {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.inner.supported_verify_schemes()
     }
-}
-
-fn certificates(path: &PathBuf) -> Result<Vec<CertificateDer<'static>>, UpstreamTlsError> {
-    let read = |source| UpstreamTlsError::Read { path: path.clone(), source };
-    CertificateDer::pem_file_iter(path).map_err(read)?.collect::<Result<_, _>>().map_err(read)
 }

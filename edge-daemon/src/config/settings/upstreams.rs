@@ -9,6 +9,8 @@ use edge_policy::upstream::{
 };
 use http::StatusCode;
 
+use super::Certificate;
+
 /// `[[upstream]]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
@@ -118,8 +120,8 @@ pub struct Tls {
     pub server_name: Option<String>,
     /// SHA-256 digests of the keys they may have; empty: any that is signed.
     pub pins: Vec<[u8; 32]>,
-    /// What the edge shows them: certificate and key, PEM.
-    pub client: Option<(PathBuf, PathBuf)>,
+    /// What the edge shows them.
+    pub client: Option<Certificate>,
 }
 
 impl Upstream {
@@ -134,7 +136,7 @@ impl Upstream {
     /// Every file it names.
     pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
         self.tls.iter().flat_map(|tls| {
-            let client = tls.client.iter().flat_map(|(certificate, key)| [certificate, key]);
+            let client = tls.client.iter().flat_map(|client| [&client.chain, &client.key]);
             std::iter::once(&tls.ca).chain(client)
         })
     }
@@ -142,7 +144,7 @@ impl Upstream {
     /// The same, to be changed.
     pub fn files_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
         self.tls.iter_mut().flat_map(|tls| {
-            let client = tls.client.iter_mut().flat_map(|(certificate, key)| [certificate, key]);
+            let client = tls.client.iter_mut().flat_map(|c| [&mut c.chain, &mut c.key]);
             std::iter::once(&mut tls.ca).chain(client)
         })
     }
