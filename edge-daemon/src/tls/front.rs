@@ -8,16 +8,12 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use edge_policy::{
-    ja4::{Hello, Ja4},
-    sni::Names,
-};
+use edge_policy::ja4::{Hello, Ja4};
 use rustls::{
-    NamedGroup, ServerConfig, SignatureScheme,
+    NamedGroup, ServerConfig,
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::{CertificateDer, UnixTime},
-    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier},
-    sign::CertifiedKey,
+    server::{ClientHello, NoServerSessionStorage, WebPkiClientVerifier},
     version::{TLS12, TLS13},
 };
 
@@ -25,11 +21,12 @@ use super::{
     Pair, TlsError,
     accept::Failure,
     acme,
+    choice::Choice,
     tickets::Tickets,
     trust::{self, Question, Trust},
     watch::{Part, Watch},
 };
-use crate::config::settings::{self, ClientAuth, UnknownName};
+use crate::config::settings::{self, ClientAuth};
 
 /// The server's side of TLS, as the configuration wants it.
 pub struct Front {
@@ -77,6 +74,9 @@ impl Front {
             (None, _) => None,
         };
         let former = former.map(|former| former.served.load_full());
+        if let Some(former) = &former {
+            none_is_worse(&settings, &pairs, &former.pairs)?;
+        }
         let former = former.as_ref().and_then(|served| served.trust.as_ref());
         let trust = read_trust(&settings, former)?;
         let fetched = settings.acme.as_ref().map(acme::kept).unwrap_or_default();
@@ -271,6 +271,22 @@ pub struct Change {
     pub result: Result<(), String>,
 }
 
+/// Holds if no certificate that clients refuse would be served where they take the former one.
+fn none_is_worse(
+    settings: &settings::Tls,
+    pairs: &[Arc<Pair>],
+    former: &[Arc<Pair>],
+) -> Result<(), TlsError> {
+    let now_s = i64::try_from(crate::clock::unix_ms() / 1000).unwrap_or(i64::MAX);
+    for (pair, files) in pairs.iter().zip(&settings.certificates) {
+        let Some(doubt) = pair.doubt(now_s) else { continue };
+        if former.iter().any(|old| old.doubt(now_s).is_none() && pair.stands_in_for(old)) {
+            return Err(TlsError::Worse { path: files.chain.clone(), doubt });
+        }
+    }
+    Ok(())
+}
+
 fn tickets(rotation: Duration) -> Result<Arc<Tickets>, TlsError> {
     Tickets::new(rotation).map(Arc::new).map_err(TlsError::Tickets)
 }
@@ -351,49 +367,4 @@ fn provider(post_quantum: bool) -> CryptoProvider {
         provider.kx_groups.retain(|group| group.name() == NamedGroup::X25519MLKEM768);
     }
     provider
-}
-
-/// Which certificate is shown to whom.
-#[derive(Debug)]
-struct Choice {
-    keys: Vec<Arc<CertifiedKey>>,
-    names: Names,
-    /// What those are shown who ask for no name that is known; empty: they are refused.
-    default: Vec<usize>,
-}
-
-impl Choice {
-    fn new(pairs: &[Arc<Pair>], unknown: UnknownName) -> Self {
-        let mut names = Names::default();
-        for (n, pair) in pairs.iter().enumerate() {
-            pair.names().iter().for_each(|name| names.add(name, n));
-        }
-        let default = match (pairs.first(), unknown) {
-            (Some(first), UnknownName::Default) => match names.find(first.title()) {
-                [] => vec![0],
-                same => same.to_vec(),
-            },
-            _ => Vec::new(),
-        };
-        Self { keys: pairs.iter().map(|pair| Arc::clone(&pair.key)).collect(), names, default }
-    }
-
-    /// What could be shown to who asks for this name; `None`: nothing.
-    fn candidates(&self, name: Option<&str>) -> Option<&[usize]> {
-        let named = name.map_or(&[][..], |name| self.names.find(name));
-        [named, &self.default].into_iter().find(|numbers| !numbers.is_empty())
-    }
-
-    /// Of several the first whose key the client can check.
-    fn key(&self, name: Option<&str>, schemes: &[SignatureScheme]) -> Option<&Arc<CertifiedKey>> {
-        let candidates = self.candidates(name)?.iter().filter_map(|n| self.keys.get(*n));
-        let fits = |key: &&Arc<CertifiedKey>| key.key.choose_scheme(schemes).is_some();
-        candidates.clone().find(fits).or_else(|| candidates.clone().next())
-    }
-}
-
-impl ResolvesServerCert for Choice {
-    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.key(hello.server_name(), hello.signature_schemes()).cloned()
-    }
 }

@@ -4,6 +4,7 @@
 
 mod accept;
 pub mod acme;
+mod choice;
 pub mod client;
 mod facts;
 mod front;
@@ -12,6 +13,8 @@ mod tickets;
 mod trust;
 mod upstream;
 mod watch;
+
+use std::path::PathBuf;
 
 pub use tokio_rustls::server::TlsStream;
 
@@ -36,6 +39,14 @@ pub enum TlsError {
     /// A certificate is unusable or the key is another's.
     #[error(transparent)]
     Pair(#[from] PairFault),
+    /// A certificate that clients refuse would take the place of one that they take.
+    #[error("{} {doubt}; the former is served", path.display())]
+    Worse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with its time.
+        doubt: String,
+    },
     /// It cannot be told whose certificates clients may show.
     #[error(transparent)]
     Trust(#[from] TrustFault),

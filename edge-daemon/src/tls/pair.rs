@@ -147,6 +147,11 @@ impl Pair {
             .then(|| format!("is not good before {}", date(self.not_before_s)))
     }
 
+    /// Whether clients are shown it where they are shown another now.
+    pub(super) fn stands_in_for(&self, other: &Self) -> bool {
+        self.kind() == other.kind() && self.names().iter().any(|name| other.names().contains(name))
+    }
+
     /// The kind of its key: of two certificates for one name, clients are shown the kind they take.
     #[must_use]
     pub fn kind(&self) -> &'static str {
