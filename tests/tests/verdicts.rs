@@ -278,6 +278,54 @@ fn settings_and_changes_of_lists_are_put_right() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn an_end_of_an_entry_that_another_hand_changes_is_put_right() -> Result<()> {
+    let lab = Lab::new()?;
+    let edged = lab.edged()?.start()?;
+    let healed = || metric(&edged, r#"edged_healed_total{what="end"}"#);
+    let (id, _) = held(&edged, "ENTRIES")?;
+    edged.tell(&format!("deny add {ATTACKER} --ttl 1h"))?;
+    assert!(!reaches(&lab, ATTACKER, 443));
+    // Of the few entries that there are, the one that ends some time: as a change that no image has,
+    // and as a part of an image.
+    let mut changed = 0;
+    for in_image in [false, true] {
+        if in_image {
+            until("an image has it", SOON, || Ok(metric(&edged, "edged_list_overlay")? == 0.0))?;
+        }
+        for number in 1..64_u32 {
+            let key = number.to_ne_bytes().map(|byte| byte.to_string());
+            let entry = ["map", "lookup", "id", &id, "key"];
+            let shown = run(Command::new("bpftool").arg("-j").args(entry).args(&key))?;
+            let shown: serde_json::Value = serde_json::from_str(&shown)?;
+            let end = &shown["value"].as_array().context("no value")?[..8];
+            if end.iter().all(|byte| byte == "0x00") || end.iter().all(|byte| byte == "0xff") {
+                continue;
+            }
+            let one = 1_u128.to_le_bytes().map(|byte| byte.to_string());
+            let entry = ["map", "update", "id", &id, "key"];
+            run(Command::new("bpftool").args(entry).args(&key).arg("value").args(one))?;
+            changed += 1;
+        }
+        let took = until("its end is back", Duration::from_secs(4), || {
+            Ok(healed()? == f64::from(changed))
+        })?;
+        assert!(took < Duration::from_secs(2), "{took:?}");
+        assert!(!reaches(&lab, ATTACKER, 443));
+    }
+    assert_eq!(changed, 2, "of one entry, twice");
+    // What operators change, and what ends by itself, is no foreign change.
+    edged.tell(&format!("deny add {ATTACKER} --ttl 2h"))?;
+    edged.tell(&format!("deny add {CLIENT} --ttl 1s --force"))?;
+    edged.tell(&format!("deny add {ATTACKER} --ttl 30m"))?;
+    edged.tell(&format!("deny remove {ATTACKER}"))?;
+    until("both are free", SOON, || Ok(reaches(&lab, CLIENT, 443)))?;
+    std::thread::sleep(Duration::from_millis(3500));
+    assert!(reaches(&lab, ATTACKER, 443));
+    assert_eq!(healed()?, 2.0);
+    Ok(())
+}
+
 fn source_bytes(address: &str) -> Result<Vec<u8>> {
     Ok(Source::from(address.parse::<std::net::IpAddr>()?).octets().to_vec())
 }

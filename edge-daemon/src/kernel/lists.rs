@@ -66,6 +66,8 @@ struct Inner {
     /// Whether the second image is in force.
     second: bool,
     is_writing: bool,
+    /// Whether an image has come in force, and what the former needed is not cleared away yet.
+    is_settling: bool,
     sizes: ListSizes,
     /// Of the lines of the image in force, as it was compiled.
     sum: u64,
@@ -106,7 +108,8 @@ impl Lists {
         };
         let book = Book::new(OVERLAY_MAX as usize - 1);
         let (second, is_writing, sum, changes) = (false, false, sum(&[]), 0);
-        let inner = Inner { book, overlay, second, is_writing, sizes, sum, changes };
+        let is_settling = false;
+        let inner = Inner { book, overlay, second, is_writing, is_settling, sizes, sum, changes };
         let (inner, numbers) = (Mutex::new(inner), Mutex::new(numbers));
         let written = Condvar::new();
         Ok(Self(Arc::new(Shared { tables, overlay: reader, inner, numbers, written })))

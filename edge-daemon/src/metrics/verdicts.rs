@@ -34,14 +34,17 @@ pub enum Healed {
     Overlay,
     /// The settings that the programs go by.
     Settings,
+    /// Ends of entries of the lists.
+    End,
 }
 
-const HEALED: [(&str, Healed); 5] = [
+const HEALED: [(&str, Healed); 6] = [
     ("ban", Healed::Ban),
     ("filter", Healed::Filter),
     ("list", Healed::List),
     ("overlay", Healed::Overlay),
     ("settings", Healed::Settings),
+    ("end", Healed::End),
 ];
 
 impl VerdictCounts {

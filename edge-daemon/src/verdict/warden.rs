@@ -15,6 +15,7 @@ use std::{
 };
 
 use edge_common::Source;
+use edge_policy::list::Class;
 use ipnet::IpNet;
 
 use super::{Order, Writer, tell::Lasting};
@@ -40,6 +41,8 @@ pub struct Suspects {
     lists: bool,
     /// Networks of which the overlay of the lists says something else.
     overlaid: Vec<IpNet>,
+    /// Entries of the lists that end at another time.
+    ends: Vec<(Class, IpNet)>,
     /// Whether the settings were another hand's; they are put right already.
     settings: bool,
 }
@@ -102,7 +105,8 @@ impl Warden {
         metrics.healed(Healed::Settings, u64::from(settings));
         let mut overlaid = self.tables.lists.doubted()?;
         overlaid.truncate(SUSPECTS_MAX);
-        Ok(Suspects { clients, lists, overlaid, settings })
+        let ends = self.tables.lists.doubted_ends(now_ns, SUSPECTS_MAX);
+        Ok(Suspects { clients, lists, overlaid, ends, settings })
     }
 }
 
@@ -138,13 +142,17 @@ impl Writer {
             self.alarm_of(&Lasting::Failing(error));
             0
         });
-        self.edge.metrics.verdicts.healed(Healed::Overlay, overlaid);
+        let ends = self.tables.lists.mend_ends(&suspects.ends, clock::boot_ns());
+        let metrics = &self.edge.metrics.verdicts;
+        metrics.healed(Healed::Overlay, overlaid);
+        metrics.healed(Healed::End, ends);
         let whole = |is: bool, what: &str| is.then(|| what.to_owned());
         let count = |n: u64, what: &str| (n > 0).then(|| format!("{n} {what}"));
         let changed: Vec<_> = [
             count(bans, "bans"),
             whole(suspects.lists, "the lists"),
             count(overlaid, "networks of the lists"),
+            count(ends, "ends of entries of the lists"),
             whole(suspects.settings, "the settings"),
         ]
         .into_iter()

@@ -17,7 +17,7 @@ use edge_common::list::{Class, Ids};
 use ipnet::IpNet;
 
 use super::{
-    Numbers, Span, View,
+    Ends, Numbers, Span, View,
     table::{self, Changes, State, Successor, Table},
 };
 
@@ -300,6 +300,21 @@ impl Book {
     #[must_use]
     pub fn view(&self) -> View {
         self.listed.clone()
+    }
+
+    /// The end that the kernel is to have of a network's entry in a class, and the number.
+    #[must_use]
+    pub fn end(&self, class: Class, net: IpNet) -> Option<(u64, u32)> {
+        let key = (Span::of(net), class);
+        let state = self.listed.state(key.0, class)?;
+        Some((self.waiting.get(&key).copied().unwrap_or(state.until), state.id))
+    }
+
+    /// The ends that the kernel is to have of all entries, unless an image has come in force and what
+    /// the former needed is not cleared away yet.
+    #[must_use]
+    pub fn ends(&self) -> Ends {
+        Ends::new(self.listed.clone(), &self.waiting)
     }
 
     /// Whether anything has changed since the image in force was begun.

@@ -6,6 +6,7 @@
 
 mod book;
 pub mod decisions;
+mod ends;
 pub mod feed;
 mod image;
 mod numbers;
@@ -20,6 +21,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 pub use book::{Adopted, Book, Change, Refused, Snapshot, Write};
 pub use edge_common::list::Class;
+pub use ends::{Ends, differs};
 pub use image::Full;
 pub use numbers::{NoNumber, Numbers};
 pub use read::{NetFault, parse_net};

@@ -135,6 +135,18 @@ impl Lists {
     }
 
     fn check(&self, addresses: impl IntoIterator<Item = u128>) -> Result<(), TestCaseError> {
+        let found = |id: u32| self.kernel.ends[id as usize];
+        let (ends, none) = (self.book.ends(), Vec::new());
+        prop_assert_eq!(ends.differing(found, 0).collect::<Vec<_>>(), none);
+        // Whoever changes one is found out, unless it has ended either way.
+        for (class, span) in self.model.keys() {
+            let (until, id) = self.book.end(*class, span.net()).expect("it is listed");
+            prop_assert_eq!(until, found(id));
+            let other = |of: u32| found(of) ^ u64::from(of == id);
+            let differing: Vec<_> = ends.differing(other, 0).collect();
+            prop_assert_eq!(differing, [(*class, span.net())]);
+            prop_assert_eq!(ends.differing(other, u64::MAX).count(), 0);
+        }
         for address in addresses {
             let span = Span { first: address, bits: 128 };
             let is_v4 = span.v4().is_some();

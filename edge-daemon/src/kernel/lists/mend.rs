@@ -1,13 +1,14 @@
-//! The overlay compared with what was written there, and put right where another hand has changed it.
+//! The overlay and the ends of entries compared with what was written there, and put right where
+//! another hand has changed them.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::atomic::Ordering::Relaxed};
 
 use aya::maps::lpm_trie::Key;
 use edge_common::map::OVERLAY;
-use edge_policy::list::canonical;
+use edge_policy::list::{Class, canonical, differs};
 use ipnet::{IpNet, Ipv6Net};
 
-use super::{ALL_IPV4, Inner, KernelError, Lists, absent, key, table_error};
+use super::{ALL_IPV4, Inner, KernelError, Lists, Shared, absent, key, table_error};
 
 impl Lists {
     /// Networks of which the overlay says something else than was written. It is read without
@@ -54,6 +55,44 @@ impl Lists {
             mended += u64::from(written.map_err(table_error(OVERLAY))?);
         }
         Ok(mended)
+    }
+
+    /// Entries that the kernel has another end of than was written; so many at most. They are read
+    /// without holding anybody up, so that what changes meanwhile is among them:
+    /// [`Lists::mend_ends`] looks once more.
+    #[must_use]
+    pub fn doubted_ends(&self, now_ns: u64, most: usize) -> Vec<(Class, IpNet)> {
+        let ends = {
+            let inner = self.0.inner();
+            (!inner.is_settling).then(|| inner.book.ends())
+        };
+        let found = |id| self.0.end(id);
+        ends.iter().flat_map(|ends| ends.differing(found, now_ns)).take(most).collect()
+    }
+
+    /// Gives these entries the ends that were written; of how many they were others.
+    #[must_use]
+    pub fn mend_ends(&self, entries: &[(Class, IpNet)], now_ns: u64) -> u64 {
+        let inner = self.0.inner();
+        if inner.is_settling {
+            return 0;
+        }
+        let mut mended = 0;
+        for (class, net) in entries {
+            let Some((until_ns, id)) = inner.book.end(*class, *net) else { continue };
+            if differs(self.0.end(id), until_ns, now_ns) {
+                self.0.tables.entries[id as usize][0].store(until_ns, Relaxed);
+                mended += 1;
+            }
+        }
+        mended
+    }
+}
+
+impl Shared {
+    /// The end that the kernel has of an entry.
+    fn end(&self, id: u32) -> u64 {
+        self.tables.entries[id as usize][0].load(Relaxed)
     }
 }
 

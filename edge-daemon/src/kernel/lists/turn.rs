@@ -60,7 +60,7 @@ impl Drop for Turn {
         if inner.book.abandon(self.is_full) {
             inner.sizes.failures += 1;
         }
-        inner.is_writing = false;
+        (inner.is_writing, inner.is_settling) = (false, false);
         self.shared.written.notify_one();
     }
 }
@@ -140,6 +140,7 @@ impl Image {
             shared.tables.entries[*id as usize][0].fetch_max(*until_ns, Relaxed);
         }
         inner.second = !inner.second;
+        inner.is_settling = true;
         inner.changes += 1;
         inner.sum = sum;
         inner.sizes = ListSizes {
@@ -168,6 +169,7 @@ impl Former {
             // They say what the image says, until the next one clears them away.
             tracing::warn!(%error, "the overlay cannot be cleared");
         }
+        inner.is_settling = false;
         drop(inner);
         // A packet under way may have a number from the overlay still.
         wait_for_packets();
