@@ -210,5 +210,5 @@ pub fn headers(bytes: &Bytes, fields: &[Field]) -> Result<HeaderMap, Fault> {
 /// Bytes of a first line around its target or reason: the longest method, two spaces and a version.
 const AROUND_TARGET: usize = 64;
 
-/// Fields that are added on the way, so that the map need not grow.
-const ROOM: usize = 10;
+/// Fields that are added on the way, so that the map need not grow: what the edge says is lines, but for `Upgrade`.
+const ROOM: usize = 1;

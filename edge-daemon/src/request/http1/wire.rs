@@ -235,7 +235,8 @@ fn take_buffer() -> BytesMut {
 
 fn give_buffer(mut buffer: BytesMut) {
     buffer.clear();
-    // One of which a part is still out has less room than a new one.
+    // What was used of it comes back, unless somebody holds a part of it still.
+    let _ = buffer.try_reclaim(READ_MIN);
     if (READ_MIN..=READ_MAX).contains(&buffer.capacity()) {
         give(&INPUTS, buffer);
     }
@@ -322,5 +323,22 @@ mod tests {
         spare(false);
         give_buffer(BytesMut::with_capacity(READ_MAX));
         assert!(!INPUTS.with_borrow(Vec::is_empty));
+    }
+
+    #[test]
+    fn a_buffer_that_was_used_is_the_next_ones_whole() {
+        let kept =
+            || INPUTS.with_borrow(|kept| kept.iter().map(BytesMut::capacity).collect::<Vec<_>>());
+        let mut buffer = BytesMut::with_capacity(READ_MIN);
+        buffer.extend_from_slice(b"a head, and a part");
+        buffer.advance(6);
+        drop(buffer.split_to(6).freeze());
+        give_buffer(buffer);
+        assert_eq!(kept(), [READ_MIN]);
+        let mut next = take_buffer();
+        next.extend_from_slice(b"a body");
+        let part = next.split_to(2).freeze();
+        give_buffer(next);
+        assert_eq!((kept().len(), &part[..]), (0, &b"a "[..]), "somebody holds a part of it");
     }
 }
