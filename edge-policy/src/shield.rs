@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use http::HeaderMap;
 use http::header::{self, AUTHORIZATION, CONNECTION, COOKIE, HeaderName, HeaderValue};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 pub use self::secured::{Overrides, Secured, secured};
 use crate::auth::Method;
@@ -31,8 +31,8 @@ pub struct Forward<'a> {
     pub port: u16,
     /// Names the request in our logs and the upstream's.
     pub request_id: &'a str,
-    /// Who it is, if that was proved.
-    pub principal: Option<Principal<'a>>,
+    /// Who it is, if that was proved, in the words of [`identify`].
+    pub principal: Option<&'a Lines>,
 }
 
 /// Who a request is from.
@@ -92,61 +92,61 @@ fn join_cookies(headers: &mut HeaderMap) {
 #[must_use]
 pub fn forward(asked: Option<&str>, facts: &Forward<'_>) -> Lines {
     let mut lines = Lines::with_capacity(512);
-    let Forward { host, .. } = facts;
-    match asked {
-        Some(asked) => lines.add("host", asked),
-        None => lines.add("host", host),
-    }
+    let host = facts.host.to_string();
+    lines.add("host", asked.unwrap_or(&host));
     let client = facts.client.to_canonical();
     let address = client.to_string();
-    let node =
-        if client.is_ipv6() { Cow::from(format!("\"[{address}]\"")) } else { (&address).into() };
-    lines.add("forwarded", format_args!("for={node};host=\"{host}\";proto=https"));
+    let quote = if client.is_ipv6() { ["\"[", "]\""] } else { [""; 2] };
+    let forwarded = ["for=", quote[0], &address, quote[1], ";host=\"", &host, "\";proto=https"];
+    lines.add("forwarded", &forwarded.concat());
     lines.add("x-forwarded-for", &address);
-    lines.add("x-forwarded-host", host);
-    lines.add("x-forwarded-port", facts.port);
+    lines.add("x-forwarded-host", &host);
+    lines.write("x-forwarded-port", facts.port);
     lines.add("x-forwarded-proto", "https");
     lines.add("x-real-ip", &address);
     lines.add("x-request-id", facts.request_id);
     if let Some(principal) = facts.principal {
-        identify(&mut lines, &principal);
+        lines.extend(principal);
     }
     lines
 }
 
-fn escaped(text: &str) -> PercentEncode<'_> {
-    utf8_percent_encode(text, WORD_ESCAPES)
+fn escaped(text: &str) -> Cow<'_, str> {
+    utf8_percent_encode(text, WORD_ESCAPES).into()
 }
 
 /// Names the principal. What a header cannot hold as it is, is percent-encoded; so is the comma
 /// in a role, since commas part roles.
-fn identify(lines: &mut Lines, principal: &Principal<'_>) {
+#[must_use]
+pub fn identify(principal: &Principal<'_>) -> Lines {
+    let mut lines = Lines::with_capacity(256);
     let mut list = |name, words: &[&str], between: &str| {
         if !words.is_empty() {
-            let words: Vec<_> = words.iter().map(|word| escaped(word).to_string()).collect();
-            lines.add(name, words.join(between));
+            let words: Vec<_> = words.iter().map(|word| escaped(word)).collect();
+            lines.add(name, &words.join(between));
         }
     };
     list("x-edged-scopes", principal.scopes, " ");
     list("x-edged-roles", principal.roles, ",");
-    lines.add("x-edged-principal", escaped(principal.identity));
+    lines.add("x-edged-principal", &escaped(principal.identity));
     if let Some(issuer) = principal.issuer {
         lines.add("x-edged-issuer", issuer);
-        lines.add("x-edged-subject", escaped(principal.id));
+        lines.add("x-edged-subject", &escaped(principal.id));
     }
     lines.add("x-edged-method", principal.method.name());
-    let name = utf8_percent_encode(principal.name, NAME_ESCAPES);
+    let name: Cow<'_, str> = utf8_percent_encode(principal.name, NAME_ESCAPES).into();
     match principal.key {
         Some(id) => {
             lines.add("x-edged-key-id", id);
-            lines.add("x-edged-key-name", name);
+            lines.add("x-edged-key-name", &name);
         }
         None if principal.name.is_empty() => {}
-        None => lines.add("x-edged-name", name),
+        None => lines.add("x-edged-name", &name),
     }
     if let Some(token) = principal.token {
         lines.add("x-edged-token", token);
     }
+    lines
 }
 
 /// Takes from an answer what is for this hop only, and what tells an attacker of the software.
@@ -161,8 +161,12 @@ fn strip_named(headers: &mut HeaderMap) {
         .get_all(CONNECTION)
         .iter()
         .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
+        .flat_map(|value| value.split(',').map(str::trim))
+        // These are what nearly all say: the one is no field, the other is for this hop in any case.
+        .filter(|name| {
+            !["close", "keep-alive"].iter().any(|usual| name.eq_ignore_ascii_case(usual))
+        })
+        .filter_map(|name| name.parse().ok())
         // Nobody may have the edge drop what says where a message ends and whom it is for.
         .filter(|name| name != header::HOST && name != header::CONTENT_LENGTH)
         .collect();
@@ -371,7 +375,7 @@ mod tests {
 
     #[test]
     fn the_upstream_is_told_of_the_client() {
-        let principal = Some(Principal {
+        let principal = identify(&Principal {
             identity: "main:k1",
             issuer: Some("main"),
             id: "k1",
@@ -386,7 +390,13 @@ mod tests {
         let mut told = HeaderMap::new();
         forward(
             None,
-            &Forward { client, host: &host("a:8443"), port: 8443, request_id: "r1", principal },
+            &Forward {
+                client,
+                host: &host("a:8443"),
+                port: 8443,
+                request_id: "r1",
+                principal: Some(&principal),
+            },
         )
         .set(&mut told);
         assert_eq!(told["x-forwarded-for"], "192.0.2.7");
@@ -447,7 +457,7 @@ mod tests {
     #[test]
     fn nothing_that_a_client_says_is_named_like_what_the_edge_says() {
         let client = "::1".parse().unwrap();
-        let principal = Some(Principal {
+        let principal = identify(&Principal {
             identity: "i",
             issuer: Some("i"),
             id: "i",
@@ -460,7 +470,13 @@ mod tests {
         });
         let told = forward(
             None,
-            &Forward { client, host: &host("a"), port: 1, request_id: "r", principal },
+            &Forward {
+                client,
+                host: &host("a"),
+                port: 1,
+                request_id: "r",
+                principal: Some(&principal),
+            },
         );
         let mut given = HeaderMap::new();
         told.set(&mut given);

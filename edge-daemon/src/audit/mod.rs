@@ -5,16 +5,16 @@
 //! time. What a full queue or a failing disk loses is counted, and said in the chain itself.
 
 mod files;
+mod grants;
 mod relay;
 pub mod verify;
 
 use std::{
-    collections::HashMap,
     io,
     net::IpAddr,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
         mpsc::{Receiver, Sender, SyncSender, sync_channel},
     },
     thread,
@@ -26,8 +26,8 @@ use edge_identity::audit::{ChainKey, Link, append};
 use http::StatusCode;
 use serde::Serialize;
 
-pub use self::relay::Resumption;
-use self::{files::Files, relay::Asked};
+use self::{files::Files, grants::Sums, relay::Asked};
+pub use self::{grants::Grants, relay::Resumption};
 use crate::{
     clock,
     config::settings::{self, Granted},
@@ -62,13 +62,28 @@ pub fn is_about_identity(reason: Reason) -> bool {
 
 enum Entry {
     Event(u64, Box<Event>),
-    Access(u64, Box<Access>),
+    /// Requests that were let in.
+    Granted(Vec<(u64, Access)>),
+    /// How many were, by how it was proved who sends them, and who that is.
+    Summed(&'static str, Vec<(String, u64)>),
     /// What the former daemon tells.
     Relayed(u64, Box<serde_json::Value>),
     /// Tells when all before it is on disk.
     Flush(SyncSender<()>),
     /// The same; then nothing is written until the receiver says how to go on.
     Pause(SyncSender<()>, Receiver<Resumption>),
+}
+
+impl Entry {
+    /// How many lines it comes to, at most.
+    fn lines(&self) -> usize {
+        match self {
+            Self::Event(..) | Self::Relayed(..) => 1,
+            Self::Granted(each) => each.len(),
+            Self::Summed(_, sums) => sums.len(),
+            Self::Flush(_) | Self::Pause(..) => 0,
+        }
+    }
 }
 
 /// The way to the audit log. Never waits but in [`Audit::flush`] and [`Audit::pause`].
@@ -88,6 +103,8 @@ pub struct Counts {
     pub last: AtomicU64,
     /// Entries that were lost, since the start.
     pub lost: AtomicU64,
+    /// Lines that wait to be written.
+    waiting: AtomicUsize,
 }
 
 impl Audit {
@@ -114,8 +131,7 @@ impl Audit {
             notes: opened.notes,
             counts,
             told_lost: 0,
-            sums: HashMap::new(),
-            is_summing: settings.granted == Granted::Summed,
+            sums: Sums::new(),
             is_failing: false,
         };
         Ok((audit, log))
@@ -126,13 +142,6 @@ impl Audit {
         self.give(Entry::Event(clock::unix_ms(), Box::new(event)));
     }
 
-    /// Tells of a request that was let in, if such are told of.
-    pub fn grant(&self, access: impl FnOnce() -> Access) {
-        if self.granted != Granted::None {
-            self.give(Entry::Access(clock::unix_ms(), Box::new(access())));
-        }
-    }
-
     /// Waits until all that was told is on disk, or for so long; whether it is.
     pub fn flush(&self, most: Duration) -> bool {
         let (done, flushed) = sync_channel(1);
@@ -140,8 +149,11 @@ impl Audit {
     }
 
     fn give(&self, entry: Entry) {
-        if self.queue.try_send(entry).is_err() {
-            self.counts.lost.fetch_add(1, Relaxed);
+        let lines = entry.lines();
+        let before = self.counts.waiting.fetch_add(lines, Relaxed);
+        if before + lines > QUEUE || self.queue.try_send(entry).is_err() {
+            self.counts.waiting.fetch_sub(lines, Relaxed);
+            self.counts.lost.fetch_add(lines as u64, Relaxed);
         }
     }
 }
@@ -159,8 +171,7 @@ pub struct AuditLog {
     /// Lost entries that the chain tells of.
     told_lost: u64,
     /// Requests that were let in and are summed up.
-    sums: HashMap<(String, &'static str), u64>,
-    is_summing: bool,
+    sums: Sums,
     is_failing: bool,
 }
 
@@ -268,33 +279,29 @@ impl AuditLog {
         if lost > self.told_lost {
             self.add(lines, now_ms, &Note::Lost { entries: lost - self.told_lost });
         }
-        let waiting: Vec<_> =
-            first.into_iter().chain(self.entries.try_iter().take(BATCH)).collect();
-        for entry in waiting {
+        let mut next = first.or_else(|| self.entries.try_recv().ok());
+        while let Some(entry) = next {
+            let waited = entry.lines();
+            self.counts.waiting.fetch_sub(waited, Relaxed);
             match entry {
                 Entry::Event(at_ms, event) => self.add(lines, at_ms, &*event),
-                Entry::Access(_, access) if self.is_summing => {
-                    *self.sums.entry((access.principal, access.by)).or_default() += 1;
-                    continue;
-                }
-                Entry::Access(at_ms, access) => self.add(lines, at_ms, &AccessLine::of(&access)),
+                Entry::Granted(each) => each.iter().for_each(|(at_ms, access)| {
+                    self.add(lines, *at_ms, &AccessLine::of(access));
+                }),
+                Entry::Summed(by, sums) => self.sum(by, sums),
                 Entry::Relayed(at_ms, entry) => self.add(lines, at_ms, &entry),
-                Entry::Flush(done) => {
-                    asked.flushes.push(done);
-                    continue;
-                }
+                Entry::Flush(done) => asked.flushes.push(done),
                 Entry::Pause(done, resumed) => {
                     asked.flushes.push(done);
                     asked.pause = Some(resumed);
-                    continue;
                 }
             }
-            count += 1;
+            count += waited;
+            next = if count < BATCH { self.entries.try_recv().ok() } else { None };
         }
-        if is_due || self.sums.len() >= SUMS_MAX {
-            for ((principal, by), requests) in std::mem::take(&mut self.sums) {
+        if is_due || self.sums.values().any(|sums| sums.len() >= SUMS_MAX) {
+            for (principal, by, requests) in self.take_sums() {
                 self.add(lines, now_ms, &Note::Granted { principal, by, requests });
-                count += 1;
             }
         }
         let written = if lines.is_empty() { Ok(()) } else { self.files.write(lines) };
@@ -308,13 +315,24 @@ impl AuditLog {
             Err(error) => {
                 // The chain goes on where the file ends.
                 (self.last, self.notes) = (before, notes);
-                self.counts.lost.fetch_add(count, Relaxed);
+                self.counts.lost.fetch_add(count as u64, Relaxed);
                 if !std::mem::replace(&mut self.is_failing, true) {
                     tracing::error!(%error, "cannot write the audit log");
                 }
             }
         }
         asked
+    }
+
+    fn sum(&mut self, by: &'static str, sums: Vec<(String, u64)>) {
+        let own = self.sums.entry(by).or_default();
+        sums.into_iter().for_each(|(who, requests)| *own.entry(who).or_default() += requests);
+    }
+
+    /// Who, how that was proved, and how many requests.
+    fn take_sums(&mut self) -> Vec<(String, &'static str, u64)> {
+        let sums = self.sums.iter_mut();
+        sums.flat_map(|(by, sums)| sums.drain().map(|(who, n)| (who, *by, n))).collect()
     }
 
     /// Begins the next file if this one is full; what cannot be begun now is tried again.
@@ -376,9 +394,9 @@ fn members(at_ms: u64, entry: &impl Serialize) -> io::Result<Vec<u8>> {
     Ok(members)
 }
 
-/// Entries that wait to be written, at most.
+/// Lines that wait to be written, at most.
 const QUEUE: usize = 65_536;
-/// Entries of one batch.
+/// Lines of one batch, but for what comes with its last entry.
 const BATCH: usize = 4_096;
 /// How long entries gather before they are written.
 const GATHER: Duration = Duration::from_millis(2);
@@ -429,6 +447,10 @@ mod tests {
         }
     }
 
+    fn grant(audit: &Audit, principal: &str) {
+        Grants::new(audit.clone()).tell(principal, "key", || access(principal));
+    }
+
     fn check(settings: &settings::Audit) -> verify::Verdict {
         verify(&settings.dir, &settings.key).unwrap()
     }
@@ -449,7 +471,7 @@ mod tests {
         let dir = tempdir().unwrap();
         let settings = settings(&dir);
         write(&settings, |audit| (0..5).for_each(|n| audit.tell(revoked(n))));
-        write(&settings, |audit| audit.grant(|| access("k1")));
+        write(&settings, |audit| grant(audit, "k1"));
         let whole = check(&settings).unwrap();
         assert_eq!((whole.files, whole.lines, whole.first, whole.last.number), (1, 7, 1, 7));
         let told = events(&settings);
@@ -525,13 +547,15 @@ mod tests {
         let counts = Arc::<Counts>::default();
         let (audit, log) = Audit::open(&settings, Arc::clone(&counts)).unwrap();
         (0..QUEUE as u32 + 7).for_each(|n| audit.tell(revoked(n)));
-        assert_eq!(counts.lost.load(Relaxed), 7);
+        grant(&audit, "k1");
+        assert_eq!(counts.lost.load(Relaxed), 8);
         drop(audit);
         log.run();
         check(&settings).unwrap();
         let told = events(&settings);
         let lost: Vec<_> = told.iter().filter(|event| event["event"] == "lost").collect();
-        assert_eq!((lost.len(), &lost[0]["entries"]), (1, &7.into()));
+        assert_eq!((lost.len(), &lost[0]["entries"]), (1, &8.into()));
+        assert_eq!(counts.waiting.load(Relaxed), 0);
     }
 
     #[test]
@@ -539,17 +563,22 @@ mod tests {
         let dir = tempdir().unwrap();
         let settings = settings::Audit { granted: Granted::Summed, ..settings(&dir) };
         write(&settings, |audit| {
-            (0..30).for_each(|n| audit.grant(|| access(if n % 3 == 0 { "a" } else { "b" })));
+            let grants = Grants::new(audit.clone());
+            for n in 0..300 {
+                grants.tell(if n % 3 == 0 { "a" } else { "b" }, "key", || unreachable!("a sum"));
+            }
         });
         let told = events(&settings);
         let sum = |who: &str| {
             let of = told.iter().filter(|event| event["principal"] == who);
             of.filter_map(|event| event["requests"].as_u64()).sum::<u64>()
         };
-        assert_eq!((sum("a"), sum("b")), (10, 20));
+        assert_eq!((sum("a"), sum("b")), (100, 200));
         let none = settings::Audit { granted: Granted::None, ..settings };
         let before = check(&none).unwrap().lines;
-        write(&none, |audit| audit.grant(|| unreachable!("nobody asks")));
+        write(&none, |audit| {
+            Grants::new(audit.clone()).tell("a", "key", || unreachable!("nobody asks"));
+        });
         assert_eq!(check(&none).unwrap().lines, before);
     }
 

@@ -82,6 +82,7 @@ impl AuditLog {
         loop {
             match self.entries.recv_timeout(SYNC_EVERY) {
                 Ok(entry) => {
+                    self.counts.waiting.fetch_sub(entry.lines(), Relaxed);
                     let passed = self.pass_on(entry, successor);
                     self.note(passed);
                 }
@@ -100,11 +101,13 @@ impl AuditLog {
     fn pass_on(&mut self, entry: Entry, successor: &Successor) -> io::Result<()> {
         match entry {
             Entry::Event(at_ms, event) => successor.note(at_ms, &event),
-            Entry::Access(_, access) if self.is_summing => {
-                *self.sums.entry((access.principal, access.by)).or_default() += 1;
+            Entry::Granted(each) => each
+                .iter()
+                .try_for_each(|(at_ms, access)| successor.note(*at_ms, &AccessLine::of(access))),
+            Entry::Summed(by, sums) => {
+                self.sum(by, sums);
                 Ok(())
             }
-            Entry::Access(at_ms, access) => successor.note(at_ms, &AccessLine::of(&access)),
             Entry::Relayed(at_ms, entry) => successor.note(at_ms, &entry),
             Entry::Flush(done) | Entry::Pause(done, _) => {
                 self.pass_sums_on(successor);
@@ -116,7 +119,7 @@ impl AuditLog {
     }
 
     fn pass_sums_on(&mut self, successor: &Successor) {
-        for ((principal, by), requests) in std::mem::take(&mut self.sums) {
+        for (principal, by, requests) in self.take_sums() {
             let passed =
                 successor.note(clock::unix_ms(), &Note::Granted { principal, by, requests });
             self.note(passed);

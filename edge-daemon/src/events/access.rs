@@ -142,7 +142,9 @@ impl Buffer {
         if lines.is_empty() {
             return;
         }
-        if let Err(full) = log.queue.try_send(std::mem::take(&mut *lines)) {
+        // As much room as the last one took, so that it need not grow again.
+        let next = Vec::with_capacity(lines.len() + ROOM);
+        if let Err(full) = log.queue.try_send(std::mem::replace(&mut *lines, next)) {
             let (std::sync::mpsc::TrySendError::Full(lost)
             | std::sync::mpsc::TrySendError::Disconnected(lost)) = full;
             let lost = memchr::memchr_iter(b'\n', &lost).count();
@@ -213,7 +215,9 @@ pub fn now() -> String {
 /// Buffers that wait for the writer.
 const QUEUE: usize = 256;
 /// Bytes at which a worker hands its lines over; a quiet one does so every second.
-const HANDED_OVER_AT: usize = 32 * 1024;
+const HANDED_OVER_AT: usize = 64 * 1024;
+/// Bytes that most lines are shorter than.
+const ROOM: usize = 2 * 1024;
 
 #[cfg(test)]
 mod tests {

@@ -1,60 +1,70 @@
 //! What an upstream is told of a request's sender.
 
-use std::{borrow::Cow, cell::RefCell, collections::HashMap, rc::Rc, sync::Arc};
+use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc};
 
 use edge_identity::principal::Principal;
-use edge_policy::shield;
+use edge_policy::{lines::Lines, shield};
 
 use super::View;
 use crate::clock;
 
-/// The signed tokens of one worker under one plan, to be used again while they are young: to sign
-/// costs more than all else that is done for a request.
+/// What one worker told of late under one plan, to be told again: words are the same each time, and to
+/// sign them costs more than all else that is done for a request.
 #[derive(Default)]
 pub(crate) struct Assertions(RefCell<HashMap<usize, Assertion>>);
 
 struct Assertion {
     /// Kept, so that its place in memory, which is the key, stays its own.
     principal: Principal,
-    token: Rc<str>,
+    told: Rc<Lines>,
     until_ms: u64,
-}
-
-/// What is told of a principal.
-pub(crate) struct Told<'a> {
-    principal: &'a Principal,
-    identity: Cow<'a, str>,
-    scopes: Vec<&'a str>,
-    roles: Vec<&'a str>,
-    token: Option<Rc<str>>,
 }
 
 impl View {
     /// What this worker tells upstreams of a principal.
-    pub(super) fn tell<'a>(&'a self, principal: &'a Principal) -> Told<'a> {
-        let roles = &self.plan.rules.roles;
-        let (scopes, held) = (roles.scopes_of(principal), roles.of(principal));
-        let (identity, token) = (principal.identity(), self.token(principal));
-        Told { principal, identity, scopes, roles: held, token }
-    }
-
-    fn token(&self, principal: &Principal) -> Option<Rc<str>> {
-        let signer = self.plan.signer.as_ref()?;
-        let (now_ms, place) = (clock::unix_ms(), place(principal));
+    pub(super) fn tell(&self, principal: &Principal) -> Rc<Lines> {
+        let now_ms = if self.plan.signer.is_some() { clock::unix_ms() } else { 0 };
         let mut known = self.assertions.0.borrow_mut();
+        let place = place(principal);
         let usable = known.get(&place).filter(|assertion| {
             now_ms < assertion.until_ms && assertion.principal.method() == principal.method()
         });
         if let Some(assertion) = usable {
-            return Some(Rc::clone(&assertion.token));
+            return Rc::clone(&assertion.told);
         }
-        let (token, until_ms) = signer.sign(principal, &self.plan.rules.roles, now_ms)?;
+        let (told, until_ms) = self.words(principal, now_ms);
         if known.len() >= ASSERTIONS_MAX {
             known.clear();
         }
-        let (principal, token) = (principal.clone(), Rc::from(token));
-        known.insert(place, Assertion { principal, token: Rc::clone(&token), until_ms });
-        Some(token)
+        let told = Rc::new(told);
+        let assertion =
+            Assertion { principal: principal.clone(), told: Rc::clone(&told), until_ms };
+        known.insert(place, assertion);
+        told
+    }
+
+    /// What there is to tell, and until when.
+    fn words(&self, principal: &Principal, now_ms: u64) -> (Lines, u64) {
+        let roles = &self.plan.rules.roles;
+        let signed = self.plan.signer.as_ref().map(|signer| signer.sign(principal, roles, now_ms));
+        let (token, until_ms) = match signed {
+            Some(Some((token, until_ms))) => (Some(token), until_ms),
+            // It is tried again for the next request.
+            Some(None) => (None, 0),
+            None => (None, u64::MAX),
+        };
+        let words = shield::identify(&shield::Principal {
+            identity: &principal.identity(),
+            issuer: principal.issuer(),
+            id: principal.id(),
+            name: principal.name(),
+            method: principal.method(),
+            scopes: &roles.scopes_of(principal),
+            roles: &roles.of(principal),
+            key: principal.key().map(|key| key.id().as_str()),
+            token: token.as_deref(),
+        });
+        (words, until_ms)
     }
 }
 
@@ -66,21 +76,5 @@ fn place(principal: &Principal) -> usize {
     }
 }
 
-impl Told<'_> {
-    /// It as header fields are made of it.
-    pub(super) fn headers(&self) -> shield::Principal<'_> {
-        shield::Principal {
-            identity: &self.identity,
-            issuer: self.principal.issuer(),
-            id: self.principal.id(),
-            name: self.principal.name(),
-            method: self.principal.method(),
-            scopes: &self.scopes,
-            roles: &self.roles,
-            key: self.principal.key().map(|key| key.id().as_str()),
-            token: self.token.as_deref(),
-        }
-    }
-}
-
+/// Principals whose words are kept.
 const ASSERTIONS_MAX: usize = 1024;

@@ -229,7 +229,7 @@ impl Exchange {
 
     async fn answer(&mut self, response: Response<Answer>, to_head: bool) {
         let (mut parts, mut answer) = response.into_parts();
-        answer.lines.set(&mut parts.headers);
+        std::mem::take(&mut answer.lines).set(&mut parts.headers);
         let bodiless = to_head || matches!(parts.status.as_u16(), 204 | 304);
         if parts.status == StatusCode::NO_CONTENT {
             parts.headers.remove(header::CONTENT_LENGTH);

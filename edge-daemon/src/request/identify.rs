@@ -81,12 +81,12 @@ pub(crate) async fn identify(
             .await
             .map(|key| Principal::Key { key, method: Method::Key }),
         (Some(Method::Jwt), None) => {
-            let (named, token) = token::prove(worker, plan, route, asked).await?;
+            let (named, token) = Box::pin(token::prove(worker, plan, route, asked)).await?;
             return Ok(Identity { principal: Some(Principal::Named(named)), token: Some(token) });
         }
         (Some(Method::Mtls), _) => by_certificate(plan, asked.visitor).map(Principal::Named),
         (Some(method @ Method::Signature), shown) => {
-            signed::prove(worker, plan, asked, shown, body)
+            Box::pin(signed::prove(worker, plan, asked, shown, body))
                 .await
                 .map(|key| Principal::Key { key, method })
         }

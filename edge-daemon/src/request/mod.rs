@@ -74,7 +74,7 @@ use self::{
     token::Tokens, upstream::Upstream,
 };
 use crate::{
-    audit::Audit,
+    audit::{Audit, Grants},
     config::settings,
     crowd::Crowd,
     decisions::Decisions,
@@ -232,6 +232,8 @@ pub(crate) struct Worker {
     complaints: Throttle,
     reports: Reports,
     tokens: Tokens,
+    /// Whom it let in, for the audit log.
+    grants: Grants,
     /// Lines of the access log.
     access: log::Buffer,
     /// Deadlines.
@@ -270,6 +272,7 @@ impl Worker {
         let next_request = Cell::new((0, u64::from_ne_bytes(secret)));
         let tokens = token::tokens(&edge.plan.load().tokens)?;
         Ok(Self {
+            grants: Grants::new(edge.audit.clone()),
             access: log::Buffer::new(edge.events.access.clone()),
             edge,
             counters,
@@ -367,6 +370,7 @@ pub fn run(
         tokio::time::timeout(drain_timeout, worker.drain()).await
     });
     worker.send_gathered();
+    worker.grants.send();
     if drained.is_err() {
         let connections = worker.visitors.get();
         tracing::warn!(worker = index, connections, "cut off at the drain deadline");

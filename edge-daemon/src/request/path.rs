@@ -21,9 +21,7 @@ use edge_policy::{
 use http::{HeaderMap, HeaderValue, Request, Response, Uri, header, request::Parts};
 
 use super::{
-    Plan, View, Worker, access, answer,
-    assertion::Told,
-    bear,
+    Plan, View, Worker, access, answer, bear,
     body::{Answer, Ending, Upload, UploadState},
     charge::charge,
     entry::Entry,
@@ -111,7 +109,11 @@ pub(crate) async fn answer(
             .map(Outcome::Redirect),
         Entrance::Https(_) => {
             let come = (in_flight, now);
-            settle(&worker, &mut visitor, &turn, come, &mut trace, head, &mut body).await
+            match decide(&worker, &mut visitor, &turn, come, &mut trace, head, &mut body).await {
+                Ok(Decided::Going(going)) => send(&worker, going, &mut trace).await,
+                Ok(Decided::Preflight(headers)) => Ok(Outcome::Preflight(headers)),
+                Err(denied) => Err(denied),
+            }
         }
     };
     if trace.path.is_empty() {
@@ -183,12 +185,31 @@ enum Outcome {
     Redirect(HeaderValue),
 }
 
+/// What was decided of a request.
+enum Decided {
+    Going(Box<Going>),
+    /// What a browser asked ahead of another site's request.
+    Preflight(HeaderMap),
+}
+
+/// A request that may go upstream.
+struct Going {
+    view: Rc<View>,
+    /// Where it goes, by the number in the plan.
+    upstream: usize,
+    head: Head,
+    upload: Upload,
+    state: Rc<UploadState>,
+    /// What the same server is chosen by.
+    key: u64,
+}
+
 /// Who is it, may it, how much, is it well-formed, where to.
 ///
 /// The source's own limit comes first, so that nonsense and guessing are slowed however they are
 /// done; the key's and the edge's come late, so that they are charged only to those who may.
 /// The body is taken only when it goes upstream.
-async fn settle(
+async fn decide(
     worker: &Worker,
     visitor: &mut Visitor,
     turn: &Rc<Turn>,
@@ -196,7 +217,7 @@ async fn settle(
     trace: &mut Trace,
     head: Parts,
     body: &mut Option<Incoming>,
-) -> Result<Outcome, Denied> {
+) -> Result<Decided, Denied> {
     let view = worker.view();
     let plan = &view.plan;
     if in_flight > plan.bounds.requests_max || worker.edge.metrics.memory.is_full() {
@@ -218,7 +239,7 @@ async fn settle(
     if let Some(method) = cors::preflight(&head.method, &head.headers)?
         && let Some((route, cors)) = plan.routes.cors(&host.name, &target.path, &method)
     {
-        return Ok(Outcome::Preflight(cors.answer(&head.headers, &route.at.methods)?));
+        return Ok(Decided::Preflight(cors.answer(&head.headers, &route.at.methods)?));
     }
     let route = plan.routes.find(&host.name, &target.path, &head.method, &head.headers)?;
     trace.answers = Some(Arc::clone(&route.answers));
@@ -264,7 +285,7 @@ async fn settle(
     let mut body = body.take().ok_or(Reason::InternalError)?;
     if let Some(login) = &route.login {
         let (who, headers) = ((&*visitor, &**plan), &head.headers);
-        trace.login = Some(login::admit(worker, who, login, headers, &mut body).await?);
+        trace.login = Some(Box::pin(login::admit(worker, who, login, headers, &mut body)).await?);
     }
     let (upload, state) = Upload::new(body, body_max, turn);
     let upstream = view.upstreams.get(route.upstream).ok_or(Reason::InternalError)?;
@@ -273,6 +294,14 @@ async fn settle(
     if let Some(protocol) = upgrade {
         head.parts.headers.insert(header::UPGRADE, protocol);
     }
+    let upstream = route.upstream;
+    Ok(Decided::Going(Box::new(Going { view, upstream, head, upload, state, key })))
+}
+
+/// To the head of the upstream's answer.
+async fn send(worker: &Worker, going: Box<Going>, trace: &mut Trace) -> Result<Outcome, Denied> {
+    let Going { view, upstream, head, upload, state, key } = *going;
+    let upstream = &view.upstreams[upstream];
     let sent_ns = clock::boot_ns();
     let sent = upstream.send(Outgoing { head: &head, body: upload, upload: &state, key }).await;
     let answered_ns = clock::boot_ns();
@@ -307,7 +336,7 @@ fn outgoing(
         host,
         port: view.plan.https_port,
         request_id: &trace.id,
-        principal: told.as_ref().map(Told::headers),
+        principal: told.as_deref(),
     };
     let lines = shield::forward(route.host_sent.as_deref(), &facts);
     let target = match &route.rewrite {
@@ -366,13 +395,14 @@ fn report(worker: &Worker, visitor: &Visitor, denied: &Denied, trace: &Trace) {
 /// Tells the audit log of somebody who is let in.
 fn tell_granted(worker: &Worker, visitor: &Visitor, head: &Parts, trace: &Trace) {
     let Some(principal) = &trace.principal else { return };
-    worker.edge.audit.grant(|| Access {
+    let (identity, by) = (principal.identity(), principal.method().name());
+    worker.grants.tell(&identity, by, || Access {
         source: visitor.address,
         request_id: trace.id.clone(),
         method: head.method.clone(),
         path: trace.path.clone(),
-        principal: principal.identity().into_owned(),
-        by: principal.method().name(),
+        principal: (*identity).to_owned(),
+        by,
     });
 }
 

@@ -13,6 +13,7 @@ impl Worker {
                 tokio::time::sleep(LOOK_EVERY).await;
                 self.timers.look();
                 self.send_gathered();
+                self.grants.send();
                 self.spare(self.edge.metrics.requests.load(Relaxed));
             }
             self.access.flush();

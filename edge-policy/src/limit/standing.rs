@@ -39,17 +39,17 @@ impl Standing {
     pub fn write(&self, lines: &mut Lines, now_ms: u64) {
         let Left { limit, remaining, reset_ns } = self.left;
         let reset_s = now_ms.saturating_add(reset_ns.div_ceil(1_000_000)).div_ceil(1000);
-        lines.add(FIELDS[0], limit);
-        lines.add(FIELDS[1], remaining);
-        lines.add(FIELDS[2], reset_s);
+        lines.write(FIELDS[0], limit);
+        lines.write(FIELDS[1], remaining);
+        lines.write(FIELDS[2], reset_s);
         match self.window_s {
-            None => lines.add(FIELDS[3], format_args!("\"default\";q={limit}")),
+            None => lines.write(FIELDS[3], format_args!("\"default\";q={limit}")),
             Some(window_s) => {
-                lines.add(FIELDS[3], format_args!("\"default\";q={limit};w={window_s}"));
+                lines.write(FIELDS[3], format_args!("\"default\";q={limit};w={window_s}"));
             }
         }
         let until_s = reset_ns.div_ceil(1_000_000_000);
-        lines.add(FIELDS[4], format_args!("\"default\";r={remaining};t={until_s}"));
+        lines.write(FIELDS[4], format_args!("\"default\";r={remaining};t={until_s}"));
     }
 
     /// Takes from an answer what only the edge says while it has something to say of it.

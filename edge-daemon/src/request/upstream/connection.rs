@@ -113,7 +113,7 @@ impl Connection {
     ) -> Result<Response<Incoming>, Failed> {
         match self {
             Self::One(one) => one.exchange(head, body, patience).await,
-            Self::Many(many) => many.exchange(head, body, patience).await,
+            Self::Many(many) => Box::pin(many.exchange(head, body, patience)).await,
         }
     }
 }

@@ -250,7 +250,7 @@ fn asked(head: &Head, scheme: &'static str) -> Option<Request<()>> {
     *asked.version_mut() = Version::HTTP_2;
     let headers = asked.headers_mut();
     parts.headers.clone_into(headers);
-    lines.set(headers);
+    lines.clone().set(headers);
     headers.remove(header::HOST);
     headers.remove(header::UPGRADE);
     let kind = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);

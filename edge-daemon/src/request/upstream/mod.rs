@@ -198,7 +198,8 @@ impl Upstream {
         mut body: Upload,
         patience: &Patience<'_>,
     ) -> Result<Answered, Missed> {
-        let began_ns = clock::boot_ns();
+        // The server was chosen just now.
+        let began_ns = clock::recent_ns();
         let settled = |asked, connection, copy: Option<Upload>| match asked {
             Ok(response) => {
                 let status = Response::status(&response);
@@ -213,10 +214,13 @@ impl Upstream {
                 Err(Missed { reason, again: unsent.or(copy) })
             }
         };
-        while let Some(mut connection) = pool.take(clock::boot_ns()) {
+        let mut now_ns = began_ns;
+        while let Some(mut connection) = pool.take(now_ns) {
             let copy = repeatable(&head.parts.method, &body);
             match (connection.exchange(head, body, patience).await, copy) {
-                (Err(Failed { unsent: Some(unsent), .. }), _) => body = unsent,
+                (Err(Failed { unsent: Some(unsent), .. }), _) => {
+                    (body, now_ns) = (unsent, clock::boot_ns());
+                }
                 (Err(Failed { reason: Reason::UpstreamInvalid, .. }), Some(copy)) => {
                     body = copy;
                     break;
@@ -292,6 +296,10 @@ impl Upstream {
     ) -> Result<usize, Reason> {
         let now_ns = clock::boot_ns();
         let (settings, servers) = (&self.shared.settings, &pools.servers);
+        if let ([only], 0) = (&***servers, tried) {
+            only.candidate(0, settings, now_ns).ok_or(Reason::UpstreamUnhealthy)?;
+            return if may(0) { Ok(0) } else { Err(Reason::UpstreamBusy) };
+        }
         let untried = servers.iter().enumerate().filter(|(index, _)| tried >> index & 1 == 0);
         let fit = untried.filter_map(|(index, server)| server.candidate(index, settings, now_ns));
         let mut fit: Vec<Candidate> = fit.collect();
