@@ -13,6 +13,7 @@ mod certificate;
 mod charge;
 mod entry;
 mod front;
+mod going;
 mod http1;
 mod http2;
 mod identify;

@@ -1,6 +1,6 @@
 //! The path of a request, top to bottom: each line settles it or hands it on.
 
-use std::{mem, rc::Rc, sync::Arc, time::Duration};
+use std::{mem, rc::Rc, sync::Arc};
 
 use edge_common::{Blame, Reason};
 use edge_identity::{
@@ -11,27 +11,27 @@ use edge_identity::{
 use edge_policy::{
     cors,
     denied::Denied,
-    head::{self, Host},
+    head,
     limit::{Admission, meter::Now},
-    route::{Answers, Route},
-    shield,
+    route::Answers,
     target::Target,
     upgrade,
 };
 use http::{HeaderMap, HeaderValue, Request, Response, Uri, header, request::Parts};
 
 use super::{
-    Plan, View, Worker, access, answer, bear,
+    Plan, Worker, access, answer, bear,
     body::{Answer, Ending, Upload, UploadState},
     charge::charge,
     entry::Entry,
     front::Visitor,
+    going::Going,
     identify,
     incoming::Incoming,
     keys,
     login::{self, Attempt},
     serve::Entrance,
-    upstream::{Head, Lease, Outgoing},
+    upstream::Lease,
     watch::Turn,
 };
 use crate::{
@@ -110,7 +110,10 @@ pub(crate) async fn answer(
         Entrance::Https(_) => {
             let come = (in_flight, now);
             match decide(&worker, &mut visitor, &turn, come, &mut trace, head, &mut body).await {
-                Ok(Decided::Going(going)) => send(&worker, going, &mut trace).await,
+                Ok(Decided::Going(going)) => going
+                    .send(&worker, &mut trace)
+                    .await
+                    .map(|(response, lease, state)| Outcome::Passed(response, lease, state)),
                 Ok(Decided::Preflight(headers)) => Ok(Outcome::Preflight(headers)),
                 Err(denied) => Err(denied),
             }
@@ -190,18 +193,6 @@ enum Decided {
     Going(Box<Going>),
     /// What a browser asked ahead of another site's request.
     Preflight(HeaderMap),
-}
-
-/// A request that may go upstream.
-struct Going {
-    view: Rc<View>,
-    /// Where it goes, by the number in the plan.
-    upstream: usize,
-    head: Head,
-    upload: Upload,
-    state: Rc<UploadState>,
-    /// What the same server is chosen by.
-    key: u64,
 }
 
 /// Who is it, may it, how much, is it well-formed, where to.
@@ -287,66 +278,15 @@ async fn decide(
         let (who, headers) = ((&*visitor, &**plan), &head.headers);
         trace.login = Some(Box::pin(login::admit(worker, who, login, headers, &mut body)).await?);
     }
-    let (upload, state) = Upload::new(body, body_max, turn);
-    let upstream = view.upstreams.get(route.upstream).ok_or(Reason::InternalError)?;
-    let key = upstream.key(visitor.address, &target.path, &head.headers);
-    let mut head = outgoing(head, (visitor, &host, &target, route), &view, trace);
-    if let Some(protocol) = upgrade {
-        head.parts.headers.insert(header::UPGRADE, protocol);
-    }
-    let upstream = route.upstream;
-    Ok(Decided::Going(Box::new(Going { view, upstream, head, upload, state, key })))
-}
-
-/// To the head of the upstream's answer.
-async fn send(worker: &Worker, going: Box<Going>, trace: &mut Trace) -> Result<Outcome, Denied> {
-    let Going { view, upstream, head, upload, state, key } = *going;
-    let upstream = &view.upstreams[upstream];
-    let sent_ns = clock::boot_ns();
-    let sent = upstream.send(Outgoing { head: &head, body: upload, upload: &state, key }).await;
-    let answered_ns = clock::boot_ns();
-    trace.stages = [Some(sent_ns), Some(answered_ns)];
-    let took = Duration::from_nanos(answered_ns.saturating_sub(sent_ns));
-    worker.counters.upstream.observe(took);
-    let (mut response, lease) = sent?;
-    if let Some(attempt) = &mut trace.login {
-        attempt.end(&mut response).await;
-    }
-    Ok(Outcome::Passed(Box::new(response), lease, state))
+    let asked = (&*visitor, &host, &target, route);
+    let going = Going::new(&view, head, asked, trace, Upload::new(body, body_max, turn));
+    going.map(|going| Decided::Going(Box::new(going.upgrade(upgrade)))).map_err(Denied::new)
 }
 
 /// Whether the caller showed who it is by a header of its own, which no browser adds to what
 /// another site's page asks for.
 fn is_shown(principal: &Principal) -> bool {
     principal.method() != Method::Mtls
-}
-
-/// The request's head as the upstream gets it: made anew, from what was checked.
-fn outgoing(
-    mut parts: Parts,
-    (visitor, host, target, route): (&Visitor, &Host, &Target, &Route),
-    view: &View,
-    trace: &Trace,
-) -> Head {
-    shield::strip_request(&mut parts.headers);
-    parts.headers.remove(header::HOST);
-    let told = trace.principal.as_ref().map(|who| view.tell(who));
-    let facts = shield::Forward {
-        client: visitor.address,
-        host,
-        port: view.plan.https_port,
-        request_id: &trace.id,
-        principal: told.as_deref(),
-    };
-    let lines = shield::forward(route.host_sent.as_deref(), &facts);
-    let target = match &route.rewrite {
-        None => target.path_and_query(),
-        Some(rewrite) => {
-            let path = rewrite.apply(&route.at.path, &target.path);
-            Target { path, query: target.query.clone() }.path_and_query()
-        }
-    };
-    Head { parts, target, lines }
 }
 
 /// Where plain HTTP is sent: the same target, over TLS.
