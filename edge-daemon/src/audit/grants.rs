@@ -1,10 +1,40 @@
 //! What one worker tells of requests that were let in: gathered, and passed on a few times a second, so
 //! that a request costs no turn at the queue.
 
-use std::{cell::RefCell, collections::HashMap, mem};
+use std::{cell::RefCell, collections::HashMap, mem, net::IpAddr};
 
-use super::{Access, Audit, Entry};
+use serde::Serialize;
+
+use super::{Audit, Entry};
 use crate::{clock, config::settings::Granted};
+
+/// A request of somebody who was let in, as far as it goes upstream.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// Where it came from.
+    pub source: IpAddr,
+    /// The id in the client's answer.
+    pub request_id: String,
+    /// The request's method.
+    pub method: http::Method,
+    /// The request's path, without its query.
+    pub path: String,
+    /// Who it is: a key's id, a token's subject.
+    pub principal: String,
+    /// How that was proved.
+    pub by: &'static str,
+}
+
+#[derive(Serialize)]
+pub(super) struct AccessLine<'a> {
+    event: &'static str,
+    source: IpAddr,
+    request_id: &'a str,
+    method: &'a str,
+    path: &'a str,
+    principal: &'a str,
+    by: &'static str,
+}
 
 /// Requests by how it was proved who sends them, and by who that is.
 pub(super) type Sums = HashMap<&'static str, HashMap<String, u64>>;
@@ -66,6 +96,20 @@ impl Grants {
 impl Drop for Grants {
     fn drop(&mut self) {
         self.send();
+    }
+}
+
+impl<'a> AccessLine<'a> {
+    pub(super) fn of(access: &'a Access) -> Self {
+        Self {
+            event: "request_granted",
+            source: access.source,
+            request_id: &access.request_id,
+            method: access.method.as_str(),
+            path: &access.path,
+            principal: &access.principal,
+            by: access.by,
+        }
     }
 }
 

@@ -11,7 +11,6 @@ pub mod verify;
 
 use std::{
     io,
-    net::IpAddr,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -26,30 +25,20 @@ use edge_identity::audit::{ChainKey, Link, append};
 use http::StatusCode;
 use serde::Serialize;
 
-use self::{files::Files, grants::Sums, relay::Asked};
-pub use self::{grants::Grants, relay::Resumption};
+use self::{
+    files::Files,
+    grants::{AccessLine, Sums},
+    relay::Asked,
+};
+pub use self::{
+    grants::{Access, Grants},
+    relay::Resumption,
+};
 use crate::{
     clock,
     config::settings::{self, Granted},
     events::Event,
 };
-
-/// A request of somebody who was let in, as far as it goes upstream.
-#[derive(Clone, Debug)]
-pub struct Access {
-    /// Where it came from.
-    pub source: IpAddr,
-    /// The id in the client's answer.
-    pub request_id: String,
-    /// The request's method.
-    pub method: http::Method,
-    /// The request's path, without its query.
-    pub path: String,
-    /// Who it is: a key's id, a token's subject.
-    pub principal: String,
-    /// How that was proved.
-    pub by: &'static str,
-}
 
 /// Whether a request is refused because of who it is from, or because of how it tells.
 #[must_use]
@@ -221,17 +210,6 @@ pub(crate) enum Note {
     },
 }
 
-#[derive(Serialize)]
-struct AccessLine<'a> {
-    event: &'static str,
-    source: IpAddr,
-    request_id: &'a str,
-    method: &'a str,
-    path: &'a str,
-    principal: &'a str,
-    by: &'static str,
-}
-
 impl AuditLog {
     /// Writes until nobody can tell of anything any more.
     pub fn run(mut self) {
@@ -363,20 +341,6 @@ impl AuditLog {
                 self.counts.lost.fetch_add(1, Relaxed);
                 tracing::error!(%error, "an audit entry cannot be encoded");
             }
-        }
-    }
-}
-
-impl<'a> AccessLine<'a> {
-    fn of(access: &'a Access) -> Self {
-        Self {
-            event: "request_granted",
-            source: access.source,
-            request_id: &access.request_id,
-            method: access.method.as_str(),
-            path: &access.path,
-            principal: &access.principal,
-            by: access.by,
         }
     }
 }

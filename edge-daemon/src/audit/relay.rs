@@ -14,8 +14,9 @@ use std::{
 use anyhow::Context as _;
 
 use super::{
-    AccessLine, Audit, AuditLog, Entry, Note, SYNC_EVERY,
+    Audit, AuditLog, Entry, Note, SYNC_EVERY,
     files::{Files, Opened},
+    grants::AccessLine,
 };
 use crate::{clock, handover::Successor};
 
