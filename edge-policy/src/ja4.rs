@@ -133,15 +133,20 @@ impl Hello {
         suites.sort_unstable();
         extensions.retain(|kind| *kind != SERVER_NAME && *kind != ALPN);
         extensions.sort_unstable();
-        let mut shape = commas(&extensions);
-        let signatures = real(&self.signatures);
-        if !signatures.is_empty() {
-            shape = format!("{shape}_{}", commas(&signatures));
+        let mut shape = String::new();
+        if !self.extensions.is_empty() {
+            commas(&extensions, &mut shape);
+            let signatures = real(&self.signatures);
+            if !signatures.is_empty() {
+                shape.push('_');
+                commas(&signatures, &mut shape);
+            }
         }
-        let shape = if self.extensions.is_empty() { String::new() } else { shape };
+        let mut listed = String::new();
+        commas(&suites, &mut listed);
         let text = format!(
             "t{version}{name}{suites_n:02}{extensions_n:02}{alpn}_{}_{}",
-            digest(&commas(&suites)),
+            digest(&listed),
             digest(&shape)
         );
         let mut fingerprint = [b'0'; 36];
@@ -179,8 +184,21 @@ fn ends(protocol: &[u8]) -> String {
     }
 }
 
-fn commas(values: &[u16]) -> String {
-    values.iter().map(|value| format!("{value:04x}")).collect::<Vec<_>>().join(",")
+/// Adds the values in four hexadecimal digits each. By hand: every handshake lists some forty.
+fn commas(values: &[u16], text: &mut String) {
+    text.reserve(values.len() * 5);
+    for (at, value) in values.iter().enumerate() {
+        if at > 0 {
+            text.push(',');
+        }
+        value.to_be_bytes().iter().for_each(|byte| hex(*byte, text));
+    }
+}
+
+fn hex(byte: u8, text: &mut String) {
+    for digit in [byte >> 4, byte & 15] {
+        text.push(char::from(b"0123456789abcdef"[usize::from(digit)]));
+    }
 }
 
 /// The first twelve hexadecimal digits of the SHA-256; zeros for nothing.
@@ -188,7 +206,9 @@ fn digest(text: &str) -> String {
     if text.is_empty() {
         return "0".repeat(12);
     }
-    Sha256::digest(text.as_bytes())[..6].iter().map(|byte| format!("{byte:02x}")).collect()
+    let mut digits = String::with_capacity(12);
+    Sha256::digest(text.as_bytes())[..6].iter().for_each(|byte| hex(*byte, &mut digits));
+    digits
 }
 
 /// Whether a value is one of those that clients strew in so that servers keep ignoring the unknown.

@@ -266,7 +266,8 @@ impl Client {
             http1::response(inbound.wire.output(), parts.status, fields, bodiless);
         }
         let has_body = !bodiless && framing != Framing::Empty;
-        let sent = std::future::poll_fn(|cx| self.poll_answer(&mut answer, framing, has_body, cx));
+        let how = (framing, has_body, keeps);
+        let sent = std::future::poll_fn(|cx| self.poll_answer(&mut answer, how, cx));
         if !sent.await {
             return After::Gone;
         }
@@ -281,8 +282,7 @@ impl Client {
     fn poll_answer(
         &self,
         answer: &mut Answer,
-        framing: Framing,
-        mut has_body: bool,
+        (framing, mut has_body, keeps): (Framing, bool, bool),
         cx: &mut Context<'_>,
     ) -> Poll<bool> {
         loop {
@@ -291,6 +291,9 @@ impl Client {
                 return Poll::Ready(false);
             }
             if !has_body || answer.is_end_stream() && framing != Framing::Chunked {
+                if !keeps {
+                    self.inbound.borrow_mut().wire.ends_here();
+                }
                 return self.poll_flush(false, cx);
             }
             match answer.poll_frame(cx) {

@@ -3,7 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     future::Future as _,
-    io::{self, IoSlice},
+    io::{self, IoSlice, Write as _},
     pin::{Pin, pin},
     task::{Context, Poll, ready},
 };
@@ -24,6 +24,12 @@ pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin {
     fn poll_hung_up(&self, _cx: &mut Context<'_>) -> Poll<()> {
         Poll::Ready(())
     }
+
+    /// Takes what is the last that is written, to be flushed. Over TLS, word that it is the last goes
+    /// with it and not in a packet of its own. `None`: the stream does not take it so, or not now.
+    fn write_last(&mut self, _last: &[IoSlice<'_>]) -> Option<io::Result<usize>> {
+        None
+    }
 }
 
 impl Stream for TcpStream {}
@@ -34,6 +40,18 @@ impl Stream for TlsStream<TcpStream> {
     fn poll_hung_up(&self, cx: &mut Context<'_>) -> Poll<()> {
         // Bytes behind the alert are nobody's: who sends them is done for, too.
         self.get_ref().0.poll_peek(cx, &mut ReadBuf::new(&mut [0])).map(|_| ())
+    }
+
+    fn write_last(&mut self, last: &[IoSlice<'_>]) -> Option<io::Result<usize>> {
+        let session = self.get_mut().1;
+        let whole: usize = last.iter().map(|part| part.len()).sum();
+        let written = session.writer().write_vectored(last);
+        match written {
+            Ok(0) => return None,
+            Ok(bytes) if bytes == whole => session.send_close_notify(),
+            _ => {}
+        }
+        Some(written)
     }
 }
 
@@ -51,6 +69,8 @@ pub(crate) struct Wire {
     owes_line_end: bool,
     /// Whether the stream has taken bytes that it may not have sent.
     is_dirty: bool,
+    /// Whether nothing comes behind what is to go.
+    is_last: bool,
     /// How much to ask for at once.
     appetite: usize,
 }
@@ -65,6 +85,7 @@ impl Wire {
             tail: Bytes::new(),
             owes_line_end: false,
             is_dirty: false,
+            is_last: false,
             appetite: READ_MIN,
         }
     }
@@ -159,6 +180,11 @@ impl Wire {
         self.poll_write(cx, moved)
     }
 
+    /// Says that nothing comes behind what is in the buffer.
+    pub(crate) fn ends_here(&mut self) {
+        self.is_last = true;
+    }
+
     /// Writes what is to go; ready when there is room again.
     pub(crate) fn poll_write(
         &mut self,
@@ -166,15 +192,16 @@ impl Wire {
         moved: &mut usize,
     ) -> Poll<io::Result<()>> {
         while self.written < self.output.len() || !self.tail.is_empty() {
-            let io = Pin::new(&mut *self.io);
             let head = &self.output[self.written..];
-            let written = if self.tail.is_empty() {
-                ready!(io.poll_write(cx, head))?
-            } else if head.is_empty() {
-                ready!(io.poll_write(cx, &self.tail))?
-            } else {
-                let both = [IoSlice::new(head), IoSlice::new(&self.tail)];
-                ready!(io.poll_write_vectored(cx, &both))?
+            let both = [IoSlice::new(head), IoSlice::new(&self.tail)];
+            let fits = self.is_last && head.len() + self.tail.len() <= OUTPUT_FULL;
+            let last = if fits { self.io.write_last(&both) } else { None };
+            let io = Pin::new(&mut *self.io);
+            let written = match last {
+                Some(written) => written?,
+                None if self.tail.is_empty() => ready!(io.poll_write(cx, head))?,
+                None if head.is_empty() => ready!(io.poll_write(cx, &self.tail))?,
+                None => ready!(io.poll_write_vectored(cx, &both))?,
             };
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
@@ -265,6 +292,8 @@ const KEPT_MAX: usize = 64;
 
 #[cfg(test)]
 mod tests {
+    use std::rc::Rc;
+
     use super::*;
 
     /// Takes whatever it is given, and never gets rid of it.
@@ -340,5 +369,66 @@ mod tests {
         let part = next.split_to(2).freeze();
         give_buffer(next);
         assert_eq!((kept().len(), &part[..]), (0, &b"a "[..]), "somebody holds a part of it");
+    }
+
+    /// What was taken, and whether as the last.
+    type Taken = Rc<RefCell<Vec<(bool, Vec<u8>)>>>;
+
+    /// Takes so much as the last, and tells of all that it takes.
+    struct Telling(usize, Taken);
+
+    impl Stream for Telling {
+        fn write_last(&mut self, last: &[IoSlice<'_>]) -> Option<io::Result<usize>> {
+            let mut bytes: Vec<u8> = last.iter().flat_map(|part| part.to_vec()).collect();
+            bytes.truncate(self.0);
+            self.0 -= bytes.len();
+            let written = bytes.len();
+            (written > 0).then(|| self.1.borrow_mut().push((true, bytes)))?;
+            Some(Ok(written))
+        }
+    }
+
+    impl AsyncRead for Telling {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Telling {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            self.1.borrow_mut().push((false, bytes.to_vec()));
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[test]
+    fn the_stream_is_told_what_is_the_last() {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let told = Taken::default();
+        let mut wire = Wire::new(Box::new(Telling(7, Rc::clone(&told))));
+        wire.push(Bytes::from_static(b"first"));
+        assert!(wire.poll_flush(&mut cx, &mut 0).is_ready());
+        wire.push(Bytes::from_static(b"the last"));
+        wire.ends_here();
+        let mut moved = 0;
+        assert!(wire.poll_flush(&mut cx, &mut moved).is_ready());
+        let all = [(false, b"first".to_vec()), (true, b"the las".to_vec()), (false, b"t".to_vec())];
+        assert_eq!((moved, &**told.borrow()), (8, &all[..]));
     }
 }
