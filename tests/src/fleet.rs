@@ -16,7 +16,7 @@ use crate::{
     client::until,
     lab::Lab,
     netns::Netns,
-    pki::{Authority, DAY},
+    pki::{Authority, DAY, Leaf},
 };
 
 /// A Redis, and a cable from it to the edge of each lab.
@@ -26,7 +26,9 @@ pub struct Hub {
     redis: Option<Child>,
     dir: PathBuf,
     /// The authority of its certificate, if it speaks TLS alone.
-    ca: Option<PathBuf>,
+    ca: Option<Authority>,
+    /// Whether it asks for certificates of that authority.
+    asks: bool,
 }
 
 impl Hub {
@@ -35,7 +37,7 @@ impl Hub {
     /// # Errors
     /// If it is not installed, or does not start.
     pub fn start(labs: &[&Lab]) -> Result<Self> {
-        Self::launch(labs, false)
+        Self::launch(labs, false, false)
     }
 
     /// As [`Self::start`], over TLS alone.
@@ -43,10 +45,26 @@ impl Hub {
     /// # Errors
     /// As there.
     pub fn start_secure(labs: &[&Lab]) -> Result<Self> {
-        Self::launch(labs, true)
+        Self::launch(labs, true, false)
     }
 
-    fn launch(labs: &[&Lab], is_secure: bool) -> Result<Self> {
+    /// As [`Self::start_secure`], for clients alone that have a certificate of its authority.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_mutual(labs: &[&Lab]) -> Result<Self> {
+        Self::launch(labs, true, true)
+    }
+
+    /// A certificate for an edge, in files of this name.
+    ///
+    /// # Errors
+    /// If there is no authority, or the files cannot be written.
+    pub fn client(&self, file: &str) -> Result<Leaf> {
+        self.ca.as_ref().context("it speaks no TLS")?.sign(file, &["edge"], -60, DAY)
+    }
+
+    fn launch(labs: &[&Lab], is_secure: bool, asks: bool) -> Result<Self> {
         let first = labs.first().context("no lab")?;
         let ns = Netns::new(&format!("{}-hub", first.id), false)?;
         for (n, lab) in labs.iter().enumerate() {
@@ -58,13 +76,14 @@ impl Hub {
             lab.edge.ip(&format!("addr add 10.77.{n}.2/24 dev hub0\nlink set hub0 up"))?;
         }
         let dir = first.dir().to_owned();
-        let mut hub = Self { ns, redis: None, dir, ca: None };
+        let mut hub = Self { ns, redis: None, dir, ca: None, asks };
         if is_secure {
             let authority = Authority::new(&hub.dir, "hub")?;
             let names: Vec<_> = (0..labs.len()).map(|n| format!("10.77.{n}.1")).collect();
             let names: Vec<_> = names.iter().map(String::as_str).chain(["127.0.0.1"]).collect();
             authority.sign("hub", &names, -60, DAY)?;
-            hub.ca = Some(authority.ca);
+            authority.sign("hub-cli", &["cli"], -60, DAY)?;
+            hub.ca = Some(authority);
         }
         hub.start_again()?;
         Ok(hub)
@@ -78,7 +97,8 @@ impl Hub {
         let mut redis = self.ns.command("redis-server");
         redis.args(["--bind", "0.0.0.0", "--protected-mode", "no", "--save", ""]);
         if self.ca.is_some() {
-            redis.args(["--port", "0", "--tls-port", "6379", "--tls-auth-clients", "no"]);
+            redis.args(["--port", "0", "--tls-port", "6379", "--tls-auth-clients"]);
+            redis.arg(if self.asks { "yes" } else { "no" });
             redis.arg("--tls-cert-file").arg(self.dir.join("hub.pem"));
             redis.arg("--tls-key-file").arg(self.dir.join("hub.key"));
             redis.arg("--tls-ca-cert-file").arg(self.dir.join("hub-ca.pem"));
@@ -116,7 +136,9 @@ impl Hub {
     pub fn cli(&self, args: &[&str]) -> Result<String> {
         let mut cli = self.ns.command("redis-cli");
         if let Some(ca) = &self.ca {
-            cli.arg("--tls").arg("--cacert").arg(ca);
+            cli.arg("--tls").arg("--cacert").arg(&ca.ca);
+            cli.arg("--cert").arg(self.dir.join("hub-cli.pem"));
+            cli.arg("--key").arg(self.dir.join("hub-cli.key"));
         }
         let done = cli.args(args).output()?;
         ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
@@ -133,7 +155,7 @@ impl Hub {
         std::fs::write(&secret, "a secret that all edges have: 32 bytes")?;
         std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600))?;
         let (scheme, authorities) = match &self.ca {
-            Some(ca) => ("rediss", format!("authorities = {ca:?}\n")),
+            Some(ca) => ("rediss", format!("authorities = {:?}\n", ca.ca)),
             None => ("redis", String::new()),
         };
         Ok(format!(

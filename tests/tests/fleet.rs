@@ -163,6 +163,66 @@ fn over_tls_and_within_the_cap() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_server_that_asks_for_certificates_is_shown_one() -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let (one, two) = (Lab::new()?, Lab::new()?);
+    let mut hub = Hub::start_mutual(&[&one, &two])?;
+    let lines = |leaf: &edge_tests::pki::Leaf| {
+        let (chain, key) = (&leaf.chain, leaf.key.display());
+        format!("client_certificate = {chain:?}\nclient_key = \"file:{key}\"")
+    };
+    let leaf = hub.client("edge-a")?;
+    let section = hub.section(0, &one, "")?;
+    let a =
+        one.edged()?.append(&section.replace("node =", &(lines(&leaf) + "\nnode =")))?.start()?;
+    let b = start(&hub, 1, &two, "")?;
+    connected(&a, 1.0)?;
+    // Without one, nobody gets in; with one, after a reload.
+    until("the other says why", Duration::from_secs(10), || {
+        Ok(b.events()?.iter().any(|event| event["result"] == "lost"))
+    })?;
+    connected(&b, 0.0)?;
+    let own = hub.client("edge-b")?;
+    b.edit("fleet.client_certificate", &format!("{:?}", own.chain))?;
+    b.edit("fleet.client_key", &format!("\"file:{}\"", own.key.display()))?;
+    b.tell("reload")?;
+    connected(&b, 1.0)?;
+    a.tell(&format!("ban add {ATTACKER} --ttl 1h"))?;
+    dropped(&two, true)?;
+    // Another authority's is none of the fleet; what is on disk is read for each connection, so that
+    // the right one serves without a reload.
+    let (chain, key) = (std::fs::read(&own.chain)?, std::fs::read(&own.key)?);
+    let other = edge_tests::pki::Authority::new(two.dir(), "other")?;
+    let other = other.sign("other", &["edge"], -60, edge_tests::pki::DAY)?;
+    std::fs::copy(&other.chain, &own.chain)?;
+    std::fs::copy(&other.key, &own.key)?;
+    hub.kill();
+    connected(&b, 0.0)?;
+    hub.start_again()?;
+    connected(&a, 1.0)?;
+    std::thread::sleep(Duration::from_secs(2));
+    connected(&b, 0.0)?;
+    std::fs::write(&own.chain, chain)?;
+    std::fs::write(&own.key, key)?;
+    connected(&b, 1.0)?;
+    // A key that everyone may read is refused, and so is one of another certificate.
+    let checked = || -> Result<String> {
+        let mut edged = two.edge.command(edge_tests::daemon::binary("edged")?);
+        let done = edged.arg("check").arg("--config").arg(&b.config).output()?;
+        Ok(String::from_utf8_lossy(&done.stderr).into_owned())
+    };
+    assert!(!checked()?.contains("edge-b.key"), "{}", checked()?);
+    std::fs::set_permissions(&own.key, std::fs::Permissions::from_mode(0o644))?;
+    let words = checked()?;
+    assert!(words.contains("edge-b.key") && words.contains("everyone"), "{words}");
+    std::fs::set_permissions(&own.key, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::copy(&other.key, &own.key)?;
+    let words = checked()?;
+    assert!(words.contains("client_certificate = ") && words.contains("edge-b.pem"), "{words}");
+    Ok(())
+}
+
 /// How an edge is asked.
 #[derive(Clone, Copy)]
 enum Pace {

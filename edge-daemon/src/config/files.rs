@@ -9,7 +9,7 @@ use std::{
 use toml::de::DeTable;
 
 use super::{
-    kept,
+    fleet, kept,
     lists::{self, Kind},
     policy,
     reader::Notes,
@@ -75,7 +75,7 @@ pub(super) fn resolve(settings: &mut Settings, base: &Path) {
         }
         feed.authorities.iter_mut().for_each(|path| *path = base.join(&*path));
     }
-    for path in settings.fleet.iter_mut().flat_map(|fleet| &mut fleet.server.authorities) {
+    for path in settings.fleet.iter_mut().flat_map(|fleet| fleet.server.files_mut()) {
         *path = base.join(&*path);
     }
     for path in settings.webhooks.iter_mut().flat_map(|webhook| &mut webhook.authorities) {
@@ -108,6 +108,7 @@ pub(super) fn inspect(
     inspect_secrets(settings, base, document, notes);
     inspect_issuers(settings, document, notes);
     upstream::inspect(settings, document, notes);
+    fleet::inspect(settings, document, notes);
     policy::inspect(settings, document, notes);
     let place = (base, document, notes);
     let state = settings.state.dir.clone();

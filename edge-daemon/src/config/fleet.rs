@@ -9,8 +9,9 @@ use toml::de::DeTable;
 use super::{
     reader::{Item, Notes, Table},
     settings::{Fleet, FleetServer, Settings},
-    whole::place_nth,
+    whole::{place, place_nth},
 };
+use crate::tls::client;
 
 /// What is said of a fleet; `None` without a `server`.
 pub(super) fn fleet(table: &Table<'_>) -> Option<Fleet> {
@@ -19,14 +20,24 @@ pub(super) fn fleet(table: &Table<'_>) -> Option<Fleet> {
     let user = table.or("user", None, |item| name(item).map(Some));
     let password = table.or("password", None, |item| item.secret().map(Some));
     let node = table.or("node", None, |item| name(item).map(Some));
-    let authorities = table.or("authorities", None, |item| match &server {
-        Some(FleetServer { is_secure: false, .. }) => {
-            item.wrong("'authorities' are for TLS", "\"rediss://HOST\", or leave them out")
-        }
-        _ => item.path().map(Some),
+    let is_plain = server.as_ref().is_some_and(|server| !server.is_secure);
+    let authorities = table.or("authorities", None, |item| match is_plain {
+        true => item.wrong("'authorities' are for TLS", SECURE),
+        false => item.path().map(Some),
     });
+    let certificate = table.or("client_certificate", None, |item| match is_plain {
+        true => item.wrong("a certificate is for TLS", SECURE),
+        false => item.path().map(Some),
+    });
+    let key = table.or("client_key", None, |item| item.secret().map(Some));
+    if certificate.is_some() != key.is_some() && !is_plain {
+        let missing = if key.is_some() { "client_certificate" } else { "client_key" };
+        let what = format!("missing key '{missing}' in [fleet]");
+        table.notes.wrong(table.span.clone(), what, "a certificate and its key");
+    }
+    let client = certificate.zip(key);
     let fleet = Fleet {
-        server: FleetServer { authorities, ..server.clone().unwrap_or_default() },
+        server: FleetServer { authorities, client, ..server.clone().unwrap_or_default() },
         login: (user, password),
         name: table.or("name", "edged".to_owned(), name),
         node: node.unwrap_or_else(host_name),
@@ -48,6 +59,24 @@ pub(super) fn fleet(table: &Table<'_>) -> Option<Fleet> {
 pub fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     name.trim().to_owned()
+}
+
+/// Reads what the server is spoken to with once, to tell now what would fail later.
+pub(super) fn inspect(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'_>) {
+    let server = settings.fleet.iter().map(|fleet| &fleet.server).find(|server| server.is_secure);
+    let Some(FleetServer { authorities, client: own, .. }) = server else { return };
+    let wrong = |key, fault: std::io::Error, help: &str| {
+        notes.wrong(place(document, "fleet", key), fault.to_string(), help);
+    };
+    if let (Some(_), Err(fault)) = (authorities, client::bare(authorities.as_deref(), None)) {
+        wrong("authorities", fault, "a PEM file with certificates of authorities");
+    } else if let Some((_, key)) = own
+        // What is wrong with a secret by itself is told already.
+        && key.read().is_ok()
+        && let Err(fault) = client::bare(authorities.as_deref(), own.as_ref())
+    {
+        wrong("client_certificate", fault, "a certificate and its key, both PEM");
+    }
 }
 
 /// What no single key can tell.
@@ -95,13 +124,16 @@ fn server(item: &Item<'_>) -> Option<FleetServer> {
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
         let is_plain = !authority.as_str().contains('@') && !host.is_empty();
         let (port, database) = (authority.port_u16().unwrap_or(6379), database?.into());
-        is_plain.then_some(FleetServer { host, port, database, is_secure, authorities: None })
+        let server = FleetServer { host, port, database, is_secure, ..FleetServer::default() };
+        is_plain.then_some(server)
     };
     parse().or_else(|| {
         let help = "\"redis://HOST:PORT/DATABASE\", \"rediss://\" for TLS; who logs in is told by 'user' and 'password'";
         item.wrong(format!("'{text}' cannot be used"), help)
     })
 }
+
+const SECURE: &str = "\"rediss://HOST\", or leave it out";
 
 fn name(item: &Item<'_>) -> Option<String> {
     let letters = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
@@ -134,6 +166,9 @@ mod tests {
         for (lines, what) in [
             ("[fleet]\nserver = \"redis://h\"\nnode = \"a\"", "missing key 'secret'"),
             ("[fleet]\nsecret = \"env:S\"\nnode = \"a\"", "missing key 'server'"),
+            (&format!("{good}\nclient_certificate = \"c\""), "a certificate is for TLS"),
+            (&format!("{secure}\nclient_certificate = \"c\""), "missing key 'client_key'"),
+            (&format!("{secure}\nclient_key = \"env:K\""), "missing key 'client_certificate'"),
             ("[fleet]\nserver = \"redis://u:p@h\"\nsecret = \"env:S\"", "cannot be used"),
             ("[fleet]\nserver = \"http://h\"\nsecret = \"env:S\"", "cannot be used"),
             ("[[limit]]\nname = \"a\"\nby = []\nrate = \"5/s\"\nscope = \"fleet\"", "no [fleet]"),

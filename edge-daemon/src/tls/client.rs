@@ -1,16 +1,24 @@
 //! The client's side of TLS, for what the daemon itself asks of others.
 
-use std::{io, path::Path, sync::Arc};
+use std::{
+    fmt::Display,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 pub use rustls::ClientConfig;
 use rustls::{
-    RootCertStore,
+    ConfigBuilder, RootCertStore,
+    client::WantsClientCert,
     crypto::aws_lc_rs,
-    pki_types::{CertificateDer, ServerName, pem::PemObject as _},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
     version::{TLS12, TLS13},
 };
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use crate::secret::Origin;
 
 /// A client that trusts the authorities of a PEM file, or those that the host trusts: they are kept
 /// up to date with the host, and an operator's own are among them.
@@ -18,29 +26,48 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 /// # Errors
 /// If there is no authority to trust.
 pub fn client(authorities: Option<&Path>) -> io::Result<Arc<ClientConfig>> {
-    let mut config = trusting(authorities)?;
+    let mut config = trusting(authorities)?.with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }
 
-/// As [`client`], for what is no HTTP.
+/// As [`client`], for what is no HTTP; with a certificate, a PEM file, and its key, for whoever asks the
+/// client for one.
 ///
 /// # Errors
-/// As there.
-pub fn bare(authorities: Option<&Path>) -> io::Result<Arc<ClientConfig>> {
-    trusting(authorities).map(Arc::new)
+/// As there, or if the certificate and the key cannot be used.
+pub fn bare(
+    authorities: Option<&Path>,
+    own: Option<&(PathBuf, Origin)>,
+) -> io::Result<Arc<ClientConfig>> {
+    let config = trusting(authorities)?;
+    let config = match own {
+        None => config.with_no_client_auth(),
+        Some((path, origin)) => {
+            let fault = |error: &dyn Display| io::Error::other(format!("{origin}: {error}"));
+            let secret = origin.read().map_err(|error| fault(&error))?;
+            let key =
+                PrivateKeyDer::from_pem_slice(secret.expose()).map_err(|error| fault(&error))?;
+            let shown = config.with_client_auth_cert(certificates(path)?, key);
+            let fault = |error| io::Error::other(format!("{}: {error}", path.display()));
+            shown.map_err(fault)?
+        }
+    };
+    Ok(Arc::new(config))
 }
 
-fn trusting(authorities: Option<&Path>) -> io::Result<ClientConfig> {
+fn certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
+    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
+    read.map_err(|error| io::Error::other(format!("{}: {error}", path.display())))
+}
+
+fn trusting(authorities: Option<&Path>) -> io::Result<Builder> {
     let mut roots = RootCertStore::empty();
     match authorities {
         Some(path) => {
-            let fault = |fault| io::Error::other(format!("{}: {fault}", path.display()));
-            let certificates = CertificateDer::pem_file_iter(path)
-                .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-                .map_err(|e| fault(e.to_string()))?;
-            for certificate in certificates {
-                roots.add(certificate).map_err(|e| fault(e.to_string()))?;
+            let fault = |error| io::Error::other(format!("{}: {error}", path.display()));
+            for certificate in certificates(path)? {
+                roots.add(certificate).map_err(fault)?;
             }
         }
         None => {
@@ -53,10 +80,11 @@ fn trusting(authorities: Option<&Path>) -> io::Result<ClientConfig> {
     let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_protocol_versions(&[&TLS13, &TLS12])
         .expect("the provider supports both versions")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+        .with_root_certificates(roots);
     Ok(config)
 }
+
+type Builder = ConfigBuilder<ClientConfig, WantsClientCert>;
 
 /// Begins TLS with the host of this name.
 ///

@@ -41,6 +41,14 @@ pub struct Server {
     /// A PEM file with the authorities that it must be certified by; `None` are those that this host
     /// trusts.
     pub authorities: Option<PathBuf>,
+    /// The certificate that it is shown, PEM, and the key.
+    pub client: Option<(PathBuf, Origin)>,
+}
+
+impl Server {
+    pub(in crate::config) fn files_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        self.authorities.iter_mut().chain(self.client.as_mut().map(|(path, _)| path))
+    }
 }
 
 impl Fleet {
@@ -56,10 +64,11 @@ impl Fleet {
     }
 
     pub(super) fn secrets(&self) -> impl Iterator<Item = &Origin> {
-        self.login.1.iter()
+        self.login.1.iter().chain(self.server.client.as_ref().map(|(_, key)| key))
     }
 
     pub(super) fn secrets_mut(&mut self) -> impl Iterator<Item = &mut Origin> {
-        self.login.1.iter_mut().chain([&mut self.secret])
+        let key = self.server.client.as_mut().map(|(_, key)| key);
+        self.login.1.iter_mut().chain(key).chain([&mut self.secret])
     }
 }

@@ -62,8 +62,9 @@ pub(super) async fn connect(fleet: &Fleet, more: Duration) -> Result<Server, Str
         if !server.is_secure {
             return begin(stream, &login, config).await;
         }
-        // Read again each time: authorities change.
-        let tls = client::bare(server.authorities.as_deref()).map_err(failed)?;
+        // Read again each time: certificates and authorities change.
+        let tls = client::bare(server.authorities.as_deref(), server.client.as_ref());
+        let tls = tls.map_err(failed)?;
         begin(client::connect(tls, &server.host, stream).await.map_err(failed)?, &login, config)
             .await
     };
