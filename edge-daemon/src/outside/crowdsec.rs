@@ -8,10 +8,7 @@ use std::{
     io,
     net::IpAddr,
     path::PathBuf,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -21,22 +18,19 @@ use edge_policy::list::{
     decisions::{Answer, Decisions, Except, Ignored},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
-use tokio::{
-    sync::{mpsc, oneshot},
-    time,
-};
+use tokio::{sync::mpsc, time};
 
 use super::{
     Hits, Source, Told,
     kept::{self, Head},
-    lock, put,
+    lock,
+    poll::{self, Account, Polled, Polling, Trouble, Turn, doubled},
+    put,
 };
 use crate::{
     clock,
     config::settings,
     control::feeds::FeedEntry,
-    decisions::Decision,
-    events::Event,
     fetch::{self, Ask},
     request::Edge,
     secret::Secret,
@@ -52,29 +46,22 @@ pub struct Crowdsec {
     /// What the configuration says of it.
     pub settings: settings::Crowdsec,
     dir: PathBuf,
-    /// Whether the writer has had what is known of it.
-    pub(super) is_in_force: AtomicBool,
     own: Arc<[IpAddr]>,
     state: Mutex<State>,
-    requests: mpsc::Sender<Request>,
-    /// The other end, until the task takes it.
-    waiting: Mutex<Option<mpsc::Receiver<Request>>>,
+    pub(super) polling: Polling,
     /// Our own bans, on their way to it.
     pub(super) told: mpsc::Sender<Told>,
     to_tell: Mutex<Option<mpsc::Receiver<Told>>>,
 }
-
-/// An operator's wish to have it asked now.
-type Request = oneshot::Sender<Result<String, String>>;
 
 #[derive(Default)]
 struct State {
     decisions: Decisions,
     sheet: Option<Arc<Sheet>>,
     success_ms: u64,
-    /// Answers with changes, answers without, and questions without an answer.
-    counts: [u64; 3],
-    trouble: Option<String>,
+    account: Account,
+    /// When it was last kept on disk.
+    saved: Option<Instant>,
 }
 
 impl Crowdsec {
@@ -83,16 +70,13 @@ impl Crowdsec {
         state: &std::path::Path,
         own: &Arc<[IpAddr]>,
     ) -> Self {
-        let (requests, waiting) = mpsc::channel(1);
         let (told, to_tell) = mpsc::channel(TOLD_MAX);
         let this = Self {
             settings: settings.clone(),
             dir: state.join("crowdsec"),
-            is_in_force: AtomicBool::new(false),
             own: Arc::clone(own),
             state: Mutex::default(),
-            requests,
-            waiting: Mutex::new(Some(waiting)),
+            polling: Polling::default(),
             told,
             to_tell: Mutex::new(Some(to_tell)),
         };
@@ -163,7 +147,7 @@ impl Crowdsec {
         let state = lock(&self.state);
         let ignored = Ignored::ALL.iter().zip(state.decisions.ignored);
         let told = |(why, count): (&Ignored, u64)| (why.name().to_owned(), count);
-        let [updated, unchanged, failed] = state.counts;
+        let account = &state.account;
         FeedEntry {
             name: NAME.into(),
             place: self.settings.url.to_string(),
@@ -171,25 +155,17 @@ impl Crowdsec {
             networks: state.decisions.len() as u64,
             faults: ignored.filter(|(_, count)| *count > 0).map(told).collect(),
             success_ms: (state.success_ms > 0).then_some(state.success_ms),
-            updated,
-            unchanged,
-            failed,
-            refused: 0,
-            trouble: state.trouble.clone(),
+            updated: account.updated,
+            unchanged: account.unchanged,
+            failed: account.failed,
+            refused: account.refused,
+            trouble: account.trouble.clone(),
             hits: state.sheet.as_ref().map_or(0, |sheet| super::hits_of(sheet, hits)),
         }
     }
 
-    /// Has it asked now, for everything.
-    pub(super) async fn refresh(&self) -> Result<String, String> {
-        let (answer, answered) = oneshot::channel();
-        let asked = self.requests.try_send(answer);
-        asked.map_err(|_| "it is being asked already".to_owned())?;
-        answered.await.unwrap_or_else(|_| Err("it was taken out meanwhile".to_owned()))
-    }
-
     /// Asks what has changed, or for everything, and puts it in force.
-    async fn poll(self: &Arc<Self>, edge: &Edge, whole: bool) -> Result<String, String> {
+    async fn ask_for(self: &Arc<Self>, edge: &Edge, whole: bool) -> Result<String, String> {
         let begun = Instant::now();
         let asked = time::timeout(self.settings.timeout, self.stream(whole)).await;
         let asked = asked.unwrap_or_else(|_| Err(io::Error::other("it took too long")));
@@ -210,8 +186,7 @@ impl Crowdsec {
         let mut state = lock(&self.state);
         state.decisions = decisions;
         state.success_ms = clock::unix_ms();
-        state.counts[usize::from(changed.is_empty())] += 1;
-        state.trouble = None;
+        state.account.succeed(!changed.is_empty());
         Ok(format!("{networks} networks are in force"))
     }
 
@@ -261,63 +236,6 @@ impl Crowdsec {
         fetch::ask(&self.settings.url, &tls, question).await
     }
 
-    fn note(&self, edge: &Edge, why: &str) {
-        let mut state = lock(&self.state);
-        state.counts[2] += 1;
-        let networks = state.decisions.len() as u64;
-        // Once a series.
-        if state.trouble.as_deref() != Some(why) {
-            tracing::error!(why, networks, "no decisions from CrowdSec; what was there stays");
-            let (feed, why) = (NAME.to_owned(), why.to_owned());
-            edge.decisions.tell(Decision::feed(&feed, &why));
-            edge.events.tell(Event::FeedFailed { feed, result: "failed", why, networks });
-        }
-        state.trouble = Some(why.to_owned());
-    }
-
-    async fn follow(self: Arc<Self>, edge: Arc<Edge>) {
-        let Some(mut requests) = lock(&self.waiting).take() else { return };
-        let to_tell = lock(&self.to_tell).take();
-        if let Some(sheet) = self.sheet().filter(|_| !self.is_in_force.load(Relaxed))
-            && let Err(why) = put(&edge, sheet, None).await
-        {
-            self.note(&edge, &why);
-        }
-        let alerts = alerts::tell(Arc::clone(&self), to_tell);
-        let usage = usage::tell(Arc::clone(&self), Arc::clone(&edge));
-        let polls = async {
-            let (mut failures, mut saved, mut wanted) = (1_u32, Instant::now(), None);
-            loop {
-                // After any trouble it is asked for everything: what it had deleted meanwhile it
-                // may not tell again.
-                let whole = failures > 0 || wanted.is_some();
-                let done = self.poll(&edge, whole).await;
-                let is_new = failures > 0 && done.is_ok();
-                failures = match &done {
-                    Ok(_) => 0,
-                    Err(why) => {
-                        self.note(&edge, why);
-                        failures + 1
-                    }
-                };
-                if is_new || failures == 0 && saved.elapsed() > SAVE_EVERY {
-                    saved = Instant::now();
-                    self.keep_decisions().await;
-                }
-                if let Some(answer) = Option::<Request>::take(&mut wanted) {
-                    let _ = answer.send(done);
-                }
-                let pause = PAUSE_FIRST.saturating_mul(1 << failures.min(10)).min(PAUSE_MAX);
-                let next = if failures == 0 { self.settings.every } else { pause };
-                tokio::select! {
-                    () = time::sleep(next) => {}
-                    request = requests.recv() => wanted = request,
-                }
-            }
-        };
-        tokio::join!(polls, alerts, usage);
-    }
-
     async fn keep_decisions(self: &Arc<Self>) {
         let this = Arc::clone(self);
         let save = move || {
@@ -343,7 +261,44 @@ impl Source for Crowdsec {
         self: Arc<Self>,
         edge: Arc<Edge>,
     ) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
-        Box::pin(self.follow(edge))
+        Box::pin(async move {
+            let to_tell = lock(&self.to_tell).take();
+            let alerts = alerts::tell(Arc::clone(&self), to_tell);
+            let usage = usage::tell(Arc::clone(&self), Arc::clone(&edge));
+            tokio::join!(poll::keep(self, edge, Duration::ZERO), alerts, usage);
+        })
+    }
+}
+
+impl Polled for Crowdsec {
+    fn polling(&self) -> &Polling {
+        &self.polling
+    }
+
+    fn pause(&self, failures: u32) -> Duration {
+        match failures {
+            0 => self.settings.every,
+            failures => doubled(PAUSE_FIRST, failures, PAUSE_MAX),
+        }
+    }
+
+    async fn poll(self: &Arc<Self>, edge: &Edge, turn: Turn) -> Result<String, Trouble> {
+        // After any trouble it is asked for everything: what it had deleted meanwhile it may not tell
+        // again.
+        let done = self.ask_for(edge, turn.is_afresh || turn.is_wish).await;
+        let told = done.map_err(Trouble::Failed)?;
+        let saved = lock(&self.state).saved;
+        if turn.is_afresh || saved.is_none_or(|saved| saved.elapsed() > SAVE_EVERY) {
+            lock(&self.state).saved = Some(Instant::now());
+            self.keep_decisions().await;
+        }
+        Ok(told)
+    }
+
+    fn note(&self, edge: &Edge, trouble: &Trouble) {
+        let mut state = lock(&self.state);
+        let kept = state.decisions.len() as u64;
+        state.account.fail(edge, NAME, trouble, kept);
     }
 }
 
@@ -367,7 +322,7 @@ const ANSWER_BYTES_MAX: usize = 256 << 20;
 const KEPT: &str = "decisions";
 const KEPT_BYTES_MAX: usize = 1 << 30;
 const SAVE_EVERY: Duration = Duration::from_secs(60);
-const PAUSE_FIRST: Duration = Duration::from_millis(500);
+const PAUSE_FIRST: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Bans that wait to be told; more are not.
 const TOLD_MAX: usize = 1_024;

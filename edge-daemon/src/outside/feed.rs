@@ -7,10 +7,7 @@ use std::{
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     pin::Pin,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -23,21 +20,19 @@ use http::{
     HeaderValue, StatusCode,
     header::{self, HeaderName},
 };
-use tokio::{
-    sync::{mpsc, oneshot},
-    time,
-};
+use tokio::time;
 
 use super::{
-    Hits, Source, jittered,
+    Hits, Source,
     kept::{self, Head},
-    lock, put,
+    lock,
+    poll::{self, Account, Polled, Polling, Trouble, Turn, doubled},
+    put,
 };
 use crate::{
     clock,
     config::settings::{self, FeedPlace},
     control::feeds::FeedEntry,
-    decisions::Decision,
     events::Event,
     fetch::{self, Ask},
     request::Edge,
@@ -50,39 +45,17 @@ pub struct Feed {
     /// What the configuration says of it.
     pub settings: settings::Feed,
     dir: PathBuf,
-    /// Whether the writer has had what is known of it.
-    pub(super) is_in_force: AtomicBool,
     own: Arc<[IpAddr]>,
     state: Mutex<State>,
-    requests: mpsc::Sender<Request>,
-    /// The other end, until the task takes it.
-    waiting: Mutex<Option<mpsc::Receiver<Request>>>,
+    pub(super) polling: Polling,
 }
-
-/// An operator's wish to have it fetched now, and whether it may shrink.
-type Request = (bool, oneshot::Sender<Result<String, String>>);
 
 #[derive(Default)]
 struct State {
     head: Head,
     sheet: Option<Arc<Sheet>>,
     faults: [u64; Fault::ALL.len()],
-    counts: FeedCounts,
-    /// Why the last fetch brought nothing; `None`: it did.
-    trouble: Option<String>,
-}
-
-/// What came of a feed's fetches.
-#[derive(Clone, Copy, Debug, Default)]
-struct FeedCounts {
-    /// Lists that were taken.
-    updated: u64,
-    /// Times that it had not changed.
-    unchanged: u64,
-    /// Times that it could not be had.
-    failed: u64,
-    /// Lists that were not taken.
-    refused: u64,
+    account: Account,
 }
 
 /// What a source says.
@@ -91,26 +64,15 @@ enum Fetched {
     New(Bytes, Head),
 }
 
-/// Why there is no new list.
-enum Trouble {
-    /// It could not be had.
-    Failed(String),
-    /// What came cannot be the list.
-    Refused(String),
-}
-
 impl Feed {
     /// A feed, with the list that is kept of it.
     pub(super) fn new(settings: &settings::Feed, dir: &Path, own: &Arc<[IpAddr]>) -> Self {
-        let (requests, waiting) = mpsc::channel(REQUESTS_MAX);
         let this = Self {
             settings: settings.clone(),
             dir: dir.to_owned(),
-            is_in_force: AtomicBool::new(false),
             own: Arc::clone(own),
             state: Mutex::default(),
-            requests,
-            waiting: Mutex::new(Some(waiting)),
+            polling: Polling::default(),
         };
         let place = this.place();
         if let Some((head, content)) = kept::load(dir, &settings.name, &place, settings.bytes_max) {
@@ -147,8 +109,7 @@ impl Feed {
 
     fn adopt(&self, head: Head, sheet: Arc<Sheet>, reading: &Reading) {
         let mut state = lock(&self.state);
-        let (faults, counts) = (reading.faults, state.counts);
-        *state = State { head, sheet: Some(sheet), faults, counts, trouble: None };
+        (state.head, state.sheet, state.faults) = (head, Some(sheet), reading.faults);
     }
 
     fn networks(&self) -> Option<u64> {
@@ -168,42 +129,13 @@ impl Feed {
             networks: state.sheet.as_ref().map_or(0, |sheet| sheet.entries().len() as u64),
             faults: faults.filter(|(_, count)| *count > 0).map(told).collect(),
             success_ms: (state.head.at_ms > 0).then_some(state.head.at_ms),
-            updated: state.counts.updated,
-            unchanged: state.counts.unchanged,
-            failed: state.counts.failed,
-            refused: state.counts.refused,
-            trouble: state.trouble.clone(),
+            updated: state.account.updated,
+            unchanged: state.account.unchanged,
+            failed: state.account.failed,
+            refused: state.account.refused,
+            trouble: state.account.trouble.clone(),
             hits,
         }
-    }
-
-    /// Has it fetched now; a sentence about what came of it.
-    pub(super) async fn refresh(&self, force: bool) -> Result<String, String> {
-        let (answer, answered) = oneshot::channel();
-        let asked = self.requests.try_send((force, answer));
-        asked.map_err(|_| "it is being asked for already".to_owned())?;
-        answered.await.unwrap_or_else(|_| Err("the feed was taken out meanwhile".to_owned()))
-    }
-
-    /// Fetches, judges and puts in force; a sentence about it.
-    async fn update(self: &Arc<Self>, edge: &Edge, force: bool) -> Result<String, String> {
-        let head = lock(&self.state).head.clone();
-        let fetched = match time::timeout(self.settings.timeout, self.fetch(&head)).await {
-            Ok(fetched) => fetched.map_err(|error| Trouble::Failed(error.to_string())),
-            Err(_) => Err(Trouble::Failed("it took too long".to_owned())),
-        };
-        let done = match fetched {
-            Ok(Fetched::Unchanged) => {
-                let mut state = lock(&self.state);
-                state.head.at_ms = clock::unix_ms();
-                state.counts.unchanged += 1;
-                state.trouble = None;
-                Ok("it has not changed".to_owned())
-            }
-            Ok(Fetched::New(content, head)) => self.take(edge, content, head, force).await,
-            Err(trouble) => Err(trouble),
-        };
-        done.map_err(|trouble| self.note(edge, &trouble))
     }
 
     /// Judges what came, and puts it in force if it can be the list.
@@ -224,7 +156,7 @@ impl Feed {
         let sheet = self.sheet_of(&reading);
         put(edge, Arc::clone(&sheet), None).await.map_err(Trouble::Refused)?;
         self.adopt(head.clone(), sheet, &reading);
-        lock(&self.state).counts.updated += 1;
+        lock(&self.state).account.succeed(true);
         let (feed, nets, left_out) =
             (self.settings.name.clone(), reading.nets.len() as u64, reading.left_out());
         for (line, fault, text) in &reading.told {
@@ -244,32 +176,6 @@ impl Feed {
             tracing::error!(feed, %error, "the list is in force and cannot be kept on disk");
         }
         Ok(format!("{nets} networks are in force, {left_out} lines were left out"))
-    }
-
-    /// Counts what went wrong and tells of it; what was in force stays.
-    fn note(&self, edge: &Edge, trouble: &Trouble) -> String {
-        let kept = self.networks().unwrap_or(0);
-        let mut state = lock(&self.state);
-        let (result, why) = match trouble {
-            Trouble::Failed(why) => {
-                state.counts.failed += 1;
-                ("failed", why.clone())
-            }
-            Trouble::Refused(why) => {
-                state.counts.refused += 1;
-                ("refused", why.clone())
-            }
-        };
-        let feed = self.settings.name.clone();
-        // Once a series: a source that is away for a week is told of once.
-        if state.trouble.as_ref() != Some(&why) {
-            tracing::error!(feed, why, kept, "the feed brought nothing; what was there stays");
-            let why = why.clone();
-            edge.decisions.tell(Decision::feed(&feed, &why));
-            edge.events.tell(Event::FeedFailed { feed, result, why, networks: kept });
-        }
-        state.trouble = Some(why.clone());
-        why
     }
 
     async fn fetch(self: &Arc<Self>, head: &Head) -> io::Result<Fetched> {
@@ -350,47 +256,50 @@ impl Source for Feed {
     }
 
     fn keep(self: Arc<Self>, edge: Arc<Edge>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        Box::pin(keep(self, edge))
-    }
-}
-
-/// Looks after a feed, for ever.
-async fn keep(feed: Arc<Feed>, edge: Arc<Edge>) {
-    let Some(mut requests) = lock(&feed.waiting).take() else { return };
-    let every = feed.settings.every;
-    let mut next = match feed.sheet() {
-        Some(sheet) => {
-            if !feed.is_in_force.load(Relaxed)
-                && let Err(error) = put(&edge, sheet, None).await
-            {
-                feed.note(&edge, &Trouble::Refused(error));
+        let first = match self.sheet() {
+            Some(_) => {
+                let age_ms = clock::unix_ms().saturating_sub(lock(&self.state).head.at_ms);
+                self.settings.every.saturating_sub(Duration::from_millis(age_ms))
             }
-            let age_ms = clock::unix_ms().saturating_sub(lock(&feed.state).head.at_ms);
-            every.saturating_sub(Duration::from_millis(age_ms))
-        }
-        None => Duration::ZERO,
-    };
-    let mut failures = 0;
-    loop {
-        let request = tokio::select! {
-            () = time::sleep(next) => None,
-            request = requests.recv() => request,
+            None => Duration::ZERO,
         };
-        let force = request.as_ref().is_some_and(|(force, _)| *force);
-        let done = feed.update(&edge, force).await;
-        failures = if done.is_ok() { 0 } else { failures + 1 };
-        next = jittered(if failures == 0 { every } else { pause(failures).min(every) });
-        if let Some((_, answer)) = request {
-            let _ = answer.send(done);
-        }
+        Box::pin(poll::keep(self, edge, first))
     }
 }
 
-/// After so many failures in a row: half a minute, doubling to an hour.
-fn pause(failures: u32) -> Duration {
-    PAUSE_FIRST.saturating_mul(1 << (failures - 1).min(16)).min(PAUSE_MAX)
+impl Polled for Feed {
+    fn polling(&self) -> &Polling {
+        &self.polling
+    }
+
+    /// Of failures half a minute, doubling to an hour.
+    fn pause(&self, failures: u32) -> Duration {
+        let every = self.settings.every;
+        if failures == 0 { every } else { doubled(PAUSE_FIRST, failures, PAUSE_MAX).min(every) }
+    }
+
+    async fn poll(self: &Arc<Self>, edge: &Edge, turn: Turn) -> Result<String, Trouble> {
+        let head = lock(&self.state).head.clone();
+        let fetched = match time::timeout(self.settings.timeout, self.fetch(&head)).await {
+            Ok(fetched) => fetched.map_err(|error| Trouble::Failed(error.to_string()))?,
+            Err(_) => return Err(Trouble::Failed("it took too long".to_owned())),
+        };
+        match fetched {
+            Fetched::Unchanged => {
+                let mut state = lock(&self.state);
+                state.head.at_ms = clock::unix_ms();
+                state.account.succeed(false);
+                Ok("it has not changed".to_owned())
+            }
+            Fetched::New(content, head) => self.take(edge, content, head, turn.force).await,
+        }
+    }
+
+    fn note(&self, edge: &Edge, trouble: &Trouble) {
+        let kept = self.networks().unwrap_or(0);
+        lock(&self.state).account.fail(edge, &self.settings.name, trouble, kept);
+    }
 }
 
-const REQUESTS_MAX: usize = 4;
 const PAUSE_FIRST: Duration = Duration::from_secs(30);
 const PAUSE_MAX: Duration = Duration::from_secs(3_600);

@@ -5,6 +5,7 @@ mod crowdsec;
 mod feed;
 mod fleet;
 mod kept;
+mod poll;
 mod webhook;
 
 use std::{
@@ -101,8 +102,8 @@ impl Outside {
     #[must_use]
     pub fn sheets(&self) -> Sheets {
         let sources = self.sources.borrow().clone();
-        sources.feeds.iter().for_each(|feed| feed.is_in_force.store(true, Relaxed));
-        sources.crowdsec.iter().for_each(|it| it.is_in_force.store(true, Relaxed));
+        sources.feeds.iter().for_each(|feed| feed.polling.is_in_force.store(true, Relaxed));
+        sources.crowdsec.iter().for_each(|it| it.polling.is_in_force.store(true, Relaxed));
         sources.webhooks.iter().for_each(|it| it.is_from_start.store(true, Relaxed));
         let sheets = sources.all().into_iter().filter_map(|source| source.sheet());
         sheets.map(|sheet| (Arc::clone(&sheet.from), sheet)).collect()
@@ -163,10 +164,10 @@ impl Outside {
         let Sources { feeds, crowdsec, .. } = self.sources.borrow().clone();
         let done = async {
             if let Some(crowdsec) = crowdsec.filter(|_| name == CROWDSEC) {
-                return crowdsec.refresh().await;
+                return crowdsec.polling.refresh(force).await;
             }
             match feeds.iter().find(|feed| feed.settings.name == name) {
-                Some(feed) => feed.refresh(force).await,
+                Some(feed) => feed.polling.refresh(force).await,
                 None => Err(format!("there is no [[feed]] called '{name}'")),
             }
         };

@@ -1,0 +1,179 @@
+//! What is asked again and again for a list: when, after how long a pause, at whose wish, and what came
+//! of it.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::{mpsc, oneshot},
+    time,
+};
+
+use super::{Source, jittered, lock, put};
+use crate::{decisions::Decision, events::Event, request::Edge};
+
+/// A source that is asked again and again.
+pub(super) trait Polled: Source {
+    /// What it has in common with all others.
+    fn polling(&self) -> &Polling;
+
+    /// The time from one question to the next, after so many failures in a row.
+    fn pause(&self, failures: u32) -> Duration;
+
+    /// Asks, judges and puts in force; a sentence about it.
+    fn poll(
+        self: &Arc<Self>,
+        edge: &Edge,
+        turn: Turn,
+    ) -> impl Future<Output = Result<String, Trouble>> + Send;
+
+    /// Counts what went wrong and tells of it; what was in force stays.
+    fn note(&self, edge: &Edge, trouble: &Trouble);
+}
+
+/// Why it is asked, this time.
+#[derive(Clone, Copy)]
+pub(super) struct Turn {
+    /// It was not asked before, or brought nothing the last time.
+    pub(super) is_afresh: bool,
+    /// An operator wants it.
+    pub(super) is_wish: bool,
+    /// Whatever comes may be much less than what is there.
+    pub(super) force: bool,
+}
+
+/// Why there is no new list.
+pub(super) enum Trouble {
+    /// It could not be had.
+    Failed(String),
+    /// What came cannot be the list.
+    Refused(String),
+}
+
+/// The wishes of operators, and whether the writer has had what is known of the source.
+pub(super) struct Polling {
+    pub(super) is_in_force: AtomicBool,
+    wishes: mpsc::Sender<Wish>,
+    /// The other end, until the task takes it.
+    waiting: Mutex<Option<mpsc::Receiver<Wish>>>,
+}
+
+/// An operator's wish to have it asked now, and whether the list may shrink.
+type Wish = (bool, oneshot::Sender<Result<String, String>>);
+
+impl Default for Polling {
+    fn default() -> Self {
+        let (wishes, waiting) = mpsc::channel(WISHES_MAX);
+        let waiting = Mutex::new(Some(waiting));
+        Self { is_in_force: AtomicBool::new(false), wishes, waiting }
+    }
+}
+
+impl Polling {
+    /// Has it asked now; a sentence about what came of it.
+    ///
+    /// # Errors
+    /// Why nothing came of it.
+    pub(super) async fn refresh(&self, force: bool) -> Result<String, String> {
+        let (answer, answered) = oneshot::channel();
+        let asked = self.wishes.try_send((force, answer));
+        asked.map_err(|_| "it is being asked for already".to_owned())?;
+        answered.await.unwrap_or_else(|_| Err("it was taken out meanwhile".to_owned()))
+    }
+}
+
+/// Looks after a source, for ever; the first time after so long.
+pub(super) async fn keep<P: Polled>(source: Arc<P>, edge: Arc<Edge>, first: Duration) {
+    let polling = source.polling();
+    let Some(mut wishes) = lock(&polling.waiting).take() else { return };
+    if let Some(sheet) = source.sheet().filter(|_| !polling.is_in_force.load(Relaxed))
+        && let Err(why) = put(&edge, sheet, None).await
+    {
+        source.note(&edge, &Trouble::Refused(why));
+    }
+    let (mut is_afresh, mut failures, mut next) = (true, 0, first);
+    loop {
+        let wish = tokio::select! {
+            () = time::sleep(next) => None,
+            wish = wishes.recv() => wish,
+        };
+        let force = wish.as_ref().is_some_and(|(force, _)| *force);
+        let done = source.poll(&edge, Turn { is_afresh, is_wish: wish.is_some(), force }).await;
+        is_afresh = done.is_err();
+        failures = if is_afresh { failures + 1 } else { 0 };
+        next = jittered(source.pause(failures));
+        let done = done.map_err(|trouble| {
+            source.note(&edge, &trouble);
+            match trouble {
+                Trouble::Failed(why) | Trouble::Refused(why) => why,
+            }
+        });
+        if let Some((_, answer)) = wish {
+            let _ = answer.send(done);
+        }
+    }
+}
+
+/// After so many failures in a row: the first pause, doubled for each to a longest.
+pub(super) fn doubled(first: Duration, failures: u32, longest: Duration) -> Duration {
+    first.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(longest)
+}
+
+/// What came of asking.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Account {
+    /// Answers that changed something.
+    pub(super) updated: u64,
+    /// Answers that changed nothing.
+    pub(super) unchanged: u64,
+    /// Times that there was none.
+    pub(super) failed: u64,
+    /// Answers that were not taken.
+    pub(super) refused: u64,
+    /// Why the last time brought nothing; `None`: it did.
+    pub(super) trouble: Option<String>,
+}
+
+impl Account {
+    /// Notes an answer that was taken.
+    pub(super) fn succeed(&mut self, has_changed: bool) {
+        *(if has_changed { &mut self.updated } else { &mut self.unchanged }) += 1;
+        self.trouble = None;
+    }
+
+    /// Notes that there is none, and tells of it once a series: a source that is away for a week is told
+    /// of once. So many networks stay in force.
+    pub(super) fn fail(&mut self, edge: &Edge, feed: &str, trouble: &Trouble, kept: u64) {
+        let (result, why, count) = match trouble {
+            Trouble::Failed(why) => ("failed", why, &mut self.failed),
+            Trouble::Refused(why) => ("refused", why, &mut self.refused),
+        };
+        *count += 1;
+        if self.trouble.as_ref() != Some(why) {
+            tracing::error!(feed, why, kept, "the feed brought nothing; what was there stays");
+            edge.decisions.tell(Decision::feed(feed, why));
+            let (feed, why) = (feed.to_owned(), why.clone());
+            edge.events.tell(Event::FeedFailed { feed, result, why, networks: kept });
+        }
+        self.trouble = Some(why.clone());
+    }
+}
+
+const WISHES_MAX: usize = 4;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_the_longest() {
+        let seconds = Duration::from_secs;
+        let pauses = [1, 2, 3, 40, u32::MAX].map(|n| doubled(seconds(30), n, seconds(100)));
+        assert_eq!(pauses, [30, 60, 100, 100, 100].map(seconds));
+    }
+}
