@@ -54,7 +54,7 @@ use crate::{
     signals::Signals,
     store::Store,
     upstream,
-    verdict::{self, Keeper, Order, Warden, Writer},
+    verdict::{Keeper, Order, Prepared, Warden, Writer},
 };
 
 /// Everything that was loaded, attached, bound and opened, and nothing that runs yet.
@@ -138,19 +138,20 @@ impl App {
             audit,
             reign: Arc::default(),
         });
+        let lists = Prepared::new(&settings, sheets, &store)?;
         // The tables are filled before the program that reads them sees its first packet.
         let mut kernel = Kernel::load(&LoadSettings {
             pin_dir: settings.kernel.pin_dir.clone(),
             debug: settings.kernel.debug,
             policy: plan::kernel_policy(&settings),
-            lists: verdict::list_capacity(&settings, &sheets, &store)?,
+            lists: lists.capacity(),
         })?;
         let kernels = (kernel.tables.duplicate()?, kernel.take_twin()?);
         let registry = Registry::new(Arc::clone(&store), Arc::clone(&edge));
         let lent = (Arc::clone(&store), kernel.tables.lock());
         let edge_too = Arc::clone(&edge);
         let (mut writer, keeper) =
-            Writer::new(kernels, store, config.clone(), settings.clone(), sheets, edge_too)?;
+            Writer::new(kernels, store, config.clone(), settings.clone(), lists, edge_too)?;
         edge.outside.follow_hits(kernel.tables.lists.clone());
         let mut upkeep = kernel.attach(&plan::interfaces(&settings.kernel))?;
         upkeep.reign = Arc::clone(&edge.reign);
@@ -159,7 +160,6 @@ impl App {
             tracing::info!(interface, %mode, adopted, "attached");
         }
         writer.health = upkeep.health();
-        operator::keep_lists(&settings);
         let Kernel { tables, drops, samples, debug_log, .. } = kernel;
         let warden = Warden::new(tables.duplicate()?, Arc::clone(&edge));
         let told = Told { drops, watch: Watch::new(tables, samples), debug: debug_log };
@@ -192,6 +192,9 @@ impl App {
         let audit_log = spawn("audit", move || audit_log.run())?;
         let keeper = self.keeper;
         let keeper = spawn("keeper", move || keeper.run())?;
+        // A long list takes a while to be written, and nobody waits for it.
+        let lists = self.settings.clone();
+        let kept = spawn("kept", move || operator::keep_lists(&lists))?;
         let (upkeep, (stop_upkeep, upkeep_stops)) = (self.upkeep, UnixStream::pair()?);
         let upkeep = spawn("upkeep", move || upkeep.run(&upkeep_stops))?;
         let writer = spawn("verdicts", move || writer.run(&orders))?;
@@ -256,6 +259,7 @@ impl App {
         let _ = edge.key_orders.stop();
         join(registry)?;
         join(keeper)?;
+        join(kept)?;
         drop(stop_upkeep);
         join(upkeep)?;
         join_until(checks, Instant::now() + LAST_EVENTS)?;

@@ -12,7 +12,9 @@ use std::{
 use edge_common::{Reason, map::FOREVER};
 use edge_daemon::{
     clock::boot_ns,
-    kernel::{InForce, Kernel, KernelError, ListCapacity, Lists, LoadSettings, Policy, detach},
+    kernel::{
+        Draft, InForce, Kernel, KernelError, ListCapacity, Lists, LoadSettings, Policy, detach,
+    },
 };
 use edge_policy::list::Class;
 use edge_tests::packet::{v4, v6};
@@ -170,6 +172,34 @@ fn the_program_says_what_the_entries_say() {
             lists.fold(0).unwrap();
             assert_eq!(lists.sizes().overlay, 0);
         }
+    }
+}
+
+#[test]
+fn what_was_compiled_before_there_were_tables_is_what_they_say() {
+    let mut random = Random(11);
+    let mut listed = |count: usize| -> Listed {
+        let mut class = [Class::Allow, Class::Deny].into_iter().cycle();
+        let entry = |_| Some((class.next()?, random.net(), FOREVER));
+        (0..count).filter_map(entry).collect()
+    };
+    let (first, then) = (listed(300), listed(50));
+    // An image that is as long as the table's is taken as it is, another one is compiled anew.
+    for networks in [2_000, 5_000] {
+        let mut bench = Bench::new("draft", 2_000, &first);
+        let lists = bench.lists();
+        // Lists that hold something already are replaced.
+        for listed in [&first, &then] {
+            lists.fill(Draft::new(networks, listed.iter().copied())).unwrap();
+            for address in listed.iter().flat_map(|(_, net, _)| ends(net)).filter(is_source) {
+                let wanted = model(listed, address, boot_ns());
+                assert_eq!(bench.passes(address), wanted, "{address}, {networks}");
+            }
+            assert!(!lists.is_foreign());
+            assert_eq!(lists.doubted_ends(boot_ns(), 9), []);
+        }
+        set(&lists, Class::Deny, &net("203.0.113.7/32"), FOREVER);
+        assert!(!bench.passes("203.0.113.7".parse().unwrap()));
     }
 }
 

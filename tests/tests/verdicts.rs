@@ -225,19 +225,22 @@ fn a_list_that_another_hand_writes_over_is_made_anew() -> Result<()> {
     let lab = Lab::new()?;
     let edged = lab.edged()?.start()?;
     until("all is enforced", SOON, || Ok(metric(&edged, "edged_enforced_ratio")? == 1.0))?;
-    let generation = metric(&edged, "edged_list_generation")?;
     let (id, lines) = held(&edged, "LISTS")?;
-    // The first line of either image: one of them is in force.
-    for line in [0, lines / 2] {
-        let key = (line as u32).to_ne_bytes().map(|byte| byte.to_string());
-        let mut bpftool = Command::new("bpftool");
-        bpftool.args(["map", "update", "id", &id, "key"]).args(key);
-        run(bpftool.args(["value"]).args(vec!["255"; 64]))?;
+    // An image is filled from both ends. The first line of either image, and then the last: one of them
+    // is in force.
+    for line in [0, lines / 2 - 1] {
+        let generation = metric(&edged, "edged_list_generation")?;
+        for line in [line, line + lines / 2] {
+            let key = (line as u32).to_ne_bytes().map(|byte| byte.to_string());
+            let mut bpftool = Command::new("bpftool");
+            bpftool.args(["map", "update", "id", &id, "key"]).args(key);
+            run(bpftool.args(["value"]).args(vec!["255"; 64]))?;
+        }
+        let healed = until("the image is made anew", Duration::from_secs(4), || {
+            Ok(metric(&edged, "edged_list_generation")? > generation)
+        })?;
+        assert!(healed < Duration::from_secs(2), "{healed:?}");
     }
-    let healed = until("the image is made anew", Duration::from_secs(4), || {
-        Ok(metric(&edged, "edged_list_generation")? > generation)
-    })?;
-    assert!(healed < Duration::from_secs(2), "{healed:?}");
     until("all is enforced", SOON, || Ok(metric(&edged, "edged_enforced_ratio")? == 1.0))?;
     assert!(metric(&edged, r#"edged_healed_total{what="list"}"#)? >= 1.0);
     assert!(!reaches(&lab, edge_tests::lab::LISTED, 443));

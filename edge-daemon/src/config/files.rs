@@ -9,11 +9,11 @@ use std::{
 use toml::de::DeTable;
 
 use super::{
-    fleet, kept,
-    lists::{self, Kind},
+    fleet,
+    lists::{self, Former, Kind},
     policy,
     reader::Notes,
-    settings::{Events, FeedPlace, KeySource, List, ListFile, Lists, Settings, Upstream},
+    settings::{Events, FeedPlace, KeySource, List, Lists, Settings, Upstream},
     text as values, upstream,
     whole::{place_in, place_nth, place_of_text},
 };
@@ -114,12 +114,15 @@ pub(super) fn inspect(
     let state = settings.state.dir.clone();
     let Lists { allow, deny, shrink_max, .. } = &mut settings.lists;
     let former = |list: fn(&Lists) -> &List| {
-        let former = former.map(|settings| list(&settings.lists));
+        let former = former.map(|settings| &list(&settings.lists).files);
         let state = &state;
         move |path: &Path| match former {
-            Some(list) => list.files.iter().find(|old| old.path == path).cloned(),
+            Some(files) => {
+                let read = files.iter().find(|old| old.path == path);
+                read.map_or(Former::Unknown, Former::Read)
+            }
             // A start has what the last run left.
-            None => kept::former(state, path),
+            None => Former::Kept(state),
         }
     };
     read_list(allow, (Kind::Allow, "allow_files"), *shrink_max, former(|l| &l.allow), place);
@@ -177,15 +180,15 @@ fn inspect_issuers(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'_
     }
 }
 
-fn read_list(
+fn read_list<'f>(
     list: &mut List,
     (kind, key): (Kind, &str),
     shrink_max: u32,
-    former: impl Fn(&Path) -> Option<ListFile>,
+    former: impl for<'p> Fn(&'p Path) -> Former<'f>,
     (base, document, notes): (&Path, &DeTable<'_>, &Notes<'_>),
 ) {
     for file in &mut list.files {
-        match lists::read(&file.path, kind, former(&file.path).as_ref(), shrink_max) {
+        match lists::read(&file.path, kind, former(&file.path), shrink_max) {
             Ok(read) => {
                 notes.adopt(read.mistakes, read.warnings);
                 *file = read.file;

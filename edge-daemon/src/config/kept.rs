@@ -3,9 +3,11 @@
 
 use std::{
     fmt::Write as _,
-    fs, io,
+    fs,
+    io::{self, BufRead as _, BufReader, Read as _},
     os::unix::{ffi::OsStrExt as _, fs::DirBuilderExt as _},
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use super::{
@@ -13,22 +15,33 @@ use super::{
     settings::{Line, ListFile, Lists},
 };
 
+/// How many networks the file had when it was last taken, as far as anything is known of it.
+pub(super) fn count(state: &Path, path: &Path) -> Option<usize> {
+    let mut head = String::new();
+    let kept = fs::File::open(place(state, path)).ok()?;
+    BufReader::new(kept.take(HEAD_BYTES_MAX)).read_line(&mut head).ok()?;
+    counted(head.trim_end_matches('\n'), path)
+}
+
+/// The number in the first line. Another file may have the same hash.
+fn counted(head: &str, path: &Path) -> Option<usize> {
+    let (named, count) = head.rsplit_once(' ')?;
+    count.parse().ok().filter(|_| named == path.to_string_lossy())
+}
+
 /// The file as it was last taken, if anything is known of it.
 pub(super) fn former(state: &Path, path: &Path) -> Option<ListFile> {
     let text = files::text(&place(state, path), KEPT_BYTES_MAX).ok()?;
     let mut lines = text.lines();
-    // Another file may have the same hash, and a copy may have been cut short.
-    let (named, count) = lines.next()?.rsplit_once(' ')?;
-    if named != path.to_string_lossy() {
-        return None;
-    }
+    let count = counted(lines.next()?, path)?;
     let nets: Option<Vec<Line>> = lines
         .map(|line| {
             let (net, number) = line.split_once(' ')?;
             Some(Line { net: net.parse().ok()?, number: number.parse().ok()? })
         })
         .collect();
-    let nets = nets.filter(|nets| count.parse() == Ok(nets.len()))?;
+    // A copy may have been cut short.
+    let nets = nets.filter(|nets| nets.len() == count)?;
     Some(ListFile { path: path.to_owned(), nets: nets.into(), ..ListFile::default() })
 }
 
@@ -37,6 +50,8 @@ pub(super) fn former(state: &Path, path: &Path) -> Option<ListFile> {
 /// # Errors
 /// If the folder of the state cannot be written.
 pub fn keep(state: &Path, lists: &Lists) -> io::Result<()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let fresh = lists.allow.files.iter().chain(&lists.deny.files).filter(|file| !file.is_stale);
     for file in fresh {
         let kept = place(state, &file.path);
@@ -62,6 +77,8 @@ fn place(state: &Path, path: &Path) -> PathBuf {
 }
 
 const FOLDER: &str = "lists";
+/// As long as a path may be, and a number.
+const HEAD_BYTES_MAX: u64 = 8 << 10;
 /// As much as a list file may have, and a number for each line.
 const KEPT_BYTES_MAX: u64 = 512 << 20;
 
@@ -83,6 +100,8 @@ mod tests {
         assert_eq!(former(folder.path(), &path), None);
         keep(folder.path(), &lists).unwrap();
         assert_eq!(former(folder.path(), &path), Some(file));
+        assert_eq!(count(folder.path(), &path), Some(2));
+        assert_eq!(count(folder.path(), Path::new("/etc/edged/other.txt")), None);
         // What is in force in the place of a bad file is no news.
         lists.deny.files[0].is_stale = true;
         lists.deny.files[0].nets = Arc::default();

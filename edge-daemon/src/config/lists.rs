@@ -16,6 +16,7 @@ use ipnet::IpNet;
 
 use super::{
     files::{self, EVERY_ADDRESS},
+    kept,
     mistake::{Mistake, Source},
     settings::{Line, ListFile},
     text as values,
@@ -43,6 +44,36 @@ pub(super) enum Kind {
     Deny,
 }
 
+/// The file as it was read last, as far as that is known.
+#[derive(Clone, Copy)]
+pub(super) enum Former<'f> {
+    /// Nothing is.
+    Unknown,
+    /// As this daemon read it.
+    Read(&'f ListFile),
+    /// As a daemon before it kept it in this folder; read only if it is needed.
+    Kept(&'f Path),
+}
+
+impl Former<'_> {
+    /// How many networks it had.
+    fn count(self, path: &Path) -> Option<usize> {
+        match self {
+            Self::Unknown => None,
+            Self::Read(file) => Some(file.nets.len()),
+            Self::Kept(state) => kept::count(state, path),
+        }
+    }
+
+    fn whole(self, path: &Path) -> Option<ListFile> {
+        match self {
+            Self::Unknown => None,
+            Self::Read(file) => Some(file.clone()),
+            Self::Kept(state) => kept::former(state, path),
+        }
+    }
+}
+
 /// Reads a list file. `former` is the file as it was read last; it stands in, with a warning, for
 /// one that cannot be read or that has lost more than `shrink_max` percent of its networks.
 ///
@@ -51,42 +82,39 @@ pub(super) enum Kind {
 pub(super) fn read(
     path: &Path,
     kind: Kind,
-    former: Option<&ListFile>,
+    former: Former<'_>,
     shrink_max: u32,
 ) -> Result<Read, String> {
-    let keep = |former: &ListFile, what: String| {
+    let keep = |former: ListFile, what: String| {
         let help = format!("its {} networks of before stay in force", former.nets.len());
         let warnings = vec![Mistake::of_file(path.to_owned(), what, help)];
-        let file = ListFile { is_stale: true, ..former.clone() };
+        let file = ListFile { is_stale: true, ..former };
         Read { file, warnings, ..Read::default() }
     };
-    let text = match (files::text(path, LIST_BYTES_MAX), former) {
-        (Ok(text), _) => text,
-        (Err(fault), Some(former)) => return Ok(keep(former, format!("cannot read it: {fault}"))),
-        (Err(fault), None) => return Err(format!("cannot read {}: {fault}", path.display())),
+    let text = match files::text(path, LIST_BYTES_MAX) {
+        Ok(text) => text,
+        Err(fault) => {
+            return match former.whole(path) {
+                Some(former) => Ok(keep(former, format!("cannot read it: {fault}"))),
+                None => Err(format!("cannot read {}: {fault}", path.display())),
+            };
+        }
     };
     let mut read = lines(path, &text, kind);
-    match former {
-        Some(former)
-            if feed::has_shrunk(
-                former.nets.len() as u64,
-                read.file.nets.len() as u64,
-                shrink_max,
-            ) =>
-        {
-            let now = read.file.nets.len();
-            let what = format!("it has {now} networks, more than {shrink_max}% fewer than before");
-            Ok(keep(former, what))
-        }
-        // At a first start nothing tells what a file had before; a feed that failed has nothing now.
-        // Of one that is all faults enough is said.
-        None if read.file.nets.is_empty() && read.warnings.is_empty() => {
-            let (what, help) = ("it has no networks".into(), "nothing of it is in force".into());
-            read.warnings.push(Mistake::of_file(path.to_owned(), what, help));
-            Ok(read)
-        }
-        _ => Ok(read),
+    let (before, now) = (former.count(path), read.file.nets.len());
+    if before.is_some_and(|before| feed::has_shrunk(before as u64, now as u64, shrink_max))
+        && let Some(former) = former.whole(path)
+    {
+        let what = format!("it has {now} networks, more than {shrink_max}% fewer than before");
+        return Ok(keep(former, what));
     }
+    // At a first start nothing tells what a file had before; a feed that failed has nothing now.
+    // Of one that is all faults enough is said.
+    if before.is_none() && read.file.nets.is_empty() && read.warnings.is_empty() {
+        let (what, help) = ("it has no networks".into(), "nothing of it is in force".into());
+        read.warnings.push(Mistake::of_file(path.to_owned(), what, help));
+    }
+    Ok(read)
 }
 
 /// Reads the lines: the first word of each, up to `#` or `;`.
@@ -261,23 +289,23 @@ mod tests {
             let text: String = (0..count).map(|i| format!("192.0.2.{i}\n")).collect();
             std::fs::write(&path, text).unwrap();
         };
-        assert!(read(&path, Kind::Deny, None, 90).err().unwrap().contains("feed.txt"));
+        assert!(read(&path, Kind::Deny, Former::Unknown, 90).err().unwrap().contains("feed.txt"));
         put(100);
-        let former = read(&path, Kind::Deny, None, 90).unwrap().file;
+        let former = read(&path, Kind::Deny, Former::Unknown, 90).unwrap().file;
         for (count, shrink_max, stays) in
             [(0, 90, true), (9, 90, true), (10, 90, false), (0, 100, false), (99, 0, true)]
         {
             put(count);
-            let now = read(&path, Kind::Deny, Some(&former), shrink_max).unwrap();
+            let now = read(&path, Kind::Deny, Former::Read(&former), shrink_max).unwrap();
             assert_eq!(now.file.is_stale, stays, "{count} of 100, {shrink_max}%");
             assert_eq!(now.file.nets == former.nets, stays);
             assert_eq!(now.warnings.len(), usize::from(stays));
         }
         put(0);
-        let first = read(&path, Kind::Deny, None, 90).unwrap();
+        let first = read(&path, Kind::Deny, Former::Unknown, 90).unwrap();
         assert!(first.warnings[0].to_string().contains("no networks"), "{}", first.warnings[0]);
         std::fs::remove_file(&path).unwrap();
-        let now = read(&path, Kind::Deny, Some(&former), 100).unwrap();
+        let now = read(&path, Kind::Deny, Former::Read(&former), 100).unwrap();
         assert!(now.file.is_stale && now.file.nets.len() == 100);
         assert!(now.warnings[0].to_string().contains("cannot read it"), "{}", now.warnings[0]);
     }

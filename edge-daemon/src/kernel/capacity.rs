@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use aya::EbpfLoader;
 use edge_common::{
-    list::FIXED,
+    list::{FIXED, Line},
     map::{ENTRIES, LISTS},
 };
-use edge_policy::list::{Class, Table};
+use edge_policy::list::{Class, Successor, Table, Used};
 use ipnet::IpNet;
 
 /// How much the lists may hold. The kernel gives the memory when they are loaded: twice 64 bytes a
@@ -24,20 +24,7 @@ impl ListCapacity {
     /// Room for so many networks of the ordinary kind, and for twice these.
     #[must_use]
     pub fn of(networks: u32, entries: impl IntoIterator<Item = (Class, IpNet, u64)>) -> Self {
-        let mut next = Table::succeed(&Table::default(), entries);
-        // Neighbours of one number would be one range.
-        next.number(1..);
-        let table = next.table;
-        let mut lines = vec![[0; 8]; lines_of(networks)];
-        let used = loop {
-            match table.compile(&mut lines) {
-                Ok(used) => break used,
-                Err(edge_policy::list::Full) => lines.resize(lines.len() * 2, [0; 8]),
-            }
-        };
-        let networks = networks.max(2 * table.len() as u32);
-        let lines = lines_of(networks).max((2 * used - FIXED) as usize);
-        Self { networks, lines: lines as u32 }
+        Draft::new(networks, entries).capacity
     }
 
     /// Tells the loader how large the tables are to be.
@@ -45,6 +32,37 @@ impl ListCapacity {
         loader.map_max_entries(LISTS, 2 * self.lines);
         // While one list takes the place of another, both have numbers; 0 is none.
         loader.map_max_entries(ENTRIES, 2 * self.networks + 1);
+    }
+}
+
+/// The lists of a start, compiled before there are tables that hold them: how large these must be is
+/// known only then.
+pub struct Draft {
+    pub(super) next: Successor,
+    pub(super) image: Vec<Line>,
+    /// The lines of the image that are used.
+    pub(super) used: Used,
+    /// Room for what is in it, and for as much again.
+    pub capacity: ListCapacity,
+}
+
+impl Draft {
+    /// Of these entries, as [`ListCapacity::of`] makes room for them.
+    #[must_use]
+    pub fn new(networks: u32, entries: impl IntoIterator<Item = (Class, IpNet, u64)>) -> Self {
+        let mut next = Table::succeed(&Table::default(), entries);
+        // As the first are numbered. Neighbours of one number would be one range.
+        next.number(1..);
+        let networks = networks.max(2 * next.table.len() as u32);
+        let mut image = vec![[0; 8]; lines_of(networks)];
+        let used = loop {
+            match next.table.compile(&mut image) {
+                Ok(used) => break used,
+                Err(edge_policy::list::Full) => image.resize(image.len() * 2, [0; 8]),
+            }
+        };
+        let lines = lines_of(networks).max(2 * used.lines() - FIXED as usize) as u32;
+        Self { next, image, used, capacity: ListCapacity { networks, lines } }
     }
 }
 
@@ -90,7 +108,8 @@ mod tests {
         let capacity = ListCapacity::of(10, listed());
         let mut next = Table::succeed(&Table::default(), listed());
         next.number(1..);
-        let used = next.table.compile(&mut vec![[0; 8]; 1 << 18]).unwrap();
-        assert!(u64::from(capacity.lines) >= 2 * used - FIXED, "{} for {used}", capacity.lines);
+        let used = next.table.compile(&mut vec![[0; 8]; 1 << 18]).unwrap().lines();
+        let lines = capacity.lines as usize;
+        assert!(lines >= 2 * used - FIXED as usize, "{lines} for {used}");
     }
 }

@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     io,
     net::{IpAddr, Ipv4Addr},
+    ops::Range,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{
@@ -24,12 +25,12 @@ use edge_common::{
     list::{OVERLAY_MAX, State},
     map::{ENTRIES, Entry, LIST_STATE, LISTS, OVERLAY},
 };
-use edge_policy::list::{Book, Change, Class, Numbers, Refused, View, Write};
+use edge_policy::list::{Book, Change, Class, Numbers, Refused, Used, View, Write};
 use ipnet::{IpNet, Ipv4Net};
 
 use super::{
     KernelError,
-    capacity::ListSizes,
+    capacity::{Draft, ListSizes},
     mapped::Mapped,
     maps::{absent, again, table_error, take},
 };
@@ -69,7 +70,8 @@ struct Inner {
     /// Whether an image has come in force, and what the former needed is not cleared away yet.
     is_settling: bool,
     sizes: ListSizes,
-    /// Of the lines of the image in force, as it was compiled.
+    /// The lines of the image in force that are used, and their sum as it was compiled.
+    used: Used,
     sum: u64,
     /// Changes of what is listed, so far.
     changes: u64,
@@ -107,9 +109,17 @@ impl Lists {
             ..ListSizes::default()
         };
         let book = Book::new(OVERLAY_MAX as usize - 1);
-        let (second, is_writing, sum, changes) = (false, false, sum(&[]), 0);
-        let is_settling = false;
-        let inner = Inner { book, overlay, second, is_writing, is_settling, sizes, sum, changes };
+        let inner = Inner {
+            book,
+            overlay,
+            second: false,
+            is_writing: false,
+            is_settling: false,
+            sizes,
+            used: Used::default(),
+            sum: sum(&[], Used::default()),
+            changes: 0,
+        };
         let (inner, numbers) = (Mutex::new(inner), Mutex::new(numbers));
         let written = Condvar::new();
         Ok(Self(Arc::new(Shared { tables, overlay: reader, inner, numbers, written })))
@@ -185,6 +195,14 @@ impl Lists {
         self.begin().make(Content::Entries(entries.into_iter().collect()))
     }
 
+    /// Makes the lists, which hold nothing yet, hold what was compiled before they were there.
+    ///
+    /// # Errors
+    /// As [`Job::make`].
+    pub fn fill(&self, draft: Draft) -> Result<(), KernelError> {
+        self.begin().make(Content::Draft(draft))
+    }
+
     /// Makes an image of the lists as they are, and returns when it is in force.
     ///
     /// # Errors
@@ -235,12 +253,11 @@ impl Lists {
         let told = || {
             let inner = self.0.inner();
             self.0.publish(&inner);
-            let first = if inner.second { inner.sizes.lines_max } else { 0 };
-            (inner.sizes.generation, first as usize, inner.sizes.lines as usize, inner.sum)
+            (inner.sizes.generation, inner.image(inner.second), inner.used, inner.sum)
         };
         let before = told();
-        let (_, first, lines, right) = before;
-        let differs = sum(&self.0.tables.lists[first..first + lines]) != right;
+        let (_, image, used, right) = before.clone();
+        let differs = sum(&self.0.tables.lists[image], used) != right;
         // An image that came in force meanwhile has another sum.
         differs && told() == before
     }
@@ -320,9 +337,18 @@ pub fn wait_for_packets() {
 
 const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
 
+impl Inner {
+    /// The lines of the first or the second image.
+    fn image(&self, second: bool) -> Range<usize> {
+        let lines = self.sizes.lines_max as usize;
+        let first = if second { lines } else { 0 };
+        first..first + lines
+    }
+}
+
 /// Tells images apart: not a secret, so it finds what was changed and not who knows how to hide it.
-fn sum(lines: &[[AtomicU64; 8]]) -> u64 {
-    let words = lines.iter().flatten().map(|word| word.load(Relaxed));
+fn sum(image: &[[AtomicU64; 8]], used: Used) -> u64 {
+    let words = used.parts(image).into_iter().flatten().flatten().map(|word| word.load(Relaxed));
     words.fold(SEED, |sum, word| (sum ^ word).wrapping_mul(SEED).rotate_left(23))
 }
 

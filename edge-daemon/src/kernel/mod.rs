@@ -44,7 +44,7 @@ use nix::sys::utsname::uname;
 pub use self::{
     attach::{AttachMode, Attached, Mode, Wanted},
     bans::Bans,
-    capacity::{ListCapacity, ListSizes},
+    capacity::{Draft, ListCapacity, ListSizes},
     census::Corrected,
     counts::ANY_OTHER,
     defence::{Defence, Listeners, When},

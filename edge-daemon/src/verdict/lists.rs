@@ -10,8 +10,8 @@ use crate::{
     clock,
     config::settings::{self, Settings},
     control::ListName,
-    kernel::ListCapacity,
-    store::{ListRecord, Store},
+    kernel::{Draft, ListCapacity},
+    store::{Contents, ListRecord, Store},
 };
 
 /// One of the two lists: the configuration's networks, the operators', and others'.
@@ -252,20 +252,36 @@ pub(super) fn entries(
     operators
 }
 
-/// How much room a configuration's lists, others' and the operators' need in the kernel.
-///
-/// # Errors
-/// If the store cannot be read.
-pub fn list_capacity(
-    settings: &Settings,
-    sheets: &Sheets,
-    store: &Store,
-) -> anyhow::Result<ListCapacity> {
-    let past = store.load_all()?;
-    let operators = past.allow.iter().chain(&past.deny);
-    let operators = operators.map(|record| (Class::Deny, record.net, FOREVER)).collect();
-    let entries = entries(&Configured::both(settings).map(Arc::new), sheets, operators);
-    Ok(ListCapacity::of(settings.lists.networks_max, entries))
+/// What a writer begins with: what the store knows of the past, and the lists, compiled.
+pub struct Prepared {
+    pub(super) past: Contents,
+    pub(super) lists: [List; 2],
+    pub(super) draft: Draft,
+}
+
+impl Prepared {
+    /// Reads the past, and compiles a configuration's lists, others' and the operators'.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn new(settings: &Settings, sheets: Sheets, store: &Store) -> anyhow::Result<Self> {
+        let mut past = store.load_all()?;
+        let [allow, deny] = Configured::both(settings).map(Arc::new);
+        let allow = List { configured: allow, ..List::new(std::mem::take(&mut past.allow)) };
+        let deny = List { configured: deny, sheets, ..List::new(std::mem::take(&mut past.deny)) };
+        let operators = allow.of_operators(ListName::Allow);
+        let operators = operators.chain(deny.of_operators(ListName::Deny)).collect();
+        let configured = [&allow, &deny].map(|list| Arc::clone(&list.configured));
+        let entries = entries(&configured, &deny.sheets, operators);
+        let draft = Draft::new(settings.lists.networks_max, entries);
+        Ok(Self { past, lists: [allow, deny], draft })
+    }
+
+    /// How much room they need in the kernel.
+    #[must_use]
+    pub const fn capacity(&self) -> ListCapacity {
+        self.draft.capacity
+    }
 }
 
 #[cfg(test)]

@@ -44,14 +44,14 @@ use self::{
     book::Book,
     fold::Folding,
     keeper::Unsaved,
-    lists::{Configured, List, entries},
+    lists::List,
     renew::{Compiled, Waiting},
     tokens::Denials,
     vital::Vital,
 };
 pub use self::{
     keeper::Keeper,
-    lists::list_capacity,
+    lists::Prepared,
     sheets::{Listed, Sheet, Sheets, Update},
     warden::{Suspects, Warden},
 };
@@ -134,23 +134,22 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Reads what is known of the past: operators' lists and bans, from the store and from
-    /// the kernel's own tables, which may have outlived the last daemon; and puts the lists in force,
-    /// `sheets` of others among them. The keeper saves bans once it runs.
+    /// Brings together what is known of the past: operators' lists and bans, from the store and from
+    /// the kernel's own tables, which may have outlived the last daemon; and puts the lists in force.
+    /// The keeper saves bans once it runs.
     pub fn new(
         (tables, twin): (Tables, Twin),
         store: Arc<Store>,
         config: PathBuf,
         settings: Settings,
-        sheets: Sheets,
+        prepared: Prepared,
         edge: Arc<Edge>,
     ) -> anyhow::Result<(Self, Keeper)> {
         let (unsaved, keeper) = Unsaved::new(Arc::clone(&store));
-        let past = store.load_all()?;
+        let Prepared { past, lists: [allow, deny], draft } = prepared;
         for record in &past.unreadable {
             tracing::error!(record, "the store holds a record that cannot be read");
         }
-        let configured = Configured::both(&settings).map(Arc::new);
         let mut secret = [0; 16];
         getrandom::fill(&mut secret).context("no randomness")?;
         let mut writer = Self {
@@ -161,8 +160,8 @@ impl Writer {
             engine: Engine::new(plan::verdicts(&settings.verdicts), secret),
             signatures: settings.kernel.signatures.clone(),
             settings,
-            allow: List::new(past.allow),
-            deny: List::new(past.deny),
+            allow,
+            deny,
             folding: Folding::default(),
             waiting: Waiting::default(),
             listed: None,
@@ -182,9 +181,7 @@ impl Writer {
         };
         writer.restore(past.bans)?;
         writer.restore_denials(past.denials);
-        let entries = entries(&configured, &sheets, writer.of_operators());
-        writer.tables.lists.replace(entries).context("cannot write the lists")?;
-        writer.configure(configured, sheets);
+        writer.tables.lists.fill(draft).context("cannot write the lists")?;
         writer.tell_listed();
         Ok((writer, keeper))
     }

@@ -19,12 +19,34 @@ use super::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;
 
-/// Writes the image; how many of its lines are used.
+/// The lines of an image that are used: it is filled from both ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Used {
+    /// Lines from the first on.
+    pub front: usize,
+    /// Lines up to the last.
+    pub back: usize,
+}
+
+impl Used {
+    /// How many they are.
+    #[must_use]
+    pub const fn lines(self) -> usize {
+        self.front + self.back
+    }
+
+    /// Both parts of an image, the one behind the other.
+    pub fn parts<L>(self, image: &[L]) -> [&[L]; 2] {
+        [&image[..self.front], &image[image.len() - self.back..]]
+    }
+}
+
+/// Writes the image; which of its lines are used.
 pub(super) fn compile(
     v4: &[Item<u32>],
     v6: &[Item<u128>],
     lines: &mut [Line],
-) -> Result<u64, Full> {
+) -> Result<Used, Full> {
     let mut room = Room::new(lines)?;
     let mut addresses = Records::default();
     sweep(v4, &mut room, |room, first, last, value| addresses.range(room, first, last, value))?;
@@ -49,8 +71,8 @@ impl<'a> Room<'a> {
         Ok(Self { lines, word: FIXED as usize * 8, line })
     }
 
-    fn used(&self) -> u64 {
-        (self.word.div_ceil(8) + self.lines.len() - self.line) as u64
+    fn used(&self) -> Used {
+        Used { front: self.word.div_ceil(8), back: self.lines.len() - self.line }
     }
 
     fn words(&mut self, count: usize) -> Result<usize, Full> {

@@ -22,7 +22,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 pub use book::{Adopted, Book, Change, Refused, Snapshot, Write};
 pub use edge_common::list::Class;
 pub use ends::{Ends, differs};
-pub use image::Full;
+pub use image::{Full, Used};
 pub use numbers::{NoNumber, Numbers};
 pub use read::{NetFault, parse_net};
 pub use table::{Successor, Table};

@@ -5,7 +5,10 @@ use std::{cmp::Reverse, collections::BTreeMap};
 use edge_common::list::{Class, Ids};
 use ipnet::IpNet;
 
-use super::{Span, image, image::Full};
+use super::{
+    Span, image,
+    image::{Full, Used},
+};
 use edge_common::list::Line;
 
 /// An entry of a list: a network, until when, and the number under which the kernel knows it.
@@ -125,11 +128,11 @@ impl Table {
         next
     }
 
-    /// Writes the image of this table; how many lines of it are used.
+    /// Writes the image of this table; which lines of it are used.
     ///
     /// # Errors
     /// [`Full`] if the lines do not suffice.
-    pub fn compile(&self, lines: &mut [Line]) -> Result<u64, Full> {
+    pub fn compile(&self, lines: &mut [Line]) -> Result<Used, Full> {
         image::compile(&self.v4, &self.v6, lines)
     }
 

@@ -8,10 +8,10 @@ use std::{
 };
 
 use edge_common::map::{ENTRIES, LISTS};
-use edge_policy::list::{Adopted, Class, Snapshot, Successor};
+use edge_policy::list::{Adopted, Class, Snapshot, Successor, Used};
 use ipnet::IpNet;
 
-use super::{Inner, KernelError, ListSizes, Shared, wait_for_packets};
+use super::{Draft, Inner, KernelError, ListSizes, Shared, wait_for_packets};
 
 /// An image to be made, by whatever thread has the time. One that is dropped instead leaves the
 /// lists as they are, with all that has changed since.
@@ -27,13 +27,15 @@ pub enum Content {
     Changes(u64),
     /// These entries and nothing else.
     Entries(Vec<(Class, IpNet, u64)>),
+    /// What was compiled at the start.
+    Draft(Draft),
 }
 
 /// An image that is written and not in force yet.
 struct Image {
     turn: Turn,
     next: Successor,
-    lines: u64,
+    used: Used,
     took: Duration,
 }
 
@@ -68,13 +70,9 @@ impl Drop for Turn {
 impl Shared {
     pub(super) fn begin(self: &Arc<Self>, inner: &mut Inner) -> Job {
         inner.is_writing = true;
-        let lines = inner.sizes.lines_max as usize;
-        let first = if inner.second { 0 } else { lines };
-        Job {
-            turn: Turn { shared: Arc::clone(self), is_full: false },
-            snapshot: inner.book.snapshot(),
-            image: first..first + lines,
-        }
+        let image = inner.image(!inner.second);
+        let turn = Turn { shared: Arc::clone(self), is_full: false };
+        Job { turn, snapshot: inner.book.snapshot(), image }
     }
 }
 
@@ -95,9 +93,18 @@ impl Job {
         let shared = Arc::clone(&self.turn.shared);
         // Nobody may still be judged by the image that is written over.
         wait_for_packets();
-        let mut next = match content {
-            Content::Changes(now_ns) => self.snapshot.fold(now_ns),
-            Content::Entries(entries) => self.snapshot.replace(entries),
+        let (mut next, drawn) = match content {
+            Content::Changes(now_ns) => (self.snapshot.fold(now_ns), None),
+            Content::Entries(entries) => (self.snapshot.replace(entries), None),
+            // It has the numbers that are given out first.
+            Content::Draft(Draft { next, image, used, .. }) if shared.numbers().used() == 0 => {
+                (next, Some((image, used)))
+            }
+            Content::Draft(Draft { next, .. }) => {
+                let entries = next.table.entries();
+                let entries = entries.map(|(class, net, until, _)| (class, net, until));
+                (self.snapshot.replace(entries), None)
+            }
         };
         let lines_max = self.image.len();
         if next.table.len() as u64 > shared.tables.entries.len() as u64 / 2 {
@@ -106,17 +113,29 @@ impl Job {
         // SAFETY: of the two images this is the one that is not in force, and no packet is left
         // that saw it in force; there is one turn at a time.
         let lines = unsafe { shared.tables.lists.exclusive(self.image.start, lines_max) };
-        let count = next.unnumbered;
+        let count = if drawn.is_some() { next.table.len() } else { next.unnumbered };
         let taken = shared.numbers().take(count);
         let numbers = taken.map_err(|_| KernelError::Full { table: ENTRIES })?;
-        let taken = next.number(numbers);
+        let taken = match drawn {
+            Some(_) => next.table.numbers().collect(),
+            None => next.number(numbers),
+        };
         for (id, until_ns) in &taken {
             let [until, hits] = &shared.tables.entries[*id as usize];
             until.store(*until_ns, Relaxed);
             hits.store(0, Relaxed);
         }
-        match next.table.compile(lines) {
-            Ok(lines) => Ok(Image { turn: self.turn, next, lines, took: begun.elapsed() }),
+        let compiled = match drawn {
+            Some((image, used)) if image.len() == lines.len() => {
+                let behind = image.len() - used.back;
+                lines[..used.front].copy_from_slice(&image[..used.front]);
+                lines[behind..].copy_from_slice(&image[behind..]);
+                Ok(used)
+            }
+            _ => next.table.compile(lines),
+        };
+        match compiled {
+            Ok(used) => Ok(Image { turn: self.turn, next, used, took: begun.elapsed() }),
             Err(edge_policy::list::Full) => {
                 self.turn.is_full = true;
                 shared.numbers().give_back(taken.into_iter().map(|(id, _)| id));
@@ -129,11 +148,13 @@ impl Job {
 impl Image {
     /// Puts it in force: from one packet to the next, all of it.
     fn adopt(self) -> Former {
-        let Self { turn, next, lines, took } = self;
+        let Self { turn, next, used, took } = self;
         let shared = &turn.shared;
-        let sizes = shared.inner().sizes;
-        let first = if shared.inner().second { 0 } else { sizes.lines_max as usize };
-        let sum = super::sum(&shared.tables.lists[first..first + lines as usize]);
+        let image = {
+            let inner = shared.inner();
+            inner.image(!inner.second)
+        };
+        let sum = super::sum(&shared.tables.lists[image], used);
         let mut inner = shared.inner();
         let Adopted { writes, ends, free } = inner.book.adopt(next);
         for (id, until_ns) in &ends {
@@ -142,9 +163,9 @@ impl Image {
         inner.second = !inner.second;
         inner.is_settling = true;
         inner.changes += 1;
-        inner.sum = sum;
+        (inner.used, inner.sum) = (used, sum);
         inner.sizes = ListSizes {
-            lines,
+            lines: used.lines() as u64,
             compile: took,
             generation: inner.sizes.generation + 1,
             ..inner.sizes
