@@ -2,16 +2,24 @@
 //! must not notice.
 
 use std::{
-    io::Read as _,
+    io::{IoSliceMut, Read as _},
     net::TcpListener,
-    os::{fd::OwnedFd, unix::net::UnixDatagram},
+    os::{
+        fd::{AsRawFd as _, OwnedFd},
+        unix::net::UnixDatagram,
+    },
     path::Path,
-    process::{Child, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::{
+    cmsg_space,
+    errno::Errno,
+    sys::socket::{ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg, setsockopt, sockopt},
+};
 
 use crate::{
     Edged, Lab,
@@ -93,6 +101,87 @@ pub fn start_with(lab: &Lab, config: &Path, listener: &TcpListener) -> Result<Ch
         .spawn()?;
     daemon::await_ready(&socket, &mut child)?;
     Ok(child)
+}
+
+/// Starts `edged` with these words as a service manager would, and does not wait for it. If there is a variable `OF`, that is
+/// whose watchdog it is told of, `$$` for its own.
+///
+/// # Errors
+/// If it cannot start.
+pub fn service(
+    lab: &Lab,
+    config: &Path,
+    words: &str,
+    adapt: impl FnOnce(&mut Command),
+) -> Result<Child> {
+    let log =
+        std::fs::File::options().create(true).append(true).open(lab.dir().join("edged.log"))?;
+    let script = format!(
+        "if [ \"$OF\" ]; then eval export WATCHDOG_PID=$OF; fi; exec \"$0\" {words} --config \"$1\""
+    );
+    let mut command = lab.edge.command("sh");
+    command
+        .args(["-c", &script])
+        .arg(binary("edged")?)
+        .arg(config)
+        .env("NOTIFY_SOCKET", lab.dir().join("notify.sock"))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    adapt(&mut command);
+    command.spawn().context("start edged")
+}
+
+/// The socket of a service manager, which knows who tells it what.
+pub struct Manager(UnixDatagram);
+
+impl Manager {
+    /// In the lab's folder.
+    ///
+    /// # Errors
+    /// If the folder cannot be written.
+    pub fn new(lab: &Lab) -> Result<Self> {
+        let path = lab.dir().join("notify.sock");
+        let _ = std::fs::remove_file(&path);
+        let socket = UnixDatagram::bind(&path)?;
+        socket.set_read_timeout(Some(Duration::from_millis(20)))?;
+        setsockopt(&socket, sockopt::PassCred, &true)?;
+        Ok(Self(socket))
+    }
+
+    /// What was told, and by which process; `None`: nothing for a moment.
+    ///
+    /// # Errors
+    /// If the socket breaks.
+    pub fn hear(&self) -> Result<Option<(u32, String)>> {
+        let (mut bytes, mut credentials) = ([0; 512], cmsg_space!(UnixCredentials));
+        let mut room = [IoSliceMut::new(&mut bytes)];
+        let flags = MsgFlags::empty();
+        let heard =
+            match recvmsg::<()>(self.0.as_raw_fd(), &mut room, Some(&mut credentials), flags) {
+                Ok(heard) => heard,
+                Err(Errno::EAGAIN | Errno::EINTR) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            };
+        let pid = heard.cmsgs()?.find_map(|message| match message {
+            ControlMessageOwned::ScmCredentials(who) => u32::try_from(who.pid()).ok(),
+            _ => None,
+        });
+        let (pid, length) = (pid.context("no credentials")?, heard.bytes);
+        Ok(Some((pid, String::from_utf8_lossy(&bytes[..length]).into_owned())))
+    }
+
+    /// Waits until a process says that it is ready.
+    ///
+    /// # Errors
+    /// If it does not within 60 seconds.
+    pub fn await_ready(&self, pid: u32) -> Result<()> {
+        until("it is ready", Duration::from_secs(60), || {
+            let heard = self.hear()?;
+            Ok(heard.is_some_and(|(from, text)| from == pid && text == "READY=1"))
+        })?;
+        Ok(())
+    }
 }
 
 /// What a load came to.

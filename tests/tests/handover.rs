@@ -296,10 +296,6 @@ fn sockets_of_a_service_manager_hold_connections_across_a_restart() -> Result<()
 
 #[test]
 fn systemd_starts_it_with_the_first_connection() -> Result<()> {
-    if !edge_tests::client::installed("systemd-socket-activate") {
-        eprintln!("left out: systemd-socket-activate is not installed");
-        return Ok(());
-    }
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;
     let setup = lab.edged()?.set("server.https", &format!("[\"{EDGE}:443\"]"));

@@ -142,6 +142,8 @@ const NEEDED: &[(&str, &str)] = &[
     ("haproxy", "haproxy"),
     ("slowhttptest", "slowhttptest"),
     ("sslscan", "sslscan"),
+    ("systemd-analyze", "systemd"),
+    ("strace", "strace"),
 ];
 
 /// npm packages of the tests' clients, and their versions.

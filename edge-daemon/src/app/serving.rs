@@ -1,7 +1,7 @@
 //! The control plane, on the main thread: it answers while the workers are flooded.
 
 use std::{
-    fs, future::Future, net::TcpListener, os::unix::net::UnixListener, rc::Rc, sync::Arc,
+    future::Future, net::TcpListener, os::unix::net::UnixListener, rc::Rc, sync::Arc,
     time::Duration,
 };
 
@@ -20,7 +20,7 @@ use crate::{
     geo,
     handover::{Outcome, Predecessor},
     memory,
-    notify::{self, notify},
+    notify::{self, notify, shares_unit},
     request::{Edge, Phase},
     scrape,
 };
@@ -216,12 +216,10 @@ impl Handler {
 /// Tells the service manager that this process ends. If its successor runs in the same unit, the unit
 /// goes on by that one.
 pub(super) fn say_farewell(end: End) {
-    let unit = |pid: &str| fs::read_to_string(format!("/proc/{pid}/cgroup")).ok();
     match end {
-        End::Succeeded(Some(pid))
-            if unit("self").is_some_and(|own| unit(&pid.to_string()) == Some(own)) =>
-        {
-            notify(&format!("MAINPID={pid}"));
+        // The successor is heard from here on, and has all of the watchdog's time to be.
+        End::Succeeded(Some(pid)) if shares_unit(pid) => {
+            notify(&format!("MAINPID={pid}\nWATCHDOG=1"));
         }
         _ => notify("STOPPING=1"),
     }

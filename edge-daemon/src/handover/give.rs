@@ -25,8 +25,8 @@ use super::{
     wire::{Step, hear, say, send_sockets},
 };
 use crate::{
-    audit::Resumption, config::Settings, control::Peer, kernel::Lock, quota, request::Edge,
-    store::Store,
+    audit::Resumption, config::Settings, control::Peer, kernel::Lock, notify::Unit, quota,
+    request::Edge, store::Store,
 };
 
 /// Where a successor asks.
@@ -108,7 +108,8 @@ impl Giver {
         }
         let Step::Ask { version } = hear(stream)? else { bail!("no question") };
         tracing::info!(version, pid = peer.pid, "a successor asks");
-        send_sockets(stream, &self.heritage.tcp, &self.heritage.unix)?;
+        let unit = peer.pid.and_then(Unit::shared_with);
+        send_sockets(stream, &self.heritage.tcp, &self.heritage.unix, unit)?;
         expect(stream, &Step::Release)?;
         let _ = self.told.send(Outcome::Begun);
         // From here to the end nothing that outlives the daemon changes by this one.

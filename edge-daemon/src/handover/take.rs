@@ -13,7 +13,7 @@ use anyhow::{Context as _, bail};
 use edge_identity::signed::Once;
 
 use super::wire::{Admission, Errand, Step, hear, receive_sockets, say};
-use crate::{listen::Inherited, request::Edge};
+use crate::{listen::Inherited, notify::Unit, request::Edge};
 
 /// The daemon that is in office.
 #[derive(Debug)]
@@ -39,7 +39,8 @@ impl Predecessor {
             say(&stream, &Step::Ask { version: env!("CARGO_PKG_VERSION").to_owned() })?;
             receive_sockets(&stream)
         };
-        let sockets = ask().context("the daemon that runs does not hand over")?;
+        let (sockets, unit) = ask().context("the daemon that runs does not hand over")?;
+        unit.into_iter().for_each(Unit::join);
         Ok(Some((Self(stream), sockets)))
     }
 

@@ -18,7 +18,7 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::listen::Inherited;
+use crate::{listen::Inherited, notify::Unit};
 
 /// A step of the handover.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,8 +26,13 @@ use crate::listen::Inherited;
 pub(super) enum Step {
     /// The successor asks: which version it is.
     Ask { version: String },
-    /// So many sockets follow, for TCP and for unix.
-    Sockets { tcp: usize, unix: usize },
+    /// So many sockets follow, for TCP and for unix. And what is known of the unit, if both are in the same.
+    Sockets {
+        tcp: usize,
+        unix: usize,
+        #[serde(default)]
+        unit: Option<Unit>,
+    },
     /// It wants what one process alone can hold, but for nonces.
     Release,
     /// It has it.
@@ -116,16 +121,17 @@ pub(super) fn send_sockets(
     stream: &UnixStream,
     tcp: &[TcpListener],
     unix: &[UnixListener],
+    unit: Option<Unit>,
 ) -> io::Result<()> {
-    say(stream, &Step::Sockets { tcp: tcp.len(), unix: unix.len() })?;
+    say(stream, &Step::Sockets { tcp: tcp.len(), unix: unix.len(), unit })?;
     let tcp = tcp.iter().map(TcpListener::as_fd);
     let all: Vec<_> = tcp.chain(unix.iter().map(UnixListener::as_fd)).collect();
     all.chunks(AT_ONCE).try_for_each(|some| send(stream, some))
 }
 
-/// Receives them.
-pub(super) fn receive_sockets(stream: &UnixStream) -> io::Result<Inherited> {
-    let Step::Sockets { tcp, unix } = hear(stream)? else {
+/// Receives them, and what is known of the unit.
+pub(super) fn receive_sockets(stream: &UnixStream) -> io::Result<(Inherited, Option<Unit>)> {
+    let Step::Sockets { tcp, unix, unit } = hear(stream)? else {
         return Err(io::ErrorKind::InvalidData.into());
     };
     let mut all = Vec::new();
@@ -134,7 +140,7 @@ pub(super) fn receive_sockets(stream: &UnixStream) -> io::Result<Inherited> {
     }
     let unix = all.split_off(tcp.min(all.len()));
     let tcp = all.into_iter().map(Into::into).collect();
-    Ok(Inherited::new(tcp, unix.into_iter().map(Into::into).collect()))
+    Ok((Inherited::new(tcp, unix.into_iter().map(Into::into).collect()), unit))
 }
 
 fn send(stream: &UnixStream, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
@@ -180,16 +186,23 @@ mod tests {
         let unix = vec![UnixListener::bind(dir.path().join("a")).unwrap()];
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                send_sockets(&here, &tcp, &unix).unwrap();
+                send_sockets(&here, &tcp, &unix, None).unwrap();
                 say(&here, &Step::Released).unwrap();
             });
-            let mut got = receive_sockets(&there).unwrap();
+            let (mut got, unit) = receive_sockets(&there).unwrap();
+            assert_eq!(unit, None);
             for listener in &tcp {
                 assert_eq!(got.take(listener.local_addr().unwrap()).unwrap().len(), 1);
             }
             assert!(got.take_unix(&dir.path().join("a")).is_some());
             assert_eq!(hear::<Step>(&there).unwrap(), Step::Released);
         });
+    }
+
+    #[test]
+    fn versions_without_a_word_of_the_unit_are_understood() {
+        let former: Step = serde_json::from_str(r#"{"sockets":{"tcp":2,"unix":1}}"#).unwrap();
+        assert_eq!(former, Step::Sockets { tcp: 2, unix: 1, unit: None });
     }
 
     #[test]

@@ -11,13 +11,13 @@ impl Worker {
         loop {
             for _ in 0..LOOKS_PER_SWEEP {
                 tokio::time::sleep(LOOK_EVERY).await;
+                self.counters.beat();
                 self.timers.look();
                 self.send_gathered();
                 self.grants.send();
                 self.spare(self.edge.metrics.requests.load(Relaxed));
             }
             self.access.flush();
-            self.counters.beat();
             self.view().upstreams.iter().for_each(|upstream| upstream.sweep());
             if self.edge.metrics.memory.is_full() {
                 self.timers.wake_all();
