@@ -8,7 +8,7 @@ use anyhow::Result;
 
 use crate::{
     frames::{self, CONTINUATION, DATA, GOAWAY, HEADERS, PING, PRIORITY, RESET, SETTINGS, WINDOW},
-    smuggling::unescape,
+    smuggling::{cases, unescape},
     talk::Talk,
 };
 
@@ -217,8 +217,7 @@ fn code(payload: &[u8]) -> String {
 /// If a line is none.
 #[must_use]
 pub fn read(text: &str) -> Vec<Case> {
-    let lines = text.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
-    lines.map(|line| case(line).unwrap_or_else(|| panic!("no case: {line}"))).collect()
+    cases(text, case)
 }
 
 fn case(line: &str) -> Option<Case> {

@@ -30,6 +30,14 @@ pub struct Case {
 /// If a line is none.
 #[must_use]
 pub fn read(text: &str) -> Vec<Case> {
+    cases(text, case)
+}
+
+/// The cases of a corpus, a line each; of `case`, `None` is a line that is none.
+///
+/// # Panics
+/// If there is one.
+pub(crate) fn cases<T>(text: &str, case: impl Fn(&str) -> Option<T>) -> Vec<T> {
     let lines = text.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
     lines.map(|line| case(line).unwrap_or_else(|| panic!("no case: {line}"))).collect()
 }

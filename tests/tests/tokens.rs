@@ -359,6 +359,25 @@ fn a_bound_token_needs_its_proof_each_time_a_new_one() -> Result<()> {
     Ok(())
 }
 
+/// npm `oidc-provider` as an issuer, and a daemon with a route for its tokens.
+fn provided(lab: &Lab) -> Result<(Node, Edged<'_>)> {
+    let (provider, ready) = Node::start(&lab.edge, "provider.mjs", &["9001"])?;
+    assert_eq!(ready, "ready");
+    let edged = lab
+        .edged()?
+        .append(&format!(
+            "[[issuer]]\nname = \"provider\"\nissuer = \"{PROVIDER}\"\n\
+             audience = [\"https://api.example\"]\ndiscovery = true\ncooldown = \"1s\"\n\
+             [[route]]\npath = \"/token\"\nmethods = [\"GET\"]\nauth = \"jwt\"\n\
+             scopes = [\"read\"]\nupstream = \"api\""
+        ))?
+        .start()?;
+    Ok((provider, edged))
+}
+
+/// Where it listens.
+const PROVIDER: &str = "http://127.0.0.1:9001";
+
 /// npm `oidc-provider`, a certified provider: discovery, RFC 9068 tokens, DPoP by `jose`.
 #[test]
 fn a_certified_provider_and_an_independent_client_are_understood() -> Result<()> {
@@ -367,25 +386,14 @@ fn a_certified_provider_and_an_independent_client_are_understood() -> Result<()>
     }
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;
-    let issuer = "http://127.0.0.1:9001";
-    let (_provider, ready) = Node::start(&lab.edge, "provider.mjs", &["9001"])?;
-    assert_eq!(ready, "ready");
-    let edged = lab
-        .edged()?
-        .append(&format!(
-            "[[issuer]]\nname = \"provider\"\nissuer = \"{issuer}\"\n\
-             audience = [\"https://api.example\"]\ndiscovery = true\ncooldown = \"1s\"\n\
-             [[route]]\npath = \"/token\"\nmethods = [\"GET\"]\nauth = \"jwt\"\n\
-             scopes = [\"read\"]\nupstream = \"api\""
-        ))?
-        .start()?;
-    let bearer = node_json(&lab.edge, "client.mjs", &[issuer, "bearer"])?;
+    let (_provider, edged) = provided(&lab)?;
+    let bearer = node_json(&lab.edge, "client.mjs", &[PROVIDER, "bearer"])?;
     let token = bearer["token"].as_str().context("no token")?;
     let answer = get(&edged, "/token", token)?;
     assert_eq!(answer.status, 200, "{answer:?} {}", edged.log());
     std::thread::sleep(Duration::from_millis(1100));
     let url = "https://edge.test/token";
-    let bound = node_json(&lab.edge, "client.mjs", &[issuer, "dpop", "GET", url, "2"])?;
+    let bound = node_json(&lab.edge, "client.mjs", &[PROVIDER, "dpop", "GET", url, "2"])?;
     let token = bound["token"].as_str().context("no token")?;
     assert_eq!(status(&edged, token)?, 401, "a bound token alone");
     for proof in bound["proofs"].as_array().context("no proofs")? {
@@ -410,21 +418,10 @@ fn an_independent_openid_client_gets_a_token_and_is_let_in() -> Result<()> {
     }
     let lab = Lab::new()?;
     let origin = Origin::start(&lab)?;
-    let issuer = "http://127.0.0.1:9001";
-    let (_provider, ready) = Node::start(&lab.edge, "provider.mjs", &["9001"])?;
-    assert_eq!(ready, "ready");
-    let edged = lab
-        .edged()?
-        .append(&format!(
-            "[[issuer]]\nname = \"provider\"\nissuer = \"{issuer}\"\n\
-             audience = [\"https://api.example\"]\ndiscovery = true\ncooldown = \"1s\"\n\
-             [[route]]\npath = \"/token\"\nmethods = [\"GET\"]\nauth = \"jwt\"\n\
-             scopes = [\"read\"]\nupstream = \"api\""
-        ))?
-        .start()?;
+    let (_provider, edged) = provided(&lab)?;
     let url = format!("https://{EDGE}/token");
     let call = |kind| {
-        let done = node_json_trusting(&lab.edge, &edged.ca, "openid.mjs", &[issuer, kind, &url]);
+        let done = node_json_trusting(&lab.edge, &edged.ca, "openid.mjs", &[PROVIDER, kind, &url]);
         done.with_context(|| edged.log())
     };
     for kind in ["bearer", "dpop"] {

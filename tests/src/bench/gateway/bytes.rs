@@ -11,6 +11,7 @@ use rustls::NamedGroup;
 use super::{
     Side, client, compare, on_load_core, open, own_upstream,
     peers::{Duty, Peer},
+    sum_of,
 };
 use crate::{
     bench::{Effort, Report, need_two_cores},
@@ -64,17 +65,8 @@ fn transfers(
     let bytes = on_load_core(ns, || async move {
         let client = Rc::new(client.clone());
         let request: Rc<[u8]> = request.into();
-        let tasks: Vec<_> = (0..AT_ONCE)
-            .map(|_| {
-                let (client, request) = (Rc::clone(&client), Rc::clone(&request));
-                tokio::task::spawn_local(transfer(client, request, body, end))
-            })
-            .collect();
-        let mut total = 0;
-        for task in tasks {
-            total += task.await??;
-        }
-        Ok(total)
+        let one = |_| transfer(Rc::clone(&client), Rc::clone(&request), body, end);
+        sum_of((0..AT_ONCE).map(one)).await
     })?;
     Ok(bytes as f64 / f64::from(1 << 20))
 }

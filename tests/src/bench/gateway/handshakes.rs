@@ -11,7 +11,7 @@ use rustls::NamedGroup;
 use super::{
     Side, client, compare, interleaved, on_load_core, open,
     peers::{Duty, Peer},
-    ratios, turn,
+    ratios, sum_of, turn,
 };
 use crate::{
     bench::{Effort, Goal, Line, Report, need_two_cores},
@@ -64,24 +64,18 @@ fn connections(ns: &Netns, client: &Client, seconds: u64) -> Result<f64> {
     let request = format!("GET / HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n");
     let counts = on_load_core(ns, || async move {
         let client = Rc::new(client.clone());
-        let tasks: Vec<_> = (0..AT_ONCE)
-            .map(|_| {
-                let (client, request) = (Rc::clone(&client), request.clone());
-                tokio::task::spawn_local(async move {
-                    let mut count = 0;
-                    while Instant::now() < end {
-                        client.connect().await?.ask(request.as_bytes()).await?;
-                        count += 1;
-                    }
-                    anyhow::Ok(count)
-                })
-            })
-            .collect();
-        let mut total = 0;
-        for task in tasks {
-            total += task.await??;
-        }
-        Ok(total)
+        let tasks = (0..AT_ONCE).map(|_| {
+            let (client, request) = (Rc::clone(&client), request.clone());
+            async move {
+                let mut count = 0_u32;
+                while Instant::now() < end {
+                    client.connect().await?.ask(request.as_bytes()).await?;
+                    count += 1;
+                }
+                Ok(count)
+            }
+        });
+        sum_of(tasks).await
     })?;
     Ok(f64::from(counts))
 }

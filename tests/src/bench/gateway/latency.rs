@@ -15,7 +15,7 @@ use tokio::sync::{Notify, mpsc};
 use super::{
     Side, client, interleaved, on_load_core, open,
     peers::{Duty, Peer},
-    ratios, turn,
+    ratios, sum_of, turn,
 };
 use crate::{
     bench::{Effort, Goal, Line, MEASURED_CPU, Report, need_two_cores, pin, version},
@@ -62,24 +62,15 @@ fn saturated(ns: &Netns, client: &Client, seconds: u64) -> Result<f64> {
     let answered = on_load_core(ns, || async move {
         let connections = connect(client).await?;
         let end = Instant::now() + length;
-        let tasks: Vec<_> = connections
-            .into_iter()
-            .map(|mut connection| {
-                tokio::task::spawn_local(async move {
-                    let (request, mut count) = (get("/"), 0);
-                    while Instant::now() < end {
-                        connection.ask(&request).await?;
-                        count += 1;
-                    }
-                    anyhow::Ok(count)
-                })
-            })
-            .collect();
-        let mut total = 0;
-        for task in tasks {
-            total += task.await??;
-        }
-        Ok(total)
+        let tasks = connections.into_iter().map(|mut connection| async move {
+            let (request, mut count) = (get("/"), 0_u32);
+            while Instant::now() < end {
+                connection.ask(&request).await?;
+                count += 1;
+            }
+            Ok(count)
+        });
+        sum_of(tasks).await
     })?;
     Ok(f64::from(answered) / seconds as f64)
 }

@@ -10,6 +10,7 @@ mod slow;
 mod tools;
 
 use std::{
+    iter::Sum,
     net::{Ipv4Addr, SocketAddr},
     path::Path,
 };
@@ -150,6 +151,18 @@ fn on_load_core<T: Send, F: Future<Output = Result<T>>>(
         load::run(ns, work)
     };
     std::thread::scope(|scope| scope.spawn(pinned).join().expect("no panic"))
+}
+
+/// Runs tasks beside each other to their ends; the sum of what they counted.
+async fn sum_of<T: Sum + 'static>(
+    tasks: impl Iterator<Item = impl Future<Output = Result<T>> + 'static>,
+) -> Result<T> {
+    let tasks: Vec<_> = tasks.map(tokio::task::spawn_local).collect();
+    let mut counts = Vec::new();
+    for task in tasks {
+        counts.push(task.await??);
+    }
+    Ok(counts.into_iter().sum())
 }
 
 fn local(port: u16) -> SocketAddr {

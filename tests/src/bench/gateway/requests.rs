@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::{
-    Side, compare, edged, open,
+    Goals, Side, compare, edged, open,
     peers::{Duty, Peer},
     tools::{h2load_requests, wrk_requests},
 };
@@ -15,17 +15,11 @@ use crate::{
 
 /// Keep-alive requests over TLS 1.3 for answers of 1 KiB.
 pub(super) fn keep_alive(effort: Effort, report: &mut Report) -> Result<()> {
-    need_two_cores()?;
-    let lab = Lab::new()?;
-    let _upstream = Peer::upstream(&lab)?;
-    let edged = open(&lab)?.start()?;
-    let (nginx, haproxy) = proxies(&lab, Duty::Proxy)?;
-    compare(
-        (1, "TLS 1.3 keep-alive request, 1 KiB answer", "µs a request"),
-        &[Side::edged(&edged), nginx.side(), haproxy.side()],
+    plain(
+        (1, "TLS 1.3 keep-alive request, 1 KiB answer"),
         &[("nginx", 0.65), ("haproxy", 0.7)],
         (effort, report),
-        |side, seconds| wrk_requests(&wrk(&lab.edge, &side.url("/"), None, seconds)?),
+        |edge, url, seconds| wrk_requests(&wrk(edge, url, None, seconds)?),
     )
 }
 
@@ -52,17 +46,32 @@ pub(super) fn limited(effort: Effort, report: &mut Report) -> Result<()> {
 
 /// HTTP/2 requests over 16 connections of 16 streams.
 pub(super) fn http2(effort: Effort, report: &mut Report) -> Result<()> {
+    plain(
+        (4, "HTTP/2 request, 16 connections of 16 streams"),
+        &[("nginx", 0.9), ("haproxy", 1.0)],
+        (effort, report),
+        |edge, url, seconds| h2load_requests(&h2load(edge, url, seconds)?),
+    )
+}
+
+/// What a request costs those that do nothing but pass it on.
+fn plain(
+    (measure, what): (u32, &str),
+    goals: Goals<'_>,
+    (effort, report): (Effort, &mut Report),
+    requests: impl Fn(&Netns, &str, u64) -> Result<f64>,
+) -> Result<()> {
     need_two_cores()?;
     let lab = Lab::new()?;
     let _upstream = Peer::upstream(&lab)?;
     let edged = open(&lab)?.start()?;
     let (nginx, haproxy) = proxies(&lab, Duty::Proxy)?;
     compare(
-        (4, "HTTP/2 request, 16 connections of 16 streams", "µs a request"),
+        (measure, what, "µs a request"),
         &[Side::edged(&edged), nginx.side(), haproxy.side()],
-        &[("nginx", 0.9), ("haproxy", 1.0)],
+        goals,
         (effort, report),
-        |side, seconds| h2load_requests(&h2load(&lab.edge, &side.url("/"), seconds)?),
+        |side, seconds| requests(&lab.edge, &side.url("/"), seconds),
     )
 }
 
