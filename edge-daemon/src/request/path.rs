@@ -211,7 +211,8 @@ async fn decide(
 ) -> Result<Decided, Denied> {
     let view = worker.view();
     let plan = &view.plan;
-    if in_flight > plan.bounds.requests_max || worker.edge.metrics.memory.is_full() {
+    if in_flight > plan.bounds.requests_max || worker.edge.metrics.memory.refuses_request(in_flight)
+    {
         return Err(Reason::Overload.into());
     }
     worker.spare(in_flight);

@@ -83,7 +83,7 @@ impl Slot {
         let refusal = if open > worker.view().plan.bounds.connections_max {
             Some(Reason::ConnectionsFull)
         } else {
-            metrics.memory.is_full().then_some(Reason::MemoryFull)
+            metrics.memory.refuses_connection(open).then_some(Reason::MemoryFull)
         };
         if let Some(reason) = refusal {
             worker.counters.count(reason);
