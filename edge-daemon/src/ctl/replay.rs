@@ -78,8 +78,9 @@ pub(super) fn run(args: &Args, asked: &Replay) -> u8 {
     let count = signals.len();
     for mut signal in signals {
         signal.places = geo.as_ref().map_or_else(Places::default, |geo| geo.places(signal.address));
-        let verdicts = engine.judge(&signal, facts).into_iter();
-        found.extend(verdicts.map(|verdict| Found { at_ms: signal.at_ns / 1_000_000, verdict }));
+        let verdicts = engine.judge(signal, facts).into_iter();
+        let found_one = |verdict: Verdict| Found { at_ms: verdict.last.1 / 1_000_000, verdict };
+        found.extend(verdicts.map(found_one));
     }
     let text = if args.json { json(&found) } else { words(&found, count) };
     let code = say(text.as_bytes());

@@ -148,13 +148,20 @@ impl Bans {
     /// Puts the words of the filter right that another hand has changed; how many.
     #[must_use]
     pub fn mend_filter(&self) -> u64 {
-        let mut mended = 0;
-        self.shared.with(|clients| {
-            for (word, counts) in clients.counts.chunks_exact(64).enumerate() {
-                let right = bits(counts);
-                mended += u64::from(self.shared.filter[word][0].swap(right, Release) != right);
-            }
-        });
+        let (mut mended, words) = (0, BAN_BITS as usize / 64);
+        // In parts: a ban waits for no more than one of them.
+        for first in (0..words).step_by(MENDED) {
+            self.shared.with(|clients| {
+                let counts = &clients.counts[64 * first..64 * (first + MENDED).min(words)];
+                for (word, counts) in (first..).zip(counts.chunks_exact(64)) {
+                    let (right, found) = (bits(counts), &self.shared.filter[word][0]);
+                    if found.load(Relaxed) != right {
+                        found.store(right, Release);
+                        mended += 1;
+                    }
+                }
+            });
+        }
         mended
     }
 
@@ -210,6 +217,9 @@ impl Shared {
         change(&mut self.clients.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
+
+/// Words of the filter that are looked at together.
+const MENDED: usize = 64;
 
 /// A word of the filter, by how many have each of its bits.
 fn bits(counts: &[u32]) -> u64 {

@@ -73,7 +73,7 @@ impl Writer {
     }
 
     /// Takes a signal in, and carries out what it leads to.
-    pub(super) fn judge(&mut self, signal: &Signal) {
+    pub(super) fn judge(&mut self, signal: Signal) {
         let (tables, settings, edge) = (&self.tables, &self.settings.verdicts, &self.edge);
         let (cap, vital) = (&self.cap, &self.vital);
         let facts = |signal: &Signal| {
@@ -89,11 +89,11 @@ impl Writer {
             }
         };
         for verdict in self.engine.judge(signal, facts) {
-            self.carry_out(verdict, signal);
+            self.carry_out(verdict);
         }
     }
 
-    fn carry_out(&mut self, verdict: Verdict, signal: &Signal) {
+    fn carry_out(&mut self, verdict: Verdict) {
         let since_ns = clock::boot_ns();
         let until_ns = since_ns.saturating_add(verdict.duration_ns);
         let record = BanRecord {
@@ -102,7 +102,7 @@ impl Writer {
             since_ms: clock::unix_ms_at(since_ns),
             until_ms: clock::unix_ms_at(until_ns),
             strikes: verdict.strikes,
-            reason: signal.kind.name().into(),
+            reason: verdict.last.0.name().into(),
             scenario: verdict.scenario.to_string(),
             origin: Origin::Scenario,
             spared: verdict.spared.map(|spared| spared.name().to_owned()),
@@ -118,7 +118,7 @@ impl Writer {
             self.edge.metrics.verdicts.count(Step::Observe);
             return self.tell(What::Observed, &record, None);
         }
-        if let Err(error) = self.enforce(record, until_ns, Some(signal)) {
+        if let Err(error) = self.enforce(record, until_ns, Some(verdict.last.1)) {
             // The culprit is as free as before; its next misdeed tries again.
             self.engine.retract(&verdict, since_ns);
             self.edge.metrics.bans_failed.fetch_add(1, Relaxed);
@@ -189,13 +189,13 @@ impl Writer {
         false
     }
 
-    /// The one place where a verdict comes into force. Verdicts of a scenario come with their last
-    /// signal.
+    /// The one place where a verdict comes into force. Verdicts of a scenario come with the time of
+    /// their last signal.
     fn enforce(
         &mut self,
         record: BanRecord,
         until_ns: u64,
-        signal: Option<&Signal>,
+        signal_ns: Option<u64>,
     ) -> anyhow::Result<()> {
         let (step, mut latency) = (record.step, None);
         if let (Culprit::Source(client), Step::Ban) = (&record.culprit, step) {
@@ -210,11 +210,11 @@ impl Writer {
             }
             let metrics = &self.edge.metrics;
             metrics.bans.fetch_add(1, Relaxed);
-            if let Some(signal) = signal {
-                let ns = clock::boot_ns().saturating_sub(signal.at_ns);
+            if let Some(at_ns) = signal_ns {
+                let ns = clock::boot_ns().saturating_sub(at_ns);
                 metrics.ban_latency.observe(Duration::from_nanos(ns));
                 latency = Some(ns / 1000);
-                self.cap.count(self.settings.verdicts.bans_per_minute, signal.at_ns);
+                self.cap.count(self.settings.verdicts.bans_per_minute, at_ns);
             }
             // What was milder is over.
             self.penalties.remove(&record.culprit);

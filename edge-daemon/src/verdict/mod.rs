@@ -22,6 +22,7 @@ mod vital;
 mod warden;
 
 use std::{
+    ops::ControlFlow,
     path::PathBuf,
     sync::{
         Arc,
@@ -194,29 +195,14 @@ impl Writer {
             let order = orders.recv_timeout(next_look.saturating_duration_since(Instant::now()));
             // What a successor has loaded, only it may change.
             let Some(_turn) = edge.reign.turn() else { return };
-            match order {
-                Ok(Order::Signals(signals, worker)) => {
-                    self.edge.signals.taken(worker, signals.len());
-                    signals.iter().for_each(|signal| self.judge(signal));
-                }
-                Ok(Order::Ban(record, answer)) => self.ban(*record, answer),
-                Ok(Order::Lift(culprit, origin)) => self.lift_of(&culprit, origin),
-                Ok(Order::Heal(suspects)) => self.heal(&suspects),
-                Ok(Order::Command(command, peer, answer)) => {
-                    // An operator who has gone away is not told; the work is done all the same.
-                    let _ = answer.send(self.obey(command, peer));
-                }
-                Ok(Order::Apply(settings, answer)) => {
-                    self.waiting.settings = Some((settings, answer));
-                }
-                Ok(Order::Sheet(update)) => self.waiting.sheets.push_back(update),
-                Ok(Order::Compiled(compiled)) => self.compiled(*compiled),
-                Ok(Order::Reloaded(result)) => self.last_reload = Some((clock::unix_ms(), result)),
-                Ok(Order::View(answer)) => {
-                    let _ = answer.send(self.view());
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-                Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => {
+            let first = match order {
+                Ok(order) => Some(order),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => Some(Order::Stop),
+            };
+            // What else waits is taken in the same turn.
+            for order in first.into_iter().chain(orders.try_iter().take(TAKEN_MAX)) {
+                if self.take(order).is_break() {
                     return self.unsaved.finish();
                 }
             }
@@ -229,6 +215,32 @@ impl Writer {
                 next_look = next_look.min(Instant::now() + RETRY);
             }
         }
+    }
+
+    /// Takes an order; breaks at the last.
+    fn take(&mut self, order: Order) -> ControlFlow<()> {
+        match order {
+            Order::Signals(signals, worker) => {
+                self.edge.signals.taken(worker, signals.len());
+                signals.into_iter().for_each(|signal| self.judge(signal));
+            }
+            Order::Ban(record, answer) => self.ban(*record, answer),
+            Order::Lift(culprit, origin) => self.lift_of(&culprit, origin),
+            Order::Heal(suspects) => self.heal(&suspects),
+            Order::Command(command, peer, answer) => {
+                // An operator who has gone away is not told; the work is done all the same.
+                let _ = answer.send(self.obey(command, peer));
+            }
+            Order::Apply(settings, answer) => self.waiting.settings = Some((settings, answer)),
+            Order::Sheet(update) => self.waiting.sheets.push_back(update),
+            Order::Compiled(compiled) => self.compiled(*compiled),
+            Order::Reloaded(result) => self.last_reload = Some((clock::unix_ms(), result)),
+            Order::View(answer) => {
+                let _ = answer.send(self.view());
+            }
+            Order::Stop => return ControlFlow::Break(()),
+        }
+        ControlFlow::Continue(())
     }
 
     /// Everything that operators have listed.
@@ -328,6 +340,8 @@ impl Writer {
     }
 }
 
+/// Orders that are taken in one turn, beside the first.
+const TAKEN_MAX: usize = 64;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How soon what waits asks again for its turn.
 const RETRY: Duration = Duration::from_millis(20);

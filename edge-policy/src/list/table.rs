@@ -266,7 +266,8 @@ impl<A: Address> Item<A> {
 }
 
 fn sort<A: Address>(items: &mut Vec<Item<A>>) {
-    items.sort_unstable_by_key(|item| (item.key(), Reverse(item.until)));
+    // What they are from has them in order: this sort merges what is sorted already.
+    items.sort_by_key(|item| (item.key(), Reverse(item.until)));
     items.dedup_by_key(|item| item.key());
 }
 

@@ -43,6 +43,8 @@ pub struct Verdict {
     pub spared: Option<Spared>,
     /// The signals that led to it, the latest first; at most [`EVIDENCE_MAX`].
     pub evidence: Vec<Evidence>,
+    /// What the last of them was, and when.
+    pub last: (Kind, u64),
     /// Which scenario, by its place; what [`Engine::retract`] needs.
     place: usize,
 }
@@ -119,17 +121,20 @@ impl Engine {
 
     /// Takes a signal in; the verdicts that it leads to, one for each culprit. `facts` is asked of the
     /// source, and only if there is a verdict to be had.
-    pub fn judge(&mut self, signal: &Signal, facts: impl Fn(&Signal) -> Facts) -> Vec<Verdict> {
+    pub fn judge(&mut self, signal: Signal, facts: impl Fn(&Signal) -> Facts) -> Vec<Verdict> {
         let mut over = Vec::new();
         for place in 0..self.rules.scenarios.len() {
-            if let Some(culprit) = self.pour(place, signal) {
+            if let Some(culprit) = self.pour(place, &signal) {
                 over.push((place, culprit));
             }
         }
-        self.trails[usize::from(signal.kind == Kind::Served)].push(signal.clone());
+        let trail = &mut self.trails[usize::from(signal.kind == Kind::Served)];
         if over.is_empty() {
+            trail.push(signal);
             return Vec::new();
         }
+        trail.push(signal.clone());
+        let signal = &signal;
         // The harshest first; the sort is stable, so that the first of equals speaks.
         over.sort_by_key(|(place, _)| std::cmp::Reverse(self.rules.scenarios[*place].step));
         let facts = facts(signal);
@@ -209,6 +214,7 @@ impl Engine {
             duration_ns: 0,
             strikes,
             evidence,
+            last: (signal.kind, now_ns),
             place,
         };
         if step > Step::Observe {

@@ -74,7 +74,7 @@ fn asking(path: &str, number: u32, kind: Kind, at_ns: u64) -> Signal {
 }
 
 fn judge(engine: &mut Engine, signal: &Signal) -> Vec<Verdict> {
-    engine.judge(signal, |_| Facts::default())
+    engine.judge(signal.clone(), |_| Facts::default())
 }
 
 /// Misbehaves at one moment until there is a verdict: after how many, and what.
@@ -84,7 +84,7 @@ fn until_judged(engine: &mut Engine, signal: &Signal) -> (usize, Verdict) {
 
 fn until_judged_as(engine: &mut Engine, signal: &Signal, facts: Facts) -> (usize, Verdict) {
     for count in 1..100 {
-        if let Some(verdict) = engine.judge(signal, |_| facts).pop() {
+        if let Some(verdict) = engine.judge(signal.clone(), |_| facts).pop() {
             return (count, verdict);
         }
     }
@@ -261,7 +261,7 @@ fn a_neighbour_behind_a_shared_source_is_judged_by_itself() {
     let by = |ja4| Signal { ja4, ..signal(1, GUESS, 0) };
     until_judged_as(&mut engine, &by(one), shared);
     for _ in 0..20 {
-        assert!(engine.judge(&by(one), |_| shared).is_empty(), "it is refused already");
+        assert!(engine.judge(by(one), |_| shared).is_empty(), "it is refused already");
     }
     let (_, verdict) = until_judged_as(&mut engine, &by(other), shared);
     assert_eq!(verdict.culprit, Culprit::Fingerprint(source(1), other.unwrap()));
