@@ -133,6 +133,10 @@ fn what_is_explained_is_what_is_enforced() -> Result<()> {
     let text = edged.tell(&format!("authz explain --as {plain_id} GET /policy/secret"))?;
     assert!(text.starts_with("deny: 403 not_permitted\n"), "{text}");
     assert!(text.contains("policies: rules: secret forbids"), "{text}");
+    for unknown in ["nobodyskeyid", "nobodyskeyid --proof key", "nobodyskeyid --proof signature"] {
+        let failed = edged.tell(&format!("authz explain --as {unknown} GET /policy")).unwrap_err();
+        assert!(format!("{failed:#}").contains("no key has the id 'nobodyskeyid'"), "{failed:#}");
+    }
     let event = edged.event("request_refused", FRIEND)?;
     assert_eq!(event["rule"], "policies: rules: no policy permits");
     // The set on trial forbids everything, and nothing came of it.

@@ -135,22 +135,30 @@ fn principal(
             Some(known.ok_or_else(|| format!("no way of proof is called '{word}'"))?)
         }
     };
+    let is_described =
+        !question.scopes.is_empty() || !question.roles.is_empty() || !question.claims.is_empty();
     let by_key = matches!(method, None | Some(Method::Key | Method::Signature));
     let key = id.parse::<KeyId>().ok().filter(|_| by_key).and_then(|id| keys.by_id(&id));
     if let Some(key) = key {
-        if !question.scopes.is_empty() || !question.roles.is_empty() || !question.claims.is_empty()
-        {
+        if is_described {
             return Err("it is a key of ours, which has its own scopes and no claims".to_owned());
         }
         let method = method.unwrap_or(Method::Key);
         return Ok(Some(Principal::Key { key, method }));
     }
-    let method = method.unwrap_or(Method::Jwt);
-    let (issuer, id) = match (method, id.split_once(':')) {
-        (Method::Jwt, Some((issuer, id))) if plan.issuers.has(issuer) => (Some(issuer), id),
-        (Method::Jwt, _) => (plan.issuers.only(), id.as_str()),
-        (_, Some(("mtls", id))) => (None, id),
-        _ => (None, id.as_str()),
+    let (method, issuer, id) = match (method, id.split_once(':')) {
+        (Some(Method::Key | Method::Signature), _) => {
+            return Err(format!("no key has the id '{id}'"));
+        }
+        (None | Some(Method::Mtls), Some(("mtls", id))) => (Method::Mtls, None, id),
+        (Some(Method::Mtls), _) => (Method::Mtls, None, id.as_str()),
+        (_, Some((issuer, id))) if plan.issuers.has(issuer) => (Method::Jwt, Some(issuer), id),
+        _ if plan.issuers.only().is_none() && !is_described => {
+            return Err(format!(
+                "no key has the id '{id}', and it names no issuer: ISSUER:SUBJECT"
+            ));
+        }
+        _ => (Method::Jwt, plan.issuers.only(), id.as_str()),
     };
     let claims = question.claims.iter().map(|(name, value)| (name.clone(), claim(value)));
     Ok(Some(Principal::Named(std::sync::Arc::new(Named {

@@ -37,6 +37,7 @@ pub(in crate::bench) fn refusals(effort: Effort, report: &mut Report) -> Result<
     let edged = lab
         .edged()?
         .set("limits.per_source", "\"off\"")
+        .set("bounds.requests_per_connection", "1000000000")
         .set("verdicts.never_ban", &format!("[\"{FRIEND}/32\"]"))
         .append(&format!(
             "[[issuer]]\nname = \"own\"\nissuer = \"{ISSUER}\"\naudience = [\"{AUDIENCE}\"]\n\
