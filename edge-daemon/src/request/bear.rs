@@ -1,6 +1,9 @@
 //! What a request has to bear by the verdicts in force: to wait, to come back later, or not at all.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use edge_common::{Blame, Reason, Source};
 use edge_identity::principal::Principal;
@@ -61,14 +64,15 @@ pub(super) async fn sender(
     principal: Option<&Principal>,
 ) -> Result<(), Denied> {
     let penalties = &worker.edge.penalties;
-    let now_ns = clock::boot_ns();
     let penalty = match (principal, visitor.ja4()) {
         (Some(who), _) => {
-            let any = Culprit::Principal("".into());
-            let look = penalties.has_any_like(&any);
-            look.then(|| penalties.of(&Culprit::Principal(word(who)), now_ns)).flatten()
+            // Mostly there is none, and no word to be made.
+            static ANYBODY: LazyLock<Culprit> = LazyLock::new(|| Culprit::Principal("".into()));
+            let look = penalties.has_any_like(&ANYBODY);
+            look.then(|| penalties.of(&Culprit::Principal(word(who)), clock::boot_ns())).flatten()
         }
         (None, ja4) => {
+            let now_ns = clock::boot_ns();
             let client = Source::from(visitor.address).client(plan.client);
             let own = ja4.and_then(|ja4| penalties.of(&Culprit::Fingerprint(client, ja4), now_ns));
             let all = own.into_iter().chain(of_places(penalties, visitor, plan, now_ns));

@@ -59,7 +59,7 @@ impl Worker {
         if let Some(who) = principal.filter(|_| status < 400) {
             let client = Source::from(visitor.address).client(view.plan.client);
             let identity = (who.origin(), who.id());
-            self.edge.identities.succeed(&client, identity, clock::boot_ns());
+            self.edge.identities.succeed(&client, identity, clock::recent_ns());
         }
         if let Some(attempt) = &trace.login {
             return self.report_login(visitor, trace, attempt, status);
