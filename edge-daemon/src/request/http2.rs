@@ -8,12 +8,18 @@ use std::{
 
 use bytes::Bytes;
 use edge_common::Reason;
-use edge_policy::http2::{Abuse, Conduct, Noted};
+use edge_policy::{
+    http2::{Abuse, Conduct, Noted},
+    lines::Lines,
+};
 use h2::{
     RecvStream, SendStream,
     server::{Connection, SendResponse},
 };
-use http::{Method, Request, Response, StatusCode, header};
+use http::{
+    HeaderMap, Method, Request, Response, StatusCode,
+    header::{self, HeaderName, HeaderValue},
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     task::spawn_local,
@@ -217,13 +223,19 @@ impl Exchange {
             false => Incoming::Http2(body, stated),
         });
         let turn = Rc::clone(&self.turn);
-        let mut answer = Box::pin(path::answer(worker, visitor, self.entrance, turn, request));
+        let own = Rc::clone(&worker);
+        let mut answer = Box::pin(path::answer(own, visitor, self.entrance, turn, request));
         let response = std::future::poll_fn(|cx| match answer.as_mut().poll(cx) {
             Poll::Ready(response) => Poll::Ready(Some(response)),
             Poll::Pending => self.respond.poll_reset(cx).map(|_| None),
         });
-        let Some(response) = response.await else { return };
+        let Some(mut response) = response.await else { return };
         drop(answer);
+        let status = response.status();
+        if status == StatusCode::SERVICE_UNAVAILABLE && worker.edge.metrics.memory.is_full() {
+            *response.headers_mut() = brief(&response);
+            response.body_mut().lines = Lines::default();
+        }
         self.answer(response, to_head).await;
     }
 
@@ -319,6 +331,21 @@ impl Exchange {
     }
 }
 
+/// Of the head of a refusal the least that will do, in memory of its own: while there is too little, many of them may wait for
+/// clients that do not read.
+fn brief(refusal: &Response<Answer>) -> HeaderMap {
+    let mut head = HeaderMap::with_capacity(BRIEF.len());
+    for name in BRIEF {
+        let (map, lines) = (refusal.headers(), &refusal.body().lines);
+        let said = lines.get(name.as_str()).map(str::as_bytes);
+        let said = said.or_else(|| map.get(&name).map(HeaderValue::as_bytes));
+        if let Some(value) = said.and_then(|value| HeaderValue::from_bytes(value).ok()) {
+            head.insert(name, value);
+        }
+    }
+    head
+}
+
 /// A connection that `h2` gave up on.
 fn broken_off(worker: &Worker, visitor: &Visitor, error: &h2::Error) {
     let address = visitor.address;
@@ -331,6 +358,13 @@ fn broken_off(worker: &Worker, visitor: &Visitor, error: &h2::Error) {
     }
 }
 
+const BRIEF: [HeaderName; 5] = [
+    header::CONTENT_TYPE,
+    header::RETRY_AFTER,
+    header::CACHE_CONTROL,
+    header::STRICT_TRANSPORT_SECURITY,
+    header::X_CONTENT_TYPE_OPTIONS,
+];
 /// How long a connection that was asked to stop may take over it.
 const STOP_GRACE_MS: u64 = 2_000;
 /// What h2 keeps of one stream's answer until the client takes it, in bytes.
