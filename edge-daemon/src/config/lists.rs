@@ -120,8 +120,9 @@ pub(super) fn read(
 /// Reads the lines: the first word of each, up to `#` or `;`.
 fn lines(path: &Path, text: &str, kind: Kind) -> Read {
     let mut told = Told { source: Source::new(path, text), read: Read::default(), counts: [0; 4] };
-    let (mut nets, mut start) = (Vec::new(), 0);
-    let mut seen: HashMap<IpNet, u32> = HashMap::new();
+    let (mut nets, mut start) = (Vec::<Line>::new(), 0);
+    // As long as each network is above the one before it, none can be there twice.
+    let mut seen: Option<HashMap<IpNet, u32>> = None;
     for (index, line) in text.split_inclusive('\n').enumerate() {
         let entry = line.split(['#', ';']).next().unwrap_or_default();
         // Editors on other systems put a byte order mark in front.
@@ -151,14 +152,18 @@ fn lines(path: &Path, text: &str, kind: Kind) -> Read {
             told.tell(Fault::Local, false, span, || (format!("{net} has a part in {own}"), help));
             continue;
         }
-        match seen.entry(net) {
-            Entry::Occupied(first) => {
+        if seen.is_none() && nets.last().is_some_and(|last| net <= last.net) {
+            seen = Some(nets.iter().map(|line| (line.net, line.number)).collect());
+        }
+        match seen.as_mut().map(|seen| seen.entry(net)) {
+            Some(Entry::Occupied(first)) => {
                 let help = format!("line {} has it already", first.get());
                 told.tell(Fault::Repeated, false, span, || (format!("{net} again"), help));
                 continue;
             }
-            Entry::Vacant(place) => place.insert(number),
-        };
+            Some(Entry::Vacant(place)) => drop(place.insert(number)),
+            None => {}
+        }
         nets.push(Line { net, number });
         if has_host_bits {
             let what = format!("'{word}' has bits beyond its prefix");
@@ -253,6 +258,24 @@ mod tests {
         ];
         assert_eq!(nets, wanted.map(|(net, line)| (net.to_owned(), line)));
         assert!(read.warnings.is_empty() && read.mistakes.is_empty());
+    }
+
+    #[test]
+    fn what_is_there_twice_is_told_whatever_the_order() {
+        let sorted = "192.0.2.1\n192.0.2.3\n198.51.100.0/24\n2001:db8::/32\n";
+        assert!(deny(sorted).warnings.is_empty());
+        for (more, line) in [
+            ("2001:db8::/32", 5),
+            ("192.0.2.1", 5),
+            ("192.0.2.2\n192.0.2.2", 6),
+            ("192.0.2.2\n198.51.100.0/24", 6),
+            ("203.0.113.1\n2001:db9::/32\n203.0.113.1", 7),
+        ] {
+            let read = deny(&format!("{sorted}{more}\n"));
+            let told: Vec<_> = read.warnings.iter().map(|warning| warning.line).collect();
+            assert_eq!(told, [line], "{more}");
+            assert!(read.warnings[0].what.ends_with(" again"), "{}", read.warnings[0].what);
+        }
     }
 
     #[test]
