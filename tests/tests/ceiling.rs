@@ -185,8 +185,8 @@ const ROOM: u64 = 80 << 20;
 /// at it, and answers of HTTP/2 that tell of refusals to those who do not read them.
 const ATTACKS: [(Kind, Duration, u64); 3] = [
     // Longer than its readers pause.
-    (Kind::Read, Duration::from_secs(5), 4 << 20),
-    (Kind::Body, Duration::from_secs(1), 4 << 20),
+    (Kind::Read, Duration::from_secs(5), 12 << 20),
+    (Kind::Body, Duration::from_secs(1), 12 << 20),
     (Kind::Streams, Duration::from_secs(2), 12 << 20),
 ];
 const UPLOAD: usize = 8 << 20;

@@ -245,7 +245,12 @@ fn nobody_gets_past_the_bounds_of_a_head_or_a_body() -> Result<()> {
         assert_eq!(ask("/health").header("X-Long", &long).send()?.status, 431);
         let many = (0..12).fold(ask("/health"), |r, n| r.header(&format!("X-{n}"), "1"));
         assert_eq!(many.send()?.status, 431);
-        assert_eq!(ask("/health").method("POST").body(vec![7; 1_025]).send()?.status, 413);
+        match ask("/health").method("POST").body(vec![7; 1_025]).send() {
+            // curl 7.88 may lose an answer over HTTP/2 that comes before it has sent its body; that it was
+            // refused is counted below.
+            Err(lost) if version == "--http2" && format!("{lost:#}").contains("(92)") => {}
+            refused => assert_eq!(refused?.status, 413),
+        }
         let chunked = ask("/health").method("POST").header("Transfer-Encoding", "chunked");
         if version == "--http1.1" {
             assert_eq!(chunked.body(vec![7; 1_025]).send()?.status, 413);

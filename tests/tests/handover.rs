@@ -151,9 +151,15 @@ fn a_successor_that_ends_on_its_way_leaves_the_former_in_office() -> Result<()> 
                 Ok(edged.metrics()?.value("edged_handovers_failed_total") == failed)
             })?;
         }
-        // Real ones, killed at some time of their start.
-        for after_ms in [150, 400, 700] {
+        // Real ones, killed on their way: as they ask, and once they have begun to take. Later than that they
+        // may have clients of their own, who are lost with them.
+        for (step, after_ms) in
+            [("a successor asks", 0), ("keys are loaded", 0), ("keys are loaded", 100)]
+        {
+            let told = |edged: &Edged<'_>| edged.log().matches(step).count();
+            let before = told(edged);
             let mut successor = edged.successor()?;
+            until(step, SOON, || Ok(told(edged) > before))?;
             thread::sleep(Duration::from_millis(after_ms));
             successor.kill()?;
             successor.wait()?;
