@@ -80,7 +80,8 @@ impl Lines {
     /// Puts them into a map, each in the place of what it has under that name. Values share the memory of
     /// the lines; one that is another each time is marked as such, so that HTTP/2 does not put it into its table.
     pub fn set(self, headers: &mut HeaderMap) {
-        let text = Bytes::from(self.0);
+        // No more room than they take: an answer may wait for long.
+        let text = Bytes::from(self.0.into_boxed_str().into_boxed_bytes());
         headers.reserve(memchr::memchr_iter(b'\n', &text).count());
         let mut at = 0;
         while let Some(length) = memchr::memchr(b'\r', &text[at..]) {

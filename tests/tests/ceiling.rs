@@ -187,7 +187,7 @@ const ATTACKS: [(Kind, Duration, u64); 3] = [
     // Longer than its readers pause.
     (Kind::Read, Duration::from_secs(5), 12 << 20),
     (Kind::Body, Duration::from_secs(1), 12 << 20),
-    (Kind::Streams, Duration::from_secs(2), 12 << 20),
+    (Kind::Streams, Duration::from_secs(2), 20 << 20),
 ];
 const UPLOAD: usize = 8 << 20;
 /// By then the edge serves again.
