@@ -245,21 +245,16 @@ fn nobody_gets_past_the_bounds_of_a_head_or_a_body() -> Result<()> {
         assert_eq!(ask("/health").header("X-Long", &long).send()?.status, 431);
         let many = (0..12).fold(ask("/health"), |r, n| r.header(&format!("X-{n}"), "1"));
         assert_eq!(many.send()?.status, 431);
-        match ask("/health").method("POST").body(vec![7; 1_025]).send() {
-            // curl 7.88 may lose an answer over HTTP/2 that comes before it has sent its body; that it was
-            // refused is counted below.
-            Err(lost) if version == "--http2" && format!("{lost:#}").contains("(92)") => {}
-            refused => assert_eq!(refused?.status, 413),
-        }
-        let chunked = ask("/health").method("POST").header("Transfer-Encoding", "chunked");
-        if version == "--http1.1" {
-            assert_eq!(chunked.body(vec![7; 1_025]).send()?.status, 413);
-        }
     }
+    // Over HTTP/2, curl 7.88 may lose an answer that comes before it has sent its body: the corpus of HTTP/2 asks for it.
+    let post = || edged.get(FRIEND, "/health").flag("--http1.1").method("POST");
+    assert_eq!(post().body(vec![7; 1_025]).send()?.status, 413);
+    let chunked = post().header("Transfer-Encoding", "chunked");
+    assert_eq!(chunked.body(vec![7; 1_025]).send()?.status, 413);
     let metrics = edged.metrics()?;
     assert_eq!(metrics.requests(Reason::UriTooLong), 2.0);
     assert_eq!(metrics.requests(Reason::HeadersTooLarge), 4.0);
-    assert_eq!(metrics.requests(Reason::BodyTooLarge), 3.0);
+    assert_eq!(metrics.requests(Reason::BodyTooLarge), 2.0);
     assert!(origin.seen() <= 1, "a body without a stated length is found out on its way");
     Ok(())
 }

@@ -45,6 +45,7 @@ fn every_frame_of_the_corpus_has_its_verdict() -> Result<()> {
     assert!(complaints.is_empty(), "{}:\n{}", complaints.len(), complaints.join("\n"));
     let metrics = edged.metrics()?;
     assert_eq!(metrics.requests(Reason::InternalError), 0.0);
+    assert_eq!(metrics.requests(Reason::BodyTooLarge), 2.0);
     // What has no meaning is nobody's to interpret. A body that breaks off may have begun to go there.
     let served = cases.iter().filter(|case| case.verdict == Verdict::Serve).count() as u64;
     assert!(origin.seen() >= served, "{} of {served}", origin.seen());
