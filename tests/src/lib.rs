@@ -38,6 +38,6 @@ pub mod targets;
 pub mod upstream;
 pub mod web;
 
-pub use daemon::Edged;
+pub use daemon::{Edged, Setup};
 pub use lab::Lab;
 pub use origin::Origin;
