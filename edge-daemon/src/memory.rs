@@ -1,6 +1,7 @@
 //! The ceiling of the daemon's memory: at it the edge takes no new work until there is less.
 
 mod free;
+mod pages;
 
 use std::{
     fs, io,
@@ -11,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-pub use self::free::give_back;
+pub use self::{free::give_back, pages::make_huge};
 use crate::request::Edge;
 
 /// How much memory the daemon holds, and whether that is too much.

@@ -24,7 +24,7 @@ use crate::{
     },
     geo::{self, Geo},
     issuers::{self, Feeds, Issuers},
-    kernel,
+    kernel, memory,
     request::{Listener, Lures, Plan, Tally, bear::Terms},
     secret::{BYTES_MIN, Fault, Secret},
     tls::{self, TlsError, UpstreamTlsError},
@@ -39,6 +39,8 @@ pub fn plan(
     feeds: &Feeds,
     mut rule: impl FnMut(Spec) -> io::Result<Rule>,
 ) -> Result<Plan, PlanError> {
+    let mut rule =
+        |spec| rule(spec).inspect(|rule| memory::make_huge(&rule.state().table.memory()));
     let bounds = settings.bounds.clone();
     let routes = settings.routes.iter().map(route).collect();
     Ok(Plan {
