@@ -62,6 +62,8 @@ pub struct Principal<'a> {
 /// upstream believe another client, host, target or method than the edge checked.
 pub fn strip_request(headers: &mut HeaderMap) {
     strip_named(headers);
+    // Of what is stripped, nearly all that honest clients send.
+    headers.remove(X_API_KEY);
     if headers.get_all(AUTHORIZATION).iter().any(is_api_key) {
         headers.remove(AUTHORIZATION);
     }

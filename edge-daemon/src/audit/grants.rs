@@ -43,7 +43,8 @@ pub(super) type Sums = HashMap<&'static str, HashMap<String, u64>>;
 pub struct Grants {
     audit: Audit,
     each: RefCell<Vec<(u64, Access)>>,
-    sums: RefCell<Sums>,
+    /// By the few ways of proof, which are found sooner than hashed.
+    sums: RefCell<Vec<(&'static str, HashMap<String, u64>)>>,
 }
 
 impl Grants {
@@ -63,8 +64,12 @@ impl Grants {
                 each.len()
             }
             Granted::Summed => {
-                let mut sums = self.sums.borrow_mut();
-                let sums = sums.entry(by).or_default();
+                let mut ways = self.sums.borrow_mut();
+                let at = ways.iter().position(|(way, _)| *way == by).unwrap_or_else(|| {
+                    ways.push((by, HashMap::new()));
+                    ways.len() - 1
+                });
+                let sums = &mut ways[at].1;
                 match sums.get_mut(principal) {
                     Some(requests) => *requests += 1,
                     None => _ = sums.insert(principal.to_owned(), 1),
@@ -84,7 +89,7 @@ impl Grants {
             self.audit.give(Entry::Granted(each));
         }
         // The maps stay: most of who comes has come before.
-        for (by, sums) in &mut *self.sums.borrow_mut() {
+        for (by, sums) in self.sums.borrow_mut().iter_mut() {
             let counted: Vec<_> = sums.drain().collect();
             if !counted.is_empty() {
                 self.audit.give(Entry::Summed(by, counted));

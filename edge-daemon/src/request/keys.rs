@@ -22,7 +22,8 @@ pub(super) async fn prove(
     shown: Shown<'_>,
 ) -> Result<Arc<Key>, Reason> {
     let (edge, rules) = (&worker.edge, &plan.key_rules);
-    let proof = key::prove(&edge.keys, &edge.peppers.load(), rules, shown.key, clock::unix_ms());
+    let now_ms = clock::unix_ms();
+    let proof = key::prove(&edge.keys, &edge.peppers.load(), rules, shown.key, now_ms);
     let Proof { key, renewed } = proof?;
     if key.signing().is_some() {
         return Err(Reason::BadSignature);
@@ -39,7 +40,7 @@ pub(super) async fn prove(
         }
         _ => return Err(Reason::CredentialInvalid),
     }
-    key.touch(clock::unix_ms());
+    key.touch(now_ms);
     if plan.keys.hash == HashPolicy::KeyedAndArgon2id {
         edge.slow.check(&key, shown.key);
     }

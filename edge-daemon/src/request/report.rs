@@ -58,8 +58,12 @@ impl Worker {
         let principal = trace.principal.as_ref();
         if let Some(who) = principal.filter(|_| status < 400) {
             let client = Source::from(visitor.address).client(view.plan.client);
-            let identity = (who.origin(), who.id());
-            self.edge.identities.succeed(&client, identity, clock::recent_ns());
+            let identities = &self.edge.identities;
+            let mark = match who {
+                Principal::Key { key, .. } => key.digest().mark(),
+                Principal::Named(_) => identities.mark((who.origin(), who.id())),
+            };
+            identities.succeed(&client, mark, clock::recent_ns());
         }
         if let Some(attempt) = &trace.login {
             return self.report_login(visitor, trace, attempt, status);
@@ -84,7 +88,9 @@ impl Worker {
         if attempt.has_failed != Some(true) {
             let client = Source::from(visitor.address).client(self.view().plan.client);
             if status < 400 && !account.is_empty() {
-                self.edge.identities.succeed(&client, ("account", &*account), clock::boot_ns());
+                let identities = &self.edge.identities;
+                let mark = identities.mark(("account", &*account));
+                identities.succeed(&client, mark, clock::boot_ns());
             }
             return;
         }

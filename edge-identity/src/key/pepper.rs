@@ -80,11 +80,23 @@ impl Digest {
         let [a, b, c, d, e, f, ..] = *hash.as_bytes();
         KeyId::of([a, b, c, d, e, f])
     }
+
+    /// Bits that tell the key from others, and that nobody outside can choose or foresee.
+    #[must_use]
+    pub fn mark(&self) -> u64 {
+        self.words()[3]
+    }
+
+    fn words(&self) -> [u64; 4] {
+        let (words, _) = self.0.as_chunks();
+        std::array::from_fn(|at| u64::from_le_bytes(words[at]))
+    }
 }
 
 impl PartialEq for Digest {
     fn eq(&self, other: &Self) -> bool {
-        self.0.ct_eq(&other.0).into()
+        // By words: the comparison of each element is a black box to the compiler.
+        self.words().ct_eq(&other.words()).into()
     }
 }
 

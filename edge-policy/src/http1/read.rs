@@ -8,7 +8,7 @@ use super::{
     CLASSES, Fault, Field, Span, TOKEN, VALUE, all,
     line::{Line, RequestLine, StatusLine},
 };
-use crate::head::Bounds;
+use crate::{head::Bounds, shield::X_API_KEY};
 
 /// Reads the heads of requests.
 pub type RequestReader = Reader<RequestLine>;
@@ -200,11 +200,19 @@ fn field(line: &[u8], at: usize) -> Result<Field, Fault> {
 pub fn headers(bytes: &Bytes, fields: &[Field]) -> Result<HeaderMap, Fault> {
     let mut map = HeaderMap::with_capacity(fields.len() + ROOM);
     for field in fields {
-        let name = HeaderName::from_bytes(field.name.of(bytes)).map_err(|_| Fault::Malformed)?;
+        let name = name(field.name.of(bytes))?;
         let value = HeaderValue::from_maybe_shared(bytes.slice(field.value.range()));
         map.append(name, value.map_err(|_| Fault::Malformed)?);
     }
     Ok(map)
+}
+
+fn name(bytes: &[u8]) -> Result<HeaderName, Fault> {
+    // The one that comes with most requests and that the library has to find memory for.
+    if bytes.eq_ignore_ascii_case(X_API_KEY.as_str().as_bytes()) {
+        return Ok(X_API_KEY);
+    }
+    HeaderName::from_bytes(bytes).map_err(|_| Fault::Malformed)
 }
 
 /// Bytes of a first line around its target or reason: the longest method, two spaces and a version.

@@ -30,10 +30,15 @@ impl Identities {
         Self { lines, secret, evicted: AtomicU64::new(0) }
     }
 
-    /// Notes that an identity succeeded from a source.
-    pub fn succeed(&self, source: &Source, identity: impl Hash, now_ns: u64) {
+    /// The mark of an identity that somebody outside may have chosen the name of.
+    pub fn mark(&self, identity: impl Hash) -> u64 {
+        self.hash(identity)
+    }
+
+    /// Notes that the identity with this mark succeeded from a source.
+    pub fn succeed(&self, source: &Source, identity: u64, now_ns: u64) {
         let (line, source, now) = self.find(source, now_ns);
-        let mark = source | (self.hash(identity) >> 40) << 24;
+        let mark = source | (identity >> 40) << 24;
         let mut oldest = (&line.0[0], u64::MAX);
         for word in &line.0 {
             let value = word.load(Relaxed);
@@ -108,12 +113,12 @@ mod tests {
         let known = Identities::new([7; 16]);
         let (here, there) = (Source::v4([192, 0, 2, 1]), Source::v4([192, 0, 2, 2]));
         for name in ["a", "b", "a", "c", "a"] {
-            known.succeed(&here, name, 1000 * SECOND);
+            known.succeed(&here, known.mark(name), 1000 * SECOND);
         }
-        known.succeed(&there, "a", 1000 * SECOND);
+        known.succeed(&there, known.mark("a"), 1000 * SECOND);
         assert_eq!(known.count(&here, 60 * SECOND, 1030 * SECOND), 3);
         assert_eq!(known.count(&there, 60 * SECOND, 1030 * SECOND), 1);
-        known.succeed(&here, "a", 1050 * SECOND);
+        known.succeed(&here, known.mark("a"), 1050 * SECOND);
         assert_eq!(known.count(&here, 60 * SECOND, 1070 * SECOND), 1);
         assert_eq!(known.evicted(), 0);
     }
@@ -122,9 +127,9 @@ mod tests {
     fn a_crowd_is_one_line_and_pushes_nobody_else_out() {
         let known = Identities::new([7; 16]);
         let (nat, other) = (Source::v4([192, 0, 2, 1]), Source::v4([192, 0, 2, 9]));
-        known.succeed(&other, "x", 5 * SECOND);
+        known.succeed(&other, known.mark("x"), 5 * SECOND);
         for number in 0..200 {
-            known.succeed(&nat, format!("user {number}"), 5 * SECOND);
+            known.succeed(&nat, known.mark(format!("user {number}")), 5 * SECOND);
         }
         assert_eq!(known.count(&nat, 60 * SECOND, 6 * SECOND), 8);
         assert_eq!(known.count(&other, 60 * SECOND, 6 * SECOND), 1);
