@@ -243,7 +243,7 @@ reasons! {
         ProtocolAbuse = "protocol_abuse", Client;
         /// The source holds as many connections to the edge as it may.
         SourceConnections = "source_connections", Client;
-        /// The edge holds as much memory as it may and takes no new connection.
+        /// The edge holds as much memory as it may and takes no new connection, and no further stream of one.
         MemoryFull = "memory_full", Edge;
     }
     Request {

@@ -182,12 +182,12 @@ const MANY: usize = 4_000;
 /// Bytes between what the daemon holds by itself and its ceiling.
 const ROOM: u64 = 80 << 20;
 /// Each attack, how long it goes on at the ceiling, and how many bytes may be held beyond that: what comes between two looks
-/// at it, and answers of HTTP/2 that tell of refusals to those who do not read them.
+/// at it.
 const ATTACKS: [(Kind, Duration, u64); 3] = [
     // Longer than its readers pause.
-    (Kind::Read, Duration::from_secs(5), 12 << 20),
-    (Kind::Body, Duration::from_secs(1), 12 << 20),
-    (Kind::Streams, Duration::from_secs(2), 20 << 20),
+    (Kind::Read, Duration::from_secs(5), 4 << 20),
+    (Kind::Body, Duration::from_secs(1), 4 << 20),
+    (Kind::Streams, Duration::from_secs(2), 4 << 20),
 ];
 const UPLOAD: usize = 8 << 20;
 /// By then the edge serves again.

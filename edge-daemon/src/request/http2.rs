@@ -3,23 +3,18 @@
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
+    sync::atomic::Ordering::Relaxed,
     task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
 use edge_common::Reason;
-use edge_policy::{
-    http2::{Abuse, Conduct, Noted},
-    lines::Lines,
-};
+use edge_policy::http2::{Abuse, Conduct, Noted};
 use h2::{
     RecvStream, SendStream,
     server::{Connection, SendResponse},
 };
-use http::{
-    HeaderMap, Method, Request, Response, StatusCode,
-    header::{self, HeaderName, HeaderValue},
-};
+use http::{Method, Request, Response, StatusCode, header};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     task::spawn_local,
@@ -179,7 +174,14 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Client<IO> {
         (0..malformed).for_each(|_| worker.refuse_connection(visitor, Reason::MalformedRequest));
     }
 
-    fn begin(&self, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+    fn begin(&self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+        let metrics = &self.worker.edge.metrics;
+        let in_flight = metrics.requests.load(Relaxed) + 1;
+        // At the ceiling of memory a refusal in words is kept for whoever reads it: one at a time.
+        if self.open.get() > 0 && metrics.memory.refuses_request(in_flight) {
+            self.worker.counters.count(Reason::MemoryFull);
+            return respond.send_reset(h2::Reason::REFUSED_STREAM);
+        }
         let turn = Rc::new(Turn::new(self.worker.timers.alarm()));
         turn.begin(&self.worker.view().plan.bounds);
         self.conduct.borrow_mut().begun(respond.stream_id().as_u32());
@@ -229,13 +231,8 @@ impl Exchange {
             Poll::Ready(response) => Poll::Ready(Some(response)),
             Poll::Pending => self.respond.poll_reset(cx).map(|_| None),
         });
-        let Some(mut response) = response.await else { return };
+        let Some(response) = response.await else { return };
         drop(answer);
-        let status = response.status();
-        if status == StatusCode::SERVICE_UNAVAILABLE && worker.edge.metrics.memory.is_full() {
-            *response.headers_mut() = brief(&response);
-            response.body_mut().lines = Lines::default();
-        }
         self.answer(response, to_head).await;
     }
 
@@ -331,21 +328,6 @@ impl Exchange {
     }
 }
 
-/// Of the head of a refusal the least that will do, in memory of its own: while there is too little, many of them may wait for
-/// clients that do not read.
-fn brief(refusal: &Response<Answer>) -> HeaderMap {
-    let mut head = HeaderMap::with_capacity(BRIEF.len());
-    for name in BRIEF {
-        let (map, lines) = (refusal.headers(), &refusal.body().lines);
-        let said = lines.get(name.as_str()).map(str::as_bytes);
-        let said = said.or_else(|| map.get(&name).map(HeaderValue::as_bytes));
-        if let Some(value) = said.and_then(|value| HeaderValue::from_bytes(value).ok()) {
-            head.insert(name, value);
-        }
-    }
-    head
-}
-
 /// A connection that `h2` gave up on.
 fn broken_off(worker: &Worker, visitor: &Visitor, error: &h2::Error) {
     let address = visitor.address;
@@ -358,13 +340,6 @@ fn broken_off(worker: &Worker, visitor: &Visitor, error: &h2::Error) {
     }
 }
 
-const BRIEF: [HeaderName; 5] = [
-    header::CONTENT_TYPE,
-    header::RETRY_AFTER,
-    header::CACHE_CONTROL,
-    header::STRICT_TRANSPORT_SECURITY,
-    header::X_CONTENT_TYPE_OPTIONS,
-];
 /// How long a connection that was asked to stop may take over it.
 const STOP_GRACE_MS: u64 = 2_000;
 /// What h2 keeps of one stream's answer until the client takes it, in bytes.
