@@ -13,6 +13,7 @@ mod fold;
 mod held;
 mod keeper;
 mod lists;
+mod prompt;
 mod renew;
 mod sheets;
 mod tell;
@@ -189,6 +190,9 @@ impl Writer {
 
     /// Takes orders until it is told to stop.
     pub fn run(mut self, orders: &Receiver<Order>) {
+        if let Err(error) = prompt::be_prompt() {
+            tracing::info!(%error, "verdicts wait for their turn as all threads do");
+        }
         let mut next_look = Instant::now();
         let edge = Arc::clone(&self.edge);
         loop {
