@@ -191,6 +191,7 @@ fn a_key_that_others_could_read_is_flagged() -> Result<()> {
     let mut edged = lab.edged()?.start()?;
     let (in_url, url_key, _) = create(&edged, "--name url")?;
     let (in_clear, clear_key, _) = create(&edged, "--name clear")?;
+    let (in_both, both_key, _) = create(&edged, "--name both")?;
     for path in [format!("/?x={url_key}"), format!("/a/{url_key}/b"), format!("/?{url_key}")] {
         assert_eq!(edged.get(FRIEND, &path).send()?.status, 400, "even if the key is good");
     }
@@ -212,14 +213,23 @@ fn a_key_that_others_could_read_is_flagged() -> Result<()> {
     );
     let clear = edged.get(FRIEND, "http://edge.test/").key(&clear_key).send()?;
     assert_eq!((clear.status, clear.header("location")), (400, None), "refused, not redirected");
+    for path in [format!("?x={both_key}"), format!("a/{both_key}/b"), "?api_key=1".into()] {
+        let both = edged.get(FRIEND, &format!("http://edge.test/{path}")).send()?;
+        assert_eq!((both.status, both.header("location")), (400, None), "{path}");
+    }
     assert_eq!(event(&edged, "key_exposed", &in_url)?["how"], "url");
     assert_eq!(event(&edged, "key_exposed", &in_clear)?["how"], "clear");
+    assert_eq!(event(&edged, "key_exposed", &in_both)?["how"], "url");
+    until("those in plain HTTP are told of", Duration::from_secs(20), || {
+        Ok(logs()?.matches("credential_in_url").count() >= 14)
+    })?;
+    assert!(!logs()?.contains(&both_key));
     let told = edged.events()?.into_iter().filter(|event| event["event"] == "key_exposed").count();
-    assert_eq!(told, 2, "once for each");
+    assert_eq!(told, 3, "once for each");
     assert_eq!((status(&edged, &url_key)?, origin.seen()), (200, 1), "flagged, not refused");
 
     let exposed = edged.ask("key list --exposed")?;
-    assert_eq!(exposed["entries"].as_array().map(Vec::len), Some(2));
+    assert_eq!(exposed["entries"].as_array().map(Vec::len), Some(3));
     edged.kill9()?;
     edged.edit("keys.exposed", "\"refuse\"")?;
     edged.start_again()?;

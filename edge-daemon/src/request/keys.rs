@@ -60,19 +60,19 @@ pub(super) fn flag_in_target(worker: &Worker, visitor: &Visitor, plan: &Plan, ta
     }
 }
 
-/// Refuses a credential that came over plain HTTP, where everyone on the way can read it, and flags
+/// Refuses a credential in the headers of plain HTTP, where everyone on the way can read it, and flags
 /// the keys among them. A redirect would have the client send it again, and nobody would notice.
 pub(super) fn refuse_in_clear(
     worker: &Worker,
     visitor: &Visitor,
+    plan: &Plan,
     headers: &HeaderMap,
 ) -> Result<(), Denied> {
     if !credential::is_any(headers) {
         return Ok(());
     }
-    let view = worker.view();
     for text in credential::keys_in_headers(headers) {
-        flag(worker, visitor, &view.plan, text, Leak::Clear);
+        flag(worker, visitor, plan, text, Leak::Clear);
     }
     Err(Reason::CredentialInClear.into())
 }

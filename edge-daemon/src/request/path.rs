@@ -20,7 +20,7 @@ use edge_policy::{
 use http::{HeaderMap, HeaderValue, Request, Response, Uri, header, request::Parts};
 
 use super::{
-    Plan, Worker, access, answer, bear,
+    Worker, access, answer, bear,
     body::{Answer, Ending, Upload, UploadState},
     charge::charge,
     entry::Entry,
@@ -104,9 +104,7 @@ pub(crate) async fn answer(
     ending.entry = Entry::begin(&worker, &head);
     let mut body = Some(body);
     let outcome = match entrance {
-        Entrance::Http => keys::refuse_in_clear(&worker, &visitor, &head.headers)
-            .and_then(|()| redirect(&worker.view().plan, &head))
-            .map(Outcome::Redirect),
+        Entrance::Http => redirect(&worker, &visitor, &head).map(Outcome::Redirect),
         Entrance::Https(_) => {
             let come = (in_flight, now);
             match decide(&worker, &mut visitor, &turn, come, &mut trace, head, &mut body).await {
@@ -290,10 +288,18 @@ fn is_shown(principal: &Principal) -> bool {
     principal.method() != Method::Mtls
 }
 
-/// Where plain HTTP is sent: the same target, over TLS.
-fn redirect(plan: &Plan, head: &Parts) -> Result<HeaderValue, Denied> {
+/// Where plain HTTP is sent: the same target, over TLS. What shows a credential is refused, and
+/// what it shows is flagged, wherever that is: a redirect would repeat it.
+fn redirect(worker: &Worker, visitor: &Visitor, head: &Parts) -> Result<HeaderValue, Denied> {
+    let view = worker.view();
+    let plan = &view.plan;
+    let target = Target::parse(path_and_query(&head.uri), plan.bounds.uri_bytes_max);
+    let shown =
+        target.as_ref().ok().map(|target| identify::shown_key(worker, visitor, plan, head, target));
+    keys::refuse_in_clear(worker, visitor, plan, &head.headers)?;
+    shown.transpose()?;
     let host = head::check(&head.method, &head.uri, head.version, &head.headers, &plan.head)?;
-    let target = Target::parse(path_and_query(&head.uri), plan.bounds.uri_bytes_max)?;
+    let target = target?;
     let port = if plan.https_port == 443 { String::new() } else { format!(":{}", plan.https_port) };
     let location = format!("https://{}{port}{}", host.name, target.path_and_query());
     HeaderValue::try_from(location).map_err(|_| Reason::MalformedRequest.into())
