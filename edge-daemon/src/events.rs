@@ -228,6 +228,8 @@ pub enum Event {
     KeyRevoked {
         /// Its public id.
         key_id: String,
+        /// Who answers for it.
+        owner: String,
         /// The operator's user id.
         uid: u32,
     },
@@ -265,6 +267,8 @@ pub enum Event {
     KeyExposed {
         /// Its public id.
         key_id: String,
+        /// Who answers for it.
+        owner: String,
         /// `url`, or `clear` for plain HTTP.
         how: &'static str,
         /// Who sent it.

@@ -178,7 +178,7 @@ fn a_rotated_key_ends_after_its_grace_and_a_revoked_one_at_once() -> Result<()> 
     edged.start_again()?;
     assert_eq!(status(&edged, &new_key)?, 401, "whatever happens right after");
     assert_eq!(status(&edged, &old_key)?, 401);
-    event(&edged, "key_revoked", &new)?;
+    assert_eq!(event(&edged, "key_revoked", &new)?["owner"], "o");
     edged.tell(&format!("key remove {new}"))?;
     assert!(!edged.ctl(&format!("key show {new}"))?.status.success());
     Ok(())
@@ -189,7 +189,7 @@ fn a_key_that_others_could_read_is_flagged() -> Result<()> {
     let lab = Lab::new()?;
     let origin = Origin::start(&lab)?;
     let mut edged = lab.edged()?.start()?;
-    let (in_url, url_key, _) = create(&edged, "--name url")?;
+    let (in_url, url_key, _) = create(&edged, "--name url --owner team-a")?;
     let (in_clear, clear_key, _) = create(&edged, "--name clear")?;
     let (in_both, both_key, _) = create(&edged, "--name both")?;
     for path in [format!("/?x={url_key}"), format!("/a/{url_key}/b"), format!("/?{url_key}")] {
@@ -217,7 +217,8 @@ fn a_key_that_others_could_read_is_flagged() -> Result<()> {
         let both = edged.get(FRIEND, &format!("http://edge.test/{path}")).send()?;
         assert_eq!((both.status, both.header("location")), (400, None), "{path}");
     }
-    assert_eq!(event(&edged, "key_exposed", &in_url)?["how"], "url");
+    let told = event(&edged, "key_exposed", &in_url)?;
+    assert_eq!((&told["how"], &told["owner"]), (&"url".into(), &"team-a".into()));
     assert_eq!(event(&edged, "key_exposed", &in_clear)?["how"], "clear");
     assert_eq!(event(&edged, "key_exposed", &in_both)?["how"], "url");
     until("those in plain HTTP are told of", Duration::from_secs(20), || {

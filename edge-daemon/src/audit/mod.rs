@@ -397,7 +397,7 @@ mod tests {
     }
 
     fn revoked(n: u32) -> Event {
-        Event::KeyRevoked { key_id: format!("{n:012}"), uid: 0 }
+        Event::KeyRevoked { key_id: format!("{n:012}"), owner: String::new(), uid: 0 }
     }
 
     fn access(principal: &str) -> Access {

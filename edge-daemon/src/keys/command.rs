@@ -232,7 +232,8 @@ impl Registry {
             self.unsaved.push(*id);
         }
         if !was_revoked {
-            self.edge.events.tell(Event::KeyRevoked { key_id: id.to_string(), uid: peer.uid });
+            let (key_id, owner) = (id.to_string(), key.owner().to_owned());
+            self.edge.events.tell(Event::KeyRevoked { key_id, owner, uid: peer.uid });
         }
         kept.with_context(|| {
             format!("the key {id} is refused from now on, but the disk fails: it is tried again")

@@ -184,8 +184,9 @@ impl Registry {
     }
 
     fn exposed(&self, key: &Key, leak: Leak, source: IpAddr) {
-        let (key_id, how, at_ms) = (key.id().to_string(), leak.name(), clock::unix_ms());
-        self.edge.events.tell(Event::KeyExposed { key_id, how, source });
+        let (how, at_ms) = (leak.name(), clock::unix_ms());
+        let (key_id, owner) = (key.id().to_string(), key.owner().to_owned());
+        self.edge.events.tell(Event::KeyExposed { key_id, owner, how, source });
         let noted = self.change(key.id(), |record| {
             if record.exposed().is_none() {
                 record.extras.push(Extra::Exposed(leak, at_ms));
