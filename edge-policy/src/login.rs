@@ -1,6 +1,9 @@
 //! Logins as the edge sees them: who is claimed to be, and whether it failed.
 
-use http::{HeaderMap, HeaderName, header::AUTHORIZATION};
+use http::{
+    HeaderMap, HeaderName, HeaderValue,
+    header::{AUTHORIZATION, CONTENT_ENCODING},
+};
 use percent_encoding::percent_decode_str;
 
 /// What a route that is a login says of itself.
@@ -59,20 +62,35 @@ impl Login {
         account
     }
 
-    /// Whether an answer says that the login failed.
+    /// Whether an answer says that the login failed; `None`: its body would tell, and was not all seen
+    /// or is in a coding.
     #[must_use]
-    pub fn has_failed(&self, status: u16, headers: &HeaderMap, body: &[u8]) -> bool {
+    pub fn has_failed(&self, status: u16, headers: &HeaderMap, body: &Seen<'_>) -> Option<bool> {
         let told = |(name, value): &(HeaderName, String)| {
             headers.get_all(name).iter().any(|found| found.as_bytes() == value.as_bytes())
         };
-        let said = |text: &String| {
-            let (text, body) = (text.as_bytes(), body);
-            body.windows(text.len().max(1)).any(|part| part == text)
-        };
-        self.statuses.contains(&status)
-            || self.header.as_ref().is_some_and(told)
-            || self.body.as_ref().is_some_and(said)
+        if self.statuses.contains(&status) || self.header.as_ref().is_some_and(told) {
+            return Some(true);
+        }
+        let Some(text) = self.body.as_ref().map(String::as_bytes) else { return Some(false) };
+        let plain = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
+        let is_plain = headers.get_all(CONTENT_ENCODING).iter().all(plain);
+        let has = |body: &[u8]| body.windows(text.len().max(1)).any(|part| part == text);
+        match body {
+            _ if !is_plain => None,
+            Seen::Whole(body) => Some(has(body)),
+            Seen::Part(body) => has(body).then_some(true),
+        }
     }
+}
+
+/// How much of an answer's body was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen<'a> {
+    /// All of it.
+    Whole(&'a [u8]),
+    /// Its beginning.
+    Part(&'a [u8]),
 }
 
 fn json(body: &[u8], name: &str) -> Option<String> {
@@ -176,10 +194,27 @@ mod tests {
             body: Some("wrong password".into()),
             ..login(Place::Basic)
         };
-        assert!(all.has_failed(401, &none, b""));
-        assert!(all.has_failed(200, &headers("x-login", "failed"), b""));
-        assert!(all.has_failed(200, &none, b"<p>wrong password</p>"));
-        assert!(!all.has_failed(200, &headers("x-login", "ok"), b"<p>welcome</p>"));
+        let whole =
+            |status, headers: &HeaderMap, body| all.has_failed(status, headers, &Seen::Whole(body));
+        assert_eq!(whole(401, &none, b""), Some(true));
+        assert_eq!(whole(200, &headers("x-login", "failed"), b""), Some(true));
+        assert_eq!(whole(200, &none, b"<p>wrong password</p>"), Some(true));
+        assert_eq!(whole(200, &headers("x-login", "ok"), b"<p>welcome</p>"), Some(false));
+    }
+
+    #[test]
+    fn what_cannot_be_read_tells_nothing() {
+        let none = HeaderMap::new();
+        let by_body = Login { body: Some("wrong".into()), ..login(Place::Basic) };
+        let part = |body| by_body.has_failed(200, &none, &Seen::Part(body));
+        assert_eq!((part(b"wrong, and more"), part(b"welc")), (Some(true), None));
+        for (coding, told) in [("gzip", None), ("identity", Some(false)), ("br", None)] {
+            let coded = headers("content-encoding", coding);
+            assert_eq!(by_body.has_failed(200, &coded, &Seen::Whole(b"x")), told, "{coding}");
+            assert_eq!(by_body.has_failed(401, &coded, &Seen::Part(b"x")), Some(true));
+        }
+        let by_status = login(Place::Basic);
+        assert_eq!(by_status.has_failed(200, &none, &Seen::Part(b"")), Some(false));
     }
 
     proptest::proptest! {

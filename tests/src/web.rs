@@ -40,6 +40,8 @@ pub enum Answer {
     Send(&'static str, String, String),
     /// The same after a while.
     Late(Duration, String),
+    /// These bytes, as they are.
+    Raw(Vec<u8>),
     /// A body without end.
     Endless,
 }
@@ -125,6 +127,7 @@ fn serve(mut client: TcpStream, handler: &Mutex<Handler>, log: &Mutex<Vec<Asked>
             std::thread::sleep(delay);
             send("200 OK", "", &body)
         }
+        Answer::Raw(bytes) => client.write_all(&bytes).ok(),
         Answer::Endless => {
             client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").ok()?;
             while client.write_all(&[b'#'; 65_536]).is_ok() {}

@@ -68,7 +68,8 @@ impl Going {
         worker.counters.upstream.observe(took);
         let (mut response, lease) = sent?;
         if let Some(attempt) = &mut trace.login {
-            attempt.end(&mut response).await;
+            let within = view.plan.bounds.header_timeout;
+            attempt.end(&head.parts.method, &mut response, within).await;
         }
         Ok((Box::new(response), lease, state))
     }
@@ -83,6 +84,9 @@ fn head(
 ) -> Head {
     shield::strip_request(&mut parts.headers);
     parts.headers.remove(header::HOST);
+    if let Some(attempt) = &trace.login {
+        attempt.ask(&mut parts.headers);
+    }
     let told = trace.principal.as_ref().map(|who| view.tell(who));
     let facts = shield::Forward {
         client: visitor.address,

@@ -26,6 +26,15 @@ pub(crate) enum Incoming {
     Whole(Bytes),
     /// One whose digest was signed.
     Signed(Box<Signed>),
+    /// One of which a part was read already.
+    Begun(Box<Begun>),
+}
+
+/// What was read of a body, what came after that, and the rest.
+pub(crate) struct Begun {
+    read: Bytes,
+    then: Option<Result<Frame, Broken>>,
+    rest: Incoming,
 }
 
 /// A body of which the last part is held back until the whole is known to be the one that was signed.
@@ -75,6 +84,7 @@ impl Incoming {
                 Poll::Ready(data.map(|data| Ok(Frame::Data(data))))
             }
             Self::Signed(signed) => signed.poll_frame(cx),
+            Self::Begun(begun) => begun.poll_frame(cx),
         }
     }
 
@@ -87,6 +97,9 @@ impl Incoming {
             Self::Reply(reply) => reply.is_done(),
             Self::Whole(bytes) => bytes.is_empty(),
             Self::Signed(signed) => signed.check.is_none(),
+            Self::Begun(begun) => {
+                begun.read.is_empty() && begun.then.is_none() && begun.rest.is_end_stream()
+            }
         }
     }
 
@@ -102,6 +115,7 @@ impl Incoming {
                 let held = signed.held.as_ref().map_or(0, |held| held.len() as u64);
                 signed.body.length().map(|length| length + held)
             }
+            Self::Begun(begun) => begun.length(),
         }
     }
 
@@ -117,13 +131,40 @@ impl Incoming {
     pub(crate) fn waits_for(&self) -> Who {
         match self {
             Self::Reply(reply) => reply.waits_for(),
+            Self::Begun(begun) => begun.rest.waits_for(),
             _ => Who::Sender,
         }
+    }
+
+    /// The same body once more, of which this much was read, and then this.
+    pub(crate) fn after(self, read: Bytes, then: Option<Result<Frame, Broken>>) -> Self {
+        Self::Begun(Box::new(Begun { read, then, rest: self }))
     }
 
     /// The same body, which breaks off before its end unless it is the one that was signed.
     pub(crate) fn signed(self, check: BodyCheck) -> Self {
         Self::Signed(Box::new(Signed { body: self, check: Some(check), held: None }))
+    }
+}
+
+impl Begun {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, Broken>>> {
+        if !self.read.is_empty() {
+            return Poll::Ready(Some(Ok(Frame::Data(std::mem::take(&mut self.read)))));
+        }
+        match self.then.take() {
+            Some(frame) => Poll::Ready(Some(frame)),
+            None => self.rest.poll_frame(cx),
+        }
+    }
+
+    /// Its sender said the length of all of it, or of nothing.
+    fn length(&self) -> Option<u64> {
+        let then = match &self.then {
+            Some(Ok(Frame::Data(data))) => data.len(),
+            _ => 0,
+        };
+        self.rest.length().map(|rest| rest + (self.read.len() + then) as u64)
     }
 }
 

@@ -1,12 +1,16 @@
 //! Logins: whom a request claims to be is known before it goes upstream, and whether that failed before
 //! the answer goes out.
 
-use std::{future::poll_fn, sync::Arc};
+use std::{future::poll_fn, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use edge_common::Reason;
-use edge_policy::{denied::Denied, login::Login, verdict::Culprit};
-use http::{HeaderMap, Response};
+use edge_policy::{
+    denied::Denied,
+    login::{Login, Seen},
+    verdict::Culprit,
+};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use tokio::time::timeout;
 
 use super::{
@@ -53,36 +57,66 @@ pub(super) async fn admit(
 }
 
 impl Attempt {
-    /// Notes how the login ended. A body that tells it is read whole; one that is longer than that tells
-    /// nothing.
-    pub(super) async fn end(&mut self, response: &mut Response<Incoming>) {
-        let mut bytes = Bytes::new();
-        let is_short =
-            response.body().length().is_some_and(|length| length <= LOGIN_BYTES_MAX as u64);
-        if self.login.reads_answer() && is_short {
-            // One that breaks off does so for the client as well.
-            if let Ok(Some(all)) = whole(response.body_mut(), LOGIN_BYTES_MAX).await {
-                bytes = all;
-                *response.body_mut() = Incoming::Whole(bytes.clone());
-            }
+    /// Asks for an answer whose body can be judged: all of it, and as it is.
+    pub(super) fn ask(&self, headers: &mut HeaderMap) {
+        if self.login.reads_answer() {
+            headers.remove(header::RANGE);
+            headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         }
-        let (status, headers) = (response.status().as_u16(), response.headers());
-        self.has_failed = Some(self.login.has_failed(status, headers, &bytes));
+    }
+
+    /// Notes how the login ended. A body that tells it is read as far as it may be, within so much time,
+    /// and passed on all the same.
+    pub(super) async fn end(
+        &mut self,
+        method: &Method,
+        response: &mut Response<Incoming>,
+        within: Duration,
+    ) {
+        let (mut bytes, mut is_whole) = (Bytes::new(), false);
+        let status = response.status();
+        let is_readable = status != StatusCode::SWITCHING_PROTOCOLS && *method != Method::HEAD;
+        if self.login.reads_answer() && is_readable {
+            let mut read = BytesMut::new();
+            let end = timeout(within, fill(response.body_mut(), &mut read, LOGIN_BYTES_MAX)).await;
+            bytes = read.freeze();
+            is_whole = matches!(end, Ok(Some(Ok(Frame::Trailers(_))) | None));
+            is_whole &= !matches!(status, StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED);
+            let rest = std::mem::replace(response.body_mut(), Incoming::Empty);
+            *response.body_mut() = match end {
+                Ok(None) => Incoming::Whole(bytes.clone()),
+                Ok(end) => rest.after(bytes.clone(), end),
+                Err(_) => rest.after(bytes.clone(), None),
+            };
+        }
+        let seen = if is_whole { Seen::Whole(&bytes) } else { Seen::Part(&bytes) };
+        self.has_failed = self.login.has_failed(status.as_u16(), response.headers(), &seen);
     }
 }
 
 /// A body to its end; `None` if it is longer than that.
 async fn whole(body: &mut Incoming, most: usize) -> Result<Option<Bytes>, Broken> {
     let mut all = BytesMut::new();
+    match fill(body, &mut all, most).await {
+        Some(Err(broken)) => Err(broken),
+        Some(Ok(Frame::Data(_))) => Ok(None),
+        Some(Ok(Frame::Trailers(_))) | None => Ok(Some(all.freeze())),
+    }
+}
+
+/// Reads a body to its end, or to what would make it longer than that: what came then.
+async fn fill(
+    body: &mut Incoming,
+    all: &mut BytesMut,
+    most: usize,
+) -> Option<Result<Frame, Broken>> {
     while let Some(frame) = poll_fn(|cx| body.poll_frame(cx)).await {
-        if let Frame::Data(data) = frame? {
-            all.extend_from_slice(&data);
-        }
-        if all.len() > most {
-            return Ok(None);
+        match frame {
+            Ok(Frame::Data(data)) if all.len() + data.len() <= most => all.extend_from_slice(&data),
+            last => return Some(last),
         }
     }
-    Ok(Some(all.freeze()))
+    None
 }
 
 /// The longest body of a login, and the longest answer that is looked into, in bytes.

@@ -82,12 +82,13 @@ impl Worker {
         }
     }
 
-    /// Reports a login that failed; who succeeds is an identity of its source.
+    /// Reports a login that failed; who succeeds is an identity of its source. One of which nobody can
+    /// tell how it ended is neither.
     fn report_login(&self, visitor: &Visitor, trace: &Trace, attempt: &Attempt, status: u16) {
         let account = Arc::clone(&attempt.account);
         if attempt.has_failed != Some(true) {
             let client = Source::from(visitor.address).client(self.view().plan.client);
-            if status < 400 && !account.is_empty() {
+            if attempt.has_failed == Some(false) && status < 400 && !account.is_empty() {
                 let identities = &self.edge.identities;
                 let mark = identities.mark(("account", &*account));
                 identities.succeed(&client, mark, clock::boot_ns());
