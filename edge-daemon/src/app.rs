@@ -146,6 +146,8 @@ impl App {
             policy: plan::kernel_policy(&settings),
             lists: lists.capacity(),
         })?;
+        let interfaces = plan::interfaces(&settings.kernel);
+        kernel.find(&interfaces)?;
         let kernels = (kernel.tables.duplicate()?, kernel.take_twin()?);
         let registry = Registry::new(Arc::clone(&store), Arc::clone(&edge));
         let lent = (Arc::clone(&store), kernel.tables.lock());
@@ -153,7 +155,7 @@ impl App {
         let (mut writer, keeper) =
             Writer::new(kernels, store, config.clone(), settings.clone(), lists, edge_too)?;
         edge.outside.follow_hits(kernel.tables.lists.clone());
-        let mut upkeep = kernel.attach(&plan::interfaces(&settings.kernel))?;
+        let mut upkeep = kernel.attach(&interfaces)?;
         upkeep.reign = Arc::clone(&edge.reign);
         for attached in kernel.attached() {
             let Attached { interface, mode, adopted, .. } = attached;

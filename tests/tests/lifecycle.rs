@@ -47,6 +47,24 @@ fn the_filter_outlives_a_crash_and_a_restart_adopts_it() -> Result<()> {
 }
 
 #[test]
+fn a_start_that_is_refused_leaves_a_running_filter_as_it_was() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut edged = lab.edged()?.start()?;
+    edged.kill9()?;
+    let good = std::fs::read_to_string(&edged.config)?;
+    edged.edit("kernel.interfaces", r#"["edge0", "nowhere0"]"#)?;
+    edged.edit("kernel.monitor", "true")?;
+    edged.edit("lists.deny", "[]")?;
+    assert!(edged.start_again().is_err());
+    assert!(edged.log().contains("nowhere0"), "{}", edged.log());
+    assert!(!reaches(&lab, LISTED, 443), "neither its policy nor its lists are in force");
+    std::fs::write(&edged.config, good)?;
+    edged.start_again()?;
+    assert!(!reaches(&lab, LISTED, 443));
+    Ok(())
+}
+
+#[test]
 fn a_ban_ends_while_the_daemon_is_dead() -> Result<()> {
     let lab = Lab::new()?;
     let mut edged = lab.edged()?.set("verdicts.longest", r#""2s""#).start()?;

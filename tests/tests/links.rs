@@ -336,8 +336,12 @@ fn a_refused_start_moves_no_interface() {
     assert!(!pair.answers());
     let wanted = ["guarded", "absent"]
         .map(|interface| Wanted { interface: interface.to_owned(), mode: AttachMode::Native });
+    // It would drop nothing of whom a list denies.
+    let lenient = Policy { monitored: vec![Reason::DenyList], ..UNLIMITED };
     let error = pair.within("edge", || {
-        Kernel::load(&pair.settings(UNLIMITED)).unwrap().attach(&wanted).err().unwrap()
+        let mut kernel = Kernel::load(&pair.settings(lenient)).unwrap();
+        assert!(kernel.find(&wanted).is_err());
+        kernel.attach(&wanted).err().unwrap()
     });
     assert!(matches!(error, KernelError::NoInterface { .. }), "{error}");
     // The successor's lists were empty.

@@ -121,6 +121,11 @@ pub(super) fn interfaces(
     Ok(held)
 }
 
+/// Whether all interfaces are there, and may be guarded.
+pub(super) fn find(wanted: &[Wanted], folders: &Folders) -> Result<(), KernelError> {
+    wanted.iter().try_for_each(|wanted| Place::find(wanted, folders).map(drop))
+}
+
 /// Attaches to an interface that came back after the one of its name had gone; needs no
 /// capability.
 pub(super) fn again(

@@ -139,6 +139,14 @@ impl Kernel {
         Ok(Self { policy, tables, drops, samples, debug_log, attached, programs, folders, others })
     }
 
+    /// Looks for the interfaces, before anything is changed that a running filter goes by.
+    ///
+    /// # Errors
+    /// [`KernelError`] names the one that is not there, or that cannot be guarded.
+    pub fn find(&self, interfaces: &[Wanted]) -> Result<(), KernelError> {
+        attach::find(interfaces, &self.folders)
+    }
+
     /// Attaches to every interface. A program that is there from before, of this version or
     /// another, filters until the very packet at which this one takes over.
     ///
@@ -163,11 +171,12 @@ impl Kernel {
             health: Arc::default(),
             reign: Arc::default(),
         };
-        self.tables.update_policy(&self.policy)?;
         // Before the filter needs it. Without it the count begins at what opens from now on; that
         // is logged and counted.
         let _ = upkeep.take_census();
         let held = attach::interfaces(xdp, interfaces, &self.folders)?;
+        // Not before: who is refused has changed nothing of what a running filter does.
+        self.tables.update_policy(&self.policy)?;
         self.attached = held.iter().map(|(attached, _)| attached.clone()).collect();
         self.tables.count_apart(self.attached.iter().map(|attached| attached.ifindex))?;
         self.folders.retire()?;
