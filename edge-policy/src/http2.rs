@@ -59,6 +59,10 @@ pub struct Conduct {
     is_preface_bad: bool,
     /// Streams whose requests were handed on and are not answered to their end.
     open: Vec<u32>,
+    /// Streams that the client reset before they were handed on: both may come at once.
+    reset: Vec<u32>,
+    /// The last that was handed on; they are in the order of their numbers.
+    begun: u32,
     noted: Noted,
 }
 
@@ -88,6 +92,8 @@ impl Conduct {
             has_begun: false,
             is_preface_bad: false,
             open: Vec::new(),
+            reset: Vec::new(),
+            begun: 0,
             noted: Noted::default(),
         }
     }
@@ -104,7 +110,11 @@ impl Conduct {
                 }
                 DATA => self.earn(frame.length),
                 RESET => {
-                    self.close(frame.stream);
+                    let was_open = self.close(frame.stream);
+                    let is_early = !was_open && frame.stream > self.begun;
+                    if is_early && self.reset.len() < EARLY_MAX {
+                        self.reset.push(frame.stream);
+                    }
                     self.spend(2, Abuse::Resets, now_ms);
                 }
                 // What it acknowledges, it was asked for.
@@ -151,7 +161,17 @@ impl Conduct {
 
     /// A request was handed on.
     pub fn begun(&mut self, stream: u32) {
-        self.open.push(stream);
+        self.begun = stream;
+        if !self.reset.contains(&stream) {
+            self.open.push(stream);
+        }
+        self.reset.retain(|reset| *reset > stream);
+    }
+
+    /// Requests that were handed on and whose answers are not out to their end.
+    #[must_use]
+    pub const fn unanswered(&self) -> usize {
+        self.open.len()
     }
 
     fn close(&mut self, stream: u32) -> bool {
@@ -269,6 +289,8 @@ const CODE_BYTES: usize = 4;
 const FRAME: u64 = 1000;
 /// Content that earns one frame.
 const EARNING_BYTES: u64 = 1024;
+/// Resets ahead of their requests that are remembered: far more than come at once for free.
+const EARLY_MAX: usize = 1024;
 /// How long an empty credit takes to fill.
 const REFILL_MS: u64 = 10_000;
 
@@ -341,6 +363,22 @@ mod tests {
         }
         assert_eq!((conduct.abuse(), conduct.take_noted()), (None, Noted::default()));
         assert!(conduct.open.is_empty());
+    }
+
+    #[test]
+    fn a_reset_that_comes_with_its_request_leaves_nothing() {
+        let mut conduct = fresh();
+        for n in 0..1_000 {
+            let (stream, now_ms) = (4 * n + 1, u64::from(n) * 1000);
+            let block = |stream| frame(HEADERS, 5, stream, &[0x82]);
+            let both = [block(stream), frame(RESET, 0, stream, &[0, 0, 0, 8]), block(stream + 2)];
+            conduct.received(&both.concat(), now_ms);
+            conduct.begun(stream);
+            conduct.begun(stream + 2);
+            assert_eq!(conduct.open, [stream + 2]);
+            conduct.sent(&frame(HEADERS, 5, stream + 2, &[0x88]), now_ms);
+        }
+        assert_eq!((conduct.unanswered(), conduct.reset.len(), conduct.abuse()), (0, 0, None));
     }
 
     #[test]

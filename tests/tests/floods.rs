@@ -213,6 +213,67 @@ fn an_answer_that_nobody_takes_is_given_up() -> Result<()> {
 }
 
 #[test]
+fn an_http2_connection_between_requests_is_ended_in_time() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab.edged()?.set("bounds.idle_timeout", r#""2s""#).start()?;
+    let key = edged.key("k")?;
+    let ask = |stream, path: &str| {
+        let block =
+            [get("edge.test", path), edge_tests::frames::literal("x-api-key", &key)].concat();
+        frame(HEADERS, END_HEADERS | END_STREAM, stream, &block)
+    };
+    let mut talk = h2(&lab, &edged)?;
+    talk.say(&ask(1, "/slow?ms=4000"))?;
+    let heard = talk.hear(SOON, |bytes| bytes.windows(4).any(|part| part == b"late"))?;
+    assert!(!heard.closed, "a request takes as long as it takes");
+    // It answers no ping, and goes on its own terms.
+    assert!(talk.hear(SOON, |_| false)?.closed);
+    assert_eq!(edged.metrics()?.connections(Reason::IdleConnection), 1.0);
+    Ok(())
+}
+
+#[test]
+fn small_answers_that_nobody_takes_are_given_up() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab
+        .edged()?
+        .set("limits.per_source", r#""off""#)
+        .set("bounds.idle_timeout", r#""1s""#)
+        .set("bounds.streams_max", "150")
+        .start()?;
+    let key = edged.key("k")?;
+    let mut block = get("edge.test", "/big?bytes=64000");
+    block.extend(edge_tests::frames::literal("x-api-key", &key));
+    let mut talk = h2(&lab, &edged)?;
+    talk.say(&frame(WINDOW, 0, 0, &[0x7f, 0, 0, 0]))?;
+    // More than the sockets take: each is whole with the library, and waits there.
+    let ask = |n: u32| frame(HEADERS, END_HEADERS | END_STREAM, 2 * n + 1, &block);
+    talk.say(&(0..150).flat_map(ask).collect::<Vec<_>>())?;
+    until("all are made", SOON, || {
+        let page = edged.metrics()?;
+        Ok(page.requests(Reason::Serve) >= 150.0 && page.value("edged_requests_in_flight") == 0.0)
+    })?;
+    until("none is kept", SOON, || Ok(edged.metrics()?.value("edged_connections_open") <= 1.0))?;
+    let signal = r#"edged_signals_total{reason="answer_not_taken"}"#;
+    until("it is told of", SOON, || Ok(edged.metrics()?.value(signal) == 1.0))?;
+    // Whoever takes them, however slowly, has them all.
+    let mut talk = h2(&lab, &edged)?;
+    talk.say(&frame(WINDOW, 0, 0, &[0x7f, 0, 0, 0]))?;
+    talk.say(&(0..100).flat_map(ask).collect::<Vec<_>>())?;
+    let (mut taken, mut is_closed) = (0, false);
+    while !is_closed {
+        std::thread::sleep(Duration::from_millis(100));
+        let heard = talk.hear(SOON, |bytes| bytes.len() >= 150_000)?;
+        taken += heard.bytes.len();
+        is_closed = heard.closed;
+    }
+    assert!(taken > 6_400_000, "{taken} bytes");
+    Ok(())
+}
+
+#[test]
 fn a_connection_carries_so_many_requests() -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;
@@ -223,6 +284,17 @@ fn a_connection_carries_so_many_requests() -> Result<()> {
     }
     assert!(talk.hear(SOON, |_| false)?.closed);
     assert_eq!(edged.metrics()?.connections(Reason::ConnectionSpent), 1.0);
+    // Over HTTP/2 it is told so; what it had asked for by then is answered.
+    let mut talk = h2(&lab, &edged)?;
+    let ask =
+        |n: u32| frame(HEADERS, END_HEADERS | END_STREAM, 2 * n + 1, &get("edge.test", "/health"));
+    talk.say(&(0..5).flat_map(ask).collect::<Vec<_>>())?;
+    let heard = talk.hear(SOON, |_| false)?;
+    let answers = heard.bytes.windows(5).filter(|part| *part == b"hello").count();
+    assert_eq!((answers, heard.closed), (5, true));
+    let metrics = edged.metrics()?;
+    assert_eq!(metrics.connections(Reason::ConnectionSpent), 2.0);
+    assert_eq!(metrics.requests(Reason::Serve), 8.0);
     Ok(())
 }
 

@@ -11,10 +11,10 @@ use bytes::Bytes;
 use edge_common::Reason;
 use edge_policy::http2::{Abuse, Conduct, Noted};
 use h2::{
-    RecvStream, SendStream,
+    RecvStream,
     server::{Connection, SendResponse},
 };
-use http::{Method, Request, Response, StatusCode, header};
+use http::Request;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     task::spawn_local,
@@ -22,13 +22,11 @@ use tokio::{
 
 use super::{
     Worker,
-    body::Answer,
+    exchange::Exchange,
     front::Visitor,
-    incoming::{Frame, Incoming},
     observed::Observed,
-    path,
     serve::Entrance,
-    timers::{Alarm, ms},
+    timers::ms,
     watch::{Turn, Who},
 };
 
@@ -40,7 +38,9 @@ pub(crate) async fn serve<IO: AsyncRead + AsyncWrite + Unpin>(
     io: IO,
 ) {
     let bounds = worker.view().plan.bounds.clone();
-    let alarm = worker.timers.alarm();
+    let turn = Rc::new(Turn::new(worker.timers.alarm()));
+    turn.begin(&bounds);
+    let alarm = turn.alarm();
     alarm.set(alarm.now_ms() + ms(bounds.header_timeout));
     let mut builder = h2::server::Builder::new();
     builder
@@ -51,8 +51,7 @@ pub(crate) async fn serve<IO: AsyncRead + AsyncWrite + Unpin>(
         .max_local_error_reset_streams(Some(MISTAKES_MAX));
     let conduct = Conduct::new(bounds.http2_waste_max, alarm.now_ms());
     let conduct = Rc::new(RefCell::new(conduct));
-    let timers = Rc::clone(&worker.timers);
-    let io = Observed { io, conduct: Rc::clone(&conduct), timers };
+    let io = Observed { io, conduct: Rc::clone(&conduct), turn: Rc::clone(&turn) };
     let handshake = builder.handshake::<_, Bytes>(io);
     let connection = tokio::select! {
         biased;
@@ -64,8 +63,17 @@ pub(crate) async fn serve<IO: AsyncRead + AsyncWrite + Unpin>(
     };
     match connection {
         Ok(connection) => {
-            let open = Rc::default();
-            let mut client = Client { worker, visitor, entrance, connection, conduct, alarm, open };
+            let mut client = Client {
+                worker,
+                visitor,
+                entrance,
+                connection,
+                conduct,
+                turn,
+                open: Rc::default(),
+                was_busy: Cell::new(false),
+                served: 0,
+            };
             client.accept().await;
             client.note();
         }
@@ -79,35 +87,43 @@ struct Client<IO: AsyncRead + AsyncWrite + Unpin> {
     entrance: Entrance,
     connection: Connection<Observed<IO>, Bytes>,
     conduct: Rc<RefCell<Conduct>>,
-    /// The deadline of a connection without a request.
-    alarm: Alarm,
-    /// Requests between head and end of answer.
+    /// The deadline of a connection without a request, and of answers that nobody takes.
+    turn: Rc<Turn>,
+    /// Requests between head and end of answer, as far as their tasks go: what is left of an answer
+    /// may be with `h2`.
     open: Rc<Cell<usize>>,
+    /// Whether there was a request when it was last looked at.
+    was_busy: Cell<bool>,
+    /// Requests so far.
+    served: u64,
 }
 
-/// What a connection without a request comes to.
+/// What a connection comes to.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Idle {
     /// It is asked to end.
     Stop,
     /// It was asked, and has not.
     Cut,
+    /// Its client does not take the answers.
+    Untaken,
     /// Its client abuses the protocol.
     Abused,
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Client<IO> {
     async fn accept(&mut self) {
-        let mut is_asked = false;
+        let mut asked = None;
         loop {
             let next = std::future::poll_fn(|cx| {
                 // The connection first: whatever else is due, it was most likely what woke us.
                 let next = self.connection.poll_accept(cx);
-                if !is_asked && self.is_misbehaving() {
+                if asked != Some(Idle::Abused) && self.is_misbehaving() {
                     return Poll::Ready(Err(Idle::Abused));
                 }
                 match next {
                     Poll::Ready(next) => Poll::Ready(Ok(next)),
-                    Poll::Pending => self.poll_idle(is_asked, cx).map(Err),
+                    Poll::Pending => self.poll_idle(asked, cx).map(Err),
                 }
             });
             match next.await {
@@ -116,34 +132,68 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Client<IO> {
                 Ok(Some(Err(_))) if self.is_misbehaving() => return,
                 Ok(Some(Err(error))) => return broken_off(&self.worker, &self.visitor, &error),
                 Ok(None) | Err(Idle::Cut) => return,
+                Err(Idle::Untaken) => {
+                    // The requests were counted as served.
+                    self.worker.counters.count(Reason::IdleConnection);
+                    let Self { worker, visitor, .. } = self;
+                    let ja4 = visitor.ja4();
+                    return worker.report_connection(visitor, Reason::AnswerNotTaken, ja4);
+                }
                 Err(idle) => {
-                    is_asked = true;
-                    match idle {
-                        Idle::Abused => self.give_up(),
-                        _ => self.connection.graceful_shutdown(),
+                    asked = Some(idle);
+                    if idle == Idle::Abused {
+                        self.give_up();
+                    } else {
+                        self.connection.graceful_shutdown();
                     }
-                    self.alarm.set(self.alarm.now_ms() + STOP_GRACE_MS);
+                    self.wait(STOP_GRACE_MS);
                 }
             }
         }
     }
 
-    fn poll_idle(&self, is_asked: bool, cx: &mut Context<'_>) -> Poll<Idle> {
+    /// Sets the deadline of a connection without a request.
+    fn wait(&self, time_ms: u64) {
+        let alarm = self.turn.alarm();
+        alarm.set(alarm.now_ms().saturating_add(time_ms));
+    }
+
+    fn poll_idle(&self, asked: Option<Idle>, cx: &mut Context<'_>) -> Poll<Idle> {
         self.note();
-        let is_shed = self.open.get() == 0 && self.worker.edge.metrics.memory.is_full();
-        if !is_asked && (self.worker.stopping.get() || is_shed) {
+        let (alarm, open) = (self.turn.alarm(), self.open.get());
+        let (worker, view) = (&self.worker, self.worker.view());
+        let bounds = &view.plan.bounds;
+        let is_shed = open == 0 && worker.edge.metrics.memory.is_full();
+        if asked.is_none() && self.served >= bounds.requests_per_connection {
+            worker.counters.count(Reason::ConnectionSpent);
             return Poll::Ready(Idle::Stop);
         }
-        // Every stream has a deadline of its own.
-        if self.open.get() > 0 {
-            self.alarm.set(u64::MAX);
-            return self.alarm.poll(cx).map(|()| Idle::Cut);
+        if asked.is_none() && (worker.stopping.get() || is_shed) {
+            return Poll::Ready(Idle::Stop);
         }
-        ready!(self.alarm.poll(cx));
-        if is_asked {
+        if asked == Some(Idle::Abused) {
+            return alarm.poll(cx).map(|()| Idle::Cut);
+        }
+        // Answers whose tasks are done with them are with the library until the client takes them.
+        if self.conduct.borrow().unanswered() > open {
+            self.was_busy.set(true);
+            return self.turn.poll(Who::Taker, cx).map(|_| Idle::Untaken);
+        }
+        self.turn.begin(bounds);
+        let is_busy = open > 0;
+        // Every other stream has a deadline of its own. When the last one ends, it begins anew.
+        if self.was_busy.replace(is_busy) || is_busy {
+            self.wait(if asked.is_some() { STOP_GRACE_MS } else { ms(bounds.idle_timeout) });
+        }
+        let due = alarm.poll(cx);
+        if is_busy {
+            return Poll::Pending;
+        }
+        ready!(due);
+        if asked.is_some() {
             return Poll::Ready(Idle::Cut);
         }
-        self.worker.counters.count(Reason::IdleConnection);
+        worker.counters.count(Reason::IdleConnection);
         Poll::Ready(Idle::Stop)
     }
 
@@ -174,7 +224,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Client<IO> {
         (0..malformed).for_each(|_| worker.refuse_connection(visitor, Reason::MalformedRequest));
     }
 
-    fn begin(&self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    fn begin(&mut self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
         let metrics = &self.worker.edge.metrics;
         let in_flight = metrics.requests.load(Relaxed) + 1;
         // At the ceiling of memory a refusal in words is kept for whoever reads it: one at a time.
@@ -182,15 +232,21 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Client<IO> {
             self.worker.counters.count(Reason::MemoryFull);
             return respond.send_reset(h2::Reason::REFUSED_STREAM);
         }
+        self.served += 1;
+        let view = self.worker.view();
+        let bounds = &view.plan.bounds;
+        let late = u64::from(bounds.streams_max);
+        if self.served > bounds.requests_per_connection.saturating_add(late) {
+            // What was under way when it heard that the connection ends was still answered.
+            return respond.send_reset(h2::Reason::REFUSED_STREAM);
+        }
         let turn = Rc::new(Turn::new(self.worker.timers.alarm()));
-        turn.begin(&self.worker.view().plan.bounds);
+        turn.begin(bounds);
         self.conduct.borrow_mut().begun(respond.stream_id().as_u32());
         self.open.set(self.open.get() + 1);
         let open = Open(Rc::clone(&self.open));
         let entrance = self.entrance;
         let (worker, visitor) = (Rc::clone(&self.worker), self.visitor.clone());
-        let idle_ms = ms(worker.view().plan.bounds.idle_timeout);
-        self.alarm.set(self.alarm.now_ms().saturating_add(idle_ms));
         spawn_local(async move {
             let mut stream = Exchange { entrance, turn, respond };
             stream.run(worker, visitor, request).await;
@@ -205,126 +261,6 @@ struct Open(Rc<Cell<usize>>);
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
-    }
-}
-
-/// One request and its answer.
-struct Exchange {
-    entrance: Entrance,
-    turn: Rc<Turn>,
-    respond: SendResponse<Bytes>,
-}
-
-impl Exchange {
-    async fn run(&mut self, worker: Rc<Worker>, visitor: Visitor, request: Request<RecvStream>) {
-        let to_head = request.method() == Method::HEAD;
-        let stated = request.headers().get(header::CONTENT_LENGTH);
-        let stated = stated.and_then(|value| value.to_str().ok()?.parse().ok());
-        let request = request.map(|body| match body.is_end_stream() {
-            true => Incoming::Empty,
-            false => Incoming::Http2(body, stated),
-        });
-        let turn = Rc::clone(&self.turn);
-        let own = Rc::clone(&worker);
-        let mut answer = Box::pin(path::answer(own, visitor, self.entrance, turn, request));
-        let response = std::future::poll_fn(|cx| match answer.as_mut().poll(cx) {
-            Poll::Ready(response) => Poll::Ready(Some(response)),
-            Poll::Pending => self.respond.poll_reset(cx).map(|_| None),
-        });
-        let Some(response) = response.await else { return };
-        drop(answer);
-        self.answer(response, to_head).await;
-    }
-
-    async fn answer(&mut self, response: Response<Answer>, to_head: bool) {
-        let (mut parts, mut answer) = response.into_parts();
-        std::mem::take(&mut answer.lines).set(&mut parts.headers);
-        let bodiless = to_head || matches!(parts.status.as_u16(), 204 | 304);
-        if parts.status == StatusCode::NO_CONTENT {
-            parts.headers.remove(header::CONTENT_LENGTH);
-        } else if let Some(length) = answer.length().filter(|_| !bodiless) {
-            parts.headers.insert(header::CONTENT_LENGTH, length.into());
-        }
-        let is_end = bodiless || answer.is_end_stream();
-        let Ok(mut stream) = self.respond.send_response(Response::from_parts(parts, ()), is_end)
-        else {
-            return;
-        };
-        if is_end {
-            return;
-        }
-        let mut waiting = None;
-        let sent =
-            std::future::poll_fn(|cx| self.poll_body(&mut stream, &mut answer, &mut waiting, cx));
-        if !sent.await {
-            stream.send_reset(h2::Reason::CANCEL);
-        }
-    }
-
-    /// Sends a body; whether all of it is with `h2`.
-    fn poll_body(
-        &self,
-        stream: &mut SendStream<Bytes>,
-        answer: &mut Answer,
-        waiting: &mut Option<Bytes>,
-        cx: &mut Context<'_>,
-    ) -> Poll<bool> {
-        loop {
-            if let Some(data) = waiting {
-                let Some(room) = ready!(self.poll_room(stream, data.len(), cx)) else {
-                    return Poll::Ready(false);
-                };
-                let part = data.split_to(room.min(data.len()));
-                self.turn.moved(Who::Taker, part.len());
-                let is_end = data.is_empty() && answer.is_end_stream();
-                if stream.send_data(part, is_end).is_err() || is_end {
-                    return Poll::Ready(is_end);
-                }
-                if !data.is_empty() {
-                    continue;
-                }
-                *waiting = None;
-            }
-            match answer.poll_frame(cx) {
-                Poll::Ready(Some(Ok(Frame::Data(data)))) => *waiting = Some(data),
-                Poll::Ready(Some(Ok(Frame::Trailers(trailers)))) => {
-                    return Poll::Ready(stream.send_trailers(trailers).is_ok());
-                }
-                Poll::Ready(None) => {
-                    return Poll::Ready(stream.send_data(Bytes::new(), true).is_ok());
-                }
-                Poll::Ready(Some(Err(_))) => return Poll::Ready(false),
-                Poll::Pending => {
-                    if stream.poll_reset(cx).is_ready() {
-                        return Poll::Ready(false);
-                    }
-                    return self.turn.poll(answer.waits_for(), cx).map(|_| false);
-                }
-            }
-        }
-    }
-
-    /// How much the client takes now; `None`: it is gone, or has taken nothing for too long.
-    fn poll_room(
-        &self,
-        stream: &mut SendStream<Bytes>,
-        wanted: usize,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<usize>> {
-        stream.reserve_capacity(wanted);
-        if stream.capacity() > 0 {
-            return Poll::Ready(Some(stream.capacity()));
-        }
-        match stream.poll_capacity(cx) {
-            Poll::Ready(Some(Ok(room))) if room > 0 => Poll::Ready(Some(room)),
-            Poll::Ready(Some(Ok(_))) | Poll::Pending => {
-                if stream.poll_reset(cx).is_ready() {
-                    return Poll::Ready(None);
-                }
-                self.turn.poll(Who::Taker, cx).map(|_| None)
-            }
-            Poll::Ready(_) => Poll::Ready(None),
-        }
     }
 }
 

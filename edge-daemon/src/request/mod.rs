@@ -12,6 +12,7 @@ mod body;
 mod certificate;
 mod charge;
 mod entry;
+mod exchange;
 mod front;
 mod going;
 mod http1;

@@ -11,13 +11,13 @@ use std::{
 use edge_policy::http2::Conduct;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::timers::Timers;
+use super::watch::{Turn, Who};
 
-/// A stream whose frames are counted as they pass.
+/// A stream whose frames are counted as they pass, and whose bytes as the client takes them.
 pub(super) struct Observed<IO> {
     pub(super) io: IO,
     pub(super) conduct: Rc<RefCell<Conduct>>,
-    pub(super) timers: Rc<Timers>,
+    pub(super) turn: Rc<Turn>,
 }
 
 impl<IO: AsyncRead + Unpin> AsyncRead for Observed<IO> {
@@ -28,7 +28,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Observed<IO> {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
-        self.conduct.borrow_mut().received(&buf.filled()[before..], self.timers.now_ms());
+        self.conduct.borrow_mut().received(&buf.filled()[before..], self.turn.alarm().now_ms());
         Poll::Ready(Ok(()))
     }
 }
@@ -40,7 +40,8 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Observed<IO> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.io).poll_write(cx, buf))?;
-        self.conduct.borrow_mut().sent(&buf[..written], self.timers.now_ms());
+        self.turn.moved(Who::Taker, written);
+        self.conduct.borrow_mut().sent(&buf[..written], self.turn.alarm().now_ms());
         Poll::Ready(Ok(written))
     }
 
@@ -50,7 +51,8 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Observed<IO> {
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, parts))?;
-        let (mut conduct, now_ms) = (self.conduct.borrow_mut(), self.timers.now_ms());
+        self.turn.moved(Who::Taker, written);
+        let (mut conduct, now_ms) = (self.conduct.borrow_mut(), self.turn.alarm().now_ms());
         let mut left = written;
         for part in parts {
             let gone = left.min(part.len());
