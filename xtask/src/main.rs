@@ -7,6 +7,7 @@ mod bench;
 mod bpf;
 mod ci;
 mod demo;
+mod differential;
 mod fuzz;
 mod setup;
 mod shell;
@@ -30,6 +31,8 @@ enum Task {
     Bench(bench::Bench),
     /// Fuzz the parsers of what strangers send; needs a nightly toolchain.
     Fuzz(fuzz::Fuzz),
+    /// Judge a million changed tokens beside other libraries.
+    Differential(differential::Differential),
     /// Load with chaos, for minutes: reloads, deaths of upstreams, changes of certificates.
     Soak(soak::Soak),
     /// Build the kernel programs into the committed object.
@@ -48,6 +51,7 @@ fn main() -> Result<()> {
         Task::Ci => ci::run(),
         Task::Bench(bench) => bench.run(),
         Task::Fuzz(fuzz) => fuzz.run(),
+        Task::Differential(differential) => differential.run(),
         Task::Soak(soak) => soak.run(),
         Task::Bpf { check: true } => bpf::check(),
         Task::Bpf { check: false } => bpf::build(),
