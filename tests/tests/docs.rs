@@ -63,18 +63,36 @@ fn every_named_test_is_one() -> Result<()> {
     let mut seen = 0;
     for row in page.lines().filter(|line| line.starts_with("| ") && !line.contains("| Test |")) {
         let last = row.trim_end_matches('|').rsplit(" | ").next().unwrap_or_default();
-        for named in last.split('`').skip(1).step_by(2) {
-            let (place, name) = named.split_once("::").unwrap_or_default();
+        let named = last.split('`').skip(1).step_by(2);
+        for (place, name) in named.filter_map(|named| named.split_once("::")) {
             let files = match place.starts_with("edge_") {
                 true => sources(&format!("{}/src", place.replace('_', "-")), ".rs")?,
-                false => sources("tests/tests", &format!("{place}.rs"))?,
+                false => sources("tests/tests", &format!("/{place}.rs"))?,
             };
             let is_there = files.iter().any(|file| file.text.contains(&format!("fn {name}(")));
-            assert!(is_there, "no test is called {named}: {row}");
+            assert!(is_there, "no test is called {place}::{name}: {row}");
             seen += 1;
         }
     }
     assert!(seen > 50, "only {seen} tests are named");
+    Ok(())
+}
+
+/// The rows of the checklist are all there, in its order, and each names a test or says why there is none.
+#[test]
+fn every_point_of_the_checklist_has_its_row() -> Result<()> {
+    let page = std::fs::read_to_string(root().join("docs/seed-coverage.md"))?;
+    let rows = page.lines().filter_map(|line| {
+        let mut cells = line.strip_prefix("| ")?.trim_end_matches('|').split(" | ");
+        Some((cells.next()?.trim().parse::<usize>().ok()?, cells.last()?.to_owned()))
+    });
+    let rows: Vec<_> = rows.collect();
+    let numbers: Vec<_> = rows.iter().map(|(number, _)| *number).collect();
+    assert_eq!(numbers, (1..=47).collect::<Vec<_>>());
+    for (number, proof) in rows {
+        let says = ["::", "not ours: ", "later: "].iter().any(|word| proof.contains(word));
+        assert!(says, "{number}: {proof}");
+    }
     Ok(())
 }
 

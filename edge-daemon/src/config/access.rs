@@ -246,6 +246,12 @@ mod tests {
     }
 
     #[test]
+    fn a_route_says_who_may() {
+        let told = read("", "").unwrap_err().to_string();
+        assert!(told.contains("edged.toml:16:") && told.contains("would refuse all"), "{told}");
+    }
+
+    #[test]
     fn mistakes_name_their_line() {
         let owner = |text: &str| format!("auth = \"key\"\nowner = {text}");
         for (auth, more, line, words) in [
