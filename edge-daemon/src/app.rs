@@ -163,7 +163,7 @@ impl App {
         }
         writer.health = upkeep.health();
         let Kernel { tables, drops, samples, debug_log, .. } = kernel;
-        let warden = Warden::new(tables.duplicate()?, Arc::clone(&edge));
+        let warden = Warden::new(tables.duplicate()?, Arc::clone(&edge), upkeep.health());
         let told = Told { drops, watch: Watch::new(tables, samples), debug: debug_log };
         Ok(Self {
             config,

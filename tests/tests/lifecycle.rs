@@ -227,6 +227,8 @@ fn edgectl_gives_the_interface_back_with_a_daemon_and_without() -> Result<()> {
     assert!(told.contains("native-edge0") && told.contains("a daemon runs"), "{told}");
     assert!(reaches(&lab, LISTED, 443));
     until("it is noticed", Duration::from_secs(3), || Ok(edged.metrics()?.value(filtered) == 0.0))?;
+    let enforced = || -> Result<f64> { Ok(edged.metrics()?.value("edged_enforced_ratio")) };
+    until("nothing is enforced", Duration::from_secs(3), || Ok(enforced()? == 0.0))?;
     assert!(edged.tell("status")?.contains("edge0 (native, NOT FILTERED)"));
     edged.terminate()?;
     edged.start_again()?;

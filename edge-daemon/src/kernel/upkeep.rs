@@ -66,6 +66,8 @@ pub struct Interface {
     pub is_guarded: bool,
     /// Whether it is switched on.
     pub is_up: bool,
+    /// Whether it is there and the program does not judge its packets.
+    pub is_bare: bool,
 }
 
 impl Health {
@@ -73,6 +75,13 @@ impl Health {
     #[must_use]
     pub fn interfaces(&self) -> Vec<Interface> {
         self.interfaces.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether an interface is there and nobody judges its packets.
+    #[must_use]
+    pub fn is_any_bare(&self) -> bool {
+        let interfaces = self.interfaces.lock().unwrap_or_else(PoisonError::into_inner);
+        interfaces.iter().any(|interface| interface.is_bare)
     }
 }
 
@@ -145,10 +154,12 @@ impl Post {
     }
 
     fn condition(&self) -> Interface {
+        let is_guarded = matches!(self.seen, Sight::Guarded { .. });
         Interface {
             name: self.wanted.interface.clone(),
             mode: self.attached.mode,
-            is_guarded: matches!(self.seen, Sight::Guarded { .. }),
+            is_guarded,
+            is_bare: !is_guarded && if_nametoindex(self.wanted.interface.as_str()).is_ok(),
             is_up: matches!(self.seen, Sight::Guarded { is_up: true, .. }),
         }
     }

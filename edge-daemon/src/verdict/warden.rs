@@ -21,7 +21,7 @@ use ipnet::IpNet;
 use super::{Order, Writer, tell::Lasting};
 use crate::{
     clock,
-    kernel::{KernelError, Tables},
+    kernel::{Health, KernelError, Tables},
     metrics::verdicts::Healed,
     request::Edge,
 };
@@ -30,6 +30,8 @@ use crate::{
 pub struct Warden {
     tables: Tables,
     edge: Arc<Edge>,
+    /// How the interfaces are: what the kernel holds takes effect where the program is attached.
+    health: Arc<Health>,
 }
 
 /// What a look found; each is to be looked at once more.
@@ -50,8 +52,8 @@ pub struct Suspects {
 impl Warden {
     /// Looks at these tables.
     #[must_use]
-    pub fn new(tables: Tables, edge: Arc<Edge>) -> Self {
-        Self { tables, edge }
+    pub fn new(tables: Tables, edge: Arc<Edge>, health: Arc<Health>) -> Self {
+        Self { tables, edge, health }
     }
 
     /// Compares until it is told to stop.
@@ -95,11 +97,8 @@ impl Warden {
         let metrics = &self.edge.metrics.verdicts;
         metrics.healed(Healed::Filter, self.tables.bans.mend_filter());
         let lists = self.tables.lists.is_foreign();
-        if lists {
-            enforced = 0;
-        }
-        let whole = u64::from(!lists) * MILLION;
-        let ratio = (enforced * MILLION).checked_div(held).unwrap_or(whole);
+        let whole = u64::from(!lists && !self.health.is_any_bare());
+        let ratio = (enforced * MILLION).checked_div(held).unwrap_or(MILLION) * whole;
         metrics.enforced_ppm.store(ratio, Relaxed);
         let settings = self.tables.mend_settings()?;
         metrics.healed(Healed::Settings, u64::from(settings));
