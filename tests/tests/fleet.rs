@@ -4,12 +4,13 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use edge_tests::{
     Edged, Lab, Origin,
     client::{reaches, until},
     fleet::Hub,
     lab::{ATTACKER, CLIENT, FRIEND},
+    nat::Nat,
 };
 
 fn start<'l>(hub: &Hub, n: usize, lab: &'l Lab, lines: &str) -> Result<Edged<'l>> {
@@ -99,6 +100,101 @@ fn a_ban_on_one_edge_is_a_ban_on_all() -> Result<()> {
     until("the server knows again", Duration::from_secs(20), || {
         Ok(hub.cli(&["ZRANGE", "edged:bans", "0", "-1"])?.contains(ATTACKER))
     })?;
+    Ok(())
+}
+
+#[test]
+fn what_another_edge_bans_is_spared_where_many_share_it() -> Result<()> {
+    let (one, two) = (Lab::new()?, Lab::new()?);
+    let (_origin, hub) = (Origin::start(&two)?, Hub::start(&[&one, &two])?);
+    let a = start(&hub, 0, &one, "")?;
+    let setup = two.edged()?.set("limits.per_source", "\"off\"");
+    let setup = setup.set("limits.handshakes", "\"off\"");
+    // What is an upstream of this edge alone, it cannot do without.
+    let pool = format!("\n[[upstream]]\nname = \"pool\"\nservers = [\"{FRIEND}:8080\"]\n");
+    let b =
+        setup.without("lists", "allow").append(&(hub.section(1, &two, "")? + &pool))?.start()?;
+    connected(&a, 1.0)?;
+    connected(&b, 1.0)?;
+    let nat = Nat::new(&two, &b, 6)?;
+    for n in 0..6 {
+        assert_eq!(nat.good(n)?, 200);
+    }
+    a.edit("verdicts.never_ban", "[]")?;
+    a.tell("reload")?;
+    for client in [CLIENT, FRIEND, ATTACKER] {
+        a.tell(&format!("ban add {client} --ttl 1h --force"))?;
+    }
+    dropped(&two, true)?;
+    let spared = r#"edged_spared_total{guard="shared_source"}"#;
+    assert_eq!(b.metrics()?.value(spared), 1.0);
+    assert_eq!(b.bans()?.len(), 1, "{:?}", b.bans()?);
+    for n in 0..6 {
+        assert_eq!(nat.good(n)?, 200, "all of them go on");
+    }
+    assert!(reaches(&two, FRIEND, 443));
+    let told = b.events()?.into_iter().find(|event| event["event"] == "observed");
+    let told = told.context("it is told")?;
+    assert_eq!((&told["culprit"], &told["spared"]), (&CLIENT.into(), &"shared_source".into()));
+    Ok(())
+}
+
+#[test]
+fn bans_from_before_a_restart_are_shared() -> Result<()> {
+    let (one, two) = (Lab::new()?, Lab::new()?);
+    let mut hub = Hub::start(&[&one, &two])?;
+    let mut a = start(&hub, 0, &one, "")?;
+    let b = start(&hub, 1, &two, "")?;
+    connected(&a, 1.0)?;
+    connected(&b, 1.0)?;
+    let lifted = "198.51.100.201";
+    a.tell(&format!("ban add {lifted} --ttl 1h"))?;
+    until("it is known", Duration::from_secs(10), || Ok(b.bans()?.len() == 1))?;
+    // Lifted there while this edge is away: it hears of it when it is back.
+    a.kill9()?;
+    b.tell(&format!("ban remove {lifted}"))?;
+    a.start_again()?;
+    until("it is free", Duration::from_secs(10), || Ok(a.bans()?.is_empty()))?;
+    // Decided while there is no server, and told by a daemon that did not decide it.
+    hub.kill();
+    connected(&a, 0.0)?;
+    a.tell(&format!("ban add {ATTACKER} --ttl 1h"))?;
+    assert!(!reaches(&one, ATTACKER, 443) && reaches(&two, ATTACKER, 443));
+    std::thread::sleep(Duration::from_secs(2));
+    a.kill9()?;
+    a.start_again()?;
+    hub.start_again()?;
+    until("the other edge has it", Duration::from_secs(20), || Ok(b.bans()?.len() == 1))?;
+    assert_eq!((&b.bans()?[0]["culprit"], reaches(&two, ATTACKER, 443)), (&ATTACKER.into(), false));
+    Ok(())
+}
+
+#[test]
+fn a_slow_clock_does_not_evade_the_cap() -> Result<()> {
+    use edge_identity::fleet::{Act, Record, Seal};
+    let lab = Lab::new()?;
+    let hub = Hub::start(&[&lab])?;
+    let section = hub.section(0, &lab, "")?;
+    let edged = lab.edged()?.set("verdicts.bans_per_minute", "2").append(&section)?.start()?;
+    connected(&edged, 1.0)?;
+    let secret = std::fs::read(lab.dir().join("fleet.secret"))?;
+    let seal = Seal::new("edged", &secret);
+    let now_ms = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_millis();
+    let now_ms = u64::try_from(now_ms)?;
+    for n in 1..=4_u8 {
+        let record = Record {
+            client: [198, 51, 100, 200 + n].into(),
+            act: Act::Ban { strikes: 1, reason: "scan".into() },
+            at_ms: now_ms - 1_000 * u64::from(n) * 240,
+            until_ms: now_ms + 600_000,
+            node: "slow".into(),
+        };
+        hub.cli(&["XADD", "edged:stream", "*", "r", &record.seal(&seal)])?;
+    }
+    until("all have come", Duration::from_secs(10), || Ok(edged.bans()?.len() == 4))?;
+    let bans = edged.bans()?;
+    let steps = bans.iter().filter(|ban| ban["step"] == "ban").count();
+    assert_eq!(steps, 2, "{bans:?}");
     Ok(())
 }
 

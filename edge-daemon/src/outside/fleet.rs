@@ -112,8 +112,13 @@ impl Source for Fleet {
             let keyed = keys::keep(Arc::clone(&self), Arc::clone(&edge));
             let leases = leases::keep(Arc::clone(&self), Arc::clone(&edge));
             if self.settings.bans {
-                let publish = bans::publish(Arc::clone(&self), to_tell);
-                tokio::join!(bans::follow(Arc::clone(&self), edge), publish, leases, keyed);
+                let bans = async {
+                    // First, so that a lift from meanwhile finds what it ends.
+                    bans::recall(&self, &edge).await;
+                    let publish = bans::publish(Arc::clone(&self), to_tell);
+                    tokio::join!(bans::follow(Arc::clone(&self), edge), publish)
+                };
+                tokio::join!(bans, leases, keyed);
             } else {
                 tokio::join!(leases, keyed);
             }

@@ -3,7 +3,7 @@
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
 use anyhow::bail;
-use edge_common::{Reason, map};
+use edge_common::{Reason, Source, map};
 use edge_policy::{
     list::Class,
     verdict::{Culprit, Evidence, Facts, Kind, Origin, Signal, Spared, Step, Verdict},
@@ -12,10 +12,12 @@ use edge_policy::{
 use super::{Writer, book::Held, tell::Lasting};
 use crate::{
     clock,
+    config::settings,
     decisions::{Decision, What},
     events::Event,
     kernel::KernelError,
     penalties::Penalty,
+    request::Edge,
     store::BanRecord,
 };
 
@@ -75,16 +77,15 @@ impl Writer {
     /// Takes a signal in, and carries out what it leads to.
     pub(super) fn judge(&mut self, signal: Signal) {
         let (tables, settings, edge) = (&self.tables, &self.settings.verdicts, &self.edge);
-        let (cap, vital) = (&self.cap, &self.vital);
+        let (cap, vital, shared_by) = (&self.cap, &self.vital, settings.shared_by);
         let facts = |signal: &Signal| {
             let allowed = tables.lists.decides(Class::Allow, signal.address, signal.at_ns);
             let exempt = settings.never_ban.iter().any(|net| net.contains(&signal.address));
-            let within_ns = u64::try_from(settings.shared_within.as_nanos()).unwrap_or(u64::MAX);
-            let identities = edge.identities.count(&signal.source, within_ns, signal.at_ns);
+            let identities = identities_of(edge, settings, &signal.source, signal.at_ns);
             Facts {
                 is_exempt: exempt || allowed.is_some(),
                 is_vital: vital.contains(&signal.source),
-                is_shared: identities >= settings.shared_by,
+                is_shared: identities >= shared_by,
                 is_exhausted: cap.is_reached(settings.bans_per_minute, signal.at_ns),
             }
         };
@@ -130,11 +131,12 @@ impl Writer {
     }
 
     /// Puts in force what somebody else has decided: an operator, another edge, a feed. What is in
-    /// force already and lasts longer stays; so the same order may come any number of times.
+    /// force already and lasts longer stays; so the same order may come any number of times. `is_news`:
+    /// it was told just now, whatever the clock of who decided it says.
     ///
     /// # Errors
     /// If the source is never to be banned, or what the kernel says.
-    pub(super) fn admit(&mut self, mut record: BanRecord) -> anyhow::Result<String> {
+    pub(super) fn admit(&mut self, mut record: BanRecord, is_news: bool) -> anyhow::Result<String> {
         if let Culprit::Source(source) = record.culprit {
             let client = source.client(self.settings.kernel.client);
             record.culprit = Culprit::Source(client);
@@ -158,7 +160,10 @@ impl Writer {
         if self.held(&culprit).is_some_and(stays) {
             return Ok(format!("{culprit} is held already, and for longer"));
         }
-        let is_fresh = self.temper_fresh(&mut record);
+        if self.is_shared_here(&record) {
+            return Ok(self.spare_shared(record));
+        }
+        let is_fresh = self.temper_fresh(&mut record, is_news);
         let step = record.step;
         if record.strikes == 0 {
             record.strikes = self.engine.strikes(&culprit, clock::boot_ns()).saturating_add(1);
@@ -166,17 +171,38 @@ impl Writer {
         self.engine.restore(&culprit, record.strikes, step, until_ns);
         self.enforce(record, until_ns, None)?;
         if is_fresh {
-            self.cap.count(self.settings.verdicts.bans_per_minute, clock::boot_ns());
+            self.cap.count(clock::boot_ns());
         }
         Ok(format!("{culprit} is held to \"{}\"", step.name()))
     }
 
-    /// Whether a record is a ban that another edge decided just now, which counts as one of this edge's
-    /// own scenarios does: so many a minute and no more, whoever goes wrong. What is older was decided
-    /// under other edges' bounds, and is no flood of anything.
-    fn temper_fresh(&mut self, record: &mut BanRecord) -> bool {
+    /// Whether another edge bans a client that several identities succeed from at this one.
+    fn is_shared_here(&self, record: &BanRecord) -> bool {
+        let Culprit::Source(client) = record.culprit else { return false };
+        let settings = &self.settings.verdicts;
+        record.origin == Origin::Fleet
+            && identities_of(&self.edge, settings, &client, clock::boot_ns()) >= settings.shared_by
+    }
+
+    /// Only tells of it: nothing in the record tells the culprit from its neighbours.
+    fn spare_shared(&self, mut record: BanRecord) -> String {
+        record.step = Step::Observe;
+        record.spared = Some(Spared::Shared.name().to_owned());
+        self.edge.metrics.verdicts.spare(Spared::Shared);
+        self.edge.metrics.verdicts.count(Step::Observe);
+        self.tell(What::Observed, &record, None);
+        format!("{} is shared by several identities here, and spared", record.culprit)
+    }
+
+    /// Whether a record is another edge's ban of this minute, which counts as one of this edge's own
+    /// scenarios does: so many a minute and no more, whoever goes wrong. What is older was decided
+    /// under other edges' bounds, and is no flood of anything; neither is what is banned already.
+    fn temper_fresh(&mut self, record: &mut BanRecord, is_news: bool) -> bool {
         let age_ms = clock::unix_ms().saturating_sub(record.since_ms);
-        if record.origin != Origin::Fleet || record.step != Step::Ban || age_ms > FRESH_MS {
+        let is_old = !is_news && age_ms > FRESH_MS;
+        let is_banned =
+            self.held(&record.culprit).is_some_and(|held| held.record.step == Step::Ban);
+        if record.origin != Origin::Fleet || record.step != Step::Ban || is_old || is_banned {
             return false;
         }
         if !self.cap.is_reached(self.settings.verdicts.bans_per_minute, clock::boot_ns()) {
@@ -214,7 +240,7 @@ impl Writer {
                 let ns = clock::boot_ns().saturating_sub(at_ns);
                 metrics.ban_latency.observe(Duration::from_nanos(ns));
                 latency = Some(ns / 1000);
-                self.cap.count(self.settings.verdicts.bans_per_minute, at_ns);
+                self.cap.count(at_ns);
             }
             // What was milder is over.
             self.penalties.remove(&record.culprit);
@@ -297,8 +323,20 @@ impl Writer {
     }
 }
 
-/// How old a decision of another edge may be to count as one of this minute.
-const FRESH_MS: u64 = 60_000;
+/// How many identities succeeded from a client of late.
+fn identities_of(
+    edge: &Edge,
+    settings: &settings::Verdicts,
+    client: &Source,
+    now_ns: u64,
+) -> usize {
+    let within_ns = u64::try_from(settings.shared_within.as_nanos()).unwrap_or(u64::MAX);
+    edge.identities.count(client, within_ns, now_ns)
+}
+
+/// How old a decision of another edge may seem to be to count as one of this minute: its clock may be
+/// wrong by five.
+const FRESH_MS: u64 = 360_000;
 
 /// A ban as the kernel has it.
 pub(super) fn in_kernel(record: &BanRecord, until_ns: u64) -> map::Ban {

@@ -5,7 +5,6 @@ use std::{net::IpAddr, time::Duration};
 use anyhow::bail;
 use edge_policy::verdict::{Culprit, Origin, Step};
 use ipnet::IpNet;
-use tokio::sync::oneshot;
 
 use super::{Writer, book::Held};
 use crate::{
@@ -14,27 +13,28 @@ use crate::{
         Peer, Reply,
         bans::{BanEntry, NewBan},
     },
+    outside::Told,
     store::BanRecord,
 };
 
 impl Writer {
     /// Puts in force what somebody else has decided.
-    pub(super) fn ban(
-        &mut self,
-        record: BanRecord,
-        answer: Option<oneshot::Sender<anyhow::Result<String>>>,
-    ) {
+    pub(super) fn ban(&mut self, record: BanRecord, is_news: bool) {
         let (culprit, origin) = (record.culprit.clone(), record.origin.name());
-        let result = self.admit(record);
-        match (answer, result) {
-            // Who has gone away is not told; the work is done all the same.
-            (Some(answer), result) => drop(answer.send(result)),
-            (None, Ok(_)) => {}
-            (None, Err(error)) => {
-                let error = format!("{error:#}");
-                tracing::warn!(%culprit, origin, error, "a ban from elsewhere is not taken");
-            }
+        if let Err(error) = self.admit(record, is_news) {
+            let error = format!("{error:#}");
+            tracing::warn!(%culprit, origin, error, "a ban from elsewhere is not taken");
         }
+    }
+
+    /// Every ban in force that a fleet may know of, and the edge that decided it if that is another.
+    pub(super) fn recall(&self) -> Vec<(Told, Option<String>)> {
+        let told = |held: &Held| {
+            let by = held.record.scenario.strip_prefix("edge ");
+            let by = by.filter(|_| held.record.origin == Origin::Fleet).map(str::to_owned);
+            Some((self.shared(&held.record)?, by))
+        };
+        self.bans.iter().filter_map(|(_, held)| told(held)).collect()
     }
 
     /// Ends what an origin has decided, and nothing that anybody else has; but the fleet's word is that
@@ -80,7 +80,7 @@ impl Writer {
             spared: None,
             evidence: Vec::new(),
         };
-        self.admit(record).map(Reply::Done)
+        self.admit(record, true).map(Reply::Done)
     }
 
     pub(super) fn unban(&mut self, culprit: &Culprit) -> anyhow::Result<Reply> {

@@ -63,6 +63,7 @@ use crate::{
     control::{Command, ListName, Peer, Reply},
     kernel::{Health, InForce, Tables, Twin},
     metrics::KernelView,
+    outside::Told,
     plan,
     request::Edge,
     store::{BanRecord, Store},
@@ -72,9 +73,10 @@ use crate::{
 pub enum Order {
     /// Judge what a client did, as this worker saw it.
     Signals(Vec<Signal>, usize),
-    /// Put in force what somebody else has decided: another edge, a feed. The answer says what came of
-    /// it.
-    Ban(Box<BanRecord>, Option<oneshot::Sender<anyhow::Result<String>>>),
+    /// Put in force what another edge has decided, and whether it was told just now.
+    Ban(Box<BanRecord>, bool),
+    /// Tell which bans are in force, and which edge decided each if it is another.
+    Recall(oneshot::Sender<Vec<(Told, Option<String>)>>),
     /// Look once more at what may differ between what was decided and the kernel.
     Heal(Box<Suspects>),
     /// End what is in force against a culprit, if this origin has decided it.
@@ -228,7 +230,8 @@ impl Writer {
                 self.edge.signals.taken(worker, signals.len());
                 signals.into_iter().for_each(|signal| self.judge(signal));
             }
-            Order::Ban(record, answer) => self.ban(*record, answer),
+            Order::Ban(record, is_news) => self.ban(*record, is_news),
+            Order::Recall(answer) => drop(answer.send(self.recall())),
             Order::Lift(culprit, origin) => self.lift_of(&culprit, origin),
             Order::Heal(suspects) => self.heal(&suspects),
             Order::Command(command, peer, answer) => {

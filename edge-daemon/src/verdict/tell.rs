@@ -96,7 +96,7 @@ impl Writer {
     }
 
     /// A ban as others may know it; `None`: it is about nobody whom they could ban.
-    fn shared(&self, record: &BanRecord) -> Option<Told> {
+    pub(super) fn shared(&self, record: &BanRecord) -> Option<Told> {
         let Culprit::Source(source) = record.culprit else { return None };
         let client = self.settings.kernel.client;
         (record.step == Step::Ban).then(|| Told::Ban {

@@ -1,6 +1,6 @@
 //! What keeps a verdict from hitting others than its culprit.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use super::scenario::{Culprit, Step};
 use super::signal::{Proof, Signal};
@@ -83,27 +83,31 @@ pub(super) fn temper(
     }
 }
 
-/// Bans within a minute, as a bucket that leaks as many within one as may be written.
-#[derive(Clone, Copy, Debug, Default)]
+/// Bans within the last minute, each with its time: in no minute there are more than may be.
+#[derive(Clone, Debug, Default)]
 pub struct Cap {
-    drained_ns: u64,
+    /// Of the latest, in order.
+    at_ns: VecDeque<u64>,
 }
 
 impl Cap {
     /// Whether one more would be more than `most` within a minute.
     #[must_use]
     pub fn is_reached(&self, most: u32, now_ns: u64) -> bool {
-        self.drained_ns.saturating_sub(now_ns) + share_ns(most) > MINUTE_NS
+        let before = usize::try_from(most).ok().and_then(|most| self.at_ns.len().checked_sub(most));
+        let last = before.and_then(|place| self.at_ns.get(place));
+        most == 0 || last.is_some_and(|at_ns| now_ns < at_ns.saturating_add(MINUTE_NS))
     }
 
-    /// Notes one more of at most so many.
-    pub fn count(&mut self, most: u32, now_ns: u64) {
-        self.drained_ns = self.drained_ns.max(now_ns) + share_ns(most);
+    /// Notes one more.
+    pub fn count(&mut self, now_ns: u64) {
+        // Signals of several workers come a little out of order.
+        let now_ns = self.at_ns.back().map_or(now_ns, |last| now_ns.max(*last));
+        while self.at_ns.front().is_some_and(|at_ns| now_ns - at_ns >= MINUTE_NS) {
+            self.at_ns.pop_front();
+        }
+        self.at_ns.push_back(now_ns);
     }
-}
-
-fn share_ns(most: u32) -> u64 {
-    MINUTE_NS / u64::from(most.max(1))
 }
 
 const MINUTE_NS: u64 = 60_000_000_000;

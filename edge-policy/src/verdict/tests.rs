@@ -328,12 +328,34 @@ fn the_trail_is_a_ring() {
 #[test]
 fn bans_within_a_minute_are_counted() {
     let mut cap = Cap::default();
+    assert!(cap.is_reached(0, 5));
     for _ in 0..3 {
         assert!(!cap.is_reached(3, 5));
-        cap.count(3, 5);
+        cap.count(5);
     }
-    assert!(cap.is_reached(3, 5) && cap.is_reached(3, 19 * SECOND));
-    assert!(!cap.is_reached(3, 21 * SECOND) && !cap.is_reached(4, 5 + 15 * SECOND));
+    assert!(cap.is_reached(3, 5) && cap.is_reached(3, 4 + 60 * SECOND));
+    assert!(!cap.is_reached(3, 5 + 60 * SECOND) && !cap.is_reached(4, 5));
+    assert!(cap.is_reached(2, 5), "a reload may make it less");
+}
+
+#[test]
+fn no_minute_has_more_bans_than_may_be() {
+    let (most, mut cap, mut bans) = (7, Cap::default(), Vec::<u64>::new());
+    // As many as it lets through, by turns in a rush and a few a second.
+    for step in 0..4_000_u64 {
+        let now_ns = if step % 1_000 < 500 { step / 1_000 * 90 } else { step / 7 } * SECOND;
+        let now_ns = now_ns.max(bans.last().copied().unwrap_or(0));
+        if !cap.is_reached(most, now_ns) {
+            cap.count(now_ns);
+            bans.push(now_ns);
+        }
+    }
+    let within = |from: u64| {
+        let minute = from..from + 60 * SECOND;
+        bans.iter().filter(|at| minute.contains(at)).count()
+    };
+    assert!(bans.iter().all(|from| within(*from) <= most as usize), "{bans:?}");
+    assert!(bans.len() > 40, "{bans:?}");
 }
 
 #[test]

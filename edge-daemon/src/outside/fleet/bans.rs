@@ -8,7 +8,10 @@ use std::{
 use edge_identity::fleet::{Act, Change, Record, Seal};
 use edge_policy::verdict::{Culprit, Origin, Step};
 use redis::{Value, cmd, pipe};
-use tokio::{sync::mpsc, time};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time,
+};
 
 use super::{
     super::{Told, lock},
@@ -18,6 +21,26 @@ use super::{
 use crate::{
     clock, decisions::Decision, events::Event, request::Edge, store::BanRecord, verdict::Order,
 };
+
+/// Recalls what is in force from before: what this edge decided, to be shared again, and what others
+/// did, as one of them may have lifted it meanwhile.
+pub(super) async fn recall(fleet: &Fleet, edge: &Edge) {
+    let (answer, held) = oneshot::channel();
+    if super::super::send(edge, Order::Recall(answer)).await.is_err() {
+        return;
+    }
+    for (told, node) in held.await.unwrap_or_default() {
+        let Some(node) = node else {
+            record(fleet, told);
+            continue;
+        };
+        if let Told::Ban { source: client, reason, since_ms: at_ms, until_ms, strikes, .. } = told {
+            let act = Act::Ban { strikes, reason };
+            let other = Record { client, act, at_ms, until_ms, node };
+            let _ = lock(&fleet.bans).merge(other, CLIENTS_MAX);
+        }
+    }
+}
 
 /// Shares what this edge decides, for ever; from time to time all of it again, so that a server that
 /// lost its memory has it back.
@@ -168,7 +191,7 @@ async fn read(
         from += page.len();
         let is_last = page.len() < PAGE;
         for sealed in page {
-            take(fleet, edge, &seal, &sealed).await?;
+            take(fleet, edge, &seal, (&sealed, false)).await?;
         }
         if is_last {
             break;
@@ -191,7 +214,7 @@ async fn read(
             .to_owned();
         let answer = said(next.query_async::<Value>(&mut *server).await)?;
         for (id, sealed) in streamed(answer)? {
-            let at_ms = take(fleet, edge, &seal, &sealed).await?;
+            let at_ms = take(fleet, edge, &seal, (&sealed, true)).await?;
             let delay_ms = at_ms.map(|at_ms| clock::unix_ms().saturating_sub(at_ms));
             delay_ms.into_iter().for_each(|ms| fleet.counts.delay_ms.store(ms, Relaxed));
             last = id;
@@ -200,12 +223,12 @@ async fn read(
     }
 }
 
-/// Takes a record; when it was decided, if it changed anything.
+/// Takes a record, which came just now or lay there; when it was decided, if it changed anything.
 async fn take(
     fleet: &Fleet,
     edge: &Edge,
     seal: &Seal,
-    sealed: &str,
+    (sealed, is_news): (&str, bool),
 ) -> Result<Option<u64>, String> {
     let counts = &fleet.counts;
     let merged = Record::open(sealed, seal, clock::unix_ms()).and_then(|record| {
@@ -217,7 +240,7 @@ async fn take(
     match merged {
         Ok(Some((change, at_ms))) => {
             counts.applied.fetch_add(1, Relaxed);
-            super::super::send(edge, order(change)).await?;
+            super::super::send(edge, order(change, is_news)).await?;
             Ok(Some(at_ms))
         }
         Ok(None) => {
@@ -235,7 +258,7 @@ async fn take(
 }
 
 /// What the verdict writer is to do about a change.
-fn order(change: Change) -> Order {
+fn order(change: Change, is_news: bool) -> Order {
     match change {
         Change::Lift(client) => Order::Lift(Culprit::Source(client.into()), Origin::Fleet),
         Change::Ban(Record { client, act, at_ms: since_ms, until_ms, node }) => {
@@ -256,7 +279,7 @@ fn order(change: Change) -> Order {
                     spared: None,
                     evidence: Vec::new(),
                 }),
-                None,
+                is_news,
             )
         }
     }
