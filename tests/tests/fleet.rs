@@ -166,6 +166,12 @@ fn bans_from_before_a_restart_are_shared() -> Result<()> {
     hub.start_again()?;
     until("the other edge has it", Duration::from_secs(20), || Ok(b.bans()?.len() == 1))?;
     assert_eq!((&b.bans()?[0]["culprit"], reaches(&two, ATTACKER, 443)), (&ATTACKER.into(), false));
+    // Told once more, it is the same.
+    let (applied, known) = (records(&b, "applied")?, records(&b, "known")?);
+    a.kill9()?;
+    a.start_again()?;
+    until("it is told again", Duration::from_secs(20), || Ok(records(&b, "known")? > known))?;
+    assert_eq!(records(&b, "applied")?, applied);
     Ok(())
 }
 

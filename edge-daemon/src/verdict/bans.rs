@@ -65,8 +65,8 @@ impl Writer {
                 spared: None,
                 evidence: Vec::new(),
             });
-            record.since_ms = clock::unix_ms_at(ban.since_ns);
-            record.until_ms = clock::unix_ms_at(ban.until_ns);
+            record.since_ms = corrected(record.since_ms, clock::unix_ms_at(ban.since_ns));
+            record.until_ms = corrected(record.until_ms, clock::unix_ms_at(ban.until_ns));
             record.strikes = ban.strikes;
             self.unsaved.put(record.clone());
             self.hold(record, ban.until_ns);
@@ -337,6 +337,12 @@ fn identities_of(
 /// How old a decision of another edge may seem to be to count as one of this minute: its clock may be
 /// wrong by five.
 const FRESH_MS: u64 = 360_000;
+
+/// A time of a record as the kernel has it, unless they differ by what two clocks' roundings do: the
+/// same ban is to be the same record after every restart.
+fn corrected(record_ms: u64, kernel_ms: u64) -> u64 {
+    if record_ms.abs_diff(kernel_ms) < 1_000 { record_ms } else { kernel_ms }
+}
 
 /// A ban as the kernel has it.
 pub(super) fn in_kernel(record: &BanRecord, until_ns: u64) -> map::Ban {
