@@ -233,7 +233,7 @@ reasons! {
         TokenUnproved = "token_unproved", Client;
         /// The proof must carry a nonce of ours; the answer tells one.
         ProofNonce = "proof_nonce", Nobody;
-        /// The keys of the token's issuer are not known, because it cannot be reached.
+        /// The keys of the token's issuer are not known, as it cannot be reached; or revocations are lost.
         IssuerUnavailable = "issuer_unavailable", Upstream;
     }
     Connection {

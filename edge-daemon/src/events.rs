@@ -311,6 +311,13 @@ pub enum Event {
         /// The operator's user id.
         uid: u32,
     },
+    /// An operator had tokens let in again although revocations were lost.
+    TokenLossAccepted {
+        /// When they were lost, in unix milliseconds.
+        lost_ms: u64,
+        /// The operator's user id.
+        uid: u32,
+    },
     /// A feed has another list.
     FeedUpdated {
         /// Its name.

@@ -240,7 +240,7 @@ impl Metrics {
         families.extend(self.tls_families());
         families.extend(self.keys.families());
         families.extend(keys::audit(&self.audit));
-        families.extend(tokens::issuers(feeds));
+        families.extend(tokens::families(feeds, &self.verdicts.denials));
         families.extend(more);
         families.extend(kernel.into_iter().flat_map(KernelView::families));
         // The encoder refuses a family that has not counted anything yet.

@@ -3,6 +3,7 @@
 //! One embedded database with a table each. A call that changes something has made it durable
 //! when it returns; it waits for the disk, so it belongs on the control thread.
 
+mod denials;
 mod keys;
 mod lending;
 
@@ -27,6 +28,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 pub use self::keys::StoredKey;
 use self::{
+    denials::{DENIALS, SecondCopy},
     keys::{HASHES, KEYS, USES},
     lending::Held,
 };
@@ -38,7 +40,6 @@ type Records = TableDefinition<'static, &'static str, &'static [u8]>;
 const ALLOW: Records = TableDefinition::new("allow");
 const DENY: Records = TableDefinition::new("deny");
 const BANS: Records = TableDefinition::new("bans");
-const DENIALS: Records = TableDefinition::new("denied_tokens");
 
 /// The database reads little and seldom; its default cache would be 1 GiB.
 const CACHE_BYTES: usize = 8 << 20;
@@ -152,6 +153,7 @@ pub struct Store {
     path: PathBuf,
     held: Mutex<Held>,
     changed: Condvar,
+    copy: Mutex<SecondCopy>,
 }
 
 impl fmt::Debug for Store {
@@ -175,9 +177,14 @@ impl Store {
             .create(dir)
             .map_err(|fault| Fault::File(dir.to_owned(), fault))?;
         let path = dir.join("edged.redb");
+        let mut copy = SecondCopy::read(dir);
+        let mut is_new = fs::metadata(&path).map_or(true, |file| file.len() == 0);
         let (database, warning) = match create(&path) {
             Ok(database) => (database, None),
             Err(fault) if is_damage(&fault) => {
+                // Before it is set aside: a crash in between must not make this a first start.
+                copy.survive(now_s.saturating_mul(1000))?;
+                is_new = true;
                 let aside = dir.join(format!("edged.redb.corrupt-{now_s}"));
                 fs::rename(&path, &aside).map_err(|fault| Fault::File(path.clone(), fault))?;
                 let warning = format!(
@@ -192,8 +199,10 @@ impl Store {
             path,
             held: Mutex::new(Held::Open(Arc::new(database))),
             changed: Condvar::new(),
+            copy: Mutex::new(copy),
         };
         store.make_tables()?;
+        store.unite_denials(is_new, now_s.saturating_mul(1000))?;
         Ok((store, warning))
     }
 
@@ -236,22 +245,6 @@ impl Store {
         self.put(BANS, bans.iter().map(|ban| (ban.culprit.to_string(), ban)))
     }
 
-    /// Writes a denial of tokens; an earlier one of the same is replaced.
-    ///
-    /// # Errors
-    /// If the database fails.
-    pub fn put_denial(&self, denial: &Denial) -> Result<(), Fault> {
-        self.put(DENIALS, [(denial_key(denial), denial)])
-    }
-
-    /// Removes a denial of tokens, and says whether there was one.
-    ///
-    /// # Errors
-    /// If the database fails.
-    pub fn remove_denial(&self, denial: &Denial) -> Result<bool, Fault> {
-        self.remove(DENIALS, &denial_key(denial))
-    }
-
     /// Removes a culprit's verdict and with it its history; says whether there was one.
     ///
     /// # Errors
@@ -272,9 +265,8 @@ impl Store {
         let mut count = retain(&write, ALLOW, is_ended)?;
         count += retain(&write, DENY, is_ended)?;
         count += retain(&write, BANS, is_old)?;
-        count += retain(&write, DENIALS, |denial: Denial| denial.until_ms <= now_ms)?;
         write.commit()?;
-        Ok(count)
+        Ok(count + self.purge_denials(now_ms)?)
     }
 
     fn make_tables(&self) -> Result<(), Fault> {
@@ -326,11 +318,6 @@ impl Store {
         write.commit()?;
         Ok(was_there)
     }
-}
-
-/// No name of an issuer or a token has a line end.
-fn denial_key(denial: &Denial) -> String {
-    format!("{}\n{}\n{}", denial.issuer, denial.target.kind(), denial.target.value())
 }
 
 /// Removes the records of a table that `is_gone` names; those it cannot read stay.

@@ -2,7 +2,9 @@
 //! answer is chosen, and the issuers and libraries of others.
 
 use std::{
+    fs,
     hash::{Hash as _, Hasher as _},
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -291,6 +293,71 @@ fn what_is_revoked_is_refused_at_once_and_for_good() -> Result<()> {
     assert_eq!(status(&edged, &good)?, 401);
     let told = edged.events()?.into_iter().filter(|e| e["event"] == "token_denied").count();
     assert_eq!(told, 5);
+    Ok(())
+}
+
+/// Turns over all bytes of a file behind these.
+fn damage(path: &Path, behind: usize) -> Result<()> {
+    let mut bytes = fs::read(path)?;
+    bytes.iter_mut().skip(behind).for_each(|byte| *byte ^= 0x5a);
+    // In place, with the rights that it has.
+    Ok(fs::write(path, &bytes)?)
+}
+
+/// Denials are kept twice: one of the two may be damaged. Without both, nobody knows what was denied.
+#[test]
+fn a_damaged_store_forgets_no_revocation() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let signer = Signer::new("k1")?;
+    let _keys = KeyServer::start(&lab, Answers::Bytes(jwks(&[&signer])))?;
+    let mut edged = lab.edged()?.set("limits.per_source", "\"off\"").append(&terms(""))?.start()?;
+    let named = |jti: &str, sid: &str| {
+        signer.token(&with(with(signer.claims(), "jti", json!(jti)), "sid", json!(sid)))
+    };
+    let (revoked, by_session, good) = (named("a", "1"), named("b", "2"), named("c", "3"));
+    edged.tell("token revoke --jti a --issuer own")?;
+    edged.tell("token revoke --sid 2 --issuer own")?;
+    let state = lab.dir().join("state");
+    let (store, copy) = (state.join("edged.redb"), state.join("denied-tokens"));
+    for (which, path, behind) in
+        [("store", &store, 4096), ("copy", &copy, 0), ("store", &store, 4096)]
+    {
+        edged.kill9()?;
+        damage(path, behind)?;
+        edged.start_again()?;
+        assert_eq!(status(&edged, &revoked)?, 401, "{which}");
+        assert_eq!(status(&edged, &by_session)?, 401, "{which}");
+        assert_eq!(status(&edged, &named("d", "2"))?, 401, "minted afterwards, in that session");
+        assert_eq!(status(&edged, &named("e", "4"))?, 200, "{which}: minted afterwards");
+        assert_eq!(status(&edged, &good)?, 200, "{which}");
+        assert_eq!(edged.ask("token list")?["total"], 2, "{which}");
+        assert_eq!(edged.metrics()?.value("edged_token_denials_lost"), 0.0, "{which}");
+    }
+
+    edged.kill9()?;
+    damage(&store, 4096)?;
+    damage(&copy, 0)?;
+    for time in ["after the damage", "and after one start more"] {
+        edged.start_again()?;
+        for token in [&revoked, &by_session, &good, &named("e", "4")] {
+            assert_eq!(status(&edged, token)?, 503, "{time}");
+        }
+        assert_eq!(status(&edged, "a.b.c")?, 401, "{time}");
+        assert_eq!(edged.metrics()?.value("edged_token_denials_lost"), 1.0, "{time}");
+        assert!(edged.ask("status")?["denials_lost_ms"].is_u64(), "{time}");
+        assert!(edged.tell("status")?.contains("edgectl token accept-loss"), "{time}");
+        edged.kill9()?;
+    }
+    edged.start_again()?;
+    edged.tell("token revoke --jti a --issuer own")?;
+    edged.tell("token accept-loss")?;
+    assert_eq!((status(&edged, &revoked)?, status(&edged, &good)?), (401, 200));
+    assert!(!edged.ctl("token accept-loss")?.status.success(), "nothing is lost");
+    edged.kill9()?;
+    edged.start_again()?;
+    assert_eq!((status(&edged, &revoked)?, status(&edged, &good)?), (401, 200));
+    assert!(edged.events()?.iter().any(|event| event["event"] == "token_loss_accepted"));
     Ok(())
 }
 

@@ -246,6 +246,8 @@ pub struct Status {
     pub deny: u64,
     /// API keys that are neither expired nor revoked.
     pub keys: u64,
+    /// When revocations of tokens were lost: until that is accepted, no token is let in.
+    pub denials_lost_ms: Option<u64>,
     /// The configuration file.
     pub config: PathBuf,
     /// The last attempt to read it again.

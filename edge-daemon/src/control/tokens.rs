@@ -23,6 +23,8 @@ pub enum TokenCommand {
         /// Whose.
         issuer: String,
     },
+    /// Lets tokens in again although denials were lost. Answer: [`super::Reply::Done`].
+    AcceptLoss,
     /// The denials in force. Answer: [`super::Reply::Denials`].
     List,
 }

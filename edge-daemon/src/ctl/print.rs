@@ -130,6 +130,13 @@ fn status_text(status: &Status) -> String {
         || "none".to_owned(),
         |r| format!("{} {}: {}", utc(r.at_ms), if r.ok { "taken" } else { "refused" }, r.message),
     );
+    let tokens = status.denials_lost_ms.map_or_else(
+        || "judged".to_owned(),
+        |at| {
+            let at = utc(at);
+            format!("NONE LET IN: revocations were lost {at}; see 'edgectl token accept-loss'")
+        },
+    );
     let monitored = &status.monitored;
     let mut text = pairs(&[
         ("version", status.version.clone()),
@@ -144,6 +151,7 @@ fn status_text(status: &Status) -> String {
         ("allow list", status.allow.to_string()),
         ("deny list", status.deny.to_string()),
         ("keys", status.keys.to_string()),
+        ("tokens", tokens),
         ("services", status.services.as_ref().map_or("all".into(), |some| some.join(" "))),
         ("signatures", status.signatures.to_string()),
         ("monitored", if monitored.is_empty() { "nothing".into() } else { monitored.join(" ") }),

@@ -32,6 +32,8 @@ pub enum TokenVerb {
         #[command(flatten)]
         which: Which,
     },
+    /// Let tokens in again although revocations were lost with a damaged store
+    AcceptLoss,
     /// Show what is refused
     List,
 }
@@ -75,6 +77,7 @@ impl TokenVerb {
             Self::Remove { which } => {
                 TokenCommand::Remove { target: which.name.target(), issuer: which.issuer.clone() }
             }
+            Self::AcceptLoss => TokenCommand::AcceptLoss,
             Self::List => TokenCommand::List,
         }
     }

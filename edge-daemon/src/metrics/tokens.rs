@@ -31,6 +31,22 @@ impl TokenFaults {
     }
 }
 
+/// How denials of tokens are kept.
+#[derive(Debug, Default)]
+pub struct DenialCounts {
+    /// 1 while some are lost.
+    pub lost: AtomicU64,
+}
+
+impl DenialCounts {
+    pub(super) fn families(&self) -> [MetricFamily; 1] {
+        let now = |name, help, value: &AtomicU64| {
+            family(name, help, MetricType::GAUGE, [gauge(&[], value.load(Relaxed))])
+        };
+        [now("edged_token_denials_lost", "Whether revocations of tokens are lost.", &self.lost)]
+    }
+}
+
 /// Tokens that were refused, by what was wrong with them.
 pub(super) fn faults(count: impl Fn(Fault) -> u64) -> MetricFamily {
     let counts = Fault::ALL.map(|fault| (fault, count(fault)));
@@ -39,8 +55,8 @@ pub(super) fn faults(count: impl Fn(Fault) -> u64) -> MetricFamily {
     family("edged_token_faults_total", "Tokens refused, by fault.", MetricType::COUNTER, metrics)
 }
 
-/// How the keys of issuers are.
-pub(super) fn issuers(feeds: &[Arc<Feed>]) -> [MetricFamily; 3] {
+/// How the keys of issuers are, and denials.
+pub(super) fn families(feeds: &[Arc<Feed>], denials: &DenialCounts) -> Vec<MetricFamily> {
     let fetched = feeds.iter().filter(|feed| feed.source.is_some());
     let fetches = fetched.flat_map(|feed| {
         [("ok", &feed.fetched), ("failed", &feed.failed)].map(|(result, count)| {
@@ -56,9 +72,10 @@ pub(super) fn issuers(feeds: &[Arc<Feed>]) -> [MetricFamily; 3] {
         Some(gauge(&[("issuer", &feed.name)], age_ms / 1000))
     });
     let (counts, now) = (MetricType::COUNTER, MetricType::GAUGE);
-    [
+    let issuers = [
         family("edged_issuer_fetches_total", "Fetches of issuers' keys.", counts, fetches),
         family("edged_issuer_keys", "Keys of an issuer in force.", now, keys),
         family("edged_issuer_keys_age_seconds", "Since they were last confirmed.", now, ages),
-    ]
+    ];
+    issuers.into_iter().chain(denials.families()).collect()
 }

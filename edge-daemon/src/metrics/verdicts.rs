@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use edge_policy::verdict::{Spared, Step};
 use prometheus::proto::{Gauge, MetricFamily, MetricType};
 
-use super::{counter, family, gauge};
+use super::{counter, family, gauge, tokens::DenialCounts};
 
 /// What is counted of verdicts.
 #[derive(Default)]
@@ -18,6 +18,8 @@ pub struct VerdictCounts {
     pub alarms: AtomicU64,
     /// How much of what was decided the kernel enforces, in millionths, as of the last look.
     pub enforced_ppm: AtomicU64,
+    /// How denials of tokens are kept.
+    pub denials: DenialCounts,
     healed: [AtomicU64; HEALED.len()],
 }
 

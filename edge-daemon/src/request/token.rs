@@ -215,6 +215,10 @@ fn admit(
     match (judged, proof) {
         // It was not the token that lacked something, but its proof.
         (Ok(()) | Err(Fault::Sender), Some(Err(fault))) | (Err(fault), _) => Err(fault.into()),
+        // Whether it was revoked nobody knows; that is not its sender's fault.
+        (Ok(()), _) if worker.edge.denylist.is_lost() => {
+            Err(Stop::Reason(Reason::IssuerUnavailable))
+        }
         (Ok(()), Some(Ok(proof))) => admit_proof(worker, plan, &proof, now_ms),
         (Ok(()), None) => Ok(()),
     }

@@ -263,6 +263,7 @@ impl Writer {
             allow: self.allow.len() as u64,
             deny: self.deny.len() as u64,
             keys: self.edge.metrics.keys.active.load(Relaxed),
+            denials_lost_ms: self.store.denials_lost_ms(),
             config: self.config.clone(),
             last_reload: self.last_reload.as_ref().map(|(at_ms, result)| ReloadStatus {
                 at_ms: *at_ms,

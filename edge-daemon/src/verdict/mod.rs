@@ -185,6 +185,7 @@ impl Writer {
         };
         writer.restore(past.bans)?;
         writer.restore_denials(past.denials);
+        writer.tell_loss();
         writer.tables.lists.fill(draft).context("cannot write the lists")?;
         writer.tell_listed();
         Ok((writer, keeper))

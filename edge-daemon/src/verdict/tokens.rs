@@ -1,6 +1,6 @@
 //! Tokens that operators deny: on disk first, then at once in force on every worker.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::atomic::Ordering::Relaxed};
 
 use anyhow::bail;
 use edge_identity::jwt::denylist::{Denial, Target};
@@ -28,6 +28,32 @@ impl Writer {
         }
     }
 
+    /// While denials are lost, no token is let in: it may be one of those.
+    pub(super) fn tell_loss(&self) {
+        let lost_ms = self.store.denials_lost_ms();
+        self.edge.denylist.set_lost(lost_ms.is_some());
+        self.edge.metrics.verdicts.denials.lost.store(lost_ms.is_some().into(), Relaxed);
+        if let Some(lost_ms) = lost_ms {
+            let since = clock::rfc3339(lost_ms);
+            tracing::error!(
+                since,
+                "revocations of tokens are lost: no token is let in until they are made again and \
+                 'edgectl token accept-loss' says so"
+            );
+        }
+    }
+
+    fn accept_loss(&self, peer: Peer) -> anyhow::Result<Reply> {
+        let Some(lost_ms) = self.store.denials_lost_ms() else {
+            bail!("no revocations of tokens are lost");
+        };
+        self.store.accept_loss()?;
+        self.tell_loss();
+        self.edge.events.tell(Event::TokenLossAccepted { lost_ms, uid: peer.uid });
+        let count = self.denials.len();
+        Ok(Reply::Done(format!("tokens are let in again, but for the {count} that are revoked")))
+    }
+
     pub(super) fn obey_token(
         &mut self,
         command: TokenCommand,
@@ -38,6 +64,7 @@ impl Writer {
                 self.deny_token(target, &issuer, life_ms, peer)
             }
             TokenCommand::Remove { target, issuer } => self.allow_token(target, &issuer, peer),
+            TokenCommand::AcceptLoss => self.accept_loss(peer),
             TokenCommand::List => Ok(self.show_denials()),
         }
     }

@@ -3,8 +3,8 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering::{AcqRel, Acquire};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
@@ -46,6 +46,8 @@ pub struct Denylist {
     /// By the first byte of the name.
     parts: [ArcSwap<HashMap<Name, Term>>; 256],
     count: AtomicUsize,
+    /// Whether there were others, and nobody knows which.
+    is_lost: AtomicBool,
 }
 
 /// A digest of issuer, kind and value: what is looked for is as long as it likes.
@@ -80,7 +82,11 @@ impl Target {
 
 impl Default for Denylist {
     fn default() -> Self {
-        Self { parts: std::array::from_fn(|_| ArcSwap::default()), count: AtomicUsize::new(0) }
+        Self {
+            parts: std::array::from_fn(|_| ArcSwap::default()),
+            count: AtomicUsize::new(0),
+            is_lost: AtomicBool::new(false),
+        }
     }
 }
 
@@ -96,6 +102,17 @@ impl Denylist {
     pub fn remove(&self, denial: &Denial) {
         let name = name(&denial.issuer, denial.target.kind(), denial.target.value());
         self.change(name, |part| part.remove(&name).is_some(), usize::MAX);
+    }
+
+    /// Notes whether denials were lost: then no token can be told from one that is denied.
+    pub fn set_lost(&self, is_lost: bool) {
+        self.is_lost.store(is_lost, Release);
+    }
+
+    /// Whether denials were lost.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.is_lost.load(Acquire)
     }
 
     /// Changes a part, and adds to the count if that made a difference. One thread changes.
