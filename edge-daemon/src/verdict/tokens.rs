@@ -141,10 +141,7 @@ impl Writer {
         let issuers = self.settings.issuers.iter().map(|issuer| &issuer.terms);
         let mut found = issuers.filter(|terms| terms.name == called || terms.issuer == called);
         match found.next() {
-            Some(terms) => {
-                let most_ms = terms.lifetime_max_ms.saturating_add(terms.leeway_ms);
-                Ok((terms.issuer.clone(), most_ms))
-            }
+            Some(terms) => Ok((terms.issuer.clone(), terms.accepted_ms())),
             None => bail!("no [[issuer]] is called '{called}'"),
         }
     }

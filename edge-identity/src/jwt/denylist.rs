@@ -126,9 +126,9 @@ impl Denylist {
         }
     }
 
-    /// Whether a token is denied at this time.
+    /// Whether a token is denied at this time; its issuer's clock may be ahead by `leeway_ms`.
     #[must_use]
-    pub fn denies(&self, token: &Verified, now_ms: u64) -> bool {
+    pub fn denies(&self, token: &Verified, leeway_ms: u64, now_ms: u64) -> bool {
         if self.count.load(Acquire) == 0 {
             return false;
         }
@@ -140,7 +140,10 @@ impl Denylist {
         };
         let by = |kind, value: &Option<String>| value.as_ref().and_then(|value| term(kind, value));
         // Whole seconds are all that `iat` may have; a token of the same second is denied.
-        let before = |term: Term| claims.issued_ms.is_none_or(|at| at <= term.since_ms);
+        let before = |term: Term| {
+            let last_ms = term.since_ms.saturating_add(leeway_ms);
+            claims.issued_ms.is_none_or(|at| at <= last_ms)
+        };
         by("sub", &claims.subject).is_some_and(before)
             || by("jti", &claims.id).is_some()
             || by("sid", &claims.session).is_some()

@@ -201,7 +201,15 @@ impl Issuer {
         now_ms: u64,
     ) -> Result<(), Fault> {
         self.check_times(&token.claims, now_ms)?;
-        if denylist.denies(token, now_ms) { Err(Fault::Revoked) } else { Ok(()) }
+        let is_denied = denylist.denies(token, self.leeway_ms, now_ms);
+        if is_denied { Err(Fault::Revoked) } else { Ok(()) }
+    }
+
+    /// For how long from now a token that is issued by now can be accepted: the issuer's clock may be
+    /// ahead of ours, and its end is waited for once more.
+    #[must_use]
+    pub const fn accepted_ms(&self) -> u64 {
+        self.lifetime_max_ms.saturating_add(self.leeway_ms.saturating_mul(2))
     }
 
     fn check_form(&self, token: &Unverified<'_>) -> Result<(), Fault> {
@@ -227,6 +235,8 @@ impl Issuer {
             && !claims.audience.is_empty();
         match self.profile {
             Profile::AccessToken if !complete => Err(Fault::Claims),
+            // Without `iat` its lifetime has no bound: it would be good at its end, however long it was.
+            Profile::Plain if claims.issued_ms.is_none() => Err(Fault::Claims),
             // Somebody it must be about.
             Profile::Plain if claims.subject.is_none() && claims.client.is_none() => {
                 Err(Fault::Claims)
@@ -239,15 +249,14 @@ impl Issuer {
         if now_ms >= claims.expires_ms.saturating_add(self.leeway_ms) {
             return Err(Fault::Expired);
         }
+        let issued_ms = claims.issued_ms.ok_or(Fault::Claims)?;
         let soonest_ms = now_ms.saturating_add(self.leeway_ms);
         if claims.not_before_ms.is_some_and(|from_ms| from_ms > soonest_ms)
-            || claims.issued_ms.is_some_and(|issued_ms| issued_ms > soonest_ms)
+            || issued_ms > soonest_ms
         {
             return Err(Fault::NotYet);
         }
-        // Without `iat` a token is as old as it can be: new at this moment.
-        let from_ms = claims.issued_ms.unwrap_or(soonest_ms);
-        let lifetime_ms = claims.expires_ms.saturating_sub(from_ms);
+        let lifetime_ms = claims.expires_ms.saturating_sub(issued_ms);
         if lifetime_ms > self.lifetime_max_ms { Err(Fault::Lifetime) } else { Ok(()) }
     }
 }

@@ -112,8 +112,11 @@ fn times_have_a_leeway_and_lives_a_bound() {
         assert_eq!(judged(&token, &issuer, &keys, &nobody).err(), fault, "{changes}");
     }
     let plain = Issuer { profile: Profile::Plain, ..issuer };
-    let no_iat = signer.token(&with(&json!({"iat": null, "exp": NOW_S + 7200})));
-    assert_eq!(judged(&no_iat, &plain, &keys, &nobody), Err(Fault::Lifetime));
+    // Without `iat` a token of ten years would be good in its last hour: no bound could be told.
+    for exp in [NOW_S + 60, NOW_S + 7200] {
+        let no_iat = signer.token(&with(&json!({"iat": null, "exp": exp})));
+        assert_eq!(judged(&no_iat, &plain, &keys, &nobody), Err(Fault::Claims), "{exp}");
+    }
     let no_exp = signer.token(&with(&json!({"exp": null})));
     assert_eq!(judged(&no_exp, &plain, &keys, &nobody), Err(Fault::Claims));
 }
@@ -165,7 +168,8 @@ fn profiles_say_what_a_token_is_and_has() {
     for missing in ["sub", "client_id", "iat", "jti", "aud"] {
         let token = signer.token(&with(&json!({missing: null})));
         assert_eq!(verified(&token, &strict, &keys), Err(Fault::Claims), "{missing}");
-        assert!(verified(&token, &plain, &keys).is_ok(), "{missing}");
+        let suffices = missing != "iat";
+        assert_eq!(verified(&token, &plain, &keys).is_ok(), suffices, "{missing}");
     }
     let nobodys = signer.token(&with(&json!({"sub": null, "client_id": null})));
     assert_eq!(verified(&nobodys, &plain, &keys), Err(Fault::Claims));
@@ -194,8 +198,9 @@ fn denied_tokens_are_known_by_each_of_their_names() {
     let signer = Signer::new(Algorithm::Es256);
     let (keys, issuer) = (signer.set(), issuer());
     let token = signer.token(&with(&json!({"sid": "s-1"})));
-    let check =
-        |list: &Denylist, now_ms| list.denies(&verified(&token, &issuer, &keys).unwrap(), now_ms);
+    let check = |list: &Denylist, now_ms| {
+        list.denies(&verified(&token, &issuer, &keys).unwrap(), 0, now_ms)
+    };
     for (target, denied) in [
         (Target::Jti("t-1".into()), true),
         (Target::Sub("alice".into()), true),
@@ -225,11 +230,44 @@ fn denied_tokens_are_known_by_each_of_their_names() {
     let by = String::new();
     list.remove(&Denial { issuer: issuer_url, target: jti, since_ms: 0, until_ms: 0, by });
     assert!(!check(&list, NOW_MS), "taken back");
-    // A subject's later tokens are good again.
-    let later = signer.token(&with(&json!({"iat": NOW_S - 4})));
-    let later = verified(&later, &issuer, &keys).unwrap();
-    assert!(!denying(Target::Sub("alice".into())).denies(&later, NOW_MS));
-    let same = signer.token(&with(&json!({"iat": NOW_S - 5})));
-    let same = verified(&same, &issuer, &keys).unwrap();
-    assert!(denying(Target::Sub("alice".into())).denies(&same, NOW_MS));
+    // A subject's later tokens are good again, but for those of a clock that is ahead.
+    for (iat, denied) in [(NOW_S - 6, true), (NOW_S - 5, true), (NOW_S, true), (NOW_S + 1, false)] {
+        let token = signer.token(&with(&json!({"iat": iat})));
+        let token = verified(&token, &issuer, &keys).unwrap();
+        let list = denying(Target::Sub("alice".into()));
+        assert_eq!(list.denies(&token, issuer.leeway_ms, NOW_MS), denied, "{iat}");
+    }
+}
+
+#[test]
+fn a_denial_lasts_as_long_as_any_token_that_it_is_about() {
+    let signer = Signer::new(Algorithm::EdDsa);
+    let (keys, issuer) = (signer.set(), issuer());
+    let most_s = issuer.accepted_ms() / 1000;
+    assert_eq!(most_s, 3600 + 2 * 5);
+    for target in [Target::Jti("t-1".into()), Target::Sub("alice".into()), Target::Kid("k".into())]
+    {
+        let list = Denylist::default();
+        list.put(&Denial {
+            issuer: issuer.issuer.clone(),
+            target: target.clone(),
+            since_ms: NOW_MS,
+            until_ms: NOW_MS + issuer.accepted_ms(),
+            by: String::new(),
+        });
+        // Its clock is ahead as far as may be, and its tokens live as long as may be.
+        let ends_s = NOW_S + 5 + 3600;
+        let token = signer.token(&with(&json!({"iat": NOW_S + 5, "exp": ends_s})));
+        let token = verified(&token, &issuer, &keys).unwrap();
+        for (now_s, fault) in [
+            (NOW_S, Fault::Revoked),
+            (ends_s, Fault::Revoked),
+            (ends_s + 4, Fault::Revoked),
+            (ends_s + 5, Fault::Expired),
+            (NOW_S + most_s, Fault::Expired),
+        ] {
+            let found = issuer.check_again(&token, &list, now_s * 1000);
+            assert_eq!(found, Err(fault), "{target:?} {now_s}");
+        }
+    }
 }
