@@ -22,7 +22,7 @@ use edge_policy::verdict::{Culprit, Evidence, Origin, Step};
 use ipnet::IpNet;
 use redb::{
     Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, StorageError,
-    TableDefinition,
+    TableDefinition, WriteTransaction,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -261,22 +261,36 @@ impl Store {
         let forget_ms = u64::try_from(forget_after.as_millis()).unwrap_or(u64::MAX);
         let is_ended = |record: ListRecord| record.until_ms.is_some_and(|until| until <= now_ms);
         let is_old = |ban: BanRecord| ban.until_ms.saturating_add(forget_ms) <= now_ms;
-        let write = self.database()?.begin_write()?;
-        let mut count = retain(&write, ALLOW, is_ended)?;
-        count += retain(&write, DENY, is_ended)?;
-        count += retain(&write, BANS, is_old)?;
-        write.commit()?;
+        let count = self.write(|write| {
+            let lists = retain(write, ALLOW, is_ended)? + retain(write, DENY, is_ended)?;
+            Ok(lists + retain(write, BANS, is_old)?)
+        })?;
         Ok(count + self.purge_denials(now_ms)?)
     }
 
     fn make_tables(&self) -> Result<(), Fault> {
-        let write = self.database()?.begin_write()?;
-        for table in [KEYS, ALLOW, DENY, BANS, DENIALS] {
-            write.open_table(table)?;
+        self.write(|write| {
+            for table in [KEYS, ALLOW, DENY, BANS, DENIALS] {
+                write.open_table(table)?;
+            }
+            write.open_table(HASHES)?;
+            write.open_table(USES)?;
+            Ok(())
+        })
+    }
+
+    /// Does all of something or nothing. After a fault of the disk the database takes no write any
+    /// more, though there be room again, so it is opened anew.
+    fn write<T>(
+        &self,
+        act: impl FnOnce(&mut WriteTransaction) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        let database = self.database()?;
+        let done = transact(&database, act);
+        if matches!(done, Err(Fault::Database(_))) {
+            self.fail(&database);
         }
-        write.open_table(HASHES)?;
-        write.open_table(USES)?;
-        Ok(write.commit()?)
+        done
     }
 
     fn records<T: DeserializeOwned>(
@@ -302,27 +316,33 @@ impl Store {
         table: Records,
         records: impl IntoIterator<Item = (String, &'r T)>,
     ) -> Result<(), Fault> {
-        let write = self.database()?.begin_write()?;
-        {
+        self.write(|write| {
             let mut open = write.open_table(table)?;
             for (key, record) in records {
                 open.insert(key.as_str(), serde_json::to_vec(record)?.as_slice())?;
             }
-        }
-        Ok(write.commit()?)
+            Ok(())
+        })
     }
 
     fn remove(&self, table: Records, key: &str) -> Result<bool, Fault> {
-        let write = self.database()?.begin_write()?;
-        let was_there = write.open_table(table)?.remove(key)?.is_some();
-        write.commit()?;
-        Ok(was_there)
+        self.write(|write| Ok(write.open_table(table)?.remove(key)?.is_some()))
     }
+}
+
+fn transact<T>(
+    database: &Database,
+    act: impl FnOnce(&mut WriteTransaction) -> Result<T, Fault>,
+) -> Result<T, Fault> {
+    let mut write = database.begin_write()?;
+    let done = act(&mut write)?;
+    write.commit()?;
+    Ok(done)
 }
 
 /// Removes the records of a table that `is_gone` names; those it cannot read stay.
 fn retain<T: DeserializeOwned>(
-    write: &redb::WriteTransaction,
+    write: &WriteTransaction,
     table: Records,
     is_gone: impl Fn(T) -> bool,
 ) -> Result<usize, Fault> {

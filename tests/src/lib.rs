@@ -10,6 +10,7 @@ pub mod crowdsec;
 pub mod daemon;
 pub mod delivery;
 pub mod differential;
+pub mod disk;
 pub mod fail2ban;
 pub mod fleet;
 pub mod flood;

@@ -6,9 +6,9 @@ use anyhow::{Context as _, Result};
 use edge_tests::{
     Edged, Lab, Origin,
     client::until,
+    disk::SmallDisk,
     lab::{CLIENT, FRIEND},
 };
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::Value;
 
 /// Where a lab's daemon keeps the log, and what seals it.
@@ -101,24 +101,6 @@ fn every_attempt_is_one_line_and_a_changed_one_is_named() -> Result<()> {
     Ok(())
 }
 
-/// A disk of its own for the log, that can be filled.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn at(path: PathBuf, bytes: u32) -> Result<Self> {
-        fs::create_dir_all(&path)?;
-        let options = format!("size={bytes}");
-        mount(Some("tmpfs"), &path, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
-    }
-}
-
 #[test]
 fn a_full_disk_stops_nobody_and_the_gap_is_in_the_chain() -> Result<()> {
     let lab = Lab::new()?;
@@ -126,7 +108,7 @@ fn a_full_disk_stops_nobody_and_the_gap_is_in_the_chain() -> Result<()> {
     let disk = SmallDisk::at(place(&lab).0, 128 << 10)?;
     let edged = lab.edged()?.start()?;
     let key = edged.key("a")?;
-    let ballast = disk.0.join("ballast");
+    let ballast = disk.path().join("ballast");
     fs::write(&ballast, vec![0; 100 << 10])?;
     let lost = || anyhow::Ok(edged.metrics()?.value("edged_audit_lost_total"));
     until("the disk is full", Duration::from_secs(30), || {

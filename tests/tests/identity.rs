@@ -15,12 +15,12 @@ use edge_tests::{
     Edged, Lab, Origin,
     client::{HOST, Request, Response, until},
     daemon::{Setup, binary, certify},
+    disk::SmallDisk,
     issuer::{AUDIENCE, Answers, ISSUER, KEYS_URL, KeyServer, Signer, encode, jwks},
     lab::FRIEND,
     pki::{Authority, Leaf},
     talk::Dial,
 };
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
 
 const DAY: i64 = 86_400;
@@ -328,15 +328,6 @@ policies = ["sums"]
 upstream = "api"
 "#;
 
-/// A small file system in memory, for the memory of nonces, that can be filled.
-struct SmallDisk<'a>(&'a Path);
-
-impl Drop for SmallDisk<'_> {
-    fn drop(&mut self) {
-        let _ = umount2(self.0, MntFlags::MNT_DETACH);
-    }
-}
-
 /// The headers of a request that a key signs.
 fn signature(lab: &Lab, id: &str, secret: &str) -> Result<Vec<(String, String)>> {
     let file = lab.dir().join(format!("{id}.hex"));
@@ -370,9 +361,7 @@ fn a_fault_in_a_check_never_lets_anybody_in() -> Result<()> {
     let origin = Origin::start(&lab)?;
     let authority = Authority::new(lab.dir(), "clients")?;
     let nonces = lab.dir().join("small");
-    fs::create_dir_all(&nonces)?;
-    mount(Some("tmpfs"), &nonces, Some("tmpfs"), MsFlags::empty(), Some("size=65536"))?;
-    let disk = SmallDisk(&nonces);
+    let disk = SmallDisk::at(nonces.clone(), 64 << 10)?;
     let by = Signer::new("k1")?;
     let keys = KeyServer::start(&lab, Answers::Status("500 Oops"))?;
     let sums = "permit(principal, action, resource) \

@@ -137,6 +137,11 @@ impl Giver {
 
     /// Lends everything, until the other is ready.
     fn lend(&self, stream: &UnixStream) -> anyhow::Result<Arc<Successor>> {
+        let metrics = &self.edge.metrics;
+        let unsaved = [&metrics.keys.unsaved_revocations, &metrics.verdicts.denials.unsaved];
+        if unsaved.iter().any(|count| count.load(Relaxed) > 0) {
+            bail!("the disk fails: a successor would not know what was revoked");
+        }
         quota::save_all(&self.settings.state.dir, &self.edge);
         self.edge.audit.pause().context("the audit log")?;
         self.store.release();

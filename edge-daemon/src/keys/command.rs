@@ -231,6 +231,7 @@ impl Registry {
         if kept.is_err() && !self.unsaved.contains(id) {
             self.unsaved.push(*id);
         }
+        self.count_unsaved();
         if !was_revoked {
             let (key_id, owner) = (id.to_string(), key.owner().to_owned());
             self.edge.events.tell(Event::KeyRevoked { key_id, owner, uid: peer.uid });

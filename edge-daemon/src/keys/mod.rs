@@ -112,6 +112,8 @@ pub struct Registry {
     edge: Arc<Edge>,
     /// Keys that are revoked in the ring and not yet on disk.
     unsaved: Vec<KeyId>,
+    /// Keys that are flagged in the ring and not yet on disk: how, and when they were seen.
+    unsaved_leaks: Vec<(KeyId, Leak, u64)>,
     sweep: Sweep,
 }
 
@@ -119,7 +121,8 @@ impl Registry {
     /// A registry of the keys in the store, which are in the edge's ring already.
     #[must_use]
     pub fn new(store: Arc<Store>, edge: Arc<Edge>) -> Self {
-        Self { store, edge, unsaved: Vec::new(), sweep: Sweep::default() }
+        let (unsaved, unsaved_leaks) = (Vec::new(), Vec::new());
+        Self { store, edge, unsaved, unsaved_leaks, sweep: Sweep::default() }
     }
 
     /// Takes orders until it is told to stop.
@@ -139,12 +142,12 @@ impl Registry {
                 Ok(Order::Forged(key)) => self.forged(&key),
                 Err(RecvTimeoutError::Timeout) => {}
                 Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => {
-                    self.save_revocations();
+                    self.save_unsaved();
                     return self.save_all_uses();
                 }
             }
             if Instant::now() >= next_look {
-                self.save_revocations();
+                self.save_unsaved();
                 self.sweep();
                 next_look = Instant::now() + LOOK_EVERY;
             }
@@ -183,20 +186,24 @@ impl Registry {
         }
     }
 
-    fn exposed(&self, key: &Key, leak: Leak, source: IpAddr) {
+    fn exposed(&mut self, key: &Key, leak: Leak, source: IpAddr) {
         let (how, at_ms) = (leak.name(), clock::unix_ms());
         let (key_id, owner) = (key.id().to_string(), key.owner().to_owned());
         self.edge.events.tell(Event::KeyExposed { key_id, owner, how, source });
-        let noted = self.change(key.id(), |record| {
+        if let Err(error) = self.note_leak(key.id(), leak, at_ms) {
+            // The mark in the ring stays, and is tried again.
+            let error = format!("{error:#}");
+            tracing::error!(key = %key.id(), error, "cannot keep that a key is exposed");
+            self.unsaved_leaks.push((*key.id(), leak, at_ms));
+        }
+    }
+
+    fn note_leak(&self, id: &KeyId, leak: Leak, at_ms: u64) -> anyhow::Result<KeyRecord> {
+        self.change(id, |record| {
             if record.exposed().is_none() {
                 record.extras.push(Extra::Exposed(leak, at_ms));
             }
-        });
-        if let Err(error) = noted {
-            // The mark in the ring stays; a restart forgets it.
-            let error = format!("{error:#}");
-            tracing::error!(key = %key.id(), error, "cannot keep that a key is exposed");
-        }
+        })
     }
 
     fn forged(&self, key: &Key) {

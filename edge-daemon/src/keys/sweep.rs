@@ -110,20 +110,32 @@ impl Registry {
         }
     }
 
-    /// Tries again to keep revocations that hold and are not on disk.
-    pub(super) fn save_revocations(&mut self) {
+    /// Tries again to keep what holds and is not on disk, up to the first that fails.
+    pub(super) fn save_unsaved(&mut self) {
         let now_ms = clock::unix_ms();
-        let unsaved = std::mem::take(&mut self.unsaved);
-        for id in unsaved {
+        while let Some(id) = self.unsaved.last().copied() {
             let revoke = |record: &mut edge_identity::key::KeyRecord| {
                 record.revoked_ms.get_or_insert(now_ms);
             };
-            if let Err(error) = self.change(&id, revoke) {
+            // One that is gone needs none.
+            let is_there = self.edge.keys.by_id(&id).is_some();
+            if let (true, Err(error)) = (is_there, self.change(&id, revoke)) {
                 let error = format!("{error:#}");
                 tracing::error!(key = %id, error, "a revocation holds and cannot be kept");
-                self.unsaved.push(id);
+                break;
             }
+            self.unsaved.pop();
         }
+        while let Some((id, leak, at_ms)) = self.unsaved_leaks.last().copied() {
+            if self.edge.keys.by_id(&id).is_some() && self.note_leak(&id, leak, at_ms).is_err() {
+                break;
+            }
+            self.unsaved_leaks.pop();
+        }
+        self.count_unsaved();
+    }
+
+    pub(super) fn count_unsaved(&self) {
         let unsaved = self.unsaved.len() as u64;
         self.edge.metrics.keys.unsaved_revocations.store(unsaved, Relaxed);
     }

@@ -36,14 +36,19 @@ impl TokenFaults {
 pub struct DenialCounts {
     /// 1 while some are lost.
     pub lost: AtomicU64,
+    /// Denials that hold and may not be on disk.
+    pub unsaved: AtomicU64,
 }
 
 impl DenialCounts {
-    pub(super) fn families(&self) -> [MetricFamily; 1] {
+    pub(super) fn families(&self) -> [MetricFamily; 2] {
         let now = |name, help, value: &AtomicU64| {
             family(name, help, MetricType::GAUGE, [gauge(&[], value.load(Relaxed))])
         };
-        [now("edged_token_denials_lost", "Whether revocations of tokens are lost.", &self.lost)]
+        [
+            now("edged_token_denials_lost", "Whether revocations of tokens are lost.", &self.lost),
+            now("edged_token_denials_unsaved", "Revocations of tokens not on disk.", &self.unsaved),
+        ]
     }
 }
 

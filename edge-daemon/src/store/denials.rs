@@ -13,7 +13,9 @@ use std::{
 };
 
 use edge_identity::jwt::denylist::{Denial, Target};
-use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use redb::{
+    Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{Fault, Records, Store};
@@ -85,10 +87,12 @@ impl SecondCopy {
         })
     }
 
-    /// Adds a line, or nothing if the disk fails.
-    fn append(&self, line: &Line) -> Result<(), Fault> {
+    /// Adds lines, or nothing if the disk fails.
+    fn append(&self, lines: impl IntoIterator<Item = Line>) -> Result<(), Fault> {
         let mut bytes = Vec::new();
-        push(&mut bytes, line)?;
+        for line in lines {
+            push(&mut bytes, &line)?;
+        }
         let append = || -> io::Result<()> {
             let mut file = OpenOptions::new().append(true).open(&self.path)?;
             let len = file.metadata()?.len();
@@ -105,8 +109,7 @@ impl Store {
     /// Brings both places in line after the start: what either denies is denied. `is_new` is a
     /// database that has just been made.
     pub(super) fn unite_denials(&self, is_new: bool, now_ms: u64) -> Result<(), Fault> {
-        let database = self.database()?;
-        let (stored, unreadable) = stored(&database)?;
+        let (stored, unreadable) = stored(&*self.database()?)?;
         let mut copy = self.copy();
         let said = copy.said.take();
         let is_told = |key: &String| said.as_ref().is_some_and(|said| said.contains_key(key));
@@ -116,8 +119,10 @@ impl Store {
         }
         let mut known = stored.clone();
         known.extend(said.into_iter().flatten());
-        let missing = known.iter().filter(|(key, denial)| stored.get(*key) != Some(denial));
-        put(&database, missing)?;
+        let is_missing = |(key, denial): &(&String, &Denial)| stored.get(*key) != Some(denial);
+        if known.iter().any(|known| is_missing(&known)) {
+            self.write(|write| insert(write, known.iter().filter(is_missing).map(|(_, d)| d)))?;
+        }
         let is_same = fs::read(&copy.path)
             .is_ok_and(|bytes| text(&known, copy.lost_ms).is_ok_and(|text| text == bytes));
         let written = if is_same { Ok(()) } else { copy.write(&known) };
@@ -142,11 +147,11 @@ impl Store {
     /// # Errors
     /// If the disk fails.
     pub fn accept_loss(&self) -> Result<(), Fault> {
-        let database = self.database()?;
-        let write = database.begin_write()?;
-        write.open_table(DENIALS)?.retain(|_, value| decode(value).is_some())?;
-        write.commit()?;
-        let mut copy = self.copy();
+        self.write(|write| {
+            write.open_table(DENIALS)?.retain(|_, value| decode(value).is_some())?;
+            Ok(())
+        })?;
+        let (database, mut copy) = (self.database()?, self.copy());
         let lost_ms = copy.lost_ms.take();
         let written = copy.write(&stored(&database)?.0);
         if written.is_err() {
@@ -155,16 +160,17 @@ impl Store {
         written
     }
 
-    /// Writes a denial of tokens; an earlier one of the same is replaced.
+    /// Writes denials of tokens; earlier ones of the same are replaced.
     ///
     /// # Errors
-    /// If the disk fails; one of the two places may have it.
-    pub fn put_denial(&self, denial: &Denial) -> Result<(), Fault> {
-        // Held to the end: who takes over waits for it.
-        let database = self.database()?;
-        let copied = self.copy().append(&Line::Denied(denial.clone()));
-        put(&database, [(&key(denial), denial)])?;
-        copied
+    /// If the disk fails; one of the two places may have them.
+    pub fn put_denials(&self, denials: &[Denial]) -> Result<(), Fault> {
+        // Both within the transaction: who takes over waits for it.
+        self.write(|write| {
+            let copied = self.copy().append(denials.iter().cloned().map(Line::Denied));
+            insert(write, denials)?;
+            Ok(copied)
+        })?
     }
 
     /// Removes a denial of tokens.
@@ -172,22 +178,18 @@ impl Store {
     /// # Errors
     /// If the disk fails; then the next start knows it again.
     pub fn remove_denial(&self, denial: &Denial) -> Result<(), Fault> {
-        let database = self.database()?;
-        let write = database.begin_write()?;
-        write.open_table(DENIALS)?.remove(key(denial).as_str())?;
-        write.commit()?;
+        self.remove(DENIALS, &key(denial))?;
+        let _database = self.database()?;
         let (issuer, target) = (denial.issuer.clone(), denial.target.clone());
-        self.copy().append(&Line::Allowed { issuer, target })
+        self.copy().append([Line::Allowed { issuer, target }])
     }
 
     /// Removes denials that have ended from both places; says how many.
     pub(super) fn purge_denials(&self, now_ms: u64) -> Result<usize, Fault> {
-        let database = self.database()?;
-        let write = database.begin_write()?;
-        let count = super::retain(&write, DENIALS, |denial: Denial| denial.until_ms <= now_ms)?;
-        write.commit()?;
+        let is_over = |denial: Denial| denial.until_ms <= now_ms;
+        let count = self.write(|write| super::retain(write, DENIALS, is_over))?;
         if count > 0 {
-            let copy = self.copy();
+            let (database, copy) = (self.database()?, self.copy());
             copy.write(&stored(&database)?.0)?;
         }
         Ok(count)
@@ -213,22 +215,15 @@ fn stored(database: &Database) -> Result<(Known, Vec<String>), Fault> {
     Ok((known, unreadable))
 }
 
-fn put<'d>(
-    database: &Database,
-    denials: impl IntoIterator<Item = (&'d String, &'d Denial)>,
+fn insert<'d>(
+    write: &WriteTransaction,
+    denials: impl IntoIterator<Item = &'d Denial>,
 ) -> Result<(), Fault> {
-    let mut denials = denials.into_iter().peekable();
-    if denials.peek().is_none() {
-        return Ok(());
+    let mut table = write.open_table(DENIALS)?;
+    for denial in denials {
+        table.insert(key(denial).as_str(), serde_json::to_vec(denial)?.as_slice())?;
     }
-    let write = database.begin_write()?;
-    {
-        let mut table = write.open_table(DENIALS)?;
-        for (key, denial) in denials {
-            table.insert(key.as_str(), serde_json::to_vec(denial)?.as_slice())?;
-        }
-    }
-    Ok(write.commit()?)
+    Ok(())
 }
 
 fn decode(value: &[u8]) -> Option<Denial> {
@@ -321,7 +316,7 @@ mod tests {
         let dir = tempdir().unwrap();
         let (.., store) = open(&dir);
         for (jti, until_ms) in [("a", 90), ("b", 90), ("c", 90), ("d", 5)] {
-            store.put_denial(&denial(jti, until_ms)).unwrap();
+            store.put_denials(&[denial(jti, until_ms)]).unwrap();
         }
         store.remove_denial(&denial("b", 90)).unwrap();
         store.purge(5, std::time::Duration::ZERO).unwrap();
@@ -389,7 +384,7 @@ mod tests {
         let (dir, wanted) = filled();
         let path = dir.path().join(FILE);
         let (.., store) = open(&dir);
-        store.put_denial(&denial("e", 90)).unwrap();
+        store.put_denials(&[denial("e", 90)]).unwrap();
         let whole = fs::read(&path).unwrap();
         assert_eq!(parse(&whole).unwrap().0.len(), wanted.len() + 1);
         for place in 0..whole.len() {

@@ -70,8 +70,7 @@ impl Store {
     /// # Errors
     /// If the database fails; then nothing has changed.
     pub fn put_keys(&self, keys: &[StoredKey]) -> Result<(), Fault> {
-        let write = self.database()?.begin_write()?;
-        {
+        self.write(|write| {
             let (mut records, mut hashes) = (write.open_table(KEYS)?, write.open_table(HASHES)?);
             for StoredKey { record, hash } in keys {
                 let id = record.id.as_str();
@@ -80,8 +79,8 @@ impl Store {
                     hashes.insert(id, hash.as_str())?;
                 }
             }
-        }
-        Ok(write.commit()?)
+            Ok(())
+        })
     }
 
     /// A key's record; `None` if there is none that can be read.
@@ -129,12 +128,12 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub fn remove_key(&self, id: &KeyId) -> Result<bool, Fault> {
-        let write = self.database()?.begin_write()?;
-        let was_there = write.open_table(KEYS)?.remove(id.as_str())?.is_some();
-        write.open_table(HASHES)?.remove(id.as_str())?;
-        write.open_table(USES)?.remove(id.as_str())?;
-        write.commit()?;
-        Ok(was_there)
+        self.write(|write| {
+            let was_there = write.open_table(KEYS)?.remove(id.as_str())?.is_some();
+            write.open_table(HASHES)?.remove(id.as_str())?;
+            write.open_table(USES)?.remove(id.as_str())?;
+            Ok(was_there)
+        })
     }
 
     /// Notes when keys were last used, in unix seconds. Not on disk yet when it returns: the next
@@ -143,16 +142,15 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub fn put_uses(&self, uses: &[(KeyId, u32)]) -> Result<(), Fault> {
-        let mut write = self.database()?.begin_write()?;
-        // A crash loses a minute of it, which nobody misses.
-        write.set_durability(redb::Durability::None).map_err(|e| Fault::Database(e.into()))?;
-        {
+        self.write(|write| {
+            // A crash loses a minute of it, which nobody misses.
+            write.set_durability(redb::Durability::None).map_err(|e| Fault::Database(e.into()))?;
             let mut table = write.open_table(USES)?;
             for (id, used_s) in uses {
                 table.insert(id.as_str(), used_s)?;
             }
-        }
-        Ok(write.commit()?)
+            Ok(())
+        })
     }
 }
 

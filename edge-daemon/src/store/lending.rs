@@ -14,6 +14,8 @@ use super::{Fault, Store, create, opening};
 pub(super) enum Held {
     /// This process's.
     Open(Arc<Database>),
+    /// This process's, and no write succeeds before it is closed, if it still is open, and opened anew.
+    Failed(Option<Arc<Database>>),
     /// Lent to a process that may become the successor: whoever needs it waits.
     Lent,
     /// The successor's.
@@ -24,10 +26,16 @@ impl Store {
     /// Closes the database, so that another process can open it. Waits for whoever uses it.
     pub fn release(&self) {
         let held = std::mem::replace(&mut *self.held(), Held::Lent);
-        let Held::Open(mut database) = held else { return };
-        while let Err(in_use) = Arc::try_unwrap(database) {
-            database = in_use;
-            thread::sleep(Duration::from_millis(1));
+        if let Held::Open(database) | Held::Failed(Some(database)) = held {
+            close(database);
+        }
+    }
+
+    /// Notes that a write of this database has failed: whoever needs it next opens it anew.
+    pub(super) fn fail(&self, failed: &Arc<Database>) {
+        let mut held = self.held();
+        if matches!(&*held, Held::Open(database) if Arc::ptr_eq(database, failed)) {
+            *held = Held::Failed(Some(Arc::clone(failed)));
         }
     }
 
@@ -68,9 +76,23 @@ impl Store {
     pub(super) fn database(&self) -> Result<Arc<Database>, Fault> {
         let is_lent = |held: &mut Held| matches!(held, Held::Lent);
         let held = self.changed.wait_while(self.held(), is_lent);
-        match &*held.unwrap_or_else(PoisonError::into_inner) {
-            Held::Open(database) => Ok(Arc::clone(database)),
-            Held::Lent | Held::Gone => Err(Fault::Gone),
+        let mut held = held.unwrap_or_else(PoisonError::into_inner);
+        if let Held::Failed(former) = &mut *held {
+            former.take().into_iter().for_each(close);
+            let opened = create(&self.path).map_err(|fault| opening(fault, &self.path))?;
+            *held = Held::Open(Arc::new(opened));
         }
+        match &*held {
+            Held::Open(database) => Ok(Arc::clone(database)),
+            Held::Failed(_) | Held::Lent | Held::Gone => Err(Fault::Gone),
+        }
+    }
+}
+
+/// Closes a database once nobody uses it.
+fn close(mut database: Arc<Database>) {
+    while let Err(in_use) = Arc::try_unwrap(database) {
+        database = in_use;
+        thread::sleep(Duration::from_millis(1));
     }
 }

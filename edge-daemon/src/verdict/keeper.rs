@@ -1,4 +1,4 @@
-//! Saving bans, on a thread of its own: a slow disk holds up neither verdicts nor the kernel.
+//! Saving bans, and denials that could not be saved at once, on a thread of its own: a slow disk holds up neither verdicts nor the kernel.
 
 use std::{
     collections::BTreeMap,
@@ -9,13 +9,18 @@ use std::{
     time::{Duration, Instant},
 };
 
+use edge_identity::jwt::denylist::{Denial, Target};
 use edge_policy::verdict::Culprit;
 
 use crate::store::{BanRecord, Fault, Store};
 
-/// The writer's end: the bans that are in the kernel and not yet on disk, one for each culprit.
+/// The writer's end: the bans that are in the kernel and not yet on disk, one for each culprit, and
+/// the denials of tokens that are in force and not on disk.
 pub(super) struct Unsaved {
     bans: BTreeMap<Culprit, BanRecord>,
+    denials: BTreeMap<(String, Target), Denial>,
+    /// Denials that the keeper has.
+    given: usize,
     jobs: SyncSender<Job>,
     results: Receiver<Outcome>,
     /// Whether the keeper is at work; one job at a time.
@@ -33,23 +38,29 @@ pub struct Keeper {
 }
 
 enum Job {
-    Save(Vec<BanRecord>),
+    Save(Batch),
     /// Removes what ended before this calendar time, bans only so long after it.
     Purge(u64, Duration),
 }
 
-/// The bans of a job that could not be saved, and why; none for a purge.
-type Outcome = Result<(), (Vec<BanRecord>, Fault)>;
+#[derive(Default)]
+struct Batch {
+    bans: Vec<BanRecord>,
+    denials: Vec<Denial>,
+}
+
+/// What could not be saved, and why; nothing for a purge.
+type Outcome = Result<(), (Batch, Fault)>;
 
 impl Keeper {
     /// Does jobs until the writer is gone.
     pub fn run(self) {
-        for job in self.jobs {
+        for job in &self.jobs {
             let outcome = match job {
-                Job::Save(bans) => self.store.put_bans(&bans).map_err(|fault| (bans, fault)),
+                Job::Save(batch) => self.save(&batch).map_err(|fault| (batch, fault)),
                 Job::Purge(now_ms, forget_after) => {
                     let purged = self.store.purge(now_ms, forget_after);
-                    purged.map(|_| ()).map_err(|fault| (Vec::new(), fault))
+                    purged.map(|_| ()).map_err(|fault| (Batch::default(), fault))
                 }
             };
             if self.results.send(outcome).is_err() {
@@ -57,13 +68,27 @@ impl Keeper {
             }
         }
     }
+
+    fn save(&self, Batch { bans, denials }: &Batch) -> Result<(), Fault> {
+        let denied = if denials.is_empty() { Ok(()) } else { self.store.put_denials(denials) };
+        let banned = if bans.is_empty() { Ok(()) } else { self.store.put_bans(bans) };
+        denied.and(banned)
+    }
 }
 
 impl Unsaved {
     pub(super) fn new(store: Arc<Store>) -> (Self, Keeper) {
         let ((jobs, jobs_end), (results_end, results)) = (sync_channel(1), sync_channel(1));
-        let (bans, next_try) = (BTreeMap::new(), Instant::now());
-        let unsaved = Self { bans, jobs, results, is_busy: false, failures: 0, next_try };
+        let unsaved = Self {
+            bans: BTreeMap::new(),
+            denials: BTreeMap::new(),
+            given: 0,
+            jobs,
+            results,
+            is_busy: false,
+            failures: 0,
+            next_try: Instant::now(),
+        };
         (unsaved, Keeper { store, jobs: jobs_end, results: results_end })
     }
 
@@ -72,12 +97,33 @@ impl Unsaved {
         self.bans.insert(record.culprit.clone(), record);
     }
 
+    /// Notes a denial that is in force and could not be saved.
+    pub(super) fn put_denial(&mut self, denial: Denial) {
+        self.denials.insert((denial.issuer.clone(), denial.target.clone()), denial);
+    }
+
+    /// Drops a denial, and gives it back if it was to be saved: it is not written from now on.
+    pub(super) fn forget_denial(&mut self, key: &(String, Target)) -> Option<Denial> {
+        if self.given > 0 {
+            self.wait();
+        }
+        self.denials.remove(key)
+    }
+
+    /// How many denials are in force and maybe not on disk.
+    pub(super) fn denials(&self) -> usize {
+        self.denials.len() + self.given
+    }
+
     /// Hands what waits to the keeper, if it has no job and the last failure is long enough ago.
     pub(super) fn save(&mut self, now: Instant) {
         self.collect();
-        if !self.is_busy && !self.bans.is_empty() && now >= self.next_try {
+        let is_due = !self.bans.is_empty() || !self.denials.is_empty();
+        if !self.is_busy && is_due && now >= self.next_try {
             let bans = std::mem::take(&mut self.bans).into_values().collect();
-            self.give(Job::Save(bans));
+            let denials: Vec<_> = std::mem::take(&mut self.denials).into_values().collect();
+            self.given = denials.len();
+            self.give(Job::Save(Batch { bans, denials }));
         }
     }
 
@@ -131,7 +177,8 @@ impl Unsaved {
     }
 
     fn settle(&mut self, outcome: Outcome) {
-        let Err((bans, error)) = outcome else {
+        self.given = 0;
+        let Err((batch, error)) = outcome else {
             if std::mem::take(&mut self.failures) > 0 {
                 tracing::info!("the store works again");
             }
@@ -140,13 +187,20 @@ impl Unsaved {
         // Once a series: a full disk would fill the log next.
         if self.failures == 0 {
             let error = &error as &dyn std::error::Error;
-            tracing::error!(error, "the store fails; until this passes bans hold to a reboot");
+            tracing::error!(
+                error,
+                "the store fails; until this passes bans hold to a reboot, denials to the end"
+            );
         }
         self.next_try = Instant::now() + pause(self.failures);
         self.failures = self.failures.saturating_add(1);
-        for record in bans {
-            // A later ban of the same client stands.
+        // A later one about the same stands.
+        for record in batch.bans {
             self.bans.entry(record.culprit.clone()).or_insert(record);
+        }
+        for denial in batch.denials {
+            let key = (denial.issuer.clone(), denial.target.clone());
+            self.denials.entry(key).or_insert(denial);
         }
     }
 }
@@ -189,9 +243,9 @@ mod tests {
 
     /// The test is the keeper: takes a job, and fails it.
     fn fail(keeper: &Keeper) -> usize {
-        let Job::Save(bans) = keeper.jobs.try_recv().unwrap() else { panic!("not a save") };
-        let (count, fault) = (bans.len(), io::Error::from(io::ErrorKind::StorageFull));
-        keeper.results.send(Err((bans, Fault::File("disk".into(), fault)))).unwrap();
+        let Job::Save(batch) = keeper.jobs.try_recv().unwrap() else { panic!("not a save") };
+        let (count, fault) = (batch.bans.len(), io::Error::from(io::ErrorKind::StorageFull));
+        keeper.results.send(Err((batch, Fault::File("disk".into(), fault)))).unwrap();
         count
     }
 

@@ -3,7 +3,8 @@
 //!
 //! It has a thread of its own and takes one order after the other. A ban comes to the kernel first
 //! and to the disk after it, through another thread: it takes effect in microseconds and is
-//! durable within a second. What an operator says comes to the disk first.
+//! durable within a second. What an operator says comes to the disk first, but for denials of tokens,
+//! which hold whatever the disk does.
 
 mod bans;
 mod book;
@@ -298,6 +299,7 @@ impl Writer {
     fn look_after(&mut self) {
         let now = Instant::now();
         self.unsaved.save(now);
+        self.count_unsaved_denials();
         let now_ns = clock::boot_ns();
         self.end_bans(now_ns);
         for list in [ListName::Allow, ListName::Deny] {

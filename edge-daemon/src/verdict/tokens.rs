@@ -1,8 +1,9 @@
-//! Tokens that operators deny: on disk first, then at once in force on every worker.
+//! Tokens that operators deny: at once in force on every worker, then on disk. Where the disk fails, the
+//! operator is told, and it is tried again.
 
 use std::{collections::BTreeMap, sync::atomic::Ordering::Relaxed};
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use edge_identity::jwt::denylist::{Denial, Target};
 
 use super::Writer;
@@ -16,7 +17,7 @@ use crate::{
     events::Event,
 };
 
-/// Denials by issuer and target: as on disk.
+/// Denials by issuer and target: those in force.
 pub(super) type Denials = BTreeMap<(String, Target), Denial>;
 
 impl Writer {
@@ -87,13 +88,20 @@ impl Writer {
         if self.denials.len() >= DENIALS_MAX && !self.denials.contains_key(&key) {
             bail!("{DENIALS_MAX} denials are in force, and there is room for no more");
         }
-        self.store.put_denial(&denial)?;
         self.edge.denylist.put(&denial);
         self.tell_denial("revoke", &denial, peer);
-        let (kind, value) = (denial.target.kind(), denial.target.value());
-        let done = format!("{kind} {value} of {} is revoked", denial.issuer);
+        self.unsaved.forget_denial(&key);
+        let kept = self.store.put_denials(std::slice::from_ref(&denial));
+        if kept.is_err() {
+            self.unsaved.put_denial(denial.clone());
+        }
+        self.count_unsaved_denials();
+        let what = format!("{} {} of {}", denial.target.kind(), denial.target.value(), key.0);
         self.denials.insert(key, denial);
-        Ok(Reply::Done(done))
+        kept.with_context(|| {
+            format!("{what} is refused from now on, but the disk fails: it is tried again")
+        })?;
+        Ok(Reply::Done(format!("{what} is revoked")))
     }
 
     fn allow_token(&mut self, target: Target, issuer: &str, peer: Peer) -> anyhow::Result<Reply> {
@@ -103,11 +111,21 @@ impl Writer {
         let Some(denial) = self.denials.get(&key) else {
             bail!("{kind} {value} of {} is not revoked", key.0);
         };
-        self.store.remove_denial(denial)?;
+        let unsaved = self.unsaved.forget_denial(&key);
+        if let Err(fault) = self.store.remove_denial(denial) {
+            // It stays in force, so it goes on to be saved.
+            unsaved.into_iter().for_each(|denial| self.unsaved.put_denial(denial));
+            return Err(fault.into());
+        }
         self.edge.denylist.remove(denial);
         self.tell_denial("remove", denial, peer);
         self.denials.remove(&key);
         Ok(Reply::Done(format!("{kind} {value} of {} is not revoked any more", key.0)))
+    }
+
+    pub(super) fn count_unsaved_denials(&self) {
+        let count = self.unsaved.denials() as u64;
+        self.edge.metrics.verdicts.denials.unsaved.store(count, Relaxed);
     }
 
     fn show_denials(&self) -> Reply {
