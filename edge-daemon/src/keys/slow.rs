@@ -2,7 +2,7 @@
 //!
 //! A key that is known and good is checked once after each start against the hash in the store. Its
 //! 256 random bits are proved by the keyed digest alone, so requests do not wait for this: what it
-//! finds out is that somebody wrote digests of his own into the store. A secret that somebody chose
+//! finds out is that somebody changed a digest in the store and not the hash. A secret that somebody chose
 //! may be guessable, so a request with one does wait, until its hash was found to be right once.
 
 use std::{
@@ -108,7 +108,8 @@ impl Hasher {
                 key.mark(Mark::Forged);
                 self.orders.give(Order::Forged(Arc::clone(key)));
             }
-            // One made while only digests were kept has none.
+            // One made while only digests were kept has none. Nothing in its record could tell it from a
+            // forged one: who has the pepper and writes records can write hashes too.
             Ok(_) => {}
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
