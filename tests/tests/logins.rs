@@ -6,8 +6,9 @@ use std::time::Duration;
 use anyhow::Result;
 use edge_tests::{
     Edged, Lab,
-    client::{reaches, until},
-    lab::{ATTACKER, CLIENT, ORIGIN},
+    client::{HOST, reaches, until},
+    lab::{ATTACKER, CLIENT, FRIEND, ORIGIN},
+    talk::Dial,
     web::{Answer, Web},
 };
 
@@ -121,5 +122,33 @@ fn guesses_make_no_source_a_shared_one() -> Result<()> {
         Ok(edged.bans()?.iter().any(|ban| ban["spared"] == "shared_source"))
     })?;
     assert!(reaches(&lab, CLIENT, 443));
+    Ok(())
+}
+
+#[test]
+fn a_library_that_guesses_logs_nobody_in_and_others_do() -> Result<()> {
+    let lab = Lab::new()?;
+    let _web = upstream(&lab)?;
+    let guard = "[[scenario]]\nname = \"login-fingerprint\"\ncapacity = 4\nstep = \"429\"";
+    let route = ROUTE.replace("[\"POST\"]", "[\"GET\", \"POST\"]");
+    let edged = lab
+        .edged()?
+        .set("limits.per_source", "\"off\"")
+        .append(&format!("{route}{guard}"))?
+        .start()?;
+    let status = |source: &str, user: &str, target: &str| -> Result<u16> {
+        Ok(edged.get(source, &format!("/login/{target}")).header("X-User", user).send()?.status)
+    };
+    // From everywhere, another account each time: only the library is the same.
+    for (n, source) in [CLIENT, ATTACKER, FRIEND, CLIENT, ATTACKER].into_iter().enumerate() {
+        assert_eq!(status(source, &format!("user{n}"), "length?fail")?, 200);
+    }
+    until("the library is guarded", SOON, || Ok(status(FRIEND, "ann", "length")? == 429))?;
+    assert_eq!(edged.get(FRIEND, "/health").send()?.status, 200, "it is about logins alone");
+    let mut other = Dial::new(&edged.ca, HOST)?.connect(&lab, CLIENT)?;
+    assert_eq!(other.get(HOST, "/login/length", &["X-User: ann"])?.status, 200);
+    let bans = edged.bans()?;
+    let who = bans[0]["culprit"].as_str().unwrap_or_default();
+    assert!(bans.len() == 1 && who.starts_with("ja4:"), "{bans:?}");
     Ok(())
 }

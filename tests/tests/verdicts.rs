@@ -414,6 +414,75 @@ fn an_access_log_tells_who_would_have_been_judged() -> Result<()> {
 }
 
 #[test]
+fn a_replayed_log_spares_what_many_share() -> Result<()> {
+    let lab = Lab::new()?;
+    let config = lab.edged()?.write()?;
+    let log = lab.dir().join("recorded.jsonl");
+    let line = |source: &str, reason: &str, status: u16, who: &str| {
+        format!(
+            "{{\"time\":\"2026-01-01T00:00:00.000Z\",\"client\":\"{source}\",\"reason\":\"{reason}\",\
+             \"status\":{status},\"method\":\"GET\",\"path\":\"/\",\"request_id\":\"r\",\
+             \"tls\":{{\"ja4\":\"t13d1516h2_8daaf6152771_e5627efa2ab1\"}}{who}}}\n"
+        )
+    };
+    let served = |n| line(CLIENT, "serve", 200, &format!(",\"principal\":\"key:{n}\""));
+    let guess = |_| line(CLIENT, "credential_invalid", 401, "");
+    let other = |_| line(ATTACKER, "credential_invalid", 401, "");
+    let lines = (0..3).map(served).chain((0..6).map(guess)).chain((0..6).map(other));
+    std::fs::write(&log, lines.collect::<String>())?;
+    let mut edgectl = Command::new(edge_tests::daemon::binary("edgectl")?);
+    edgectl.arg("replay").arg("--log").arg(&log).arg("--config").arg(&config).arg("--json");
+    let told = run(&mut edgectl)?;
+    let told: Vec<serde_json::Value> =
+        told.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    let of = |n: usize| (told[n]["step"].clone(), told[n]["spared"].clone());
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert_eq!(of(0), ("403".into(), "shared_source".into()), "{told:?}");
+    assert_eq!(of(1), ("ban".into(), serde_json::Value::Null), "{told:?}");
+    Ok(())
+}
+
+#[test]
+fn a_client_with_a_delay_waits_that_long() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab.edged()?.set("verdicts.delay", "\"1500ms\"").start()?;
+    let took = |source: &str| -> Result<Duration> {
+        let begun = std::time::Instant::now();
+        assert_eq!(edged.get(source, "/health").send()?.status, 200);
+        Ok(begun.elapsed())
+    };
+    edged.tell(&format!("ban add {ATTACKER} --ttl 1h --step delay"))?;
+    let (delayed, other) = (took(ATTACKER)?, took(CLIENT)?);
+    assert!(delayed >= Duration::from_millis(1500), "{delayed:?}");
+    assert!(delayed < Duration::from_secs(5) && other < delayed, "{delayed:?} {other:?}");
+    edged.tell(&format!("ban remove {ATTACKER}"))?;
+    assert!(took(ATTACKER)? < Duration::from_millis(1500));
+    Ok(())
+}
+
+#[test]
+fn what_the_host_cannot_do_without_is_refused_and_never_banned() -> Result<()> {
+    let lab = Lab::new()?;
+    let pool = format!("[[upstream]]\nname = \"pool\"\nservers = [\"{CLIENT}:8080\"]\n");
+    let edged = lab.edged()?.append(&pool)?.start()?;
+    let guess = |source: &str| edged.get(source, "/").key("edged_x").arg("--max-time", "1").send();
+    for source in [CLIENT, ATTACKER] {
+        for _ in 0..6 {
+            let _ = guess(source);
+        }
+    }
+    until("the other is banned", SOON, || Ok(!reaches(&lab, ATTACKER, 443)))?;
+    until("it is refused", SOON, || Ok(guess(CLIENT)?.status == 403))?;
+    let bans = edged.bans()?;
+    let own = bans.iter().find(|ban| ban["culprit"] == CLIENT).context("its verdict")?;
+    assert_eq!((&own["step"], &own["spared"]), (&"403".into(), &"lockout".into()), "{bans:?}");
+    assert!(reaches(&lab, CLIENT, 443));
+    assert!(metric(&edged, r#"edged_spared_total{guard="lockout"}"#)? >= 1.0);
+    Ok(())
+}
+
+#[test]
 fn logins_are_counted_by_account_and_a_log_tells_who_would_have_been_judged() -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;

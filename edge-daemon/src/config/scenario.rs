@@ -286,6 +286,9 @@ const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(86_400);
 
 #[cfg(test)]
+mod shipped;
+
+#[cfg(test)]
 mod tests {
     use super::{
         sense::{careless, faults},
@@ -382,6 +385,9 @@ mod tests {
             (with("signals = [\"no_route\"]\ndistinct = \"country\""), "nothing tells the country"),
             ("signals = [\"served\"]\ncapacity = 0\nleak = \"1/m\"\nduration = \"1m\"".into(),
              "against every client at its first request"),
+            ("signals = [\"served\"]\npaths = [\"/x\", \"/\"]\ncapacity = 0\nleak = \"1/m\"\nduration = \"1m\"".into(),
+             "against every client at its first request"),
+            (with("signals = [\"handshake_failed\"]\nby = \"principal\""), "come without a request"),
             ("signals = [\"no_route\"]\ncapacity = 900000\nleak = \"1/d\"\nduration = \"1m\"".into(),
              "more than 400 days"),
             ("signals = [\"no_route\"]\ncapacity = 900\ndistinct = \"path\"\nleak = \"1/s\"\nduration = \"1m\"".into(),
@@ -405,6 +411,11 @@ mod tests {
                 with("signals = [\"credential_invalid\"]\nstep = \"403\""),
                 "'brute-force' does before it",
             ),
+            (
+                "signals = [\"not_found\"]\npaths = [\"/\"]\ncapacity = 0\nleak = \"1/m\"\nduration = \"1m\"".into(),
+                "a single 'not_found' is a verdict",
+            ),
+            (with("signals = [\"login_failed\"]\nby = \"account\""), "no route is a login"),
         ] {
             let warnings = scenario(&lines).expect(&lines).1;
             assert!(warnings.contains(what), "{lines}\n{warnings}");

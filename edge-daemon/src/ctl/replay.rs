@@ -13,7 +13,7 @@ use edge_common::{Reason, Source};
 use edge_policy::{
     ja4::Ja4,
     place::Places,
-    verdict::{Asked, Engine, Facts, Kind, Proof, Scenario, Signal, Verdict},
+    verdict::{Asked, Engine, Facts, Identities, Kind, Proof, Scenario, Signal, Verdict},
 };
 use serde_json::Value;
 
@@ -60,8 +60,12 @@ pub(super) fn run(args: &Args, asked: &Replay) -> u8 {
     }
     let exempt: Vec<_> =
         settings.verdicts.never_ban.iter().chain(&settings.lists.allow.nets).copied().collect();
+    let (identities, within) = (Identities::new([0; 16]), settings.verdicts.shared_within);
+    let within_ns = u64::try_from(within.as_nanos()).unwrap_or(u64::MAX);
     let facts = |signal: &Signal| Facts {
         is_exempt: exempt.iter().any(|net| net.contains(&signal.address)),
+        is_shared: identities.count(&signal.source, within_ns, signal.at_ns)
+            >= settings.verdicts.shared_by,
         ..Facts::default()
     };
     let asks_place = rules.scenarios.iter().any(Scenario::asks_place);
@@ -78,6 +82,9 @@ pub(super) fn run(args: &Args, asked: &Replay) -> u8 {
     let count = signals.len();
     for mut signal in signals {
         signal.places = geo.as_ref().map_or_else(Places::default, |geo| geo.places(signal.address));
+        if let Some(who) = succeeded(&signal) {
+            identities.succeed(&signal.source, identities.mark(who), signal.at_ns);
+        }
         let verdicts = engine.judge(signal, facts).into_iter();
         let found_one = |verdict: Verdict| Found { at_ms: verdict.last.1 / 1_000_000, verdict };
         found.extend(verdicts.map(found_one));
@@ -85,6 +92,13 @@ pub(super) fn run(args: &Args, asked: &Replay) -> u8 {
     let text = if args.json { json(&found) } else { words(&found, count) };
     let code = say(text.as_bytes());
     if code == DONE { DONE } else { code }
+}
+
+/// Who succeeded by the request that a signal is of, if the log tells.
+fn succeeded(signal: &Signal) -> Option<&str> {
+    let is_served = signal.kind == Kind::Served;
+    let is_good = signal.request.as_ref().is_some_and(|asked| asked.status < 400);
+    signal.principal.as_deref().filter(|_| is_served && is_good)
 }
 
 /// The signals of a log, those that it has.

@@ -35,6 +35,15 @@ pub(in crate::config) fn check(settings: &Settings, document: &DeTable<'_>, note
                 notes.wrong(place(key), fault.what, fault.help);
             }
         }
+        let needs_login = own.filter.kinds().all(|kind| kind == Kind::LoginFailed);
+        if needs_login && !settings.routes.iter().any(|route| route.login.is_some()) {
+            let what = format!("'{name}' never speaks: no route is a login");
+            notes.doubt(
+                place("signals"),
+                what,
+                "'login' of a [[route]] says how a failure is told",
+            );
+        }
         if let Some(kind) = careless(own) {
             let what = format!("a single '{}' is a verdict: '{name}'", kind.name());
             let help = "everybody makes one now and then: a capacity above its weight";
@@ -95,7 +104,8 @@ pub(super) fn faults(own: &Scenario, longest: Duration) -> Vec<(&'static str, Fa
     }
     let is_request = |kind: Kind| kind.reason().plane() == Plane::Request;
     let asks = !(own.filter.paths.is_empty() && own.filter.methods.is_empty())
-        || own.filter.proven == Some(true);
+        || own.filter.proven == Some(true)
+        || own.by == By::Principal;
     if asks && !kinds().any(is_request) {
         faults.push(("signals", never("these come without a request")));
     }
@@ -126,8 +136,7 @@ pub(super) fn faults(own: &Scenario, longest: Duration) -> Vec<(&'static str, Fa
         faults.push(("leak", fault(what, "a smaller capacity, or a faster leak")));
     }
     let served = u64::from(own.filter.weights[Kind::Served.index()]);
-    let is_for_all = own.filter.paths.is_empty() && own.step > Step::Observe;
-    if served > own.capacity && is_for_all {
+    if served > own.capacity && is_for_all(own) && own.step > Step::Observe {
         let what = format!("'{name}' speaks against every client at its first request");
         faults.push(("capacity", fault(what, "a capacity well above what clients do")));
     }
@@ -139,10 +148,16 @@ pub(super) fn faults(own: &Scenario, longest: Duration) -> Vec<(&'static str, Fa
     faults
 }
 
+/// Whether its paths are those of all requests.
+fn is_for_all(own: &Scenario) -> bool {
+    let paths = &own.filter.paths;
+    paths.is_empty() || paths.iter().any(|path| path.trim_end_matches('/').is_empty())
+}
+
 /// A common mistake that alone overflows the bucket.
 pub(super) fn careless(own: &Scenario) -> Option<Kind> {
     let common = ["no_route", "not_found", "credential_missing", "source_rate", "handshake_failed"];
     let is_over = |kind: &Kind| u64::from(own.filter.weights[kind.index()]) > own.capacity;
     let kinds = own.filter.kinds().filter(|kind| common.contains(&kind.name())).find(is_over);
-    kinds.filter(|_| own.filter.paths.is_empty() && own.step > Step::Observe)
+    kinds.filter(|_| is_for_all(own) && own.step > Step::Observe)
 }
