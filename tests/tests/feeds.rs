@@ -8,6 +8,7 @@ use edge_common::Reason;
 use edge_tests::{
     Edged, Lab,
     client::{reaches, until},
+    daemon::root,
     lab::{ATTACKER, CLIENT},
     web::{Answer, Web},
 };
@@ -191,5 +192,58 @@ fn a_feed_of_the_usual_size_loads_whole() -> Result<()> {
     fetched(&edged, 90_000)?;
     println!("90000 of 120000 lines in force {:?} after the start", begun.elapsed());
     assert_eq!(one(&edged)?["faults"], serde_json::json!({}));
+    Ok(())
+}
+
+/// A day's file of that aggregator: in the folder that `EDGED_TEST_DATA` names, or else in `shared/data`
+/// beside the project.
+fn a_real_file() -> Option<std::path::PathBuf> {
+    let beside = || Some(root().parent()?.join("shared/data"));
+    let folder = std::env::var_os("EDGED_TEST_DATA").map(Into::into).or_else(beside)?;
+    let files = std::fs::read_dir(folder).ok()?.filter_map(Result::ok).map(|file| file.path());
+    let name = |file: &std::path::PathBuf| file.file_name()?.to_str().map(str::to_owned);
+    let mut all = files.filter(|file| name(file).is_some_and(|name| name.starts_with("ipsum")));
+    all.next()
+}
+
+#[test]
+fn every_line_of_a_real_file_is_accounted_for() -> Result<()> {
+    let Some(file) = a_real_file() else {
+        println!(
+            "skipped: no ipsum file in EDGED_TEST_DATA, nor in shared/data beside the project"
+        );
+        return Ok(());
+    };
+    let text = std::fs::read_to_string(&file)?;
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.is_empty());
+    let lines: Vec<_> = lines.filter(|(_, line)| !line.starts_with('#')).collect();
+    let level = |line: &str| line.split('\t').nth(1).and_then(|level| level.parse::<u32>().ok());
+    let of_three = lines.iter().filter(|(_, line)| level(line) >= Some(3)).count() as u64;
+    let lab = Lab::new()?;
+    let served = text.clone();
+    let _web = Web::start(&lab.edge, AT, move |_| Answer::ok(served.clone()))?;
+    let edged = lab.edged()?.append(&feed("format = \"ipsum\"\nlevel = 1"))?.start()?;
+    until("it is in force", Duration::from_secs(30), || Ok(networks(&edged)? > 0))?;
+    let counted = |told: &Value| {
+        let faults = told["faults"].as_object().unwrap().iter();
+        // A network that is written with bits of a host is taken all the same.
+        let lost = faults.filter(|(name, _)| *name != "host_bits").filter_map(|f| f.1.as_u64());
+        told["networks"].as_u64().unwrap_or(0) + lost.sum::<u64>()
+    };
+    let told = one(&edged)?;
+    assert_eq!(counted(&told), lines.len() as u64, "{told}");
+    println!("{}: {} lines, {told}", file.display(), lines.len());
+    // The first, the last and some between: each is dropped, and its line is told.
+    for (n, line) in lines.iter().step_by(lines.len() / 20).chain(lines.last()) {
+        let address = line.split('\t').next().unwrap();
+        let why = edged.ask(&format!("explain {address}"))?;
+        let source = format!("feed one:{}", n + 1);
+        assert_eq!((&why["verdict"], &why["source"]), (&"deny_list".into(), &source.into()));
+    }
+    edged.edit("feed.0.level", "3")?;
+    edged.tell("reload")?;
+    until("its better part is in force", Duration::from_secs(30), || {
+        Ok(counted(&one(&edged)?) == of_three)
+    })?;
     Ok(())
 }

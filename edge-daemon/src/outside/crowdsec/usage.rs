@@ -15,15 +15,18 @@ use crate::{
 
 /// Tells it every quarter of an hour, until it says that it does not know what that is.
 pub(super) async fn tell(crowdsec: Arc<Crowdsec>, edge: Arc<Edge>) {
+    tell_every(EVERY, &crowdsec, || edge.outside.hits()).await;
+}
+
+async fn tell_every(every: Duration, crowdsec: &Crowdsec, hits: impl Fn() -> Hits) {
     let started_s = clock::unix_ms() / 1_000;
     let mut former = BTreeMap::new();
     let mut since_s = started_s;
     loop {
-        time::sleep(EVERY).await;
-        let hits = edge.outside.hits();
-        let (now_s, dropped) = (clock::unix_ms() / 1_000, dropped(&crowdsec, &hits));
-        let body = report(&crowdsec, started_s, (since_s, now_s), &former, &dropped);
-        match time::timeout(crowdsec.settings.timeout, send(&crowdsec, &body)).await {
+        time::sleep(every).await;
+        let (now_s, dropped) = (clock::unix_ms() / 1_000, dropped(crowdsec, &hits()));
+        let body = report(crowdsec, started_s, (since_s, now_s), &former, &dropped);
+        match time::timeout(crowdsec.settings.timeout, send(crowdsec, &body)).await {
             Ok(Ok(StatusCode::NOT_FOUND)) => {
                 tracing::info!("this CrowdSec takes no usage metrics");
                 return;
@@ -99,16 +102,24 @@ const EVERY: Duration = Duration::from_secs(900);
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io::{BufRead as _, BufReader, Read as _, Write as _},
+        net::TcpListener,
+        os::unix::fs::PermissionsExt as _,
+    };
+
     use super::*;
     use crate::config::settings;
     use edge_policy::list::decisions::{Answer, Except};
 
-    #[test]
-    fn the_report_tells_of_each_origin() {
-        let dir = tempfile::tempdir().unwrap();
+    /// A bouncer of the local API at this URL, with its key in a file of the folder.
+    fn crowdsec(url: &str, dir: &std::path::Path) -> Crowdsec {
+        let key = dir.join("key");
+        std::fs::write(&key, "the-key\n").unwrap();
+        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
         let settings = settings::Crowdsec {
-            url: "http://127.0.0.1:8080".parse().unwrap(),
-            api_key: "env:KEY".parse().unwrap(),
+            url: url.parse().unwrap(),
+            api_key: format!("file:{}", key.display()).parse().unwrap(),
             every: EVERY,
             timeout: EVERY,
             decisions_max: 10,
@@ -116,7 +127,53 @@ mod tests {
             authorities: None,
             machine: None,
         };
-        let crowdsec = Crowdsec::new(&settings, dir.path(), &Arc::from([]));
+        Crowdsec::new(&settings, dir, &Arc::from([]))
+    }
+
+    /// The head and the body of a request, which is answered with a status.
+    fn answer(listener: &TcpListener, status: &str) -> (String, Value) {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        let (mut head, mut length) = (String::new(), 0);
+        while !head.ends_with("\r\n\r\n") {
+            let before = head.len();
+            reader.read_line(&mut head).unwrap();
+            let line = head[before..].to_ascii_lowercase();
+            if let Some(told) = line.strip_prefix("content-length:") {
+                length = told.trim().parse().unwrap();
+            }
+        }
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body).unwrap();
+        write!(stream, "HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n").unwrap();
+        (head, serde_json::from_slice(&body).unwrap())
+    }
+
+    #[test]
+    fn it_is_told_with_the_key_until_it_knows_nothing_of_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let server = std::thread::spawn(move || {
+            ["500 Oops", "201 Created", "404 Not Found"].map(|status| answer(&listener, status))
+        });
+        let dir = tempfile::tempdir().unwrap();
+        let crowdsec = crowdsec(&url, dir.path());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let told = tell_every(Duration::from_millis(5), &crowdsec, Hits::default);
+        let ends = time::timeout(Duration::from_secs(20), told);
+        runtime.block_on(async { ends.await }).expect("it ends at 404");
+        for (head, body) in server.join().unwrap() {
+            let head = head.to_ascii_lowercase();
+            assert!(head.starts_with("post /v1/usage-metrics http/1.1\r\n"), "{head}");
+            assert!(head.contains("\r\nx-api-key: the-key\r\n"), "{head}");
+            assert_eq!(body["remediation_components"][0]["type"], "edged");
+        }
+    }
+
+    #[test]
+    fn the_report_tells_of_each_origin() {
+        let dir = tempfile::tempdir().unwrap();
+        let crowdsec = crowdsec("http://127.0.0.1:8080", dir.path());
         let text = r#"{"new":[{"duration":"1h","origin":"cscli","scenario":"x","scope":"Ip",
             "type":"ban","value":"192.0.2.1"}]}"#;
         let answer: Answer = serde_json::from_str(text).unwrap();
