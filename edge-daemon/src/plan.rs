@@ -39,8 +39,11 @@ pub fn plan(
     feeds: &Feeds,
     mut rule: impl FnMut(Spec) -> io::Result<Rule>,
 ) -> Result<Plan, PlanError> {
-    let mut rule =
-        |spec| rule(spec).inspect(|rule| memory::make_huge(&rule.state().table.memory()));
+    let mut rule = |spec| {
+        rule(spec).inspect(|rule| {
+            rule.counted().for_each(|(_, counted)| memory::make_huge(&counted.table.memory()));
+        })
+    };
     let bounds = settings.bounds.clone();
     let routes = settings.routes.iter().map(route).collect();
     Ok(Plan {

@@ -2,7 +2,8 @@
 //!
 //! Each such limit has a file in the state folder, written whole beside the old one and put in its
 //! place, every ten seconds and at the end. A crash forgets what was counted since the last
-//! time; a damaged file is set aside, and its limit begins anew.
+//! time; a damaged file is set aside, and its limit begins anew. A file says of which tier and window
+//! its words are, as they mean nothing to another.
 
 use std::{
     fs::{self, File},
@@ -15,13 +16,23 @@ use std::{
     time::Duration,
 };
 
-use edge_policy::limit::{Rule, Rules, Spec};
+use edge_policy::limit::{
+    Counted, Rule, Rules, Spec,
+    meter::{Meter, Now, STATE_BITS, Window},
+};
 
 use crate::{clock, config::Settings, request::Edge};
 
 /// A limit, and what it had counted when it was saved.
 struct Kept {
     secret: [u8; 16],
+    parts: Vec<Part>,
+}
+
+/// What it had counted of the callers of a tier.
+struct Part {
+    /// Of whom, and in which window; `None`: the file does not say.
+    of: Option<(Option<String>, u64)>,
     /// Places for keys: words lie where they do in a table of as many.
     capacity: u64,
     words: Vec<(u32, u128)>,
@@ -52,12 +63,45 @@ pub fn restore(settings: &Settings, spec: Spec) -> io::Result<Rule> {
         return Ok(Rule::new(spec, None, secret));
     };
     let rule = Rule::new(spec, None, kept.secret);
-    if rule.state().table.capacity() as u64 == kept.capacity {
-        kept.words.iter().for_each(|(set, word)| rule.state().table.restore(*set as usize, *word));
-    } else {
-        tracing::warn!(limit = &*rule.spec.name, "the quota begins anew: 'keys_max' has changed");
+    let now = clock::now();
+    for (tier, counted) in rule.counted() {
+        let is_same = |part: &&Part| part.is_of(tier, counted);
+        match kept.parts.iter().find(is_same) {
+            Some(part) => part.restore(counted, now),
+            None => tracing::warn!(
+                limit = &*rule.spec.name,
+                tier,
+                "the quota begins anew: its tier or window is new, or 'keys_max' has changed"
+            ),
+        }
     }
     Ok(rule)
+}
+
+impl Part {
+    fn is_of(&self, tier: Option<&str>, counted: &Counted) -> bool {
+        let of = self.of.as_ref();
+        let is_same = |(name, window): &(Option<String>, u64)| {
+            (name.as_deref(), Some(*window)) == (tier, window_ns(&counted.meter))
+        };
+        self.capacity == counted.table.capacity() as u64 && of.is_none_or(is_same)
+    }
+
+    /// Puts words back where they were; one of a window that is over would only take a place.
+    fn restore(&self, counted: &Counted, now: Now) {
+        let is_current = |word: u128| counted.meter.fullness(word & STATE, now) > 0;
+        let words = self.words.iter().filter(|(_, word)| is_current(*word));
+        words.for_each(|(set, word)| counted.table.restore(*set as usize, *word));
+    }
+}
+
+/// The window that a quota is of; a month is 0.
+const fn window_ns(meter: &Meter) -> Option<u64> {
+    match meter {
+        Meter::FixedWindow { window: Window::Ns(ns), .. } => Some(*ns),
+        Meter::FixedWindow { window: Window::Month, .. } => Some(0),
+        _ => None,
+    }
 }
 
 /// A rule as its former self left it, or as its file did.
@@ -109,17 +153,22 @@ pub fn save_all(dir: &Path, edge: &Edge) {
 }
 
 fn save(dir: &Path, rule: &Rule) -> io::Result<()> {
-    let Some(meter) = rule.spec.meter.or_else(|| rule.spec.tiers.iter().find_map(|(_, m)| *m))
-    else {
-        return Ok(());
-    };
-    let table = &rule.state().table;
     let mut bytes = MAGIC.to_vec();
     bytes.extend(rule.state().secret);
-    bytes.extend((table.capacity() as u64).to_le_bytes());
-    for (set, word) in table.words(&meter, clock::now()) {
-        bytes.extend((set as u32).to_le_bytes());
-        bytes.extend(word.to_le_bytes());
+    let now = clock::now();
+    for (tier, Counted { meter, table }) in rule.counted() {
+        let Some(window_ns) = window_ns(meter) else { continue };
+        let length = tier.map_or(NO_TIER, |tier| tier.len() as u64);
+        bytes.extend(length.to_le_bytes());
+        bytes.extend(tier.unwrap_or_default().as_bytes());
+        let words: Vec<_> = table.words(meter, now).collect();
+        for number in [window_ns, table.capacity() as u64, words.len() as u64] {
+            bytes.extend(number.to_le_bytes());
+        }
+        for (set, word) in words {
+            bytes.extend((set as u32).to_le_bytes());
+            bytes.extend(word.to_le_bytes());
+        }
     }
     bytes.extend(blake3::hash(&bytes).as_bytes());
     let path = file(dir, &rule.spec.name);
@@ -147,20 +196,42 @@ fn parse(bytes: &[u8]) -> Option<Kept> {
     if blake3::hash(content).as_bytes() != sum {
         return None;
     }
-    let content = content.strip_prefix(MAGIC)?;
-    let (secret, content) = content.split_first_chunk::<16>()?;
-    let (capacity, content) = content.split_first_chunk::<8>()?;
-    let (entries, rest) = content.as_chunks::<ENTRY>();
+    if let Some(content) = content.strip_prefix(FORMER_MAGIC) {
+        let (secret, content) = content.split_first_chunk()?;
+        let (capacity, content) = number(content)?;
+        let part = Part { of: None, capacity, words: words(content)? };
+        return Some(Kept { secret: *secret, parts: vec![part] });
+    }
+    let (secret, mut content) = content.strip_prefix(MAGIC)?.split_first_chunk()?;
+    let mut parts = Vec::new();
+    while !content.is_empty() {
+        let (length, rest) = number(content)?;
+        let named = usize::try_from(length).ok().filter(|_| length != NO_TIER);
+        let (name, rest) = rest.split_at_checked(named.unwrap_or(0))?;
+        let tier = named.map(|_| String::from_utf8(name.to_vec())).transpose().ok()?;
+        let (window_ns, rest) = number(rest)?;
+        let (capacity, rest) = number(rest)?;
+        let (count, rest) = number(rest)?;
+        let size = usize::try_from(count).ok()?.checked_mul(ENTRY)?;
+        let (entries, rest) = rest.split_at_checked(size)?;
+        parts.push(Part { of: Some((tier, window_ns)), capacity, words: words(entries)? });
+        content = rest;
+    }
+    Some(Kept { secret: *secret, parts })
+}
+
+fn number(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let (number, rest) = bytes.split_first_chunk()?;
+    Some((u64::from_le_bytes(*number), rest))
+}
+
+fn words(bytes: &[u8]) -> Option<Vec<(u32, u128)>> {
+    let (entries, rest) = bytes.as_chunks::<ENTRY>();
     let words = entries.iter().map(|entry| {
         let (set, word) = entry.split_first_chunk::<4>()?;
         Some((u32::from_le_bytes(*set), u128::from_le_bytes(*word.as_array()?)))
     });
-    let words = words.collect::<Option<_>>()?;
-    rest.is_empty().then(|| Kept {
-        secret: *secret,
-        capacity: u64::from_le_bytes(*capacity),
-        words,
-    })
+    words.collect::<Option<_>>().filter(|_| rest.is_empty())
 }
 
 fn file(dir: &Path, limit: &str) -> PathBuf {
@@ -169,7 +240,112 @@ fn file(dir: &Path, limit: &str) -> PathBuf {
 
 /// A crash forgets no more than what was counted in this time.
 const SAVE_EVERY: Duration = Duration::from_secs(10);
-const MAGIC: &[u8] = b"edged quota 1\n";
+const MAGIC: &[u8] = b"edged quota 2\n";
+/// Of files that do not say whose the words are, nor of which window.
+const FORMER_MAGIC: &[u8] = b"edged quota 1\n";
+/// In the place of the length of a tier's name: these are of no tier.
+const NO_TIER: u64 = u64::MAX;
+/// The part of a word that says what its key has done.
+const STATE: u128 = (1 << STATE_BITS) - 1;
 const ENTRY: usize = 4 + 16;
 /// Of the largest table that can be configured.
 const BYTES_MAX: u64 = (1 << 27) * ENTRY as u64;
+
+#[cfg(test)]
+mod tests {
+    use edge_policy::limit::{Caller, Facts};
+    use http::Method;
+
+    use super::*;
+    use crate::config;
+
+    /// A rule by user whose numbers these are, as its file in this folder left it.
+    fn rule(dir: &Path, rate: &str, pro: &str) -> Rule {
+        let text = format!(
+            "{}\n[[limit]]\nname = \"a\"\nby = [\"user\"]\nalgorithm = \"fixed_window\"\n\
+             rate = \"{rate}\"\ntiers = {{ pro = \"{pro}\" }}\npersist = true\nkeys_max = 100\n",
+            include_str!("../../config/minimal.toml")
+        );
+        let (mut settings, _) = config::parse(Path::new("edged.toml"), &text).unwrap();
+        settings.state.dir = dir.to_owned();
+        let spec = settings.limits.iter().find(|spec| &*spec.name == "a").unwrap();
+        restore(&settings, spec.clone()).unwrap()
+    }
+
+    /// How many of a hundred requests are admitted, of a caller without a tier and of one with.
+    fn admitted(rule: Rule) -> (Rule, [usize; 2]) {
+        let rules: Rules = [rule].into_iter().collect();
+        let counts = [None, Some("pro")].map(|tier| {
+            let claim = |_: &str| None;
+            let facts = Facts {
+                source: edge_common::Source::v4([192, 0, 2, 1]),
+                caller: Some(Caller { user: ["key", "ann"], key: None, tier, claim: &claim }),
+                route: "/",
+                method: &Method::GET,
+                host: "",
+                header: &|_| None,
+                ja4: None,
+                place: &|_| None,
+                cost: 1,
+            };
+            (0..100).filter(|_| rules.admit(&facts, clock::now()).is_ok()).count()
+        });
+        let former = rules.get("a").unwrap();
+        (Rule::new(former.spec.clone(), Some(former), [0; 16]), counts)
+    }
+
+    #[test]
+    fn what_each_tier_has_counted_is_kept_for_it_and_its_window_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (used, counts) = admitted(rule(dir.path(), "3/d", "5/month"));
+        assert_eq!(counts, [3, 5]);
+        save(dir.path(), &used).unwrap();
+        for (rate, pro, left) in [
+            ("3/d", "5/month", [0, 0]),
+            ("4/d", "7/month", [1, 2]),
+            ("3/d", "5/2d", [0, 5]),
+            ("3/h", "5/month", [3, 0]),
+            ("5/month", "3/d", [5, 3]),
+        ] {
+            let again = rule(dir.path(), rate, pro);
+            assert_eq!(admitted(again).1, left, "{rate}, {pro}");
+        }
+    }
+
+    #[test]
+    fn files_that_do_not_tell_their_window_are_read_and_lock_nobody_out() {
+        let dir = tempfile::tempdir().unwrap();
+        for (former, rate, left) in [("3/d", "4/d", 1), ("3/d", "3/h", 3), ("3/h", "3/d", 3)] {
+            let (used, _) = admitted(rule(&dir.path().join("none"), former, "off"));
+            let (_, Counted { meter, table }) = used.counted().next().unwrap();
+            let mut bytes = FORMER_MAGIC.to_vec();
+            bytes.extend(used.state().secret);
+            bytes.extend((table.capacity() as u64).to_le_bytes());
+            for (set, word) in table.words(meter, clock::now()) {
+                bytes.extend((set as u32).to_le_bytes());
+                bytes.extend(word.to_le_bytes());
+            }
+            bytes.extend(blake3::hash(&bytes).as_bytes());
+            fs::create_dir_all(dir.path().join("quotas")).unwrap();
+            fs::write(file(dir.path(), "a"), bytes).unwrap();
+            assert_eq!(admitted(rule(dir.path(), rate, "off")).1[0], left, "{former} to {rate}");
+        }
+    }
+
+    #[test]
+    fn what_is_cut_off_is_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        save(dir.path(), &admitted(rule(dir.path(), "3/d", "5/month")).0).unwrap();
+        let whole = fs::read(file(dir.path(), "a")).unwrap();
+        assert!(parse(&whole).is_some());
+        let content = &whole[..whole.len() - 32];
+        let is_read = |length: usize| {
+            let mut cut = content[..length].to_vec();
+            cut.extend(blake3::hash(&cut).as_bytes());
+            parse(&cut).is_some()
+        };
+        let read: Vec<_> = (0..=content.len()).filter(|length| is_read(*length)).collect();
+        // With no part, with the first, with both.
+        assert_eq!(read, [30, 30 + 32 + ENTRY, content.len()]);
+    }
+}

@@ -23,12 +23,12 @@ pub(super) fn families(rules: &Rules) -> Vec<MetricFamily> {
         (
             "edged_limit_evicted_total",
             "Keys of a limit that lost their place before they were idle.",
-            |rule| rule.state().table.losses().0,
+            |rule| rule.losses().0,
         ),
         (
             "edged_limit_crowded_total",
             "Requests charged to the place that the newcomers of a full set share.",
-            |rule| rule.state().table.losses().1,
+            |rule| rule.losses().1,
         ),
     ];
     let of = |(name, help, count): Count| {

@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{State, meter::Meter, standing::Standing, table::Hold};
+use super::{
+    meter::Meter,
+    standing::Standing,
+    table::{Hold, Table},
+};
 
 /// What rules admitted.
 #[derive(Debug, Default)]
@@ -18,20 +22,20 @@ pub struct Admission {
 /// A place among the requests in flight, given back when it is dropped.
 #[derive(Debug)]
 pub struct Held {
-    state: Arc<State>,
+    table: Arc<Table>,
     meter: Meter,
     hold: Hold,
 }
 
 impl Held {
-    pub(super) const fn new(state: Arc<State>, meter: Meter, hold: Hold) -> Self {
-        Self { state, meter, hold }
+    pub(super) const fn new(table: Arc<Table>, meter: Meter, hold: Hold) -> Self {
+        Self { table, meter, hold }
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.state.table.release(&self.meter, self.hold);
+        self.table.release(&self.meter, self.hold);
     }
 }
 

@@ -173,6 +173,11 @@ impl Window {
             }
         }
     }
+
+    /// What the next window's number is more than this one's, at the most.
+    const fn step(self) -> u64 {
+        if matches!(self, Self::Month) { 31 } else { 1 }
+    }
 }
 
 impl Meter {
@@ -272,8 +277,9 @@ impl Meter {
 fn fixed(limit: u64, window: Window, state: State, cost: u64, now: Now) -> Outcome {
     let (number, _, left_ns) = window.at(now.unix_ns);
     let (kept, count) = (narrow(state >> COUNT_BITS), narrow(state & COUNT));
-    // A clock that was set back goes on with the window it left.
-    let (number, count) = if kept >= number { (kept, count) } else { (number, 0) };
+    // A clock that was set back a little goes on with the window it left.
+    let is_kept = (number..=number + window.step()).contains(&kept);
+    let (number, count) = if is_kept { (kept, count) } else { (number, 0) };
     let left = |count| Left {
         limit,
         remaining: limit.saturating_sub(count),

@@ -251,6 +251,18 @@ fn a_clock_that_is_set_back_frees_nobody() {
 }
 
 #[test]
+fn a_window_far_ahead_is_of_no_clock_and_locks_nobody_out() {
+    let day = 86_400 * SECOND;
+    for (ahead_ns, window) in
+        [(80 * day, Window::Month), (2 * day, Window::Ns(day)), (400 * day, Window::Ns(SECOND))]
+    {
+        let mut key = Key::new(Meter::FixedWindow { limit: 3, window });
+        while key.ask(1, ahead_ns).is_some() {}
+        assert_eq!((0..9).filter(|_| key.ask(1, 0).is_some()).count(), 3, "{window:?}");
+    }
+}
+
+#[test]
 fn what_never_fits_is_told_so() {
     for meter in [token(1, 5), Meter::FixedWindow { limit: 5, window: Window::Month }] {
         let Outcome::Refuse { wait_ns, .. } = meter.charge(0, 6, at(0)) else { panic!("admitted") };

@@ -1,8 +1,10 @@
 //! Request limits: rules that say whose requests are counted together, how, and how many may pass.
 //!
-//! `meter` has the algorithms, `table` the keys of a rule, `standing` what the client is told.
+//! `meter` has the algorithms, `table` the keys of a meter, `counted` those of a rule, `standing` what the
+//! client is told.
 
 mod admission;
+mod counted;
 pub mod keyed;
 pub mod lease;
 pub mod meter;
@@ -19,13 +21,15 @@ use http::header::HeaderName;
 use siphasher::sip::SipHasher13;
 
 pub use self::admission::{Admission, Held};
+pub use self::counted::Counted;
 pub use self::standing::{Standing, retry_after_s};
 use self::{
+    counted::Counts,
     keyed::Keyed,
     lease::Share,
     meter::{Meter, Now},
     standing::Left,
-    table::{Admitted, Refused, Table},
+    table::{Admitted, Refused},
 };
 use crate::{
     denied::{Denied, Hit},
@@ -135,13 +139,12 @@ pub struct Rule {
     /// What it says.
     pub spec: Spec,
     state: Arc<State>,
+    counts: Counts,
 }
 
-/// What a rule has counted; outlives a change of its numbers.
+/// What a rule knows of its requests; outlives a change of its numbers.
 #[derive(Debug)]
 pub struct State {
-    /// Its keys.
-    pub table: Table,
     /// The secret that leads a key to its place.
     pub secret: [u8; 16],
     /// What this edge may use of it, if many share it.
@@ -168,24 +171,9 @@ impl Spec {
         self.fleet && !self.by.is_empty()
     }
 
-    /// Whether what was counted by the one means the same to the other.
-    fn counts_like(&self, other: &Self) -> bool {
-        use std::mem::discriminant;
-        let kind = |spec: &Self| {
-            let window = spec.meter.and_then(|meter| match meter {
-                Meter::FixedWindow { .. } | Meter::SlidingWindow { .. } => meter.window_s(),
-                _ => None,
-            });
-            (spec.meter.as_ref().map(discriminant), window)
-        };
-        let shared = self.is_keyed() == other.is_keyed();
-        shared && (&self.by, self.keys_max, kind(self)) == (&other.by, other.keys_max, kind(other))
-    }
-
-    /// How requests of this tier are counted.
-    fn meter(&self, tier: Option<&str>) -> Option<&Meter> {
-        let own = tier.and_then(|tier| self.tiers.iter().find(|(name, _)| name == tier));
-        own.map_or(self.meter.as_ref(), |(_, meter)| meter.as_ref())
+    /// Whether the other's keys are the same, in as many places.
+    fn has_keys_of(&self, other: &Self) -> bool {
+        (self.is_keyed(), &self.by, self.keys_max) == (other.is_keyed(), &other.by, other.keys_max)
     }
 }
 
@@ -201,9 +189,8 @@ impl Rule {
     /// A rule that begins anew, or where the `former` one of its name was.
     #[must_use]
     pub fn new(spec: Spec, former: Option<&Self>, secret: [u8; 16]) -> Self {
-        let kept = former.filter(|former| former.spec.counts_like(&spec));
+        let kept = former.filter(|former| former.spec.has_keys_of(&spec));
         let anew = || State {
-            table: Table::new(spec.keys_max),
             secret,
             share: Share::default(),
             keyed: spec.is_keyed().then(Keyed::default),
@@ -211,30 +198,42 @@ impl Rule {
             would_refuse: AtomicU64::new(0),
         };
         let state = kept.map_or_else(|| Arc::new(anew()), |former| Arc::clone(&former.state));
-        Self { spec, state }
+        let counts = Counts::new(&spec, kept.map(|former| &former.counts));
+        Self { spec, state, counts }
     }
 
-    /// What it has counted.
+    /// What it knows of its requests.
     #[must_use]
     pub fn state(&self) -> &Arc<State> {
         &self.state
+    }
+
+    /// What it has counted: of those without a tier that has numbers of its own, and of each such tier.
+    pub fn counted(&self) -> impl Iterator<Item = (Option<&str>, &Counted)> {
+        self.counts.iter()
+    }
+
+    /// Keys that lost their place before they were idle, and charges that were shared.
+    #[must_use]
+    pub fn losses(&self) -> (u64, u64) {
+        let each = self.counted().map(|(_, counted)| counted.table.losses());
+        each.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
     }
 
     /// Charges a request, if the rule speaks of it.
     fn charge(&self, facts: &Facts<'_>, now: Now) -> Result<Admission, Denied> {
         let tier = facts.caller.and_then(|caller| caller.tier);
         let speaks = facts.cost > 0 && self.spec.only.covers(facts);
-        let Some(meter) = self.spec.meter(tier).filter(|_| speaks) else {
+        let Some(Counted { meter, table }) = self.counts.of(tier).filter(|_| speaks) else {
             return Ok(Admission::default());
         };
         let Some(hash) = self.hash(facts) else { return Ok(Admission::default()) };
         let meter = &self.part(*meter, hash, facts.cost);
         let standing = |left: Left| Standing { left, window_s: meter.window_s() };
-        match self.state.table.charge(meter, hash, facts.cost, now) {
+        match table.charge(meter, hash, facts.cost, now) {
             Ok(Admitted { left, delay_ns, hold }) => {
                 let hold = meter.is_concurrent().then_some(hold);
-                let state = || Arc::clone(&self.state);
-                let held = hold.map(|hold| Held::new(state(), *meter, hold));
+                let held = hold.map(|hold| Held::new(Arc::clone(table), *meter, hold));
                 let held = held.into_iter().collect();
                 Ok(if self.spec.shadow {
                     Admission { held, ..Admission::default() }

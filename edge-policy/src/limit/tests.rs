@@ -189,6 +189,75 @@ fn a_rule_goes_on_counting_where_its_former_self_was() {
     assert_eq!(ASK.admitted(&[anew]), 5);
 }
 
+fn per(limit: u64, window_s: u64) -> Meter {
+    Meter::FixedWindow { limit, window: meter::Window::Ns(window_s * SECOND) }
+}
+
+const HOUR: u64 = 3_600;
+const DAY: u64 = 24 * HOUR;
+
+#[test]
+fn who_changes_tier_is_counted_by_the_new_one_alone() {
+    let of = |rules: &[Rule], tier, ns| {
+        let ask = Ask { user: Some("a"), tier, ..ASK };
+        (0..100).filter(|_| ask.of(rules, ns).is_ok()).count()
+    };
+    let of_hour_and_day = [per(3, HOUR), per(5, DAY)];
+    let slow_and_fast = [bucket(3), Meter::TokenBucket(Bucket::new(1_000, SECOND, 5).unwrap())];
+    for [own, pro] in [of_hour_and_day, slow_and_fast] {
+        let tiers = vec![("pro".to_owned(), Some(pro))];
+        let rules = [rule(Spec { tiers, ..spec(&[Part::User], own) })];
+        assert_eq!(of(&rules, None, 0), 3, "{pro:?}");
+        assert_eq!(of(&rules, Some("pro"), 0), 5, "{pro:?}");
+        assert_eq!(of(&rules, Some("pro"), 2 * DAY * SECOND), 5, "{pro:?}");
+        assert_eq!(of(&rules, None, 2 * DAY * SECOND), 3, "{pro:?}");
+    }
+}
+
+#[test]
+fn callers_of_a_wide_tier_free_nobody_of_a_narrow_one() {
+    let tiers = vec![("pro".to_owned(), Some(per(10_000, DAY)))];
+    let few = Spec { keys_max: 7, tiers, ..spec(&[Part::Source, Part::User], per(3, DAY)) };
+    let rules = [rule(few)];
+    let free = Ask { user: Some("free"), ..ASK };
+    assert_eq!(free.admitted(&rules), 3);
+    for n in 0..1_000_u32 {
+        let [_, _, high, low] = n.to_be_bytes();
+        let pro = Ask { source: [10, 0, high, low], user: Some("a"), tier: Some("pro"), ..ASK };
+        assert!((0..9).all(|_| pro.of(&rules, 0).is_ok()));
+    }
+    assert_eq!(free.admitted(&rules), 0);
+}
+
+#[test]
+fn a_changed_period_begins_anew_whoevers_it_is_and_nobody_elses_count() {
+    let tiered = |own: Meter, pro: Meter| {
+        let tiers = vec![("pro".to_owned(), Some(pro))];
+        Spec { tiers, ..spec(&[Part::User], own) }
+    };
+    let free = Ask { user: Some("a"), ..ASK };
+    let pro = Ask { user: Some("b"), tier: Some("pro"), ..ASK };
+    let old = [rule(tiered(per(3, DAY), per(5, HOUR)))];
+    assert_eq!((free.admitted(&old), pro.admitted(&old)), (3, 5));
+    let next = [Rule::new(tiered(per(4, DAY), per(9, DAY)), Some(&old[0]), [8; 16])];
+    assert_eq!((free.admitted(&next), pro.admitted(&next)), (1, 9));
+    assert!(pro.of(&next, 2 * DAY * SECOND).is_ok(), "locked out");
+}
+
+#[test]
+fn a_rate_that_is_loosened_is_not_paid_for_at_the_former_one() {
+    let rate = |count, period_s: u64, size| {
+        Meter::TokenBucket(Bucket::new(count, period_s * SECOND, size).unwrap())
+    };
+    let old = [rule(spec(&[Part::Source], rate(100, DAY, 100)))];
+    assert_eq!((0..200).filter(|_| ASK.of(&old, 0).is_ok()).count(), 100);
+    let loose = [Rule::new(spec(&[Part::Source], rate(1_000, 1, 1_000)), Some(&old[0]), [8; 16])];
+    assert!(ASK.of(&loose, 0).is_ok());
+    // One that is tightened goes on: what is owed is owed for no longer than was said.
+    let tight = [Rule::new(spec(&[Part::Source], rate(50, DAY, 50)), Some(&old[0]), [8; 16])];
+    assert_eq!(ASK.admitted(&tight), 0);
+}
+
 proptest! {
     /// Parts that run together are told apart all the same.
     #[test]

@@ -142,7 +142,9 @@ fn rule(name: &str, by: &[Part], meter: Meter) -> Rule {
     };
     let rule = Rule::new(spec, None, *b"a secret of ours");
     // As the daemon has it.
-    edge_daemon::memory::make_huge(&rule.state().table.memory());
+    for (_, counted) in rule.counted() {
+        edge_daemon::memory::make_huge(&counted.table.memory());
+    }
     rule
 }
 
