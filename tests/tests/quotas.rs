@@ -116,6 +116,28 @@ fn a_shadow_refuses_nothing_and_a_dear_route_costs_more() -> Result<()> {
 }
 
 #[test]
+fn a_dear_route_costs_its_clients_limit_as_much() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let at_once =
+        "[[limit]]\nname = \"at-once\"\nby = [\"source\"]\nalgorithm = \"concurrent\"\nmax = 1";
+    let setup = lab.edged()?.set("limits.per_source", "{ rate = \"25/h\", burst = 25 }");
+    let edged = setup.set("route.1.cost", "10").append(at_once)?.start()?;
+    let key = edged.key("k")?;
+    let dear = || edged.get(FRIEND, "/").key(&key).send();
+    assert_eq!([dear()?.status, dear()?.status], [200; 2]);
+    // Five are left, of which the third takes one to ask; it would find ten in six more.
+    let refused = dear()?;
+    let wait: u64 = refused.header("retry-after").unwrap_or("0").parse()?;
+    assert_eq!(refused.status, 429);
+    assert!((5 * 144..=6 * 144).contains(&wait), "{wait}");
+    assert_eq!(edged.get(FRIEND, "/health").send()?.status, 200);
+    assert_eq!(refused_by(&edged, "per_source", "edged_limit_refused_total")?, 1.0);
+    assert_eq!(edged.metrics()?.requests(Reason::SourceRate), 1.0);
+    Ok(())
+}
+
+#[test]
 fn a_leaky_bucket_makes_requests_wait_for_their_turn() -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;

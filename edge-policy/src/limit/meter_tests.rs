@@ -91,20 +91,22 @@ proptest! {
     fn a_leaky_bucket_serves_in_turn(count in 1..50_u64, size in 1..40_u64, requests in requests()) {
         let mut key = Key::new(Meter::LeakyBucket(Bucket::new(count, SECOND, size).unwrap()));
         let interval = SECOND * 1024 / count;
-        // When each request that was admitted is served, in ticks.
-        let mut served: VecDeque<u64> = VecDeque::new();
+        // When each request that was admitted is served, and for how long, in ticks.
+        let mut served: VecDeque<(u64, u64)> = VecDeque::new();
         let (mut free, mut ns) = (0, 0);
-        for (gap, _) in requests {
+        for (gap, cost) in requests {
             ns += gap;
             let now = ns * 1024;
             let start = now.max(free);
-            let fits = start + interval - now <= interval * size;
-            let delay = key.ask(1, ns);
+            let takes = interval * cost;
+            let fits = start + takes - now <= interval * size;
+            let delay = key.ask(cost, ns);
             prop_assert_eq!(delay, fits.then(|| (start - now).div_ceil(1024)));
             if fits {
-                free = start + interval;
-                prop_assert!(served.back().is_none_or(|last| last + interval <= start));
-                served.push_back(start);
+                free = start + takes;
+                let is_after = |(last, takes): &(u64, u64)| last + takes <= start;
+                prop_assert!(served.back().is_none_or(is_after));
+                served.push_back((start, takes));
             }
         }
     }

@@ -220,17 +220,18 @@ impl Rule {
         each.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
     }
 
-    /// Charges a request, if the rule speaks of it.
-    fn charge(&self, facts: &Facts<'_>, now: Now) -> Result<Admission, Denied> {
+    /// Charges a request, if the rule speaks of it, what it costs beyond what is `paid`.
+    fn charge(&self, facts: &Facts<'_>, paid: u64, now: Now) -> Result<Admission, Denied> {
         let tier = facts.caller.and_then(|caller| caller.tier);
-        let speaks = facts.cost > 0 && self.spec.only.covers(facts);
+        let cost = facts.cost.saturating_sub(paid);
+        let speaks = cost > 0 && self.spec.only.covers(facts);
         let Some(Counted { meter, table }) = self.counts.of(tier).filter(|_| speaks) else {
             return Ok(Admission::default());
         };
         let Some(hash) = self.hash(facts) else { return Ok(Admission::default()) };
-        let meter = &self.part(*meter, hash, facts.cost);
+        let meter = &self.part(*meter, hash, cost);
         let standing = |left: Left| Standing { left, window_s: meter.window_s() };
-        match table.charge(meter, hash, facts.cost, now) {
+        match table.charge(meter, hash, cost, now) {
             Ok(Admitted { left, delay_ns, hold }) => {
                 let hold = meter.is_concurrent().then_some(hold);
                 let held = hold.map(|hold| Held::new(Arc::clone(table), *meter, hold));
@@ -247,6 +248,9 @@ impl Rule {
             }
             Err(Refused { left, wait_ns }) => {
                 self.state.refused.fetch_add(1, Relaxed);
+                // Who comes again pays the whole again.
+                let whole = || table.wait_ns(meter, hash, facts.cost, now);
+                let wait_ns = if paid == 0 { wait_ns } else { whole() };
                 let limit = Arc::clone(&self.spec.name);
                 let hit = Some(Box::new(Hit { limit, standing: standing(left) }));
                 Err(Denied { wait_ns, hit, ..Denied::new(self.spec.reason) })
@@ -331,17 +335,24 @@ impl Rules {
             header: &|_| None,
             ja4: None,
             place: &|_| None,
-            cost: 1,
+            cost: ASKED,
         };
-        admit(&self.early, &facts, now)
+        admit(&self.early, &facts, 0, now)
     }
 
-    /// Charges a request to all other rules.
+    /// Charges a request to all other rules, and to those by its source what it costs beyond the one
+    /// that they were charged; none of them makes it wait once more.
     ///
     /// # Errors
     /// If a rule refuses; what the others in flight held is given back.
     pub fn admit(&self, facts: &Facts<'_>, now: Now) -> Result<Admission, Denied> {
-        admit(&self.late, facts, now)
+        if facts.cost <= ASKED {
+            return admit(&self.late, facts, 0, now);
+        }
+        let is_concurrent = |rule: &&Rule| rule.spec.meter.is_some_and(|m| m.is_concurrent());
+        let early = self.early.iter().filter(|rule| !is_concurrent(rule));
+        let early = Admission { delay_ns: 0, ..admit(early, facts, ASKED, now)? };
+        Ok(early.and(admit(&self.late, facts, 0, now)?))
     }
 
     /// Every rule.
@@ -356,19 +367,24 @@ impl Rules {
     }
 }
 
-/// Charges a request to each rule that speaks of it, in their order, until one refuses.
+/// Charges a request, of which so much is paid, to each rule that speaks of it, in their order, until
+/// one refuses.
 ///
 /// # Errors
 /// If a rule refuses; what the others in flight held is given back.
 fn admit<'a>(
     rules: impl IntoIterator<Item = &'a Rule>,
     facts: &Facts<'_>,
+    paid: u64,
     now: Now,
 ) -> Result<Admission, Denied> {
     rules.into_iter().try_fold(Admission::default(), |admission, rule| {
-        Ok(admission.and(rule.charge(facts, now)?))
+        Ok(admission.and(rule.charge(facts, paid, now)?))
     })
 }
+
+/// What a request is charged of which nothing but its source is known.
+const ASKED: u64 = 1;
 
 #[cfg(test)]
 #[path = "tests.rs"]

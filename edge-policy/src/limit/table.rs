@@ -135,6 +135,15 @@ impl Table {
         meter.charge(if word & MARK == own { word & !MARK } else { 0 }, cost, now)
     }
 
+    /// After how long a key would be admitted at such a cost if nothing else came; `None`: nobody knows.
+    #[must_use]
+    pub fn wait_ns(&self, meter: &Meter, hash: u64, cost: u64, now: Now) -> Option<u64> {
+        match self.look(meter, hash, cost, now) {
+            Outcome::Admit { .. } => Some(0),
+            Outcome::Refuse { wait_ns, .. } => wait_ns,
+        }
+    }
+
     /// Keys that lost their place before they were idle, and charges that were shared.
     #[must_use]
     pub fn losses(&self) -> (u64, u64) {

@@ -69,7 +69,7 @@ impl Ask {
             place: &|_| None,
             cost: self.cost,
         };
-        admit(rules, &facts, now(ns))
+        admit(rules, &facts, 0, now(ns))
     }
 
     /// How many of a hundred are admitted.
@@ -122,6 +122,34 @@ fn a_request_may_cost_more_than_one() {
     assert_eq!(Ask { cost: 10, ..ASK }.admitted(&rules), 2);
     assert_eq!(ASK.admitted(&rules), 5);
     assert_eq!(Ask { cost: 0, ..ASK }.admitted(&rules), 100);
+}
+
+#[test]
+fn what_a_route_costs_is_charged_to_the_sources_own_limit_as_well() {
+    let at_once = spec(&[Part::Source], Meter::Concurrent { limit: 1 });
+    let later = spec(&[Part::Route], bucket(100));
+    let rules: Rules =
+        [spec(&[Part::Source], bucket(25)), at_once, later].map(rule).into_iter().collect();
+    let ask = |cost| {
+        let facts = Facts {
+            source: Source::v4([192, 0, 2, 1]),
+            caller: None,
+            route: "/",
+            method: &Method::GET,
+            host: "",
+            header: &|_| None,
+            ja4: None,
+            place: &|_| None,
+            cost,
+        };
+        let early = rules.admit_source(facts.source, now(0))?;
+        rules.admit(&facts, now(0)).map(|late| early.and(late))
+    };
+    let asked = [10, 10, 10, 1, 1, 1, 0, 1, 0].map(|cost| ask(cost).is_ok());
+    // The third is refused for its cost, once it has taken one to ask; so does what costs nothing.
+    assert_eq!(asked, [true, true, false, true, true, true, true, false, false]);
+    let Err(denied) = ask(10) else { panic!("admitted") };
+    assert_eq!(denied.wait_ns, Some(3_600 * SECOND), "for the first of ten");
 }
 
 #[test]
@@ -259,6 +287,39 @@ fn a_rate_that_is_loosened_is_not_paid_for_at_the_former_one() {
 }
 
 proptest! {
+    /// Each source has so many at once, whoever's end first, whatever they cost and whatever changes.
+    #[test]
+    fn as_many_are_in_flight_as_a_plain_count_says(
+        limit in 1..5_u64,
+        asks in proptest::collection::vec((0..3_u8, 0..4_u64, any::<prop::sample::Index>(), 0..4_u8), 1..200),
+    ) {
+        let at_once = |limit| spec(&[Part::Source], Meter::Concurrent { limit });
+        let mut rules = [rule(at_once(limit))];
+        let (mut held, mut limit, mut ns) = (Vec::<(u8, Admission)>::new(), limit, 0);
+        for (source, cost, which, what) in asks {
+            ns += SECOND;
+            let count = held.iter().filter(|(of, _)| *of == source).count() as u64;
+            match what {
+                0 if !held.is_empty() => drop(held.swap_remove(which.index(held.len()))),
+                1 if cost == 0 => {
+                    limit = limit % 4 + 1;
+                    rules = [Rule::new(at_once(limit), Some(&rules[0]), [8; 16])];
+                }
+                _ => {
+                    let asked = Ask { source: [192, 0, 2, source], cost, ..ASK }.of(&rules, ns);
+                    prop_assert_eq!(asked.is_ok(), cost == 0 || count < limit);
+                    held.extend(asked.ok().filter(|a| !a.held.is_empty()).map(|a| (source, a)));
+                }
+            }
+        }
+        held.clear();
+        for source in 0..3 {
+            let ask = Ask { source: [192, 0, 2, source], ..ASK };
+            let admitted: Vec<_> = (0..9).filter_map(|_| ask.of(&rules, ns).ok()).collect();
+            prop_assert_eq!(admitted.len() as u64, limit);
+        }
+    }
+
     /// Parts that run together are told apart all the same.
     #[test]
     fn no_two_keys_are_one(a in "[ab]{0,3}", b in "[ab]{0,3}", c in "[ab]{0,3}", d in "[ab]{0,3}") {
@@ -278,7 +339,7 @@ proptest! {
                 place: &|_| None,
                 cost: 1,
             };
-            admit(&rules, &facts, now(0)).is_ok()
+            admit(&rules, &facts, 0, now(0)).is_ok()
         };
         prop_assert!(ask(&a, &b));
         prop_assert_eq!(ask(&c, &d), (&a, &b) != (&c, &d));
