@@ -23,7 +23,7 @@ use tokio::time;
 
 use super::{
     Fleet,
-    leases::{EVERY, LEDGER_KEPT, TERM},
+    leases::{EVERY, LEDGER_KEPT, TERM, meanwhile},
     server::{Server, connect, said},
 };
 use crate::request::Edge;
@@ -64,35 +64,54 @@ pub(super) async fn keep(fleet: Arc<Fleet>, edge: Arc<Edge>) {
     let mut server = None;
     let mut ticks = time::interval(EVERY);
     ticks.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+    ticks.tick().await;
     loop {
-        ticks.tick().await;
         let plan = edge.plan.load_full();
         let shared: Vec<_> = plan.limits.iter().filter(|rule| rule.spec.is_keyed()).collect();
         limits.retain(|name, _| shared.iter().any(|rule| rule.spec.name == *name));
-        for rule in shared {
+        let nodes = fleet.settings.nodes;
+        for rule in &shared {
             let Some(keyed) = &rule.state().keyed else { continue };
-            let nodes = fleet.settings.nodes;
-            keyed.set_alone(lease::alone(nodes));
-            let anew = || Limit { looked: Instant::now(), keys: BTreeMap::new() };
-            let limit = limits.entry(Arc::clone(&rule.spec.name)).or_insert_with(anew);
-            limit.look(rule, keyed, nodes);
-            let begun = Instant::now();
-            let work = renew(&fleet, &mut server, &rule.spec.name, limit);
-            let renewed = match time::timeout(fleet.settings.timeout, work).await {
-                Ok(renewed) => renewed,
-                Err(_) => Err("it took too long".to_owned()),
-            };
+            let (name, begun) = (&rule.spec.name, Instant::now());
+            let anew = || Limit { looked: begun, keys: BTreeMap::new() };
+            limits.entry(Arc::clone(name)).or_insert_with(anew).look(rule, keyed, nodes);
+            let Some(known) = limits.get(name) else { continue };
+            let work = renew(&fleet, &mut server, name, known);
+            let work = time::timeout(fleet.settings.timeout, work);
+            let renewed = meanwhile(work, || end(&shared, &limits, lease::alone(nodes))).await;
+            let renewed = renewed.unwrap_or_else(|_| Err("it took too long".to_owned()));
             fleet.counts.renewals[usize::from(renewed.is_err())].fetch_add(1, Relaxed);
+            let Some(limit) = limits.get_mut(name) else { continue };
             match renewed {
                 Ok(leases) => limit.adopt(keyed, leases, begun),
                 Err(error) => {
-                    tracing::debug!(error, limit = &*rule.spec.name, "leases are not renewed");
+                    tracing::debug!(error, limit = &**name, "leases are not renewed");
                     server = None;
                 }
             }
-            limit.end(keyed);
+            limit.forget(keyed);
+        }
+        meanwhile(ticks.tick(), || end(&shared, &limits, lease::alone(nodes))).await;
+    }
+}
+
+/// Gives up what is over in all limits; when the next is. Keys without a lease have the `alone` part.
+fn end(shared: &[&Rule], limits: &BTreeMap<Arc<str>, Limit>, alone: u32) -> Option<Instant> {
+    let now = Instant::now();
+    let mut next: Option<Instant> = None;
+    for rule in shared {
+        let Some(keyed) = &rule.state().keyed else { continue };
+        keyed.set_alone(alone);
+        let keys = limits.get(&rule.spec.name).into_iter().flat_map(|limit| &limit.keys);
+        for (key, until) in keys.filter_map(|(key, held)| Some((key, held.until?))) {
+            if until > now {
+                next = Some(next.map_or(until, |next| next.min(until)));
+            } else {
+                keyed.lease(*key, None);
+            }
         }
     }
+    next
 }
 
 impl Held {
@@ -135,8 +154,8 @@ impl Limit {
         }
     }
 
-    /// Gives up what could not be renewed in time, and forgets what nobody asks for.
-    fn end(&mut self, keyed: &Keyed) {
+    /// Forgets what is over, and what nobody asks for.
+    fn forget(&mut self, keyed: &Keyed) {
         let now = Instant::now();
         self.keys.retain(|key, held| {
             if held.until.is_some_and(|until| now >= until) {
@@ -270,3 +289,48 @@ const FAINT: u32 = WHOLE / 256;
 const KEYS_MAX: usize = 1_024;
 /// How long a key stays on the list that nobody asks for.
 const LISTED: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config;
+
+    #[tokio::test]
+    async fn no_key_keeps_its_lease_beyond_its_term_while_another_limit_is_waited_for() {
+        let limits = (0..8).map(|n| {
+            format!(
+                "[[limit]]\nname = \"{n}\"\nby = [\"source\"]\nrate = \"9/s\"\nscope = \"fleet\"\n"
+            )
+        });
+        let text = include_str!("../../../../config/minimal.toml").to_owned() + FLEET;
+        let text = text + &limits.collect::<String>();
+        let (settings, _) = config::parse(Path::new("edged.toml"), &text).unwrap();
+        let shared = settings.limits.into_iter().filter(|spec| spec.fleet);
+        let rules: Vec<_> = shared.map(|spec| Rule::new(spec, None, [0; 16])).collect();
+        let shared: Vec<_> = rules.iter().collect();
+        let (begun, soon) = (Instant::now(), Duration::from_millis(100));
+        let (all, part) = (WHOLE, WHOLE / 4);
+        let limits = shared.iter().zip(0..).map(|(rule, n)| {
+            rule.state().keyed.as_ref().unwrap().lease(7, Some(all));
+            let until = Some(begun + if n % 2 == 0 { soon } else { 3_600 * soon });
+            let keys = BTreeMap::from([(7, Held { until, demand: Demand::default() })]);
+            (Arc::clone(&rule.spec.name), Limit { looked: begun, keys })
+        });
+        let limits: BTreeMap<_, _> = limits.collect();
+        let keyed = shared.iter().filter_map(|rule| rule.state().keyed.as_ref());
+        let parts = || keyed.clone().map(|keyed| keyed.ask(7, 1)).collect::<Vec<_>>();
+        let waited = async {
+            assert_eq!(parts(), [all; 8]);
+            while parts()[6] == all {
+                time::sleep(soon / 10).await;
+            }
+        };
+        let waited = time::timeout(100 * soon, waited);
+        meanwhile(waited, || end(&shared, &limits, part)).await.expect("given up meanwhile");
+        assert_eq!(parts(), [part, all, part, all, part, all, part, all]);
+    }
+
+    const FLEET: &str = "\n[fleet]\nserver = \"redis://h\"\nsecret = \"env:S\"\nnode = \"a\"\n";
+}

@@ -3,6 +3,8 @@
 
 use std::{
     collections::BTreeMap,
+    future,
+    pin::pin,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -10,7 +12,7 @@ use std::{
 use edge_identity::fleet::Seal;
 use edge_policy::limit::{
     Rule,
-    lease::{self, Demand, Ledger, Share},
+    lease::{self, Demand, Ledger},
     meter::Meter,
 };
 use redis::{cmd, pipe};
@@ -37,39 +39,75 @@ pub(super) async fn keep(fleet: Arc<Fleet>, edge: Arc<Edge>) {
     let mut server: Option<Server> = None;
     let mut ticks = time::interval(EVERY);
     ticks.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+    ticks.tick().await;
     loop {
-        ticks.tick().await;
         let plan = edge.plan.load_full();
         let shared: Vec<_> = plan.limits.iter().filter(|rule| is_whole(rule)).collect();
         held.retain(|name, _| shared.iter().any(|rule| rule.spec.name == *name));
-        for rule in shared {
-            let now = Instant::now();
-            let state = held.entry(Arc::clone(&rule.spec.name)).or_insert_with(|| {
-                // Nothing is leased yet.
-                alone(&fleet, &rule.state().share);
-                Held { until: now, looked: now, demand: Demand::default() }
-            });
-            state.look(rule, now);
+        for rule in &shared {
             let begun = Instant::now();
+            let name = &rule.spec.name;
+            // Nothing is leased yet.
+            let anew = || Held { until: begun, looked: begun, demand: Demand::default() };
+            let state = held.entry(Arc::clone(name)).or_insert_with(anew);
+            state.look(rule, begun);
             let wanted = state.demand.wanted();
-            let renewed = renew(&fleet, &mut server, &rule.spec.name, wanted).await;
+            let work = renew(&fleet, &mut server, name, wanted);
+            let renewed = meanwhile(work, || end(&shared, &held, alone(&fleet))).await;
             fleet.counts.renewals[usize::from(renewed.is_err())].fetch_add(1, Relaxed);
             match renewed {
                 Ok((parts, nodes)) => {
-                    state.until = begun + TERM;
                     fleet.counts.nodes.store(nodes, Relaxed);
                     rule.state().share.set(parts, true);
+                    held.entry(Arc::clone(name)).and_modify(|state| state.until = begun + TERM);
                 }
                 Err(error) => {
-                    tracing::debug!(error, limit = &*rule.spec.name, "a lease is not renewed");
+                    tracing::debug!(error, limit = &**name, "a lease is not renewed");
                     server = None;
                 }
             }
-            if Instant::now() >= state.until {
-                alone(&fleet, &rule.state().share);
+        }
+        meanwhile(ticks.tick(), || end(&shared, &held, alone(&fleet))).await;
+    }
+}
+
+/// Does some work, and meanwhile gives up each lease when its time is over, whoever's turn it is: `end`
+/// does so, and says when the next one's is.
+pub(super) async fn meanwhile<T>(
+    work: impl Future<Output = T>,
+    mut end: impl FnMut() -> Option<Instant>,
+) -> T {
+    let mut work = pin!(work);
+    loop {
+        let next = end();
+        let over = async {
+            match next {
+                Some(next) => time::sleep_until(next.into()).await,
+                None => future::pending().await,
             }
+        };
+        tokio::select! {
+            done = &mut work => {
+                end();
+                return done;
+            }
+            () = over => {}
         }
     }
+}
+
+/// Gives up what is over, and what was never leased; when the next one is over.
+fn end(shared: &[&Rule], held: &BTreeMap<Arc<str>, Held>, alone: u32) -> Option<Instant> {
+    let now = Instant::now();
+    let mut next = None;
+    for rule in shared {
+        let until = held.get(&rule.spec.name).map(|held| held.until);
+        match until.filter(|until| *until > now) {
+            Some(until) => next = Some(next.map_or(until, |next: Instant| next.min(until))),
+            None => rule.state().share.set(alone, false),
+        }
+    }
+    next
 }
 
 /// Whether a limit is shared for everybody together.
@@ -78,8 +116,8 @@ fn is_whole(rule: &Rule) -> bool {
 }
 
 /// Without a lease an edge keeps to the part that it would have if all asked for the same.
-fn alone(fleet: &Fleet, share: &Share) {
-    share.set(lease::alone(fleet.settings.nodes.max(fleet.counts.nodes.load(Relaxed))), false);
+fn alone(fleet: &Fleet) -> u32 {
+    lease::alone(fleet.settings.nodes.max(fleet.counts.nodes.load(Relaxed)))
 }
 
 impl Held {
@@ -164,3 +202,52 @@ pub(super) const EVERY: Duration = Duration::from_millis(200);
 pub(super) const TERM: Duration = Duration::from_secs(3);
 pub(super) const LEDGER_KEPT: Duration = Duration::from_secs(10);
 const ATTEMPTS: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use edge_policy::limit::lease::WHOLE;
+
+    use super::*;
+    use crate::config;
+
+    /// Eight limits that a fleet shares.
+    fn rules() -> Vec<Rule> {
+        let limits = (0..8).map(|n| {
+            format!("[[limit]]\nname = \"{n}\"\nby = []\nrate = \"9/s\"\nscope = \"fleet\"\n")
+        });
+        let text = include_str!("../../../../config/minimal.toml").to_owned();
+        let fleet = "\n[fleet]\nserver = \"redis://h\"\nsecret = \"env:S\"\nnode = \"a\"\n";
+        let text = text + fleet + &limits.collect::<String>();
+        let (settings, _) = config::parse(Path::new("edged.toml"), &text).unwrap();
+        let shared = settings.limits.into_iter().filter(|spec| spec.fleet);
+        shared.map(|spec| Rule::new(spec, None, [0; 16])).collect()
+    }
+
+    #[tokio::test]
+    async fn no_lease_outlives_its_term_while_another_is_waited_for() {
+        let rules = rules();
+        let shared: Vec<_> = rules.iter().collect();
+        assert_eq!(shared.len(), 8);
+        let (begun, soon) = (Instant::now(), Duration::from_millis(100));
+        let leases = shared.iter().zip(0..7).map(|(rule, n)| {
+            let until = begun + if n % 2 == 0 { soon } else { 3_600 * soon };
+            let held = Held { until, looked: begun, demand: Demand::default() };
+            (Arc::clone(&rule.spec.name), held)
+        });
+        let held: BTreeMap<_, _> = leases.collect();
+        let parts = || shared.iter().map(|rule| rule.state().share.parts()).collect::<Vec<_>>();
+        let (all, part) = (WHOLE, WHOLE / 4);
+        let waited = async {
+            // The last one was never leased.
+            assert_eq!(parts(), [all, all, all, all, all, all, all, part]);
+            while parts()[6] == all {
+                time::sleep(soon / 10).await;
+            }
+        };
+        let waited = time::timeout(100 * soon, waited);
+        meanwhile(waited, || end(&shared, &held, part)).await.expect("given up meanwhile");
+        assert_eq!(parts(), [part, all, part, all, part, all, part, part]);
+    }
+}
