@@ -1,5 +1,7 @@
 //! Reads `[limits]` and `[[limit]]`: how many requests, whose, and how they are counted.
 
+mod sense;
+
 use edge_common::Reason;
 use edge_policy::{
     limit::{
@@ -177,7 +179,12 @@ pub(super) fn check(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'
         }
         if spec.meter.is_none() && spec.tiers.iter().all(|(_, meter)| meter.is_none()) {
             notes.doubt(named(n), format!("'{name}' admits everything"), "leave it out");
+        } else if notes.is_clean() {
+            sense::check_limit((settings, spec), n, document, notes);
         }
+    }
+    if notes.is_clean() {
+        sense::check_costs(settings, document, notes);
     }
 }
 
@@ -366,5 +373,67 @@ mod tests {
         assert!(limit("rate = \"off\"").unwrap().1.contains("admits everything"));
         let never = limit("rate = \"5/s\"\nmethods = [\"OPTIONS\"]").unwrap().1;
         assert!(never.contains("speaks of no request"), "{never}");
+    }
+
+    #[test]
+    fn what_changes_nothing_binds_nobody_or_is_never_paid_is_told() {
+        let route = |cost: u64, auth: &str| {
+            format!(
+                "[[route]]\npath = \"/x\"\nmethods = [\"GET\"]\nauth = \"{auth}\"\nupstream = \"api\"\n\
+                 cost = {cost}\n"
+            )
+        };
+        let other =
+            |by: &str, lines: &str| format!("[[limit]]\nname = \"b\"\nby = {by}\n{lines}\n");
+        let told = |lines: &str| limit(lines).expect(lines).1;
+        let moot = |own: &str, its: &str| {
+            let told = told(&format!("{own}\n{}", other("[\"source\"]", its)));
+            let is_moot = |name: &str| told.contains(&format!("'{name}' changes nothing"));
+            (is_moot("a"), is_moot("b"))
+        };
+        let rate = "rate = \"5/h\"\n";
+        assert_eq!(moot(rate, rate), (false, true));
+        assert_eq!(moot(rate, "rate = \"9/h\""), (false, true));
+        assert_eq!(moot("rate = \"9/h\"", rate), (true, false));
+        assert_eq!(moot("rate = \"9/h\"\nburst = 2", rate), (false, false));
+        assert_eq!(
+            moot(rate, "rate = \"5/h\"\ntiers = { a = \"6/h\", b = \"off\" }"),
+            (false, true)
+        );
+        assert_eq!(moot(rate, "rate = \"5/h\"\ntiers = { a = \"4/h\" }"), (true, false));
+        let mixed = "rate = \"5/h\"\ntiers = { a = \"4/h\", b = \"6/h\" }";
+        assert_eq!(moot(rate, mixed), (false, false));
+        for lines in ["shadow = true", "methods = [\"GET\"]", "algorithm = \"sliding_window\""] {
+            assert_eq!(moot(rate, &format!("{rate}{lines}")), (false, false), "{lines}");
+        }
+        // The usual one for sources is a token bucket of 600/m that holds 100.
+        assert!(told("rate = \"600/m\"\nburst = 100").contains("'per_source' is never less"));
+        assert!(!told("rate = \"600/m\"\nburst = 99").contains("never less strict"));
+
+        for (by, auth, what) in [
+            ("[\"user\", \"route\"]", "none", "'b' binds nobody"),
+            ("[\"key\"]", "none", "'b' binds nobody"),
+            ("[\"tier\"]", "none", "'b' counts all who show nothing together"),
+            ("[\"claim:org\"]", "none", "'b' counts all who show nothing together"),
+            ("[\"user\"]", "key", ""),
+            ("[\"key\"]", "key", ""),
+            ("[\"source\"]", "none", ""),
+        ] {
+            let limits = other(by, "rate = \"1/h\"\nroutes = [\"/x\"]");
+            let told = told(&format!("{rate}{limits}{}", route(1, auth)));
+            assert!(told.contains(what), "{by}: {told}");
+            assert_eq!(told.contains("who it is"), !what.is_empty(), "{by}: {told}");
+        }
+        let costs = |cost, lines: &str| {
+            let told = told(&format!("{rate}{}{}", other("[]", lines), route(cost, "none")));
+            ["a", "b"].map(|n| told.contains(&format!("'{n}' can never admit what costs {cost}")))
+        };
+        assert_eq!(costs(5, "rate = \"7/h\""), [false, false]);
+        assert_eq!(costs(6, "rate = \"7/h\""), [true, false]);
+        assert_eq!(costs(8, "rate = \"7/h\""), [true, true]);
+        assert_eq!(costs(8, "rate = \"9/h\"\ntiers = { a = \"7/h\" }"), [true, true]);
+        assert_eq!(costs(8, "algorithm = \"concurrent\"\nmax = 7"), [true, false]);
+        assert_eq!(costs(8, "rate = \"7/h\"\nmethods = [\"POST\"]"), [true, false]);
+        assert_eq!(costs(8, "rate = \"7/h\"\nshadow = true"), [true, false]);
     }
 }

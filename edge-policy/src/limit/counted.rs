@@ -28,7 +28,7 @@ impl Counts {
     pub(super) fn new(spec: &Spec, former: Option<&Self>) -> Self {
         let counted = |meter: Option<Meter>, former: Option<&Counted>| {
             let meter = meter?;
-            let kept = former.filter(|former| goes_on(&former.meter, &meter));
+            let kept = former.filter(|former| former.meter.goes_on_as(&meter));
             let table = kept.map(|former| Arc::clone(&former.table));
             Some(Counted {
                 meter,
@@ -60,22 +60,5 @@ impl Counts {
 
     fn tier(&self, name: &str) -> Option<&Option<Counted>> {
         self.tiers.iter().find(|(tier, _)| tier == name).map(|(_, counted)| counted)
-    }
-}
-
-/// Whether what the `former` meter has written is right for the next: windows as long, or a rate that is
-/// no looser, so that what is owed is owed for no longer than it was.
-fn goes_on(former: &Meter, next: &Meter) -> bool {
-    use Meter::{Concurrent, FixedWindow, LeakyBucket, SlidingWindow, TokenBucket};
-    match (former, next) {
-        (FixedWindow { window, .. }, FixedWindow { window: next, .. }) => window == next,
-        (SlidingWindow { window_ns, .. }, SlidingWindow { window_ns: next, .. }) => {
-            window_ns == next
-        }
-        (TokenBucket(bucket), TokenBucket(next)) | (LeakyBucket(bucket), LeakyBucket(next)) => {
-            bucket.interval_ns() <= next.interval_ns()
-        }
-        (Concurrent { .. }, Concurrent { .. }) => true,
-        _ => false,
     }
 }

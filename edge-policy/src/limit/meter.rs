@@ -4,6 +4,8 @@
 //! that a compare-and-swap replaces. Each algorithm is one pure function from state, cost and time
 //! to the next state or a refusal; zero is the state of a key that was never seen.
 
+mod compare;
+
 use super::{
     lease::{NODES_MAX, WHOLE},
     standing::Left,

@@ -1,0 +1,110 @@
+//! What no single key of a limit can tell: whether it changes anything, whom it binds, and what can never be
+//! paid.
+
+use edge_identity::principal::Method;
+use edge_policy::limit::{Part, Spec, meter::Meter};
+use toml::de::DeTable;
+
+use crate::config::{
+    reader::Notes,
+    settings::{Route, Settings},
+    whole,
+};
+
+/// Doubts about the n-th of the operator's limits.
+pub(super) fn check_limit(
+    (settings, spec): (&Settings, &Spec),
+    n: usize,
+    document: &DeTable<'_>,
+    notes: &Notes<'_>,
+) {
+    let (name, place) = (&spec.name, |key| whole::place_nth(document, "limit", n, key));
+    let before = settings.limits.iter().take_while(|other| other.name != spec.name);
+    let after = settings.limits.iter().skip_while(|other| other.name != spec.name).skip(1);
+    let is_moot = |other: &&Spec| is_as_strict(other, spec);
+    // Of two that are the same the later one is moot.
+    let stricter = before.clone().find(is_moot);
+    let stricter =
+        stricter.or_else(|| after.clone().find(|o| is_moot(o) && !is_as_strict(spec, o)));
+    if let Some(other) = stricter {
+        let what = format!("'{name}' changes nothing: '{}' is never less strict", other.name);
+        notes.doubt(place("name"), what, "leave one out, or let them differ");
+    }
+    let mut routes = settings.routes.iter().filter(|route| covers(spec, route)).peekable();
+    if routes.peek().is_none() || routes.any(|route| tells(spec, route)) {
+        return;
+    }
+    let is_bound = |part: &Part| matches!(part, Part::User | Part::Key);
+    let (what, help) = if spec.by.iter().any(is_bound) {
+        (
+            "binds nobody",
+            "who shows nothing is not counted: by \"source\", or an 'auth' of the routes",
+        )
+    } else {
+        ("counts all who show nothing together", "an 'auth' of the routes that tells who it is")
+    };
+    notes.doubt(place("by"), format!("'{name}' {what}: none of its routes asks who it is"), help);
+}
+
+/// Doubts about what routes cost.
+pub(super) fn check_costs(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'_>) {
+    for (n, route) in settings.routes.iter().enumerate() {
+        let is_beyond = |meter: &Meter| !meter.is_concurrent() && route.cost > meter.most();
+        let beyond = settings.limits.iter().filter(|spec| {
+            let meters = spec.meter.iter().chain(spec.tiers.iter().filter_map(|(_, m)| m.as_ref()));
+            covers(spec, route) && tells(spec, route) && meters.into_iter().any(is_beyond)
+        });
+        for spec in beyond.filter(|spec| !spec.shadow) {
+            let what = format!("'{}' can never admit what costs {}", spec.name, route.cost);
+            let help = "a larger 'burst' or rate of the limit, for each tier, or a smaller cost";
+            notes.doubt(whole::place_nth(document, "route", n, "cost"), what, help);
+        }
+    }
+}
+
+/// Whether a limit speaks of some request of a route.
+fn covers(spec: &Spec, route: &Route) -> bool {
+    let (routes, methods) = (&spec.only.routes, &spec.only.methods);
+    (routes.is_empty() || routes.iter().any(|path| path == route.at.path.as_str()))
+        && (methods.is_empty() || route.at.methods.iter().any(|m| methods.contains(m)))
+}
+
+/// Whether a route's callers have what a limit counts by. A key tells on any route, but nobody has to show it.
+fn tells(spec: &Spec, route: &Route) -> bool {
+    let methods = route.needs.as_ref().map(|needs| needs.methods);
+    spec.by.iter().all(|part| match part {
+        Part::Key => {
+            methods.is_some_and(|m| m.contains(Method::Key) || m.contains(Method::Signature))
+        }
+        Part::User | Part::Tier | Part::Claim(_) => methods.is_some(),
+        _ => true,
+    })
+}
+
+/// Whether a limit refuses whatever another one would.
+fn is_as_strict(spec: &Spec, other: &Spec) -> bool {
+    let sorted = |list: &[String]| {
+        let mut list: Vec<_> =
+            list.iter().map(|path| path.trim_end_matches('/').to_owned()).collect();
+        list.sort_unstable();
+        list
+    };
+    let (own, its) = (&spec.only, &other.only);
+    let is_same = spec.by == other.by
+        && (sorted(&own.routes), spec.fleet) == (sorted(&its.routes), other.fleet)
+        && own.methods.len() == its.methods.len()
+        && own.methods.iter().all(|method| its.methods.contains(method));
+    let meter = |spec: &Spec, tier: Option<&str>| {
+        let own = spec.tiers.iter().find(|(name, _)| Some(name.as_str()) == tier);
+        own.map_or(spec.meter, |(_, meter)| *meter)
+    };
+    let tiers = spec.tiers.iter().chain(&other.tiers).map(|(name, _)| Some(name.as_str()));
+    is_same
+        && !spec.shadow
+        && !other.shadow
+        && tiers.chain([None]).all(|tier| match (meter(spec, tier), meter(other, tier)) {
+            (_, None) => true,
+            (None, Some(_)) => false,
+            (Some(own), Some(other)) => own.is_as_strict_as(&other),
+        })
+}
