@@ -6,9 +6,12 @@ use anyhow::Result;
 use edge_common::Reason;
 use edge_tests::{
     Edged, Lab, Origin,
-    client::until,
+    client::{Request, until},
+    daemon::find_key,
+    issuer::{AUDIENCE, ISSUER, Signer, jwks},
     lab::{CLIENT, FRIEND},
 };
+use serde_json::{Value, json};
 
 /// A daemon with these limits, whose own ones are out of the way.
 fn edged<'a>(lab: &'a Lab, limits: &str) -> Result<Edged<'a>> {
@@ -182,5 +185,87 @@ fn requests_at_once_are_limited_and_given_back() -> Result<()> {
     until("places are given back", Duration::from_secs(5), || {
         Ok(edged.get(CLIENT, "/").key(&key).send()?.status == 200)
     })?;
+    Ok(())
+}
+
+/// A route that takes GET and HEAD, and a limit of one an hour for it alone.
+fn limited(what: &str, auth: &str, limit: &str) -> String {
+    format!(
+        "[[route]]\npath = \"/{what}\"\nmethods = [\"GET\", \"HEAD\"]\nauth = {auth}\n\
+         upstream = \"api\"\n\
+         [[limit]]\nname = \"{what}\"\nroutes = [\"/{what}\"]\nrate = \"1/h\"\n{limit}\n"
+    )
+}
+
+/// A request with a token that says so much more.
+fn bearer<'a>(edged: &'a Edged<'_>, path: &str, signer: &Signer, more: &Value) -> Request<'a> {
+    let mut claims = signer.claims();
+    for (name, value) in more.as_object().into_iter().flatten() {
+        claims[name] = value.clone();
+    }
+    edged.get(FRIEND, path).header("Authorization", &format!("Bearer {}", signer.token(&claims)))
+}
+
+/// Whatever a limit counts by is what the request on the wire says.
+#[test]
+fn what_requests_agree_in_is_read_off_the_wire() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let signer = Signer::new("k1")?;
+    std::fs::write(lab.dir().join("own.jwks"), jwks(&[&signer]))?;
+    let issuer = format!(
+        "[[issuer]]\nname = \"own\"\nissuer = \"{ISSUER}\"\naudience = [\"{AUDIENCE}\"]\n\
+         key_files = [\"own.jwks\"]\n"
+    );
+    let tiers = "tiers = { pro = \"2/h\", all = \"off\" }";
+    let limits = [
+        limited("method", "\"none\"", "by = [\"method\"]"),
+        limited("host", "\"none\"", "by = [\"host\"]"),
+        limited("ja4", "\"none\"", "by = [\"ja4\"]"),
+        limited("claim", "\"jwt\"", "by = [\"claim:org\"]"),
+        limited("numbers", "[\"key\", \"jwt\"]", &format!("by = [\"user\"]\n{tiers}")),
+        limited("tier", "[\"key\", \"jwt\"]", "by = [\"tier\"]"),
+    ];
+    let edged = edged(&lab, &format!("{issuer}{}", limits.concat()))?;
+    let key = |line: &str| -> Result<String> {
+        let told = edged.tell(&format!("key create {line}"))?;
+        find_key(&told).ok_or_else(|| anyhow::anyhow!("no key in {told}"))
+    };
+    let (free, pro, all) =
+        (key("--name free")?, key("--name pro --tier pro")?, key("--name all --tier all")?);
+    let get = |path: &str| edged.get(FRIEND, path);
+    let token = |path: &str, more: Value| bearer(&edged, path, &signer, &more);
+    type Ask<'a> = &'a dyn Fn() -> Request<'a>;
+    // How many of three requests each like this are admitted, one kind after the other.
+    let rows: [(&str, Ask<'_>, usize); 20] = [
+        ("GET", &|| get("/method"), 1),
+        ("HEAD", &|| get("/method").method("HEAD"), 1),
+        ("GET again", &|| get("/method").key(&pro), 0),
+        ("a host", &|| get("/host"), 1),
+        ("another host", &|| get("/host").header("Host", "other.test"), 1),
+        ("the host again", &|| edged.get(CLIENT, "/host"), 0),
+        ("a TLS client", &|| get("/ja4"), 1),
+        ("another TLS client", &|| get("/ja4").arg("--tls-max", "1.2"), 1),
+        ("the TLS client elsewhere", &|| edged.get(CLIENT, "/ja4"), 0),
+        ("a claim", &|| token("/claim", json!({"org": "a"})), 1),
+        ("the claim of another", &|| token("/claim", json!({"org": "a", "sub": "bob"})), 0),
+        ("another claim", &|| token("/claim", json!({"org": "b"})), 1),
+        ("no claim", &|| token("/claim", json!({})), 1),
+        ("a key without a tier", &|| get("/numbers").key(&free), 1),
+        ("a key of a tier", &|| get("/numbers").key(&pro), 2),
+        ("a key of a tier without a limit", &|| get("/numbers").key(&all), 3),
+        ("a token without a tier", &|| token("/numbers", json!({"sub": "ann"})), 1),
+        ("a token of a tier", &|| token("/numbers", json!({"sub": "bob", "tier": "pro"})), 2),
+        ("a tier by its key", &|| get("/tier").key(&pro), 1),
+        ("a tier by a token", &|| token("/tier", json!({"tier": "pro"})), 0),
+    ];
+    for (what, ask, admitted) in rows {
+        let mut statuses = Vec::new();
+        for _ in 0..3 {
+            statuses.push(ask().send()?.status);
+        }
+        let expected: Vec<u16> = (0..3).map(|n| if n < admitted { 200 } else { 429 }).collect();
+        assert_eq!(statuses, expected, "{what}");
+    }
     Ok(())
 }
