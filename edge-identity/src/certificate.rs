@@ -52,6 +52,15 @@ impl Certificate {
     }
 }
 
+/// From when on a certificate in DER is no longer good, in unix milliseconds: its last second is its
+/// own. `None` if it cannot be read.
+#[must_use]
+pub fn ends_ms(der: &[u8]) -> Option<u64> {
+    let (_, parsed) = X509Certificate::from_der(der).ok()?;
+    let last_s = parsed.validity().not_after.timestamp();
+    Some(u64::try_from(last_s.saturating_add(1)).unwrap_or(0).saturating_mul(1000))
+}
+
 /// A name in text; `None` if a value is no text.
 fn subject(name: &X509Name<'_>) -> Option<String> {
     let sets = name.iter_rdn().map(|set| {
@@ -213,6 +222,19 @@ mod tests {
         assert!(Certificate::read(b"", [0; 32]).is_none());
         let nul = vec![SanType::URI("spiffe://example/a\0b".try_into().unwrap())];
         assert!(Certificate::read(&der("a", nul), [0; 32]).is_none());
+    }
+
+    #[test]
+    fn a_certificate_ends_after_its_last_second() {
+        let mut params = CertificateParams::default();
+        params.not_after = rcgen::date_time_ymd(2027, 1, 2);
+        let der = params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().to_vec();
+        assert_eq!(ends_ms(&der), Some(1_798_848_001_000));
+        params.not_after = rcgen::date_time_ymd(1960, 1, 2);
+        params.not_before = params.not_after;
+        let der = params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().to_vec();
+        assert_eq!(ends_ms(&der), Some(0));
+        assert_eq!(ends_ms(&der[1..]), None);
     }
 
     #[test]

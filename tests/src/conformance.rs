@@ -146,7 +146,7 @@ impl Case {
 }
 
 /// The status of an answer, out of the first field of its block.
-fn status(block: &[u8]) -> Option<u16> {
+pub(crate) fn status(block: &[u8]) -> Option<u16> {
     const KNOWN: [u16; 7] = [200, 204, 206, 304, 400, 404, 500];
     match block.first()? {
         // The size of the table, in one byte.

@@ -15,7 +15,13 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
 };
 
-use crate::{client::connect, lab::Lab, pki::Leaf};
+use crate::{
+    client::connect,
+    conformance::status,
+    frames::{END_HEADERS, END_STREAM, HEADERS, frame},
+    lab::Lab,
+    pki::Leaf,
+};
 
 /// How to connect; [`Dial::connect`] does it.
 pub struct Dial {
@@ -230,6 +236,25 @@ impl Talk {
         let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n{lines}\r\n");
         self.0.get_mut().write_all(request.as_bytes())?;
         self.answer()
+    }
+
+    /// Sends a request on a new stream, once HTTP/2 was agreed on and its preface sent; the status of
+    /// the answer.
+    ///
+    /// # Errors
+    /// If the connection breaks.
+    pub fn ask_h2(&mut self, stream: u32, block: &[u8]) -> Result<u16> {
+        self.say(&frame(HEADERS, END_HEADERS | END_STREAM, stream, block))?;
+        loop {
+            let mut head = [0; 9];
+            self.0.read_exact(&mut head)?;
+            let [a, b, c, kind, _, d, e, f, g] = head;
+            let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+            self.0.read_exact(&mut payload)?;
+            if kind == HEADERS && u32::from_be_bytes([d, e, f, g]) == stream {
+                return status(&payload).context("a status");
+            }
+        }
     }
 
     /// Reads one answer, whose head states its length.

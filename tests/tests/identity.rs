@@ -16,10 +16,11 @@ use edge_tests::{
     client::{HOST, Request, Response, until},
     daemon::{Setup, binary, certify},
     disk::SmallDisk,
+    frames,
     issuer::{AUDIENCE, Answers, ISSUER, KEYS_URL, KeyServer, Signer, encode, jwks},
     lab::FRIEND,
     pki::{Authority, Leaf},
-    talk::Dial,
+    talk::{Dial, Talk},
 };
 use serde_json::{Value, json};
 
@@ -145,6 +146,33 @@ fn rfc_8705_a_bound_token_is_good_with_its_certificate_alone() -> Result<()> {
     Ok(())
 }
 
+/// A connection with a certificate, in either version of HTTP.
+enum Conversation {
+    One(Talk),
+    Two(Talk, u32),
+}
+
+impl Conversation {
+    fn both(edged: &Edged<'_>, lab: &Lab, leaf: &Leaf) -> Result<[Self; 2]> {
+        let dial = |alpn| {
+            Dial::with(&edged.ca, HOST, Some(leaf), &[])?.alpn(alpn).connect(lab, FRIEND)
+        };
+        let mut second = dial("h2")?;
+        second.say(&frames::preface())?;
+        Ok([Self::One(dial("http/1.1")?), Self::Two(second, 1)])
+    }
+
+    fn status(&mut self, path: &str) -> Result<u16> {
+        match self {
+            Self::One(talk) => Ok(talk.get(HOST, path, &[])?.status),
+            Self::Two(talk, stream) => {
+                *stream += 2;
+                talk.ask_h2(*stream, &frames::get(HOST, path))
+            }
+        }
+    }
+}
+
 /// A certificate that is revoked ends the connections that it opened, and no others.
 #[test]
 fn a_revoked_certificate_ends_its_open_connections() -> Result<()> {
@@ -156,18 +184,53 @@ fn a_revoked_certificate_ends_its_open_connections() -> Result<()> {
     let signer = Signer::new("k1")?;
     let _keys = KeyServer::start(&lab, Answers::Bytes(jwks(&[&signer])))?;
     let edged = asking(&lab, &authority, &format!("{}{ROUTES}", own()))?.start()?;
-    let dial = |leaf| Dial::with(&edged.ca, HOST, Some(leaf), &[])?.connect(&lab, FRIEND);
-    let (mut doomed, mut other) = (dial(&gone)?, dial(&stays)?);
-    assert_eq!(doomed.get(HOST, "/certificate", &[])?.status, 200);
-    assert_eq!(other.get(HOST, "/certificate", &[])?.status, 200);
+    let mut doomed = Conversation::both(&edged, &lab, &gone)?;
+    let mut others = Conversation::both(&edged, &lab, &stays)?;
+    for one in doomed.iter_mut().chain(&mut others) {
+        assert_eq!(one.status("/certificate")?, 200);
+    }
     authority.revoke("clients.crl", &[&gone])?;
     edged.tell("reload")?;
     let since = Instant::now();
-    assert!(doomed.get(HOST, "/certificate", &[]).is_err(), "the connection is closed");
+    for one in &mut doomed {
+        assert!(one.status("/certificate").is_err(), "the connection is closed");
+    }
     assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
-    assert_eq!(other.get(HOST, "/certificate", &[])?.status, 200, "the other's is not");
-    assert!(dial(&gone).and_then(|mut talk| talk.get(HOST, "/certificate", &[])).is_err());
-    assert_eq!(origin.seen(), 3);
+    for one in &mut others {
+        assert_eq!(one.status("/certificate")?, 200, "the other's is not");
+    }
+    for mut one in Conversation::both(&edged, &lab, &gone).into_iter().flatten() {
+        assert!(one.status("/certificate").is_err());
+    }
+    assert_eq!(origin.seen(), 6);
+    Ok(())
+}
+
+/// A certificate is an identity until its own end, on connections that were opened before as well.
+#[test]
+fn a_certificate_that_ends_ends_its_open_connections() -> Result<()> {
+    let lab = Lab::new()?;
+    let origin = Origin::start(&lab)?;
+    let authority = Authority::new(lab.dir(), "clients")?;
+    let signer = Signer::new("k1")?;
+    let _keys = KeyServer::start(&lab, Answers::Bytes(jwks(&[&signer])))?;
+    let edged = asking(&lab, &authority, &format!("{}{ROUTES}", own()))?.start()?;
+    let short = authority.sign("short", &["billing"], -60, 4)?;
+    let stays = authority.sign("stays", &["billing"], -60, DAY)?;
+    let mut doomed = Conversation::both(&edged, &lab, &short)?;
+    let mut others = Conversation::both(&edged, &lab, &stays)?;
+    for one in doomed.iter_mut().chain(&mut others) {
+        assert_eq!(one.status("/certificate")?, 200);
+    }
+    // Its last second is its own.
+    std::thread::sleep(Duration::from_millis(5100));
+    for one in &mut doomed {
+        assert!(one.status("/certificate").is_err(), "the connection is closed");
+    }
+    for one in &mut others {
+        assert_eq!(one.status("/certificate")?, 200);
+    }
+    assert_eq!(origin.seen(), 6);
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use std::{
     cell::RefCell,
     sync::{Arc, Weak},
+    time::Duration,
 };
 
 use edge_identity::{
@@ -10,8 +11,10 @@ use edge_identity::{
     principal::Named,
 };
 
+use tokio::time::timeout;
+
 use super::{Plan, Worker, front::Visitor};
-use crate::tls::Facts;
+use crate::{clock, tls::Facts};
 
 /// A connection's certificate: what it says, and whom that stood for when it was last asked.
 pub(crate) struct Client {
@@ -47,22 +50,32 @@ impl Client {
     }
 }
 
-/// Returns when a connection's certificate is no longer good, or stands for somebody else than when
-/// the connection began; never for one without a certificate.
+/// Returns when a connection's certificate is no longer good, by its time or by what is trusted, or
+/// stands for somebody else than when the connection began; never for one without a certificate.
 pub(super) async fn disowned(worker: &Worker, visitor: &Visitor) {
+    let Some(peer) = visitor.tls.as_ref().and_then(|facts| facts.peer.as_ref()) else {
+        return std::future::pending().await;
+    };
     let mut changed = worker.edge.changed.subscribe();
     let of_now = || {
         let plan = worker.edge.plan.load_full();
-        let chain = visitor.tls.as_ref()?.peer.as_ref()?.chain.as_slice();
-        let named = visitor.certificate.as_ref()?.principal(&plan);
-        plan.tls.still_trusts_chain(chain).then_some(named)
+        let named = visitor.certificate.as_ref().and_then(|client| client.principal(&plan));
+        plan.tls.still_trusts_chain(&peer.chain).then_some(named)
     };
-    if let Some(first) = of_now() {
-        while changed.changed().await.is_ok() {
-            if of_now().as_ref() != Some(&first) {
-                return;
-            }
+    let ends: Vec<_> = peer.chain.iter().filter_map(|der| certificate::ends_ms(der)).collect();
+    let Some(first) = of_now() else { return };
+    loop {
+        let now_ms = clock::unix_ms();
+        let next = ends.iter().filter(|end| **end > now_ms).min();
+        let left = next.map_or(LOOK_EVERY, |end| Duration::from_millis(end - now_ms));
+        // The clock of the wall may be set, and sleep goes by another.
+        match timeout(left.min(LOOK_EVERY), changed.changed()).await {
+            Ok(Err(_)) => return std::future::pending().await,
+            Ok(Ok(())) | Err(_) if of_now().as_ref() != Some(&first) => return,
+            Ok(Ok(())) | Err(_) => {}
         }
     }
-    std::future::pending::<()>().await;
 }
+
+/// How often it is looked at which certificates have ended, at least.
+const LOOK_EVERY: Duration = Duration::from_secs(60);

@@ -121,7 +121,7 @@ async fn connection(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, ent
             else {
                 return;
             };
-            if visitor.certificate.is_none() {
+            if visitor.tls.as_ref().is_none_or(|facts| facts.peer.is_none()) {
                 return converse(worker, visitor, entrance, stream).await;
             }
             let (own, guest) = (Rc::clone(&worker), visitor.clone());
