@@ -242,11 +242,36 @@ static HOP: Names<12> = Names::new([
     "upgrade",
 ]);
 
-/// What names of claims begin with.
-static CLAIMED: Names<6> =
-    Names::new(["ssl-client-", "x-amzn-mtls-", "x-client-", "x-edged-", "x-forwarded-", "x-ssl-"]);
+/// What names of claims begin with: of an address, of a certificate, of who somebody is.
+static CLAIMED: Names<23> = Names::new([
+    "oidc-claim-",
+    "remote-",
+    "ssl-client-",
+    "tailscale-",
+    "x-amzn-mtls-",
+    "x-amzn-oidc-",
+    "x-appengine-",
+    "x-auth-request-",
+    "x-authenticated-",
+    "x-authentik-",
+    "x-client-",
+    "x-consumer-",
+    "x-credential-",
+    "x-edged-",
+    "x-forwarded-",
+    "x-goog-authenticated-",
+    "x-jwt-claim",
+    "x-ms-client-principal",
+    "x-pomerium-",
+    "x-remote-",
+    "x-ssl-",
+    "x-vouch-",
+    "x-webauth-",
+]);
 
-static CLAIMS: Names<37> = Names::new([
+static CLAIMS: Names<73> = Names::new([
+    "cf-access-authenticated-user-email",
+    "cf-access-jwt-assertion",
     "cf-connecting-ip",
     "cf-connecting-ipv6",
     "cf-pseudo-ipv4",
@@ -256,34 +281,68 @@ static CLAIMS: Names<37> = Names::new([
     "fastly-client-ip",
     "forwarded",
     "front-end-https",
-    "remote-addr",
+    "sm-user",
     "true-client-ip",
     "via",
+    "x-admin",
     "x-api-key",
     "x-api-secret",
-    "x-appengine-user-ip",
+    "x-apigateway-api-userinfo",
+    "x-auth-group",
+    "x-auth-groups",
+    "x-auth-role",
+    "x-auth-roles",
+    "x-auth-user",
+    "x-auth-user-id",
+    "x-auth-userid",
+    "x-auth-username",
     "x-azure-clientip",
     "x-azure-socketip",
     "x-cluster-client-ip",
+    "x-endpoint-api-userinfo",
     "x-envoy-external-address",
     "x-forwarded",
+    "x-goog-iap-jwt-assertion",
+    "x-group",
+    "x-groups",
     "x-host",
     "x-http-method",
     "x-http-method-override",
+    "x-identity",
+    "x-is-admin",
+    "x-jwt-assertion",
     "x-method-override",
     "x-original-forwarded-for",
     "x-original-host",
     "x-original-remote-addr",
     "x-original-url",
     "x-originating-ip",
+    "x-permissions",
+    "x-principal",
     "x-proxyuser-ip",
     "x-real-ip",
-    "x-remote-addr",
-    "x-remote-ip",
     "x-request-id",
     "x-rewrite-url",
+    "x-role",
+    "x-roles",
     "x-scheme",
+    "x-scope",
+    "x-scopes",
+    "x-subject",
+    "x-uid",
     "x-url-scheme",
+    "x-user",
+    "x-user-email",
+    "x-user-group",
+    "x-user-groups",
+    "x-user-id",
+    "x-user-name",
+    "x-user-permissions",
+    "x-user-role",
+    "x-user-roles",
+    "x-user-scopes",
+    "x-userid",
+    "x-username",
 ]);
 
 static TELLTALES: Names<13> = Names::new([
@@ -363,16 +422,42 @@ mod tests {
             ("x_edged_key_id", "root"),
             ("x-original-url", "/admin"),
             ("x-http-method-override", "DELETE"),
+            ("x-role", "admin"),
+            ("X_Roles", "admin"),
+            ("x.user", "root"),
+            ("x_user_id", "1"),
+            ("x-user-role", "admin"),
+            ("x-auth_user", "root"),
+            ("remote_user", "root"),
+            ("remote-groups", "admins"),
+            ("x-remote-user", "root"),
+            ("x_remote_extra_scopes", "all"),
+            ("x-auth-request-email", "root@a"),
+            ("x-authenticated-userid", "1"),
+            ("x-consumer-username", "root"),
+            ("x-webauth-user", "root"),
+            ("x-goog-authenticated-user-email", "root@a"),
+            ("x-ms-client-principal", "e30="),
+            ("x-amzn-oidc-identity", "root"),
+            ("x-is-admin", "1"),
         ]);
         strip_request(&mut given);
         assert_eq!(names(&given), ["content-length", "cookie", "host"]);
     }
 
     #[test]
-    fn a_credential_for_the_upstream_passes_on() {
-        let mut given = headers(&[("authorization", "Bearer t")]);
+    fn what_is_for_the_upstream_passes_on() {
+        let all = [
+            ("authorization", "Bearer t"),
+            ("x-auth-key", "k"),
+            ("x-auth-token", "t"),
+            ("x-csrf-token", "t"),
+            ("x-tenant-id", "7"),
+            ("x-user-agent", "grpc-web-javascript/0.1"),
+        ];
+        let mut given = headers(&all);
         strip_request(&mut given);
-        assert_eq!(given["authorization"], "Bearer t");
+        assert_eq!(given, headers(&all));
     }
 
     #[test]
