@@ -22,6 +22,7 @@ use edge_identity::{
     replay::{Fingerprint, Seen, Shard},
     signed::Once,
 };
+use zeroize::Zeroizing;
 
 use crate::{clock, config::Settings};
 
@@ -41,7 +42,7 @@ pub struct Replays {
     shard_capacity: u32,
     file: File,
     /// Keys the fingerprints: nobody outside can make two that are alike.
-    key: [u8; 32],
+    key: Zeroizing<[u8; 32]>,
     /// What was signed up to then, in unix seconds, may have come before and is refused.
     unproven_s: u64,
     /// Whether it was told that the file cannot be written.
@@ -170,7 +171,7 @@ pub struct Now {
 
 /// The memory of the process before.
 struct Former {
-    key: [u8; 32],
+    key: Zeroizing<[u8; 32]>,
     /// Whether there was room for all of it.
     is_whole: bool,
 }
@@ -180,9 +181,9 @@ struct Former {
 /// ahead; then shards are left with a part of it. Never more of the file than a page is in memory.
 fn take_over(path: &Path, mark: &[u8], now_s: u64, shards: &mut [Shard]) -> Option<Former> {
     let mut file = BufReader::new(File::open(path).ok()?);
-    let mut head = [0; HEAD];
-    file.read_exact(&mut head).ok()?;
-    let key = *head.strip_prefix(mark)?.first_chunk::<32>()?;
+    let mut head = Zeroizing::new([0; HEAD]);
+    file.read_exact(&mut *head).ok()?;
+    let key = Zeroizing::new(*head.strip_prefix(mark)?.first_chunk::<32>()?);
     let (mut is_whole, mut record) = (true, [0; RECORD]);
     // What is shorter than a record at the end was never an entry.
     while read_record(&mut file, &mut record).ok()? {
@@ -220,7 +221,7 @@ fn write(
     let _ = fs::remove_file(&fresh);
     let mut file =
         OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&fresh)?;
-    let mut head = [mark, key].concat();
+    let mut head = Zeroizing::new([mark, key].concat());
     head.resize(HEAD, 0);
     file.write_all(&head)?;
     file.set_len(place(SHARDS, shard_capacity))?;
@@ -262,9 +263,9 @@ fn shard_of(fingerprint: &Fingerprint) -> usize {
     usize::from(fingerprint[15]) % SHARDS
 }
 
-fn random() -> io::Result<[u8; 32]> {
-    let mut bytes = [0; 32];
-    getrandom::fill(&mut bytes).map_err(|fault| io::Error::other(fault.to_string()))?;
+fn random() -> io::Result<Zeroizing<[u8; 32]>> {
+    let mut bytes = Zeroizing::new([0; 32]);
+    getrandom::fill(&mut *bytes).map_err(|fault| io::Error::other(fault.to_string()))?;
     Ok(bytes)
 }
 

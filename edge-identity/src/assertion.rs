@@ -9,13 +9,14 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use serde::Serialize;
 use serde_json::{Value, json};
+use zeroize::Zeroizing;
 
 use crate::principal::Principal;
 use crate::roles::Roles;
 
 /// Signs what the edge asserts.
 pub struct Signer {
-    secret: [u8; 32],
+    secret: Zeroizing<[u8; 32]>,
     /// Who asserts: `iss`.
     issuer: String,
     /// For whom: `aud`.
@@ -62,7 +63,7 @@ impl Signer {
         life_s: u64,
         period_s: u64,
     ) -> Self {
-        let secret = blake3::derive_key("edged 2026 upstream identity", secret);
+        let secret = Zeroizing::new(blake3::derive_key("edged 2026 upstream identity", secret));
         Self { secret, issuer, audience, life_s: life_s.max(1), period_s: period_s.max(1) }
     }
 
@@ -107,7 +108,8 @@ impl Signer {
 
     fn key(&self, period: u64) -> Option<Key> {
         let seed = blake3::keyed_hash(&self.secret, &period.to_le_bytes());
-        let pair = Ed25519KeyPair::from_seed_unchecked(seed.as_bytes()).ok()?;
+        let seed = Zeroizing::new(<[u8; 32]>::from(seed));
+        let pair = Ed25519KeyPair::from_seed_unchecked(&*seed).ok()?;
         let id = BASE64.encode(&blake3::hash(pair.public_key().as_ref()).as_bytes()[..12]);
         Some(Key { pair, id })
     }
@@ -145,6 +147,12 @@ mod tests {
         asked.validate_exp = false;
         let key = DecodingKey::from_jwk(&jwk).ok()?;
         decode::<Value>(token, &key, &asked).ok().map(|token| token.claims)
+    }
+
+    #[test]
+    fn the_secret_is_wiped() {
+        fn wiped(_: &impl zeroize::ZeroizeOnDrop) {}
+        wiped(&signer(&[7; 32]).secret);
     }
 
     #[test]

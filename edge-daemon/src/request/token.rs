@@ -19,6 +19,7 @@ use edge_policy::{
     route::{Access, Route},
 };
 use http::{HeaderMap, HeaderName, header};
+use zeroize::Zeroizing;
 
 use super::{Plan, Worker, front::Visitor, identify::Asked};
 use crate::{
@@ -280,8 +281,8 @@ fn admit_proof(worker: &Worker, plan: &Plan, proof: &Proof, now_ms: u64) -> Resu
 /// # Errors
 /// If there is no randomness.
 pub fn nonces(settings: &settings::Tokens) -> io::Result<Nonces> {
-    let mut secret = [0; 32];
-    getrandom::fill(&mut secret).map_err(io::Error::other)?;
+    let mut secret = Zeroizing::new([0; 32]);
+    getrandom::fill(&mut *secret).map_err(io::Error::other)?;
     let period = settings.proof_nonces.unwrap_or(settings.proof_age).max(MILLISECOND);
     Ok(Nonces::new(secret, u64::try_from(period.as_millis()).unwrap_or(u64::MAX)))
 }
@@ -311,8 +312,8 @@ fn refusal(
 /// # Errors
 /// If there is no randomness.
 pub(super) fn tokens(settings: &settings::Tokens) -> io::Result<Tokens> {
-    let mut secret = [0; 32];
-    getrandom::fill(&mut secret).map_err(io::Error::other)?;
+    let mut secret = Zeroizing::new([0; 32]);
+    getrandom::fill(&mut *secret).map_err(io::Error::other)?;
     Ok(RefCell::new(Cache::new(secret, settings.cache_bytes)))
 }
 

@@ -7,10 +7,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use zeroize::Zeroizing;
+
 /// What was made of verified tokens, bounded in bytes. For one thread.
 #[derive(Debug)]
 pub struct Cache<T> {
-    secret: [u8; 32],
+    secret: Zeroizing<[u8; 32]>,
     half_bytes: usize,
     young: Generation<T>,
     /// What was young before; what is asked for becomes young again, the rest goes at once.
@@ -55,9 +57,9 @@ pub struct Digest([u8; 32]);
 impl<T> Cache<T> {
     /// A cache of about `bytes_max` bytes; `secret` is random, so that nobody can aim at an entry.
     #[must_use]
-    pub fn new(secret: [u8; 32], bytes_max: usize) -> Self {
+    pub fn new(secret: impl Into<Zeroizing<[u8; 32]>>, bytes_max: usize) -> Self {
         let (young, old) = (Generation::default(), Generation::default());
-        Self { secret, half_bytes: bytes_max / 2, young, old }
+        Self { secret: secret.into(), half_bytes: bytes_max / 2, young, old }
     }
 
     /// The token's name here.

@@ -3,6 +3,7 @@
 
 use serde_json::Value;
 use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
 
 use super::algorithm::sha256;
 use super::claims::date_ms;
@@ -133,15 +134,15 @@ fn target_matches(htu: &str, expected: &Expected<'_>) -> bool {
 /// whatever the clock of its maker says.
 #[derive(Clone)]
 pub struct Nonces {
-    secret: [u8; 32],
+    secret: Zeroizing<[u8; 32]>,
     period_ms: u64,
 }
 
 impl Nonces {
     /// Nonces that are good for one to two periods. `secret` is random and dies with the process.
     #[must_use]
-    pub const fn new(secret: [u8; 32], period_ms: u64) -> Self {
-        Self { secret, period_ms }
+    pub fn new(secret: impl Into<Zeroizing<[u8; 32]>>, period_ms: u64) -> Self {
+        Self { secret: secret.into(), period_ms }
     }
 
     /// The nonce of this time.
