@@ -185,6 +185,64 @@ fn a_rotated_key_ends_after_its_grace_and_a_revoked_one_at_once() -> Result<()> 
 }
 
 #[test]
+fn what_comes_with_a_key_is_rotated_with_it() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab.edged()?.start()?;
+    let rotate = |id: &str, more: &str| -> Result<(String, Option<String>)> {
+        let made = edged.ask(format!("key rotate {id} --grace 1h {more}").trim())?;
+        let text = |name: &str| made[name].as_str().map(str::to_owned);
+        Ok((text("key").context("no key")?, text("secret")))
+    };
+    let refused = |id: &str, more: &str| -> Result<bool> {
+        Ok(!edged.ctl(format!("key rotate {id} {more}").trim())?.status.success())
+    };
+    let with = |key: &str, secret: &str| -> Result<u16> {
+        let request = edged.get(FRIEND, "/").key(key).header("X-API-Secret", secret);
+        Ok(request.send()?.status)
+    };
+    let write = |name: &str, text: &str| -> Result<String> {
+        let file = lab.dir().join(name);
+        fs::write(&file, text)?;
+        Ok(file.display().to_string())
+    };
+
+    let (id, old, old_secret) = create(&edged, "--name random --secret")?;
+    let old_secret = old_secret.context("no secret")?;
+    let one = write("one", "correct horse battery")?;
+    assert!(refused(&id, &format!("--secret-file {one}"))?, "this one's is the edge's to choose");
+    let (new, new_secret) = rotate(&id, "")?;
+    let new_secret = new_secret.context("no new secret")?;
+    assert_ne!(old_secret, new_secret);
+    assert_eq!((with(&old, &old_secret)?, with(&new, &new_secret)?), (200, 200));
+    assert_eq!((with(&old, &new_secret)?, with(&new, &old_secret)?), (401, 401));
+    assert_eq!(status(&edged, &new)?, 401, "not without it");
+
+    let (id, old, _) = create(&edged, &format!("--name chosen --secret-file {one}"))?;
+    let two = write("two", "staple horse battery")?;
+    assert!(refused(&id, "")?, "another has to be chosen");
+    assert!(refused(&id, &format!("--secret-file {one}"))?, "and is another");
+    let (new, told) = rotate(&id, &format!("--secret-file {two}"))?;
+    assert!(told.is_none());
+    assert_eq!(with(&old, "correct horse battery")?, 200);
+    assert_eq!(with(&new, "staple horse battery")?, 200);
+    assert_eq!(with(&new, "correct horse battery")?, 401);
+
+    let public = |name: &str| write(name, &rcgen::KeyPair::generate()?.public_key_pem());
+    let (one, two) = (public("one.pem")?, public("two.pem")?);
+    let made = edged.ask(&format!("key create --name public --public-key {one}"))?;
+    let id = made["id"].as_str().context("no id")?.to_owned();
+    assert!(refused(&id, "")? && refused(&id, &format!("--public-key {one}"))?);
+    let made = edged.ask(&format!("key rotate {id} --public-key {two}"))?;
+    assert_eq!(made["key"], "", "it is named by its id alone");
+    let shown = edged.ask(&format!("key show {}", made["id"].as_str().context("no id")?))?;
+    assert_eq!(shown["signing"], edged.ask(&format!("key show {id}"))?["signing"]);
+    let (id, _, _) = create(&edged, "--name plain")?;
+    assert!(refused(&id, &format!("--public-key {two}"))?);
+    Ok(())
+}
+
+#[test]
 fn a_key_that_others_could_read_is_flagged() -> Result<()> {
     let lab = Lab::new()?;
     let origin = Origin::start(&lab)?;

@@ -37,6 +37,12 @@ pub enum KeyCommand {
         grace_ms: Option<u64>,
         /// How long the new one lives.
         life: Life,
+        /// The secret that comes with the new one, where the other's was chosen.
+        #[serde(default)]
+        secret: NewSecret,
+        /// The public key of the new one, where the other has one.
+        #[serde(default)]
+        signing: Box<NewSigning>,
     },
     /// Revokes a key for good. Answer: [`super::Reply::Done`].
     Revoke {
@@ -103,10 +109,11 @@ pub enum NewSigning {
 }
 
 /// A second secret to be bound to a key.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NewSecret {
     /// None.
+    #[default]
     None,
     /// A random one, which is told once.
     Random,

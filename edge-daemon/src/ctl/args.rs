@@ -493,7 +493,13 @@ mod tests {
             ("edgectl key show 0a1b2c3d4e5f", key(KeyCommand::Show { id })),
             (
                 "edgectl key rotate 0a1b2c3d4e5f --grace 2s",
-                key(KeyCommand::Rotate { id, grace_ms: Some(2000), life: Life::Default }),
+                key(KeyCommand::Rotate {
+                    id,
+                    grace_ms: Some(2000),
+                    life: Life::Default,
+                    secret: NewSecret::None,
+                    signing: Box::default(),
+                }),
             ),
             ("edgectl key revoke 0a1b2c3d4e5f", key(KeyCommand::Revoke { id })),
             ("edgectl key remove 0a1b2c3d4e5f", key(KeyCommand::Remove { id })),

@@ -46,6 +46,8 @@ pub enum KeyVerb {
         /// How long the new one lives: 90d, or never [default: as configured]
         #[arg(long, value_name = "DURATION", value_parser = life)]
         expires: Option<Life>,
+        #[command(flatten)]
+        given: Given,
     },
     /// Revoke a key for good
     Revoke {
@@ -97,16 +99,23 @@ pub struct Create {
     #[arg(long, value_name = "PLACES", value_delimiter = ',')]
     routes: Vec<Place>,
     /// Bind a random secret to it, which has to come in X-API-Secret
-    #[arg(long, conflicts_with = "secret_file")]
+    #[arg(long, conflicts_with_all = ["secret_file", "public_key"])]
     secret: bool,
-    /// Bind the secret in this file to it; `-` is standard input
-    #[arg(long, value_name = "FILE")]
-    secret_file: Option<PathBuf>,
     /// It signs requests, and is good for signed ones only, with a secret that is printed
     #[arg(long, conflicts_with_all = ["secret", "secret_file", "public_key"])]
     signing: bool,
+    #[command(flatten)]
+    given: Given,
+}
+
+/// What the operator gives a new key. One in the place of another is given what that one was.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Given {
+    /// Bind the secret in this file to it; `-` is standard input
+    #[arg(long, value_name = "FILE")]
+    secret_file: Option<PathBuf>,
     /// It signs requests with the private key of this public one (PEM)
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["secret", "secret_file"])]
+    #[arg(long, value_name = "FILE", conflicts_with = "secret_file")]
     public_key: Option<PathBuf>,
     /// The algorithm of the public key, where there is a choice: rsa-v1_5-sha256 [default: rsa-pss-sha512]
     #[arg(long, requires = "public_key", value_parser = algorithm)]
@@ -165,10 +174,12 @@ impl KeyVerb {
             Self::Create(create) => KeyCommand::Create(Box::new(create.key()?)),
             Self::List(_) => KeyCommand::List { after: None },
             Self::Show { id } => KeyCommand::Show { id: *id },
-            Self::Rotate { id, grace, expires } => KeyCommand::Rotate {
+            Self::Rotate { id, grace, expires, given } => KeyCommand::Rotate {
                 id: *id,
                 grace_ms: grace.map(millis),
                 life: expires.unwrap_or(Life::Default),
+                secret: given.secret()?,
+                signing: Box::new(given.signing()?),
             },
             Self::Revoke { id } => KeyCommand::Revoke { id: *id },
             Self::Remove { id } => KeyCommand::Remove { id: *id },
@@ -180,20 +191,8 @@ impl KeyVerb {
 
 impl Create {
     fn key(&self) -> io::Result<NewKey> {
-        let secret = match &self.secret_file {
-            Some(path) => NewSecret::Chosen(read(path)?.trim_end_matches(['\r', '\n']).to_owned()),
-            None if self.secret => NewSecret::Random,
-            None => NewSecret::None,
-        };
-        let signing = match &self.public_key {
-            Some(path) => {
-                let key = PublicKey::from_pem(&read(path)?, self.algorithm);
-                let named = |fault| io::Error::other(format!("{} {fault}", path.display()));
-                NewSigning::Public(key.map_err(named)?)
-            }
-            None if self.signing => NewSigning::Derived,
-            None => NewSigning::None,
-        };
+        let secret = if self.secret { NewSecret::Random } else { self.given.secret()? };
+        let signing = if self.signing { NewSigning::Derived } else { self.given.signing()? };
         Ok(NewKey {
             name: self.name.clone(),
             owner: self.owner.clone(),
@@ -206,6 +205,20 @@ impl Create {
             secret,
             signing,
         })
+    }
+}
+
+impl Given {
+    fn secret(&self) -> io::Result<NewSecret> {
+        let Some(path) = &self.secret_file else { return Ok(NewSecret::None) };
+        Ok(NewSecret::Chosen(read(path)?.trim_end_matches(['\r', '\n']).to_owned()))
+    }
+
+    fn signing(&self) -> io::Result<NewSigning> {
+        let Some(path) = &self.public_key else { return Ok(NewSigning::None) };
+        let key = PublicKey::from_pem(&read(path)?, self.algorithm);
+        let named = |fault| io::Error::other(format!("{} {fault}", path.display()));
+        Ok(NewSigning::Public(key.map_err(named)?))
     }
 }
 

@@ -36,8 +36,8 @@ impl Registry {
             KeyCommand::Create(new) => Reply::KeyCreated(self.create(*new, peer)?),
             KeyCommand::List { after } => Reply::Keys(self.list(after)?),
             KeyCommand::Show { id } => Reply::Key(Box::new(self.show(&id)?)),
-            KeyCommand::Rotate { id, grace_ms, life } => {
-                Reply::KeyCreated(self.rotate(&id, grace_ms, life, peer)?)
+            KeyCommand::Rotate { id, grace_ms, life, secret, signing } => {
+                Reply::KeyCreated(self.rotate(&id, (grace_ms, life), (secret, *signing), peer)?)
             }
             KeyCommand::Revoke { id } => self.revoke(&id, peer)?,
             KeyCommand::Remove { id } => self.remove(&id, peer)?,
@@ -54,25 +54,7 @@ impl Registry {
         let grants = Grants { scopes, roles, tier, networks, places };
         let (mut stored, key) = self.mint(name, owner, grants, life)?;
         let id = stored.record.id;
-        let (bound, told) = match secret {
-            NewSecret::None => (None, None),
-            NewSecret::Random => {
-                let secret = Secret::mint_bound(&*random()?);
-                let digest = BoundSecret::digest(&id, secret.expose());
-                (Some(BoundSecret::Random(digest)), Some(secret.expose().to_owned()))
-            }
-            NewSecret::Chosen(secret) => {
-                let secret = zeroize::Zeroizing::new(secret);
-                if secret.len() < CHOSEN_MIN {
-                    bail!("a secret of at least {CHOSEN_MIN} bytes");
-                }
-                (Some(BoundSecret::Chosen(slow::hash(&secret)?)), None)
-            }
-        };
-        stored.record.extras.extend(bound.map(Extra::Secret));
-        let (signing, signing_secret) = self.signing(id, signing)?;
-        let is_public = matches!(signing, Some(Signing::Public(_)));
-        stored.record.extras.extend(signing.map(Extra::Signing));
+        let told = self.equip(&mut stored.record, &key, secret, signing)?;
         let record = stored.record.clone();
         self.store.put_keys(&[stored])?;
         self.edge.keys.put(&record);
@@ -85,12 +67,31 @@ impl Registry {
         });
         Ok(KeyCreated {
             id: id.to_string(),
-            key: if is_public { String::new() } else { key.expose().to_owned() },
-            secret: told,
-            signing_secret,
+            key: told.key,
+            secret: told.secret,
+            signing_secret: told.signing_secret,
             expires_ms: record.expires_ms,
             replaces: None,
         })
+    }
+
+    /// Gives a new key the secret that comes with it and what it signs with; what its owner is told
+    /// this once.
+    fn equip(
+        &self,
+        record: &mut KeyRecord,
+        key: &Secret,
+        secret: NewSecret,
+        signing: NewSigning,
+    ) -> anyhow::Result<Told> {
+        let (bound, secret) = bound(record.id, secret)?;
+        record.extras.extend(bound.map(Extra::Secret));
+        let (signing, signing_secret) = self.signing(record.id, signing)?;
+        // Its holder has a key of his own, and is known by the id.
+        let is_public = matches!(signing, Some(Signing::Public(_)));
+        let key = if is_public { String::new() } else { key.expose().to_owned() };
+        record.extras.extend(signing.map(Extra::Signing));
+        Ok(Told { key, secret, signing_secret })
     }
 
     /// How a new key of this id signs, and the secret that its owner is told.
@@ -157,12 +158,13 @@ impl Registry {
         Ok((StoredKey { record, hash }, key))
     }
 
-    /// The new key has what the old one has, but for a bound secret, which stays with its key.
+    /// The new key has what the old one has, but for secrets and a public key, which are new as well;
+    /// those that are the edge's to choose are minted.
     fn rotate(
         &self,
         id: &KeyId,
-        grace_ms: Option<u64>,
-        life: Life,
+        (grace_ms, life): (Option<u64>, Life),
+        (secret, signing): (NewSecret, NewSigning),
         peer: Peer,
     ) -> anyhow::Result<KeyCreated> {
         let Some(mut old) = self.store.key(id)? else { bail!("there is no key {id}") };
@@ -176,23 +178,14 @@ impl Registry {
         if let Some(by) = old.replaced_by() {
             bail!("the key {id} was replaced already, by {by}");
         }
-        if old.secret().is_some() {
-            bail!("the key {id} has a secret bound to it; make another with a secret of its own");
-        }
-        let signing = match old.signing() {
-            None => NewSigning::None,
-            Some(Signing::Derived(_)) => NewSigning::Derived,
-            Some(Signing::Public(_)) => {
-                bail!("the key {id} is a public one; make another with a public key of its own")
-            }
-        };
+        let secret = next_secret(&old, secret)?;
+        let signing = next_signing(&old, signing)?;
         let grace = u64::try_from(self.settings().grace.as_millis()).unwrap_or(u64::MAX);
         let ends_ms = now_ms.saturating_add(grace_ms.unwrap_or(grace));
         let ends_ms = old.expires_ms.map_or(ends_ms, |end| end.min(ends_ms));
         let (mut new, key) =
             self.mint(old.name.clone(), old.owner.clone(), old.grants.clone(), life)?;
-        let (signing, signing_secret) = self.signing(new.record.id, signing)?;
-        new.record.extras.extend(signing.map(Extra::Signing));
+        let told = self.equip(&mut new.record, &key, secret, signing)?;
         let record = new.record.clone();
         old.expires_ms = Some(ends_ms);
         old.extras.push(Extra::ReplacedBy(record.id));
@@ -209,9 +202,9 @@ impl Registry {
         });
         Ok(KeyCreated {
             id: record.id.to_string(),
-            key: key.expose().to_owned(),
-            secret: None,
-            signing_secret,
+            key: told.key,
+            secret: told.secret,
+            signing_secret: told.signing_secret,
             expires_ms: record.expires_ms,
             replaces: Some((id.to_string(), Some(ends_ms))),
         })
@@ -301,6 +294,74 @@ impl Registry {
             revoked_ms: record.revoked_ms,
         }
     }
+}
+
+/// What the owner of a new key is told this once.
+struct Told {
+    key: String,
+    secret: Option<String>,
+    signing_secret: Option<String>,
+}
+
+/// The secret that is bound to a new key of this id, and what of it its owner is told.
+fn bound(id: KeyId, new: NewSecret) -> anyhow::Result<(Option<BoundSecret>, Option<String>)> {
+    Ok(match new {
+        NewSecret::None => (None, None),
+        NewSecret::Random => {
+            let secret = Secret::mint_bound(&*random()?);
+            let digest = BoundSecret::digest(&id, secret.expose());
+            (Some(BoundSecret::Random(digest)), Some(secret.expose().to_owned()))
+        }
+        NewSecret::Chosen(secret) => {
+            let secret = zeroize::Zeroizing::new(secret);
+            if secret.len() < CHOSEN_MIN {
+                bail!("a secret of at least {CHOSEN_MIN} bytes");
+            }
+            (Some(BoundSecret::Chosen(slow::hash(&secret)?)), None)
+        }
+    })
+}
+
+/// The secret of the key that takes the place of this one: of the same kind, and another.
+fn next_secret(old: &KeyRecord, given: NewSecret) -> anyhow::Result<NewSecret> {
+    let id = &old.id;
+    Ok(match (old.secret(), given) {
+        (None, NewSecret::None) => NewSecret::None,
+        (Some(BoundSecret::Random(_)), NewSecret::None) => NewSecret::Random,
+        (Some(BoundSecret::Chosen(former)), NewSecret::Chosen(secret)) => {
+            if slow::matches(former, &secret) {
+                bail!("that is the secret of the key {id}; choose another");
+            }
+            NewSecret::Chosen(secret)
+        }
+        (Some(BoundSecret::Chosen(_)), _) => {
+            bail!("the secret of the key {id} was chosen; give another with --secret-file")
+        }
+        (None | Some(BoundSecret::Random(_)), _) => {
+            bail!("no secret was chosen for the key {id}; rotate it without one")
+        }
+    })
+}
+
+/// How the key signs that takes the place of this one: in the same way, with another key.
+fn next_signing(old: &KeyRecord, given: NewSigning) -> anyhow::Result<NewSigning> {
+    let id = &old.id;
+    Ok(match (old.signing(), given) {
+        (None, NewSigning::None) => NewSigning::None,
+        (Some(Signing::Derived(_)), NewSigning::None) => NewSigning::Derived,
+        (Some(Signing::Public(former)), NewSigning::Public(key)) => {
+            if *former == key {
+                bail!("that is the public key of the key {id}; give another");
+            }
+            NewSigning::Public(key)
+        }
+        (Some(Signing::Public(_)), _) => {
+            bail!("the key {id} is a public one; give another with --public-key")
+        }
+        (None | Some(Signing::Derived(_)), _) => {
+            bail!("the key {id} is no public one; rotate it without one")
+        }
+    })
 }
 
 fn random() -> anyhow::Result<zeroize::Zeroizing<[u8; 32]>> {

@@ -135,7 +135,7 @@ pub fn hash(text: &str) -> anyhow::Result<String> {
 
 /// Whether a text is the one of this hash. One that is no Argon2id hash, or would take more than
 /// ours, is nobody's.
-fn matches(hash: &str, text: &str) -> bool {
+pub(super) fn matches(hash: &str, text: &str) -> bool {
     is_hash(hash)
         && PasswordHash::new(hash)
             .is_ok_and(|hash| argon2().verify_password(text.as_bytes(), &hash).is_ok())
