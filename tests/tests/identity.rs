@@ -154,9 +154,8 @@ enum Conversation {
 
 impl Conversation {
     fn both(edged: &Edged<'_>, lab: &Lab, leaf: &Leaf) -> Result<[Self; 2]> {
-        let dial = |alpn| {
-            Dial::with(&edged.ca, HOST, Some(leaf), &[])?.alpn(alpn).connect(lab, FRIEND)
-        };
+        let dial =
+            |alpn| Dial::with(&edged.ca, HOST, Some(leaf), &[])?.alpn(alpn).connect(lab, FRIEND);
         let mut second = dial("h2")?;
         second.say(&frames::preface())?;
         Ok([Self::One(dial("http/1.1")?), Self::Two(second, 1)])

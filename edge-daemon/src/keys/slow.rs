@@ -3,11 +3,14 @@
 //! A key that is known and good is checked once after each start against the hash in the store. Its
 //! 256 random bits are proved by the keyed digest alone, so requests do not wait for this: what it
 //! finds out is that somebody changed a digest in the store and not the hash. A secret that somebody chose
-//! may be guessable, so a request with one does wait, until its hash was found to be right once.
+//! may be guessable, so a request with one does wait, until its hash was found to be right once. Of
+//! one key, one secret is looked at at a time: who holds a key and guesses makes others of that key
+//! wait, and nobody else.
 
 use std::{
+    collections::HashMap,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::Ordering::Relaxed,
         mpsc::{Receiver, SyncSender, sync_channel},
     },
@@ -19,8 +22,8 @@ use argon2::{
     Algorithm, Argon2, Params, PasswordHasher as _, PasswordVerifier as _, Version,
     password_hash::phc::PasswordHash,
 };
-use edge_identity::key::{Key, Mark};
-use tokio::sync::oneshot;
+use edge_identity::key::{Key, KeyId, Mark, SecretCheck};
+use tokio::sync::{OwnedMutexGuard, oneshot};
 use zeroize::Zeroizing;
 
 use super::{Order, Orders};
@@ -34,17 +37,25 @@ const LANES: u32 = 1;
 /// Checks that wait; each holds a key or a secret in memory.
 const QUEUE: usize = 256;
 
+/// Secrets of one key that wait or are looked at; each holds a request.
+const ASKING_MAX: usize = 32;
+
 /// The thread sleeps so many times as long as it has worked: of one core it takes a quarter.
 const REST: u32 = 3;
 
 enum Job {
     Key(Arc<Key>, Zeroizing<String>),
-    Secret(String, Zeroizing<String>, oneshot::Sender<bool>),
+    /// The turn of its key ends with it, whether or not anybody still waits.
+    Secret(Arc<Key>, Zeroizing<String>, oneshot::Sender<bool>, OwnedMutexGuard<()>),
 }
+
+/// Whose turn it is among those who ask about one key.
+type Turn = Arc<tokio::sync::Mutex<()>>;
 
 /// The way to the thread that hashes.
 pub struct Slow {
     jobs: SyncSender<Job>,
+    turns: Mutex<HashMap<KeyId, Turn>>,
 }
 
 /// The thread that hashes, before it runs.
@@ -60,7 +71,11 @@ impl Slow {
     #[must_use]
     pub fn new(store: Arc<Store>, orders: Orders, metrics: Arc<Metrics>) -> (Self, Hasher) {
         let (queue, jobs) = sync_channel(QUEUE);
-        (Self { jobs: queue }, Hasher { jobs, store, orders, metrics })
+        (Self::to(queue), Hasher { jobs, store, orders, metrics })
+    }
+
+    fn to(jobs: SyncSender<Job>) -> Self {
+        Self { jobs, turns: Mutex::default() }
     }
 
     /// Has a key checked against its hash in the store, unless that was done or too many wait; then
@@ -74,12 +89,27 @@ impl Slow {
         }
     }
 
-    /// Whether a secret is the one of this hash, in PHC form; `None` if too many wait.
-    pub async fn ask(&self, hash: &str, secret: &str) -> Option<bool> {
+    /// Whether a secret is the one that was chosen for this key, which then knows it; `None` if too
+    /// many wait.
+    pub async fn ask(&self, key: &Arc<Key>, secret: &str) -> Option<bool> {
+        let turn = self.turn(key.id())?.lock_owned().await;
+        // Whoever went before may have had the right one.
+        match key.check_secret(Some(secret)) {
+            SecretCheck::Ask(_) => {}
+            known => return Some(known == SecretCheck::Right),
+        }
         let (answer, answered) = oneshot::channel();
-        let job = Job::Secret(hash.to_owned(), Zeroizing::new(secret.to_owned()), answer);
-        self.jobs.try_send(job).ok()?;
+        let secret = Zeroizing::new(secret.to_owned());
+        self.jobs.try_send(Job::Secret(Arc::clone(key), secret, answer, turn)).ok()?;
         answered.await.ok()
+    }
+
+    /// The turns of a key, unless too many wait for theirs.
+    fn turn(&self, id: &KeyId) -> Option<Turn> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        let turn = turns.entry(*id).or_default();
+        (Arc::strong_count(turn) <= ASKING_MAX).then(|| Arc::clone(turn))
     }
 }
 
@@ -88,15 +118,20 @@ impl Hasher {
     pub fn run(self) {
         while let Ok(job) = self.jobs.recv() {
             let started = Instant::now();
-            self.metrics.keys.hashed.fetch_add(1, Relaxed);
             match job {
                 Job::Key(key, text) => {
+                    self.metrics.keys.hashed.fetch_add(1, Relaxed);
                     self.check(&key, &text);
                     thread::sleep(started.elapsed() * REST);
                 }
+                // Whoever asked has gone away.
+                Job::Secret(_, _, answer, _) if answer.is_closed() => {}
                 // Somebody waits.
-                Job::Secret(hash, secret, answer) => {
-                    let _ = answer.send(matches(&hash, &secret));
+                Job::Secret(key, secret, answer, turn) => {
+                    self.metrics.keys.hashed.fetch_add(1, Relaxed);
+                    let is_right = is_chosen(&key, &secret);
+                    drop(turn);
+                    let _ = answer.send(is_right);
                 }
             }
         }
@@ -118,6 +153,16 @@ impl Hasher {
             }
         }
     }
+}
+
+/// Whether a secret is the one that was chosen for a key, which then knows it.
+fn is_chosen(key: &Key, secret: &str) -> bool {
+    let SecretCheck::Ask(hash) = key.check_secret(Some(secret)) else { return false };
+    let is_right = matches(hash, secret);
+    if is_right {
+        key.learn_secret(secret);
+    }
+    is_right
 }
 
 /// The Argon2id hash of a key or a secret, in PHC form.
@@ -163,7 +208,72 @@ fn argon2() -> Argon2<'static> {
 
 #[cfg(test)]
 mod tests {
+    use std::future::Future;
+
+    use edge_identity::key::{BoundSecret, Digest, Extra, Grants, KeyRecord, KeyRing, PepperId};
+
     use super::*;
+
+    /// A key for which "hunter2" was chosen.
+    fn key(number: u8) -> Arc<Key> {
+        let digest = Digest([number; 32]);
+        let record = KeyRecord {
+            id: digest.id(),
+            digest,
+            pepper: PepperId::default(),
+            name: String::new(),
+            owner: String::new(),
+            grants: Grants::default(),
+            created_ms: 0,
+            expires_ms: None,
+            revoked_ms: None,
+            extras: vec![Extra::Secret(BoundSecret::Chosen(hash("hunter2").unwrap()))],
+        };
+        KeyRing::default().put(&record)
+    }
+
+    #[test]
+    fn who_guesses_the_secret_of_one_key_keeps_nobody_else_waiting() {
+        let (queue, jobs) = sync_channel(QUEUE);
+        let (slow, one, other) = (Slow::to(queue), key(1), key(2));
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        let mut asked: Vec<_> = (0..40).map(|_| Box::pin(slow.ask(&one, "hunter3"))).collect();
+        let mut right = Box::pin(slow.ask(&other, "hunter2"));
+        let answers: Vec<_> = asked.iter_mut().map(|ask| ask.as_mut().poll(&mut cx)).collect();
+        let refused = answers.iter().filter(|answer| answer.is_ready()).count();
+        assert_eq!(refused, 40 - ASKING_MAX, "so many are too many");
+        assert!(right.as_mut().poll(&mut cx).is_pending());
+        // One of the guesses is in the queue, and then the other's.
+        let first = jobs.try_recv().unwrap();
+        assert!(matches!(&first, Job::Secret(key, ..) if key.id() == one.id()));
+        let second = jobs.try_recv().unwrap();
+        assert!(matches!(&second, Job::Secret(key, ..) if key.id() == other.id()));
+        assert!(jobs.try_recv().is_err());
+        // Those who go away do not make room for more hashes of that key.
+        drop(asked.drain(..1));
+        assert!(asked[0].as_mut().poll(&mut cx).is_pending() && jobs.try_recv().is_err());
+        drop(first);
+        assert!(asked[0].as_mut().poll(&mut cx).is_pending() && jobs.try_recv().is_ok());
+    }
+
+    #[test]
+    fn a_secret_that_was_found_right_is_not_hashed_again() {
+        let (queue, jobs) = sync_channel(QUEUE);
+        let (slow, key) = (Slow::to(queue), key(1));
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        let mut asked: Vec<_> = (0..3).map(|_| Box::pin(slow.ask(&key, "hunter2"))).collect();
+        for ask in &mut asked {
+            assert!(ask.as_mut().poll(&mut cx).is_pending());
+        }
+        let Ok(Job::Secret(found, secret, answer, turn)) = jobs.try_recv() else { panic!("none") };
+        assert!(!is_chosen(&found, "hunter3") && is_chosen(&found, &secret));
+        drop(turn);
+        answer.send(true).unwrap();
+        for mut ask in asked {
+            assert_eq!(ask.as_mut().poll(&mut cx), std::task::Poll::Ready(Some(true)));
+        }
+        assert!(jobs.try_recv().is_err());
+    }
 
     #[test]
     fn a_hash_knows_its_text_and_tells_its_cost() {

@@ -30,11 +30,11 @@ pub(super) async fn prove(
     }
     match (key.check_secret(shown.secret), shown.secret) {
         (SecretCheck::Right, _) => {}
-        (SecretCheck::Ask(hash), Some(secret)) => {
-            if !edge.slow.ask(hash, secret).await.ok_or(Reason::Overload)? {
+        (SecretCheck::Ask(_), Some(secret)) => {
+            let is_right = Box::pin(edge.slow.ask(&key, secret)).await;
+            if !is_right.ok_or(Reason::Overload)? {
                 return Err(Reason::CredentialInvalid);
             }
-            key.learn_secret(secret);
             // It may have been revoked meanwhile.
             key.check(clock::unix_ms(), rules.refuse_exposed)?;
         }
