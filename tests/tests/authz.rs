@@ -153,36 +153,41 @@ fn a_changed_policy_holds_on_a_connection_that_is_open() -> Result<()> {
     let origin = Origin::start(&lab)?;
     let edged = start(&lab)?;
     let (key, _) = key(&edged, "plain", "")?;
-    std::thread::scope(|scope| {
-        // Two requests, one after the other over one connection; the policy changes during the first.
-        let both = scope.spawn(|| {
-            let slow = format!("https://{HOST}/slow?ms=4000");
-            let code = "%{http_code}/%{num_connects}\n";
-            edged
-                .get(FRIEND, "/policy")
-                .key(&key)
-                .flag("--http1.1")
-                .arg("--output", "/dev/null")
-                .arg("--output", "/dev/null")
-                .arg("--write-out", code)
-                // curl takes it before the other.
-                .arg("--url", &slow)
-                .told()
-        });
-        until(
-            "the first request is under way",
-            Duration::from_secs(10),
-            || Ok(origin.seen() == 1),
-        )?;
-        fs::write(lab.dir().join("rules.cedar"), TRIAL)?;
+    for (seen, version) in [(1, "--http1.1"), (2, "--http2")] {
+        fs::write(lab.dir().join("rules.cedar"), RULES)?;
         edged.tell("reload")?;
-        let told = both.join().expect("no panic")?;
-        assert_eq!(
-            told, "200/1\n403/0\n",
-            "the first passed, the second came over the same connection"
-        );
-        Ok(())
-    })
+        std::thread::scope(|scope| {
+            // Two requests, one after the other over one connection; the policy changes during the first.
+            let both = scope.spawn(|| {
+                let slow = format!("https://{HOST}/slow?ms=4000");
+                let code = "%{http_code}/%{num_connects}/%{http_version}\n";
+                edged
+                    .get(FRIEND, "/policy")
+                    .key(&key)
+                    .flag(version)
+                    .arg("--output", "/dev/null")
+                    .arg("--output", "/dev/null")
+                    .arg("--write-out", code)
+                    // curl takes it before the other.
+                    .arg("--url", &slow)
+                    .told()
+            });
+            until("the first request is under way", Duration::from_secs(10), || {
+                Ok(origin.seen() == seen)
+            })?;
+            fs::write(lab.dir().join("rules.cedar"), TRIAL)?;
+            edged.tell("reload")?;
+            let told = both.join().expect("no panic")?;
+            let spoken = version.trim_start_matches("--http");
+            assert_eq!(
+                told,
+                format!("200/1/{spoken}\n403/0/{spoken}\n"),
+                "the first passed, the second came over the same connection"
+            );
+            Ok::<_, anyhow::Error>(())
+        })?;
+    }
+    Ok(())
 }
 
 #[test]
