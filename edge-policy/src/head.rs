@@ -8,7 +8,7 @@ use std::net::Ipv6Addr;
 use std::str::FromStr;
 
 use edge_common::Reason;
-use http::header::{CONTENT_LENGTH, HOST, HeaderMap, HeaderName, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, TRANSFER_ENCODING};
 use http::{Method, Uri, Version};
 
 /// How large a request's head may be.
@@ -57,6 +57,12 @@ pub fn check(
         matches!(bytes.first(), Some(b' ' | b'\t')) || matches!(bytes.last(), Some(b' ' | b'\t'))
     };
     if version == Version::HTTP_2 && headers.values().any(is_padded) {
+        return Err(Reason::MalformedRequest);
+    }
+    // Nobody can meet an expectation that nobody knows (RFC 9110, 10.1.1).
+    let is_unknown =
+        |value: &http::HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"100-continue");
+    if headers.get_all(EXPECT).iter().any(is_unknown) {
         return Err(Reason::MalformedRequest);
     }
     check_framing(version, headers)?;

@@ -3,7 +3,8 @@
 use http::{HeaderMap, HeaderValue, Method, Version, header};
 
 /// The protocol that a request asks for and that its route allows, by its name in lower case. What is
-/// not allowed is not asked of the upstream: the request goes on as one over HTTP.
+/// not allowed is not asked of the upstream: the request goes on as one over HTTP. So does one with a
+/// body, which would have to go before what the new protocol says.
 #[must_use]
 pub fn asked(
     method: &Method,
@@ -12,6 +13,10 @@ pub fn asked(
     allowed: &[String],
 ) -> Option<HeaderValue> {
     if *method != Method::GET || version != Version::HTTP_11 || !names_upgrade(headers) {
+        return None;
+    }
+    let has_length = headers.get_all(header::CONTENT_LENGTH).iter().any(|length| length != "0");
+    if has_length || headers.contains_key(header::TRANSFER_ENCODING) {
         return None;
     }
     let asked = one(headers)?;
@@ -59,6 +64,8 @@ mod tests {
         let (get, v11) = (Method::GET, Version::HTTP_11);
         let good = headers(&[("connection", "keep-alive, Upgrade"), ("upgrade", "WebSocket")]);
         assert_eq!(asked(&get, v11, &good, &allowed).unwrap(), "websocket");
+        let empty = [("connection", "upgrade"), ("upgrade", "websocket"), ("content-length", "0")];
+        assert_eq!(asked(&get, v11, &headers(&empty), &allowed).unwrap(), "websocket");
         assert_eq!(asked(&get, v11, &good, &[]), None);
         assert_eq!(asked(&Method::POST, v11, &good, &allowed), None);
         assert_eq!(asked(&get, Version::HTTP_10, &good, &allowed), None);
@@ -68,6 +75,12 @@ mod tests {
             &[("connection", "upgrade"), ("upgrade", "h2c")],
             &[("connection", "upgrade"), ("upgrade", "websocket, h2c")],
             &[("connection", "upgrade"), ("upgrade", "websocket"), ("upgrade", "websocket")],
+            &[("connection", "upgrade"), ("upgrade", "websocket"), ("content-length", "5")],
+            &[
+                ("connection", "upgrade"),
+                ("upgrade", "websocket"),
+                ("transfer-encoding", "chunked"),
+            ],
         ] {
             assert_eq!(asked(&get, v11, &headers(fields), &allowed), None, "{fields:?}");
         }

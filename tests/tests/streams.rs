@@ -14,6 +14,7 @@ use edge_tests::{
     Edged, Lab, Origin,
     client::until,
     daemon::root,
+    frames::{DATA, END_HEADERS, END_STREAM, HEADERS, frame, get, literal, preface},
     lab::{EDGE, FRIEND, ORIGIN},
     netns::run,
     talk::{Dial, Talk},
@@ -161,7 +162,43 @@ fn nobody_changes_the_protocol_unasked_or_from_another_site() -> Result<()> {
     assert_eq!(edged.metrics()?.requests(Reason::CrossSite), 1.0);
     let smuggled = ask("/health", "").replace("WebSocket", "h2c");
     assert_eq!(status(smuggled)?, 426);
+    // What has a body is a request like any other: the body goes where its head says that it does.
+    assert_eq!(status(ask("/health", "Content-Length: 5\r\n") + "hello")?, 426);
+    let chunked = ask("/health", "Transfer-Encoding: chunked\r\n") + "5\r\nhello\r\n0\r\n\r\n";
+    assert_eq!(status(chunked)?, 426);
     assert_eq!(status(ask("/health", ""))?, 101);
+    Ok(())
+}
+
+#[test]
+fn nothing_follows_a_body_that_was_answered_by_a_hidden_page() -> Result<()> {
+    let lab = Lab::new()?;
+    let (heard, hears) = mpsc::channel();
+    let heard = Mutex::new(heard);
+    // It fails at once, pauses its page, and reads on.
+    serve(&lab, move |client| {
+        let mut writer = client.try_clone().ok()?;
+        let mut reader = BufReader::new(client);
+        let mut text = head(&mut reader)?;
+        writer.write_all(b"HTTP/1.1 500 S\r\nContent-Length: 10\r\n\r\npage").ok()?;
+        reader.get_ref().set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+        let _ = reader.read_to_string(&mut text);
+        heard.lock().ok()?.send(text).ok()
+    })?;
+    let edged = lab.edged()?.set("route.0.methods", r#"["GET", "POST"]"#).start()?;
+    let mut talk = h1(&lab, &edged)?;
+    let post = |path: &str| {
+        format!("POST {path} HTTP/1.1\r\nHost: edge.test\r\nContent-Length: 10\r\n\r\n")
+    };
+    talk.say(format!("{}first", post("/health/1")).as_bytes())?;
+    let answer = talk.hear(SOON, |bytes| bytes.ends_with(b"}"))?;
+    let text = String::from_utf8_lossy(&answer.bytes).to_ascii_lowercase();
+    assert!(text.starts_with("http/1.1 500 ") && text.contains("connection: close\r\n"), "{text}");
+    let _ = talk.say(format!("-half{}0123456789", post("/health/2")).as_bytes());
+    assert!(talk.hear(SOON, |_| false)?.closed);
+    let text = hears.recv_timeout(SOON)?;
+    assert!(text.ends_with("\r\n\r\nfirst"), "{text:?}");
+    assert!(hears.recv_timeout(Duration::from_secs(1)).is_err(), "there was no second request");
     Ok(())
 }
 
@@ -213,6 +250,38 @@ fn a_body_is_asked_for_only_if_it_is_wanted() -> Result<()> {
     talk.say(expect("/secret").as_bytes())?;
     let heard = talk.hear(SOON, |_| false)?;
     assert_eq!((heard.statuses(), heard.closed), (vec![401], true), "the body never comes");
+
+    let expect = |path: &str, what: &str| -> Result<Talk> {
+        let mut talk = Dial::new(&edged.ca, "edge.test")?.alpn("h2").connect(&lab, FRIEND)?;
+        let mut block = get("edge.test", path);
+        block[0] = 0x83;
+        block.extend([literal("content-length", "3"), literal("expect", what)].concat());
+        talk.say(&[preface(), frame(HEADERS, END_HEADERS, 1, &block)].concat())?;
+        Ok(talk)
+    };
+    // The heads that came for the stream, and whether each was the end.
+    let heads = |bytes: &[u8]| {
+        let (mut rest, mut ends) = (bytes, Vec::new());
+        while let [a, b, c, kind, flags, ..] = *rest {
+            let length = u32::from_be_bytes([0, a, b, c]) as usize;
+            if kind == HEADERS {
+                ends.push(flags & END_STREAM != 0);
+            }
+            rest = rest.get(9 + length..).unwrap_or_default();
+        }
+        ends
+    };
+    let mut talk = expect("/health", "100-continue")?;
+    let heard = talk.hear(SOON, |bytes| !heads(bytes).is_empty())?;
+    assert_eq!(heads(&heard.bytes), [false]);
+    talk.say(&frame(DATA, END_STREAM, 1, b"abc"))?;
+    let heard = talk.hear(SOON, |bytes| bytes.ends_with(b"hello"))?;
+    assert_eq!(heads(&heard.bytes).len(), 1);
+    for (path, what) in [("/secret", "100-continue"), ("/health", "200-ok")] {
+        let heard = expect(path, what)?.hear(Duration::from_secs(1), |_| false)?;
+        assert_eq!(heads(&heard.bytes).len(), 1, "{path} {what}: a refusal alone");
+    }
+    assert_eq!(edged.metrics()?.requests(Reason::MalformedRequest), 1.0);
     Ok(())
 }
 
@@ -286,6 +355,7 @@ fn nginx_over_tls(lab: &Lab, port: u16) -> Result<Server> {
              ssl_protocols TLSv1.3; ssl_certificate {dir}/cert.pem; ssl_certificate_key {dir}/key.pem;
              location = /health/version {{ return 200 $server_protocol-$ssl_protocol; }}
              location = /health/gone {{ return 503; }}
+             location = /health/large {{ alias {dir}/large; }}
              location / {{ grpc_pass grpc://{ORIGIN}:8080; }} }} }}"
     );
     let conf = lab.dir().join("nginx.conf");
@@ -349,5 +419,32 @@ fn calls_with_trailers_pass_over_http2_and_tls_to_a_server_of_others() -> Result
     until("nothing is left", SOON, || {
         Ok(edged.metrics()?.value("edged_requests_in_flight") == 0.0)
     })?;
+    Ok(())
+}
+
+#[test]
+fn answers_that_nobody_takes_hold_up_no_other_on_their_connection() -> Result<()> {
+    let lab = Lab::new()?;
+    edge_tests::daemon::certify(lab.dir())?;
+    std::fs::write(lab.dir().join("large"), vec![7; 32 << 20])?;
+    let _nginx = nginx_over_tls(&lab, 8443)?;
+    let dir = lab.dir().display();
+    let edged = lab
+        .edged()?
+        .set("server.workers", "1")
+        .set("upstream.0.servers", r#"["192.0.2.2:8443"]"#)
+        .set("upstream.0.http2", "true")
+        .set("upstream.0.tls", &format!("{{ ca = \"{dir}/ca.pem\", server_name = \"edge.test\" }}"))
+        .start()?;
+    let mut slow = (0..5).map(|_| h1(&lab, &edged)).collect::<Result<Vec<_>>>()?;
+    for talk in &mut slow {
+        talk.say(b"GET /health/large HTTP/1.1\r\nHost: edge.test\r\n\r\n")?;
+    }
+    // Until the sockets are full, and what the edge takes beyond them.
+    thread::sleep(Duration::from_secs(3));
+    let quick = edged.get(FRIEND, "/health/large").send()?;
+    assert_eq!((quick.status, quick.body.len()), (200, 32 << 20));
+    assert_eq!(edged.metrics()?.sum("edged_upstream_connects_total", &[]), 1.0);
+    assert_eq!(edged.metrics()?.value("edged_requests_in_flight"), 5.0);
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::{
     os::unix::net::UnixListener,
     process::{Child, Stdio},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -19,6 +19,7 @@ use edge_tests::{
     Edged, Lab, Origin,
     client::until,
     daemon::{binary, certify},
+    frames::{DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RESET, SETTINGS, frame},
     lab::{FRIEND, ORIGIN},
     netns::{Netns, run},
 };
@@ -202,6 +203,13 @@ fn every_fault_of_a_server_has_its_status_and_leaks_nothing() -> Result<()> {
             "silent" => return false,
             "cut-head" => stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Le"),
             "garbage" => stream.write_all(b"\x16\x03\x01 no HTTP at all\r\n\r\n"),
+            "interims" => {
+                for _ in 0..12 {
+                    let _ = stream.write_all(b"HTTP/1.1 103 Early Hints\r\n\r\n");
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            }
             "two-lengths" => stream
                 .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab"),
             "cut-body" => stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf"),
@@ -246,6 +254,7 @@ fn every_fault_of_a_server_has_its_status_and_leaks_nothing() -> Result<()> {
         ("cut-head", 502),
         ("garbage", 502),
         ("two-lengths", 502),
+        ("interims", 502),
         ("slow-head", 504),
     ] {
         assert_eq!(ask(path)?.status, status, "{path}");
@@ -261,10 +270,110 @@ fn every_fault_of_a_server_has_its_status_and_leaks_nothing() -> Result<()> {
     }
     nothing_leaks(&edged, before)?;
     let metrics = edged.metrics()?;
-    assert_eq!(metrics.requests(Reason::UpstreamInvalid), 4.0 + 4.0);
+    assert_eq!(metrics.requests(Reason::UpstreamInvalid), 5.0 + 4.0);
     assert_eq!(metrics.requests(Reason::UpstreamTimeout), 1.0 + 4.0);
     let served = metrics.sum("edged_signals_total", &[("reason", "served")]);
     assert_eq!(metrics.sum("edged_signals_total", &[]), served, "no visitor's fault");
+    Ok(())
+}
+
+/// A server that speaks HTTP/2 frame by frame; `act` gets the number of a connection, from 0, and of a stream.
+fn framed(
+    ns: &Netns,
+    act: impl Fn(u64, u32, &mut TcpStream) -> bool + Send + Sync + 'static,
+) -> Result<()> {
+    let listener = ns.enter(|| TcpListener::bind((ORIGIN, 8080)))?;
+    let act = Arc::new(act);
+    std::thread::spawn(move || {
+        for (n, client) in listener.incoming().flatten().enumerate() {
+            let act = Arc::clone(&act);
+            std::thread::spawn(move || answer_frames(client, n as u64, &*act));
+        }
+    });
+    Ok(())
+}
+
+fn answer_frames(
+    mut client: TcpStream,
+    n: u64,
+    act: &dyn Fn(u64, u32, &mut TcpStream) -> bool,
+) -> Option<()> {
+    client.read_exact(&mut [0; 24]).ok()?;
+    client.write_all(&frame(SETTINGS, 0, 0, &[])).ok()?;
+    loop {
+        let mut head = [0; 9];
+        client.read_exact(&mut head).ok()?;
+        let [a, b, c, kind, flags, d, e, f, g] = head;
+        let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+        client.read_exact(&mut payload).ok()?;
+        match kind {
+            SETTINGS if flags & 1 == 0 => client.write_all(&frame(kind, 1, 0, &[])).ok()?,
+            PING if flags & 1 == 0 => client.write_all(&frame(kind, 1, 0, &payload)).ok()?,
+            HEADERS if !act(n, u32::from_be_bytes([d, e, f, g]), &mut client) => return None,
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn every_fault_of_a_server_over_http2_has_its_status_and_leaks_nothing() -> Result<()> {
+    let lab = Lab::new()?;
+    let fault = Arc::new(Mutex::new("fine"));
+    let (told, deaf) = (Arc::clone(&fault), AtomicU64::new(u64::MAX));
+    framed(&lab.origin, move |n, stream, client| {
+        let fault = told.lock().map_or("fine", |fault| *fault);
+        let head = frame(HEADERS, END_HEADERS, stream, &[0x88]);
+        let part = |flags, text: &[u8]| [head.clone(), frame(DATA, flags, stream, text)].concat();
+        if fault == "silent" {
+            deaf.store(n, Relaxed);
+        }
+        let (answer, goes_on) = match fault {
+            _ if deaf.load(Relaxed) == n => (Vec::new(), true),
+            "reset" => (frame(RESET, 0, stream, &[0, 0, 0, 2]), true),
+            "goaway" => (frame(GOAWAY, 0, 0, &[0; 8]), true),
+            "closed" => (Vec::new(), false),
+            "cut-body" => (part(0, b"half"), false),
+            "reset-body" => {
+                ([part(0, b"half"), frame(RESET, 0, stream, &[0, 0, 0, 2])].concat(), true)
+            }
+            "slow-body" => (part(0, b"half"), true),
+            "garbage" => (frame(HEADERS, END_HEADERS, stream, &[0xff; 9]), true),
+            _ => (part(END_STREAM, b"fine"), true),
+        };
+        client.write_all(&answer).is_ok() && goes_on
+    })?;
+    let edged = lab
+        .edged()?
+        .set("server.workers", "1")
+        .set("upstream.0.http2", "true")
+        .set("upstream.0.response_timeout", "\"1s\"")
+        .set("upstream.0.body_timeout", "\"1s\"")
+        .set("upstream.0.ejection", "{ failures = 0 }")
+        .set("upstream.0.circuit", "{ failures = \"off\" }")
+        .start()?;
+    let ask = |what: &'static str| {
+        *fault.lock().expect("nobody panics") = what;
+        edged.get(FRIEND, "/health").send()
+    };
+    assert_eq!(ask("fine")?.text(), "fine");
+    let before = descriptors(&edged)?;
+    for (what, status) in
+        [("reset", 502), ("goaway", 502), ("closed", 502), ("garbage", 502), ("silent", 504)]
+    {
+        assert_eq!(ask(what)?.status, status, "{what}");
+        // Over another connection, if that one was not heard of any more.
+        let next = ask("fine")?;
+        assert_eq!(next.text(), "fine", "after {what}");
+    }
+    for what in ["cut-body", "reset-body", "slow-body"] {
+        let broken = ask(what);
+        assert!(broken.is_err(), "{what}: {broken:?}");
+        assert_eq!(ask("fine")?.text(), "fine", "after {what}");
+    }
+    nothing_leaks(&edged, before)?;
+    let metrics = edged.metrics()?;
+    assert_eq!(metrics.requests(Reason::UpstreamInvalid), 6.0);
+    assert_eq!(metrics.requests(Reason::UpstreamTimeout), 2.0);
     Ok(())
 }
 

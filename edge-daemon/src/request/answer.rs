@@ -61,16 +61,18 @@ fn hide(
     trace: &Trace,
     mut ending: Ending,
 ) -> Response<Answer> {
-    let (original, body) = response.into_parts();
+    let (original, mut body) = response.into_parts();
     ending.status = original.status;
     ending.settle(Reason::Serve);
+    // The client's bytes are no other task's to read: those behind this body are the next request.
+    let unread = body.abandon_upload();
     spawn_local(log_original(original.status, body, lease, trace.id.clone()));
     let (mut parts, page) = denied::page(original.status, &trace.id).into_parts();
     // When to come back is the one thing that the client should hear from the upstream.
     if let Some(wait) = original.headers.get(header::RETRY_AFTER) {
         parts.headers.insert(header::RETRY_AFTER, wait.clone());
     }
-    let mut answer = Answer::whole(Bytes::from(page), None, ending);
+    let mut answer = Answer::whole(Bytes::from(page), unread, ending);
     finish(&mut parts.headers, &mut answer.lines, trace.admission.standing, trace);
     Response::from_parts(parts, answer)
 }

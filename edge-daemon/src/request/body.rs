@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use edge_common::{Blame, Reason};
-use edge_policy::{limit::Held, lines::Lines};
+use edge_policy::{limit::Held, lines::Lines, shield};
 use http::StatusCode;
 
 use super::{
@@ -64,6 +64,11 @@ impl Upload {
     /// Whether nothing of it has been asked for.
     pub(crate) const fn is_whole(&self) -> bool {
         self.is_whole
+    }
+
+    /// What nobody has asked it for.
+    pub(crate) fn rest(self) -> Incoming {
+        self.incoming
     }
 
     /// Its length, if the client said it.
@@ -145,7 +150,10 @@ impl Answer {
             }
             Content::Passed { incoming, lease, upload } => (incoming, lease, upload),
         };
-        let frame = ready!(incoming.poll_frame(cx));
+        let mut frame = ready!(incoming.poll_frame(cx));
+        if let Some(Ok(Frame::Trailers(trailers))) = &mut frame {
+            shield::strip_response(trailers);
+        }
         self.ending.turn.moved(Who::Upstream, 0);
         match &frame {
             // An upload that breaks off takes its answer along.

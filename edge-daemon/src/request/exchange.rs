@@ -1,6 +1,7 @@
 //! One request over HTTP/2 and its answer, from head to last byte.
 
 use std::{
+    cell::Cell,
     rc::Rc,
     task::{Context, Poll, ready},
 };
@@ -36,16 +37,26 @@ impl Exchange {
         let to_head = request.method() == Method::HEAD;
         let stated = request.headers().get(header::CONTENT_LENGTH);
         let stated = stated.and_then(|value| value.to_str().ok()?.parse().ok());
+        let asks = request.headers().contains_key(header::EXPECT).then(Rc::<Cell<bool>>::default);
+        let asked = asks.clone();
         let request = request.map(|body| match body.is_end_stream() {
             true => Incoming::Empty,
-            false => Incoming::Http2(body, stated),
+            false => Incoming::Http2(body, stated, asks),
         });
         let turn = Rc::clone(&self.turn);
         let own = Rc::clone(&worker);
         let mut answer = Box::pin(path::answer(own, visitor, self.entrance, turn, request));
         let response = std::future::poll_fn(|cx| match answer.as_mut().poll(cx) {
             Poll::Ready(response) => Poll::Ready(Some(response)),
-            Poll::Pending => self.respond.poll_reset(cx).map(|_| None),
+            Poll::Pending => {
+                if asked.as_ref().is_some_and(|asked| asked.take()) {
+                    let mut go_on = Response::new(());
+                    *go_on.status_mut() = StatusCode::CONTINUE;
+                    // If it cannot be told, the answer cannot either.
+                    let _ = self.respond.send_informational(go_on);
+                }
+                self.respond.poll_reset(cx).map(|_| None)
+            }
         });
         let Some(response) = response.await else { return };
         drop(answer);

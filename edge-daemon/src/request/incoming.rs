@@ -1,7 +1,7 @@
 //! A body on its way in: a client's or an upstream's, of either HTTP version.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     rc::Rc,
     task::{Context, Poll, ready},
 };
@@ -10,7 +10,7 @@ use bytes::Bytes;
 use edge_identity::signed::BodyCheck;
 use http::HeaderMap;
 
-use super::{http1::Inbound, upstream::Reply, watch::Who};
+use super::{body::Upload, http1::Inbound, upstream::Reply, watch::Who};
 
 /// A body that comes in, frame by frame.
 pub(crate) enum Incoming {
@@ -18,8 +18,9 @@ pub(crate) enum Incoming {
     Empty,
     /// A client's, over HTTP/1.
     Http1(Rc<RefCell<Inbound>>),
-    /// A client's, over HTTP/2, with the length that its head states; what comes is held to it.
-    Http2(h2::RecvStream, Option<u64>),
+    /// A client's, over HTTP/2, with the length that its head states; what comes is held to it. Who
+    /// waits to be told to go on is asked for when somebody waits for the first part.
+    Http2(h2::RecvStream, Option<u64>, Option<Rc<Cell<bool>>>),
     /// An upstream's.
     Reply(Reply),
     /// All of it, in memory.
@@ -77,7 +78,13 @@ impl Incoming {
         match self {
             Self::Empty => Poll::Ready(None),
             Self::Http1(inbound) => Inbound::poll_frame(inbound, cx),
-            Self::Http2(stream, _) => poll_stream(stream, cx),
+            Self::Http2(stream, _, asks) => {
+                let frame = poll_stream(stream, cx);
+                if let Some(asks) = asks.take() {
+                    asks.set(frame.is_pending());
+                }
+                frame
+            }
             Self::Reply(reply) => reply.poll_frame(cx),
             Self::Whole(bytes) => {
                 let data = Some(std::mem::take(bytes)).filter(|data| !data.is_empty());
@@ -93,7 +100,7 @@ impl Incoming {
         match self {
             Self::Empty => true,
             Self::Http1(inbound) => inbound.borrow().body.is_done(),
-            Self::Http2(stream, _) => stream.is_end_stream(),
+            Self::Http2(stream, ..) => stream.is_end_stream(),
             Self::Reply(reply) => reply.is_done(),
             Self::Whole(bytes) => bytes.is_empty(),
             Self::Signed(signed) => signed.check.is_none(),
@@ -108,7 +115,7 @@ impl Incoming {
         match self {
             Self::Empty => Some(0),
             Self::Http1(inbound) => inbound.borrow().body.length(),
-            Self::Http2(_, stated) => *stated,
+            Self::Http2(_, stated, _) => *stated,
             Self::Reply(reply) => reply.length(),
             Self::Whole(bytes) => Some(bytes.len() as u64),
             Self::Signed(signed) => {
@@ -125,6 +132,11 @@ impl Incoming {
             inbound.borrow_mut().open_tunnel();
         }
         matches!(self, Self::Http1(_))
+    }
+
+    /// Sends the upstream no more of the request: what is left of its body.
+    pub(crate) fn abandon_upload(&mut self) -> Option<Self> {
+        if let Self::Reply(reply) = self { reply.abandon_upload().map(Upload::rest) } else { None }
     }
 
     /// Whose move it is while nothing comes.

@@ -106,8 +106,9 @@ async fn ask(upstream: &Upstream, server: &Server, check: &Check) -> io::Result<
 
 /// The same over HTTP/2.
 async fn ask_http2(stream: Stream, path: &str, host: &str) -> io::Result<u16> {
+    let scheme = stream.scheme();
     let (mut sender, connection) = h2::client::handshake(stream).await.map_err(io::Error::other)?;
-    let uri = format!("http://{host}{path}");
+    let uri = format!("{scheme}://{host}{path}");
     let request = http::Request::get(uri).header(http::header::USER_AGENT, "edged-check").body(());
     let request = request.map_err(io::Error::other)?;
     let (response, _) = sender.send_request(request, true).map_err(io::Error::other)?;

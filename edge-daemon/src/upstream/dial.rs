@@ -25,6 +25,14 @@ pub enum Stream {
     Unix(UnixStream),
 }
 
+impl Stream {
+    /// What a request over it is for, in the words of a URI.
+    #[must_use]
+    pub const fn scheme(&self) -> &'static str {
+        if matches!(self, Self::Tls(_)) { "https" } else { "http" }
+    }
+}
+
 /// Opens a connection; over TLS, to a server that must prove to be `name`.
 ///
 /// # Errors

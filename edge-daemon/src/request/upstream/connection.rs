@@ -129,6 +129,14 @@ impl Reply {
         }
     }
 
+    /// Sends no more of the request: what is left of its body. The answer may still be read.
+    pub(crate) fn abandon_upload(&mut self) -> Option<Upload> {
+        match self {
+            Self::One(one) => one.abandon_upload(),
+            Self::Many(many) => many.abandon_upload(),
+        }
+    }
+
     pub(crate) fn is_done(&self) -> bool {
         match self {
             Self::One(one) => one.is_done(),

@@ -44,6 +44,8 @@ struct Link {
     sending: Sending,
     /// Bytes of this request that have left.
     sent: usize,
+    /// Interim answers to it.
+    interim: u32,
     body: Body,
     /// The protocol that this request asks for, and what is sent once the server agrees.
     upgrade: Option<(HeaderValue, Upload)>,
@@ -83,6 +85,7 @@ impl Connection {
             reader: ResponseReader::default(),
             sending: Sending::Done,
             sent: 0,
+            interim: 0,
             body: Body::new(Framing::Empty, ANSWER),
             upgrade: None,
             is_tunnel: false,
@@ -175,7 +178,7 @@ impl Link {
         let expected = matches!(parts.method, Method::POST | Method::PUT | Method::PATCH);
         self.keep = framing == Framing::Empty || expected;
         self.state = State::Busy;
-        self.sent = 0;
+        (self.sent, self.interim) = (0, 0);
         (self.sending, self.upgrade) = match protocol {
             Some(protocol) => (Sending::Done, Some((protocol, upload))),
             None => (Sending::Body { upload, framing }, None),
@@ -190,15 +193,14 @@ impl Link {
         cx: &mut Context<'_>,
     ) -> Poll<Result<Response<()>, Reason>> {
         let upload = patience.upload;
-        let mut interim = 0;
         loop {
             let fault = |_| upload.fault.get().unwrap_or(Reason::UpstreamInvalid);
             let sent = self.poll_send(cx).map_err(fault)?;
             match self.reader.read(&self.wire.input, &ANSWER) {
                 Ok(Some(head)) => match self.head(head, to_head).map_err(|_| invalid())? {
                     Some(response) => return Poll::Ready(Ok(response)),
-                    None if interim < INTERIM_MAX => {
-                        interim += 1;
+                    None if self.interim < INTERIM_MAX => {
+                        self.interim += 1;
                         continue;
                     }
                     None => return Poll::Ready(Err(invalid())),
@@ -342,6 +344,19 @@ impl Reply {
         let frame = ready!(link.body.poll_frame(&mut link.wire, cx));
         link.is_over();
         Poll::Ready(frame)
+    }
+
+    /// With a part of its request missing, the connection is of no more use.
+    pub(super) fn abandon_upload(&mut self) -> Option<Upload> {
+        let link = &mut *self.0.borrow_mut();
+        if !matches!(link.sending, Sending::Body { .. }) {
+            return None;
+        }
+        link.keep = false;
+        match std::mem::replace(&mut link.sending, Sending::Refused) {
+            Sending::Body { upload, .. } => Some(upload),
+            _ => None,
+        }
     }
 
     pub(super) fn is_done(&self) -> bool {

@@ -35,6 +35,7 @@ pub(super) struct Connection {
     scheme: &'static str,
     /// Requests under way.
     in_use: Rc<Cell<usize>>,
+    /// Whether it takes no further request: it is closed, or was silent for too long.
     is_closed: Rc<Cell<bool>>,
     pub(super) opened_ns: u64,
 }
@@ -61,12 +62,12 @@ struct Sending {
 impl Connection {
     /// Begins to speak on a stream to the server.
     pub(super) async fn open(stream: Stream) -> io::Result<Self> {
-        let scheme = if matches!(stream, Stream::Tls(_)) { "https" } else { "http" };
+        let scheme = stream.scheme();
         let mut builder = h2::client::Builder::new();
         builder
             .enable_push(false)
             .initial_window_size(WINDOW)
-            .initial_connection_window_size(4 * WINDOW)
+            .initial_connection_window_size(STREAMS as u32 * WINDOW)
             .max_header_list_size(HEAD_BYTES_MAX)
             .max_send_buffer_size(SEND_BUFFER);
         let (sender, connection) = builder.handshake(stream).await.map_err(io::Error::other)?;
@@ -93,7 +94,22 @@ impl Connection {
         self.in_use.get() > 0
     }
 
+    /// One request, to the head of its answer. One that gets none in time is the last: whether only
+    /// its answer is late or nobody is there any more, nothing tells.
     pub(super) async fn exchange(
+        &mut self,
+        head: &Head,
+        upload: Upload,
+        patience: &Patience<'_>,
+    ) -> Result<Response<Incoming>, Failed> {
+        let asked = self.ask(head, upload, patience).await;
+        if asked.as_ref().is_err_and(|failed| failed.reason == Reason::UpstreamTimeout) {
+            self.is_closed.set(true);
+        }
+        asked
+    }
+
+    async fn ask(
         &mut self,
         head: &Head,
         upload: Upload,
@@ -215,6 +231,10 @@ impl Reply {
         Poll::Ready(frame)
     }
 
+    pub(super) fn abandon_upload(&mut self) -> Option<Upload> {
+        self.sending.upload.take()
+    }
+
     pub(super) fn is_done(&self) -> bool {
         self.body.is_end_stream()
     }
@@ -270,8 +290,10 @@ fn declared(headers: &HeaderMap) -> Result<Option<u64>, Broken> {
     if values.next().is_some() { Err(Broken::Malformed) } else { Ok(Some(length)) }
 }
 
-/// What the edge takes of an answer before its client has taken it, in bytes.
-const WINDOW: u32 = 256 * 1024;
+/// What the edge takes of an answer before its client has taken it, in bytes. The connection has room
+/// for that of every request on it, so that those whose clients are slow hold up no other; which is
+/// why it is no more than lets an answer have 64 MB a second where a round trip takes a millisecond.
+const WINDOW: u32 = 64 * 1024;
 const SEND_BUFFER: usize = 64 * 1024;
 const HEAD_BYTES_MAX: u32 = 64 * 1024;
 /// Requests on one connection before another is opened.
