@@ -294,8 +294,12 @@ fn a_new_certificate_is_served_and_no_connection_is_lost() -> Result<()> {
     assert_eq!(metric(&edged, "edged_certificate_stale")?, 1.0);
     authority.sign("served", &[HOST], -2 * DAY, -DAY)?;
     refused(2.0)?;
-    fs::write(&leaf.chain, "nonsense")?;
+    // Nor does another site's, which is good there.
+    authority.sign("served", &["other.test"], -60, DAY)?;
     refused(3.0)?;
+    assert_eq!(current()?, second);
+    fs::write(&leaf.chain, "nonsense")?;
+    refused(4.0)?;
     assert_eq!(current()?, second);
     assert!(edged.ctl("reload")?.status.code() != Some(0), "nor does a reload take it");
     assert_eq!(metric(&edged, "edged_certificate_expiry")?, expiry);

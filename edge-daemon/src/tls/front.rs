@@ -227,6 +227,10 @@ impl Front {
                 if let Some(doubt) = pair.doubt(now_s).filter(|_| pairs[n].doubt(now_s).is_none()) {
                     return Err(format!("{} {doubt}", files.chain.display()));
                 }
+                // One that another site's clients take is no better.
+                if let Some(name) = pair.misses(&pairs[n]) {
+                    return Err(format!("{} is not for '{name}'", files.chain.display()));
+                }
                 pairs[n] = Arc::new(pair);
             }
             Part::Trust => {

@@ -129,11 +129,23 @@ impl Pair {
 
     /// Those of its configured names that it does not have.
     pub fn uncovered(&self) -> impl Iterator<Item = &str> {
-        let has = |name: &str| {
-            let wild = name.split_once('.').map(|(_, parent)| format!("*.{parent}"));
-            self.own.iter().any(|own| own == name || Some(own) == wild.as_ref())
-        };
-        self.configured.iter().map(String::as_str).filter(move |name| !has(name))
+        self.configured.iter().map(String::as_str).filter(|name| !self.covers(name))
+    }
+
+    fn covers(&self, name: &str) -> bool {
+        let wild = name.split_once('.').map(|(_, parent)| format!("*.{parent}"));
+        self.own.iter().any(|own| own == name || Some(own) == wild.as_ref())
+    }
+
+    /// A name that tells that it is not for what the former one is for: one that it was configured
+    /// for, or, without those, any of the former's if they have nothing in common.
+    pub(super) fn misses<'a>(&'a self, former: &'a Self) -> Option<&'a str> {
+        if !self.configured.is_empty() {
+            return self.uncovered().next();
+        }
+        let shares = former.own.iter().any(|name| self.covers(name))
+            || self.own.iter().any(|name| former.covers(name));
+        former.own.first().filter(|_| !shares).map(String::as_str)
     }
 
     /// What of its time is not right, in words that go on after its name.
