@@ -193,6 +193,7 @@ fn listener(settings: &Settings, listener: &settings::Listener) -> Listener {
     Listener {
         client_auth: listener.client_auth.unwrap_or(settings.tls.clients.auth),
         proxy_protocol: listener.proxy_protocol,
+        port: listener.address.port(),
     }
 }
 

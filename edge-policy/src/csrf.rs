@@ -39,18 +39,29 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 impl Csrf {
     /// Checks a request for `host`. Whoever shows who he is by a header of his own need not be
-    /// asked: no browser adds that for another site.
+    /// asked: no browser adds that for another site. A certificate, which browsers show unasked, is
+    /// as good as a cookie to who forges a request; but programs show one as well, who say nothing of
+    /// where they stand.
     ///
     /// # Errors
     /// [`Reason::CrossSite`], [`Reason::OriginMismatch`] or [`Reason::CsrfToken`].
-    pub fn check(&self, method: &Method, headers: &HeaderMap, host: &Host) -> Result<(), Reason> {
+    pub fn check(
+        &self,
+        method: &Method,
+        headers: &HeaderMap,
+        host: &Host,
+        has_certificate: bool,
+    ) -> Result<(), Reason> {
         let harmless = matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
             && !headers.contains_key(UPGRADE);
-        if !self.enabled || harmless || !headers.contains_key(COOKIE) {
+        let has_cookies = headers.contains_key(COOKIE);
+        let is_browser = headers.contains_key(SEC_FETCH_SITE) || headers.contains_key(ORIGIN);
+        let is_borne = has_cookies || has_certificate && is_browser;
+        if !self.enabled || harmless || !is_borne {
             return Ok(());
         }
         self.check_site(headers, host)?;
-        self.token.as_ref().map_or(Ok(()), |token| token.check(headers))
+        self.token.as_ref().filter(|_| has_cookies).map_or(Ok(()), |token| token.check(headers))
     }
 
     fn check_site(&self, headers: &HeaderMap, host: &Host) -> Result<(), Reason> {
@@ -148,7 +159,7 @@ mod tests {
         let csrf = Csrf { origins: vec!["https://app.example".into()], ..Csrf::default() };
         let mut given = given.to_vec();
         given.push(("cookie", "sid=1"));
-        csrf.check(&Method::POST, &fields(&given), &"a.example".parse().unwrap())
+        csrf.check(&Method::POST, &fields(&given), &"a.example".parse().unwrap(), false)
     }
 
     #[test]
@@ -187,14 +198,33 @@ mod tests {
         let host = "a.example".parse().unwrap();
         let evil = ("origin", "https://evil.test");
         let cookie = ("cookie", "sid=1");
-        let check = |method, given: &[_]| csrf.check(&method, &fields(given), &host);
+        let check = |method, given: &[_]| csrf.check(&method, &fields(given), &host, false);
         assert_eq!(check(Method::GET, &[evil, cookie]), Ok(()));
         assert_eq!(check(Method::POST, &[evil]), Ok(()));
         assert_eq!(check(Method::DELETE, &[evil, cookie]), Err(Reason::OriginMismatch));
         let upgrade = [evil, cookie, ("upgrade", "websocket")];
         assert_eq!(check(Method::GET, &upgrade), Err(Reason::OriginMismatch));
         let off = Csrf { enabled: false, ..Csrf::default() };
-        assert_eq!(off.check(&Method::POST, &fields(&[evil, cookie]), &host), Ok(()));
+        assert_eq!(off.check(&Method::POST, &fields(&[evil, cookie]), &host, true), Ok(()));
+    }
+
+    #[test]
+    fn a_certificate_is_as_good_as_a_cookie_where_a_browser_shows_it() {
+        let header = HeaderName::from_static("x-csrf-token");
+        let token = Some(Token { cookie: "__Host-csrf".into(), header });
+        let csrf = Csrf { token, ..Csrf::default() };
+        let host = "a.example".parse().unwrap();
+        for (method, given, expected) in [
+            (Method::POST, &[][..], Ok(())),
+            (Method::POST, &[("referer", "https://evil.test/")], Ok(())),
+            (Method::POST, &[("origin", "https://a.example")], Ok(())),
+            (Method::POST, &[("sec-fetch-site", "same-origin")], Ok(())),
+            (Method::POST, &[("origin", "https://evil.test")], Err(Reason::OriginMismatch)),
+            (Method::POST, &[("sec-fetch-site", "cross-site")], Err(Reason::CrossSite)),
+            (Method::GET, &[("sec-fetch-site", "cross-site")], Ok(())),
+        ] {
+            assert_eq!(csrf.check(&method, &fields(given), &host, true), expected, "{given:?}");
+        }
     }
 
     #[test]
@@ -215,7 +245,11 @@ mod tests {
             let own = ("sec-fetch-site", "same-origin");
             let given = fields(&[own, ("cookie", cookie), ("x-csrf-token", said)]);
             let expected = if good { Ok(()) } else { Err(Reason::CsrfToken) };
-            assert_eq!(csrf.check(&Method::POST, &given, &host), expected, "{cookie} {said}");
+            assert_eq!(
+                csrf.check(&Method::POST, &given, &host, false),
+                expected,
+                "{cookie} {said}"
+            );
         }
     }
 }

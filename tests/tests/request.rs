@@ -272,6 +272,24 @@ fn old_tls_is_refused() -> Result<()> {
 }
 
 #[test]
+fn upstreams_are_told_the_port_that_was_used() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edge = edge_tests::lab::EDGE;
+    let listeners = format!("[\"{edge}:443\", \"{edge}:8443\"]");
+    let edged = lab.edged()?.set("server.https", &listeners).start()?;
+    let key = edged.key("k")?;
+    for port in [443, 8443] {
+        let dial = edge_tests::talk::Dial::new(&edged.ca, HOST)?.port(port);
+        let mut talk = dial.connect(&lab, CLIENT)?;
+        let echo = talk.get(HOST, "/echo", &[&format!("X-API-Key: {key}")])?.body;
+        let told = format!("\"x-forwarded-port\",\"{port}\"");
+        assert!(echo.to_ascii_lowercase().contains(&told), "{port}: {echo}");
+    }
+    Ok(())
+}
+
+#[test]
 fn the_access_log_has_a_line_for_each_request_and_no_secret() -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;
@@ -318,6 +336,37 @@ fn the_access_log_has_a_line_for_each_request_and_no_secret() -> Result<()> {
     assert_eq!((&denied["status"], &denied["user_agent"]), (&401.into(), &"a\"b".into()));
     assert_eq!(denied["request_id"], refused.header("x-request-id").unwrap_or_default());
     assert_eq!((&broken["status"], &broken["path"]), (&400.into(), &"".into()));
+    Ok(())
+}
+
+#[test]
+fn who_leaves_before_the_answer_has_a_line_in_the_access_log() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let file = lab.dir().join("access.log");
+    let edged = lab.edged()?.set("log.access", &format!("{file:?}")).start()?;
+    let key = edged.key("k")?;
+    for flag in ["--http1.1", "--http2"] {
+        let left = edged.get(CLIENT, "/slow?ms=5000").key(&key).flag(flag).arg("--max-time", "1");
+        assert!(left.send().is_err(), "{flag}");
+    }
+    let lines = || -> Result<Vec<serde_json::Value>> {
+        let text = std::fs::read_to_string(&file)?;
+        Ok(text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?)
+    };
+    until("the lines are there", Duration::from_secs(10), || Ok(lines()?.len() == 2))?;
+    for line in lines()? {
+        for (name, value) in [
+            ("reason", "client_gone"),
+            ("client", CLIENT),
+            ("method", "GET"),
+            ("host", HOST),
+            ("path", "/slow"),
+        ] {
+            assert_eq!(line[name], value, "{name}: {line}");
+        }
+        assert!(line["principal"].is_string() && line["request_id"] != "", "{line}");
+    }
     Ok(())
 }
 

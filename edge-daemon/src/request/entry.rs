@@ -6,7 +6,12 @@ use edge_common::Reason;
 use edge_policy::denied;
 use http::{HeaderMap, StatusCode, Version, header, request::Parts};
 
-use super::{Worker, front::Visitor, path::Trace, watch::Turn};
+use super::{
+    Worker,
+    front::Visitor,
+    path::{Trace, logged},
+    watch::Turn,
+};
 use crate::events::access::{Line, Tls, now};
 
 /// A request's entry.
@@ -28,13 +33,16 @@ pub(crate) struct Entry {
 
 impl Entry {
     /// What the head says, if there is an access log.
-    pub(super) fn begin(worker: &Worker, head: &Parts) -> Option<Box<Self>> {
+    pub(super) fn begin(worker: &Worker, head: &Parts, trace: &Trace) -> Option<Box<Self>> {
         if !worker.access.is_on() {
             return None;
         }
         let text = |name| text(&head.headers, name);
         let host = head.uri.host().map(str::to_owned).or_else(|| text("host"));
         Some(Box::new(Self {
+            request_id: trace.id.clone(),
+            method: trace.method().to_owned(),
+            path: logged(head.uri.path()),
             host: host.unwrap_or_default(),
             protocol: match head.version {
                 Version::HTTP_2 => "HTTP/2",

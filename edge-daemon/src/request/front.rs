@@ -30,6 +30,8 @@ pub(crate) struct Visitor {
     pub(crate) address: IpAddr,
     /// The trusted proxy that vouches for the address; `None`: the client itself is connected.
     pub(crate) proxy: Option<IpAddr>,
+    /// The port that it came to, by HTTPS.
+    pub(crate) port: u16,
     /// What the TLS handshake told; `None` on plain HTTP.
     pub(crate) tls: Option<Rc<Facts>>,
     /// What the client's own certificate says; `None` as well where a proxy tells of the client,
@@ -40,7 +42,7 @@ pub(crate) struct Visitor {
 impl Visitor {
     pub(super) fn new(peer: SocketAddr) -> Self {
         let address = peer.ip().to_canonical();
-        Self { address, proxy: None, tls: None, certificate: None, place: None }
+        Self { address, proxy: None, port: 443, tls: None, certificate: None, place: None }
     }
 
     /// Takes a place among the connections of this client, if it may have one more. A proxy connects
@@ -130,7 +132,9 @@ async fn greet(
 ) -> Option<Guest> {
     let plan = Arc::clone(&worker.view().plan);
     let mut guest = Guest { visitor: Visitor::new(peer), early: Vec::new() };
-    if !plan.listeners.get(listener).is_some_and(|listener| listener.proxy_protocol) {
+    let listener = plan.listeners.get(listener);
+    guest.visitor.port = listener.map_or(443, |listener| listener.port);
+    if !listener.is_some_and(|listener| listener.proxy_protocol) {
         return Some(guest);
     }
     let visitor = &mut guest.visitor;

@@ -91,7 +91,7 @@ fn head(
     let facts = shield::Forward {
         client: visitor.address,
         host,
-        port: view.plan.https_port,
+        port: visitor.port,
         request_id: &trace.id,
         principal: told.as_deref(),
     };

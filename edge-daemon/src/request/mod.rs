@@ -216,6 +216,8 @@ pub struct Listener {
     pub client_auth: settings::ClientAuth,
     /// Whether it takes connections from trusted proxies alone, with a PROXY header.
     pub proxy_protocol: bool,
+    /// Its port, which upstreams are told.
+    pub port: u16,
 }
 
 /// One worker: what its thread has for itself.

@@ -101,17 +101,25 @@ pub(crate) async fn answer(
     let (head, body) = request.into_parts();
     let asked = head.uri.clone();
     let mut trace = Trace::new(&worker, Some(&head.method));
-    ending.entry = Entry::begin(&worker, &head);
+    ending.entry = Entry::begin(&worker, &head, &trace);
+    if ending.entry.is_some() {
+        // Whoever leaves before the answer has a line as well.
+        ending.visitor = Some(visitor.clone());
+    }
     let mut body = Some(body);
     let outcome = match entrance {
         Entrance::Http => redirect(&worker, &visitor, &head).map(Outcome::Redirect),
         Entrance::Https(_) => {
             let come = (in_flight, now);
             match decide(&worker, &mut visitor, &turn, come, &mut trace, head, &mut body).await {
-                Ok(Decided::Going(going)) => going
-                    .send(&worker, &mut trace)
-                    .await
-                    .map(|(response, lease, state)| Outcome::Passed(response, lease, state)),
+                Ok(Decided::Going(going)) => {
+                    if let Some(entry) = &mut ending.entry {
+                        ending.visitor = Some(visitor.clone());
+                        entry.settle(&trace, None);
+                    }
+                    let sent = going.send(&worker, &mut trace).await;
+                    sent.map(|(response, lease, state)| Outcome::Passed(response, lease, state))
+                }
                 Ok(Decided::Preflight(headers)) => Ok(Outcome::Preflight(headers)),
                 Err(denied) => Err(denied),
             }
@@ -256,7 +264,8 @@ async fn decide(
     if !trace.principal.as_ref().is_some_and(is_shown) {
         // Another site's page may open a connection of another protocol, cookies and all.
         let method = if upgrade.is_some() { &http::Method::POST } else { &head.method };
-        route.answers.csrf.check(method, &head.headers, &host)?;
+        let has_certificate = visitor.certificate.is_some();
+        route.answers.csrf.check(method, &head.headers, &host, has_certificate)?;
     }
 
     trace.is_asked = false;
@@ -354,7 +363,7 @@ fn tell_granted(worker: &Worker, visitor: &Visitor, head: &Parts, trace: &Trace)
 }
 
 /// As much of a path as a log line needs and may have.
-fn logged(path: &str) -> String {
+pub(super) fn logged(path: &str) -> String {
     let path = credential::masked(path);
     path[..path.floor_char_boundary(LOGGED_PATH_MAX)].to_owned()
 }
