@@ -508,7 +508,8 @@ fn v0_signs_a_body_and_is_off_unless_asked_for() {
     }
 }
 
-/// The examples of RFC 9530: section 2 and appendix B.
+/// The bodies of RFC 9530, 2 and appendix B: whole, in part, in another coding, and none. The digest is of
+/// what is sent, whatever that is a part or a coding of.
 #[test]
 fn rfc_9530_digests_are_compared() {
     let holds = |value: &str, body: &[u8]| {
@@ -527,12 +528,38 @@ fn rfc_9530_digests_are_compared() {
     assert_eq!(holds(&format!("{sha256}, {sha512}"), hello), Some(true));
     assert_eq!(holds(&format!("md5=:AAAA:, unixsum=1, {sha256}"), hello), Some(true));
     assert_eq!(holds(sha256, b"{\"hello\": \"world\"}"), Some(false));
-    // Each digest that is known must hold, not only the best.
+    // Appendix B.3: bytes 10 to 18, which are sent alone.
+    let part = "sha-256=:jjcgBDWNAtbYUXI37CVG3gRuGOAjaaDRGpIUFsdyepQ=:";
+    assert_eq!(holds(part, &hello[10..]), Some(true));
+    assert_eq!(holds(sha256, &hello[10..]), Some(false), "of the whole, for a part");
+    assert_eq!(holds(part, hello), Some(false), "of a part, for the whole");
+    // In Brotli. What the RFC prints has other first bytes and lacks what the digest is of (erratum 8890).
+    let coded = "sha-256=:d435Qo+nKZ+gLcUHn7GQtQ72hiBVAgqoLsZnZPiTGPk=:";
+    let brotli = [b"\x0b\x09\x80", &hello[..], b"\x03"].concat();
+    assert_eq!(holds(coded, &brotli), Some(true));
+    assert_eq!(holds(coded, hello), Some(false), "of the coding, for what it stands for");
+    assert_eq!(holds(sha256, &brotli), Some(false));
+    let printed = [b"\x8b\x08\x80", &hello[..], b"\x03"].concat();
+    assert_eq!(holds(coded, &printed), Some(false));
+    let empty = "sha-256=:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=:, sha-512=:z4PhNX7vuL3xVChQ1m2AB9Yg5AULVxXcg/SpIdNs6c5H0NE8XYXysP+DGNKHfuwvY7kxvUdBeoGlODJ6+SfaPg==:";
+    assert_eq!(holds(empty, b""), Some(true));
+    assert_eq!((holds(empty, hello), holds(sha256, b"")), (Some(false), Some(false)));
+    // Each digest that is known must hold, not only the best: in section 2 one is of the coding, one of
+    // what it stands for.
+    assert_eq!(holds(&format!("{coded}, {sha512}"), hello), Some(false));
     let wrong = sha256.replace("RK/0", "RK/1");
     assert_eq!(holds(&format!("{wrong}, {sha512}"), hello), Some(false));
-    for unusable in
-        ["", "sha-256", "sha-256=1", "sha-256=:AAAA:", "sha=:AAAA:", "sha-256=:", "sha-256=()"]
-    {
+    let over = sha256.replace("Dg=:", "Dg==:");
+    for unusable in [
+        "",
+        "sha-256",
+        "sha-256=1",
+        "sha-256=:AAAA:",
+        "sha=:AAAA:",
+        "sha-256=:",
+        "sha-256=()",
+        &over,
+    ] {
         assert_eq!(holds(unusable, hello), None, "{unusable}");
     }
 }
