@@ -18,6 +18,10 @@ use aws_lc_rs::{
     signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _},
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::{Value, json};
 
 use crate::{daemon::root, lab::Lab, netns::Netns};
@@ -276,6 +280,14 @@ impl Node {
         let mut line = String::new();
         let length = self.output.read_line(&mut line)?;
         Ok((length > 0).then(|| line.trim_end_matches('\n').to_owned()))
+    }
+
+    /// Sends it a signal: stopped, it answers nobody and its sockets stay.
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?)
     }
 
     /// Gives it a line; what it answers.

@@ -5,10 +5,14 @@ use std::{
     fs,
     hash::{Hash as _, Hasher as _},
     path::Path,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use edge_tests::{
     Edged, Lab, Origin,
     client::{Response, until},
@@ -20,6 +24,7 @@ use edge_tests::{
     random::Random,
     talk::Dial,
 };
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 /// Our own issuer, with keys from [`KeyServer`], and a route for its tokens alone.
@@ -443,6 +448,7 @@ fn provided(lab: &Lab) -> Result<(Node, Edged<'_>)> {
         .append(&format!(
             "[[issuer]]\nname = \"provider\"\nissuer = \"{PROVIDER}\"\n\
              audience = [\"https://api.example\"]\ndiscovery = true\ncooldown = \"1s\"\n\
+             wait = \"2s\"\nfetch_timeout = \"1s\"\n\
              [[route]]\npath = \"/token\"\nmethods = [\"GET\"]\nauth = \"jwt\"\n\
              scopes = [\"read\"]\nupstream = \"api\""
         ))?
@@ -513,9 +519,114 @@ fn an_independent_openid_client_gets_a_token_and_is_let_in() -> Result<()> {
     Ok(())
 }
 
-/// npm `oauth2-mock-server`: keys that turn while requests come, and tokens of other types.
+/// npm `oidc-provider`, whose keys turn and are withdrawn, which hangs and which dies, while somebody sends
+/// without a pause: who has a token of a key that is published, or was last, never notices.
 #[test]
-fn a_mock_issuer_turns_its_keys_under_load() -> Result<()> {
+fn a_provider_turns_its_keys_hangs_and_dies_under_load() -> Result<()> {
+    if !Node::is_there()? {
+        return Ok(());
+    }
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let (mut provider, edged) = provided(&lab)?;
+    edged.edit("limits.per_source", "\"off\"")?;
+    edged.tell("reload")?;
+    let token = || -> Result<String> {
+        let made = node_json(&lab.edge, "client.mjs", &[PROVIDER, "bearer"])?;
+        Ok(made["token"].as_str().context("no token")?.to_owned())
+    };
+    let soon = Duration::from_secs(20);
+    let first = token()?;
+    until("the first is taken", soon, || Ok(status(&edged, &first)? == 200))?;
+
+    let (sending, ended) = (Mutex::new(first.clone()), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let load = scope.spawn(|| -> Result<(u32, Duration)> {
+            let (mut sent, mut slowest) = (0, Duration::ZERO);
+            let mut talk = Dial::new(&edged.ca, EDGE)?.connect(&lab, FRIEND)?;
+            while !ended.load(Relaxed) {
+                let line = {
+                    let token = sending.lock().expect("nobody panics holding it");
+                    format!("Authorization: Bearer {token}")
+                };
+                let begun = Instant::now();
+                let answer = talk.get(EDGE, "/token", &[&line])?;
+                ensure!(answer.status == 200, "after {sent}: {answer:?}");
+                slowest = slowest.max(begun.elapsed());
+                sent += 1;
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            Ok((sent, slowest))
+        });
+        let done = (|| -> Result<()> {
+            // A further key is found by the first token that needs it; the one before stays good.
+            provider.ask("rotate")?;
+            let second = token()?;
+            until("the second is taken", soon, || Ok(status(&edged, &second)? == 200))?;
+            assert_eq!(status(&edged, &first)?, 200);
+            // A withdrawn one is no good from the next fetch on, in the cache neither.
+            sending.lock().expect("nobody panics holding it").clone_from(&second);
+            provider.ask("withdraw provider-1")?;
+            provider.ask("rotate")?;
+            let third = token()?;
+            until("the third is taken", soon, || Ok(status(&edged, &third)? == 200))?;
+            assert_eq!(status(&edged, &first)?, 401, "withdrawn");
+            assert_eq!(status(&edged, &second)?, 200);
+
+            let stranger = Signer::new("nobody's")?;
+            let claims = with(stranger.claims(), "iss", json!(PROVIDER));
+            let unknown = stranger.token(&with(claims, "aud", json!("https://api.example")));
+            let key = edged.key("other")?;
+            let unnoticed = |how: &str| -> Result<()> {
+                // Who needs newer keys waits for them and is refused; nobody else does.
+                std::thread::scope(|scope| {
+                    let refused = scope.spawn(|| status(&edged, &unknown));
+                    for _ in 0..5 {
+                        let begun = Instant::now();
+                        assert_eq!(edged.get(CLIENT, "/").key(&key).send()?.status, 200, "{how}");
+                        assert_eq!(status(&edged, &third)?, 200, "{how}");
+                        assert!(
+                            begun.elapsed() < Duration::from_secs(1),
+                            "{how}: {:?}",
+                            begun.elapsed()
+                        );
+                    }
+                    let refused = refused.join().expect("no panic")?;
+                    assert_eq!(refused, 401, "{how}");
+                    Ok(())
+                })
+            };
+            provider.signal(Signal::SIGSTOP)?;
+            for _ in 0..3 {
+                unnoticed("it hangs")?;
+            }
+            provider.signal(Signal::SIGCONT)?;
+            provider.ask("rotate")?;
+            let fourth = token()?;
+            until("it goes on", soon, || Ok(status(&edged, &fourth)? == 200))?;
+            provider.signal(Signal::SIGKILL)?;
+            for _ in 0..3 {
+                unnoticed("it is dead")?;
+                std::thread::sleep(Duration::from_secs(1));
+            }
+            assert_eq!(status(&edged, &fourth)?, 200, "its last keys are kept");
+            Ok(())
+        })();
+        ended.store(true, Relaxed);
+        let (sent, slowest) = load.join().expect("no panic").context("the load")?;
+        done.with_context(|| edged.log())?;
+        assert!(sent > 500 && slowest < Duration::from_secs(1), "{sent}, {slowest:?}");
+        let page = edged.scrape()?;
+        let failed = r#"edged_issuer_fetches_total{issuer="provider",result="failed"}"#;
+        assert!(page.contains(failed), "{page}");
+        ran(&format!("npm oidc-provider: {sent} requests meanwhile, the slowest in {slowest:?}"));
+        Ok(())
+    })
+}
+
+/// npm `oauth2-mock-server`: keys of every kind that turn, and tokens of other types.
+#[test]
+fn a_mock_issuer_turns_its_keys() -> Result<()> {
     if !Node::is_there()? {
         return Ok(());
     }
