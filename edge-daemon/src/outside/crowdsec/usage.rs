@@ -159,9 +159,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let crowdsec = crowdsec(&url, dir.path());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let told = tell_every(Duration::from_millis(5), &crowdsec, Hits::default);
-        let ends = async { time::timeout(Duration::from_secs(20), told).await };
-        runtime.block_on(ends).expect("it ends at 404");
+        let ended = runtime.block_on(async {
+            let told = tell_every(Duration::from_millis(5), &crowdsec, Hits::default);
+            time::timeout(Duration::from_secs(20), told).await
+        });
+        ended.expect("it ends at 404");
         for (head, body) in server.join().unwrap() {
             let head = head.to_ascii_lowercase();
             assert!(head.starts_with("post /v1/usage-metrics http/1.1\r\n"), "{head}");
