@@ -19,7 +19,9 @@ use edge_tests::{
     Edged, Lab, Origin,
     client::until,
     daemon::{binary, certify},
-    frames::{DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RESET, SETTINGS, frame},
+    frames::{
+        DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RESET, SETTINGS, frame, literal,
+    },
     lab::{FRIEND, ORIGIN},
     netns::{Netns, run},
 };
@@ -337,6 +339,11 @@ fn every_fault_of_a_server_over_http2_has_its_status_and_leaks_nothing() -> Resu
                 ([part(0, b"half"), frame(RESET, 0, stream, &[0, 0, 0, 2])].concat(), true)
             }
             "slow-body" => (part(0, b"half"), true),
+            "trailers" => {
+                let fields = [literal("grpc-status", "0"), literal("x-edged-principal", "root")];
+                let last = frame(HEADERS, END_HEADERS | END_STREAM, stream, &fields.concat());
+                ([part(0, b"fine"), last].concat(), true)
+            }
             "garbage" => (frame(HEADERS, END_HEADERS, stream, &[0xff; 9]), true),
             _ => (part(END_STREAM, b"fine"), true),
         };
@@ -370,6 +377,10 @@ fn every_fault_of_a_server_over_http2_has_its_status_and_leaks_nothing() -> Resu
         assert!(broken.is_err(), "{what}: {broken:?}");
         assert_eq!(ask("fine")?.text(), "fine", "after {what}");
     }
+    // curl prints trailers behind the body.
+    let text = ask("trailers")?.text().to_ascii_lowercase();
+    assert!(text.starts_with("fine") && text.contains("grpc-status: 0"), "{text}");
+    assert!(!text.contains("x-edged-"), "{text}");
     nothing_leaks(&edged, before)?;
     let metrics = edged.metrics()?;
     assert_eq!(metrics.requests(Reason::UpstreamInvalid), 6.0);
