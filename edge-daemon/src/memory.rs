@@ -59,20 +59,20 @@ impl Memory {
         let new = now.saturating_sub(then.load(Relaxed)) as u64 * each;
         let late = self.then[1].load(Relaxed) as u64 * REQUEST_BYTES_LEFT;
         let held = self.held.load(Relaxed);
-        self.most.load(Relaxed).checked_sub(held.saturating_add(late).saturating_add(new))
+        usable(self.most.load(Relaxed)).checked_sub(held.saturating_add(late).saturating_add(new))
     }
 
     /// Whether so many requests in flight may come to hold more than there is left, if their clients are slow.
     #[must_use]
     pub fn is_scarce(&self, in_flight: usize) -> bool {
         let more = in_flight as u64 * REQUEST_BYTES;
-        self.held.load(Relaxed).saturating_add(more) > self.most.load(Relaxed)
+        self.held.load(Relaxed).saturating_add(more) > usable(self.most.load(Relaxed))
     }
 
     /// Takes note of what is held by so many connections and requests in flight. Less than the ceiling is demanded of who was
     /// at it, so that the edge does not go back and forth.
     fn note(&self, held: u64, now: [usize; 2], most: u64) {
-        let enough = if self.is_full() { most - most / 16 } else { most };
+        let enough = if self.is_full() { most - most / 16 } else { usable(most) };
         self.held.store(held, Relaxed);
         self.most.store(most, Relaxed);
         for (then, now) in self.then.iter().zip(now) {
@@ -88,6 +88,11 @@ impl Memory {
             }
         }
     }
+}
+
+/// What may be taken of so much: the rest is for what comes before it is noticed that this is taken.
+const fn usable(most: u64) -> u64 {
+    most - most / 32
 }
 
 /// Looks again and again.
@@ -145,8 +150,9 @@ mod tests {
     #[test]
     fn who_was_full_has_to_have_some_room() {
         let memory = Memory::default();
-        for (held, is_full) in [(99, false), (100, false), (101, true), (94, true), (93, false)] {
-            memory.note(held << 20, [0, 0], 100 << 20);
+        for (held, is_full) in [(123, false), (124, false), (125, true), (121, true), (120, false)]
+        {
+            memory.note(held << 20, [0, 0], 128 << 20);
             assert_eq!(memory.is_full(), is_full, "{held}");
         }
     }
@@ -154,19 +160,19 @@ mod tests {
     #[test]
     fn requests_in_flight_are_left_room() {
         let memory = Memory::default();
-        memory.note(90 << 20, [700, 640], 100 << 20);
+        memory.note(114 << 20, [700, 640], 128 << 20);
         assert!(!memory.is_full() && !memory.is_scarce(80) && memory.is_scarce(81));
-        memory.note(90 << 20, [700, 641], 100 << 20);
+        memory.note(114 << 20, [700, 641], 128 << 20);
         assert!(memory.is_full());
     }
 
     #[test]
     fn who_comes_between_two_looks_is_counted_in() {
         let memory = Memory::default();
-        memory.note(90 << 20, [700, 0], 100 << 20);
+        memory.note(114 << 20, [700, 0], 128 << 20);
         assert!(!memory.refuses_connection(700 + 320) && memory.refuses_connection(700 + 321));
         assert!(!memory.refuses_request(213) && memory.refuses_request(214));
-        memory.note(101 << 20, [700, 0], 100 << 20);
+        memory.note(125 << 20, [700, 0], 128 << 20);
         assert!(memory.refuses_connection(1) && memory.refuses_request(1));
     }
 
