@@ -2,7 +2,10 @@
 //! whatever becomes of the server, requests do not notice.
 #![allow(clippy::unwrap_used, reason = "a helper of tests may fail as a test does")]
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result};
 use edge_tests::{
@@ -442,5 +445,53 @@ fn two_edges_keep_one_limit() -> Result<()> {
     holds(ask_both(&a, &b, Duration::from_secs(3))?, 0.9, BURST);
     hub.kill();
     holds(ask_both(&a, &b, Duration::from_secs(3))?, 0.9, BURST);
+    Ok(())
+}
+
+#[test]
+fn a_slow_server_and_one_that_is_cut_off_cost_no_more_than_a_share() -> Result<()> {
+    let (one, two) = (Lab::new()?, Lab::new()?);
+    let (_origin, _other) = (Origin::start(&one)?, Origin::start(&two)?);
+    let hub = Hub::start(&[&one, &two])?;
+    let limit =
+        "[[limit]]\nname = \"all\"\nby = []\nrate = \"40/s\"\nburst = 40\nscope = \"fleet\"";
+    let (a, b) = (start(&hub, 0, &one, limit)?, start(&hub, 1, &two, limit)?);
+    let leased = |edged: &Edged<'_>, wanted: f64| {
+        until("it has a lease, or none", Duration::from_secs(15), || {
+            let is = edged.metrics()?.sum("edged_limit_leased", &[("limit", "all")]);
+            Ok((is - wanted).abs() < 0.5)
+        })
+    };
+    leased(&a, 1.0)?;
+    leased(&b, 1.0)?;
+    // Slow: nothing is answered for three tenths of a second, again and again.
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| -> Result<()> {
+        scope.spawn(|| {
+            while !is_over.load(Relaxed) {
+                let _ = hub.cli(&["CLIENT", "PAUSE", "300", "ALL"]);
+                std::thread::sleep(Duration::from_millis(350));
+            }
+        });
+        let held = ask_both(&a, &b, Duration::from_secs(3))
+            .and_then(|_| ask_both(&a, &b, Duration::from_secs(6)));
+        is_over.store(true, Relaxed);
+        holds(held?, 0.9, BURST);
+        Ok(())
+    })?;
+    leased(&a, 1.0)?;
+    leased(&b, 1.0)?;
+    // Cut off: the one keeps to its half, and the other, which has the server, to the whole at the most.
+    hub.ns.ip("link set e0 down")?;
+    leased(&a, 0.0)?;
+    let (admitted, seconds) = ask_both(&a, &b, Duration::from_secs(4))?;
+    let most = 1.5 * (40.0 * seconds * 1.05 + BURST);
+    assert!((36.0 * seconds..=most).contains(&(admitted as f64)), "{admitted} in {seconds:.1}s");
+    let alone = ask(&a, Duration::from_secs(4), Pace::Greedy)? as f64;
+    assert!(alone <= 20.0 * 4.5 + BURST / 2.0, "{alone} by the one that is cut off");
+    // Back, without a spike.
+    hub.ns.ip("link set e0 up")?;
+    holds(ask_both(&a, &b, Duration::from_secs(4))?, 0.85, BURST);
+    leased(&a, 1.0)?;
     Ok(())
 }
