@@ -1,7 +1,6 @@
 //! The ceiling of the daemon's memory: at it the edge takes no new work until there is less.
 
 mod free;
-mod pages;
 
 use std::{
     fs, io,
@@ -12,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-pub use self::{free::give_back, pages::make_huge};
+pub use self::free::give_back;
 use crate::request::Edge;
 
 /// How much memory the daemon holds, and whether that is too much.

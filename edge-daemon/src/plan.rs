@@ -24,7 +24,7 @@ use crate::{
     },
     geo::{self, Geo},
     issuers::{self, Feeds, Issuers},
-    kernel, memory,
+    kernel,
     request::{Listener, Lures, Plan, Tally, bear::Terms},
     secret::{BYTES_MIN, Fault, Secret},
     tls::{self, TlsError, UpstreamTlsError},
@@ -39,11 +39,6 @@ pub fn plan(
     feeds: &Feeds,
     mut rule: impl FnMut(Spec) -> io::Result<Rule>,
 ) -> Result<Plan, PlanError> {
-    let mut rule = |spec| {
-        rule(spec).inspect(|rule| {
-            rule.counted().for_each(|(_, counted)| memory::make_huge(&counted.table.memory()));
-        })
-    };
     let bounds = settings.bounds.clone();
     let routes = settings.routes.iter().map(route).collect();
     Ok(Plan {

@@ -5,6 +5,10 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use edge_tests::bench::{Effort, Report, run};
 
+/// The daemon's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     match bench() {
         Ok(()) => ExitCode::SUCCESS,

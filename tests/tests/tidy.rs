@@ -199,7 +199,6 @@ const UNSAFE: &[&str] = &[
     "edge-common/src/verifier.rs",
     "edge-daemon/src/kernel/",
     "edge-daemon/src/memory/free.rs",
-    "edge-daemon/src/memory/pages.rs",
     "edge-daemon/src/verdict/prompt.rs",
 ];
 

@@ -5,7 +5,6 @@
 //! idlest of its set, and never of one that is at its limit: where all are, the newcomers of that
 //! set share one cell, hence one limit, until somebody has become idle.
 
-use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use portable_atomic::{AtomicU128, Ordering};
@@ -148,13 +147,6 @@ impl Table {
     #[must_use]
     pub fn losses(&self) -> (u64, u64) {
         (self.evicted.load(Relaxed), self.crowded.load(Relaxed))
-    }
-
-    /// Where in memory the keys lie.
-    #[must_use]
-    pub fn memory(&self) -> Range<*const u8> {
-        let Range { start, end } = self.sets.as_ptr_range();
-        start.cast()..end.cast()
     }
 
     /// Places for keys.
