@@ -13,7 +13,7 @@ use crate::{
 /// Names the folder of pinned maps; changes whenever a layout below does. A version takes over from
 /// another the tables that it has under the same name and shape: what changes its meaning but not
 /// its shape changes its name. The first two fields of [`Settings`] are the same in every version.
-pub const ABI: &str = "v3";
+pub const ABI: &str = "v4";
 
 /// Both lists, compiled: two images of [`crate::list`] behind each other. Array of
 /// [`crate::list::Line`].
@@ -33,7 +33,8 @@ pub const BAN_FILTER: &str = "BAN_FILTER";
 /// Packets and bytes per client and prefix. Array of two [`crate::limit::Set`], one cache line,
 /// chosen by the hash: packets, then bytes.
 pub const CLIENT_CELLS: &str = "CLIENT_CELLS";
-/// All other rates. Array of [`crate::limit::Set`], chosen by the hash.
+/// All other rates. Array of [`crate::limit::Set`], of which each limit has its own [`Cells`]: the
+/// kinds of [`Kind::cells`], then the signatures, as [`crate::signature::share_cells`] gives them out.
 pub const KIND_CELLS: &str = "KIND_CELLS";
 /// Open connections. Array of [`crate::open::Set`], chosen by the source's hash.
 pub const OPEN: &str = "OPEN";
@@ -62,7 +63,8 @@ pub const SERVICES: &str = "SERVICES";
 /// What SYN cookies protect, and how it fares. Hash: [`crate::cookie::Listener`] ->
 /// [`crate::cookie::Pressure`].
 pub const LISTENERS: &str = "LISTENERS";
-/// One `u64`: until when TCP packets of no connection are refused.
+/// Two `u64`: until when TCP packets of no connection are refused, and the bucket of those that were
+/// charged, by [`crate::limit::charged`].
 pub const ALARM: &str = "ALARM";
 /// Two [`crate::cookie::Segment`] per CPU, one for the twin: room for the SYN in hand.
 pub const SEGMENTS: &str = "SEGMENTS";
@@ -79,8 +81,12 @@ pub const BANS_MAX: u32 = 131_072;
 pub const BAN_BITS: u32 = 1 << 18;
 /// Sets of packets and bytes, a power of two: 262 144 sources in 4 MiB.
 pub const CLIENT_SETS: u32 = 65_536;
-/// Sets of the other rates, a power of two: 262 144 sources in 2 MiB.
+/// Sets of each of the other kinds, and of all signatures with a limit for each client, a power of
+/// two: 262 144 sources in 2 MiB.
 pub const KIND_SETS: u32 = 65_536;
+/// Sets of [`KIND_CELLS`], 8 MiB: those of three kinds and of the signatures, and one for each signature
+/// with a limit for all.
+pub const KIND_CELLS_MAX: u32 = 4 * KIND_SETS + SIGNATURES_MAX;
 /// Sets of the open-connection count, a power of two: 262 144 clients in 2 MiB.
 pub const OPEN_SETS: u32 = 32_768;
 /// Sockets that the open-connection count follows.
@@ -214,15 +220,38 @@ impl Kind {
         }
     }
 
-    /// The hash under which [`CLIENT_CELLS`] (packets and bytes) or [`KIND_CELLS`] (the others) hold
-    /// the bucket of a client or prefix of this hash: in one table, each kind has a place of its own.
+    /// Where its buckets lie: in [`CLIENT_CELLS`] (packets and bytes) or in [`KIND_CELLS`] (the others).
     #[inline(always)]
     #[must_use]
-    pub const fn place(self, hash: u64) -> u64 {
+    pub const fn cells(self) -> Cells {
         match self {
-            Self::Packets | Self::Bytes => hash,
-            Self::Udp | Self::Icmp | Self::Connections => hash.rotate_left(8 * self as u32),
+            Self::Packets | Self::Bytes => Cells { first: 0, mask: CLIENT_SETS - 1 },
+            Self::Udp | Self::Icmp | Self::Connections => {
+                let first = (self as u32 - Self::Udp as u32) * KIND_SETS;
+                Cells { first, mask: KIND_SETS - 1 }
+            }
         }
+    }
+}
+
+/// Sets of a table that are one limit's own. A source is pushed out of its set by who is fuller, and
+/// that can only be said within one limit: a single packet under a slow one lies farther ahead than
+/// all that a fast one holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Cells {
+    /// The first.
+    pub first: u32,
+    /// How many follow: a power of two less one.
+    pub mask: u32,
+}
+
+impl Cells {
+    /// The set that this hash leads to.
+    #[inline(always)]
+    #[must_use]
+    pub const fn set(self, hash: u64) -> u32 {
+        self.first + (hash as u32 & self.mask)
     }
 }
 
@@ -243,8 +272,6 @@ pub struct Settings {
     pub rates: [[Rate; Kind::COUNT]; LEVELS],
     /// Drop events in all.
     pub event_rate: Rate,
-    /// Ticks that the fullest bucket of [`KIND_CELLS`] holds.
-    pub kinds_horizon: u64,
     /// TCP packets of no connection, as the sampled few are charged: more raise the alarm.
     pub unsolicited: Rate,
     /// The ports from which the host itself asks, first and last.
@@ -316,7 +343,7 @@ const _: () = assert!(size_of::<Packet>() == 40);
 const _: () = assert!(size_of::<Facts>() == 8 * 2 + 16 * 3 + 4 * 10 + 8);
 const _: () = assert!(
     size_of::<Settings>()
-        == 8 * 4
+        == 8 * 3
             + 16 * (Kind::COUNT * LEVELS + 2)
             + 4 * (2 + 2 + 2 + 6 + INTERFACES_MAX as usize + 6)
 );

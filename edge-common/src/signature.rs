@@ -3,7 +3,7 @@
 
 use crate::{
     Rate,
-    map::{FactFlag, Facts, SIGNATURES_MAX},
+    map::{Cells, FactFlag, Facts, KIND_SETS, SIGNATURES_MAX},
 };
 
 /// A rule. What it does not ask for matches anything.
@@ -12,6 +12,8 @@ use crate::{
 pub struct Signature {
     /// How often [`Action::LIMIT`] lets it pass.
     pub rate: Rate,
+    /// Where the buckets of that limit lie; see [`share_cells`].
+    pub cells: Cells,
     /// The payload's first bytes.
     pub payload: [u8; 16],
     /// Bytes of the IP packet, from and to.
@@ -68,6 +70,7 @@ impl Signature {
     /// Matches every packet, and counts it.
     pub const ANY: Self = Self {
         rate: Rate::OFF,
+        cells: Cells { first: 0, mask: 0 },
         payload: [0; 16],
         length: [0, u32::MAX],
         source_ports: [0, u16::MAX],
@@ -99,6 +102,26 @@ impl Signature {
                     && facts.tcp_flags & self.tcp_mask == self.tcp_flags
                     && facts.payload_bytes >= self.payload_bytes
                     && starts(&facts.payload, &self.payload, self.payload_bytes))
+    }
+}
+
+/// Gives each limit among the signatures cells of its own: one set to a limit for all, and to the
+/// limits for each client as many as there are for them together, in equal parts.
+pub fn share_cells(signatures: &mut [Signature]) {
+    let is_limit = |s: &Signature| s.action == Action::LIMIT;
+    let is_per_client = |s: &Signature| s.asks & Ask::PER_CLIENT != 0;
+    let sharing = signatures.iter().filter(|s| is_limit(s) && is_per_client(s)).count() as u32;
+    let part = KIND_SETS / sharing.next_power_of_two();
+    let (mut shared, mut single) = (3 * KIND_SETS, 4 * KIND_SETS);
+    for signature in signatures {
+        signature.cells = Cells::default();
+        if is_limit(signature) && is_per_client(signature) {
+            signature.cells = Cells { first: shared, mask: part - 1 };
+            shared += part;
+        } else if is_limit(signature) {
+            signature.cells = Cells { first: single, mask: 0 };
+            single += 1;
+        }
     }
 }
 
@@ -145,13 +168,16 @@ fn starts(found: &[u8; 16], wanted: &[u8; 16], bytes: u8) -> bool {
 }
 
 // No implicit padding, which would differ between writes.
-const _: () = assert!(size_of::<Signature>() == 16 * 2 + 8 + 8 + 8);
+const _: () = assert!(size_of::<Signature>() == 16 + 8 + 16 + 8 + 8 + 8);
+// The least part is more than nothing, and the table holds them all.
+const _: () = assert!(KIND_SETS >= SIGNATURES_MAX && SIGNATURES_MAX.is_power_of_two());
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::map::{KIND_CELLS_MAX, Kind};
 
     fn facts() -> Facts {
         Facts {
@@ -208,6 +234,28 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn no_two_limits_share_a_set(kinds in proptest::collection::vec(0_u8..4, 0..=64)) {
+            let limit = Signature { action: Action::LIMIT, ..Signature::ANY };
+            let each = Signature { asks: Ask::PER_CLIENT, ..limit };
+            let some = [Signature::ANY, Signature { action: Action::DROP, ..each }, limit, each];
+            let mut signatures: std::vec::Vec<_> =
+                kinds.iter().map(|kind| some[usize::from(*kind)]).collect();
+            share_cells(&mut signatures);
+            let kinds = [Kind::Udp, Kind::Icmp, Kind::Connections].map(Kind::cells);
+            let limits = signatures.iter().filter(|s| s.action == Action::LIMIT).map(|s| s.cells);
+            let mut cells: std::vec::Vec<_> = kinds.into_iter().chain(limits).collect();
+            cells.sort_by_key(|cells| cells.first);
+            let end = |cells: &Cells| cells.set(u64::MAX) + 1;
+            prop_assert!(cells.is_sorted_by(|a, b| end(a) <= b.first));
+            prop_assert!(cells.iter().all(|cells| end(cells) <= KIND_CELLS_MAX));
+            // Limits for each client have at least half of what there is for them.
+            let sets = |s: &Signature| s.cells.mask + 1;
+            let shared = signatures.iter().filter(|s| s.asks == Ask::PER_CLIENT);
+            let shared: u32 = shared.filter(|s| s.action == Action::LIMIT).map(sets).sum();
+            prop_assert!(shared == 0 || shared > KIND_SETS / 2);
+        }
+
         #[test]
         fn starts_agrees_with_slices(found: [u8; 16], wanted: [u8; 16], same in 0_usize..=16, bytes in 0_u8..=16) {
             let mut wanted = wanted;

@@ -25,12 +25,12 @@ use edge_common::{
         ANSWER_BYTES, Listener, Offer, PAYLOAD_MIN, Pressure, Segment, TCP_BYTES_MAX,
         UNSOLICITED_SAMPLE, V4_BYTES, V6_BYTES,
     },
+    limit,
     map::{FactFlag, PolicyFlag},
     verifier,
 };
 
 use crate::{
-    limits,
     lookup::{self, LISTEN, NOBODY},
     packet::{IPPROTO_TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
     refuse,
@@ -126,7 +126,7 @@ fn other(ctx: &XdpContext, knobs: Knobs, slot: &Slot) -> ControlFlow<Reason> {
     if state == LISTEN && has_cookie(ctx, slot) {
         return Continue(());
     }
-    if is_sampled && limits::exceeds(slot, UNSOLICITED, setting!(knobs, unsolicited)) {
+    if is_sampled && are_too_many(knobs, now_ns) {
         alarm(now_ns + ALARM_NS);
     }
     if !is_alarm {
@@ -262,10 +262,28 @@ extern "C" fn check_cookie(is_twin: u64, is_v4: u64) -> u64 {
     u64::from(checked == 0)
 }
 
+/// Charges a packet of no connection; whether there were more than their rate allows. All share one
+/// bucket: where two CPUs charge it at once, one of the two may be lost.
+#[inline(always)]
+fn are_too_many(knobs: Knobs, now_ns: u64) -> bool {
+    let rate = setting!(knobs, unsolicited);
+    let Some(bucket) = tables::ALARM.get_ptr_mut(BUCKET) else { return false };
+    if rate.is_off() {
+        return false;
+    }
+    // SAFETY: an array's value is aligned and there for as long as the program; programs write it by
+    // this atomic exchange only.
+    unsafe {
+        let word = tables::peek(bucket);
+        let charged = limit::charged(word, rate, now_ns);
+        charged.map(|charged| tables::replace(bucket, word, charged)).is_none()
+    }
+}
+
 /// Whether packets of no connection are refused now.
 #[inline(always)]
 fn is_alarm(now_ns: u64) -> bool {
-    let Some(until) = tables::ALARM.get_ptr(0) else { return false };
+    let Some(until) = tables::ALARM.get_ptr(UNTIL) else { return false };
     // SAFETY: the lookup gave the address of an aligned word.
     now_ns < unsafe { tables::peek(until) }
 }
@@ -273,7 +291,7 @@ fn is_alarm(now_ns: u64) -> bool {
 /// Refuses packets of no connection until then.
 #[inline(always)]
 fn alarm(until_ns: u64) {
-    if let Some(until) = tables::ALARM.get_ptr_mut(0) {
+    if let Some(until) = tables::ALARM.get_ptr_mut(UNTIL) {
         // SAFETY: as in `is_alarm`; CPUs that write at once write nearly the same time.
         unsafe { until.write_volatile(until_ns) };
     }
@@ -288,5 +306,6 @@ const ENGAGED_NS: u64 = 1_000_000_000;
 const ALARM_NS: u64 = 5_000_000_000;
 /// Every host takes segments of so many bytes.
 const MSS_MIN: u64 = 536;
-/// The place of packets of no connection among the rates.
-const UNSOLICITED: u64 = 0x7ba4_91c3_2d60_e85f;
+/// Indexes of `ALARM`.
+const UNTIL: u32 = 0;
+const BUCKET: u32 = 1;

@@ -5,7 +5,7 @@ use core::ops::ControlFlow::{self, Continue};
 use edge_common::{
     Rate, Reason, Verdict,
     limit::{ATTEMPTS, Charge, Mode},
-    map::{FactFlag, Kind, LEVELS},
+    map::{Cells, FactFlag, Kind, LEVELS},
     open,
 };
 
@@ -64,32 +64,29 @@ fn charge_level(knobs: Knobs, slot: &Slot, kind: Kind, level: usize, hash: u64) 
         return ADMITTED;
     }
     let now_ns = fact!(slot, now_ns);
-    match kind {
-        Kind::Packets => settle(PACKETS, slot.is_twin(), hash, Charge::unit(rate, now_ns)),
-        Kind::Bytes => {
-            let charge = Charge::bytes(rate, fact!(slot, length).into(), now_ns);
-            settle(BYTES, slot.is_twin(), hash, charge)
-        }
-        Kind::Udp | Kind::Icmp | Kind::Connections => {
-            settle(KINDS, slot.is_twin(), kind.place(hash), Charge::unit(rate, now_ns))
-        }
-    }
+    let (table, charge) = match kind {
+        Kind::Packets => (PACKETS, Charge::unit(rate, now_ns)),
+        Kind::Bytes => (BYTES, Charge::bytes(rate, fact!(slot, length).into(), now_ns)),
+        Kind::Udp | Kind::Icmp | Kind::Connections => (KINDS, Charge::unit(rate, now_ns)),
+    };
+    settle(slot, table, kind.cells(), hash, charge)
 }
 
 /// Whether a signature's rate is exceeded.
 #[inline(always)]
-pub fn exceeds(slot: &Slot, hash: u64, rate: Rate) -> bool {
+pub fn exceeds(slot: &Slot, cells: Cells, hash: u64, rate: Rate) -> bool {
     let charge = Charge::unit(rate, fact!(slot, now_ns));
-    !rate.is_off() && settle(KINDS, slot.is_twin(), hash, charge) != ADMITTED
+    !rate.is_off() && settle(slot, KINDS, cells, hash, charge) != ADMITTED
 }
 
 /// [`Charge::settle`] for the verifier, which walks an attempt once and not once for each.
 #[inline(always)]
-fn settle(table: u64, is_twin: bool, hash: u64, charge: Charge) -> u64 {
-    let table = if is_twin { table | LOOK } else { table };
+fn settle(slot: &Slot, table: u64, cells: Cells, hash: u64, charge: Charge) -> u64 {
+    let look = if slot.is_twin() { LOOK } else { 0 };
+    let set = u64::from(cells.set(hash)) << SET_SHIFT | table | look;
     let mut attempt = 0;
     while attempt < ATTEMPTS {
-        let verdict = attempt_charge(table, hash, charge.cost, charge.capacity, charge.now);
+        let verdict = attempt_charge(set, hash, charge.cost, charge.capacity, charge.now);
         if verdict != CONTENDED {
             return verdict;
         }
@@ -98,33 +95,24 @@ fn settle(table: u64, is_twin: bool, hash: u64, charge: Charge) -> u64 {
     REFUSED
 }
 
-/// One try to charge a hash in a table.
+/// One try to charge a hash in a set of a table.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn attempt_charge(table: u64, hash: u64, cost: u64, capacity: u64, now: u64) -> u64 {
-    let mut horizon = capacity;
-    let set = match table & !LOOK {
-        PACKETS => tables::CLIENT_CELLS.set(hash).map(|[packets, _]| packets),
-        BYTES => tables::CLIENT_CELLS.set(hash).map(|[_, bytes]| bytes),
-        _ => {
-            horizon = capacity.max(kinds_horizon());
-            tables::KIND_CELLS.set(hash)
-        }
+extern "C" fn attempt_charge(place: u64, hash: u64, cost: u64, capacity: u64, now: u64) -> u64 {
+    let index = (place >> SET_SHIFT) as u32;
+    let set = match place & TABLE {
+        PACKETS => tables::CLIENT_CELLS.get(index).map(|[packets, _]| packets),
+        BYTES => tables::CLIENT_CELLS.get(index).map(|[_, bytes]| bytes),
+        _ => tables::KIND_CELLS.get(index),
     };
     // An array has every index below its length: a missing set cannot be.
     let Some(set) = set else { return ADMITTED };
-    let mode = if table & LOOK == 0 { Mode::Charge } else { Mode::Look };
-    match (Charge { cost, capacity, horizon, now }).attempt(set, hash, mode) {
+    let mode = if place & LOOK == 0 { Mode::Charge } else { Mode::Look };
+    match (Charge { cost, capacity, now }).attempt(set, hash, mode) {
         Some(Verdict::Admit { .. }) => ADMITTED,
         Some(Verdict::Refuse { .. }) => REFUSED,
         None => CONTENDED,
     }
-}
-
-/// Limits of different lengths share this table.
-#[inline(always)]
-fn kinds_horizon() -> u64 {
-    tables::knobs().map_or(0, |knobs| setting!(knobs, kinds_horizon))
 }
 
 // Exported functions of integers: the verifier walks each once, by itself, instead of once for
@@ -142,9 +130,10 @@ const REFUSED: u64 = 0;
 const ADMITTED: u64 = 1;
 const CONTENDED: u64 = 2;
 
-/// Tables to charge in.
+/// Where to charge: a table, whether the twin only looks, and the index of the set.
 const PACKETS: u64 = 0;
 const BYTES: u64 = 1;
 const KINDS: u64 = 2;
-/// The twin only looks.
-const LOOK: u64 = 8;
+const TABLE: u64 = 3;
+const LOOK: u64 = 4;
+const SET_SHIFT: u32 = 3;

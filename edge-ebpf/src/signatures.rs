@@ -109,7 +109,7 @@ fn refuses(signature: &Signature, index: u32, slot: &Slot) -> bool {
             let client =
                 if signature.asks & Ask::PER_CLIENT != 0 { fact!(slot, client_hash) } else { 0 };
             let hash = (client ^ SALT).wrapping_mul(2 * u64::from(index) + 1).rotate_left(24);
-            limits::exceeds(slot, hash, signature.rate)
+            limits::exceeds(slot, signature.cells, hash, signature.rate)
         }
         _ => false,
     }
@@ -120,5 +120,5 @@ const NOTHING: u64 = 0;
 const WOULD_DROP: u64 = 1;
 const DROP: u64 = 2;
 
-/// Keeps the places of signatures apart from those of clients.
+/// Keeps a client's marks under one rule apart from those under another that had its cells before.
 const SALT: u64 = 0x51c6_a7d2_93e1_0b7f;

@@ -12,7 +12,7 @@ use edge_common::{
     cookie::{LISTENERS_MAX, Listener, Pressure, Segment},
     limit,
     map::{
-        BAN_BITS, BANS_MAX, Ban, CLIENT_SETS, Count, FactFlag, Facts, INTERFACES_MAX, KIND_SETS,
+        BAN_BITS, BANS_MAX, Ban, CLIENT_SETS, Count, FactFlag, Facts, INTERFACES_MAX, KIND_CELLS_MAX,
         OPEN_SETS, REASONS_MAX, RING_BYTES, SIGNATURES_MAX, SOCKETS_MAX, Settings,
     },
     open,
@@ -24,9 +24,9 @@ pub static BANS: HashMap<Source, Ban> = HashMap::with_max_entries(BANS_MAX, 0);
 #[map]
 static BAN_FILTER: Array<u64> = Array::with_max_entries(BAN_BITS / 64, BPF_F_MMAPABLE);
 #[map]
-pub static CLIENT_CELLS: Table<[limit::Set; 2], CLIENT_SETS> = Table::new();
+pub static CLIENT_CELLS: Array<[limit::Set; 2]> = Array::with_max_entries(CLIENT_SETS, 0);
 #[map]
-pub static KIND_CELLS: Table<limit::Set, KIND_SETS> = Table::new();
+pub static KIND_CELLS: Array<limit::Set> = Array::with_max_entries(KIND_CELLS_MAX, 0);
 #[map]
 pub static OPEN: Table<open::Set, OPEN_SETS> = Table::new();
 #[map]
@@ -53,7 +53,7 @@ pub static SERVICES: Array<u64> = Array::with_max_entries(service::WORDS, 0);
 #[map]
 pub static LISTENERS: HashMap<Listener, Pressure> = HashMap::with_max_entries(LISTENERS_MAX, 0);
 #[map]
-pub static ALARM: Array<u64> = Array::with_max_entries(1, 0);
+pub static ALARM: Array<u64> = Array::with_max_entries(2, 0);
 #[map]
 pub static SEGMENTS: PerCpuArray<Segment> = PerCpuArray::with_max_entries(2, 0);
 #[map]

@@ -125,28 +125,52 @@ fn a_prefix_that_misbehaves_as_a_whole_is_refused_as_a_whole() {
     }
 }
 
-#[test]
-fn a_flood_under_another_limit_frees_nobody() {
-    let signature = Signature {
-        ports: [53, 53],
-        protocol: 17,
-        asks: Ask::PROTOCOL | Ask::TRANSPORT,
-        action: Action::LIMIT,
-        rate: Rate::new(1_000, 1_000_000_000, 1_000).expect("in range"),
-        ..Signature::ANY
-    };
-    let signature = Signature { asks: signature.asks | Ask::PER_CLIENT, ..signature };
-    let mut plane = Plane::new(
-        Policy { signatures: vec![signature], ..UNLIMITED }.limit(Kind::Connections, hourly(5)),
-    );
-    let syn = v4(GOOD).tcp(SYN).build();
-    assert_eq!(plane.passing(&syn, 9), 5);
-    // Its set has four places: these are enough for each of 65 536 sets to be overrun.
+/// As many clients as overrun every set of the table, each with one packet.
+fn flood(plane: &mut Plane, packet: fn(Packet) -> Packet) {
+    // A set has four places: these are enough for each of 65 536 sets.
     for n in 0..400_000_u32 {
         let [_, a, b, c] = n.to_be_bytes();
-        plane.passing(&udp(&format!("10.{a}.{b}.{c}")), 1);
+        plane.passing(&packet(v4(&format!("10.{a}.{b}.{c}"))).build(), 1);
     }
+}
+
+/// A signature's limit on a protocol.
+fn limited(protocol: u8, asks: u8, rate: Rate) -> Signature {
+    let asks = Ask::PROTOCOL | asks;
+    Signature { protocol, asks, action: Action::LIMIT, rate, ..Signature::ANY }
+}
+
+#[test]
+fn a_flood_under_another_limit_frees_nobody() {
+    let fast = Rate::new(1_000, 1_000_000_000, 1_000).expect("in range");
+    // One packet under it is farther ahead than all that the offender's limit holds.
+    let slow = Rate::new(1, 10 * HOUR, 20).expect("in range");
+    let offence = |plane: &mut Plane| plane.passing(&v4(GOOD).tcp(SYN).build(), 9);
+    for rate in [fast, slow] {
+        let signatures = vec![limited(17, Ask::PER_CLIENT, rate)];
+        let policy = Policy { signatures, ..UNLIMITED }.limit(Kind::Connections, hourly(5));
+        let mut plane = Plane::new(policy.limit(Kind::Icmp, rate));
+        assert_eq!(offence(&mut plane), 5);
+        flood(&mut plane, Packet::udp);
+        assert_eq!(offence(&mut plane), 0, "a signature of {rate:?}");
+        flood(&mut plane, Packet::icmp);
+        assert_eq!(offence(&mut plane), 0, "ICMP of {rate:?}");
+    }
+}
+
+#[test]
+fn nor_does_one_under_another_signature() {
+    let slow = Rate::new(1, 10 * HOUR, 20).expect("in range");
+    let each = limited(6, Ask::PER_CLIENT, hourly(5));
+    let all = limited(1, 0, hourly(7));
+    let signatures = vec![each, limited(17, Ask::PER_CLIENT, slow), all];
+    let mut plane = Plane::new(Policy { signatures, ..UNLIMITED });
+    let syn = v4(GOOD).tcp(SYN).build();
+    assert_eq!(plane.passing(&syn, 9), 5);
+    assert_eq!(plane.passing(&v4(GOOD).icmp().build(), 9), 7);
+    flood(&mut plane, Packet::udp);
     assert_eq!(plane.passing(&syn, 9), 0);
+    assert_eq!(plane.passing(&v4("192.0.2.11").icmp().build(), 9), 0);
 }
 
 fn fragments(source4: &str, source6: &str) -> Vec<(&'static str, Vec<u8>)> {

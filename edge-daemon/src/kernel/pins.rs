@@ -34,7 +34,7 @@ pub(super) const TABLES: [Shape; 18] = [
     shape(map::BANS, MapType::Hash, size_of::<Source>(), size_of::<map::Ban>(), map::BANS_MAX),
     array(map::BAN_FILTER, 8, map::BAN_BITS / 64),
     array(map::CLIENT_CELLS, size_of::<[limit::Set; 2]>(), map::CLIENT_SETS),
-    array(map::KIND_CELLS, size_of::<limit::Set>(), map::KIND_SETS),
+    array(map::KIND_CELLS, size_of::<limit::Set>(), map::KIND_CELLS_MAX),
     array(map::OPEN, size_of::<open::Set>(), map::OPEN_SETS),
     shape(map::SOCKETS, MapType::Hash, 8, 8, map::SOCKETS_MAX),
     shape(map::UNCOUNTED, MapType::PerCpuArray, 4, 8, 1),
@@ -53,7 +53,7 @@ pub(super) const TABLES: [Shape; 18] = [
         size_of::<cookie::Pressure>(),
         cookie::LISTENERS_MAX,
     ),
-    array(map::ALARM, 8, 1),
+    array(map::ALARM, 8, 2),
     array(map::SETTINGS, size_of::<map::Settings>(), 1),
 ];
 
@@ -399,7 +399,7 @@ mod tests {
             "BANS: type Hash, key 16, value 40, 131072 entries",
             "BAN_FILTER: type Array, key 4, value 8, 4096 entries",
             "CLIENT_CELLS: type Array, key 4, value 64, 65536 entries",
-            "KIND_CELLS: type Array, key 4, value 32, 65536 entries",
+            "KIND_CELLS: type Array, key 4, value 32, 262208 entries",
             "OPEN: type Array, key 4, value 64, 32768 entries",
             "SOCKETS: type Hash, key 8, value 8, 262144 entries",
             "UNCOUNTED: type PerCpuArray, key 4, value 8, 1 entries",
@@ -408,15 +408,15 @@ mod tests {
             "DROPS_BUCKET: type Array, key 4, value 8, 1 entries",
             "SAMPLES: type RingBuf, key 0, value 0, 262144 entries",
             "EVENTS_LOST: type PerCpuArray, key 4, value 8, 2 entries",
-            "SIGNATURES: type Array, key 4, value 56, 128 entries",
+            "SIGNATURES: type Array, key 4, value 64, 128 entries",
             "SIGNATURE_HITS: type PerCpuArray, key 4, value 8, 128 entries",
             "SERVICES: type Array, key 4, value 8, 2052 entries",
             "LISTENERS: type Hash, key 24, value 16, 4096 entries",
-            "ALARM: type Array, key 4, value 8, 1 entries",
-            "SETTINGS: type Array, key 4, value 440, 1 entries",
+            "ALARM: type Array, key 4, value 8, 2 entries",
+            "SETTINGS: type Array, key 4, value 432, 1 entries",
         ];
         let found = TABLES.map(|table| format!("{}: {}", table.name, table.describe()));
-        assert_eq!((map::ABI, found.each_ref().map(String::as_str)), ("v3", needed));
+        assert_eq!((map::ABI, found.each_ref().map(String::as_str)), ("v4", needed));
     }
 
     #[test]

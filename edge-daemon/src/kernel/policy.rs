@@ -78,7 +78,6 @@ impl Policy {
         settings.client =
             ClientWidth { v4: self.client.v4.clamp(8, 32), v6: self.client.v6.clamp(1, 64) };
         settings.open_max = self.open_max;
-        settings.kinds_horizon = self.kinds_horizon();
         let flags = [
             (self.services.is_some(), PolicyFlag::SERVICES),
             (self.drop_fragments, PolicyFlag::DROP_FRAGMENTS),
@@ -87,12 +86,5 @@ impl Policy {
         let kept = settings.flags & PolicyFlag::SAMPLES | self.defence.write(settings);
         settings.flags =
             flags.iter().filter(|(on, _)| *on).fold(kept, |flags, (_, flag)| flags | flag);
-    }
-
-    /// The rates that share a table: the prefixes' have the capacity of their clients'.
-    fn kinds_horizon(&self) -> u64 {
-        let kinds = [Kind::Udp, Kind::Icmp, Kind::Connections].map(|k| self.rates[k as usize]);
-        let rules = self.signatures.iter().map(|signature| signature.rate);
-        kinds.into_iter().chain(rules).map(|rate| rate.capacity).max().unwrap_or(0)
     }
 }

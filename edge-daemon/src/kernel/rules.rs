@@ -11,7 +11,7 @@ use edge_common::{
     Signature,
     map::{self, SIGNATURES_MAX},
     service::{self, Service},
-    signature::SignaturesInForce,
+    signature::{SignaturesInForce, share_cells},
 };
 
 use super::{
@@ -71,10 +71,12 @@ impl Rules {
             return Ok(in_force);
         }
         let first = SIGNATURES_MAX - in_force.first;
-        for (index, signature) in (first..).zip(wanted) {
+        let mut written = wanted.to_vec();
+        share_cells(&mut written);
+        for ((index, signature), written) in (first..).zip(wanted).zip(written) {
             let same = former.iter().position(|(known, _)| known == signature);
             let hits = same.map_or(0, |same| former.swap_remove(same).1);
-            self.signatures.set(index, signature, 0).map_err(table_error(map::SIGNATURES))?;
+            self.signatures.set(index, written, 0).map_err(table_error(map::SIGNATURES))?;
             self.start_hits(index, hits)?;
         }
         Ok(SignaturesInForce { first, count: wanted.len() as u32 })
@@ -89,11 +91,15 @@ impl Rules {
         (in_force.first..in_force.first + in_force.count).map(hits).collect()
     }
 
+    /// The rules in force as the policy says them, with their hits.
     fn read(&self, in_force: SignaturesInForce) -> Result<Vec<(Signature, u64)>, KernelError> {
         let hits = self.hits(in_force)?;
         (in_force.first..)
             .zip(hits)
-            .map(|(index, hits)| Ok((self.signatures.get(&index, 0)?, hits)))
+            .map(|(index, hits)| {
+                let signature = self.signatures.get(&index, 0)?;
+                Ok((Signature { cells: Signature::ANY.cells, ..signature }, hits))
+            })
             .collect::<Result<_, _>>()
             .map_err(table_error(map::SIGNATURES))
     }

@@ -111,16 +111,14 @@ impl Twin {
 
     /// Ticks until the bucket of this kind and hash is empty.
     fn ahead(&self, kind: Kind, hash: u64, rate: Rate, now_ns: u64) -> Result<u64, KernelError> {
-        let hash = kind.place(hash);
+        let index = kind.cells().set(hash);
         let words = match kind {
             Kind::Packets | Kind::Bytes => {
-                let index = hash as u32 & (map::CLIENT_SETS - 1);
                 let [packets, bytes] =
                     self.client_cells.get(&index, 0).map_err(table_error(map::CLIENT_CELLS))?;
                 if kind == Kind::Packets { packets } else { bytes }
             }
             Kind::Udp | Kind::Icmp | Kind::Connections => {
-                let index = hash as u32 & (map::KIND_SETS - 1);
                 self.kind_cells.get(&index, 0).map_err(table_error(map::KIND_CELLS))?
             }
         };
