@@ -31,6 +31,7 @@ use edge_common::{
 };
 
 use crate::{
+    limits,
     lookup::{self, LISTEN, NOBODY},
     packet::{IPPROTO_TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
     refuse,
@@ -107,16 +108,22 @@ fn syn(ctx: &XdpContext, knobs: Knobs, slot: &Slot) -> ControlFlow<Reason> {
     })
 }
 
-/// Any other TCP packet: must belong to a connection or bring a valid cookie, in a flood.
+/// Any other TCP packet: must belong to a connection or bring a valid cookie, in a flood. A client that
+/// has as many connections as it may gets no further one by a cookie that it was given before.
 #[inline(always)]
 fn other(ctx: &XdpContext, knobs: Knobs, slot: &Slot) -> ControlFlow<Reason> {
     let flags = setting!(knobs, flags);
     let now_ns = fact!(slot, now_ns);
-    let is_alarm = flags & PolicyFlag::UNSOLICITED_ALWAYS != 0 || is_alarm(now_ns);
-    // The clock's last digits are as good as drawn.
-    let is_sampled = (now_ns ^ now_ns >> 7) & (UNSOLICITED_SAMPLE - 1) == 0 && !slot.is_twin();
     let is_asked = flags & (PolicyFlag::UNSOLICITED | PolicyFlag::UNSOLICITED_ALWAYS) != 0;
-    if !is_asked || !is_alarm && !is_sampled || pressure(slot).is_none() {
+    let is_always = flags & PolicyFlag::UNSOLICITED_ALWAYS != 0;
+    let is_refused = is_always || is_asked && is_alarm(now_ns, 0);
+    // The clock's last digits are as good as drawn.
+    let is_drawn = (now_ns ^ now_ns >> 7) & (UNSOLICITED_SAMPLE - 1) == 0;
+    let is_sampled = is_asked && is_drawn && !slot.is_twin();
+    let is_full = flags & PolicyFlag::SYN_COOKIES != 0
+        && is_alarm(now_ns, COOKIE_NS)
+        && limits::is_at_open_max(knobs, slot);
+    if !is_refused && !is_sampled && !is_full || pressure(slot).is_none() {
         return Continue(());
     }
     let state = lookup::tcp(ctx, slot.facts()).state;
@@ -124,12 +131,12 @@ fn other(ctx: &XdpContext, knobs: Knobs, slot: &Slot) -> ControlFlow<Reason> {
         return Continue(());
     }
     if state == LISTEN && has_cookie(ctx, slot) {
-        return Continue(());
+        return limits::below_open_max(knobs, slot);
     }
     if is_sampled && are_too_many(knobs, now_ns) {
         alarm(now_ns + ALARM_NS);
     }
-    if !is_alarm {
+    if !is_refused {
         return Continue(());
     }
     refuse(knobs, Reason::Unsolicited, slot.would())
@@ -240,7 +247,7 @@ extern "C" fn write_answer(is_v4: u64, mtu: u64, keep: u64) -> u64 {
 #[inline(always)]
 fn has_cookie(ctx: &XdpContext, slot: &Slot) -> bool {
     let flags = fact!(slot, tcp_flags);
-    flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN) == TCP_ACK
+    flags & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_ACK
         && load(ctx, slot).is_some()
         && check_cookie(slot.is_twin().into(), u64::from(slot.flags() & FactFlag::V4)) != 0
 }
@@ -280,12 +287,12 @@ fn are_too_many(knobs: Knobs, now_ns: u64) -> bool {
     }
 }
 
-/// Whether packets of no connection are refused now.
+/// Whether there is an alarm, or was one so long ago at most.
 #[inline(always)]
-fn is_alarm(now_ns: u64) -> bool {
+fn is_alarm(now_ns: u64, ago_ns: u64) -> bool {
     let Some(until) = tables::ALARM.get_ptr(UNTIL) else { return false };
     // SAFETY: the lookup gave the address of an aligned word.
-    now_ns < unsafe { tables::peek(until) }
+    now_ns < unsafe { tables::peek(until) } + ago_ns
 }
 
 /// Refuses packets of no connection until then.
@@ -304,6 +311,8 @@ const ASK_NS: u64 = 1_000_000;
 const ENGAGED_NS: u64 = 1_000_000_000;
 /// An alarm over packets of no connection lasts so long, and is renewed while they come.
 const ALARM_NS: u64 = 5_000_000_000;
+/// The kernel takes no cookie back that is older, nor any so long after the listener's queue was full.
+const COOKIE_NS: u64 = 128_000_000_000;
 /// Every host takes segments of so many bytes.
 const MSS_MIN: u64 = 536;
 /// Indexes of `ALARM`.

@@ -29,12 +29,16 @@ pub fn judge(knobs: Knobs, slot: &Slot, kind: Kind) -> ControlFlow<Reason> {
 /// Looks, without charging, whether the client holds as many open connections as it may.
 #[inline(always)]
 pub fn below_open_max(knobs: Knobs, slot: &Slot) -> ControlFlow<Reason> {
-    let open_max = setting!(knobs, open_max);
-    let hash = fact!(slot, client_hash);
-    if open_max == 0 || count_open(hash) < u64::from(open_max) {
+    if !is_at_open_max(knobs, slot) {
         return Continue(());
     }
     refuse(knobs, Reason::OpenConnections, slot.would())
+}
+
+#[inline(always)]
+pub fn is_at_open_max(knobs: Knobs, slot: &Slot) -> bool {
+    let open_max = setting!(knobs, open_max);
+    open_max != 0 && count_open(fact!(slot, client_hash)) >= u64::from(open_max)
 }
 
 #[inline(always)]

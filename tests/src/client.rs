@@ -252,7 +252,11 @@ pub fn connect(lab: &lab::Lab, source: &str, port: u16, within: Duration) -> IoR
     Ok(stream)
 }
 
-fn dial(from: SocketAddr, to: SocketAddr, within: Duration) -> IoResult<TcpStream> {
+/// Connects in the namespace that the caller is in.
+///
+/// # Errors
+/// If nobody answers within so long.
+pub fn dial(from: SocketAddr, to: SocketAddr, within: Duration) -> IoResult<TcpStream> {
     let family = if to.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
     let fd: OwnedFd = socket::socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     let wait = TimeVal::milliseconds(i64::try_from(within.as_millis()).unwrap_or(i64::MAX));

@@ -26,6 +26,8 @@ enum Length {
     Udp,
 }
 
+/// TCP's FIN.
+pub const FIN: u8 = 0x01;
 /// TCP's SYN.
 pub const SYN: u8 = 0x02;
 /// TCP's RST.

@@ -1,19 +1,24 @@
 //! A SYN flood costs nobody a connection: cookies answer it in the driver, and only while it lasts.
 
-use std::{io::Write as _, net::TcpListener, path::PathBuf, time::Duration};
+use std::{
+    io::Write as _,
+    net::{SocketAddr, TcpListener},
+    path::PathBuf,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
-use edge_common::Reason;
+use edge_common::{ClientWidth, Reason, Source};
 use edge_daemon::kernel::{Defence, Kernel, ListCapacity, LoadSettings, Policy, When, detach};
 use edge_tests::{
     Edged, Lab, Origin,
     bench::Answers,
-    client::{connect, reaches, until},
+    client::{connect, dial, reaches, until},
     daemon::Setup,
     flood::{Flood, Shape, tcp_counter},
     lab::{CLIENT, CLIENT6},
     netns::{Netns, run},
-    packet::{ACK, DESTINATION, Packet, RST, SYN, ether, v4, v6},
+    packet::{ACK, DESTINATION, FIN, Packet, RST, SYN, ether, v4, v6},
 };
 
 /// SYNs that fill a queue at once.
@@ -204,14 +209,15 @@ impl Pressed {
 
     /// Does this to the programs, with somebody listening.
     fn run<T: Send>(&self, monitored: &[Reason], work: impl FnOnce(&mut Kernel) -> T + Send) -> T {
-        let listeners = ["0.0.0.0:443", "[::]:443", "0.0.0.0:444"];
-        let defence = Defence {
-            syn_cookies: When::Always,
-            unsolicited: When::Always,
-            listeners: listeners.map(|text| text.parse().expect("an address")).into(),
-            ..Defence::OFF
-        };
-        let policy = Policy { defence, monitored: monitored.into(), ..Policy::UNLIMITED };
+        let policy = policy(When::Always);
+        self.run_by(Policy { monitored: monitored.into(), ..policy }, |kernel, _| work(kernel))
+    }
+
+    fn run_by<T: Send>(
+        &self,
+        policy: Policy,
+        work: impl FnOnce(&mut Kernel, &TcpListener) -> T + Send,
+    ) -> T {
         let settings = LoadSettings {
             pin_dir: self.pins.clone(),
             debug: false,
@@ -219,8 +225,8 @@ impl Pressed {
             lists: ListCapacity::of(1_000, []),
         };
         self.ns.enter(|| {
-            let _listener = TcpListener::bind(("::", 443)).expect("the port is free");
-            work(&mut Kernel::load(&settings).expect("loads"))
+            let listener = TcpListener::bind(("::", 443)).expect("the port is free");
+            work(&mut Kernel::load(&settings).expect("loads"), &listener)
         })
     }
 }
@@ -229,6 +235,18 @@ impl Drop for Pressed {
     fn drop(&mut self) {
         detach(&self.pins).expect("pins are removed");
     }
+}
+
+/// SYN cookies at all times.
+fn policy(unsolicited: When) -> Policy {
+    let listeners = ["0.0.0.0:443", "[::]:443", "0.0.0.0:444"];
+    let defence = Defence {
+        syn_cookies: When::Always,
+        unsolicited,
+        listeners: listeners.map(|text| text.parse().expect("an address")).into(),
+        ..Defence::OFF
+    };
+    Policy { defence, ..Policy::UNLIMITED }
 }
 
 const GOOD: &str = "198.51.100.10";
@@ -301,19 +319,78 @@ fn a_cookie_comes_back_and_a_forged_one_does_not() -> Result<()> {
     let pressed = Pressed::new("cookie")?;
     pressed.run(&[], |kernel| -> Result<()> {
         for (packet, tcp_at) in [(v4(GOOD), 34), (v6(GOOD6), 54)] {
-            let answer = kernel.answer(&syn(packet.clone()))?.context("no answer")?;
-            let cookie: [u8; 4] = answer[tcp_at + 4..][..4].try_into()?;
-            let cookie = u32::from_be_bytes(cookie);
-            for (number, passes) in [(1, true), (0x1001, false), (0x0100_0001, false)] {
-                let mut ack = packet.clone().tcp(ACK).build();
-                // The client's sequence number is one on.
-                ack[tcp_at + 7] = 2;
-                ack[tcp_at + 8..][..4].copy_from_slice(&cookie.wrapping_add(number).to_be_bytes());
-                assert_eq!(kernel.judge(&ack)?, passes, "{number}");
+            let cookie = cookie(kernel, &packet, tcp_at)?;
+            for flags in [ACK, ACK | FIN] {
+                for (number, passes) in [(0, true), (0x1000, false), (0x0100_0000, false)] {
+                    let ack = brought(&packet, tcp_at, flags, cookie.wrapping_add(number));
+                    assert_eq!(kernel.judge(&ack)?, passes, "{number}");
+                }
             }
         }
         Ok(())
     })
+}
+
+/// The cookie that a client is given.
+fn cookie(kernel: &mut Kernel, client: &Packet, tcp_at: usize) -> Result<u32> {
+    let answer = kernel.answer(&syn(client.clone()))?.context("no answer")?;
+    Ok(u32::from_be_bytes(answer[tcp_at + 4..][..4].try_into()?))
+}
+
+/// What a client brings a cookie back with.
+fn brought(client: &Packet, tcp_at: usize, flags: u8, cookie: u32) -> Vec<u8> {
+    let mut ack = client.clone().tcp(flags).build();
+    // The client's sequence number is one on.
+    ack[tcp_at + 7] = 2;
+    ack[tcp_at + 8..][..4].copy_from_slice(&cookie.wrapping_add(1).to_be_bytes());
+    ack
+}
+
+/// Cookies that it was given while it had room are of no use to a client that has none left.
+#[test]
+fn a_cookie_is_no_way_around_the_maximum_of_open_connections() -> Result<()> {
+    for unsolicited in [When::Off, When::Auto, When::Always] {
+        let pressed = Pressed::new("maximum")?;
+        for address in [GOOD, "198.51.100.11"] {
+            pressed.ns.ip(&format!("addr add {address}/32 dev lo"))?;
+        }
+        pressed.ns.ip(&format!("addr add {GOOD6}/128 dev lo"))?;
+        let policy = Policy { open_max: 2, ..policy(unsolicited) };
+        pressed.run_by(policy, |kernel, listener| -> Result<()> {
+            let _upkeep = kernel.attach(&[])?;
+            for (client, to, packet, tcp_at) in [
+                ("198.51.100.10:0", "192.0.2.1:443", v4(GOOD), 34),
+                ("[2001:db8:1::5]:0", "[2001:db8::1]:443", v6(GOOD6), 54),
+            ] {
+                let cookie = cookie(kernel, &packet, tcp_at)?;
+                let mut held = Vec::new();
+                for _ in 0..2 {
+                    for flags in [ACK, ACK | FIN] {
+                        let ack = brought(&packet, tcp_at, flags, cookie);
+                        ensure!(kernel.judge(&ack)?, "{client} has room");
+                    }
+                    held.push((dial(client.parse()?, to.parse()?, WAIT)?, listener.accept()?));
+                }
+                until("they are counted", WAIT, || {
+                    let client = client.parse::<SocketAddr>()?.ip().into();
+                    let client = Source::client(client, ClientWidth::USUAL);
+                    Ok(kernel.tables.open(client)? == 2)
+                })?;
+                for flags in [ACK, ACK | FIN] {
+                    let before = kernel.tables.counts()?[Reason::OpenConnections as usize].packets;
+                    let ack = brought(&packet, tcp_at, flags, cookie);
+                    ensure!(!kernel.judge(&ack)?, "{client} has no room");
+                    let counted = kernel.tables.counts()?[Reason::OpenConnections as usize].packets;
+                    assert_eq!(counted - before, 1, "{client}");
+                }
+            }
+            let other = v4("198.51.100.11");
+            let cookie = cookie(kernel, &other, 34)?;
+            ensure!(kernel.judge(&brought(&other, 34, ACK, cookie))?, "another has room");
+            Ok(())
+        })?;
+    }
+    Ok(())
 }
 
 #[test]
