@@ -44,6 +44,12 @@ pub fn unix_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Seconds since 1970, as certificates count them.
+#[must_use]
+pub fn unix_s() -> i64 {
+    i64::try_from(unix_ms() / 1000).unwrap_or(i64::MAX)
+}
+
 /// Both clocks, for request limits.
 #[must_use]
 pub fn now() -> Now {

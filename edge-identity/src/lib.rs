@@ -17,5 +17,6 @@ pub mod key;
 pub mod policy;
 pub mod principal;
 pub mod replay;
+pub mod revocation;
 pub mod roles;
 pub mod signed;

@@ -181,6 +181,18 @@ impl Edged<'_> {
         Ok(ctl.arg("--socket").arg(socket).args(line.split(' ')).output()?)
     }
 
+    /// What `edged check` says of its configuration, which it finds no mistake in.
+    ///
+    /// # Errors
+    /// If it does, with its words.
+    pub fn check(&self) -> Result<String> {
+        let mut check = self.lab.edge.command(binary("edged")?);
+        let done = check.args(["check", "--config"]).arg(&self.config).output()?;
+        let words = String::from_utf8_lossy(&done.stderr).into_owned();
+        ensure!(done.status.success(), "edged check: {} {words}", done.status);
+        Ok(words)
+    }
+
     /// Runs edgectl and demands that it succeeds; what it printed.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer,
     KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256,
@@ -114,11 +114,40 @@ impl Authority {
         Ok(())
     }
 
+    /// As [`Self::respond`], with another end, so many seconds from now, than what was signed.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn respond_until(&self, leaf: &Leaf, file: &Path, seconds: i64) -> Result<()> {
+        let made = file.with_extension("whole");
+        self.respond(leaf, &made)?;
+        let mut bytes = fs::read(made)?;
+        // When it was made, from when it holds, until when: each a GeneralizedTime of 15 characters.
+        let times = bytes.windows(2).enumerate().filter(|(_, two)| *two == [0x18, 15]);
+        let (place, _) = times.clone().nth(2).context("no end")?;
+        let since = at(seconds).duration_since(SystemTime::UNIX_EPOCH)?;
+        let written = edge_policy::calendar::rfc3339(u64::try_from(since.as_millis())?);
+        let digits = written.bytes().filter(u8::is_ascii_digit).take(14).chain(*b"Z");
+        bytes[place + 2..place + 17].copy_from_slice(&digits.collect::<Vec<_>>());
+        // A file changes at once.
+        let new = file.with_extension("new");
+        fs::write(&new, bytes)?;
+        Ok(fs::rename(new, file)?)
+    }
+
     /// Writes the list of what was revoked.
     ///
     /// # Errors
     /// If the folder cannot be written.
     pub fn revoke(&self, file: &str, revoked: &[&Leaf]) -> Result<PathBuf> {
+        self.revoke_until(file, revoked, DAY)
+    }
+
+    /// The same, with the next one due so many seconds from now.
+    ///
+    /// # Errors
+    /// If the folder cannot be written.
+    pub fn revoke_until(&self, file: &str, revoked: &[&Leaf], seconds: i64) -> Result<PathBuf> {
         let one = |leaf: &&Leaf| RevokedCertParams {
             serial_number: SerialNumber::from(leaf.serial),
             revocation_time: at(-60).into(),
@@ -126,8 +155,8 @@ impl Authority {
             invalidity_date: None,
         };
         let list = CertificateRevocationListParams {
-            this_update: at(-60).into(),
-            next_update: at(DAY).into(),
+            this_update: at(-2 * DAY).into(),
+            next_update: at(seconds).into(),
             crl_number: SerialNumber::from(1),
             issuing_distribution_point: None,
             revoked_certs: revoked.iter().map(one).collect(),

@@ -278,7 +278,9 @@ fn a_new_certificate_is_served_and_no_connection_is_lost() -> Result<()> {
     let second = current()?;
     let expiry = metric(
         &edged,
-        &format!("edged_certificate_expiry_seconds{{name=\"{HOST}\",key=\"ECDSA\"}}"),
+        &format!(
+            "edged_certificate_expiry_seconds{{use=\"served\",name=\"{HOST}\",key=\"ECDSA\"}}"
+        ),
     )?;
 
     // What is not good never takes its place: another's key, one that has expired, nonsense.
@@ -323,6 +325,123 @@ fn an_ocsp_response_is_stapled() -> Result<()> {
     let said = handshake(&lab, &["-status"])?;
     assert!(said.contains("OCSP Response Status: successful"), "{said}");
     assert!(said.contains("Cert Status: good"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn no_ocsp_response_is_stapled_that_is_stale_or_for_another_certificate() -> Result<()> {
+    let lab = Lab::new()?;
+    let authority = Authority::new(lab.dir(), "tls")?;
+    let leaf = authority.sign("leaf", &[HOST], -60, DAY)?;
+    let other = authority.sign("other", &[HOST], -60, DAY)?;
+    let response = lab.dir().join("response.der");
+    authority.respond_until(&leaf, &response, -5)?;
+    let all = certificates(&[(&leaf, &format!(", ocsp = {response:?}"))]);
+    let edged = lab.edged()?.without("tls", "key").set("tls.certificate", &all).start()?;
+    let is_stapled = || -> Result<bool> {
+        let said = handshake(&lab, &["-status"])?;
+        ensure!(said.contains("Server certificate"), "{said}");
+        Ok(said.contains("OCSP Response Status: successful"))
+    };
+    let until_stapled = |expected: bool| {
+        until("it is as it should be", Duration::from_secs(10), || {
+            let is_stale = metric(&edged, "edged_ocsp_stale")? == 1.0;
+            Ok(is_stapled()? == expected && is_stale != expected)
+        })
+    };
+    until_stapled(false)?;
+    let checked = edged.check()?;
+    assert!(checked.contains("response.der has expired on"), "{checked}");
+    assert!(checked.contains("edged.toml:"), "{checked}");
+    assert!(checked.contains("nothing will be stapled"), "{checked}");
+
+    // A good one is taken, and neither another certificate's nor a stale one takes its place.
+    authority.respond(&leaf, &response)?;
+    until_stapled(true)?;
+    let refused = |count: f64| {
+        until("it is refused", Duration::from_secs(10), || {
+            Ok(metric(&edged, "edged_certificate_reloads_total{result=\"refused\"}")? == count)
+        })
+    };
+    authority.respond_until(&other, &response, DAY)?;
+    refused(1.0)?;
+    assert!(is_stapled()? && edged.log().contains("an OCSP response for another certificate"));
+    assert!(edged.check()?.contains("an OCSP response for another certificate"));
+    authority.respond_until(&leaf, &response, -5)?;
+    refused(2.0)?;
+    assert!(is_stapled()?);
+    assert_eq!(metric(&edged, "edged_certificate_stale")?, 1.0);
+
+    // One that ends while it is served is served no more.
+    authority.respond_until(&leaf, &response, 6)?;
+    until_stapled(true)?;
+    until("a good one is there", Duration::from_secs(10), || {
+        Ok(metric(&edged, "edged_certificate_stale")? == 0.0)
+    })?;
+    until_stapled(false)?;
+    assert!(edged.log().contains("response.der has expired on"), "{}", edged.log());
+    // A new certificate waits for no response: it is shown without the former's.
+    authority.respond(&leaf, &response)?;
+    until_stapled(true)?;
+    authority.sign("leaf", &[HOST], -60, 2 * DAY)?;
+    until_stapled(false)?;
+    assert_eq!(metric(&edged, "edged_certificate_stale")?, 0.0);
+    Ok(())
+}
+
+#[test]
+fn a_list_whose_next_one_is_overdue_lets_nobody_in_or_holds_on() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let asking = Asking::start(&lab, "required", false)?;
+    let (edged, authority) = (&asking.edged, &asking.authority);
+    let good = authority.sign("good", &["good"], -60, DAY)?;
+    let is_served = || asking.visit(&lab, Some(&good)).is_ok_and(|answer| answer.status == 200);
+    assert!(is_served());
+    assert_eq!(metric(edged, "edged_client_trust_stale")?, 0.0);
+    // An overdue list does not take the place of one that is not, on disk or by a reload.
+    authority.revoke_until("clients.crl", &[], -5)?;
+    until("it is refused", Duration::from_secs(10), || {
+        Ok(metric(edged, "edged_certificate_reloads_total{result=\"refused\"}")? == 1.0)
+    })?;
+    assert!(is_served());
+    assert_eq!(metric(edged, "edged_client_trust_stale")?, 1.0);
+    let checked = edged.check()?;
+    assert!(checked.contains("clients.crl has expired on"), "{checked}");
+    assert!(checked.contains("edged.toml:"), "{checked}");
+    assert!(checked.contains("every client with a certificate"), "{checked}");
+    let ends = format!(
+        "edged_certificate_expiry_seconds{{use=\"crl\",name=\"{}\"",
+        lab.dir().join("clients.crl").display()
+    );
+    let former = metric(edged, &ends)?;
+    let authority_ends = "edged_certificate_expiry_seconds{use=\"client_ca\",\
+                          name=\"clients authority\",key=\"ECDSA\"}";
+    assert!(metric(edged, authority_ends)? > former);
+
+    // One whose time comes lets nobody in until there is a new one.
+    authority.revoke_until("clients.crl", &[], 6)?;
+    until("a good one is taken", Duration::from_secs(10), || {
+        Ok(metric(edged, &ends)? < former && is_served())
+    })?;
+    until("nobody is let in", Duration::from_secs(15), || Ok(!is_served()))?;
+    until("that is told", Duration::from_secs(5), || {
+        let told = edged.log().contains("clients.crl has expired on");
+        Ok(told && metric(edged, "edged_client_trust_stale")? == 1.0)
+    })?;
+    authority.revoke("clients.crl", &[])?;
+    until("a new list is taken", Duration::from_secs(10), || {
+        Ok(is_served() && metric(edged, "edged_client_trust_stale")? == 0.0)
+    })?;
+    // Who would rather let in whom a newer list may name says so.
+    edged.edit("tls.clients.crl_expired", "\"accept\"")?;
+    edged.tell("reload")?;
+    authority.revoke_until("clients.crl", &[], -5)?;
+    until("it is taken, and told", Duration::from_secs(10), || {
+        Ok(metric(edged, "edged_client_trust_stale")? == 1.0)
+    })?;
+    assert!(is_served());
+    assert!(edged.check()?.contains("what was revoked since is not known"));
     Ok(())
 }
 
@@ -528,7 +647,7 @@ fn a_certificate_is_fetched_kept_and_served() -> Result<()> {
         .set("tls.acme", &acme)
         .set("server.https", &listeners)
         .start()?;
-    let fetched = "edged_certificate_expiry_seconds{name=\"acme.test\"";
+    let fetched = "edged_certificate_expiry_seconds{use=\"served\",name=\"acme.test\"";
     until("it is fetched", Duration::from_secs(60), || Ok(metric(&edged, fetched).is_ok()))
         .with_context(|| edged.log())?;
 

@@ -759,6 +759,13 @@ fn a_server_proves_who_it_is_or_is_not_asked() -> Result<()> {
     let ask = || edged.get(FRIEND, "/health").send();
     let served = ask()?;
     assert_eq!(served.status, 200, "{served:?} {}", edged.log());
+    until("it is told when what it goes by ends", Duration::from_secs(5), || {
+        let page = edged.scrape()?;
+        Ok(["upstream_client", "upstream_ca"].iter().all(|used_for| {
+            let begin = format!("edged_certificate_expiry_seconds{{use=\"{used_for}\",name=");
+            page.lines().filter(|line| line.starts_with(&begin)).count() == 1
+        }))
+    })?;
     for (keys, status) in [
         (format!("{good}, {shown}, pins = [\"{pin}\"]"), 200),
         (format!("{good}, {shown}, pins = [\"{}\", \"{pin}\"]", "0".repeat(64)), 200),

@@ -26,7 +26,8 @@ pub(super) fn look(edge: &Edge, at_once: bool) {
     for change in changes {
         told(edge, change.what, change.result);
     }
-    let state = plan.tls.state();
+    let mut state = plan.tls.state();
+    state.expiries.extend(plan.upstreams.iter().flat_map(|upstream| upstream.expiries()));
     edge.metrics.tls.rcu(|served| Served { state: state.clone(), ..Served::clone(served) });
 }
 
@@ -59,7 +60,7 @@ pub(super) async fn fetch(edge: Arc<Edge>) {
     let mut failed = BTreeMap::<String, (Instant, Duration)>::new();
     loop {
         let front = Arc::clone(&edge.plan.load().tls);
-        let now_s = i64::try_from(clock::unix_ms() / 1000).unwrap_or(i64::MAX);
+        let now_s = clock::unix_s();
         for name in acme::due(&front, now_s) {
             let wait = failed
                 .get(&name)

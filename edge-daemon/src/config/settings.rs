@@ -38,7 +38,9 @@ pub use self::packets::{
 };
 pub use self::signing::Signing;
 pub use self::tls::{Acme, Certificate, ClientAuth, Clients, Listener, Tls, UnknownName};
-pub use self::upstreams::{Address, Check, Server as UpstreamServer, Tls as UpstreamTls, Upstream};
+pub use self::upstreams::{
+    Address, Check, SYSTEM_CA, Server as UpstreamServer, Tls as UpstreamTls, Upstream,
+};
 pub use self::verdicts::Verdicts;
 pub use self::webhook::Webhook;
 pub use super::offer::Offer;

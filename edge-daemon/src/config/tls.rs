@@ -116,6 +116,8 @@ fn clients(table: &Table<'_>) -> Clients {
         auth: table.or("auth", ClientAuth::Off, |item| item.choice(&AUTH)),
         ca: table.or("ca", None, |item| item.path().map(Some)),
         crl: table.or("crl", Vec::new(), |item| item.list("an array of paths", Item::path)),
+        expired_crl_accepted: table
+            .or("crl_expired", false, |item| item.choice(&[("refuse", false), ("accept", true)])),
         pins: table.or("pins", Vec::new(), |item| item.list("an array of pins", pin)),
     }
 }
@@ -214,17 +216,23 @@ pub(super) fn inspect(settings: &Settings, document: &DeTable<'_>, notes: &Notes
     note_duplicates(&pairs, &settings.tls, document, notes);
     note_uncovered(&pairs, settings, document, notes);
     let clients = &settings.tls.clients;
-    if let Err(fault) = tls::read_trust(clients) {
-        let (key, what) = if fault.is_crl() {
-            ("crl", "lists of what they revoked")
-        } else {
-            ("ca", "certificates of authorities")
-        };
-        notes.wrong(
-            place_in_tls(document, "clients", key),
-            fault.to_string(),
-            format!("PEM files with {what}"),
-        );
+    let at = |key| place_in_tls(document, "clients", key);
+    match tls::read_trust(clients, clock::unix_s()) {
+        Ok(overdue) => {
+            let help = match clients.expired_crl_accepted {
+                true => "what was revoked since is not known",
+                false => "every client with a certificate of this authority will be refused",
+            };
+            overdue.into_iter().for_each(|what| notes.doubt(at("crl"), what, help));
+        }
+        Err(fault) => {
+            let (key, what) = if fault.is_crl() {
+                ("crl", "lists of what they revoked")
+            } else {
+                ("ca", "certificates of authorities")
+            };
+            notes.wrong(at(key), fault.to_string(), format!("PEM files with {what}"));
+        }
     }
 }
 
@@ -242,10 +250,13 @@ pub(super) fn inspect_pair(
     }
     match Pair::read(certificate) {
         Ok(pair) => {
-            let now_s = i64::try_from(clock::unix_ms() / 1000).unwrap_or(i64::MAX);
+            let now_s = clock::unix_s();
             if let Some(doubt) = pair.doubt(now_s) {
                 let what = format!("{} {doubt}", certificate.chain.display());
                 notes.doubt(place(Part::Chain), what, format!("{whom} will refuse it"));
+            }
+            if let Some(doubt) = pair.unstapled(now_s) {
+                notes.doubt(place(Part::Ocsp), doubt, "nothing will be stapled");
             }
             Some(pair)
         }

@@ -14,7 +14,8 @@ use super::{
     reader::{Item, Notes, Table},
     sections::{SECOND, count, small, some_of},
     settings::{
-        Address, Certificate, Check, Settings, Upstream, UpstreamServer as Server, UpstreamTls,
+        Address, Certificate, Check, SYSTEM_CA, Settings, Upstream, UpstreamServer as Server,
+        UpstreamTls,
     },
     tls::inspect_pair,
 };
@@ -300,8 +301,6 @@ fn ns(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Where distributions keep the authorities that they trust.
-const SYSTEM_CA: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// Servers of one upstream: a bit of a word tells of each whether it was tried.
 const SERVERS_MAX: usize = 64;
 const MINUTE: Duration = Duration::from_secs(60);

@@ -9,10 +9,10 @@ use std::{
 };
 
 use edge_policy::{ja4::Ja4, sketch::Sketch};
-use prometheus::proto::{MetricFamily, MetricType};
+use prometheus::proto::{Metric, MetricFamily, MetricType};
 
 use super::{Metrics, counter, family, gauge};
-use crate::tls::{Failure, State};
+use crate::tls::{Expiry, Failure, State};
 
 /// One worker's failed handshakes, by kind.
 #[derive(Default)]
@@ -81,7 +81,8 @@ impl Metrics {
             };
             certificates.map(one).collect::<Vec<_>>()
         };
-        let expiry = by_certificate(|c| u64::try_from(c.not_after_s).unwrap_or(0));
+        let unstapled = by_certificate(|c| u64::from(c.is_unstapled));
+        let expiry = expiries(&served.state.expiries);
         let stale = by_certificate(|c| u64::from(c.is_stale));
         let reloads = [("ok", served.reloads_ok), ("refused", served.reloads_refused)]
             .map(|(result, count)| counter(&[("result", result)], count));
@@ -108,9 +109,15 @@ impl Metrics {
             ),
             family(
                 "edged_certificate_expiry_seconds",
-                "When a certificate ends, in unix time.",
+                "When a certificate ends, or what is said of certificates, in unix time.",
                 GAUGE,
                 expiry,
+            ),
+            family(
+                "edged_ocsp_stale",
+                "1 if a certificate's OCSP response is not good and nothing is stapled.",
+                GAUGE,
+                unstapled,
             ),
             family(
                 "edged_certificate_stale",
@@ -120,7 +127,8 @@ impl Metrics {
             ),
             family(
                 "edged_client_trust_stale",
-                "1 if the authorities of clients are not good and what they held before holds.",
+                "1 if the authorities of clients are not good and what they held before holds, or a list \
+                 of what they revoked is overdue.",
                 GAUGE,
                 trust,
             ),
@@ -132,6 +140,20 @@ impl Metrics {
             ),
         ]
     }
+}
+
+/// Of what has the same name and use, when the first ends.
+fn expiries(all: &[Expiry]) -> Vec<Metric> {
+    let mut first = BTreeMap::new();
+    for one in all {
+        let ends_s = first.entry((one.used_for, &*one.name, one.kind)).or_insert(one.ends_s);
+        *ends_s = one.ends_s.min(*ends_s);
+    }
+    let metric = |((used_for, name, kind), ends_s): (_, i64)| {
+        let labels = [("use", used_for), ("name", name), ("key", kind)];
+        gauge(&labels, u64::try_from(ends_s).unwrap_or(0))
+    };
+    first.into_iter().map(metric).collect()
 }
 
 /// Places for fingerprints in each worker.

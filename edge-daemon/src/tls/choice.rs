@@ -10,12 +10,12 @@ use rustls::{
 };
 
 use super::Pair;
-use crate::config::settings::UnknownName;
+use crate::{clock, config::settings::UnknownName};
 
 /// The certificates by name, and what those are shown who ask for none of them.
 #[derive(Debug)]
 pub(super) struct Choice {
-    keys: Vec<Arc<CertifiedKey>>,
+    pairs: Vec<Arc<Pair>>,
     names: Names,
     /// What those are shown who ask for no name that is known; empty: they are refused.
     default: Vec<usize>,
@@ -34,7 +34,7 @@ impl Choice {
             },
             _ => Vec::new(),
         };
-        Self { keys: pairs.iter().map(|pair| Arc::clone(&pair.key)).collect(), names, default }
+        Self { pairs: pairs.to_vec(), names, default }
     }
 
     /// What could be shown to who asks for this name; `None`: nothing.
@@ -44,15 +44,16 @@ impl Choice {
     }
 
     /// Of several the first whose key the client can check.
-    fn key(&self, name: Option<&str>, schemes: &[SignatureScheme]) -> Option<&Arc<CertifiedKey>> {
-        let candidates = self.candidates(name)?.iter().filter_map(|n| self.keys.get(*n));
-        let fits = |key: &&Arc<CertifiedKey>| key.key.choose_scheme(schemes).is_some();
+    fn pair(&self, name: Option<&str>, schemes: &[SignatureScheme]) -> Option<&Arc<Pair>> {
+        let candidates = self.candidates(name)?.iter().filter_map(|n| self.pairs.get(*n));
+        let fits = |pair: &&Arc<Pair>| pair.key.key.choose_scheme(schemes).is_some();
         candidates.clone().find(fits).or_else(|| candidates.clone().next())
     }
 }
 
 impl ResolvesServerCert for Choice {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.key(hello.server_name(), hello.signature_schemes()).cloned()
+        let pair = self.pair(hello.server_name(), hello.signature_schemes())?;
+        Some(Arc::clone(pair.shown(clock::unix_s())))
     }
 }

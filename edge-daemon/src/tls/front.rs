@@ -2,7 +2,8 @@
 //! connections go on.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -18,7 +19,7 @@ use rustls::{
 };
 
 use super::{
-    Pair, TlsError,
+    CertificateState, Change, Pair, State, TlsError,
     accept::Failure,
     acme,
     choice::Choice,
@@ -26,7 +27,10 @@ use super::{
     trust::{self, Question, Trust},
     watch::{Part, Watch},
 };
-use crate::config::settings::{self, ClientAuth};
+use crate::{
+    clock,
+    config::settings::{self, ClientAuth},
+};
 
 /// The server's side of TLS, as the configuration wants it.
 pub struct Front {
@@ -38,6 +42,8 @@ pub struct Front {
     /// What proves a name to the authority that is asked for its certificate.
     challenges: ArcSwap<BTreeMap<String, Arc<ServerConfig>>>,
     watch: Mutex<Watch>,
+    /// What was logged as past its time, and is so still.
+    lapses: Mutex<BTreeSet<String>>,
 }
 
 /// What is served now; replaced whole.
@@ -79,11 +85,15 @@ impl Front {
         }
         let former = former.as_ref().and_then(|served| served.trust.as_ref());
         let trust = read_trust(&settings, former)?;
+        if let Some((path, doubt)) = worse_trust(trust.as_ref(), former) {
+            return Err(TlsError::Worse { path, doubt });
+        }
         let fetched = settings.acme.as_ref().map(acme::kept).unwrap_or_default();
         let all = pairs.into_iter().chain(fetched.values().cloned()).collect();
         let served = ArcSwap::from_pointee(Served::new(&settings, tickets.as_ref(), all, trust)?);
         let (fetched, challenges) = (Mutex::new(fetched), ArcSwap::default());
-        Ok(Arc::new(Self { settings, tickets, served, fetched, challenges, watch }))
+        let lapses = Mutex::default();
+        Ok(Arc::new(Self { settings, tickets, served, fetched, challenges, watch, lapses }))
     }
 
     /// What a client that says this is shown.
@@ -168,17 +178,36 @@ impl Front {
     /// What is served now and how it is.
     #[must_use]
     pub fn state(&self) -> State {
+        let (served, now_s) = (self.served.load(), clock::unix_s());
         let watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
         let certificate = |(n, pair): (usize, &Arc<Pair>)| CertificateState {
             name: pair.title().to_owned(),
             kind: pair.kind(),
-            not_after_s: pair.not_after_s,
             is_stale: watch.is_stale(Part::Pair(n)),
+            is_unstapled: pair.unstapled(now_s).is_some(),
         };
+        let trust = served.trust.as_ref().map(|trusted| &trusted.trust);
+        let is_overdue = trust.is_some_and(|trust| trust.overdue(now_s).next().is_some());
+        let pairs = served.pairs.iter().flat_map(|pair| pair.expiries());
         State {
-            certificates: self.served.load().pairs.iter().enumerate().map(certificate).collect(),
-            trust_is_stale: watch.is_stale(Part::Trust),
+            certificates: served.pairs.iter().enumerate().map(certificate).collect(),
+            trust_is_stale: is_overdue || watch.is_stale(Part::Trust),
+            expiries: pairs.chain(trust.into_iter().flat_map(|t| t.expiries())).collect(),
         }
+    }
+
+    /// Logs, once each, what is past its time without having changed.
+    fn tell_lapses(&self) {
+        let (served, now_s) = (self.served.load(), clock::unix_s());
+        let unstapled = served.pairs.iter().filter_map(|pair| pair.unstapled(now_s));
+        let trust = served.trust.iter().flat_map(|trusted| trusted.trust.overdue(now_s));
+        let lists = trust.map(|(path, doubt)| format!("{} {doubt}", path.display()));
+        let lapses: BTreeSet<_> = unstapled.chain(lists).collect();
+        let mut told = self.lapses.lock().unwrap_or_else(PoisonError::into_inner);
+        for lapse in lapses.difference(&told) {
+            tracing::error!("{lapse}");
+        }
+        *told = lapses;
     }
 
     /// Changes ticket keys whose time has come, and takes what has changed on disk and is good.
@@ -201,6 +230,8 @@ impl Front {
             watch.note(part, result.is_ok());
             changes.push(Change { what: self.title(part), result });
         }
+        drop(watch);
+        self.tell_lapses();
         changes
     }
 
@@ -218,11 +249,12 @@ impl Front {
     fn replace(&self, part: Part) -> Result<(), String> {
         let served = self.served.load_full();
         let (mut pairs, mut trust) = (served.pairs.clone(), served.trust.clone());
+        let mut result = Ok(());
         match part {
             Part::Pair(n) => {
                 let files = self.settings.certificates.get(n).ok_or("is not configured")?;
-                let pair = Pair::read(files).map_err(|fault| fault.to_string())?;
-                let now_s = i64::try_from(crate::clock::unix_ms() / 1000).unwrap_or(i64::MAX);
+                let mut pair = Pair::read(files).map_err(|fault| fault.to_string())?;
+                let now_s = clock::unix_s();
                 // A certificate that clients refuse is worse than one that they take.
                 if let Some(doubt) = pair.doubt(now_s).filter(|_| pairs[n].doubt(now_s).is_none()) {
                     return Err(format!("{} {doubt}", files.chain.display()));
@@ -231,48 +263,22 @@ impl Front {
                 if let Some(name) = pair.misses(&pairs[n]) {
                     return Err(format!("{} is not for '{name}'", files.chain.display()));
                 }
+                result = pair.keep_staple(&pairs[n], now_s).map_or(Ok(()), Err);
                 pairs[n] = Arc::new(pair);
             }
             Part::Trust => {
                 let read = read_trust(&self.settings, trust.as_ref());
-                trust = read.map_err(|error| error.to_string())?;
+                let read = read.map_err(|error| error.to_string())?;
+                if let Some((path, doubt)) = worse_trust(read.as_ref(), trust.as_ref()) {
+                    return Err(format!("{} {doubt}", path.display()));
+                }
+                trust = read;
             }
         }
         let new = Served::new(&self.settings, self.tickets.as_ref(), pairs, trust);
         self.served.store(Arc::new(new.map_err(|error| error.to_string())?));
-        Ok(())
+        result
     }
-}
-
-/// What is served, for the metrics.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct State {
-    /// The certificates.
-    pub certificates: Vec<CertificateState>,
-    /// Whether the files that say whom to trust are not good, and what they held before holds.
-    pub trust_is_stale: bool,
-}
-
-/// How a certificate is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CertificateState {
-    /// Its first name.
-    pub name: String,
-    /// The kind of its key.
-    pub kind: &'static str,
-    /// When it ends, in unix seconds.
-    pub not_after_s: i64,
-    /// Whether its files are not good, and what they held before is served.
-    pub is_stale: bool,
-}
-
-/// What became of a part whose files have changed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Change {
-    /// The part.
-    pub what: String,
-    /// Whether it is served now; or why what was served before still is.
-    pub result: Result<(), String>,
 }
 
 /// Holds if no certificate that clients refuse would be served where they take the former one.
@@ -281,7 +287,7 @@ fn none_is_worse(
     pairs: &[Arc<Pair>],
     former: &[Arc<Pair>],
 ) -> Result<(), TlsError> {
-    let now_s = i64::try_from(crate::clock::unix_ms() / 1000).unwrap_or(i64::MAX);
+    let now_s = clock::unix_s();
     for (pair, files) in pairs.iter().zip(&settings.certificates) {
         let Some(doubt) = pair.doubt(now_s) else { continue };
         if former.iter().any(|old| old.doubt(now_s).is_none() && pair.stands_in_for(old)) {
@@ -289,6 +295,16 @@ fn none_is_worse(
         }
     }
     Ok(())
+}
+
+/// A list in new trust that lets nobody in, where the former does let clients in.
+fn worse_trust(
+    new: Option<&Arc<Trusted>>,
+    former: Option<&Arc<Trusted>>,
+) -> Option<(PathBuf, String)> {
+    let now_s = clock::unix_s();
+    let (path, doubt) = new?.trust.lapsed(now_s)?;
+    former?.trust.lapsed(now_s).is_none().then(|| (path.to_owned(), doubt))
 }
 
 fn tickets(rotation: Duration) -> Result<Arc<Tickets>, TlsError> {

@@ -6,9 +6,11 @@ mod accept;
 pub mod acme;
 mod choice;
 pub mod client;
+mod expiry;
 mod facts;
 mod front;
 mod pair;
+mod state;
 mod tickets;
 mod trust;
 mod upstream;
@@ -20,17 +22,24 @@ pub use tokio_rustls::server::TlsStream;
 
 pub use self::{
     accept::{Failure, Refusal, accept},
+    expiry::Expiry,
     facts::{Facts, Peer},
-    front::{CertificateState, Change, Front, State},
+    front::Front,
     pair::{Pair, PairFault, Part},
+    state::{CertificateState, Change, State},
     trust::TrustFault,
     upstream::{Connector, TlsStream as ClientTlsStream, UpstreamTlsError},
 };
 use crate::config::settings;
 
-/// Reads whom to trust, to tell what is wrong with the files.
-pub fn read_trust(clients: &settings::Clients) -> Result<(), TrustFault> {
-    trust::read(clients).map(drop)
+/// Reads whom to trust; tells what of it is no longer good, in words.
+///
+/// # Errors
+/// If it cannot be told whom to trust.
+pub fn read_trust(clients: &settings::Clients, now_s: i64) -> Result<Vec<String>, TrustFault> {
+    let trust = trust::read(clients)?;
+    let overdue = trust.iter().flat_map(|trust| trust.overdue(now_s));
+    Ok(overdue.map(|(path, doubt)| format!("{} {doubt}", path.display())).collect())
 }
 
 /// Why nothing can be served.

@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+use edge_identity::revocation::{self, ResponseFault, Term};
 use rustls::{
     SignatureAlgorithm,
     crypto::aws_lc_rs,
@@ -17,13 +18,15 @@ use rustls::{
 };
 use x509_parser::{extensions::GeneralName, prelude::FromDer as _};
 
+use super::Expiry;
 use crate::{clock, config::settings};
 
 /// A certificate that can be served.
 #[derive(Clone, Debug)]
 pub struct Pair {
-    /// As rustls wants it.
+    /// As rustls wants it, with nothing stapled.
     pub(super) key: Arc<CertifiedKey>,
+    staple: Option<Staple>,
     /// The names that it was configured for; empty: its own.
     configured: Vec<String>,
     /// The names that it has, in lower case.
@@ -32,6 +35,16 @@ pub struct Pair {
     pub not_before_s: i64,
     /// The end of that.
     pub not_after_s: i64,
+}
+
+/// An OCSP response that is configured for a certificate.
+#[derive(Clone, Debug)]
+struct Staple {
+    path: PathBuf,
+    /// When it holds; or why it never does.
+    term: Result<Term, ResponseFault>,
+    /// The certificate with it.
+    key: Arc<CertifiedKey>,
 }
 
 /// Which of a pair's files is at fault.
@@ -79,8 +92,8 @@ impl Pair {
             _ => chain_fault(why),
         })?;
         if let Some(path) = &files.ocsp {
-            let response = ocsp(path).map_err(fault(Part::Ocsp, path))?;
-            Arc::make_mut(&mut pair.key).ocsp = Some(response);
+            let staple = Staple::read(path, &pair.key).map_err(fault(Part::Ocsp, path))?;
+            pair.staple = Some(staple);
         }
         pair.configured.clone_from(&files.names);
         Ok(pair)
@@ -112,7 +125,8 @@ impl Pair {
             Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {}
             Err(_) => return Err((Part::Key, "is not the key of the certificate".to_owned())),
         }
-        Ok(Self { key: Arc::new(key), configured: Vec::new(), own, not_before_s, not_after_s })
+        let (key, configured, staple) = (Arc::new(key), Vec::new(), None);
+        Ok(Self { key, staple, configured, own, not_before_s, not_after_s })
     }
 
     /// The names that it serves.
@@ -151,12 +165,48 @@ impl Pair {
     /// What of its time is not right, in words that go on after its name.
     #[must_use]
     pub fn doubt(&self, now_s: i64) -> Option<String> {
-        let date = |s: i64| clock::rfc3339(u64::try_from(s).unwrap_or(0).saturating_mul(1000));
         if now_s > self.not_after_s {
             return Some(format!("has expired on {}", date(self.not_after_s)));
         }
         (now_s < self.not_before_s)
             .then(|| format!("is not good before {}", date(self.not_before_s)))
+    }
+
+    /// What clients are shown at this time: an OCSP response goes with it only while it holds.
+    pub(super) fn shown(&self, now_s: i64) -> &Arc<CertifiedKey> {
+        match &self.staple {
+            Some(staple) if staple.doubt(now_s).is_none() => &staple.key,
+            _ => &self.key,
+        }
+    }
+
+    /// Why the OCSP response that it is configured with is not stapled.
+    #[must_use]
+    pub fn unstapled(&self, now_s: i64) -> Option<String> {
+        self.staple.as_ref()?.doubt(now_s)
+    }
+
+    /// When it ends, and its OCSP response.
+    pub(super) fn expiries(&self) -> impl Iterator<Item = Expiry> {
+        let of = |used_for, ends_s| {
+            let (name, kind) = (self.title().to_owned(), self.kind());
+            Expiry { used_for, name, kind, ends_s }
+        };
+        let response = self.staple.as_ref().and_then(|staple| staple.term.ok());
+        let response = response.map(|term| of("ocsp", term.until_s));
+        [of("served", self.not_after_s)].into_iter().chain(response)
+    }
+
+    /// Keeps the former one's response if it is better than its own and says the same certificate
+    /// is good; tells why it does.
+    pub(super) fn keep_staple(&mut self, former: &Self, now_s: i64) -> Option<String> {
+        let same = self.key.cert.first() == former.key.cert.first();
+        let worse = self.unstapled(now_s)?;
+        if !same || former.staple.is_none() || former.unstapled(now_s).is_some() {
+            return None;
+        }
+        self.staple.clone_from(&former.staple);
+        Some(worse)
     }
 
     /// Whether clients are shown it where they are shown another now.
@@ -194,14 +244,39 @@ pub(super) fn pem_words(error: &pem::Error) -> String {
     }
 }
 
-/// An OCSP response that says that it is one, and a good one: `SEQUENCE { ENUMERATED 0, .. }` to
-/// the end of the file (RFC 6960, 4.2.1).
-fn ocsp(path: &Path) -> Result<Vec<u8>, String> {
-    let bytes = fs::read(path).map_err(|error| format!("cannot be read: {error}"))?;
-    let whole = x509_parser::der_parser::parse_der(&bytes);
-    let is_good = whole.is_ok_and(|(rest, response)| {
-        let first = response.as_sequence().ok().and_then(|parts| parts.first());
-        rest.is_empty() && first.is_some_and(|status| status.as_u32() == Ok(0))
-    });
-    if is_good { Ok(bytes) } else { Err("is no good OCSP response".to_owned()) }
+impl Staple {
+    /// Reads a response, which is one; whether it is for this certificate is told later.
+    fn read(path: &Path, pair: &Arc<CertifiedKey>) -> Result<Self, String> {
+        let bytes = fs::read(path).map_err(|error| format!("cannot be read: {error}"))?;
+        let chain: Vec<&[u8]> = pair.cert.iter().map(AsRef::as_ref).collect();
+        let term = match revocation::response(&bytes, &chain) {
+            Err(fault @ ResponseFault::Malformed) => return Err(fault.to_string()),
+            term => term,
+        };
+        let mut key = CertifiedKey::clone(pair);
+        key.ocsp = Some(bytes);
+        Ok(Self { path: path.to_owned(), term, key: Arc::new(key) })
+    }
+
+    fn doubt(&self, now_s: i64) -> Option<String> {
+        let path = self.path.display();
+        match self.term {
+            Err(fault) => Some(format!("{path} {fault}")),
+            Ok(term) if now_s > term.until_s => {
+                Some(format!("{path} has expired on {}", date(term.until_s)))
+            }
+            Ok(term) if now_s.saturating_add(CLOCKS_APART_S) < term.from_s => {
+                Some(format!("{path} is not good before {}", date(term.from_s)))
+            }
+            Ok(_) => None,
+        }
+    }
 }
+
+/// A time as people read it.
+pub(super) fn date(s: i64) -> String {
+    clock::rfc3339(u64::try_from(s).unwrap_or(0).saturating_mul(1000))
+}
+
+/// How much a responder's clock may be ahead, in seconds.
+const CLOCKS_APART_S: i64 = 300;

@@ -1,7 +1,12 @@
 //! Whose certificates clients may show.
 
-use std::{fmt, path::PathBuf, sync::Arc};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
+use edge_identity::revocation::list_ends_s;
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore,
     SignatureScheme,
@@ -16,8 +21,9 @@ use rustls::{
 use sha2::{Digest as _, Sha256};
 
 use super::{
+    Expiry,
     facts::spki_sha256,
-    pair::{certificates, pem_words},
+    pair::{certificates, date, pem_words},
 };
 use crate::config::settings::Clients;
 
@@ -26,6 +32,12 @@ use crate::config::settings::Clients;
 pub(super) struct Trust {
     webpki: Arc<dyn ClientCertVerifier>,
     pins: Vec<[u8; 32]>,
+    /// The authorities' ends.
+    authorities: Vec<Expiry>,
+    /// When the next one is due after each list, by file.
+    lists: Vec<(PathBuf, i64)>,
+    /// Whether a list that is overdue lets nobody in.
+    enforces_ends: bool,
     /// Of all it was made of: equal digests trust the same clients.
     pub(super) digest: [u8; 32],
 }
@@ -64,12 +76,15 @@ pub(super) fn read(clients: &Clients) -> Result<Option<Trust>, TrustFault> {
     let Some(path) = &clients.ca else { return Ok(None) };
     let ca_fault = |why| TrustFault::Ca { path: path.clone(), why };
     let (mut roots, mut digest) = (RootCertStore::empty(), Sha256::new());
-    for certificate in certificates(path).map_err(ca_fault)? {
+    let bundle = certificates(path).map_err(ca_fault)?;
+    let authorities = Expiry::of_bundle("client_ca", &bundle);
+    for certificate in bundle {
         digest.update(&certificate);
         let added = roots.add(certificate);
         added.map_err(|error| ca_fault(format!("holds no authority: {error}")))?;
     }
-    let mut lists = Vec::new();
+    let (mut lists, mut ends) = (Vec::new(), Vec::new());
+    let enforce = !clients.expired_crl_accepted;
     for path in &clients.crl {
         let fault = |why| TrustFault::Crl { path: path.clone(), why };
         let read = CertificateRevocationListDer::pem_file_iter(path)
@@ -80,25 +95,48 @@ pub(super) fn read(clients: &Clients) -> Result<Option<Trust>, TrustFault> {
         }
         read.iter().for_each(|list| digest.update(list));
         // One at a time, so that the file at fault is known.
-        builder(&roots, read.clone()).map_err(fault)?;
+        builder(&roots, read.clone(), enforce).map_err(fault)?;
+        ends.extend(read.iter().filter_map(|list| Some((path.clone(), list_ends_s(list)?))));
         lists.extend(read);
     }
     clients.pins.iter().for_each(|pin| digest.update(pin));
-    let webpki = builder(&roots, lists).map_err(ca_fault)?;
-    Ok(Some(Trust { webpki, pins: clients.pins.clone(), digest: digest.finalize().into() }))
+    digest.update([u8::from(enforce)]);
+    let webpki = builder(&roots, lists, enforce).map_err(ca_fault)?;
+    let (pins, digest) = (clients.pins.clone(), digest.finalize().into());
+    Ok(Some(Trust { webpki, pins, authorities, lists: ends, enforces_ends: enforce, digest }))
 }
 
 /// The whole chain is looked up in the lists, if there are any, and must be found.
 fn builder(
     roots: &RootCertStore,
     lists: Vec<CertificateRevocationListDer<'static>>,
+    enforce_ends: bool,
 ) -> Result<Arc<dyn ClientCertVerifier>, String> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots.clone()), provider);
-    builder.with_crls(lists).build().map_err(|error| format!("cannot be used: {error}"))
+    let builder = builder.with_crls(lists);
+    let builder = if enforce_ends { builder.enforce_revocation_expiration() } else { builder };
+    builder.build().map_err(|error| format!("cannot be used: {error}"))
 }
 
 impl Trust {
+    /// The lists after which the next ones are overdue, and what is wrong with each, in words.
+    pub(super) fn overdue(&self, now_s: i64) -> impl Iterator<Item = (&Path, String)> {
+        let overdue = self.lists.iter().filter(move |(_, ends_s)| now_s >= *ends_s);
+        overdue.map(|(path, ends_s)| (path.as_path(), format!("has expired on {}", date(*ends_s))))
+    }
+
+    /// A list that lets nobody in, as the next one is overdue.
+    pub(super) fn lapsed(&self, now_s: i64) -> Option<(&Path, String)> {
+        self.overdue(now_s).next().filter(|_| self.enforces_ends)
+    }
+
+    /// When what it goes by ends.
+    pub(super) fn expiries(&self) -> impl Iterator<Item = Expiry> {
+        let list = |(path, s): &(PathBuf, i64)| Expiry::new("crl", path.display().to_string(), *s);
+        self.authorities.iter().cloned().chain(self.lists.iter().map(list))
+    }
+
     /// Judges a chain; again also for a session that is resumed, since when much may have changed.
     pub(super) fn verify(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<(), Error> {
         let (own, between) = chain.split_first().ok_or(Error::NoCertificatesPresented)?;

@@ -1,6 +1,10 @@
 //! The client's side of TLS: towards servers behind the edge.
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
@@ -19,12 +23,18 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 pub use tokio_rustls::client::TlsStream;
 
-use super::pair::{Pair, PairFault, certificates};
-use crate::config::settings;
+use super::{
+    Expiry,
+    pair::{Pair, PairFault, certificates},
+};
+use crate::config::settings::{self, SYSTEM_CA};
 
 /// Opens TLS connections to the servers of one upstream.
 #[derive(Clone)]
-pub struct Connector(TlsConnector);
+pub struct Connector {
+    tls: TlsConnector,
+    expiries: Arc<[Expiry]>,
+}
 
 /// Why an upstream cannot be spoken to over TLS.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +61,13 @@ impl Connector {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let fault = |why| UpstreamTlsError::Authorities { path: settings.ca.clone(), why };
         let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(certificates(&settings.ca).map_err(fault)?);
+        let bundle = certificates(&settings.ca).map_err(fault)?;
+        // The system's authorities end without anybody having to do anything.
+        let mut expiries = match settings.ca == Path::new(SYSTEM_CA) {
+            true => Vec::new(),
+            false => Expiry::of_bundle("upstream_ca", &bundle),
+        };
+        roots.add_parsable_certificates(bundle);
         if roots.is_empty() {
             return Err(fault("holds no authority".to_owned()));
         }
@@ -69,12 +85,22 @@ impl Connector {
         let mut config = match &settings.client {
             None => config.with_no_client_auth(),
             Some(files) => {
-                let own = SingleCertAndKey::from(Pair::read(files)?.key);
+                let pair = Pair::read(files)?;
+                expiries.extend(
+                    pair.key.cert.first().and_then(|der| Expiry::of("upstream_client", der)),
+                );
+                let own = SingleCertAndKey::from(pair.key);
                 config.with_client_cert_resolver(Arc::new(own))
             }
         };
         config.alpn_protocols = vec![if http2 { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
-        Ok(Self(TlsConnector::from(Arc::new(config))))
+        Ok(Self { tls: TlsConnector::from(Arc::new(config)), expiries: expiries.into() })
+    }
+
+    /// When the edge's own certificate and the authorities end.
+    #[must_use]
+    pub fn expiries(&self) -> &[Expiry] {
+        &self.expiries
     }
 
     /// Shakes hands with a server that must prove to be `name`.
@@ -83,8 +109,8 @@ impl Connector {
     /// If the connection breaks, or the server does not prove it.
     pub async fn connect(&self, name: &str, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
         let name = ServerName::try_from(name.to_owned()).map_err(io::Error::other)?;
-        let stream = self.0.connect(name, stream).await?;
-        let offered = &self.0.config().alpn_protocols;
+        let stream = self.tls.connect(name, stream).await?;
+        let offered = &self.tls.config().alpn_protocols;
         let agreed = stream.get_ref().1.alpn_protocol();
         if offered.iter().any(|offer| offer == b"h2") && agreed != Some(b"h2") {
             return Err(io::Error::other("does not agree to HTTP/2"));

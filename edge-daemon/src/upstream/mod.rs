@@ -29,7 +29,7 @@ pub use self::tally::{Counts, Failure, Tally};
 use crate::{
     clock,
     config::settings::{self, Address},
-    tls::{Connector, UpstreamTlsError},
+    tls::{Connector, Expiry, UpstreamTlsError},
 };
 
 /// One upstream. It outlives a reload that does not change it.
@@ -178,6 +178,12 @@ impl Upstream {
             connector.store(Arc::new(Connector::load(settings, self.settings.http2)?));
         }
         Ok(())
+    }
+
+    /// When its certificates end.
+    #[must_use]
+    pub fn expiries(&self) -> Vec<Expiry> {
+        self.tls.as_ref().map_or_else(Vec::new, |tls| tls.load().expiries().to_vec())
     }
 
     /// Its servers of now.

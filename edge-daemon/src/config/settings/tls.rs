@@ -77,6 +77,8 @@ pub struct Clients {
     pub ca: Option<PathBuf>,
     /// What they revoked, PEM. With any, the list of each authority of a chain must be among them.
     pub crl: Vec<PathBuf>,
+    /// Whether a list holds on when the next one is overdue; else it lets nobody in.
+    pub expired_crl_accepted: bool,
     /// If there are any, a client's key must be one of these: SHA-256 of the `SubjectPublicKeyInfo`.
     pub pins: Vec<[u8; 32]>,
 }

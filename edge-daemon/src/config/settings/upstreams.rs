@@ -149,3 +149,6 @@ impl Upstream {
         })
     }
 }
+
+/// Where distributions keep the authorities that they trust.
+pub const SYSTEM_CA: &str = "/etc/ssl/certs/ca-certificates.crt";
