@@ -183,12 +183,14 @@ impl Charge {
     /// Bytes at a rate that [`Rate::of_bytes`] made: their ticks are quarters of a nanosecond.
     ///
     /// A byte costs a fraction of a tick; the whole is rounded up: below 100 MB/s by less than one
-    /// part in two thousand of the smallest packet's cost, at 10 GB/s by one in twenty-five.
+    /// part in two thousand of the smallest packet's cost, at 10 GB/s by one in twenty-five. What is
+    /// larger than the burst takes all of it: segments that were put together are, and would never fit.
     #[inline(always)]
     #[must_use]
     pub const fn bytes(rate: Rate, bytes: u64, now_ns: u64) -> Self {
         let cost = (bytes * rate.interval).div_ceil(BYTES_UNIT);
         let capacity = rate.capacity;
+        let cost = if cost > capacity { capacity } else { cost };
         Self { cost, capacity, now: now_ns * BYTE_TICKS }
     }
 
@@ -353,6 +355,19 @@ mod tests {
         assert_eq!(admitted(&set, 7 << 48, rate, std::iter::repeat_n(now, 9)), 5);
         assert_eq!(admitted(&set, 7 << 48, rate, (1..9).map(|n| now - n * 1_000)), 0);
         assert_eq!(admitted(&set, 7 << 48, rate, std::iter::once(now - SECOND)), 0);
+    }
+
+    #[test]
+    fn what_is_larger_than_the_burst_takes_all_of_it() {
+        let rate = Rate::of_bytes(100_000, SECOND, 65_536).unwrap();
+        let set = Set::default();
+        let fits = |bytes, now_ns| {
+            let verdict = Charge::bytes(rate, bytes, now_ns).settle(&set, 7 << 48, Mode::Charge);
+            matches!(verdict, Verdict::Admit { .. })
+        };
+        assert!(fits(524_280, SECOND) && !fits(524_280, SECOND) && !fits(60, SECOND));
+        // The bucket drains in 0.66 s; until then the large one waits, as it would behind others.
+        assert!(!fits(524_280, SECOND + 600_000_000) && fits(524_280, SECOND + 700_000_000));
     }
 
     #[test]

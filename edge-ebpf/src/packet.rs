@@ -42,7 +42,10 @@ pub fn source(frame: &mut Frame, facts: &mut Facts) -> ControlFlow<Reason, Heade
             }
             facts.source = v4(word::<12, 20>(header));
             facts.destination = v4(word::<16, 20>(header));
-            facts.ip_length = u32::from(number::<2, 20>(header));
+            facts.ip_length = match number::<2, 20>(header) {
+                0 if frame.left + 20 > LENGTH_MAX => frame.left + 20,
+                length => length.into(),
+            };
             facts.flags |= FactFlag::V4;
             facts.ttl = header[8];
             facts.protocol = header[9];
@@ -112,6 +115,9 @@ pub fn transport(frame: &mut Frame, header: Header, facts: &mut Facts) -> Contro
 /// What the packet is limited as, besides packets and bytes.
 #[inline(always)]
 pub fn kind(slot: &Slot) -> Option<Kind> {
+    if slot.flags() & FactFlag::LATER_FRAGMENT != 0 {
+        return later_kind(slot);
+    }
     if slot.flags() & FactFlag::TRANSPORT == 0 {
         return None;
     }
@@ -122,6 +128,18 @@ pub fn kind(slot: &Slot) -> Option<Kind> {
         }
         IPPROTO_UDP => Some(Kind::Udp),
         _ => Some(Kind::Icmp),
+    }
+}
+
+/// As what a later fragment is limited. The stack puts IPv4 fragments of one protocol together, but takes
+/// only the first IPv6 fragment's word for what all of them are: a later one is UDP whatever it says,
+/// unless it says that it is ICMPv6.
+#[inline(always)]
+fn later_kind(slot: &Slot) -> Option<Kind> {
+    match (fact!(slot, protocol), slot.flags() & FactFlag::V4 != 0) {
+        (IPPROTO_ICMP, true) | (IPPROTO_ICMPV6, false) => Some(Kind::Icmp),
+        (IPPROTO_UDP, _) | (_, false) => Some(Kind::Udp),
+        _ => None,
     }
 }
 
@@ -206,7 +224,7 @@ fn options(
 #[inline(always)]
 fn extensions(frame: &mut Frame, facts: &mut Facts) -> ControlFlow<Reason, Fragment> {
     let payload = facts.ip_length - 40;
-    if payload != 0 || facts.protocol != IPPROTO_HOPOPTS {
+    if payload != 0 || facts.protocol != IPPROTO_HOPOPTS && frame.left <= LENGTH_MAX {
         frame.narrow(payload)?;
     } else {
         // A jumbogram states its length in a hop-by-hop option instead.
@@ -307,6 +325,9 @@ fn v4(word: u32) -> Source {
     Source::of_words([0, u64::from(word) << 32 | 0xffff_0000])
 }
 
+/// The longest that a length field can say. TCP segments that the kernel put together before generic XDP
+/// sees them (BIG TCP) may be longer, and state 0.
+const LENGTH_MAX: u32 = 0xffff;
 const VLAN_TAGS_MAX: u32 = 2;
 const EXTENSIONS_MAX: u32 = 8;
 

@@ -58,7 +58,7 @@ fn load_payload(ctx: &XdpContext, slot: &Slot) {
     let packet_end = fact!(slot, ip_offset) + fact!(slot, ip_length);
     let bytes = match packet_end.wrapping_sub(from) {
         // Without a payload, or with a packet that ends before its own headers do.
-        0 | 0x1_0000.. => 0,
+        0 | 0x8000_0000.. => 0,
         bytes @ 1..16 => bytes,
         _ => 16,
     };

@@ -117,7 +117,8 @@ fn is_neighbour_discovery(packet: &[u8]) -> bool {
 /// RFC 791. Nothing is left to read in a later fragment.
 fn v4(packet: &[u8]) -> Result<Option<Payload<'_>>, Reason> {
     let header = usize::from(packet[0] & 15) * 4;
-    let total = usize::from(u16_at(packet, 2));
+    let stated = usize::from(u16_at(packet, 2));
+    let total = if stated == 0 && is_put_together(packet) { packet.len() } else { stated };
     if header < 20 || total < header {
         return Err(Reason::MalformedPacket);
     }
@@ -133,7 +134,7 @@ fn v6(packet: &[u8], start: usize) -> Result<Option<Payload<'_>>, Reason> {
     let (mut protocol, length) = (packet[6], usize::from(u16_at(packet, 4)));
     let mut bytes = &packet[40..];
     // RFC 2675: a jumbogram's length stands in its hop-by-hop options.
-    if length != 0 || protocol != 0 {
+    if length != 0 || protocol != 0 && !is_put_together(&packet[40..]) {
         bytes = whole(bytes, length)?;
     }
     let end = start + 40 + bytes.len();
@@ -171,6 +172,11 @@ fn v6(packet: &[u8], start: usize) -> Result<Option<Payload<'_>>, Reason> {
     }
     let start = end - bytes.len();
     Ok(Some(Payload { protocol, bytes, start, has_more, is_v6: true }))
+}
+
+/// Segments that the kernel put together are the only packets beyond their length field; it says 0.
+fn is_put_together(longer: &[u8]) -> bool {
+    longer.len() > usize::from(u16::MAX)
 }
 
 /// RFC 9293, 768, 792 and 4443: whole headers whose lengths the packet has room for.

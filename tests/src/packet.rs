@@ -233,7 +233,7 @@ impl Packet {
         self
     }
 
-    /// The frame, with all lengths filled in.
+    /// The frame, with all lengths filled in: 0 for one that is beyond its field, as the kernel has it.
     #[must_use]
     pub fn build(mut self) -> Vec<u8> {
         let end = self.bytes.len();
@@ -243,7 +243,8 @@ impl Packet {
                 Length::V6 => (at + 4, end - at - 40),
                 Length::Udp => (at + 4, end - at),
             };
-            self.bytes[field..field + 2].copy_from_slice(&(value as u16).to_be_bytes());
+            let value = u16::try_from(value).unwrap_or(0);
+            self.bytes[field..field + 2].copy_from_slice(&value.to_be_bytes());
         }
         self.bytes
     }

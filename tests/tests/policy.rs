@@ -10,7 +10,7 @@ use edge_common::{
 };
 use edge_daemon::kernel::{Policy, Prefix};
 use edge_tests::{
-    packet::{ACK, DESTINATION, Packet, SYN, ether, v4, v6},
+    packet::{ACK, DESTINATION, HOP_BY_HOP, Packet, SYN, ether, v4, v6},
     plane::{Plane, Verdict},
 };
 
@@ -56,11 +56,35 @@ fn each_kind_has_a_rate_of_its_own_and_takes_its_packets_alone() {
         ("GRE", v4(GOOD).protocol(47, &[0; 8]).build()),
         ("ICMPv6 in IPv4", v4(GOOD).protocol(58, &[128, 0, 0, 0, 0, 0, 0, 0]).build()),
         ("ICMP in IPv6", v6(GOOD6).protocol(1, &[8, 0, 0, 0, 0, 0, 0, 0]).build()),
-        ("a later fragment of UDP", later(17)),
-        ("a later fragment of ICMP", later(1)),
+        ("a later fragment of TCP", later(6)),
+        ("a later fragment of ICMPv6 in IPv4", later(58)),
         ("another client's UDP", udp("192.0.2.11")),
     ] {
         assert_eq!(plane.judge(&other), Verdict::PASS, "{name}");
+    }
+}
+
+#[test]
+fn a_later_fragment_counts_as_one_packet_of_its_protocol() {
+    let policy = UNLIMITED.limit(Kind::Udp, hourly(5)).limit(Kind::Icmp, hourly(6));
+    let later4 = |protocol| v4(GOOD).v4_fragment(9, false).protocol(protocol, &[0; 8]).build();
+    let later6 = |protocol| v6(GOOD6).v6_fragment(9, true).protocol(protocol, &[0; 8]).build();
+    for (name, first, later, admitted, reason) in [
+        ("UDP", v4(GOOD).v4_fragment(0, true).udp().bytes(&[0; 64]), later4(17), 5, UdpRate),
+        ("ICMP", v4(GOOD).v4_fragment(0, true).icmp(), later4(1), 6, IcmpRate),
+        ("UDP over IPv6", v6(GOOD6).v6_fragment(0, true).udp(), later6(17), 5, UdpRate),
+        ("ICMPv6", v6(GOOD6).v6_fragment(0, true).icmpv6(128), later6(58), 6, IcmpRate),
+        // The stack goes by the first fragment's word of what it is, and by no later one's.
+        ("called TCP", v6(GOOD6).v6_fragment(0, true).udp(), later6(6), 5, UdpRate),
+        ("called an option", v6(GOOD6).v6_fragment(0, true).udp(), later6(60), 5, UdpRate),
+    ] {
+        let mut plane = Plane::new(policy.clone());
+        let first = first.build();
+        assert_eq!(plane.passing(&first, 2), 2, "{name}");
+        assert_eq!(plane.passing(&later, 9), admitted - 2, "{name}");
+        assert_eq!(plane.judge(&later), Verdict::of(reason), "{name}");
+        assert_eq!(plane.judge(&first), Verdict::of(reason), "{name}");
+        assert_eq!(plane.judge(&later4(6)), Verdict::PASS, "{name}");
     }
 }
 
@@ -78,6 +102,33 @@ fn bytes_are_limited_whatever_the_packets() {
     assert_eq!(large.len(), 8192);
     assert_eq!(plane.passing(&large, 300), 16);
     assert_eq!(plane.judge(&kilobyte("192.0.2.12")), Verdict::PASS);
+}
+
+/// What the kernel's GRO makes of a stream where BIG TCP is on: more than a length field can say.
+fn big(packet: Packet) -> Vec<u8> {
+    packet.tcp(ACK).bytes(b"GET /").bytes(&[0; 70_000]).build()
+}
+
+#[test]
+fn a_frame_beyond_the_length_field_is_read_and_charged_like_any_other() {
+    let rate = Rate::of_bytes(65_536, HOUR, 65_536).expect("in range");
+    let mut payload = [0; 16];
+    payload[..5].copy_from_slice(b"GET /");
+    let payload = Signature { payload, payload_bytes: 5, asks: Ask::TRANSPORT, ..Signature::ANY };
+    for (name, frame) in [
+        ("IPv4", big(v4(GOOD))),
+        ("IPv6", big(v6(GOOD6))),
+        ("an IPv6 jumbogram", big(v6(GOOD6).extension(HOP_BY_HOP, 0))),
+    ] {
+        let signatures = vec![payload];
+        let mut plane = Plane::new(Policy { signatures, ..UNLIMITED }.limit(Kind::Bytes, rate));
+        assert_eq!(plane.judge(&frame), Verdict::PASS, "{name}");
+        assert_eq!(plane.hits(), [1], "{name}");
+        assert_eq!(plane.judge(&frame), Verdict::of(ByteRate), "{name}");
+    }
+    // No card receives such a thing: a short frame without a length is none.
+    let short = v4(GOOD).tcp(ACK).patched(16, &[0, 0]);
+    assert_eq!(Plane::new(UNLIMITED).judge(&short), Verdict::of(Reason::MalformedPacket));
 }
 
 #[test]
