@@ -306,8 +306,8 @@ pub enum Event {
         by: &'static str,
         /// That name.
         value: String,
-        /// When it ends, in unix milliseconds.
-        until_ms: u64,
+        /// When it ends, in unix milliseconds; nothing: never.
+        until_ms: Option<u64>,
         /// The operator's user id.
         uid: u32,
     },

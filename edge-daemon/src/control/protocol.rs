@@ -17,7 +17,7 @@ use super::{
     keys::{Imported, KeyCommand, KeyCreated, KeyEntry, KeyPage},
     packets::{EventsLost, Explanation, Probe, Sort, Top, Traffic},
     servers::{ServerCommand, ServerEntry},
-    tokens::{DenialEntry, TokenCommand},
+    tokens::{DenialEntry, TokenCommand, TokenKey},
 };
 
 /// The longest command, in bytes: some thousand keys to be imported.
@@ -192,6 +192,8 @@ pub enum Reply {
     Feeds(Entries<FeedEntry>),
     /// Denials of tokens in force.
     Denials(Entries<DenialEntry>),
+    /// Keys that tokens are verified by.
+    TokenKeys(Entries<TokenKey>),
 }
 
 /// Some entries, and how many there are in all.

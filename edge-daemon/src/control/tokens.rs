@@ -13,7 +13,7 @@ pub enum TokenCommand {
         target: Target,
         /// Whose: the issuer's name in the configuration, or its `iss`.
         issuer: String,
-        /// For how long; `None`: as long as such a token can be good.
+        /// For how long; `None`: as long as such a token can be good, of a key for ever.
         life_ms: Option<u64>,
     },
     /// Takes a denial back. Answer: [`super::Reply::Done`].
@@ -27,6 +27,21 @@ pub enum TokenCommand {
     AcceptLoss,
     /// The denials in force. Answer: [`super::Reply::Denials`].
     List,
+    /// The keys that tokens are verified by. Answer: [`super::Reply::TokenKeys`].
+    Keys,
+}
+
+/// A key of an issuer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenKey {
+    /// The issuer's name in the configuration.
+    pub issuer: String,
+    /// What the key is denied by: its `kid`, or its thumbprint.
+    pub key: String,
+    /// The algorithms that it is for.
+    pub algorithms: Vec<String>,
+    /// Whether it is denied now.
+    pub is_denied: bool,
 }
 
 /// A denial of tokens.
@@ -40,8 +55,8 @@ pub struct DenialEntry {
     pub value: String,
     /// When it was made.
     pub since_ms: u64,
-    /// When it ends.
-    pub until_ms: u64,
+    /// When it ends, if ever.
+    pub until_ms: Option<u64>,
     /// Who made it.
     pub by: String,
 }

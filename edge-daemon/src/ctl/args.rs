@@ -521,6 +521,7 @@ mod tests {
                 }),
             ),
             ("edgectl token list", Command::Token(TokenCommand::List)),
+            ("edgectl token keys", Command::Token(TokenCommand::Keys)),
             ("edgectl reload", Command::Reload),
         ];
         for (line, wanted) in table {

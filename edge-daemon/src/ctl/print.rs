@@ -42,6 +42,7 @@ pub(super) fn json(reply: &Reply) -> String {
         Reply::Imported(imported) => render(imported),
         Reply::Feeds(feeds) => render(feeds),
         Reply::Denials(denials) => render(denials),
+        Reply::TokenKeys(keys) => render(keys),
     };
     pretty + "\n"
 }
@@ -70,6 +71,7 @@ pub(super) fn text(reply: &Reply, now_ms: u64) -> String {
         Reply::Imported(imported) => keys::imported_text(imported),
         Reply::Feeds(feeds) => super::feeds::text(feeds, now_ms),
         Reply::Denials(denials) => super::tokens::text(denials, now_ms),
+        Reply::TokenKeys(keys) => super::tokens::keys_text(keys),
         Reply::Servers(servers) => servers_text(servers),
     }
 }

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::control::{
     protocol::Entries,
-    tokens::{DenialEntry, TokenCommand},
+    tokens::{DenialEntry, TokenCommand, TokenKey},
 };
 
 /// What to do with tokens.
@@ -22,7 +22,7 @@ pub enum TokenVerb {
         /// Which
         #[command(flatten)]
         which: Which,
-        /// For how long: 10m, 24h [default: as long as such a token can be good; a key: 90d]
+        /// For how long: 10m, 24h [default: as long as such a token can be good; a key: for ever]
         #[arg(long, value_name = "DURATION", value_parser = duration)]
         until: Option<Duration>,
     },
@@ -36,6 +36,8 @@ pub enum TokenVerb {
     AcceptLoss,
     /// Show what is refused
     List,
+    /// Show the keys that tokens are verified by, as --kid takes them
+    Keys,
 }
 
 /// Which tokens.
@@ -55,14 +57,14 @@ struct TokenName {
     /// The token with this id
     #[arg(long, value_name = "ID")]
     jti: Option<String>,
-    /// This subject's tokens that were issued until now
+    /// This subject's tokens that were issued until now; client:ID for those without a subject
     #[arg(long, value_name = "SUBJECT")]
     sub: Option<String>,
     /// The tokens of this session
     #[arg(long, value_name = "SESSION")]
     sid: Option<String>,
-    /// The tokens that this key signed
-    #[arg(long, value_name = "KEY")]
+    /// The tokens that this key signed, as 'token keys' shows it
+    #[arg(long, visible_alias = "key", value_name = "KEY")]
     kid: Option<String>,
 }
 
@@ -79,6 +81,7 @@ impl TokenVerb {
             }
             Self::AcceptLoss => TokenCommand::AcceptLoss,
             Self::List => TokenCommand::List,
+            Self::Keys => TokenCommand::Keys,
         }
     }
 }
@@ -99,10 +102,20 @@ impl TokenName {
 /// The denials in force as a table.
 pub(super) fn text(denials: &Entries<DenialEntry>, now_ms: u64) -> String {
     let rows = denials.entries.iter().map(|denial| {
-        let ends = left(Some(denial.until_ms), now_ms);
+        let ends = left(denial.until_ms, now_ms);
         let names = [&denial.issuer, &denial.kind, &denial.value, &denial.by].map(String::clone);
         let [issuer, kind, value, by] = names;
         vec![issuer, kind, value, utc(denial.since_ms), ends, by]
     });
     table(&["ISSUER", "BY", "VALUE", "SINCE", "ENDS", "WHO"], rows) + &rest(denials)
+}
+
+/// Keys of issuers as a table.
+pub(super) fn keys_text(keys: &Entries<TokenKey>) -> String {
+    let rows = keys.entries.iter().map(|key| {
+        let state = if key.is_denied { "revoked" } else { "good" };
+        let algorithms = key.algorithms.join(" ");
+        vec![key.issuer.clone(), key.key.clone(), algorithms, state.to_owned()]
+    });
+    table(&["ISSUER", "KEY", "ALGORITHMS", "STATE"], rows) + &rest(keys)
 }

@@ -186,7 +186,7 @@ impl Store {
 
     /// Removes denials that have ended from both places; says how many.
     pub(super) fn purge_denials(&self, now_ms: u64) -> Result<usize, Fault> {
-        let is_over = |denial: Denial| denial.until_ms <= now_ms;
+        let is_over = |denial: Denial| denial.is_over(now_ms);
         let count = self.write(|write| super::retain(write, DENIALS, is_over))?;
         if count > 0 {
             let (database, copy) = (self.database()?, self.copy());
@@ -303,6 +303,7 @@ mod tests {
 
     fn denial(jti: &str, until_ms: u64) -> Denial {
         let (issuer, target) = ("https://id.test".to_owned(), Target::Jti(jti.to_owned()));
+        let until_ms = Some(until_ms);
         Denial { issuer, target, since_ms: 1, until_ms, by: "uid 0".to_owned() }
     }
 

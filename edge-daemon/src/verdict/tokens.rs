@@ -12,7 +12,7 @@ use crate::{
     control::{
         Peer, Reply,
         protocol::Entries,
-        tokens::{DenialEntry, TokenCommand},
+        tokens::{DenialEntry, TokenCommand, TokenKey},
     },
     events::Event,
 };
@@ -67,6 +67,7 @@ impl Writer {
             TokenCommand::Remove { target, issuer } => self.allow_token(target, &issuer, peer),
             TokenCommand::AcceptLoss => self.accept_loss(peer),
             TokenCommand::List => Ok(self.show_denials()),
+            TokenCommand::Keys => Ok(self.show_keys()),
         }
     }
 
@@ -79,9 +80,10 @@ impl Writer {
     ) -> anyhow::Result<Reply> {
         let (issuer, lifetime_ms) = self.issuer(issuer)?;
         let since_ms = clock::unix_ms();
-        // A key that leaked signs new tokens for as long as it is trusted.
-        let default_ms = if matches!(target, Target::Kid(_)) { KEY_MS } else { lifetime_ms };
-        let until_ms = since_ms.saturating_add(life_ms.unwrap_or(default_ms));
+        // A key that leaked signs new tokens for ever.
+        let default_ms = (!matches!(target, Target::Kid(_))).then_some(lifetime_ms);
+        let until_ms = life_ms.or(default_ms).map(|life_ms| since_ms.saturating_add(life_ms));
+        let note = self.note(&issuer, &target);
         let by = format!("uid {}", peer.uid);
         let denial = Denial { issuer, target, since_ms, until_ms, by };
         let key = (denial.issuer.clone(), denial.target.clone());
@@ -101,7 +103,7 @@ impl Writer {
         kept.with_context(|| {
             format!("{what} is refused from now on, but the disk fails: it is tried again")
         })?;
-        Ok(Reply::Done(format!("{what} is revoked")))
+        Ok(Reply::Done(format!("{what} is revoked{note}")))
     }
 
     fn allow_token(&mut self, target: Target, issuer: &str, peer: Peer) -> anyhow::Result<Reply> {
@@ -130,7 +132,7 @@ impl Writer {
 
     fn show_denials(&self) -> Reply {
         let now_ms = clock::unix_ms();
-        let in_force = self.denials.values().filter(|denial| denial.until_ms > now_ms);
+        let in_force = self.denials.values().filter(|denial| !denial.is_over(now_ms));
         let entries = in_force.map(|denial| DenialEntry {
             issuer: denial.issuer.clone(),
             kind: denial.target.kind().to_owned(),
@@ -142,11 +144,42 @@ impl Writer {
         Reply::Denials(Entries::of(entries.collect()))
     }
 
+    fn show_keys(&self) -> Reply {
+        let is_denied = |issuer: &str, key: &str| {
+            let name = (issuer.to_owned(), Target::Kid(key.to_owned()));
+            self.denials.get(&name).is_some_and(|denial| !denial.is_over(clock::unix_ms()))
+        };
+        let mut entries = Vec::new();
+        for (terms, feed) in &self.edge.plan.load().issuers.all {
+            let keys = feed.keys();
+            let keys = keys.iter().flat_map(|keys| keys.set.keys());
+            entries.extend(keys.map(|key| TokenKey {
+                issuer: terms.name.clone(),
+                key: key.called(),
+                algorithms: key.algorithms().map(|a| a.name().to_owned()).collect(),
+                is_denied: is_denied(&terms.issuer, &key.called()),
+            }));
+        }
+        Reply::TokenKeys(Entries::of(entries))
+    }
+
+    /// What else an operator has to know of a denial: one of a key that nobody knows denies nothing
+    /// today.
+    fn note(&self, issuer: &str, target: &Target) -> &'static str {
+        let Target::Kid(called) = target else { return "" };
+        let plan = self.edge.plan.load();
+        let mut feeds = plan.issuers.all.iter().filter(|(terms, _)| terms.issuer == issuer);
+        let is_known = feeds.any(|(_, feed)| {
+            feed.keys().is_some_and(|keys| keys.set.keys().iter().any(|k| k.called() == *called))
+        });
+        if is_known { "" } else { "; no key of the issuer is called so now: see 'token keys'" }
+    }
+
     /// Forgets what has ended; from the disk the next purge takes it.
     pub(super) fn expire_denials(&mut self, now_ms: u64) {
         let denylist = &self.edge.denylist;
         self.denials.retain(|_, denial| {
-            let stays = denial.until_ms > now_ms;
+            let stays = !denial.is_over(now_ms);
             if !stays {
                 denylist.remove(denial);
             }
@@ -178,6 +211,3 @@ impl Writer {
 
 /// Denials in force at once: ~200 bytes each, twice.
 const DENIALS_MAX: usize = 100_000;
-
-/// For how long a key stays denied unless the operator says: 90 days.
-const KEY_MS: u64 = 90 * 86_400_000;

@@ -17,11 +17,13 @@ use super::issuer::Verified;
 pub enum Target {
     /// The token with this `jti`.
     Jti(String),
-    /// This subject's tokens, if they were issued before the entry was made.
+    /// This subject's tokens, or a client's that have no subject (`client:ID`), if they were issued
+    /// before the entry was made.
     Sub(String),
     /// The tokens of this session.
     Sid(String),
-    /// The tokens that the key with this `kid` signed; of a key without, its thumbprint.
+    /// The tokens that the key with this `kid` signed; of a key without, its thumbprint: that of
+    /// RFC 7638, or of a secret what stands for it.
     Kid(String),
 }
 
@@ -34,8 +36,8 @@ pub struct Denial {
     pub target: Target,
     /// When it was made, in unix milliseconds.
     pub since_ms: u64,
-    /// When it ends, in unix milliseconds: no such token can be good any longer.
-    pub until_ms: u64,
+    /// When it ends, in unix milliseconds: no such token can be good any longer. `None`: never.
+    pub until_ms: Option<u64>,
     /// Who made it.
     pub by: String,
 }
@@ -57,6 +59,14 @@ type Name = [u8; 32];
 struct Term {
     since_ms: u64,
     until_ms: u64,
+}
+
+impl Denial {
+    /// Whether it has ended by this time.
+    #[must_use]
+    pub fn is_over(&self, now_ms: u64) -> bool {
+        self.until_ms.is_some_and(|until_ms| until_ms <= now_ms)
+    }
 }
 
 impl Target {
@@ -94,7 +104,8 @@ impl Denylist {
     /// Denies; in force when it returns. An earlier denial of the same is replaced.
     pub fn put(&self, denial: &Denial) {
         let name = name(&denial.issuer, denial.target.kind(), denial.target.value());
-        let term = Term { since_ms: denial.since_ms, until_ms: denial.until_ms };
+        let until_ms = denial.until_ms.unwrap_or(u64::MAX);
+        let term = Term { since_ms: denial.since_ms, until_ms };
         self.change(name, |part| part.insert(name, term).is_none(), 1);
     }
 
@@ -144,7 +155,7 @@ impl Denylist {
             let last_ms = term.since_ms.saturating_add(leeway_ms);
             claims.issued_ms.is_none_or(|at| at <= last_ms)
         };
-        by("sub", &claims.subject).is_some_and(before)
+        term("sub", &token.subject()).is_some_and(before)
             || by("jti", &claims.id).is_some()
             || by("sid", &claims.session).is_some()
             || term("kid", &token.key).is_some()

@@ -77,7 +77,7 @@ impl Proof {
         }
         let key = VerifyingKey::from_jwk(jwk).map_err(|_| Fault::Proof)?;
         key.verify(jws.header.algorithm, jws.input, &jws.signature).map_err(|_| Fault::Proof)?;
-        let key = *key.thumbprint().ok_or(Fault::Proof)?;
+        let key = *key.thumbprint();
 
         let claims = json::object(&jws.payload).map_err(|_| Fault::Proof)?;
         let text = |name| json::text(&claims, name, Fault::Proof);

@@ -1,13 +1,14 @@
 //! What is asked of one issuer's tokens, and the judgement of a token by it, in the order of the
 //! token validation flow: format, signature, times, denylist, sender, audience.
 
+use std::borrow::Cow;
+
 use serde_json::Value;
 
 use super::claims::Claims;
 use super::denylist::Denylist;
-use super::jwk::{KeyName, VerifyingKey};
 use super::jwks::KeySet;
-use super::jws::{Jws, encode};
+use super::jws::Jws;
 use super::{Algorithm, Fault};
 use crate::principal::{Claim, Method, Named};
 
@@ -58,7 +59,7 @@ pub struct Unverified<'t> {
 pub struct Verified {
     /// What it says.
     pub claims: Claims,
-    /// The key that signed it: its `kid`, or the thumbprint of a key without.
+    /// The key that signed it, as operators know it: its `kid`, or its thumbprint.
     pub key: String,
     /// What it allows.
     pub scopes: Vec<String>,
@@ -85,6 +86,16 @@ pub struct Presented<'p> {
 }
 
 impl Verified {
+    /// Who it is about: its subject, or its client where there is none.
+    #[must_use]
+    pub fn subject(&self) -> Cow<'_, str> {
+        match (&self.claims.subject, &self.claims.client) {
+            (Some(subject), _) => Cow::Borrowed(subject),
+            // No client is a subject of the same name (RFC 9068, 5).
+            (None, client) => format!("client:{}", client.as_deref().unwrap_or_default()).into(),
+        }
+    }
+
     /// Whom this token of an issuer names.
     #[must_use]
     pub fn named(&self, terms: &Issuer) -> Named {
@@ -94,11 +105,7 @@ impl Verified {
         Named {
             method: Method::Jwt,
             issuer: Some(terms.name.clone()),
-            id: match (&claims.subject, &claims.client) {
-                (Some(subject), _) => subject.clone(),
-                // No client is a subject of the same name (RFC 9068, 5).
-                (None, client) => format!("client:{}", client.as_deref().unwrap_or_default()),
-            },
+            id: self.subject().into_owned(),
             // What a token says of a name, its subject may have chosen.
             name: String::new(),
             scopes: self.scopes.clone(),
@@ -167,7 +174,7 @@ impl Issuer {
         let roles = self.roles_claim.as_ref().map(|name| claims.words(name)).transpose()?;
         let tier = self.tier_claim.as_ref().and_then(|name| claims.at(name)?.as_str());
         Ok(Verified {
-            key: key_name(key),
+            key: key.called(),
             scopes: scopes.transpose()?.unwrap_or_default(),
             roles: roles.flatten().unwrap_or_default(),
             tier: tier.map(str::to_owned),
@@ -274,14 +281,5 @@ fn check_sender(claims: &Claims, presented: &Presented<'_>) -> Result<(), Fault>
     match certificate {
         Some(digest) if presented.certificate != Some(&digest) => Err(Fault::Sender),
         _ => Ok(()),
-    }
-}
-
-fn key_name(key: &VerifyingKey) -> String {
-    match &key.name {
-        KeyName::Is(kid) => kid.clone(),
-        KeyName::Absent | KeyName::Any => {
-            key.thumbprint().map_or_else(String::new, |digest| encode(digest))
-        }
     }
 }

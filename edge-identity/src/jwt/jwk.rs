@@ -76,7 +76,7 @@ pub struct VerifyingKey {
     pub name: KeyName,
     kind: Kind,
     verifiers: Vec<(Algorithm, Verifier)>,
-    thumbprint: Option<[u8; 32]>,
+    thumbprint: [u8; 32],
 }
 
 enum Verifier {
@@ -187,7 +187,12 @@ impl VerifyingKey {
         if verifiers.is_empty() || verifiers.len() < wanted {
             return Err(KeyFault::Secret);
         }
-        Ok(Self { name: KeyName::Any, kind: Kind::Secret, verifiers, thumbprint: None })
+        // It helps to guess the secret no more than any token does that the secret signs, and no
+        // token's signature is this: it would be of a text without a dot.
+        let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
+        let mut thumbprint = [0; 32];
+        thumbprint.copy_from_slice(hmac::sign(&key, SECRET_NAME).as_ref());
+        Ok(Self { name: KeyName::Any, kind: Kind::Secret, verifiers, thumbprint })
     }
 
     fn rsa(name: KeyName, n: &[u8], e: &[u8]) -> Result<Self, KeyFault> {
@@ -235,17 +240,14 @@ impl VerifyingKey {
         verifiers: Vec<(Algorithm, Verifier)>,
         canonical: &str,
     ) -> Self {
-        Self { name, kind, verifiers, thumbprint: Some(sha256(canonical.as_bytes())) }
+        Self { name, kind, verifiers, thumbprint: sha256(canonical.as_bytes()) }
     }
 
-    /// Whether the other is this key under the same name and for the same algorithms. Two secrets
-    /// are never known to be the same.
+    /// Whether the other is this key under the same name and for the same algorithms.
     pub(super) fn is_same(&self, other: &Self) -> bool {
-        let algorithms = |key: &Self| key.verifiers.iter().map(|(own, _)| *own).collect::<Vec<_>>();
         self.name == other.name
-            && self.thumbprint.is_some()
             && self.thumbprint == other.thumbprint
-            && algorithms(self) == algorithms(other)
+            && self.algorithms().eq(other.algorithms())
     }
 
     /// Leaves only the algorithms for which this holds.
@@ -277,10 +279,24 @@ impl VerifyingKey {
         verified.map_err(|_| Fault::Signature)
     }
 
-    /// The SHA-256 thumbprint of RFC 7638; secrets have none.
+    /// The SHA-256 thumbprint of RFC 7638; of a secret, an HMAC by it that does not tell it.
     #[must_use]
-    pub const fn thumbprint(&self) -> Option<&[u8; 32]> {
-        self.thumbprint.as_ref()
+    pub const fn thumbprint(&self) -> &[u8; 32] {
+        &self.thumbprint
+    }
+
+    /// What operators know it by: its `kid`, or its thumbprint.
+    #[must_use]
+    pub fn called(&self) -> String {
+        match &self.name {
+            KeyName::Is(kid) => kid.clone(),
+            KeyName::Absent | KeyName::Any => encode(&self.thumbprint),
+        }
+    }
+
+    /// The algorithms whose signatures it verifies.
+    pub fn algorithms(&self) -> impl Iterator<Item = Algorithm> {
+        self.verifiers.iter().map(|(algorithm, _)| *algorithm)
     }
 }
 
@@ -316,6 +332,9 @@ fn check_purpose(jwk: &Map<String, Value>) -> Result<(), KeyFault> {
 
 /// Members that only the owner of a key may have (RFC 7518 6.2.2, 6.3.2, 6.4; RFC 8037 2).
 const PRIVATE: [&str; 8] = ["d", "p", "q", "dp", "dq", "qi", "oth", "k"];
+
+/// What a secret seals to be known by.
+const SECRET_NAME: &[u8] = b"edged: the name of a secret";
 
 /// What precedes the 32 bytes of a key (RFC 8410 4).
 const ED25519_SPKI: [u8; 12] =

@@ -9,6 +9,9 @@ use super::{Algorithm, Fault, json};
 /// Keys that a set may hold; issuers publish two to six.
 pub const KEYS_MAX: usize = 64;
 
+/// Keys without a name that may be for one algorithm: each token has all of them tried.
+pub const NAMELESS_MAX: usize = 8;
+
 /// Keys by which an issuer's tokens are verified.
 #[derive(Debug, Default)]
 pub struct KeySet {
@@ -29,6 +32,12 @@ pub enum SetFault {
     /// Two keys have one `kid`.
     #[error("two keys have the same 'kid'")]
     DuplicateKid,
+    /// A key without a name is there twice.
+    #[error("a key is there twice")]
+    Twice,
+    /// Too many keys without a name.
+    #[error("more than {NAMELESS_MAX} keys without a name are for one algorithm")]
+    Nameless,
     /// Secrets among public keys: whoever reads the set could sign.
     #[error("it holds a shared secret, or the private part of a key")]
     Secret,
@@ -64,12 +73,23 @@ impl KeySet {
     /// A set of these keys.
     ///
     /// # Errors
-    /// [`SetFault::DuplicateKid`] or [`SetFault::Empty`].
+    /// What is wrong with them together.
     pub fn new(keys: Vec<VerifyingKey>) -> Result<Self, SetFault> {
-        let named = |n: usize| matches!(keys[n].name, KeyName::Is(_));
-        let twice = |n: usize| named(n) && keys[..n].iter().any(|key| key.name == keys[n].name);
-        if (0..keys.len()).any(twice) {
-            return Err(SetFault::DuplicateKid);
+        for (n, key) in keys.iter().enumerate() {
+            let mut former = keys[..n].iter().filter(|former| former.name == key.name);
+            match &key.name {
+                KeyName::Is(_) if former.next().is_some() => return Err(SetFault::DuplicateKid),
+                KeyName::Any if former.any(|former| former.thumbprint() == key.thumbprint()) => {
+                    return Err(SetFault::Twice);
+                }
+                _ => {}
+            }
+        }
+        let nameless = |algorithm| {
+            keys.iter().filter(|key| key.name == KeyName::Any && key.takes(algorithm)).count()
+        };
+        if Algorithm::ALL.into_iter().any(|algorithm| nameless(algorithm) > NAMELESS_MAX) {
+            return Err(SetFault::Nameless);
         }
         if keys.is_empty() {
             return Err(SetFault::Empty);
@@ -96,26 +116,29 @@ impl KeySet {
         self.keys.len() == other.keys.len() && pairs.all(|(a, b)| a.is_same(b))
     }
 
-    /// The one key that a token's header means.
+    /// The keys that a token's header may mean: the one that it names or the only one there is, and
+    /// all that answer for any name.
     ///
     /// # Errors
-    /// [`Fault::Key`] if there is none or more than one, [`Fault::Algorithm`] if the key named is
-    /// not for that algorithm.
-    pub fn find(&self, kid: Option<&str>, algorithm: Algorithm) -> Result<&VerifyingKey, Fault> {
+    /// [`Fault::Key`] if there is none, or more than one that has a name or might have,
+    /// [`Fault::Algorithm`] if the key named is not for that algorithm.
+    pub fn find(
+        &self,
+        kid: Option<&str>,
+        algorithm: Algorithm,
+    ) -> Result<Vec<&VerifyingKey>, Fault> {
         if let Some(kid) = kid {
             let named = |key: &&VerifyingKey| matches!(&key.name, KeyName::Is(own) if own == kid);
             if let Some(key) = self.keys.iter().find(named) {
-                return if key.takes(algorithm) { Ok(key) } else { Err(Fault::Algorithm) };
+                return if key.takes(algorithm) { Ok(vec![key]) } else { Err(Fault::Algorithm) };
             }
         }
         let fits = |key: &&VerifyingKey| {
             key.takes(algorithm) && (kid.is_none() || key.name == KeyName::Any)
         };
-        let mut fitting = self.keys.iter().filter(fits);
-        match (fitting.next(), fitting.next()) {
-            (Some(key), None) => Ok(key),
-            _ => Err(Fault::Key),
-        }
+        let fitting: Vec<_> = self.keys.iter().filter(fits).collect();
+        let own_names = fitting.iter().filter(|key| key.name != KeyName::Any).count();
+        if fitting.is_empty() || own_names > 1 { Err(Fault::Key) } else { Ok(fitting) }
     }
 
     /// Checks a token's signature; the key that made it.
@@ -124,8 +147,15 @@ impl KeySet {
     /// As [`Self::find`], or [`Fault::Signature`].
     pub fn verify(&self, jws: &Jws<'_>) -> Result<&VerifyingKey, Fault> {
         let header = &jws.header;
-        let key = self.find(header.kid.as_deref(), header.algorithm)?;
-        key.verify(header.algorithm, jws.input, &jws.signature)?;
-        Ok(key)
+        let mut signed_by = Err(Fault::Signature);
+        // All are tried, whichever it was: a token that is refused for something else afterwards is
+        // refused no sooner than one that nobody signed.
+        for key in self.find(header.kid.as_deref(), header.algorithm)? {
+            let checked = key.verify(header.algorithm, jws.input, &jws.signature);
+            if checked.is_ok() && signed_by.is_err() {
+                signed_by = Ok(key);
+            }
+        }
+        signed_by
     }
 }

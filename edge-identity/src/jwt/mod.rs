@@ -26,7 +26,7 @@ pub use algorithm::Algorithm;
 pub use claims::{Claims, Confirmation};
 pub use issuer::{Issuer, Presented, Profile, Unverified, Verified};
 pub use jwk::{KeyFault, KeyName, VerifyingKey};
-pub use jwks::{KEYS_MAX, KeySet, SetFault};
+pub use jwks::{KEYS_MAX, KeySet, NAMELESS_MAX, SetFault};
 pub use jws::{Header, Jws};
 
 /// The digest of a certificate, as `x5t#S256` of a token has it (RFC 8705 3.1); `der` is the whole.

@@ -5,8 +5,10 @@ use edge_policy::denied;
 use serde_json::{Value, json};
 
 use super::super::denylist::{Denial, Denylist, Target};
-use super::super::{Algorithm, Fault, Issuer, KeySet, Presented, Profile, Unverified, Verified};
-use super::signer::{NOW_MS, NOW_S, Signer, claims, issuer};
+use super::super::{
+    Algorithm, Fault, Issuer, KeySet, Presented, Profile, Unverified, Verified, VerifyingKey,
+};
+use super::signer::{NOW_MS, NOW_S, SECRET, Signer, claims, issuer};
 
 fn verified(token: &str, issuer: &Issuer, keys: &KeySet) -> Result<Verified, Fault> {
     issuer.verify(Unverified::parse(token, 8192)?, keys)
@@ -32,7 +34,7 @@ fn with(changes: &Value) -> Value {
 
 fn denying(target: Target) -> Denylist {
     let issuer = claims()["iss"].as_str().unwrap().to_owned();
-    let (since_ms, until_ms, by) = (NOW_MS - 5_000, NOW_MS + 60_000, "root".into());
+    let (since_ms, until_ms, by) = (NOW_MS - 5_000, Some(NOW_MS + 60_000), "root".into());
     let list = Denylist::default();
     list.put(&Denial { issuer, target, since_ms, until_ms, by });
     list
@@ -218,7 +220,7 @@ fn denied_tokens_are_known_by_each_of_their_names() {
             issuer: "https://other.example".into(),
             target,
             since_ms: NOW_MS,
-            until_ms: NOW_MS + 1,
+            until_ms: Some(NOW_MS + 1),
             by: String::new(),
         };
         let others = Denylist::default();
@@ -228,7 +230,7 @@ fn denied_tokens_are_known_by_each_of_their_names() {
     let (list, jti) = (denying(Target::Jti("t-1".into())), Target::Jti("t-1".into()));
     let issuer_url = claims()["iss"].as_str().unwrap().to_owned();
     let by = String::new();
-    list.remove(&Denial { issuer: issuer_url, target: jti, since_ms: 0, until_ms: 0, by });
+    list.remove(&Denial { issuer: issuer_url, target: jti, since_ms: 0, until_ms: None, by });
     assert!(!check(&list, NOW_MS), "taken back");
     // A subject's later tokens are good again, but for those of a clock that is ahead.
     for (iat, denied) in [(NOW_S - 6, true), (NOW_S - 5, true), (NOW_S, true), (NOW_S + 1, false)] {
@@ -237,6 +239,45 @@ fn denied_tokens_are_known_by_each_of_their_names() {
         let list = denying(Target::Sub("alice".into()));
         assert_eq!(list.denies(&token, issuer.leeway_ms, NOW_MS), denied, "{iat}");
     }
+}
+
+/// What everybody else knows a token by, it is denied by.
+#[test]
+fn a_token_without_a_subject_is_denied_by_its_client() {
+    let signer = Signer::new(Algorithm::Es256);
+    let (keys, issuer) = (signer.set(), Issuer { profile: Profile::Plain, ..issuer() });
+    let token = signer.token(&with(&json!({"sub": null})));
+    let token = verified(&token, &issuer, &keys).unwrap();
+    let id = token.named(&issuer).id;
+    assert_eq!(id, "client:app");
+    assert!(denying(Target::Sub(id)).denies(&token, 0, NOW_MS));
+    assert!(!denying(Target::Sub("app".into())).denies(&token, 0, NOW_MS));
+}
+
+/// A secret and a key from a PEM file have names to be denied by, too.
+#[test]
+fn a_key_without_a_name_is_denied_by_its_thumbprint() {
+    let hs256 = [Algorithm::Hs256];
+    let key = |secret: &[u8]| VerifyingKey::from_secret(secret, &hs256).unwrap();
+    let keys = KeySet::new(vec![key(&[7; 32]), key(SECRET)]).unwrap();
+    let issuer = Issuer { algorithms: hs256.to_vec(), ..issuer() };
+    let token = Signer::new(Algorithm::Hs256).token(&claims());
+    let token = verified(&token, &issuer, &keys).unwrap();
+    let [other, own] = keys.keys() else { panic!("two") };
+    assert!(denying(Target::Kid(own.called())).denies(&token, 0, NOW_MS));
+    assert!(!denying(Target::Kid(other.called())).denies(&token, 0, NOW_MS));
+    assert!(!denying(Target::Kid(String::new())).denies(&token, 0, NOW_MS));
+}
+
+#[test]
+fn a_denial_without_an_end_never_ends() {
+    let signer = Signer::new(Algorithm::Es256);
+    let token = verified(&signer.token(&claims()), &issuer(), &signer.set()).unwrap();
+    let (issuer, target) = (issuer().issuer, Target::Kid("k".into()));
+    let list = Denylist::default();
+    let by = String::new();
+    list.put(&Denial { issuer, target, since_ms: NOW_MS, until_ms: None, by });
+    assert!(list.denies(&token, 0, NOW_MS) && list.denies(&token, 0, NOW_MS * 1_000));
 }
 
 #[test]
@@ -252,7 +293,7 @@ fn a_denial_lasts_as_long_as_any_token_that_it_is_about() {
             issuer: issuer.issuer.clone(),
             target: target.clone(),
             since_ms: NOW_MS,
-            until_ms: NOW_MS + issuer.accepted_ms(),
+            until_ms: Some(NOW_MS + issuer.accepted_ms()),
             by: String::new(),
         });
         // Its clock is ahead as far as may be, and its tokens live as long as may be.

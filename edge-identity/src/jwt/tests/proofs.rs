@@ -79,7 +79,7 @@ fn proofs_are_made_with_any_public_key_and_no_secret() {
         let proof = signer.seal(&header(&signer).to_string(), &proof_claims().to_string());
         let good = Proof::check(&proof, &expected()).unwrap();
         let key = super::super::VerifyingKey::from_jwk(signer.jwk().as_object().unwrap()).unwrap();
-        assert_eq!(Some(&good.key), key.thumbprint());
+        assert_eq!(&good.key, key.thumbprint());
     }
     let hmac = Signer::new(Algorithm::Hs256);
     let oct = json!({"kty": "oct", "k": encode(SECRET)});

@@ -1,9 +1,10 @@
 //! Which keys and sets of keys are believed.
 
+use aws_lc_rs::hmac;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::super::jws::encode;
+use super::super::jws::{Jws, encode};
 use super::super::{Algorithm, Fault, KeyFault, KeySet, SetFault, VerifyingKey};
 use super::signer::{SECRET, Signer, set};
 
@@ -153,6 +154,33 @@ fn keys_from_pem_answer_for_any_name() {
     for text in ["", "x", "-----BEGIN ", "-----BEGIN PUBLIC KEY-----\nAA=="] {
         assert_eq!(VerifyingKey::from_pem(text).unwrap_err(), KeyFault::Malformed, "{text}");
     }
+}
+
+/// A rotation with an overlap: several keys of one kind that have no names.
+#[test]
+fn every_key_without_a_name_is_tried() {
+    let secrets = [[1_u8; 32], [2; 32], [3; 32]];
+    let hs256 = [Algorithm::Hs256];
+    let key = |secret: &[u8; 32]| VerifyingKey::from_secret(secret, &hs256).unwrap();
+    let set = KeySet::new(secrets[..2].iter().map(key).collect()).unwrap();
+    let signed = |secret: &[u8; 32]| {
+        let input = format!("{}.{}", encode(br#"{"alg":"HS256"}"#), encode(b"{}"));
+        let hmac = hmac::Key::new(hmac::HMAC_SHA256, secret);
+        let text = format!("{input}.{}", encode(hmac::sign(&hmac, input.as_bytes()).as_ref()));
+        set.verify(&Jws::parse(&text, 8192).unwrap()).map(VerifyingKey::called)
+    };
+    assert_eq!(signed(&secrets[0]), Ok(key(&secrets[0]).called()));
+    assert_eq!(signed(&secrets[1]), Ok(key(&secrets[1]).called()));
+    assert_eq!(signed(&secrets[2]), Err(Fault::Signature));
+    // Each has a name of its own, the same wherever it stands, and not the secret.
+    assert_ne!(key(&secrets[0]).called(), key(&secrets[1]).called());
+    assert_eq!(key(&secrets[0]).called().len(), 43);
+    assert_ne!(key(&secrets[0]).called(), encode(&secrets[0]));
+
+    let twice = KeySet::new(vec![key(&secrets[0]), key(&secrets[0])]);
+    assert_eq!(twice.unwrap_err(), SetFault::Twice);
+    let many = |n: u8| KeySet::new((0..n).map(|n| key(&[n; 32])).collect()).map(drop);
+    assert_eq!((many(8), many(9)), (Ok(()), Err(SetFault::Nameless)));
 }
 
 #[test]
