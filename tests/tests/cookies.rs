@@ -12,11 +12,11 @@ use edge_common::{ClientWidth, Reason, Source};
 use edge_daemon::kernel::{Defence, Kernel, ListCapacity, LoadSettings, Policy, When, detach};
 use edge_tests::{
     Edged, Lab, Origin,
-    bench::Answers,
+    bench::{Answers, Vlan},
     client::{connect, dial, reaches, until},
     daemon::Setup,
     flood::{Flood, Shape, tcp_counter},
-    lab::{CLIENT, CLIENT6},
+    lab::{CLIENT, CLIENT6, EDGE, EDGE6},
     netns::{Netns, run},
     packet::{ACK, DESTINATION, FIN, Packet, RST, SYN, ether, v4, v6},
 };
@@ -188,6 +188,70 @@ fn cookies_for_ever_need_a_host_that_takes_them() -> Result<()> {
     let edged = always()?.start()?;
     assert_eq!(connects(&lab, CLIENT, 3), 3);
     assert_eq!(edged.metrics()?.packets(Reason::SynCookie), 3.0);
+    Ok(())
+}
+
+/// Puts client and edge into a VLAN, with its tags in the frames: a veth carries them beside the frame,
+/// like a card that takes them off.
+fn tagged(lab: &Lab) -> Result<[Vlan; 2]> {
+    for (home, interface) in [(&lab.client, "eth0"), (&lab.net, "edge"), (&lab.edge, "edge0")] {
+        run(home.command("ethtool").args(["-K", interface, "txvlan", "off", "rxvlan", "off"]))?;
+    }
+    Ok([Vlan::start(&lab.client, "eth0", 7)?, Vlan::start(&lab.edge, "edge0", 7)?])
+}
+
+#[test]
+fn answers_arrive_in_either_mode_and_through_a_vlan() -> Result<()> {
+    for attach in ["native", "generic"] {
+        let lab = Lab::new()?;
+        let _answers = (attach == "native").then(|| Answers::take(&lab)).transpose()?;
+        lab.edge.sysctl("ipv4/tcp_syncookies", "2")?;
+        let edged = setup(&lab)?
+            .set("kernel.interfaces", &format!(r#"[{{ name = "edge0", attach = "{attach}" }}]"#))
+            .set("kernel.syn_cookies.mode", r#""always""#)
+            .start()?;
+        let mut vlan = None;
+        for (what, from, to) in [
+            ("IPv4", CLIENT, EDGE),
+            ("IPv6", CLIENT6, EDGE6),
+            ("IPv4 in a VLAN", CLIENT, EDGE),
+            ("IPv6 in a VLAN", CLIENT6, EDGE6),
+        ] {
+            if what.ends_with("VLAN") && vlan.is_none() {
+                vlan = Some(tagged(&lab)?);
+            }
+            let answered = edged.metrics()?.packets(Reason::SynCookie);
+            let taken = tcp_counter(&lab.edge, "SyncookiesRecv")?;
+            let (from, to) = (SocketAddr::new(from.parse()?, 0), SocketAddr::new(to.parse()?, 443));
+            for _ in 0..5 {
+                let mut stream = lab
+                    .client
+                    .enter(|| dial(from, to, WAIT))
+                    .with_context(|| format!("{attach}, {what}"))?;
+                stream.write_all(&[22])?;
+            }
+            let answered = edged.metrics()?.packets(Reason::SynCookie) - answered;
+            let taken = tcp_counter(&lab.edge, "SyncookiesRecv")? - taken;
+            // The last packet of a connection that the edge has ended brings its cookie once more.
+            assert!(answered >= 5.0 && taken >= 5, "{attach}, {what}: {answered}, {taken}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn everyone_connects_through_a_flood_in_generic_mode() -> Result<()> {
+    let lab = Lab::new()?;
+    let generic = r#"[{ name = "edge0", attach = "generic" }]"#;
+    let edged = setup(&lab)?.set("kernel.interfaces", generic).start()?;
+    for (source, is_v6) in [(CLIENT, false), (CLIENT6, true)] {
+        let _flood = Flood::start(&lab, Shape { is_v6, ..SYNS })?;
+        wait_engaged(&edged)?;
+        let before = tcp_counter(&lab.edge, "SyncookiesRecv")?;
+        assert_eq!(connects(&lab, source, 30), 30, "{source}");
+        let taken = tcp_counter(&lab.edge, "SyncookiesRecv")? - before;
+        assert!(taken > 25, "{taken} came by cookies");
+    }
     Ok(())
 }
 

@@ -1,16 +1,21 @@
 //! The daemon may crash, restart, reload and end: the filter holds and nothing is forgotten.
 
 use std::{
+    net::UdpSocket,
+    path::Path,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
-use edge_common::Reason;
+use edge_common::{
+    Reason,
+    map::{ABI, BANS, OPEN},
+};
 use edge_tests::{
     Edged, Lab, Origin,
     client::{reaches, until},
-    lab::{ATTACKER, CLIENT, LISTED},
+    lab::{ATTACKER, CLIENT, EDGE, LISTED},
 };
 
 fn ban(edged: &Edged<'_>) -> Result<()> {
@@ -93,6 +98,48 @@ fn keys_lists_and_bans_survive_an_orderly_restart_without_their_pins() -> Result
     assert!(edged.tell("allow list")?.contains("198.51.100.201"));
     assert!(edged.banned(ATTACKER)?);
     assert!(!reaches(&lab, ATTACKER, 443));
+    Ok(())
+}
+
+/// The former program goes by its own table until this one, which the daemon filled from its disk, is attached.
+#[test]
+fn bans_outlive_another_versions_table_of_another_shape() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut edged = lab.edged()?.start()?;
+    ban(&edged)?;
+    let dropped = |edged: &Edged<'_>| Ok::<_, anyhow::Error>(edged.metrics()?.packets(Reason::Ban));
+    assert!(!reaches(&lab, ATTACKER, 443));
+    let before = dropped(&edged)?;
+    edged.terminate()?;
+    let (own, other) = (Path::new(&lab.pin_dir()).join(ABI), Path::new(&lab.pin_dir()).join("v0"));
+    std::fs::rename(&own, &other)?;
+    std::fs::remove_file(other.join(BANS))?;
+    std::fs::hard_link(other.join(OPEN), other.join(BANS))?;
+
+    let socket = lab.edge.enter(|| UdpSocket::bind((EDGE, 0)))?;
+    let to = socket.local_addr()?;
+    let stop = AtomicBool::new(false);
+    let sent = std::thread::scope(|scope| -> Result<usize> {
+        let flood = scope.spawn(|| -> Result<usize> {
+            let flood = lab.attacker.enter(|| UdpSocket::bind((ATTACKER, 0)))?;
+            let send = |_: &usize| !stop.load(Relaxed) && flood.send_to(b"x", to).is_ok();
+            Ok((0..).take_while(send).count())
+        });
+        let started = edged.start_again();
+        std::thread::sleep(Duration::from_millis(100));
+        stop.store(true, Relaxed);
+        started?;
+        flood.join().expect("sent")
+    })?;
+    socket.set_nonblocking(true)?;
+    assert!(socket.recv(&mut [0]).is_err(), "some of {sent} arrived");
+    assert!(edged.banned(ATTACKER)? && !reaches(&lab, ATTACKER, 443));
+    assert!(reaches(&lab, CLIENT, 443));
+    let log = edged.log();
+    assert!(log.contains("starts anew") && log.contains("table=\"BANS\""), "{log}");
+    // What had its shape was carried over, and the flood was counted in it by both programs.
+    assert!(dropped(&edged)? >= before + sent as f64, "{sent} sent");
+    assert!(own.join(BANS).exists() && !other.exists());
     Ok(())
 }
 

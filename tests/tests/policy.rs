@@ -1,5 +1,7 @@
 //! The packet policy, by `BPF_PROG_TEST_RUN`: rates by kind and prefix, fragments, monitor mode.
 
+use std::time::{Duration, Instant};
+
 use edge_common::{
     Rate,
     Reason::{self, ByteRate, ConnectionRate, DenyList, IcmpRate, PacketRate, PrefixRate, UdpRate},
@@ -12,6 +14,10 @@ use edge_daemon::kernel::{Policy, Prefix};
 use edge_tests::{
     packet::{ACK, DESTINATION, HOP_BY_HOP, Packet, SYN, ether, v4, v6},
     plane::{Plane, Verdict},
+};
+use nix::{
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    unistd::Pid,
 };
 
 const HOUR: u64 = 3600 * 1_000_000_000;
@@ -222,6 +228,48 @@ fn nor_does_one_under_another_signature() {
     flood(&mut plane, Packet::udp);
     assert_eq!(plane.passing(&syn, 9), 0);
     assert_eq!(plane.passing(&v4("192.0.2.11").icmp().build(), 9), 0);
+}
+
+/// The bucket is never full again once it is used up, so that it does not matter when who ran.
+#[test]
+fn one_source_on_two_cpus_has_its_rate_and_not_a_packet_more() {
+    const RATE: u64 = 20_000;
+    let cpus: Vec<_> = cpus().into_iter().take(2).collect();
+    let rate = Rate::new(RATE, 1_000_000_000, RATE).expect("in range");
+    for is_flooded in [false, true] {
+        let plane = Plane::new(UNLIMITED.limit(Kind::Packets, rate));
+        let (kernel, began) = (&plane.kernel, Instant::now());
+        let send = |cpu: usize| {
+            let mut only = CpuSet::new();
+            only.set(cpu).expect("a CPU");
+            sched_setaffinity(Pid::from_raw(0), &only).expect("its own");
+            let (frame, mut drawn, mut admitted) = (udp(GOOD), cpu as u64, 0_u64);
+            while began.elapsed() < Duration::from_secs(2) {
+                admitted += u64::from(kernel.judge(&frame).expect("judged"));
+                if is_flooded {
+                    drawn =
+                        drawn.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(2 * cpu as u64 + 1);
+                    let [a, b, c, ..] = drawn.to_be_bytes();
+                    let stranger = udp(&format!("10.{a}.{b}.{c}"));
+                    let _ = kernel.judge(&stranger).expect("judged");
+                }
+            }
+            admitted
+        };
+        let admitted: u64 = std::thread::scope(|scope| {
+            let senders: Vec<_> = cpus.iter().map(|cpu| scope.spawn(|| send(*cpu))).collect();
+            senders.into_iter().map(|sender| sender.join().expect("sent")).sum()
+        });
+        let due = RATE as f64 * (1.0 + began.elapsed().as_secs_f64());
+        let error = admitted as f64 / due - 1.0;
+        assert!((-0.01..=0.0).contains(&error), "{admitted} of {due} (flood: {is_flooded})");
+    }
+}
+
+/// The CPUs that this process may use.
+fn cpus() -> Vec<usize> {
+    let all = sched_getaffinity(Pid::from_raw(0)).expect("its own");
+    (0..CpuSet::count()).filter(|cpu| all.is_set(*cpu).unwrap_or(false)).collect()
 }
 
 fn fragments(source4: &str, source6: &str) -> Vec<(&'static str, Vec<u8>)> {

@@ -201,15 +201,17 @@ impl Kernel {
     }
 
     /// Lets the program judge a frame that came by no interface, for tests and diagnosis; whether
-    /// it would pass. The frame is counted like any other.
+    /// it would pass. The frame is counted like any other; on two CPUs at once, each judges its own.
     ///
     /// # Errors
     /// If the kernel refuses the run, as it does for a frame shorter than an Ethernet header.
-    pub fn judge(&mut self, frame: &[u8]) -> Result<bool, KernelError> {
+    pub fn judge(&self, frame: &[u8]) -> Result<bool, KernelError> {
         let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::default() };
-        let answer = program_named::<Xdp>(&mut self.programs, PACKETS)?
-            .test_run(options)
-            .map_err(KernelError::Run)?;
+        let name = PACKETS;
+        let program = self.programs.program(name).ok_or(KernelError::Missing { name })?;
+        let program =
+            <&Xdp>::try_from(program).map_err(|source| KernelError::Program { name, source })?;
+        let answer = program.test_run(options).map_err(KernelError::Run)?;
         Ok(answer.return_value == XDP_PASS)
     }
 

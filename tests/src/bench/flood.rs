@@ -155,6 +155,24 @@ impl Answers {
     }
 }
 
+/// A VLAN between an interface and what it is plugged into, until this is dropped: the host inside sees
+/// nothing of it, and the filter does. It needs no VLAN device, which not every kernel has.
+pub struct Vlan(#[expect(dead_code, reason = "held for its effect")] [Link; 2]);
+
+impl Vlan {
+    /// The interface and the one it is plugged into must carry tags in the frame (`txvlan off`).
+    ///
+    /// # Errors
+    /// Without root or kernel 6.6.
+    pub fn start(home: &Netns, interface: &str, id: u16) -> Result<Self> {
+        home.enter(|| {
+            let ifindex = if_nametoindex(interface)?;
+            let untagging = Program::untag()?.attach_tcx(ifindex, false)?;
+            Ok(Self([untagging, Program::tag(id)?.attach_tcx(ifindex, true)?]))
+        })
+    }
+}
+
 /// Gives the polling of a namespace's interface a thread of its own, whose running time is exactly
 /// the receiver's cost; its process id.
 pub(super) fn poller(lab: &Lab, home: &Netns, interface: &str) -> Result<u32> {

@@ -18,7 +18,7 @@ use nix::{
     unistd::Pid,
 };
 
-pub use flood::Answers;
+pub use flood::{Answers, Vlan};
 pub use report::{Goal, Line, Report};
 
 /// How long and how often to measure.

@@ -20,7 +20,7 @@ use code::Code;
 
 pub(super) use programs::{Action, Sources};
 
-/// A loaded XDP program.
+/// A loaded program: XDP, or of an interface's traffic control.
 pub(super) struct Program(OwnedFd);
 
 /// A table of the kernel's.
@@ -103,10 +103,24 @@ impl Program {
         call_bpf(TEST_RUN, &attr).map(drop)
     }
 
-    fn load(mut code: Code<'_>) -> Result<Self> {
+    /// Puts a program of traffic control on what comes in by an interface, or on what goes out.
+    pub(super) fn attach_tcx(&self, ifindex: u32, goes_out: bool) -> Result<Link> {
+        let attr = Attr::default()
+            .u32(self.0.as_raw_fd().cast_unsigned())
+            .u32(ifindex)
+            .u32(if goes_out { ATTACH_TCX_EGRESS } else { ATTACH_TCX_INGRESS })
+            .u32(0);
+        bpf(LINK_CREATE, &attr).map(Link)
+    }
+
+    fn load(code: Code<'_>) -> Result<Self> {
+        Self::load_as(TYPE_XDP, code)
+    }
+
+    fn load_as(kind: u32, mut code: Code<'_>) -> Result<Self> {
         let code = code.finish();
         let attr = Attr::default()
-            .u32(TYPE_XDP)
+            .u32(kind)
             .u32(code.len() as u32)
             .u64(code.as_ptr() as u64)
             .u64(c"GPL".as_ptr() as u64);
@@ -155,8 +169,11 @@ const PROG_LOAD: c_long = 5;
 const TEST_RUN: c_long = 10;
 const LINK_CREATE: c_long = 28;
 const OBJ_GET: c_long = 7;
+const TYPE_TRAFFIC_CONTROL: u32 = 3;
 const TYPE_XDP: u32 = 6;
 const ATTACH_XDP: u32 = 37;
+const ATTACH_TCX_INGRESS: u32 = 46;
+const ATTACH_TCX_EGRESS: u32 = 47;
 /// `XDP_FLAGS_DRV_MODE`
 const NATIVE: u32 = 1 << 2;
 /// `BPF_F_TEST_XDP_LIVE_FRAMES`

@@ -6,7 +6,7 @@ use std::{io::Result, net::IpAddr};
 use ipnet::IpNet;
 
 use super::{
-    Kind, Map, Program,
+    Kind, Map, Program, TYPE_TRAFFIC_CONTROL,
     code::{
         Code,
         If::{Above, Equal, NotEqual},
@@ -35,6 +35,19 @@ impl Program {
     /// Looks at nothing.
     pub(in crate::bench) fn bare(action: Action) -> Result<Self> {
         Self::load(Code::default().exit(action as i32))
+    }
+
+    /// Puts a VLAN tag on each packet.
+    pub(in crate::bench) fn tag(id: u16) -> Result<Self> {
+        let code = Code::default().set(2, 0x8100_u16.to_be().into()).set(3, id.into());
+        Self::load_as(TYPE_TRAFFIC_CONTROL, code.call(VLAN_PUSH).exit(TAKEN))
+    }
+
+    /// Takes the VLAN tag off each packet, and drops those without one.
+    pub(in crate::bench) fn untag() -> Result<Self> {
+        let code = Code::default().load(Word, 2, 1, IS_TAGGED);
+        let code = code.jump_if(2, Equal, 0, "untagged").call(VLAN_POP).exit(TAKEN);
+        Self::load_as(TYPE_TRAFFIC_CONTROL, code.here("untagged").exit(SHOT))
     }
 
     /// Writes a random source address into each packet, all of one protocol, and sends it out of
@@ -253,5 +266,13 @@ const LOOKUP: i32 = 1;
 const UPDATE: i32 = 2;
 const NOW_NS: i32 = 5;
 const RANDOM: i32 = 7;
+const VLAN_PUSH: i32 = 18;
+const VLAN_POP: i32 = 19;
 const REDIRECT: i32 = 23;
 const BOOT_NS: i32 = 125;
+
+/// `__sk_buff.vlan_present`
+const IS_TAGGED: i16 = 20;
+/// `TC_ACT_OK` and `TC_ACT_SHOT`
+const TAKEN: i32 = 0;
+const SHOT: i32 = 2;
