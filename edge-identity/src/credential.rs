@@ -9,7 +9,7 @@ use http::HeaderMap;
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use percent_encoding::percent_decode_str;
 
-use crate::key::looks_like_key;
+use crate::key::find_keys;
 
 /// A key as a request shows it.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub fn present<'a>(
     url_parameters: &[String],
 ) -> Result<Option<Shown<'a>>, Reason> {
     let in_query = query.is_some_and(|query| in_query(query, url_parameters));
-    if in_query || path.split('/').any(looks_like_key) {
+    if in_query || has_key(path) {
         return Err(Reason::CredentialInUrl);
     }
     let plain = only(headers, &X_API_KEY)?.map(readable).transpose()?;
@@ -74,28 +74,31 @@ pub fn words(headers: &HeaderMap) -> impl Iterator<Item = &str> {
 
 /// Whatever in the headers looks like a key of ours, however it is presented.
 pub fn keys_in_headers(headers: &HeaderMap) -> impl Iterator<Item = &str> {
-    words(headers).filter(|word| looks_like_key(word)).take(KEYS_MAX)
+    words(headers).flat_map(find_keys).take(KEYS_MAX)
 }
 
 /// Whatever in a target looks like a key of ours.
 #[must_use]
 pub fn keys_in_target(path: &str, query: Option<&str>) -> Vec<String> {
-    let words = query.unwrap_or_default().split(['&', ';', '=']).map(decode);
-    let segments = path.split('/').map(str::to_owned);
-    let words = words.map(|word| word.trim().to_owned()).chain(segments);
-    words.filter(|word| looks_like_key(word)).take(KEYS_MAX).collect()
+    let query = decode(query.unwrap_or_default());
+    find_keys(&query).chain(find_keys(path)).take(KEYS_MAX).map(str::to_owned).collect()
 }
 
-/// A path as a log may have it: what looks like a key of ours, escaped or not, is masked.
+/// A path, an address or another text of a client as a log may have it: each part between slashes in which
+/// something looks like a key of ours, escaped or not, is masked.
 #[must_use]
-pub fn masked(path: &str) -> Cow<'_, str> {
-    let is_key = |segment: &str| looks_like_key(segment) || looks_like_key(&decode(segment));
-    if !path.split('/').any(is_key) {
-        return Cow::Borrowed(path);
+pub fn masked(text: &str) -> Cow<'_, str> {
+    let is_shown = |part: &str| has_key(part) || (part.contains('%') && has_key(&decode(part)));
+    if !text.split('/').any(is_shown) {
+        return Cow::Borrowed(text);
     }
-    let segments: Vec<_> =
-        path.split('/').map(|one| if is_key(one) { MASK } else { one }).collect();
-    Cow::Owned(segments.join("/"))
+    let parts: Vec<_> =
+        text.split('/').map(|part| if is_shown(part) { MASK } else { part }).collect();
+    Cow::Owned(parts.join("/"))
+}
+
+fn has_key(text: &str) -> bool {
+    find_keys(text).next().is_some()
 }
 
 const MASK: &str = "***";
@@ -121,13 +124,12 @@ fn after_scheme(value: &str) -> &str {
 
 /// Both separators are honoured, whichever the upstream goes by.
 fn in_query(query: &str, url_parameters: &[String]) -> bool {
-    query.split(['&', ';']).any(|pair| {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let name = decode(name);
-        let named = url_parameters.iter().any(|p| p.eq_ignore_ascii_case(name.trim()));
-        // A key without a name is a key all the same.
-        named || looks_like_key(&name) || looks_like_key(decode(value).trim())
-    })
+    let is_named = |pair: &str| {
+        let name = decode(pair.split_once('=').map_or(pair, |(name, _)| name));
+        url_parameters.iter().any(|p| p.eq_ignore_ascii_case(name.trim()))
+    };
+    // A key under another name, or none, is a key all the same.
+    query.split(['&', ';']).any(is_named) || has_key(&decode(query))
 }
 
 fn decode(text: &str) -> String {
@@ -201,9 +203,27 @@ mod tests {
         for query in ["", "a=b", "tokens=1", "x=api_key", "x=edged_a_b"] {
             assert_eq!(present(&headers, "/", Some(query), &names), Ok(None), "{query}");
         }
-        let path = format!("/v1/{}/x", key.expose());
-        assert_eq!(present(&headers, &path, None, &names), Err(Reason::CredentialInUrl));
-        assert_eq!(keys_in_target(&path, None), [key.expose()]);
+        let [key_alone, key_in_words] =
+            ["ApiKey%20", "a,b:"].map(|before| format!("{before}{}.", key.expose()));
+        for query in [format!("x={key_alone}"), format!("x[y]={key_in_words}")] {
+            let found = present(&headers, "/", Some(&query), &names);
+            assert_eq!(found, Err(Reason::CredentialInUrl), "{query}");
+            assert_eq!(keys_in_target("/", Some(&query)), [key.expose()]);
+        }
+        for (before, after) in
+            [("", "/x"), ("", ".json"), ("", ";v=1"), ("key=", ""), ("v1.", "-2")]
+        {
+            let path = format!("/v1/{before}{}{after}", key.expose());
+            assert_eq!(
+                present(&headers, &path, None, &names),
+                Err(Reason::CredentialInUrl),
+                "{path}"
+            );
+            assert_eq!(keys_in_target(&path, None), [key.expose()]);
+            assert!(masked(&path).starts_with("/v1/***"), "{path}");
+        }
+        assert_eq!(masked(&format!("/a/x{escaped}.json/b")), "/a/***/b");
+        assert_eq!(masked("/a/b_c"), "/a/b_c");
         assert_eq!(keys_in_target("/", Some(&format!("a=1;b={escaped}&c"))), [key.expose()]);
         assert_eq!(keys_in_target("/v1", Some("a=edged_a_b")), [""; 0]);
     }

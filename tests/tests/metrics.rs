@@ -1,10 +1,12 @@
 //! The metrics and the events: well formed, bounded, exact, and without a secret.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use edge_common::{Reason, reason::Plane};
 use edge_tests::{
     Lab, Origin,
-    client::reaches,
+    client::{reaches, until},
     lab::{ATTACKER, CLIENT, FRIEND, LISTED},
 };
 
@@ -124,16 +126,49 @@ fn events_say_who_what_and_why() -> Result<()> {
 fn no_secret_is_told() -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;
-    let edged = lab.edged()?.set("log.level", r#""trace""#).start()?;
+    let access = lab.dir().join("access.log");
+    let edged =
+        lab.edged()?.set("log.level", r#""trace""#).set("log.access", &format!("{access:?}"));
+    let edged = edged.start()?;
     let key = edged.key("secret")?;
     let (_, body) = key.split_once('_').unwrap_or_default();
     let secret = &body[..20];
     edged.get(CLIENT, "/").key(&key).send()?;
     edged.get(CLIENT, &format!("/?api_key={key}")).send()?;
     edged.get(CLIENT, "/").key(&format!("{key}x")).send()?;
+    for target in [
+        format!("/v1/{key}.json"),
+        format!("/v1/x={key}/y"),
+        format!("/v1/{key};v=1"),
+        format!("/?x=ApiKey%20{key}"),
+        format!("/?x[]=a,{}", key.replace('_', "%5f")),
+    ] {
+        assert_eq!(edged.get(CLIENT, &target).send()?.status, 400, "{target}");
+    }
+    let long = "a".repeat(230);
+    for referer in
+        [format!("https://e/?a={key}"), format!("https://e/{key}"), format!("{long}{key}")]
+    {
+        let asked = edged.get(CLIENT, "/").header("Referer", &referer);
+        asked.arg("--user-agent", &format!("agent/1 ({key})")).send()?;
+    }
+    edged.get(CLIENT, "/last").send()?;
+    let lines = || -> Result<String> { Ok(std::fs::read_to_string(&access)?) };
+    until("the last line is there", Duration::from_secs(5), || Ok(lines()?.contains("/last")))?;
     edged.event("request_refused", CLIENT)?;
     let events = std::fs::read_to_string(lab.dir().join("events.jsonl"))?;
-    for (place, text) in [("metrics", edged.scrape()?), ("events", events), ("log", edged.log())] {
+    let mut audit = String::new();
+    for file in std::fs::read_dir(lab.dir().join("audit"))?.flatten() {
+        audit.push_str(&std::fs::read_to_string(file.path())?);
+    }
+    assert!(audit.contains("key_created"), "{audit}");
+    for (place, text) in [
+        ("metrics", edged.scrape()?),
+        ("events", events),
+        ("log", edged.log()),
+        ("access log", lines()?),
+        ("audit log", audit),
+    ] {
         assert!(!text.contains(secret), "in the {place}");
     }
     let mut stored = Vec::new();

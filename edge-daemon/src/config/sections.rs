@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use edge_common::Rate;
+use edge_identity::key::PREFIX_LENGTH_MAX;
 use edge_policy::forwarded::Naming;
 
 use super::{
@@ -114,7 +115,7 @@ pub(super) fn keys(table: &Table<'_>) -> Keys {
     };
     Keys {
         prefix: table.or("prefix", "edged".to_owned(), |item| {
-            item.word(16, "lower-case letters and digits", alphanumeric)
+            item.word(PREFIX_LENGTH_MAX, "lower-case letters and digits", alphanumeric)
         }),
         pepper: table.or("pepper", Origin::File("/var/lib/edged/pepper".into()), Item::secret),
         former_peppers: table.or("former_peppers", Vec::new(), |item| {

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use edge_common::Reason;
 use edge_policy::denied;
-use http::{HeaderMap, StatusCode, Version, header, request::Parts};
+use http::{HeaderMap, HeaderName, StatusCode, Version, header, request::Parts};
 
 use super::{
     Worker,
@@ -50,8 +50,8 @@ impl Entry {
                 _ => "HTTP/1.1",
             },
             trace_id: text("traceparent").as_deref().and_then(trace_id),
-            referer: text(header::REFERER.as_str()),
-            user_agent: text(header::USER_AGENT.as_str()),
+            referer: whole(&head.headers, &header::REFERER).map(|page| logged(without_query(page))),
+            user_agent: whole(&head.headers, &header::USER_AGENT).map(logged),
             ..Self::default()
         }))
     }
@@ -122,6 +122,16 @@ impl Entry {
 fn text(headers: &HeaderMap, name: &str) -> Option<String> {
     let value = headers.get(name)?.to_str().ok()?;
     Some(value.chars().take(LOGGED_MAX).collect())
+}
+
+/// All of a header: a key is to be seen before a part of it is cut off.
+fn whole<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// An address as far as a log may have it: queries hold credentials of whoever wrote them.
+fn without_query(address: &str) -> &str {
+    address.split(['?', '#']).next().unwrap_or_default()
 }
 
 /// The trace that a `traceparent` names (W3C Trace Context, 3.2), if it is one.

@@ -52,10 +52,18 @@ pub fn well_formed(text: &str, prefix: &str) -> bool {
     split(text).is_some_and(|found| found == prefix)
 }
 
-/// Whether the text has the form of a key with any prefix.
-#[must_use]
-pub fn looks_like_key(text: &str) -> bool {
-    split(text).is_some()
+/// What in a text has the form of a key, with any prefix and whatever is around it.
+pub fn find_keys(text: &str) -> impl Iterator<Item = &str> {
+    text.match_indices('_').filter_map(|(body, _)| {
+        let end = body + 1 + BODY_LENGTH;
+        let formed = text.get(body + 1..end)?.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        let sum = text.get(end..)?.strip_prefix('_')?.get(..CHECKSUM_LENGTH)?;
+        let is_start = |start: &usize| {
+            text.get(*start..end).is_some_and(|signed| sum.as_bytes() == checksum(signed))
+        };
+        let start = (body.saturating_sub(PREFIX_LENGTH_MAX)..body).find(is_start);
+        start.filter(|_| formed).and_then(|start| text.get(start..=end + CHECKSUM_LENGTH))
+    })
 }
 
 /// The prefix of a well-formed key.
@@ -69,6 +77,9 @@ fn split(text: &str) -> Option<&str> {
         && sum.as_bytes() == checksum(signed);
     formed.then_some(prefix)
 }
+
+/// The longest prefix of a key, in bytes.
+pub const PREFIX_LENGTH_MAX: usize = 16;
 
 /// 62^43 is just above 2^256.
 const BODY_LENGTH: usize = 43;
@@ -121,9 +132,9 @@ mod tests {
         assert_eq!(highest.expose().len(), 5 + 1 + 43 + 1 + 6);
         assert!(well_formed(highest.expose(), "edged"));
         assert!(!well_formed(highest.expose(), "other"));
-        assert!(looks_like_key(Secret::mint("a_b", &[1; 32]).expose()));
+        assert!(well_formed(Secret::mint("a_b", &[1; 32]).expose(), "a_b"));
         for text in ["", "_", "__", "edged__", "edged_x_y", "edged"] {
-            assert!(!looks_like_key(text), "{text}");
+            assert!(!well_formed(text, "edged"), "{text}");
         }
         assert_eq!(Secret::mint_bound(&[0xff; 32]).expose().len(), 43);
     }
@@ -140,6 +151,21 @@ mod tests {
             let (x, y) = (Secret::mint("edged", &a), Secret::mint("edged", &b));
             prop_assert!(well_formed(x.expose(), "edged"));
             prop_assert_eq!(x.expose() == y.expose(), a == b);
+        }
+
+        #[test]
+        fn a_key_is_found_whatever_is_around_it(
+            random: [u8; 32],
+            before in "(\\PC{0,20}[^a-z0-9])?",
+            after in "\\PC{0,60}",
+        ) {
+            for prefix in ["edged", "k", "abcdefghijklmnop"] {
+                let key = Secret::mint(prefix, &random);
+                let text = format!("{before}{}{after}", key.expose());
+                prop_assert!(find_keys(&text).eq([key.expose()]), "{text}");
+                let damaged = text.replacen(key.expose(), &key.expose()[1..], 1);
+                prop_assert_eq!(find_keys(&damaged).next(), None, "{}", damaged);
+            }
         }
 
         #[test]

@@ -7,7 +7,7 @@ mod prove;
 mod record;
 mod ring;
 
-pub use format::{Secret, looks_like_key, well_formed};
+pub use format::{PREFIX_LENGTH_MAX, Secret, find_keys, well_formed};
 pub use live::{Key, Mark, SecretCheck};
 pub use pepper::{Digest, Pepper, PepperId, Peppers};
 pub use prove::{Proof, Rules, prove, recognize};
