@@ -462,6 +462,23 @@ fn a_client_with_a_delay_waits_that_long() -> Result<()> {
 }
 
 #[test]
+fn a_key_revoked_during_a_delay_is_refused_at_its_end() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab.edged()?.set("verdicts.delay", "\"2s\"").start()?;
+    let key = edged.key("k")?;
+    let id = edged.ask("key list")?["entries"][0]["id"].as_str().context("no id")?.to_owned();
+    edged.tell(&format!("ban add key:{id} --ttl 1h --step delay"))?;
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| edged.get(CLIENT, "/").key(&key).send());
+        std::thread::sleep(Duration::from_millis(700));
+        edged.tell(&format!("key revoke {id}"))?;
+        assert_eq!(asked.join().expect("no panic")?.status, 401);
+        Ok(())
+    })
+}
+
+#[test]
 fn what_the_host_cannot_do_without_is_refused_and_never_banned() -> Result<()> {
     let lab = Lab::new()?;
     // Its way out.

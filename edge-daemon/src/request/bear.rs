@@ -51,10 +51,10 @@ pub(super) async fn source(worker: &Worker, visitor: &Visitor, plan: &Plan) -> R
     }
     let client = Source::from(visitor.address).client(plan.client);
     let own = worker.edge.penalties.of(&Culprit::Source(client), clock::recent_ns());
-    bear(own.filter(|own| own.step < Step::Ban || visitor.proxy.is_some()), plan).await
+    bear(own.filter(|own| own.step < Step::Ban || visitor.proxy.is_some()), plan).await.map(drop)
 }
 
-/// By the verdict against who it proved to be; who did not is judged by its address and its TLS
+/// By the verdict against who it proved to be, and whether that took time; who did not is judged by its address and its TLS
 /// library, which good neighbours behind the same address may share, and by where it is from: they
 /// prove who they are.
 pub(super) async fn sender(
@@ -62,7 +62,7 @@ pub(super) async fn sender(
     visitor: &Visitor,
     plan: &Plan,
     principal: Option<&Principal>,
-) -> Result<(), Denied> {
+) -> Result<bool, Denied> {
     let penalties = &worker.edge.penalties;
     let penalty = match (principal, visitor.ja4()) {
         (Some(who), _) => {
@@ -103,7 +103,7 @@ fn of_places<'a>(
 
 /// By the verdict against logins to an account, or by one TLS library.
 pub(super) async fn login(worker: &Worker, plan: &Plan, culprit: &Culprit) -> Result<(), Denied> {
-    bear(worker.edge.penalties.of(culprit, clock::boot_ns()), plan).await
+    bear(worker.edge.penalties.of(culprit, clock::boot_ns()), plan).await.map(drop)
 }
 
 /// The refusal of a request that proved nothing: where its (source, JA4) is under a verdict, that one,
@@ -117,13 +117,14 @@ pub(super) async fn refused(worker: &Worker, visitor: &Visitor, denied: Denied) 
     sender(worker, visitor, &plan, None).await.err().unwrap_or(denied)
 }
 
-async fn bear(penalty: Option<Penalty>, plan: &Plan) -> Result<(), Denied> {
-    let Some(Penalty { step, until_ns }) = penalty else { return Ok(()) };
+/// Whether it was a delay.
+async fn bear(penalty: Option<Penalty>, plan: &Plan) -> Result<bool, Denied> {
+    let Some(Penalty { step, until_ns }) = penalty else { return Ok(false) };
     match step {
-        Step::Observe => Ok(()),
+        Step::Observe => Ok(false),
         Step::Delay => {
             tokio::time::sleep(plan.terms.delay).await;
-            Ok(())
+            Ok(true)
         }
         Step::Throttle => {
             let wait_ns = Some(until_ns.saturating_sub(clock::boot_ns()));

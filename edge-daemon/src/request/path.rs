@@ -247,7 +247,7 @@ async fn decide(
     trace.is_asked = true;
     let identity = identify::identify(worker, (plan, route), asked, key, body).await?;
     trace.principal = identity.principal;
-    bear::sender(worker, visitor, plan, trace.principal.as_ref()).await?;
+    let was_delayed = bear::sender(worker, visitor, plan, trace.principal.as_ref()).await?;
     let facts = Facts {
         method: &head.method,
         host: &host.name,
@@ -272,10 +272,6 @@ async fn decide(
     tell_granted(worker, visitor, &head, trace);
     let (who, asked) = (trace.principal.as_ref(), (&head, &*host.name));
     trace.admission = charge(plan, (visitor, client), who, route, asked, (early, now)).await?;
-    if trace.admission.delay_ns > 0 {
-        identify::still_good(worker, plan, trace.principal.as_ref(), identity.token.as_ref())?;
-    }
-
     let body_max = plan.bounds.body_bytes_max;
     if declared_length(&head.headers).is_some_and(|length| length > body_max) {
         return Err(Reason::BodyTooLarge.into());
@@ -285,6 +281,10 @@ async fn decide(
     if let Some(login) = &route.login {
         let (who, headers) = ((&*visitor, &**plan), &head.headers);
         trace.login = Some(Box::pin(login::admit(worker, who, login, headers, &mut body)).await?);
+    }
+    // Whoever waited may have been revoked meanwhile.
+    if was_delayed || trace.admission.delay_ns > 0 || trace.login.is_some() {
+        identify::still_good(worker, plan, trace.principal.as_ref(), identity.token.as_ref())?;
     }
     let asked = (&*visitor, &host, &target, route);
     let going = Going::new(&view, head, asked, trace, Upload::new(body, body_max, turn));
