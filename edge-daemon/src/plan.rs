@@ -12,7 +12,10 @@ use edge_identity::{access::Rules, assertion::Signer, key, policy::Set, roles::R
 use edge_policy::{
     forwarded::Trusted,
     head,
-    limit::{Rule, Spec},
+    limit::{
+        Rule, Spec,
+        lease::{self, WHOLE},
+    },
     route::{Access, Route, Routes},
     verdict::{self, Wanted},
 };
@@ -39,6 +42,9 @@ pub fn plan(
     feeds: &Feeds,
     mut rule: impl FnMut(Spec) -> io::Result<Rule>,
 ) -> Result<Plan, PlanError> {
+    // No edge has the whole of a fleet's limit before the first lease.
+    let alone = settings.fleet.as_ref().map_or(WHOLE, |fleet| lease::alone(fleet.nodes));
+    let mut rule = |spec| rule(spec).inspect(|rule| rule.state().begin(alone));
     let bounds = settings.bounds.clone();
     let routes = settings.routes.iter().map(route).collect();
     Ok(Plan {

@@ -1,10 +1,14 @@
 //! Logins as the edge sees them: who is claimed to be, and whether it failed.
 
+use std::fmt;
+
 use http::{
     HeaderMap, HeaderName, HeaderValue,
     header::{AUTHORIZATION, CONTENT_ENCODING},
 };
 use percent_encoding::percent_decode_str;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::Value;
 
 /// What a route that is a login says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,14 +51,15 @@ impl Login {
 
     /// The account that a request is for, in the one form under which it is counted: lower case, without
     /// blanks around it, and no longer than [`ACCOUNT_BYTES_MAX`]. What names none counts as one account,
-    /// so that leaving it out wins nothing.
+    /// so that leaving it out wins nothing; and so does what names several, of which the upstream may take
+    /// any.
     #[must_use]
     pub fn account(&self, headers: &HeaderMap, body: &[u8]) -> String {
         let found = match &self.account {
             Place::Json(name) => json(body, name),
             Place::Form(name) => form(body, name),
-            Place::Header(name) => headers.get(name).and_then(|v| v.to_str().ok()).map(Into::into),
-            Place::Basic => headers.get(AUTHORIZATION).and_then(|v| basic(v.to_str().ok()?)),
+            Place::Header(name) => value(headers, name).map(Into::into),
+            Place::Basic => value(headers, &AUTHORIZATION).and_then(basic),
         };
         let mut account = found.unwrap_or_default().trim().to_lowercase();
         account.retain(|c| !c.is_control());
@@ -93,13 +98,57 @@ pub enum Seen<'a> {
     Part(&'a [u8]),
 }
 
+/// The one of its kind, if there is one.
+fn only<T>(mut all: impl Iterator<Item = T>) -> Option<T> {
+    all.next().filter(|_| all.next().is_none())
+}
+
+fn value<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    only(headers.get_all(name).iter())?.to_str().ok()
+}
+
 fn json(body: &[u8], name: &str) -> Option<String> {
-    let object: serde_json::Value = serde_json::from_slice(body).ok()?;
-    match object.get(name)? {
-        serde_json::Value::String(text) => Some(text.clone()),
-        serde_json::Value::Number(number) => Some(number.to_string()),
+    let Members(members) = serde_json::from_slice(body).ok()?;
+    // Go takes a member whatever the case of its name.
+    match only(members.into_iter().filter(|(found, _)| is_same(found, name)))?.1 {
+        Value::String(text) => Some(text),
+        Value::Number(number) => Some(number.to_string()),
         _ => None,
     }
+}
+
+/// The members of an object, those that repeat a name with the others.
+struct Members(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+
+        impl<'de> Visitor<'de> for Object {
+            type Value = Members;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
+                }
+                Ok(Members(members))
+            }
+        }
+
+        deserializer.deserialize_map(Object)
+    }
+}
+
+/// Whether two names of fields are one to some upstream: ASP.NET goes by no case, PHP has `_` for what its
+/// variables cannot be called.
+fn is_same(a: &str, b: &str) -> bool {
+    let fold = |c: char| if " .[".contains(c) { '_' } else { c.to_ascii_lowercase() };
+    a.trim_start().chars().map(fold).eq(b.trim_start().chars().map(fold))
 }
 
 fn form(body: &[u8], name: &str) -> Option<String> {
@@ -108,8 +157,8 @@ fn form(body: &[u8], name: &str) -> Option<String> {
         let part = part.replace('+', " ");
         percent_decode_str(&part).decode_utf8_lossy().into_owned()
     };
-    let pairs = text.split('&').filter_map(|pair| pair.split_once('='));
-    pairs.map(|(key, value)| (decode(key), decode(value))).find(|(key, _)| key == name).map(|p| p.1)
+    let pairs = text.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    only(pairs.filter(|(key, _)| is_same(&decode(key), name))).map(|(_, value)| decode(value))
 }
 
 /// The user of `Basic dXNlcjpwYXNz`; the password is not looked at.
@@ -183,6 +232,27 @@ mod tests {
             json.account(&none, format!("{{\"user\":\"{}\"}}", "é".repeat(200)).as_bytes()).len(),
             128
         );
+    }
+
+    #[test]
+    fn who_names_two_accounts_names_none() {
+        let none = HeaderMap::new();
+        let json = login(Place::Json("user".into()));
+        for body in [r#"{"user":"a","user":"b"}"#, r#"{"user":"a","User":"b"}"#] {
+            assert_eq!(json.account(&none, body.as_bytes()), "", "{body}");
+        }
+        assert_eq!(json.account(&none, br#"{"USER":"a","users":"b"}"#), "a");
+        let form = login(Place::Form("user.name".into()));
+        for body in
+            ["user.name=a&user.name=b", "user.name=a&user_name=b", "user%5Bname=a&USER.name"]
+        {
+            assert_eq!(form.account(&none, body.as_bytes()), "", "{body}");
+        }
+        assert_eq!(form.account(&none, b"user_name=a&name=b"), "a");
+        let mut twice = headers("x-user", "a");
+        twice.append("x-user", HeaderValue::from_static("b"));
+        let header = login(Place::Header(HeaderName::from_static("x-user")));
+        assert_eq!(header.account(&twice, b""), "");
     }
 
     #[test]

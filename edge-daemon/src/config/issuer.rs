@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use edge_identity::jwt::{Algorithm, Issuer as Terms, Profile};
-use edge_policy::auth::Method;
+use edge_policy::{auth::Method, verdict::Culprit};
 
 use super::{
     reader::{Item, Table},
@@ -25,6 +25,12 @@ pub(super) fn issuer(table: &Table<'_>) -> Issuer {
         let name = item.word(64, "letters, digits, '-', '_' and '.'", letters)?;
         if Method::ALL.iter().any(|method| method.name() == name) {
             return item.wrong(format!("'{name}' is a way of proof"), "another name");
+        }
+        // "issuer:subject" is how a verdict names a principal: it must not read as anything else.
+        let is_principal = |who: &str| matches!(who.parse(), Ok(Culprit::Principal(_)));
+        if !["1", ":1"].iter().all(|subject| is_principal(&format!("{name}:{subject}"))) {
+            return item
+                .wrong(format!("'{name}:…' means something else in a verdict"), "another name");
         }
         Some(name)
     });

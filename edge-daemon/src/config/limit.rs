@@ -244,6 +244,15 @@ fn number(item: &Item<'_>, algorithm: Algorithm, burst: Option<u64>) -> Option<O
         }
         _ => None,
     };
+    if let Some(Meter::LeakyBucket(bucket)) = meter
+        && bucket.fill_ns() > QUEUE_NS_MAX
+    {
+        let fits = QUEUE_NS_MAX * bucket.size() / bucket.fill_ns();
+        return item.wrong(
+            format!("the last in the queue would wait {} s", bucket.fill_ns() / SECOND_NS),
+            format!("60 s at most: queue = {}, or a higher rate", fits.max(1)),
+        );
+    }
     match (meter, window) {
         (Some(meter), _) => Some(Some(meter)),
         (None, Window::Month) => {
@@ -297,6 +306,9 @@ const PARTS: &str =
 const KEYS_MAX: usize = 262_144;
 const SECOND_NS: u64 = 1_000_000_000;
 
+/// A request that waits holds memory and a place among those at work.
+const QUEUE_NS_MAX: u64 = 60 * SECOND_NS;
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -333,6 +345,15 @@ mod tests {
         assert_eq!(read.meter, Some(Meter::Concurrent { limit: 5 }));
         let nine = Some(Meter::Concurrent { limit: 9 });
         assert_eq!(read.tiers, [("a".to_owned(), nine), ("b".to_owned(), None)]);
+    }
+
+    #[test]
+    fn nobody_waits_for_more_than_a_minute() {
+        let leaky = |lines: &str| limit(&format!("algorithm = \"leaky_bucket\"\n{lines}"));
+        assert!(leaky("rate = \"60/m\"").is_ok() && leaky("rate = \"60/h\"\nqueue = 1").is_ok());
+        let fault = leaky("rate = \"60/h\"\nqueue = 2").unwrap_err();
+        assert!(fault.contains("wait 120 s") && fault.contains("queue = 1,"), "{fault}");
+        assert!(leaky("rate = \"60/h\"").unwrap_err().contains("wait 3600 s"));
     }
 
     #[test]

@@ -82,6 +82,17 @@ impl Edge {
     }
 }
 
+#[test]
+fn a_lease_outlives_a_new_plan_and_nothing_else_does() {
+    let begun = edge(0, 9, 0.0);
+    let state = begun.rule.state();
+    state.begin(WHOLE / 3);
+    assert_eq!((state.share.parts(), state.share.is_leased()), (WHOLE / 3, false));
+    state.share.set(WHOLE / 2, true);
+    state.begin(WHOLE / 3);
+    assert_eq!((state.share.parts(), state.share.is_leased()), (WHOLE / 2, true));
+}
+
 /// What edges admit together of a limit, as a part of it, from the third second on for so long. Each
 /// is asked for a part of the limit, at any time; `turn` says whose turn it is to be asked at all.
 fn admitted(loads: &[f64], rate: u64, seed: u64, seconds: u64, turn: Option<u64>) -> f64 {

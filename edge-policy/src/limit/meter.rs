@@ -127,6 +127,18 @@ impl Bucket {
         self.interval as f64 / TICKS_PER_NS as f64
     }
 
+    /// Requests that fit.
+    #[must_use]
+    pub const fn size(self) -> u64 {
+        self.size
+    }
+
+    /// Nanoseconds in which it empties.
+    #[must_use]
+    pub fn fill_ns(self) -> u64 {
+        ns(self.capacity())
+    }
+
     /// Ticks that it holds.
     fn capacity(self) -> u128 {
         u128::from(self.interval) * u128::from(self.size)
@@ -269,7 +281,7 @@ impl Meter {
             Self::FixedWindow { window: Window::Ns(length), .. } => Some(seconds(length)),
             Self::FixedWindow { window: Window::Month, .. } => Some(30 * seconds(DAY_NS)),
             Self::SlidingWindow { window_ns, .. } => Some(seconds(window_ns)),
-            Self::TokenBucket(b) | Self::LeakyBucket(b) => Some(seconds(ns(b.capacity()))),
+            Self::TokenBucket(b) | Self::LeakyBucket(b) => Some(seconds(b.fill_ns())),
             Self::Concurrent { .. } => None,
         }
     }

@@ -157,6 +157,18 @@ pub struct State {
     pub would_refuse: AtomicU64,
 }
 
+impl State {
+    /// What an edge without a lease may use of it: at first, and until the next look at all of them.
+    pub fn begin(&self, alone: u32) {
+        if !self.share.is_leased() {
+            self.share.set(alone, false);
+        }
+        if let Some(keyed) = &self.keyed {
+            keyed.set_alone(alone);
+        }
+    }
+}
+
 impl Spec {
     /// Whether nothing but the client's address has to be known. Such a rule is asked before the
     /// request is read, so that nonsense and guessing are slowed as well.
@@ -251,6 +263,8 @@ impl Rule {
                 // Who comes again pays the whole again.
                 let whole = || table.wait_ns(meter, hash, facts.cost, now);
                 let wait_ns = if paid == 0 { wait_ns } else { whole() };
+                // What is told of the reset is when to come again.
+                let left = Left { reset_ns: wait_ns.unwrap_or(left.reset_ns), ..left };
                 let limit = Arc::clone(&self.spec.name);
                 let hit = Some(Box::new(Hit { limit, standing: standing(left) }));
                 Err(Denied { wait_ns, hit, ..Denied::new(self.spec.reason) })

@@ -11,7 +11,7 @@ pub struct Left {
     pub limit: u64,
     /// Requests left.
     pub remaining: u64,
-    /// Time until the quota is full again.
+    /// Time until the quota is full again; for one who is refused, until there is room for him.
     pub reset_ns: u64,
 }
 
@@ -43,7 +43,10 @@ impl Standing {
         lines.write(FIELDS[1], remaining);
         lines.write(FIELDS[2], reset_s);
         match self.window_s {
-            None => lines.write(FIELDS[3], format_args!("\"default\";q={limit}")),
+            None => {
+                let unit = "\"concurrent-requests\"";
+                lines.write(FIELDS[3], format_args!("\"default\";q={limit};qu={unit}"));
+            }
             Some(window_s) => {
                 lines.write(FIELDS[3], format_args!("\"default\";q={limit};w={window_s}"));
             }
@@ -107,6 +110,10 @@ mod tests {
         assert_eq!(headers["x-ratelimit-reset"], "1700000001");
         assert_eq!(headers["ratelimit-policy"], r#""default";q=100;w=60"#);
         assert_eq!(headers["ratelimit"], r#""default";r=7;t=1"#);
+        let mut lines = Lines::default();
+        Standing { left, window_s: None }.write(&mut lines, 0);
+        lines.set(&mut headers);
+        assert_eq!(headers["ratelimit-policy"], r#""default";q=100;qu="concurrent-requests""#);
         assert_eq!([0, 1, SECOND, SECOND + 1].map(retry_after_s), [1, 1, 1, 2]);
     }
 }
