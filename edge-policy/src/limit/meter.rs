@@ -4,12 +4,12 @@
 //! that a compare-and-swap replaces. Each algorithm is one pure function from state, cost and time
 //! to the next state or a refusal; zero is the state of a key that was never seen.
 
+mod bucket;
 mod compare;
 
-use super::{
-    lease::{NODES_MAX, WHOLE},
-    standing::Left,
-};
+use self::bucket::ns;
+pub use self::bucket::{Bucket, FILL_NS_MAX};
+use super::standing::Left;
 use crate::calendar;
 
 /// The past of one key, in the lower [`STATE_BITS`] bits.
@@ -65,15 +65,6 @@ pub enum Window {
     Month,
 }
 
-/// A rate and how far ahead of it a key may get.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bucket {
-    /// [`TICKS_PER_NS`] of a nanosecond between two requests.
-    interval: u64,
-    /// Requests that fit.
-    size: u64,
-}
-
 /// What a meter says of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -93,83 +84,6 @@ pub enum Outcome {
         /// After how long it would be admitted if nothing else came; `None`: nobody knows.
         wait_ns: Option<u64>,
     },
-}
-
-impl Bucket {
-    /// `count` requests in `period_ns`, of which `size` fit; `None` if any is zero, if the rate is
-    /// beyond one a nanosecond, or if the bucket takes more than [`FILL_NS_MAX`].
-    #[must_use]
-    pub fn new(count: u64, period_ns: u64, size: u64) -> Option<Self> {
-        let interval = u128::from(period_ns) * TICKS_PER_NS / u128::from(count.max(1));
-        let whole = interval.checked_mul(u128::from(size))?;
-        let fits = count > 0
-            && size > 0
-            && interval >= TICKS_PER_NS
-            && whole <= u128::from(FILL_NS_MAX) * TICKS_PER_NS;
-        fits.then_some(Self { interval: u64::try_from(interval).ok()?, size })
-    }
-
-    /// A bucket of so many millionths of the rate: it holds as many less, and takes as long to fill.
-    /// One that may have it holds one at the least; less than one of [`NODES_MAX`] parts is nothing,
-    /// or a single request would be paid for by the thousand when the part grows.
-    #[must_use]
-    pub fn part(self, millionths: u32) -> Self {
-        let share = u128::from(millionths.clamp(1, WHOLE));
-        let interval = u128::from(self.interval) * u128::from(WHOLE) / share;
-        let size = narrow(u128::from(self.size) * share / u128::from(WHOLE));
-        let least = u64::from(share >= u128::from(WHOLE) / NODES_MAX as u128);
-        Self { interval: narrow(interval), size: size.max(least) }
-    }
-
-    /// Nanoseconds between two requests.
-    #[must_use]
-    pub fn interval_ns(self) -> f64 {
-        self.interval as f64 / TICKS_PER_NS as f64
-    }
-
-    /// Requests that fit.
-    #[must_use]
-    pub const fn size(self) -> u64 {
-        self.size
-    }
-
-    /// Nanoseconds in which it empties.
-    #[must_use]
-    pub fn fill_ns(self) -> u64 {
-        ns(self.capacity())
-    }
-
-    /// Ticks that it holds.
-    fn capacity(self) -> u128 {
-        u128::from(self.interval) * u128::from(self.size)
-    }
-
-    /// Ticks by which a key's state is ahead of the clock.
-    fn ahead(state: State, now: Now) -> u128 {
-        state.saturating_sub(u128::from(now.boot_ns) * TICKS_PER_NS)
-    }
-
-    fn left(self, ahead: u128) -> Left {
-        let left = self.capacity().saturating_sub(ahead) / u128::from(self.interval);
-        Left { limit: self.size, remaining: narrow(left), reset_ns: ns(ahead) }
-    }
-
-    fn charge(self, state: State, cost: u64, now: Now) -> Outcome {
-        let ahead = Self::ahead(state, now);
-        let after = ahead + u128::from(self.interval) * u128::from(cost);
-        match after.checked_sub(self.capacity()) {
-            None | Some(0) => Outcome::Admit {
-                state: u128::from(now.boot_ns) * TICKS_PER_NS + after,
-                left: self.left(after),
-                delay_ns: 0,
-            },
-            Some(over) => {
-                let ever = cost <= self.size;
-                let wait_ns = ever.then(|| ns(over));
-                Outcome::Refuse { left: self.left(ahead), wait_ns }
-            }
-        }
-    }
 }
 
 impl Window {
@@ -365,23 +279,12 @@ fn sliding(limit: u64, window_ns: u64, state: State, cost: u64, now: Now) -> Out
     Outcome::Refuse { left: left(used, this), wait_ns }
 }
 
-fn ns(ticks: u128) -> u64 {
-    narrow(ticks.div_ceil(TICKS_PER_NS))
-}
-
 fn narrow(number: u128) -> u64 {
     u64::try_from(number).unwrap_or(u64::MAX)
 }
 
 /// [`Meter::fullness`] of a key whose next request is refused.
 pub const FULL: u32 = u32::MAX;
-
-/// The longest that a bucket may take to empty: 400 days.
-pub const FILL_NS_MAX: u64 = 400 * DAY_NS;
-
-/// The finest part of a nanosecond that a bucket counts: a rate of a million a second is then kept
-/// to one part in a million.
-const TICKS_PER_NS: u128 = 1 << 10;
 
 const DAY_NS: u64 = 86_400 * 1_000_000_000;
 

@@ -9,6 +9,7 @@ pub mod keyed;
 pub mod lease;
 pub mod meter;
 pub mod standing;
+mod state;
 pub mod table;
 
 use std::hash::Hasher;
@@ -23,6 +24,7 @@ use siphasher::sip::SipHasher13;
 pub use self::admission::{Admission, Held};
 pub use self::counted::Counted;
 pub use self::standing::{Standing, retry_after_s};
+pub use self::state::State;
 use self::{
     counted::Counts,
     keyed::Keyed,
@@ -140,33 +142,6 @@ pub struct Rule {
     pub spec: Spec,
     state: Arc<State>,
     counts: Counts,
-}
-
-/// What a rule knows of its requests; outlives a change of its numbers.
-#[derive(Debug)]
-pub struct State {
-    /// The secret that leads a key to its place.
-    pub secret: [u8; 16],
-    /// What this edge may use of it, if many share it.
-    pub share: Share,
-    /// What it may use of each key; `None`: it is no limit by key that many share.
-    pub keyed: Option<Keyed>,
-    /// Requests that it refused.
-    pub refused: AtomicU64,
-    /// Requests that it would have refused.
-    pub would_refuse: AtomicU64,
-}
-
-impl State {
-    /// What an edge without a lease may use of it: at first, and until the next look at all of them.
-    pub fn begin(&self, alone: u32) {
-        if !self.share.is_leased() {
-            self.share.set(alone, false);
-        }
-        if let Some(keyed) = &self.keyed {
-            keyed.set_alone(alone);
-        }
-    }
 }
 
 impl Spec {
