@@ -54,7 +54,8 @@ pub(super) async fn prove(
     let id = key.as_ref().map_or(NOBODY, |key| key.id().as_str());
     let verifier = key.as_ref().and_then(|key| key.signing()?.verifier(&masters, id));
     // It takes as long to be the signature of nobody, or of a key that signs nothing, as to be a wrong one.
-    let (is_signer, verifier) = (verifier.is_some(), verifier.or_else(|| masters.decoy(id)));
+    let is_signer = verifier.is_some();
+    let verifier = verifier.or_else(|| claimed.decoy(&masters, id));
     let proven = claimed.prove(&message, id, &verifier.ok_or(Reason::BadSignature)?, &whole)?;
     let Some(key) = key.filter(|_| is_signer) else { return Err(Reason::CredentialInvalid) };
     key.check(now_ms, plan.key_rules.refuse_exposed)?;

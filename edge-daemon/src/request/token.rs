@@ -131,6 +131,8 @@ async fn verify(worker: &Worker, plan: &Plan, text: &str) -> Result<(usize, Arc<
     let issuer = plan.issuers.find(token.issuer()).ok_or(Fault::Issuer)?;
     let (terms, feed) = &plan.issuers.all[issuer];
     let (verified, keys) = with_keys(terms, feed, token).await?;
+    // What is no good whatever it comes with is refused as soon as what is wrongly signed, and not kept.
+    terms.check_again(&verified, &worker.edge.denylist, clock::unix_ms())?;
     let named = Arc::new(verified.named(terms));
     let known = Arc::new(Known { verified, named });
     remember(worker, plan, digest, (issuer, keys), &known, text.len());

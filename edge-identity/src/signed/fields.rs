@@ -133,6 +133,11 @@ pub(super) struct Claim {
 }
 
 impl Claim {
+    /// The algorithm that it names, and the signature.
+    pub(super) fn by(&self) -> (Option<&str>, &[u8]) {
+        (self.alg.as_deref(), &self.signature)
+    }
+
     pub(super) fn read(message: &Message<'_>, policy: &Policy, now_s: u64) -> Result<Self, Reason> {
         let bad = Reason::BadSignature;
         let (list, signature) = chosen(message.headers, policy.label.as_deref()).ok_or(bad)?;
@@ -164,7 +169,8 @@ impl Claim {
     pub(super) fn prove(self, key_id: &str, verifier: &Verifier<'_>) -> Result<Proven, Reason> {
         // The key fixes the algorithm (3.3.7); what the signature says may only agree.
         let agrees = self.alg.is_none_or(|alg| alg == verifier.algorithm().name());
-        if !agrees || !verifier.verifies(self.base.as_bytes(), &self.signature) {
+        let holds = verifier.verifies(self.base.as_bytes(), &self.signature);
+        if !agrees || !holds {
             return Err(Reason::BadSignature);
         }
         let once = match &self.nonce {

@@ -39,6 +39,12 @@ pub(super) enum Claim {
 }
 
 impl Claim {
+    pub(super) fn signature(&self) -> &[u8] {
+        match self {
+            Self::V1 { signature, .. } | Self::V0 { signature, .. } => signature,
+        }
+    }
+
     pub(super) fn read(message: &Message<'_>, policy: &Policy, now_s: u64) -> Result<Self, Reason> {
         let headers = message.headers;
         let value = only(headers, &X_SIGNATURE)?;

@@ -249,9 +249,8 @@ impl Masters {
         self.known.contains_key(master)
     }
 
-    /// What verifies nothing in the place of a key that is not there, and takes as long.
-    #[must_use]
-    pub fn decoy(&self, key_id: &str) -> Option<Verifier<'_>> {
+    /// The secret of a key that is not there.
+    pub(super) fn decoy(&self, key_id: &str) -> Option<Verifier<'_>> {
         self.key(self.current()?, key_id).map(Box::new).map(Verifier::Secret)
     }
 

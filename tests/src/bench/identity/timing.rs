@@ -7,6 +7,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use aws_lc_rs::{
+    encoding::{AsDer as _, PublicKeyX509Der},
+    signature::{Ed25519KeyPair, KeyPair as _},
+};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use edge_identity::key::{KeyRing, Pepper, Peppers, Rules, Secret, prove};
 use serde_json::json;
 
@@ -25,7 +30,7 @@ use crate::{
     talk::{Dial, Talk},
 };
 
-/// Bad keys and bad tokens in random order over one connection, each with its response time. Two kinds are
+/// Bad keys, tokens and signatures in random order over one connection, each with its response time. Two kinds are
 /// alike if a request of the one takes longer than one of the other in half of all pairs.
 pub(in crate::bench) fn refusals(effort: Effort, report: &mut Report) -> Result<()> {
     need_two_cores()?;
@@ -42,13 +47,18 @@ pub(in crate::bench) fn refusals(effort: Effort, report: &mut Report) -> Result<
         .append(&format!(
             "[[issuer]]\nname = \"own\"\nissuer = \"{ISSUER}\"\naudience = [\"{AUDIENCE}\"]\n\
              jwks_url = \"{KEYS_URL}\"\n[[route]]\npath = \"/token\"\nmethods = [\"GET\"]\n\
-             auth = \"jwt\"\nupstream = \"api\"\n"
+             auth = \"jwt\"\nupstream = \"api\"\n[[route]]\npath = \"/signed\"\n\
+             methods = [\"GET\"]\nauth = \"signature\"\nupstream = \"api\"\n"
         ))?
         .start()?;
-    let kinds = (bad_keys(&edged)?, bad_tokens(&edged, &signer, &thief)?);
+    let kinds = [
+        ("keys", "/", bad_keys(&edged)?),
+        ("tokens", "/token", bad_tokens(&edged, &signer, &thief)?),
+        ("signatures", "/signed", bad_signatures(&lab, &edged)?),
+    ];
     pin(edged.pid(), MEASURED_CPU)?;
     let count = if effort.is_quick() { 300 } else { 4_000 };
-    for (what, path, kinds) in [("keys", "/", kinds.0), ("tokens", "/token", kinds.1)] {
+    for (what, path, kinds) in kinds {
         let mut worst = Vec::new();
         for round in 0..effort.rounds {
             let mut talk = Dial::new(&edged.ca, HOST)?.connect(&lab, FRIEND)?;
@@ -184,6 +194,39 @@ fn bad_tokens(edged: &Edged<'_>, signer: &Signer, thief: &Signer) -> Result<Vec<
         ("revoked", signer.token(&with(json!({ "jti": "revoked" })))),
     ];
     Ok(kinds.map(|(name, token)| (name, format!("Authorization: Bearer {token}"))).into())
+}
+
+/// Signatures of ids that nobody has, and wrong ones of a key that there is.
+fn bad_signatures(lab: &Lab, edged: &Edged<'_>) -> Result<Vec<Kind>> {
+    let pair = Ed25519KeyPair::generate().context("a key")?;
+    let der: PublicKeyX509Der<'_> = pair.public_key().as_der().context("a public key")?;
+    let pem = format!(
+        "-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n",
+        STANDARD.encode(der.as_ref())
+    );
+    let file = lab.dir().join("bench.pub");
+    std::fs::write(&file, pem)?;
+    let create = |name: &str| -> Result<String> {
+        let line = format!("key create --name {name} --public-key {}", file.display());
+        Ok(edged.ask(&line)?["id"].as_str().context("an id")?.to_owned())
+    };
+    let (known, revoked) = (create("known")?, create("gone")?);
+    edged.tell(&format!("key revoke {revoked}"))?;
+    let line = |id: &str| {
+        let created = now_s();
+        let input = format!(
+            "sig=(\"@method\" \"@authority\" \"@path\");created={created};keyid=\"{id}\";alg=\"ed25519\";nonce=\"n\""
+        );
+        let signature = STANDARD.encode(pair.sign(id.as_bytes()).as_ref());
+        format!("Signature-Input: {input}\r\nSignature: sig=:{signature}:")
+    };
+    let kinds = [
+        ("of nobody", line("0123456789ab")),
+        ("of nobody else", line("ba9876543210")),
+        ("wrong", line(&known)),
+        ("wrong, and revoked", line(&revoked)),
+    ];
+    Ok(kinds.into())
 }
 
 /// Microseconds of each refusal of each kind, after a tenth as many for warmth.
