@@ -149,11 +149,17 @@ fn check_policies(
     facts: &Facts<'_>,
     ruled: &mut Vec<Ruled>,
 ) -> Result<(), Box<Refusal>> {
+    let bare = if needed.policies.is_empty() { None } else { facts.target.bare() };
     for slice in &needed.policies {
         let Some(set) = rules.sets.get(slice.set) else {
             return Err(forbidden(Rule::Policy(slice.set.to_string(), Ruling::NoPermit)));
         };
-        let ruling = set.decide(slice.route, principal, &rules.roles, facts);
+        let mut ruling = set.decide(slice.route, principal, &rules.roles, facts);
+        // Both of what servers make of the path must be permitted.
+        if let Some(target) = bare.as_ref().filter(|_| ruling.is_permit()) {
+            let facts = Facts { target, ..*facts };
+            ruling = set.decide(slice.route, principal, &rules.roles, &facts);
+        }
         ruled.push(Ruled { set: slice.set, ruling: ruling.clone() });
         if !ruling.is_permit() && !set.shadow {
             let failed = matches!(ruling, Ruling::Failed(_));
@@ -392,6 +398,40 @@ mod tests {
         }
         let name = owned(Place::Query("of".into()), Attribute::Name);
         assert_eq!(decided(&name, Some(&alice), "/?of=Alice"), None);
+    }
+
+    /// A server that drops `;x` sees another path than one that does not.
+    #[test]
+    fn policies_permit_both_readings_of_a_path() {
+        use crate::policy::{File, Policies, Set};
+        use edge_policy::route::PolicySlice;
+        let text = "permit(principal, action, resource);
+            forbid(principal, action, resource) when { context.path like \"/secret*\" };
+            forbid(principal, action, resource) when { context.path like \"*;no\" };";
+        let file = File { name: "p.cedar", text };
+        let (policies, _) = Policies::load(None, &[file], &words(&["/"])).unwrap();
+        let set = Set::new("set".into(), false, &policies, std::iter::once((0, "/")));
+        let rules = Rules { roles: roles(), sets: vec![set] };
+        let route = route(Access::Needs(Box::new(Requirement {
+            methods: Method::Jwt.into(),
+            policies: vec![PolicySlice { set: 0, route: 0 }],
+            ..Requirement::default()
+        })));
+        for (target, permitted) in [
+            ("/open", true),
+            ("/open;x", true),
+            ("/secret", false),
+            ("/secret;x", false),
+            ("/;x/secret", false),
+            ("/secre%3Bx/t", true),
+            ("/open;no", false),
+        ] {
+            let (target, mut ruled) = (Target::parse(target, 99).unwrap(), Vec::new());
+            let who = somebody(Method::Jwt, &[], &[]);
+            let decided = authorize(&rules, &route, Some(&who), &facts(&target), &mut ruled);
+            assert_eq!(decided.is_ok(), permitted, "{target:?}");
+            assert_eq!(ruled.len(), 1, "one ruling a set");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::fmt;
 use percent_encoding::percent_decode_str;
 
 use crate::route::PathPattern;
-use crate::target::Target;
+use crate::target::{Target, has_parameter};
 
 /// What a request must have in common with its sender.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,7 +78,9 @@ impl Template {
         if !self.before.iter().all(&mut next_is) {
             return None;
         }
-        let owner = segments.next().filter(|owner| !owner.is_empty())?;
+        // With a parameter it is another owner to servers that drop it.
+        let is_one = |owner: &&str| !owner.is_empty() && !has_parameter(owner);
+        let owner = segments.next().filter(is_one)?;
         let mut next_is = |wanted: &String| segments.next() == Some(wanted.as_str());
         self.after.iter().all(&mut next_is).then_some(owner)
     }
@@ -106,7 +108,8 @@ impl Owner {
 }
 
 /// The value of the one query parameter of this name. Servers differ in case, in the other
-/// separator and in how they write arrays: what any of them could take for a second one is refused.
+/// separator and in how they write arrays, and PHP reads `a.b`, `a b` and `a[b` as `a_b`: what any of
+/// them could take for a second one is refused.
 fn parameter<'q>(query: &'q str, name: &str) -> Option<Cow<'q, str>> {
     if query.contains(';') {
         return None;
@@ -115,8 +118,10 @@ fn parameter<'q>(query: &'q str, name: &str) -> Option<Cow<'q, str>> {
         let (written, value) = pair.split_once('=').unwrap_or((pair, ""));
         let plus = written.replace('+', " ");
         let written = percent_decode_str(&plus).decode_utf8_lossy();
-        let bare = written.trim().split('[').next().unwrap_or_default();
-        bare.eq_ignore_ascii_case(name).then_some((written.into_owned(), value))
+        let whole = written.trim();
+        let array = whole.split('[').next().unwrap_or_default();
+        let is_it = is_alike(whole, name) || is_alike(array, name);
+        is_it.then_some((written.into_owned(), value))
     });
     let (written, value) = found.next()?;
     if found.next().is_some() || written != name || value.is_empty() {
@@ -127,6 +132,15 @@ fn parameter<'q>(query: &'q str, name: &str) -> Option<Cow<'q, str>> {
         return Some(Cow::Owned(decode(&spaced)?.into_owned()));
     }
     decode(value)
+}
+
+/// Whether some server takes one name for the other.
+fn is_alike(one: &str, other: &str) -> bool {
+    let fold = |byte: u8| match byte {
+        b' ' | b'.' | b'[' => b'_',
+        byte => byte.to_ascii_lowercase(),
+    };
+    one.bytes().map(fold).eq(other.bytes().map(fold))
 }
 
 impl fmt::Display for Owner {
@@ -180,7 +194,11 @@ mod tests {
             (&users, "/users/alice%20b", Some("alice b")),
             // Decoded once.
             (&users, "/users/%2561lice", Some("%61lice")),
-            (&users, "/users/alice;admin=1", Some("alice;admin=1")),
+            // One owner here, another to servers that drop what follows.
+            (&users, "/users/alice;admin=1", None),
+            (&users, "/users/alice%3Badmin", None),
+            (&users, "/users/;x/alice", None),
+            (&users, "/users/alice/orders;x", Some("alice")),
             (&users, "/users", None),
             (&users, "/users/", None),
             (&users, "/user/alice", None),
@@ -222,6 +240,29 @@ mod tests {
             assert_eq!(named(&account, &format!("/?{query}")).as_deref(), expected, "{query}");
         }
         assert_eq!(named(&account, "/"), None);
+    }
+
+    /// PHP makes `_` of what its variables cannot be called.
+    #[test]
+    fn a_name_that_php_reads_as_another_counts_as_a_second_one() {
+        for (name, query, expected) in [
+            ("user_id", "user_id=alice", Some("alice")),
+            ("user_id", "user_id=alice&userid=bob&user-id=bob", Some("alice")),
+            ("user_id", "user_id=alice&user[id]=bob", Some("alice")),
+            ("user_id", "user_id=alice&user.id=bob", None),
+            ("user_id", "user_id=alice&user+id=bob", None),
+            ("user_id", "user_id=alice&user%20id=bob", None),
+            ("user_id", "user_id=alice&user[id=bob", None),
+            ("user_id", "user_id=alice&user%5bid=bob", None),
+            ("user_id", "user_id=alice&User.Id[]=bob", None),
+            ("user_id", "user_id=alice&+user.id=bob", None),
+            ("user_id", "user.id=alice", None),
+            ("user.id", "user.id=alice", Some("alice")),
+            ("user.id", "user.id=alice&user_id=bob", None),
+        ] {
+            let owner = owner(Place::Query(name.into()));
+            assert_eq!(named(&owner, &format!("/?{query}")).as_deref(), expected, "{query}");
+        }
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub use self::{
 };
 use crate::{
     auth::Methods, cors::Cors, csrf::Csrf, denied::Denied, login::Login, owner::Owner,
-    shield::Secured,
+    shield::Secured, target::bare,
 };
 
 /// What serves a part of the site.
@@ -178,7 +178,9 @@ impl Routes {
     /// The route for a request with this host name (without port) and normalised path.
     ///
     /// # Errors
-    /// [`Reason::NoRoute`], or [`Reason::MethodNotAllowed`] with the methods that are.
+    /// [`Reason::NoRoute`], [`Reason::MethodNotAllowed`] with the methods that are, or
+    /// [`Reason::MalformedRequest`] if a server that drops parameters of segments would read a path
+    /// of another place.
     pub fn find(
         &self,
         host: &str,
@@ -187,7 +189,7 @@ impl Routes {
         headers: &HeaderMap,
     ) -> Result<&Route, Denied> {
         let mut allow = Vec::new();
-        for route in self.place(host, path) {
+        for route in self.place(host, path)? {
             if !route.at.headers.iter().all(|rule| rule.holds(headers)) {
                 continue;
             }
@@ -206,7 +208,8 @@ impl Routes {
     /// ahead without the header fields of the request itself, so no rule about them is asked.
     #[must_use]
     pub fn cors(&self, host: &str, path: &str, method: &Method) -> Option<(&Route, &Cors)> {
-        let mut routes = self.place(host, path).filter(|route| route.at.methods.contains(method));
+        let place = self.place(host, path).ok()?;
+        let mut routes = place.filter(|route| route.at.methods.contains(method));
         routes.find_map(|route| Some((route, route.answers.cors.as_ref()?)))
     }
 
@@ -215,9 +218,13 @@ impl Routes {
         self.routes.iter()
     }
 
-    fn place(&self, host: &str, path: &str) -> impl Iterator<Item = &Route> {
-        let place = self.tree.find(host, path).unwrap_or_default();
-        place.iter().map(|index| &self.routes[*index])
+    fn place(&self, host: &str, path: &str) -> Result<impl Iterator<Item = &Route>, Reason> {
+        let place = self.tree.find(host, path);
+        // Upstreams that drop parameters would serve what another place guards.
+        if bare(path).is_some_and(|bare| self.tree.find(host, &bare) != place) {
+            return Err(Reason::MalformedRequest);
+        }
+        Ok(place.unwrap_or_default().iter().map(|index| &self.routes[*index]))
     }
 }
 

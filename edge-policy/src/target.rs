@@ -44,6 +44,34 @@ impl Target {
     pub fn path_and_query(&self) -> String {
         self.query.as_ref().map_or_else(|| self.path.clone(), |q| format!("{}?{q}", self.path))
     }
+
+    /// It as servers read it that drop parameters of segments, if it has any.
+    #[must_use]
+    pub fn bare(&self) -> Option<Self> {
+        Some(Self { path: bare(&self.path)?, query: self.query.clone() })
+    }
+}
+
+/// A path in normal form as servers read it that drop the parameters of its segments
+/// (`/admin;x` is `/admin` to them); `None` if it has none.
+pub(crate) fn bare(path: &str) -> Option<String> {
+    let may_have = path.contains([';', '%']);
+    (may_have && path.split('/').any(has_parameter)).then(|| {
+        let kept = path.split('/').map(without_parameter).filter(|segment| !segment.is_empty());
+        let bare = kept.fold(String::new(), |path, segment| path + "/" + segment);
+        let is_open = bare.is_empty() || path.ends_with('/');
+        bare + if is_open { "/" } else { "" }
+    })
+}
+
+/// Whether a segment has a parameter, be its semicolon escaped or not.
+pub(crate) fn has_parameter(segment: &str) -> bool {
+    without_parameter(segment).len() < segment.len()
+}
+
+fn without_parameter(segment: &str) -> &str {
+    let name = segment.split(';').next().unwrap_or_default();
+    name.split("%3B").next().unwrap_or_default()
 }
 
 /// Whether a path is as it would become: letters, digits and few signs, no empty segment and none that
@@ -109,7 +137,9 @@ fn resolve(path: &str) -> Result<String, Reason> {
                 kept.pop().ok_or(Reason::MalformedRequest)?;
             }
             // Some servers drop what follows the semicolon and then climb.
-            _ if is_dots_with_parameter(segment) => return Err(Reason::MalformedRequest),
+            _ if matches!(without_parameter(segment), "." | "..") => {
+                return Err(Reason::MalformedRequest);
+            }
             _ => kept.push(segment),
         }
     }
@@ -122,12 +152,6 @@ fn resolve(path: &str) -> Result<String, Reason> {
         out.push('/');
     }
     Ok(out)
-}
-
-fn is_dots_with_parameter(segment: &str) -> bool {
-    let name = segment.split(';').next().unwrap_or_default();
-    let name = name.split("%3B").next().unwrap_or_default();
-    name.len() < segment.len() && matches!(name, "." | "..")
 }
 
 fn check_query(query: &str) -> Result<String, Reason> {
@@ -231,6 +255,28 @@ mod tests {
             "/%2%65",
         ] {
             assert_eq!(normal(text), Err(Reason::MalformedRequest), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn some_servers_drop_what_follows_a_semicolon() {
+        for (path, expected) in [
+            ("/", None),
+            ("/a/b", None),
+            ("/a?b;c", None),
+            ("/a;x", Some("/a")),
+            ("/a;x/b;y=1;z/", Some("/a/b/")),
+            ("/a%3bx/b%3B", Some("/a/b")),
+            ("/a%3Bx;y", Some("/a")),
+            ("/;x/a", Some("/a")),
+            ("/a/;x", Some("/a")),
+            ("/;x", Some("/")),
+            // Decoded once.
+            ("/a%253Bx", None),
+        ] {
+            let target = Target::parse(path, 1000).unwrap();
+            let bare = target.bare().map(|target| target.path);
+            assert_eq!(bare.as_deref(), expected, "{path}");
         }
     }
 

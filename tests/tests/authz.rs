@@ -243,6 +243,43 @@ fn incident_no_header_chooses_the_path_that_is_decided_about() -> Result<()> {
     Ok(())
 }
 
+/// Tomcat, Jetty and Spring drop `;x` from a segment: what is `/scoped;x` here is `/scoped` there.
+#[test]
+fn parameters_of_a_path_evade_no_route_owner_or_policy() -> Result<()> {
+    let lab = Lab::new()?;
+    let origin = Origin::start(&lab)?;
+    let edged = start(&lab)?;
+    let (key, id) = key(&edged, "plain", "")?;
+    for (path, status) in [
+        ("/scoped;x".to_owned(), 400),
+        ("/scoped;/y".into(), 400),
+        ("/scoped%3bx".into(), 400),
+        ("/;x/scoped".into(), 400),
+        (format!("/users;x/{id}"), 400),
+        ("/users/somebody".into(), 403),
+        (format!("/users/{id};x"), 403),
+        (format!("/users/;x/{id}"), 403),
+        ("/policy/;x/secret".into(), 403),
+        ("/policy/x;/secret".into(), 403),
+    ] {
+        for version in ["--http1.1", "--http2"] {
+            let response = edged.get(FRIEND, &path).key(&key).flag(version).send()?;
+            assert_eq!(response.status, status, "{path} {version}: {response:?}");
+        }
+    }
+    assert_eq!(origin.seen(), 0);
+    for path in
+        ["/echo;jsessionid=1".to_owned(), "/policy/a;v=1".into(), format!("/users/{id}/a;b")]
+    {
+        let response = edged.get(FRIEND, &path).key(&key).send()?;
+        assert_eq!(response.status, 200, "{path}: {response:?}");
+    }
+    let target = "/echo/a;b=1/c%3Bd";
+    edged.get(FRIEND, target).key(&key).send()?;
+    assert_eq!(origin.asked(target), 1, "it passes as it came");
+    Ok(())
+}
+
 /// oauth2-proxy let `X_Forwarded_User` through, and the server behind it took `_` for `-`
 /// (CVE-2025-64484).
 #[test]

@@ -89,8 +89,7 @@ fn path(item: &Item<'_>, exact: bool) -> Option<PathPattern> {
         Err(PathFault::Braces) => "a name in braces stands for a whole segment: \"/users/{id}\"",
         Err(PathFault::Twice) => "each name once: \"/users/{user}/orders/{order}\"",
         Err(PathFault::NotNormal) => {
-            "as requests are compared: escapes in upper case, and only of \
-                                      what needs them"
+            "as requests are compared: escapes in upper case and only of what needs them, no semicolons"
         }
     };
     item.wrong(what, help)

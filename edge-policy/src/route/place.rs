@@ -132,7 +132,8 @@ impl PathPattern {
             plain.push('/');
         }
         let normal = Target::parse(&plain, usize::MAX);
-        if normal.is_ok_and(|target| target.query.is_none() && target.path == plain) {
+        let is_whole = |target: &Target| target.query.is_none() && target.bare().is_none();
+        if normal.is_ok_and(|target| target.path == plain && is_whole(&target)) {
             let text = text.strip_suffix('/').unwrap_or(text).to_owned();
             Ok(Self { text, segments, exact })
         } else {
@@ -244,6 +245,7 @@ mod tests {
             ("/a/../b", PathFault::NotNormal),
             ("/a?b", PathFault::NotNormal),
             ("/%61", PathFault::NotNormal),
+            ("/a;b", PathFault::NotNormal),
             ("/a{b}", PathFault::Braces),
             ("/{}", PathFault::Braces),
             ("/{a-b}", PathFault::Braces),
