@@ -758,6 +758,49 @@ fn a_denied_upstream_is_a_mistake_unless_it_is_allowed() {
     expect(&loopback.replace("\"eth0\"", "\"lo\""), 22, 9, "denies the upstream", "allow");
 }
 
+/// A subject may look like a key's id, and what a certificate maps to like a subject.
+#[test]
+fn an_owner_is_proved_in_one_way() {
+    let issuer = |name: &str| {
+        format!(
+            "[[issuer]]\nname = \"{name}\"\nissuer = \"https://{name}.test\"\naudience = [\"a\"]\n\
+             jwks_url = \"https://{name}.test/jwks\"\n"
+        )
+    };
+    let told = |auth: &str, more: &str, equals: &str, issuers: &[&str]| {
+        let issuers = issuers.iter().map(|name| issuer(name)).collect::<String>();
+        let route = format!(
+            "[[route]]\npath = \"/users\"\nmethods = [\"GET\"]\nauth = [{auth}]\n{more}\n\
+             owner = {{ path = \"/users/{{id}}\", equals = \"{equals}\" }}\nupstream = \"api\""
+        );
+        let read = read(&plus(&format!("{issuers}{route}")));
+        read.err().map_or_else(String::new, |mistakes| mistakes.to_string())
+    };
+    let named = "issuers = [\"one\"]";
+    for (auth, more, equals, issuers, words) in [
+        ("\"key\", \"jwt\"", "", "sub", &["one"][..], "several ways of proof"),
+        ("\"signature\", \"jwt\"", named, "sub", &["one", "two"], "several ways of proof"),
+        ("\"key\", \"mtls\"", "", "sub", &[], "several ways of proof"),
+        ("\"key\", \"mtls\"", "", "name", &[], "several ways of proof"),
+        ("\"jwt\", \"mtls\"", "", "sub", &["one"], "several ways of proof"),
+        ("\"jwt\"", "", "sub", &["one", "two"], "several issuers"),
+        ("\"jwt\", \"key\"", "", "tenant", &["one", "two"], "several issuers"),
+    ] {
+        let told = told(auth, more, equals, issuers);
+        assert!(told.contains(words), "{auth} {more} {equals}: {told}");
+    }
+    for (auth, more, equals, issuers) in [
+        ("\"key\", \"signature\"", "", "sub", &[][..]),
+        ("\"jwt\"", named, "sub", &["one", "two"]),
+        // What a key does not have, it cannot own by.
+        ("\"jwt\", \"key\"", "", "tenant", &["one"]),
+        ("\"jwt\", \"key\"", "", "name", &["one"]),
+    ] {
+        let told = told(auth, more, equals, issuers);
+        assert!(!told.contains("owners by"), "{auth} {more} {equals}: {told}");
+    }
+}
+
 #[test]
 fn doubts_are_told_but_do_not_refuse() {
     let text = plus("[metrics]\nlisten = \"0.0.0.0:9464\"\n[lists]\ndeny = [\"192.0.2.7/24\"]")

@@ -5,6 +5,7 @@ use std::{net::IpAddr, ops::Range};
 use edge_identity::jwt::Issuer as Terms;
 use edge_policy::{
     auth::Method,
+    owner::Attribute,
     route::{self, Match, Requirement, RouteFault},
 };
 use ipnet::IpNet;
@@ -151,14 +152,7 @@ fn check_issuers(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'_>)
             let what = format!("no [[issuer]] is called '{name}'");
             notes.wrong(place_nth(document, "route", n, "issuers"), what, "one that there is");
         }
-        let several =
-            if needs.issuers.is_empty() { settings.issuers.len() } else { needs.issuers.len() };
-        if needs.owner.is_some() && needs.methods.contains(Method::Jwt) && several > 1 {
-            let what =
-                "owners by the tokens of several issuers, who may call different people the same";
-            let help = "name one by 'issuers'; a second route can take the other's";
-            notes.wrong(place_nth(document, "route", n, "owner"), what, help);
-        }
+        check_owner(needs, settings.issuers.len(), place_nth(document, "route", n, "owner"), notes);
     }
     let takes = |needs: &Requirement| needs.methods.contains(Method::Jwt);
     let takers = settings.routes.iter().map(|route| route.needs.as_ref().is_some_and(takes));
@@ -171,6 +165,38 @@ fn check_issuers(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'_>)
         let span = place_nth(document, "issuer", 0, "name");
         notes.doubt(span, "no route takes tokens", "is an 'auth' of \"jwt\" missing?");
     }
+}
+
+/// Who proves himself in another way, or to another issuer, may have the same name as the owner. Keys
+/// and certificates have no claims, and tokens no name, by which anybody could own.
+fn check_owner(needs: &Requirement, issuers: usize, span: Range<usize>, notes: &Notes<'_>) {
+    let Some(owner) = &needs.owner else { return };
+    let takes = |way| needs.methods.contains(way);
+    let has_claims = matches!(owner.equals, Attribute::Claim(_));
+    let has_name = matches!(owner.equals, Attribute::Name);
+    let issuers = match needs.issuers.len() {
+        _ if !takes(Method::Jwt) || has_name => 0,
+        0 => issuers,
+        named => named,
+    };
+    let keys = !has_claims && (takes(Method::Key) || takes(Method::Signature));
+    let certificates = !has_claims && takes(Method::Mtls);
+    if issuers + usize::from(keys) + usize::from(certificates) < 2 {
+        return;
+    }
+    let (what, help) = if issuers > 1 {
+        (
+            "owners by the tokens of several issuers, who may call different people the same",
+            "name one by 'issuers'; a second route can take the other's",
+        )
+    } else {
+        (
+            "owners by several ways of proof, each of which may call somebody else the same",
+            "leave one way in 'auth' (\"key\" and \"signature\" are one); a route with another \
+             'path' or 'if_headers' can take the other's",
+        )
+    };
+    notes.wrong(span, what, help);
 }
 
 fn check_listeners(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'_>) {
