@@ -235,7 +235,7 @@ fn is_owner(owner: &Owner, roles: &Roles, principal: &Principal, target: &Target
             Some(Claim::Text(text)) => *text == named,
             Some(Claim::Number(number)) => number.to_string() == named,
             Some(Claim::List(list)) => list.iter().any(|one| *one == named),
-            Some(Claim::Flag(_)) | None => false,
+            Some(Claim::Flag(_) | Claim::Other(_)) | None => false,
         },
     }
 }

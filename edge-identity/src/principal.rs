@@ -9,6 +9,7 @@ use edge_common::Reason;
 pub use edge_policy::auth::{Method, Methods};
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, HeaderName};
+use serde_json::{Number, Value};
 
 use crate::key::Key;
 
@@ -59,6 +60,34 @@ pub enum Claim {
     Flag(bool),
     /// Strings.
     List(Vec<String>),
+    /// Anything else, as it came: an object, a fraction, a number beyond an [`i64`], null, other arrays.
+    /// Policies can compare it if their schema says what it is.
+    Other(Value),
+}
+
+impl Claim {
+    /// What JSON says.
+    #[must_use]
+    pub fn of(value: &Value) -> Self {
+        let other = || Self::Other(value.clone());
+        match value {
+            Value::String(text) => Self::Text(text.clone()),
+            Value::Bool(flag) => Self::Flag(*flag),
+            Value::Number(number) => whole(number).map_or_else(other, Self::Number),
+            Value::Array(items) => {
+                let texts = items.iter().map(|item| item.as_str().map(str::to_owned));
+                texts.collect::<Option<_>>().map_or_else(other, Self::List)
+            }
+            Value::Null | Value::Object(_) => other(),
+        }
+    }
+}
+
+/// A number of JSON, which does not tell `9.0` from `9`, if it is whole. Beyond 2^53 a double may
+/// stand for another number than was written.
+pub(crate) fn whole(number: &Number) -> Option<i64> {
+    let is_whole = |float: &f64| float.fract() == 0.0 && float.abs() < 9_007_199_254_740_992.0;
+    number.as_i64().or_else(|| number.as_f64().filter(is_whole).map(|float| float as i64))
 }
 
 impl fmt::Display for Claim {
@@ -68,6 +97,7 @@ impl fmt::Display for Claim {
             Self::Number(number) => number.fmt(f),
             Self::Flag(flag) => flag.fmt(f),
             Self::List(list) => f.write_str(&list.join(" ")),
+            Self::Other(value) => value.fmt(f),
         }
     }
 }

@@ -3,8 +3,6 @@
 
 use std::borrow::Cow;
 
-use serde_json::Value;
-
 use super::claims::Claims;
 use super::denylist::Denylist;
 use super::jwks::KeySet;
@@ -100,8 +98,7 @@ impl Verified {
     #[must_use]
     pub fn named(&self, terms: &Issuer) -> Named {
         let claims = &self.claims;
-        let told =
-            claims.all.iter().filter_map(|(name, value)| Some((name.clone(), claim(value)?)));
+        let told = claims.all.iter().map(|(name, value)| (name.clone(), Claim::of(value)));
         Named {
             method: Method::Jwt,
             issuer: Some(terms.name.clone()),
@@ -114,20 +111,6 @@ impl Verified {
             claims: told.collect(),
         }
     }
-}
-
-/// A claim in a form that rules can compare, if it has one.
-fn claim(value: &Value) -> Option<Claim> {
-    Some(match value {
-        Value::String(text) => Claim::Text(text.clone()),
-        Value::Bool(flag) => Claim::Flag(*flag),
-        Value::Number(number) => Claim::Number(number.as_i64()?),
-        Value::Array(items) => {
-            let texts = items.iter().map(|item| item.as_str().map(str::to_owned));
-            Claim::List(texts.collect::<Option<_>>()?)
-        }
-        Value::Null | Value::Object(_) => return None,
-    })
 }
 
 impl<'t> Unverified<'t> {

@@ -153,11 +153,12 @@ impl Place {
             Self::Proof => Known::Text(principal.method().name()),
             Self::Tier => Known::Text(principal.tier()?),
             Self::Issuer => Known::Text(principal.issuer()?),
-            Self::Claim(name) => match principal.claim(name)? {
+            Self::Claim(name) => match asked.claim(name)? {
                 Claim::Text(text) => Known::Text(text),
                 Claim::Number(number) => Known::Number(*number),
                 Claim::Flag(flag) => Known::Flag(*flag),
                 Claim::List(list) => Known::List(list),
+                Claim::Other(_) => return None,
             },
             Self::Method => Known::Text(facts.method.as_str()),
             Self::Host => Known::Text(facts.host),
@@ -178,6 +179,8 @@ impl Place {
         Some(match self {
             Self::Scopes | Self::Roles | Self::Client => true,
             Self::Tls => asked.facts.tls.is_some(),
+            // Of whatever type it is.
+            Self::Claim(name) => asked.principal.claim(name).is_some(),
             Self::TlsVersion | Self::ServerName | Self::Ja4 if asked.facts.tls.is_none() => {
                 return None;
             }

@@ -14,6 +14,7 @@ use http::Method;
 use miette::Diagnostic;
 use serde_json::{Value, json};
 
+use super::claims::{Types, read_one_by_one};
 use super::condition::Test;
 use super::uses::Uses;
 
@@ -79,6 +80,7 @@ pub struct Fault {
 #[derive(Default)]
 pub struct Policies {
     all: Vec<Parsed>,
+    pub(super) types: Arc<Types>,
 }
 
 /// A policy, its scope apart from its conditions.
@@ -115,11 +117,11 @@ impl Policies {
         files: &[File<'_>],
         routes: &[String],
     ) -> Result<(Self, Vec<Fault>), Vec<Fault>> {
-        let schema = self::schema(schema).map_err(|fault| vec![fault])?;
+        let (schema, types) = self::schema(schema).map_err(|fault| vec![fault])?;
         let validator = Validator::new(schema);
         let (mut all, mut faults, mut ids) = (Vec::new(), Vec::new(), HashSet::new());
         for (number, file) in files.iter().enumerate() {
-            let mut reading = Reading { number, file, routes, faults: &mut faults };
+            let mut reading = Reading { number, file, routes, types: &types, faults: &mut faults };
             let Some(set) = reading.parse() else { continue };
             reading.validate(&validator, &set);
             for policy in in_order(&set) {
@@ -130,7 +132,7 @@ impl Policies {
         if faults.iter().any(|fault| !fault.is_doubt) {
             return Err(faults);
         }
-        Ok((Self { all }, faults))
+        Ok((Self { all, types: Arc::new(types) }, faults))
     }
 
     /// How many there are.
@@ -154,8 +156,9 @@ impl Policies {
     }
 }
 
-/// The operator's schema and the edge's as one; the operator's first, so that places in it are right.
-fn schema(own: Option<&str>) -> Result<Schema, Fault> {
+/// The operator's schema and the edge's as one, the operator's first, so that places in it are right;
+/// and what it says of claims.
+fn schema(own: Option<&str>) -> Result<(Schema, Types), Fault> {
     let text = own.unwrap_or(NO_CLAIMS);
     let fault = |span, what: String, help: &str| Fault {
         file: None,
@@ -165,14 +168,20 @@ fn schema(own: Option<&str>) -> Result<Schema, Fault> {
         is_doubt: false,
     };
     let whole = format!("{text}\n{SCHEMA}");
-    match Schema::from_cedarschema_str(&whole) {
-        Ok((schema, _)) => Ok(schema),
+    let schema = match Schema::from_cedarschema_str(&whole) {
+        Ok((schema, _)) => schema,
         Err(error) => {
             let place = place(&error).filter(|place| place.end <= text.len());
             let help = "it says what claims are: type Claims = { tenant?: String };";
-            Err(fault(place.unwrap_or(0..0), chain(&error), help))
+            return Err(fault(place.unwrap_or(0..0), chain(&error), help));
         }
-    }
+    };
+    let types = Types::read(text).map_err(|name| {
+        let span = text.find(&name).map_or(0..0, |at| at..at + name.len());
+        let help = "String, Long, Bool, decimal, and sets and records of these";
+        fault(span, format!("no claim can be of the type {name}"), help)
+    })?;
+    Ok((schema, types))
 }
 
 /// The policies of a set as they stand in the file: the parser numbers them.
@@ -190,6 +199,7 @@ struct Reading<'r> {
     number: usize,
     file: &'r File<'r>,
     routes: &'r [String],
+    types: &'r Types,
     faults: &'r mut Vec<Fault>,
 }
 
@@ -258,6 +268,13 @@ impl Reading<'_> {
         let conditions = json.get("conditions").and_then(Value::as_array).cloned();
         let conditions = conditions.unwrap_or_default();
         let (test, uses) = (Test::of(&conditions), Uses::of(&conditions));
+        let Some(read) = read_one_by_one(&mut json["conditions"]) else {
+            let span = self.span_of("principal.claims").unwrap_or(0..0);
+            let what = format!("policy {id:?} takes 'claims' for more than to read one");
+            self.note(span, what, "principal.claims.tenant, principal.claims has tenant", false);
+            return None;
+        };
+        let test = test.filter(|_| read.iter().all(|name| self.types.is_plain(name)));
         let bare = match Policy::from_json(Some(PolicyId::new(&id)), json) {
             Ok(bare) => bare,
             Err(error) => {

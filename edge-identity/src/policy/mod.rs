@@ -7,6 +7,7 @@
 //! Of all that apply, one `forbid` refuses, whatever permits there are; without a `permit` nothing
 //! passes; and a policy that cannot be evaluated refuses, unless it would permit and another does.
 
+mod claims;
 mod condition;
 mod known;
 mod load;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 
 use cedar_policy::{Authorizer, EntityUid};
 
+use self::claims::Types;
 pub use self::load::{Fault, File, Policies, SCHEMA, label};
 use self::request::Asked;
 use self::slice::{Part, Said, Slice};
@@ -41,6 +43,7 @@ pub struct Set {
     /// By the route's number; for each of its actions.
     slices: HashMap<usize, RouteSlices>,
     engine: Authorizer,
+    types: Arc<Types>,
 }
 
 /// What one route asks of a set.
@@ -76,7 +79,8 @@ impl Set {
             let by_action = (0..load::ACTIONS.len()).map(cut).collect();
             (number, RouteSlices { resource: load::route_uid(label), by_action })
         });
-        Self { name, shadow, slices: slices.collect(), engine: Authorizer::new() }
+        let types = Arc::clone(&policies.types);
+        Self { name, shadow, slices: slices.collect(), engine: Authorizer::new(), types }
     }
 
     /// What the policies for a route say of a request.
@@ -91,8 +95,9 @@ impl Set {
         let Some(of_route) = self.slices.get(&route) else { return Ruling::NoPermit };
         let action = load::action(facts.method);
         let (held, caller) = (roles.of(principal), principal.identity());
-        let asked = Asked { principal, caller: &caller, action, roles, held: &held, facts };
-        let buckets = || of_route.by_action[action].buckets(&caller, &held);
+        let (caller, types) = (&*caller, &*self.types);
+        let asked = Asked { principal, caller, action, roles, held: &held, facts, types };
+        let buckets = || of_route.by_action[action].buckets(caller, &held);
         let forbid = gather(buckets().map(|bucket| &bucket.forbids), |part| part.test(&asked));
         if let Some(id) = forbid.met {
             return Ruling::Forbid(id);

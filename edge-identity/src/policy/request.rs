@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use cedar_policy::{Context, Entities, Entity, EntityUid, Request, RestrictedExpression as Value};
 use edge_policy::calendar;
 
+use super::claims::Types;
 use super::load::{ACTION_UIDS, KINDS, uid};
 use super::uses::{CALLER, CONTEXT, Uses};
 use crate::access::Facts;
@@ -22,9 +23,16 @@ pub(super) struct Asked<'a> {
     /// Every role that the principal is.
     pub(super) held: &'a [&'a str],
     pub(super) facts: &'a Facts<'a>,
+    /// What claims must be.
+    pub(super) types: &'a Types,
 }
 
-impl Asked<'_> {
+impl<'a> Asked<'a> {
+    /// A plain claim, if it is there and of its type.
+    pub(super) fn claim(&self, name: &str) -> Option<&'a Claim> {
+        self.principal.claim(name).filter(|claim| self.types.fits(name, claim))
+    }
+
     /// The request and the entities that policies look at which use these; `None` if the engine refuses them.
     pub(super) fn request(&self, uses: Uses, resource: &EntityUid) -> Option<(Request, Entities)> {
         let caller = uid(&KINDS.caller, self.caller);
@@ -57,7 +65,7 @@ impl Asked<'_> {
                 "roles" => set(self.held),
                 "tier" => text(principal.tier()?),
                 "issuer" => text(principal.issuer()?),
-                _ => claims(principal)?,
+                _ => self.claims()?,
             })
         };
         let used = CALLER.iter().enumerate().filter(|(at, _)| uses.caller & 1 << at != 0);
@@ -66,6 +74,12 @@ impl Asked<'_> {
         let held = if uses.hierarchy { self.held } else { &[] };
         let parents = held.iter().map(|role| uid(&KINDS.role, role)).collect();
         Entity::new(caller, attributes, parents).ok()
+    }
+
+    fn claims(&self) -> Option<Value> {
+        let held =
+            |(name, claim): (&String, _)| Some((name.clone(), self.types.held(name, claim)?));
+        Value::new_record(self.principal.claims().filter_map(held)).ok()
     }
 
     fn context(&self, uses: Uses) -> Option<Context> {
@@ -96,15 +110,4 @@ impl Asked<'_> {
 
 fn text(text: &str) -> Value {
     Value::new_string(text.to_owned())
-}
-
-fn claims(principal: &Principal) -> Option<Value> {
-    let value = |claim: &Claim| match claim {
-        Claim::Text(word) => text(word),
-        Claim::Number(number) => Value::new_long(*number),
-        Claim::Flag(flag) => Value::new_bool(*flag),
-        Claim::List(words) => Value::new_set(words.iter().map(|word| text(word))),
-    };
-    let claims = principal.claims().map(|(name, claim)| (name.clone(), value(claim)));
-    Value::new_record(claims).ok()
 }

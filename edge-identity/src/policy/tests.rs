@@ -17,8 +17,13 @@ use crate::principal::tests::{somebody, words};
 use crate::principal::{Claim, Method as Proof, Named};
 use crate::roles::Role;
 
-const CLAIMS: &str =
-    "type Claims = { tenant?: String, level?: Long, groups?: Set<String>, staff?: Bool };\n";
+const CLAIMS: &str = "
+    type Access = { roles: Set<String>, verified?: Bool };
+    type Claims = {
+        tenant?: String, level?: Long, groups?: Set<String>, staff?: Bool,
+        risk?: decimal, ports?: Set<Long>, realm_access?: Access,
+    };
+";
 
 fn labels() -> Vec<String> {
     words(&["/a", "h/b"])
@@ -49,6 +54,11 @@ fn alice(scopes: &[&str], roles: &[&str], claims: &[(&str, Claim)]) -> Principal
     let claims: BTreeMap<_, _> =
         claims.iter().map(|(name, claim)| ((*name).to_owned(), claim.clone())).collect();
     Principal::Named(Arc::new(Named { claims, ..(*named).clone() }))
+}
+
+/// A claim as a token says it.
+fn said(json: &str) -> Claim {
+    Claim::of(&serde_json::from_str(json).unwrap())
 }
 
 /// A request to a route, by its number.
@@ -217,6 +227,124 @@ fn one_forbid_refuses_and_a_failure_refuses() {
     }
 }
 
+/// What a schema says of claims beyond words and whole numbers is there to be read.
+#[test]
+fn objects_fractions_and_sets_of_numbers_are_claims_too() {
+    let who = alice(
+        &[],
+        &[],
+        &[
+            ("risk", said("7.5")),
+            ("level", said("9.0")),
+            ("ports", said("[80, 443.0]")),
+            ("realm_access", said(r#"{"roles": ["admin"], "other": null}"#)),
+        ],
+    );
+    for (condition, met) in [
+        ("principal.claims has risk && principal.claims.risk.greaterThan(decimal(\"5.0\"))", true),
+        ("principal.claims has risk && principal.claims.risk == decimal(\"7.5\")", true),
+        ("principal.claims has level && principal.claims.level > 5", true),
+        ("principal.claims has ports && principal.claims.ports.contains(443)", true),
+        ("principal.claims has ports && principal.claims.ports == [443, 80]", true),
+        ("principal.claims has ports && principal.claims.ports.contains(22)", false),
+        (
+            "principal.claims has realm_access && principal.claims.realm_access.roles.contains(\"admin\")",
+            true,
+        ),
+        (
+            "principal.claims has realm_access.roles && principal.claims.realm_access.roles.contains(\"boss\")",
+            false,
+        ),
+        ("principal.claims has realm_access.verified", false),
+        ("principal has claims.realm_access.roles", true),
+    ] {
+        let text =
+            format!("@id(\"it\") permit(principal, action, resource) when {{ {condition} }};");
+        let expected = if met { "it permits" } else { "no policy permits" };
+        assert_eq!(ruled(&set(&text), &who, &sent("GET", "/a")), expected, "{condition}");
+    }
+}
+
+/// A claim that Cedar cannot hold, or that is of another type than the schema says, is there, and
+/// whatever reads it fails: no `forbid` passes it by.
+#[test]
+fn a_claim_that_cannot_be_held_is_never_absent() {
+    const PLAIN: [(&str, &str); 4] = [
+        ("tenant", "== \"red\""),
+        ("level", "> 5"),
+        ("groups", ".contains(\"g1\")"),
+        ("staff", "== true"),
+    ];
+    const DEEP: [(&str, &str); 6] = [
+        ("level", "+ 1 == 5"),
+        ("risk", ".greaterThan(decimal(\"5.0\"))"),
+        ("risk", "== decimal(\"5.0\")"),
+        ("ports", ".contains(22)"),
+        ("realm_access", ".roles.contains(\"x\")"),
+        ("realm_access", " has verified"),
+    ];
+    let others = [
+        "null",
+        "{}",
+        "[null]",
+        "[1, \"a\"]",
+        "[[]]",
+        "1e30",
+        "0.12345",
+        "18446744073709551615",
+        r#"{"roles": "x"}"#,
+        r#"{"roles": [1]}"#,
+        r#"{"roles": [], "verified": 1}"#,
+        "\"9\"",
+    ];
+    for (name, condition) in PLAIN.iter().chain(&DEEP) {
+        for other in others.iter().filter(|other| (*name, **other) != ("tenant", "\"9\"")) {
+            let who = alice(&[], &[], &[(name, said(other))]);
+            let read = format!("principal.claims has {name} && principal.claims.{name}{condition}");
+            for (text, expected) in [
+                (
+                    format!("@id(\"f\") forbid(principal, action, resource) when {{ {read} }};"),
+                    "f failed",
+                ),
+                (
+                    format!(
+                        "@id(\"f\") forbid(principal, action, resource) when {{ principal.claims has {name} }};"
+                    ),
+                    "f forbids",
+                ),
+                (
+                    format!("@id(\"f\") forbid(principal, action, resource) unless {{ {read} }};"),
+                    "f failed",
+                ),
+                (
+                    format!(
+                        "@id(\"f\") forbid(principal, action, resource) when {{ false && ({read}) }};"
+                    ),
+                    "p permits",
+                ),
+            ] {
+                let text = format!("@id(\"p\") permit(principal, action, resource);\n{text}");
+                let found = ruled(&set(&text), &who, &sent("GET", "/a"));
+                assert_eq!(found, expected, "{name}: {other}\n{text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_schema_gives_claims_only_types_that_they_can_have() {
+    for (schema, word) in [
+        ("type Claims = { from?: ipaddr };", "ipaddr"),
+        ("type Claims = { at?: Set<datetime> };", "datetime"),
+        ("type Claims = { by?: { who: Caller } };", "Caller"),
+        ("type Claims = String;", "Claims"),
+    ] {
+        let faults = Policies::load(Some(schema), &[], &[]).err().unwrap_or_default();
+        let told = faults.first().map_or("", |fault| &schema[fault.span.clone()]);
+        assert_eq!(told, word, "{schema}: {faults:?}");
+    }
+}
+
 #[test]
 fn ordinary_conditions_need_no_engine() {
     for condition in ORDINARY {
@@ -247,6 +375,16 @@ fn what_makes_no_sense_is_refused_with_its_place() {
             "tier",
         ),
         ("permit(principal == ?principal, action, resource);", "?principal", "template"),
+        (
+            "permit(principal, action, resource) when { {\"c\": principal.claims}.c has tenant };",
+            "principal.claims",
+            "more than to read one",
+        ),
+        (
+            "permit(principal, action, resource) when { (if true then principal else principal).claims has tenant };",
+            "",
+            "more than to read one",
+        ),
         (
             "@id(\"x\") permit(principal, action, resource);\n@id(\"x\") permit(principal, action, resource);",
             "\"x\"",
@@ -337,8 +475,14 @@ const ORDINARY: [&str; 48] = [
 ];
 
 /// Conditions that are left to the engine.
-const DEEP: [&str; 4] = [
+const DEEP: [&str; 10] = [
     "principal.claims has level && principal.claims.level + 1 > 4",
+    "principal.claims has risk && principal.claims.risk.lessThan(decimal(\"1.5\"))",
+    "principal.claims has ports && principal.claims.ports.contains(9)",
+    "principal.claims has realm_access",
+    "principal has claims.realm_access.verified",
+    "principal.claims has realm_access && principal.claims.realm_access.roles.contains(\"g1\")",
+    "principal.claims has realm_access.verified && principal.claims.realm_access.verified",
     "[context.path].contains(context.path)",
     "{\"a\": principal.id}.a == \"alice\"",
     "context.time.offset(duration(\"1h\")) > datetime(\"2026-11-21T12:59:59.999Z\")",
@@ -381,19 +525,54 @@ fn claims() -> impl Strategy<Value = Vec<(&'static str, Claim)>> {
         any::<bool>().prop_map(Claim::Flag),
         proptest::sample::subsequence(vec!["g1", "g2", "g3"], 0..=3)
             .prop_map(|groups| Claim::List(words(&groups))),
+        // What Cedar can hold, in part, and what it cannot.
+        proptest::sample::select(
+            &[
+                "null",
+                "{}",
+                "9.0",
+                "0.5",
+                "0.123456",
+                "1e30",
+                "-18446744073709551615",
+                "[9]",
+                "[9.5]",
+                "[\"g1\", 9]",
+                "[null]",
+                r#"{"roles": ["g1"]}"#,
+                r#"{"roles": []}"#,
+                r#"{"roles": 9}"#,
+                r#"{"roles": ["g1"], "verified": true}"#,
+                r#"{"roles": ["g1"], "verified": null}"#,
+            ][..]
+        )
+        .prop_map(said),
     ];
-    let name = proptest::sample::select(&["tenant", "level", "groups", "staff"][..]);
-    proptest::collection::vec((name, claim), 0..6)
+    let names = ["tenant", "level", "groups", "staff", "risk", "ports", "realm_access"];
+    proptest::collection::vec((proptest::sample::select(names.to_vec()), claim), 0..8)
 }
 
-/// The engine with everything at once: no slices, no plain tests, all facts.
+/// The engine with everything at once: no slices, no plain tests, all facts. Each claim is a record
+/// there, whose one member is missing where it is not what the schema says.
 fn whole(text: &str, who: &Principal, sent: &Sent) -> &'static str {
     let (roles, label) = (roles(), &labels()[sent.route]);
-    let all = PolicySet::from_str(text).unwrap();
+    let mut text = text.to_owned();
+    for name in ["tenant", "level", "groups", "staff", "risk", "ports", "realm_access"] {
+        let read = format!("principal.claims.{name}");
+        text = text.replace(&read, &format!("{read}.value"));
+        // A member of a claim is asked for by reading the claim.
+        let has = format!("principal.claims has {name}.verified");
+        let both = format!("(principal.claims has {name} && {read}.value has verified)");
+        text = text.replace(&has, &both);
+        text = text.replace(&format!("principal has claims.{name}.verified"), &both);
+    }
+    let all = PolicySet::from_str(&text).unwrap();
+    let types = claims::Types::read(CLAIMS).unwrap();
     let response = with_facts(sent, |facts| {
         let held = roles.of(who);
         let (caller, action) = (&who.identity(), action(facts.method));
-        let asked = Asked { principal: who, caller, action, roles: &roles, held: &held, facts };
+        let (roles, held, types) = (&roles, &held, &types);
+        let asked = Asked { principal: who, caller, action, roles, held, facts, types };
         let uses = Uses { caller: u8::MAX, context: u8::MAX, hierarchy: true, action: true };
         let resource = load::route_uid(label);
         let (request, entities) = asked.request(uses, &resource).unwrap();
