@@ -7,9 +7,10 @@ use edge_common::Reason;
 use edge_tests::{
     Edged, Lab, Origin,
     client::{HOST, until},
+    issuer::{AUDIENCE, Answers, ISSUER, KEYS_URL, KeyServer, Signer, jwks},
     lab::FRIEND,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Routes that ask more of their callers than a key.
 const ROUTES: &str = r#"
@@ -48,6 +49,31 @@ owner = { path = "/users/{id}", equals = "sub" }
 upstream = "api"
 
 [[route]]
+path = "/search"
+methods = ["GET"]
+auth = "key"
+owner = { query = "user_id", equals = "sub" }
+upstream = "api"
+
+[[route]]
+path = "/beta"
+methods = ["GET"]
+auth = "key"
+if_headers = ["x-version=2"]
+upstream = "api"
+
+[[policy]]
+name = "sealed"
+files = ["sealed.cedar"]
+
+[[route]]
+path = "/sealed"
+methods = ["GET"]
+auth = ["key", "signature"]
+policies = ["sealed"]
+upstream = "api"
+
+[[route]]
 path = "/scoped"
 methods = ["GET"]
 auth = "key"
@@ -69,6 +95,55 @@ when { principal.scopes.contains("orders:write") };
 @id("secret") forbid(principal, action, resource) when { context.path like "*/secret*" };
 "#;
 
+/// For who comes by TLS 1.3 and names the host.
+const SEALED: &str = r#"
+permit(principal, action, resource);
+forbid(principal, action, resource)
+unless { context has tls && context.tls.version == "TLSv1.3" && context.tls has server_name };
+"#;
+
+/// Routes for tokens, by what they say.
+const TOKENS: &str = r#"
+[[policy]]
+name = "claims"
+files = ["claims.cedar"]
+schema = "claims.cedarschema"
+
+[[route]]
+path = "/claims"
+methods = ["GET"]
+auth = "jwt"
+policies = ["claims"]
+upstream = "api"
+
+[[route]]
+path = "/staff"
+methods = ["GET"]
+auth = "jwt"
+roles = ["staff"]
+upstream = "api"
+
+[[route]]
+path = "/tenants"
+methods = ["GET"]
+auth = ["jwt", "key"]
+owner = { path = "/tenants/{tenant}", equals = "tenant" }
+upstream = "api"
+"#;
+
+const CLAIMS_SCHEMA: &str = "type Claims = {
+    level?: Long, risk?: decimal, realm_access?: { roles: Set<String> }
+};";
+
+const CLAIMS: &str = r#"
+permit(principal, action, resource)
+when { principal.claims has realm_access && principal.claims.realm_access.roles.contains("staff") };
+@id("level") forbid(principal, action, resource)
+when { principal.claims has level && principal.claims.level > 5 };
+@id("risk") forbid(principal, action, resource)
+when { principal.claims has risk && principal.claims.risk.greaterThan(decimal("5.0")) };
+"#;
+
 const TRIAL: &str = r#"
 @id("nobody") forbid(principal, action, resource);
 "#;
@@ -76,6 +151,7 @@ const TRIAL: &str = r#"
 fn start<'a>(lab: &'a Lab) -> Result<Edged<'a>> {
     fs::write(lab.dir().join("rules.cedar"), RULES)?;
     fs::write(lab.dir().join("trial.cedar"), TRIAL)?;
+    fs::write(lab.dir().join("sealed.cedar"), SEALED)?;
     lab.edged()?.append(ROUTES)?.start()
 }
 
@@ -144,6 +220,156 @@ fn what_is_explained_is_what_is_enforced() -> Result<()> {
     let trial = r#"edged_policy_rulings_total{set="trial",mode="shadow",ruling="forbid"} "#;
     let count = page.lines().find_map(|line| line.strip_prefix(trial)).context("counted")?;
     assert_eq!(count.parse::<f64>()?, 3.0, "three requests passed the sets before it");
+    Ok(())
+}
+
+/// Each demand of a route lets through to the upstream whom it should, and nobody else.
+#[test]
+fn roles_owners_and_policies_each_allow_and_refuse() -> Result<()> {
+    let lab = Lab::new()?;
+    let origin = Origin::start(&lab)?;
+    let edged = start(&lab)?;
+    let (plain, id) = key(&edged, "plain", "")?;
+    let (reader, _) = key(&edged, "reader", " --roles reader")?;
+    let (writer, _) = key(&edged, "writer", " --scopes orders:write")?;
+    for (key, method, target, status) in [
+        (&reader, "GET", "/roles".to_owned(), 200),
+        (&plain, "GET", "/roles".into(), 403),
+        (&reader, "GET", "/scoped".into(), 200),
+        (&writer, "GET", "/scoped".into(), 403),
+        (&plain, "GET", format!("/users/{id}/orders"), 200),
+        (&reader, "GET", format!("/users/{id}/orders"), 403),
+        (&plain, "GET", format!("/search?a=b&user_id={id}"), 200),
+        (&reader, "GET", format!("/search?a=b&user_id={id}"), 403),
+        (&plain, "GET", "/search".into(), 403),
+        (&plain, "GET", format!("/search?user_id={id}&user.id=bob"), 403),
+        (&plain, "GET", format!("/search?user_id={id}&user+id=bob"), 403),
+        (&plain, "GET", format!("/search?user_id={id}&user%5bid=bob"), 403),
+        (&writer, "POST", "/policy".into(), 200),
+        (&plain, "POST", "/policy".into(), 403),
+    ] {
+        let before = origin.asked(&target);
+        let response = edged.get(FRIEND, &target).key(key).method(method).send()?;
+        assert_eq!(response.status, status, "{method} {target}: {response:?}");
+        let came = origin.asked(&target) - before;
+        assert_eq!(came, u64::from(status == 200), "{method} {target}");
+    }
+    Ok(())
+}
+
+/// The same of tokens; and what a token says in a way that no policy can read is never taken for unsaid.
+#[test]
+fn what_a_token_says_allows_and_refuses() -> Result<()> {
+    let lab = Lab::new()?;
+    let origin = Origin::start(&lab)?;
+    let by = Signer::new("k1")?;
+    let _keys = KeyServer::start(&lab, Answers::Bytes(jwks(&[&by])))?;
+    let issuer = format!(
+        "[[issuer]]\nname = \"own\"\nissuer = \"{ISSUER}\"\naudience = [\"{AUDIENCE}\"]\n\
+         jwks_url = \"{KEYS_URL}\"\nroles_claim = \"realm_access.roles\"\n"
+    );
+    fs::write(lab.dir().join("claims.cedar"), CLAIMS)?;
+    fs::write(lab.dir().join("claims.cedarschema"), CLAIMS_SCHEMA)?;
+    let edged = lab.edged()?.append(&format!("{issuer}{TOKENS}"))?.start()?;
+    let staff = json!({"realm_access": {"roles": ["staff", "x"], "other": [1]}, "tenant": "red"});
+    for (path, more, status) in [
+        ("/staff", json!({}), 200),
+        ("/staff", json!({"realm_access": {"roles": ["x"]}}), 403),
+        ("/tenants/red/x", json!({}), 200),
+        ("/tenants/blue/x", json!({}), 403),
+        ("/tenants/red/x", json!({"tenant": {"is": "red"}}), 403),
+        ("/claims", json!({}), 200),
+        ("/claims", json!({"realm_access": {"roles": ["x"]}}), 403),
+        ("/claims", json!({"risk": 2.5, "level": 5.0}), 200),
+        ("/claims", json!({"risk": 9.5}), 403),
+        ("/claims", json!({"risk": 9}), 403),
+        ("/claims", json!({"level": 9.0}), 403),
+        ("/claims", json!({"risk": null}), 500),
+        ("/claims", json!({"risk": "9.5"}), 500),
+        ("/claims", json!({"level": 9.5}), 500),
+        ("/claims", json!({"level": 1e300}), 500),
+        ("/claims", json!({"level": {"is": 9}}), 500),
+        ("/claims", json!({"realm_access": {"roles": ["staff", 1]}}), 401),
+        ("/claims", json!({"realm_access": "staff"}), 500),
+    ] {
+        let mut claims = by.claims();
+        for said in [&staff, &more] {
+            for (name, value) in said.as_object().into_iter().flatten() {
+                claims[name] = value.clone();
+            }
+        }
+        let bearer = format!("Bearer {}", by.token(&claims));
+        let before = origin.asked(path);
+        let response = edged.get(FRIEND, path).header("Authorization", &bearer).send()?;
+        assert_eq!(response.status, status, "{path} {more}: {response:?}");
+        assert_eq!(origin.asked(path) - before, u64::from(status == 200), "{path} {more}");
+    }
+    for (claim, rule) in [("risk=7.5", "risk forbids"), ("risk=null", "risk failed")] {
+        let access = "realm_access={\"roles\":[\"staff\"]}";
+        let told = edged.ask(&format!(
+            "authz explain --as own:alice --claim {access} --claim {claim} GET /claims"
+        ))?;
+        assert_eq!(told["rule"], format!("policies: claims: {rule}"), "{told}");
+    }
+    Ok(())
+}
+
+/// A key is asked about as it is, and a request with all that a route or a policy may go by.
+#[test]
+fn a_key_and_a_request_are_explained_as_they_are() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = start(&lab)?;
+    let (plain, id) = key(&edged, "plain", "")?;
+    let explained = |options: &str| edged.ask(&format!("authz explain --host {HOST} {options}"));
+
+    assert_eq!(edged.get(FRIEND, "/beta").key(&plain).send()?.status, 404);
+    assert_eq!(explained(&format!("--as {id} GET /beta"))?["status"], 404);
+    let beta = edged.get(FRIEND, "/beta").key(&plain).header("X-Version", "2").send()?;
+    assert_eq!(beta.status, 200);
+    let told = explained(&format!("--as {id} -H X-Version:2 --header a:b GET /beta"))?;
+    assert_eq!((&told["is_allowed"], &told["route"]), (&true.into(), &"/beta".into()), "{told}");
+    let failed = explained("-H x:y\u{1} GET /beta").unwrap_err();
+    assert!(format!("{failed:#}").contains("no request has the header 'x'"), "{failed:#}");
+
+    for (flag, version) in [("1.3", "TLSv1.3"), ("1.2", "TLSv1.2")] {
+        let request = edged.get(FRIEND, "/sealed").key(&plain).arg("--tls-max", flag);
+        let status = request.send()?.status;
+        assert_eq!(status, if flag == "1.3" { 200 } else { 403 });
+        let told = explained(&format!("--as {id} --tls {version} GET /sealed"))?;
+        assert_eq!(told["is_allowed"], status == 200, "{told}");
+    }
+    assert_eq!(explained(&format!("--as {id} GET /sealed"))?["is_allowed"], true);
+    let by_address = edged.ask(&format!("authz explain --as {id} --host 192.0.2.1 GET /sealed"))?;
+    assert_eq!(by_address["is_allowed"], false, "an address is no name: {by_address}");
+
+    // A key that signs is no key to show, and proves nothing where no signature is taken.
+    let signer = edged.ask("key create --name signer --signing")?;
+    let signer = signer["id"].as_str().context("its id")?;
+    let told = explained(&format!("--as {signer} GET /beta -H x-version:2"))?;
+    assert_eq!((&told["status"], &told["reason"]), (&401.into(), &"credential_missing".into()));
+    let told = explained(&format!("--as {signer} GET /sealed"))?;
+    assert_eq!(told["principal"], format!("{signer} by signature"), "{told}");
+    assert_eq!(told["is_allowed"], true, "{told}");
+    let failed = explained(&format!("--as {signer} --proof key GET /sealed")).unwrap_err();
+    assert!(format!("{failed:#}").contains("is proved by 'signature'"), "{failed:#}");
+
+    // What is flagged is refused once the configuration says so, and what is revoked at once.
+    let (shown, shown_id) = key(&edged, "shown", "")?;
+    assert_eq!(edged.get(FRIEND, &format!("/health?k={shown}")).send()?.status, 400);
+    edged.edit("keys.exposed", "\"refuse\"")?;
+    edged.tell("reload")?;
+    edged.tell(&format!("key revoke {id}"))?;
+    for (key, id, reason) in
+        [(&plain, &id, "credential_revoked"), (&shown, &shown_id, "credential_exposed")]
+    {
+        for path in ["/sealed", "/health"] {
+            assert_eq!(edged.get(FRIEND, path).key(key).send()?.status, 401, "{reason} {path}");
+            let told = explained(&format!("--as {id} GET {path}"))?;
+            assert_eq!((&told["status"], &told["reason"]), (&401.into(), &reason.into()), "{told}");
+            assert_eq!(told["rule"], format!("key: {reason}"));
+        }
+    }
     Ok(())
 }
 

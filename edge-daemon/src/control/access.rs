@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub struct Question {
     /// Who it is: a key's public id, a token's subject; `None`: nobody was proved.
     pub principal: Option<String>,
-    /// How that was proved, by the word of the configuration; `None`: by the key with this id, or
+    /// How that was proved, by the word of the configuration; `None`: as the key with this id is, or
     /// else by a token.
     pub proof: Option<String>,
     /// What people call it.
@@ -29,10 +29,25 @@ pub struct Question {
     pub target: String,
     /// The host that it is for.
     pub host: String,
+    /// Its header fields: names and values.
+    pub headers: Vec<(String, String)>,
+    /// What its handshake told.
+    pub tls: Handshake,
     /// Where it comes from.
     pub address: IpAddr,
     /// When it comes, in unix milliseconds; `None`: now.
     pub at_ms: Option<u64>,
+}
+
+/// What a TLS handshake tells.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Handshake {
+    /// `TLSv1.3` or `TLSv1.2`.
+    pub version: String,
+    /// The name that the client asked for.
+    pub server_name: Option<String>,
+    /// The fingerprint of the client's TLS library.
+    pub ja4: Option<String>,
 }
 
 /// Whether it may, and by which rule.

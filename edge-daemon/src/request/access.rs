@@ -1,15 +1,18 @@
 //! May it: the one decision, for requests that came and for those that an operator asks about.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 use edge_identity::{
-    access::{self, Facts, Refusal, Ruled, Rules},
-    key::{KeyId, KeyRing},
+    access::{self, Facts, Refusal, Ruled},
+    key::{Key, KeyId, KeyRing},
     policy::{Ruling, label},
     principal::{Claim, Method, Named, Principal},
 };
 use edge_policy::{denied::status, route::Route, target::Target};
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::{Edge, Plan, front::Visitor};
 use crate::{
@@ -79,19 +82,29 @@ impl Edge {
         let target = Target::parse(&question.target, plan.bounds.uri_bytes_max)
             .map_err(|reason| format!("no request has this target: {}", reason.meaning()))?;
         let principal = principal(question, &self.keys, &plan)?;
+        let headers = headers(&question.headers)?;
         let facts = Facts {
             method: &method,
             host: &question.host,
             target: &target,
             client: question.address,
-            tls: None,
+            tls: Some(access::Tls {
+                version: &question.tls.version,
+                server_name: question.tls.server_name.as_deref(),
+                ja4: question.tls.ja4.as_deref(),
+            }),
             now_ms: question.at_ms.unwrap_or_else(clock::unix_ms),
         };
-        Ok(decide(&plan.rules, &plan, principal.as_ref(), &facts))
+        Ok(decide(&plan, principal.as_ref(), &headers, &facts))
     }
 }
 
-fn decide(rules: &Rules, plan: &Plan, principal: Option<&Principal>, facts: &Facts<'_>) -> Access {
+fn decide(
+    plan: &Plan,
+    principal: Option<&Principal>,
+    headers: &HeaderMap,
+    facts: &Facts<'_>,
+) -> Access {
     let who = principal.map(|who| format!("{} by {}", who.identity(), who.method().name()));
     let answer = |route, refused: Option<(edge_common::Reason, String)>, said| Access {
         is_allowed: refused.is_none(),
@@ -102,14 +115,25 @@ fn decide(rules: &Rules, plan: &Plan, principal: Option<&Principal>, facts: &Fac
         rule: refused.map(|(_, rule)| rule),
         policies: said,
     };
-    let route =
-        match plan.routes.find(facts.host, &facts.target.path, facts.method, &HeaderMap::new()) {
-            Ok(route) => route,
-            Err(denied) => {
-                let refused = (denied.reason, denied.reason.meaning().to_owned());
-                return answer(None, Some(refused), Vec::new());
-            }
-        };
+    let found = plan.routes.find(facts.host, &facts.target.path, facts.method, headers);
+    let route = match found {
+        Ok(route) => route,
+        Err(denied) => {
+            let refused = (denied.reason, denied.reason.meaning().to_owned());
+            return answer(None, Some(refused), Vec::new());
+        }
+    };
+    let label = label(&route.at);
+    // A key is always for the edge; what else a route does not take proves nothing there.
+    let methods = route.access.methods();
+    let is_ours = |who: &&Principal| who.method() == Method::Key || methods.contains(who.method());
+    let principal = principal.filter(is_ours);
+    let is_good = |key: &Arc<Key>| key.check(facts.now_ms, plan.key_rules.refuse_exposed);
+    if let Some(Err(reason)) = principal.and_then(Principal::key).map(is_good) {
+        let rule = access::Rule::Key(reason).to_string();
+        return answer(Some(label), Some((reason, rule)), Vec::new());
+    }
+    let rules = &plan.rules;
     let mut ruled = Vec::new();
     let decided = access::authorize(rules, route, principal, facts, &mut ruled);
     let refused = decided.err().map(|refusal| (refusal.denied.reason, refusal.rule.to_string()));
@@ -117,7 +141,6 @@ fn decide(rules: &Rules, plan: &Plan, principal: Option<&Principal>, facts: &Fac
         let set = rules.sets.get(set)?;
         Some(Said { set: set.name.clone(), shadow: set.shadow, ruling: ruling.to_string() })
     });
-    let label = label(&route.at);
     answer(Some(label), refused, said.collect())
 }
 
@@ -143,8 +166,11 @@ fn principal(
         if is_described {
             return Err("it is a key of ours, which has its own scopes and no claims".to_owned());
         }
-        let method = method.unwrap_or(Method::Key);
-        return Ok(Some(Principal::Key { key, method }));
+        let own = if key.signing().is_some() { Method::Signature } else { Method::Key };
+        if method.is_some_and(|method| method != own) {
+            return Err(format!("the key '{id}' is proved by '{}'", own.name()));
+        }
+        return Ok(Some(Principal::Key { key, method: own }));
     }
     let (method, issuer, id) = match (method, id.split_once(':')) {
         (Some(Method::Key | Method::Signature), _) => {
@@ -161,7 +187,7 @@ fn principal(
         _ => (Method::Jwt, plan.issuers.only(), id.as_str()),
     };
     let claims = question.claims.iter().map(|(name, value)| (name.clone(), claim(value)));
-    Ok(Some(Principal::Named(std::sync::Arc::new(Named {
+    Ok(Some(Principal::Named(Arc::new(Named {
         method,
         issuer: issuer.map(str::to_owned),
         id: id.to_owned(),
@@ -173,17 +199,18 @@ fn principal(
     }))))
 }
 
-/// A claim as it is typed: a number, `true` or `false`, an array of strings; else it is text.
+/// A claim as it is typed: JSON, as a token would have it; what is none is text.
 fn claim(value: &str) -> Claim {
-    match serde_json::from_str::<serde_json::Value>(value) {
-        Ok(serde_json::Value::Bool(flag)) => Claim::Flag(flag),
-        Ok(serde_json::Value::Number(number)) if number.is_i64() => {
-            Claim::Number(number.as_i64().unwrap_or_default())
-        }
-        Ok(serde_json::Value::Array(all)) => {
-            Claim::List(all.iter().filter_map(|one| one.as_str().map(str::to_owned)).collect())
-        }
-        Ok(serde_json::Value::String(text)) => Claim::Text(text),
-        _ => Claim::Text(value.to_owned()),
+    let parsed = serde_json::from_str(value);
+    parsed.map_or_else(|_| Claim::Text(value.to_owned()), |value| Claim::of(&value))
+}
+
+fn headers(given: &[(String, String)]) -> Result<HeaderMap, String> {
+    let mut headers = HeaderMap::new();
+    for (name, value) in given {
+        let pair = HeaderName::try_from(name).ok().zip(HeaderValue::try_from(value).ok());
+        let (name, value) = pair.ok_or_else(|| format!("no request has the header '{name}'"))?;
+        headers.append(name, value);
     }
+    Ok(headers)
 }
