@@ -5,7 +5,7 @@ use std::{
     net::TcpStream,
     path::Path,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
@@ -188,6 +188,30 @@ impl Talk {
         let said = self.say(bytes);
         self.0.get_ref().sock.set_write_timeout(None)?;
         said
+    }
+
+    /// Sends bytes until the server takes none for so long; how many went.
+    ///
+    /// # Errors
+    /// If the server has closed.
+    pub fn say_until_full(&mut self, bytes: &[u8], within: Duration) -> Result<usize> {
+        self.0.get_ref().sock.set_write_timeout(Some(within))?;
+        let (stream, mut sent) = (self.0.get_mut(), 0);
+        while sent < bytes.len() {
+            let began = Instant::now();
+            match stream.write(&bytes[sent..]) {
+                // The library takes some more when the server does not.
+                Ok(count) if began.elapsed() >= within => {
+                    sent += count;
+                    break;
+                }
+                Ok(count) => sent += count,
+                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => break,
+                Err(e) => return Err(e.into()),
+            }
+        }
+        stream.sock.set_write_timeout(None)?;
+        Ok(sent)
     }
 
     /// Says that nothing more will be sent: by the alert of TLS, and by TCP as well if it `shuts` its side.

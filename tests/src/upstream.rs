@@ -1,27 +1,48 @@
-//! A server that takes bodies to their end, holds back answers if it is asked to, and can die.
+//! A server that takes bodies to their end, holds back answers if it is asked to, and can die; of either version of HTTP.
 
 use std::{
+    collections::BTreeSet,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
 };
 
 use anyhow::{Context, Result};
+use bytes::Bytes;
+use rustls::ServerConfig;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, TcpSocket, TcpStream},
     sync::oneshot,
 };
+use tokio_rustls::TlsAcceptor;
 
 use crate::{load, netns::Netns};
 
 /// A running server; with this it ends, and all its connections break.
 pub struct Upstream {
-    held: Arc<AtomicUsize>,
+    noted: Arc<Noted>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
+}
+
+/// What it speaks.
+#[derive(Clone)]
+enum Tongue {
+    Http1,
+    /// HTTP/2, within TLS or without.
+    Http2(Option<Arc<ServerConfig>>),
+}
+
+/// What it saw.
+#[derive(Default)]
+struct Noted {
+    /// Requests whose answers it holds back.
+    held: AtomicUsize,
+    /// The URIs that it was asked for over HTTP/2, with the scheme and host that came.
+    asked: Mutex<BTreeSet<String>>,
 }
 
 impl Upstream {
@@ -30,11 +51,27 @@ impl Upstream {
     /// # Errors
     /// If the address is taken.
     pub fn start(ns: &Netns, address: SocketAddr) -> Result<Self> {
-        let held = Arc::new(AtomicUsize::new(0));
+        Self::speak(ns, address, Tongue::Http1)
+    }
+
+    /// The same for HTTP/2, which is what a client is told that asks within TLS.
+    ///
+    /// # Errors
+    /// If the address is taken.
+    pub fn start_http2(
+        ns: &Netns,
+        address: SocketAddr,
+        tls: Option<Arc<ServerConfig>>,
+    ) -> Result<Self> {
+        Self::speak(ns, address, Tongue::Http2(tls))
+    }
+
+    fn speak(ns: &Netns, address: SocketAddr, tongue: Tongue) -> Result<Self> {
+        let noted = Arc::new(Noted::default());
         let (stop, stopped) = oneshot::channel();
         let (ready, is_ready) = std::sync::mpsc::channel();
         let ns = Netns::open(ns.name())?;
-        let count = Arc::clone(&held);
+        let note = Arc::clone(&noted);
         let thread = std::thread::spawn(move || {
             let served = load::run(&ns, || async move {
                 let socket = TcpSocket::new_v4()?;
@@ -42,7 +79,7 @@ impl Upstream {
                 socket.bind(address)?;
                 let listener = socket.listen(BACKLOG)?;
                 let _ = ready.send(());
-                let task = tokio::task::spawn_local(accept(listener, count));
+                let task = tokio::task::spawn_local(accept(listener, tongue, note));
                 let _ = stopped.await;
                 task.abort();
                 Ok(())
@@ -52,13 +89,19 @@ impl Upstream {
             }
         });
         is_ready.recv().context("the upstream did not start")?;
-        Ok(Self { held, stop: Some(stop), thread: Some(thread) })
+        Ok(Self { noted, stop: Some(stop), thread: Some(thread) })
     }
 
     /// Requests whose answers it holds back.
     #[must_use]
     pub fn held(&self) -> usize {
-        self.held.load(Relaxed)
+        self.noted.held.load(Relaxed)
+    }
+
+    /// The URIs that it was asked for over HTTP/2, with the scheme and host that came.
+    #[must_use]
+    pub fn asked(&self) -> BTreeSet<String> {
+        self.noted.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -69,14 +112,45 @@ impl Drop for Upstream {
     }
 }
 
-async fn accept(listener: TcpListener, held: Arc<AtomicUsize>) {
+async fn accept(listener: TcpListener, tongue: Tongue, noted: Arc<Noted>) {
     while let Ok((stream, _)) = listener.accept().await {
-        tokio::task::spawn_local(converse(stream, Arc::clone(&held)));
+        let (tongue, noted) = (tongue.clone(), Arc::clone(&noted));
+        tokio::task::spawn_local(async move {
+            match tongue {
+                Tongue::Http1 => converse(stream, noted).await,
+                Tongue::Http2(None) => converse_http2(stream, noted).await,
+                Tongue::Http2(Some(config)) => {
+                    converse_http2(TlsAcceptor::from(config).accept(stream).await?, noted).await
+                }
+            }
+        });
     }
 }
 
+/// Answers every request over HTTP/2 when its body has come to its end.
+async fn converse_http2(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    noted: Arc<Noted>,
+) -> Result<()> {
+    let mut connection = h2::server::handshake(stream).await?;
+    while let Some(asked) = connection.accept().await {
+        let (request, mut respond) = asked?;
+        let uri = request.uri().to_string();
+        noted.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(uri);
+        tokio::task::spawn_local(async move {
+            let mut body = request.into_body();
+            while let Some(part) = body.data().await {
+                body.flow_control().release_capacity(part?.len())?;
+            }
+            let mut answer = respond.send_response(http::Response::new(()), false)?;
+            answer.send_data(Bytes::from_static(b"ok"), true)
+        });
+    }
+    Ok(())
+}
+
 /// Answers every request when its body has come to its end, with as many bytes as `/bytes/N` says, and those for `/hold` never.
-async fn converse(mut stream: TcpStream, held: Arc<AtomicUsize>) -> Result<()> {
+async fn converse(mut stream: TcpStream, noted: Arc<Noted>) -> Result<()> {
     stream.set_nodelay(true)?;
     let (mut bytes, mut room) = (Vec::new(), Vec::new());
     loop {
@@ -105,9 +179,9 @@ async fn converse(mut stream: TcpStream, held: Arc<AtomicUsize>) -> Result<()> {
         if is_held {
             // Thousands of these wait at once.
             drop((bytes, room));
-            held.fetch_add(1, Relaxed);
+            noted.held.fetch_add(1, Relaxed);
             let _ = stream.read(&mut [0]).await;
-            held.fetch_sub(1, Relaxed);
+            noted.held.fetch_sub(1, Relaxed);
             return Ok(());
         }
         let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {answer}\r\n\r\n");

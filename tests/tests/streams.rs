@@ -20,6 +20,8 @@ use edge_tests::{
     talk::{Dial, Talk},
 };
 
+/// More than sockets and buffers between a client and an upstream hold.
+const BODY: usize = 64 << 20;
 const SOON: Duration = Duration::from_secs(10);
 
 fn h1(lab: &Lab, edged: &Edged<'_>) -> Result<Talk> {
@@ -198,6 +200,53 @@ fn nothing_follows_a_body_that_was_answered_by_a_hidden_page() -> Result<()> {
     assert!(talk.hear(SOON, |_| false)?.closed);
     let text = hears.recv_timeout(SOON)?;
     assert!(text.ends_with("\r\n\r\nfirst"), "{text:?}");
+    assert!(hears.recv_timeout(Duration::from_secs(1)).is_err(), "there was no second request");
+    Ok(())
+}
+
+#[test]
+fn nothing_follows_a_body_that_was_given_up_before_a_full_socket() -> Result<()> {
+    let lab = Lab::new()?;
+    let (heard, hears) = mpsc::channel();
+    let (go, goes) = mpsc::channel::<()>();
+    let (heard, goes) = (Mutex::new(heard), Mutex::new(goes));
+    // It takes nothing of the body until it has failed, and a second time is told to go on.
+    serve(&lab, move |client| {
+        let mut writer = client.try_clone().ok()?;
+        let mut reader = BufReader::new(client);
+        let mut bytes = head(&mut reader)?.into_bytes();
+        goes.lock().ok()?.recv().ok()?;
+        writer.write_all(b"HTTP/1.1 500 S\r\nContent-Length: 10\r\n\r\npage").ok()?;
+        goes.lock().ok()?.recv().ok()?;
+        reader.get_ref().set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+        let _ = reader.read_to_end(&mut bytes);
+        heard.lock().ok()?.send(bytes).ok()
+    })?;
+    let edged = lab
+        .edged()?
+        .set("route.0.methods", r#"["GET", "POST"]"#)
+        .set("bounds.body_bytes_max", r#""1GiB""#)
+        .start()?;
+    let mut talk = h1(&lab, &edged)?;
+    let post = |path: &str, length: usize| {
+        format!("POST {path} HTTP/1.1\r\nHost: edge.test\r\nContent-Length: {length}\r\n\r\n")
+    };
+    talk.say(post("/health/1", BODY).as_bytes())?;
+    // As much as goes: what is between the client and the upstream is full then.
+    let sent = talk.say_until_full(&vec![b'x'; BODY], Duration::from_secs(1))?;
+    assert!(sent > 1 << 20 && sent < BODY, "{sent}");
+    go.send(())?;
+    let answer = talk.hear(SOON, |bytes| bytes.ends_with(b"}"))?;
+    let text = String::from_utf8_lossy(&answer.bytes).to_ascii_lowercase();
+    assert!(text.starts_with("http/1.1 500 ") && text.contains("connection: close\r\n"), "{text}");
+    // What the client says now is another request, to whoever would take the body for ended.
+    let _ = talk.say(format!("{}0123456789", post("/health/2", 10)).as_bytes());
+    go.send(())?;
+    assert!(talk.hear(SOON, |_| false)?.closed);
+    let bytes = hears.recv_timeout(SOON)?;
+    let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").context("a head")? + 4;
+    assert!(bytes[end..].iter().all(|byte| *byte == b'x'), "something follows");
+    assert!(bytes.len() - end < sent, "not all of it was taken");
     assert!(hears.recv_timeout(Duration::from_secs(1)).is_err(), "there was no second request");
     Ok(())
 }

@@ -24,7 +24,9 @@ use edge_tests::{
     },
     lab::{FRIEND, ORIGIN},
     netns::{Netns, run},
+    upstream::Upstream,
 };
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 
 const SOON: Duration = Duration::from_secs(8);
 
@@ -129,27 +131,45 @@ fn state(edged: &Edged, server: &str) -> Result<String> {
 #[test]
 fn requests_are_spread_by_weight_and_stay_where_their_hash_says() -> Result<()> {
     let lab = Lab::new()?;
-    let origins = origins(&lab, &[8081, 8082])?;
+    // One of them waits with its answer for as long as the test holds this.
+    let gate = Arc::new(Mutex::new(()));
+    let both = [8081, 8082].map(|port| {
+        let gate = Arc::clone(&gate);
+        Script::start(&lab.origin, &format!("{ORIGIN}:{port}"), move |path, stream| {
+            let waits = path.starts_with("/slow").then(|| gate.lock());
+            drop(waits);
+            respond(stream, 200, "hello")
+        })
+    });
+    let [first, second] = both;
+    let (first, second) = (first?, second?);
+    let seen = || [first.seen(), second.seen()];
     let weighted = format!(
         "[{{ address = \"{ORIGIN}:8081\", weight = 3 }}, {{ address = \"{ORIGIN}:8082\" }}]"
     );
-    let edged =
-        lab.edged()?.set("upstream.0.servers", &weighted).set("server.workers", "1").start()?;
+    let edged = lab
+        .edged()?
+        .set("upstream.0.servers", &weighted)
+        .set("upstream.0.response_timeout", "\"60s\"")
+        .set("server.workers", "1")
+        .start()?;
     let statuses = edged.get(FRIEND, "/health").send_many(40)?;
     assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
-    assert_eq!((origins[0].seen(), origins[1].seen()), (30, 10));
+    assert_eq!(seen(), [30, 10]);
 
     edged.edit("upstream.0.servers", &servers(&[8081, 8082]))?;
     edged.edit("upstream.0.balance", "\"least_loaded\"")?;
     edged.tell("reload")?;
     let key = edged.key("k")?;
     std::thread::scope(|scope| -> Result<()> {
-        let slow = scope.spawn(|| edged.get(FRIEND, "/slow?ms=3000").key(&key).send());
-        let flying = || Ok(metric(&edged, "edged_upstream_requests_in_flight", &[])? == 1.0);
-        until("one server is busy", SOON, flying)?;
-        let before = [origins[0].seen(), origins[1].seen()];
+        let held = gate.lock().expect("nobody panics");
+        let slow = scope.spawn(|| edged.get(FRIEND, "/slow?ms=1").key(&key).send());
+        // It is in flight before the server has read it.
+        until("one server is busy", SOON, || Ok(seen().iter().sum::<u64>() == 41))?;
+        let before = seen();
         edged.get(FRIEND, "/health").send_many(10)?;
-        let more = [origins[0].seen() - before[0], origins[1].seen() - before[1]];
+        let more = [seen()[0] - before[0], seen()[1] - before[1]];
+        drop(held);
         assert!(more == [0, 10] || more == [10, 0], "the one with less to do has all: {more:?}");
         assert_eq!(slow.join().expect("no panic")?.status, 200);
         Ok(())
@@ -160,10 +180,10 @@ fn requests_are_spread_by_weight_and_stay_where_their_hash_says() -> Result<()> 
     edged.tell("reload")?;
     let mut moved = 0;
     for user in 0..16 {
-        let before = origins[0].seen();
+        let before = first.seen();
         let ask = || edged.get(FRIEND, "/health").header("X-User", &user.to_string());
         ask().send_many(3)?;
-        let here = origins[0].seen() - before;
+        let here = first.seen() - before;
         assert!(here == 0 || here == 3, "user {user} was at both");
         moved += here / 3;
     }
@@ -315,6 +335,46 @@ fn answer_frames(
             _ => {}
         }
     }
+}
+
+#[test]
+fn checks_over_http2_say_what_the_connection_is() -> Result<()> {
+    let lab = Lab::new()?;
+    certify(lab.dir())?;
+    let dir = lab.dir().display();
+    let pem = |name: &str| lab.dir().join(name);
+    let chain = CertificateDer::pem_file_iter(pem("cert.pem"))?.collect::<Result<Vec<_>, _>>()?;
+    let key = PrivateKeyDer::from_pem_file(pem("key.pem"))?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)?;
+    tls.alpn_protocols = vec![b"h2".to_vec()];
+    let to = format!("{ORIGIN}:8443").parse()?;
+    let check = "{ path = \"/ready\", interval = \"50ms\", host = \"app.test\" }";
+    let over_tls = format!("{{ ca = \"{dir}/ca.pem\", server_name = \"edge.test\" }}");
+    for (scheme, config, own) in
+        [("https", Some(Arc::new(tls)), &*over_tls), ("http", None, "false")]
+    {
+        let server = Upstream::start_http2(&lab.origin, to, config)?;
+        let edged = lab
+            .edged()?
+            .set("upstream.0.servers", &servers(&[8443]))
+            .set("upstream.0.http2", "true")
+            .set("upstream.0.tls", own)
+            .set("upstream.0.check", check)
+            .start()?;
+        until("it is checked", SOON, || {
+            Ok(metric(&edged, "edged_upstream_checks_total", &[("result", "ok")])? > 1.0)
+        })?;
+        assert_eq!(edged.get(FRIEND, "/health").send()?.text(), "ok");
+        let asked = server.asked();
+        let expected =
+            [format!("{scheme}://app.test/ready"), format!("{scheme}://edge.test/health")];
+        assert_eq!(asked.iter().cloned().collect::<Vec<_>>(), expected);
+    }
+    Ok(())
 }
 
 #[test]
@@ -566,6 +626,55 @@ fn whoever_vanishes_takes_all_of_it_along() -> Result<()> {
     }
     nothing_leaks(&edged, before)?;
     assert_eq!(edged.metrics()?.requests(Reason::ClientGone), 6.0);
+    Ok(())
+}
+
+#[test]
+fn whoever_vanishes_behind_an_upstream_that_takes_nothing_leaves_nothing() -> Result<()> {
+    let lab = Lab::new()?;
+    // It reads the head, and then nothing while the test holds this: the sockets towards it fill up.
+    let gate = Arc::new(Mutex::new(()));
+    let held = Arc::clone(&gate);
+    let script = Script::start(&lab.origin, &format!("{ORIGIN}:8080"), move |path, stream| {
+        if !path.starts_with("/upload") {
+            return respond(stream, 200, "hello");
+        }
+        drop(held.lock());
+        false
+    })?;
+    let edged = lab
+        .edged()?
+        .set("server.workers", "1")
+        .set("bounds.body_bytes_max", "\"256MiB\"")
+        .set("upstream.0.response_timeout", "\"4s\"")
+        .start()?;
+    let key = edged.key("k")?;
+    assert_eq!(edged.get(FRIEND, "/health").send()?.status, 200);
+    until(
+        "no visitor is left",
+        SOON,
+        || Ok(metric(&edged, "edged_connections_open", &[])? == 0.0),
+    )?;
+    let before = descriptors(&edged)?;
+    let stuck = gate.lock().expect("nobody panics");
+    for (n, flag) in ["--http1.1", "--http2"].into_iter().enumerate() {
+        let seen = script.seen();
+        let upload = edged.get(FRIEND, "/upload").key(&key).method("POST").flag(flag);
+        assert!(upload.body(vec![7; 64 << 20]).arg("--max-time", "2").send().is_err(), "{flag}");
+        assert_eq!(script.seen(), seen + 1, "it was on its way");
+        // Over HTTP/1 what the client sent last lies before its end, and nobody reads it: the upstream's time ends it.
+        nothing_leaks(&edged, before)?;
+        let metrics = edged.metrics()?;
+        let ends = [Reason::ClientGone, Reason::UpstreamTimeout].map(|r| metrics.requests(r));
+        assert_eq!(ends.iter().sum::<f64>(), (n + 1) as f64, "{flag}: {ends:?}");
+        // Who is not to blame is asked again.
+        assert_eq!(edged.get(FRIEND, "/health").send()?.status, 200, "{flag}");
+    }
+    drop(stuck);
+    for reason in ["client_gone", "upstream_timeout", "request_timeout", "body_too_slow"] {
+        let signals = metric(&edged, "edged_signals_total", &[("reason", reason)])?;
+        assert_eq!(signals, 0.0, "{reason}");
+    }
     Ok(())
 }
 
