@@ -142,8 +142,10 @@ async fn converse_http2(
             while let Some(part) = body.data().await {
                 body.flow_control().release_capacity(part?.len())?;
             }
-            let mut answer = respond.send_response(http::Response::new(()), false)?;
-            answer.send_data(Bytes::from_static(b"ok"), true)
+            let head = http::Response::builder().header(http::header::CONTENT_LENGTH, 2);
+            let mut answer = respond.send_response(head.body(())?, false)?;
+            answer.send_data(Bytes::from_static(b"ok"), true)?;
+            Ok::<_, anyhow::Error>(())
         });
     }
     Ok(())

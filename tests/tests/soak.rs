@@ -1,5 +1,5 @@
-//! A soak with chaos: steady load over HTTP/1 and HTTP/2, while the configuration reloads, upstreams die and return, and certificates
-//! change. Half a minute by itself; `EDGED_SOAK_SECONDS`, or `cargo xtask soak`, for longer.
+//! A soak with chaos: steady load over HTTP/1 and HTTP/2, to upstreams of either, beside clients that are slow in every way, while the
+//! configuration reloads, upstreams die and return, and certificates change. Half a minute by itself; `EDGED_SOAK_SECONDS`, or `cargo xtask soak`, for longer.
 
 use std::{
     cell::RefCell,
@@ -17,8 +17,9 @@ use edge_common::{Blame, Plane, Reason};
 use edge_tests::{
     Edged, Lab,
     client::{HOST, until},
-    lab::{EDGE, FRIEND, ORIGIN},
+    lab::{CLIENT, EDGE, FRIEND, ORIGIN},
     load::{self, Client, certificate},
+    metrics::Metrics,
     pki::{Authority, DAY},
     upstream::Upstream,
 };
@@ -29,6 +30,8 @@ use rustls::NamedGroup;
 struct Seen {
     /// Answers with 200.
     served: u64,
+    /// Clients that were slow to the end.
+    slow: u64,
     /// Answers by which the edge tells of an upstream: 502, 503, 504.
     upstream: u64,
     /// Whatever else came, in words.
@@ -59,7 +62,7 @@ fn chaos_costs_no_request_no_descriptor_and_no_memory() -> Result<()> {
     )?
     .source(FRIEND.parse()?);
     // What is taken once and for all is taken before.
-    let _servers = PORTS.map(|port| Upstream::start(&lab.origin, server(port)));
+    let _servers = (0..PORTS.len()).map(|n| start(&lab, n)).collect::<Result<Vec<_>>>()?;
     let warm = talk(&lab, &client, Duration::from_secs(2))?;
     ensure!(warm.wrong.is_empty() && warm.served > 0, "{warm:?}");
     drop(_servers);
@@ -76,9 +79,10 @@ fn chaos_costs_no_request_no_descriptor_and_no_memory() -> Result<()> {
     })?;
     let after = settled(&edged)?;
     let (growth, mean) = growth(&held);
-    let Seen { served, upstream, wrong, certificates } = &seen;
+    let told = edged.metrics()?;
+    let Seen { served, slow, upstream, wrong, certificates } = &seen;
     println!(
-        "{seconds} s: {served} served, {upstream} told of an upstream, {} wrong; {chaos:?}, {} certificates seen; \
+        "{seconds} s: {served} served, {slow} slow clients, {upstream} told of an upstream, {} wrong; {chaos:?}, {} certificates seen; \
          descriptors {before} before, {after} after; memory {mean:.1} MiB, {growth:+.2} MiB over the second half",
         wrong.len(),
         certificates.len()
@@ -86,9 +90,11 @@ fn chaos_costs_no_request_no_descriptor_and_no_memory() -> Result<()> {
     assert!(wrong.is_empty(), "{:?}", &wrong[..wrong.len().min(5)]);
     assert!(*served > 10 * seconds && chaos.reloads > 2 && chaos.deaths > 2, "{chaos:?}");
     assert!(certificates.len() > 2, "certificates that change are shown");
+    let hit = SLOW[..3].iter().filter(|reason| told.requests(**reason) > 0.0).count();
+    assert!(*slow >= 4 && hit == 3, "{slow} slow clients, {hit} bounds hit");
     // A server that dies with a request costs that request at the most.
     assert!(*upstream * 100 <= *served, "{upstream} of {served}");
-    blameless(&edged)?;
+    blameless(&told)?;
     assert!(after <= before, "{after} descriptors, {before} before");
     assert!(growth < 4.0, "{growth} MiB more, of {mean}");
     Ok(())
@@ -96,15 +102,29 @@ fn chaos_costs_no_request_no_descriptor_and_no_memory() -> Result<()> {
 
 fn edged<'a>(lab: &'a Lab, authority: &Authority) -> Result<Edged<'a>> {
     let leaf = authority.sign("site", &[HOST], -60, DAY)?;
-    let servers = PORTS.map(|port| format!("\"{}\"", server(port))).join(", ");
+    let servers = |ports: &[u16]| {
+        let all: Vec<_> = ports.iter().map(|port| format!("\"{}\"", server(*port))).collect();
+        format!("[{}]", all.join(", "))
+    };
     lab.edged()?
         .set("tls.certificate", &format!("{:?}", leaf.chain))
         .set("tls.key", &format!("{:?}", leaf.key))
         .set("limits.per_source", r#""off""#)
         .set("limits.handshakes", r#""off""#)
-        .set("upstream.0.servers", &format!("[{servers}]"))
+        .set("bounds.idle_timeout", r#""2s""#)
+        .set("bounds.header_timeout", r#""2s""#)
+        .set("verdicts.never_ban", &format!("[\"{CLIENT}/32\"]"))
+        .set("route.0.methods", r#"["GET", "POST"]"#)
+        .set("upstream.0.servers", &servers(&PORTS[..2]))
         .set("upstream.0.idle_timeout", r#""1s""#)
         .set("upstream.0.ejection.first", r#""500ms""#)
+        .append(&format!(
+            "[[upstream]]\nname = \"two\"\nservers = {}\nhttp2 = true\nidle_timeout = \"1s\"\n\
+             ejection = {{ first = \"500ms\" }}\n\
+             [[route]]\npath = \"/two\"\nmethods = [\"GET\"]\nauth = \"none\"\nupstream = \"two\"\n\
+             [[route]]\npath = \"/bytes\"\nmethods = [\"GET\"]\nauth = \"none\"\nupstream = \"api\"\n",
+            servers(&PORTS[2..])
+        ))?
         .start()
 }
 
@@ -115,14 +135,14 @@ fn disturb(
     authority: &Authority,
     is_over: &AtomicBool,
 ) -> Result<Chaos> {
-    let mut servers = PORTS.map(|port| Upstream::start(&lab.origin, server(port)).ok());
+    let mut servers: Vec<_> = (0..PORTS.len()).map(|n| start(lab, n).ok()).collect();
     let (mut chaos, mut turn) = (Chaos::default(), 0_u32);
     while !is_over.load(Relaxed) {
         let which = turn as usize % PORTS.len();
         servers[which] = None;
         chaos.deaths += 1;
         std::thread::sleep(PAUSE);
-        servers[which] = Some(Upstream::start(&lab.origin, server(PORTS[which]))?);
+        servers[which] = Some(start(lab, which)?);
         // One value of the whole, and one for which the upstream is made anew.
         edged.edit("verdicts.factor", &format!("{}", 2 + turn % 5))?;
         edged.edit("upstream.0.queue_max", &format!("{}", 100 + turn % 5))?;
@@ -141,13 +161,15 @@ fn disturb(
 /// Steady load for a while.
 fn talk(lab: &Lab, client: &Client, length: Duration) -> Result<Seen> {
     load::run(lab.home(FRIEND), || async move {
-        let end = Instant::now() + length;
+        let (end, dawdler) = (Instant::now() + length, CLIENT.parse()?);
         let seen = Rc::new(RefCell::new(Seen::default()));
         let mut tasks = Vec::new();
-        for _ in 0..CLIENTS {
+        for n in 0..CLIENTS {
             let (one, two) = (client.clone().alpn("http/1.1"), client.clone().alpn("h2"));
             tasks.push(tokio::task::spawn_local(http1(one, Rc::clone(&seen), end)));
             tasks.push(tokio::task::spawn_local(http2(two, Rc::clone(&seen), end)));
+            let slow = slow(client.clone().source(dawdler), n, Rc::clone(&seen), end);
+            tasks.push(tokio::task::spawn_local(slow));
         }
         for task in tasks {
             task.await?;
@@ -169,11 +191,11 @@ async fn http1(client: Client, seen: Rc<RefCell<Seen>>, end: Instant) {
 async fn http1_connection(client: &Client, seen: &RefCell<Seen>, end: Instant) -> Result<()> {
     let mut connection = client.connect().await?;
     seen.borrow_mut().certificates.insert(connection.certificate());
-    for _ in 0..PER_CONNECTION {
+    for n in 0..PER_CONNECTION {
         if Instant::now() >= end {
             break;
         }
-        connection.send(&load::get("/health")).await?;
+        connection.send(&load::get(PATHS[n % 2])).await?;
         let (status, _) = connection.any_answer().await?;
         note(seen, status);
         tokio::time::sleep(EVERY).await;
@@ -201,8 +223,8 @@ async fn http2_connection(client: &Client, seen: &RefCell<Seen>, end: Instant) -
             break;
         }
         let mut answers = Vec::new();
-        for _ in 0..STREAMS {
-            let request = http::Request::get(format!("https://{HOST}/health")).body(())?;
+        for n in 0..STREAMS {
+            let request = http::Request::get(format!("https://{HOST}{}", PATHS[n % 2])).body(())?;
             send = send.ready().await?;
             answers.push(send.send_request(request, true)?.0);
         }
@@ -219,6 +241,70 @@ async fn http2_connection(client: &Client, seen: &RefCell<Seen>, end: Instant) -
     Ok(connection.await??)
 }
 
+/// A client that is slow in one way after the other, each until the edge has enough of it.
+async fn slow(client: Client, first: usize, seen: Rc<RefCell<Seen>>, end: Instant) {
+    let ways = [Slow::Head, Slow::Body, Slow::Answer, Slow::Streams];
+    let mut ways = ways.into_iter().cycle().skip(first);
+    while let Some(way) = ways.next().filter(|_| Instant::now() < end) {
+        let left = end.saturating_duration_since(Instant::now());
+        if tokio::time::timeout(left, dawdle(&client, way)).await.is_ok() {
+            seen.borrow_mut().slow += 1;
+        }
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+/// In what a client may be slow.
+#[derive(Clone, Copy)]
+enum Slow {
+    Head,
+    Body,
+    /// It takes nothing of an answer.
+    Answer,
+    /// The same of several over HTTP/2.
+    Streams,
+}
+
+/// Until the edge closes, or breaks off.
+async fn dawdle(client: &Client, way: Slow) -> Result<()> {
+    let long = format!("/bytes/{}", 16 << 20);
+    if matches!(way, Slow::Streams) {
+        let stream = client.clone().alpn("h2").stream().await?;
+        let (mut send, connection) = h2::client::handshake(stream).await?;
+        let connection = tokio::task::spawn_local(connection);
+        let mut answers = Vec::new();
+        for _ in 0..STREAMS {
+            let request = http::Request::get(format!("https://{HOST}{long}")).body(())?;
+            send = send.ready().await?;
+            answers.push(send.send_request(request, true)?.0);
+        }
+        // What is not read is not made room for.
+        let _ = connection.await?;
+        return Ok(());
+    }
+    let mut connection = client.clone().alpn("http/1.1").window(4096).connect().await?;
+    let (first, drop) = match way {
+        Slow::Head => (format!("GET /health HTTP/1.1\r\nHost: {HOST}\r\nX: "), "x"),
+        Slow::Body => {
+            let head = format!("POST /health HTTP/1.1\r\nHost: {HOST}\r\n");
+            (format!("{head}Content-Length: 100000\r\n\r\n"), "x")
+        }
+        Slow::Answer | Slow::Streams => {
+            (format!("GET {long} HTTP/1.1\r\nHost: {HOST}\r\n\r\n"), "")
+        }
+    };
+    connection.send(first.as_bytes()).await?;
+    loop {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        connection.send(drop.as_bytes()).await?;
+        // It reads too little to be taken for one who takes the answer.
+        if !drop.is_empty() {
+            continue;
+        }
+        ensure!(connection.sip(16).await? > 0, "closed");
+    }
+}
+
 fn note(seen: &RefCell<Seen>, status: u16) {
     let mut seen = seen.borrow_mut();
     match status {
@@ -228,12 +314,11 @@ fn note(seen: &RefCell<Seen>, status: u16) {
     }
 }
 
-/// Nothing was refused that is the edge's fault, or that it took for a client's.
-fn blameless(edged: &Edged<'_>) -> Result<()> {
-    let metrics = edged.metrics()?;
+/// Nothing was refused that is the edge's fault, or that it took for a client's, but for those who were slow.
+fn blameless(metrics: &Metrics) -> Result<()> {
     let ours =
         Reason::ALL.iter().filter(|reason| matches!(reason.blame(), Blame::Edge | Blame::Client));
-    for reason in ours {
+    for reason in ours.filter(|reason| !SLOW.contains(reason)) {
         let count = match reason.plane() {
             Plane::Packet => metrics.packets(*reason),
             Plane::Connection => metrics.connections(*reason),
@@ -291,6 +376,15 @@ fn growth(held: &[f64]) -> (f64, f64) {
     (over / under * (count - 1.0), mean_y)
 }
 
+/// The half of the servers that comes last speaks HTTP/2.
+fn start(lab: &Lab, which: usize) -> Result<Upstream> {
+    let to = server(PORTS[which]);
+    match which < PORTS.len() / 2 {
+        true => Upstream::start(&lab.origin, to),
+        false => Upstream::start_http2(&lab.origin, to, None),
+    }
+}
+
 fn server(port: u16) -> SocketAddr {
     SocketAddr::new(ORIGIN.parse().expect("a constant"), port)
 }
@@ -302,8 +396,18 @@ fn a_line_that_rises_is_told_from_one_that_does_not() {
     assert!(growth(&[5.0; 10]).0.abs() < 1e-9);
 }
 
-const PORTS: [u16; 2] = [8081, 8082];
-/// Of each version.
+const PORTS: [u16; 4] = [8081, 8082, 8083, 8084];
+/// Routes to an upstream of either version.
+const PATHS: [&str; 2] = ["/health", "/two"];
+/// What becomes of clients that are slow.
+const SLOW: [Reason; 5] = [
+    Reason::RequestTimeout,
+    Reason::BodyTooSlow,
+    Reason::AnswerNotTaken,
+    Reason::IdleConnection,
+    Reason::ClientGone,
+];
+/// Of each version, and of those that are slow.
 const CLIENTS: usize = 4;
 const STREAMS: usize = 4;
 const PER_CONNECTION: usize = 50;
