@@ -17,6 +17,7 @@ use edge_common::Reason;
 use edge_tests::{
     Edged, Lab, Origin,
     daemon::Setup,
+    frames::{DATA, END_HEADERS, END_STREAM, HEADERS, frame, get, literal, preface},
     lab::{FRIEND, ORIGIN},
     parsers::{PARSERS, Parsers},
     random::Random,
@@ -25,6 +26,7 @@ use edge_tests::{
 };
 use serde_json::Value;
 
+const METHODS: &str = r#"["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]"#;
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Without limits, which would refuse what is to be refused for another reason.
@@ -214,8 +216,14 @@ fn what_is_handed_on_means_the_same_to_others() -> Result<()> {
         more += &format!(
             "[[upstream]]\nname = \"{name}\"\nservers = [\"{ORIGIN}:{port}\"]\nidle_max = 1\n\
              [[route]]\npath = \"/\"\nhost = \"{name}.test\"\nauth = \"none\"\nupstream = \"{name}\"\n\
-             methods = [\"GET\", \"HEAD\", \"POST\", \"PUT\", \"PATCH\", \"DELETE\"]\n"
+             methods = {METHODS}\n"
         );
+        for (path, rewrite) in [("/1", "/seen/at"), ("/1/2/{which}/4", "/by/{which}")] {
+            more += &format!(
+                "[[route]]\npath = \"{path}\"\nrewrite = \"{rewrite}\"\nhost = \"new.{name}.test\"\nauth = \"none\"\n\
+                 upstream = \"{name}\"\nmethods = {METHODS}\n"
+            );
+        }
     }
     let edged = open(&lab)?.set("server.workers", "1").append(&more)?.start()?;
     let mut random = Random::new(4);
@@ -232,6 +240,8 @@ struct Sent {
     mark: String,
     /// Header lines that frame the body, and the body as it goes over the wire.
     framed: (String, Vec<u8>),
+    /// The same without its framing, and its length.
+    body: Vec<u8>,
     length: usize,
 }
 
@@ -247,44 +257,114 @@ impl Sent {
         };
         let values = ["plain", "a, b;c=\"d\"", "GET / HTTP/1.1", "caf\u{e9}", "x: y", "0"];
         let mark = (*random.pick(&values)).to_owned();
-        Self { method, target: target(random), mark, framed, length: body.len() }
+        Self { method, target: target(random), mark, framed, length: body.len(), body }
     }
 
-    /// Every parser says the same of it, and goes on with the next request.
+    /// Every parser says the same of it, over either version of HTTP and with its path rewritten, and
+    /// goes on with the next request.
     fn compare(&self, lab: &Lab, edged: &Edged<'_>) -> Result<()> {
         let mut first: Option<Value> = None;
         for (name, _) in PARSERS {
-            let mut seen = self.seen(lab, edged, name).with_context(|| self.head(name))?;
-            let host = seen["host"].take();
-            ensure!(host == format!("{name}.test"), "{}: host {host}", self.head(name));
-            ensure!(seen["method"] == self.method, "{}: {seen}", self.head(name));
-            ensure!(seen["length"] == self.length, "{}: {seen}", self.head(name));
-            let same = first.get_or_insert_with(|| seen.clone());
-            ensure!(*same == seen, "{}: {name} says {seen}, not {same}", self.head(name));
+            for (is_http2, is_rewritten) in
+                [(false, false), (true, false), (false, true), (true, true)]
+            {
+                let host = format!("{}{name}.test", if is_rewritten { "new." } else { "" });
+                let told = || format!("{}HTTP/2: {is_http2}", self.head(&host));
+                let ask = if is_http2 { Self::seen_http2 } else { Self::seen };
+                let (mut seen, next) = ask(self, lab, edged, &host).with_context(told)?;
+                let after = if is_rewritten { "/seen/at/next" } else { "/1/next" };
+                ensure!(next["url"] == after && next["length"] == 0, "{}: then {next}", told());
+                ensure!(seen["host"].take() == host, "{}: {seen}", told());
+                ensure!(seen["method"] == self.method, "{}: {seen}", told());
+                ensure!(seen["length"] == self.length, "{}: {seen}", told());
+                let same = first.get_or_insert_with(|| seen.clone());
+                if is_rewritten {
+                    let url = same["url"].as_str().map(rewritten).context("a URL")?;
+                    ensure!(seen["url"] == url, "{}: {seen}, not {url}", told());
+                    seen["url"] = same["url"].clone();
+                }
+                ensure!(*same == seen, "{}: {name} says {seen}, not {same}", told());
+            }
         }
         Ok(())
     }
 
-    fn seen(&self, lab: &Lab, edged: &Edged<'_>, parser: &str) -> Result<Value> {
+    /// What a parser says of it, and of the next request.
+    fn seen(&self, lab: &Lab, edged: &Edged<'_>, host: &str) -> Result<(Value, Value)> {
         let dial = Dial::new(&edged.ca, "edge.test")?.alpn("http/1.1");
         let mut talk = dial.connect(lab, FRIEND)?;
-        let mut bytes = self.head(parser).into_bytes();
+        let mut bytes = self.head(host).into_bytes();
         bytes.extend_from_slice(&self.framed.1);
         talk.say(&bytes)?;
         let seen = talk.answer()?;
         ensure!(seen.status == 200, "{seen:?}");
-        let next = talk.get(&format!("{parser}.test"), "/next", &[])?;
-        let next: Value = serde_json::from_str(&next.body)?;
-        ensure!(next["url"] == "/next" && next["length"] == 0, "then {next}");
-        Ok(serde_json::from_str(&seen.body)?)
+        let next = talk.get(host, "/1/next", &[])?;
+        Ok((serde_json::from_str(&seen.body)?, serde_json::from_str(&next.body)?))
     }
 
-    fn head(&self, parser: &str) -> String {
-        let Self { method, target, mark, framed: (framing, _), .. } = self;
-        format!(
-            "{method} {target} HTTP/1.1\r\nHost: {parser}.test\r\nX-Mark: {mark}\r\n{framing}\r\n"
-        )
+    /// The same over HTTP/2, in two streams at once.
+    fn seen_http2(&self, lab: &Lab, edged: &Edged<'_>, host: &str) -> Result<(Value, Value)> {
+        let dial = Dial::new(&edged.ca, "edge.test")?.alpn("h2");
+        let mut talk = dial.connect(lab, FRIEND)?;
+        // `:scheme: https` is in the static table.
+        let mut block = vec![0x87];
+        for (name, value) in
+            [(":method", self.method), (":path", &self.target), (":authority", host)]
+        {
+            block.extend(literal(name, value));
+        }
+        block.extend(literal("x-mark", &self.mark));
+        if self.framed.0.starts_with("Content-Length") {
+            block.extend(literal("content-length", &self.length.to_string()));
+        }
+        let end = if self.body.is_empty() { END_STREAM } else { 0 };
+        let mut bytes = [preface(), frame(HEADERS, END_HEADERS | end, 1, &block)].concat();
+        let parts = self.body.chunks(1_000);
+        let count = parts.len();
+        for (n, part) in parts.enumerate() {
+            bytes.extend(frame(DATA, if n + 1 == count { END_STREAM } else { 0 }, 1, part));
+        }
+        bytes.extend(frame(HEADERS, END_HEADERS | END_STREAM, 3, &get(host, "/1/next")));
+        talk.say(&bytes)?;
+        let heard = talk.hear(PATIENCE, |bytes| [1, 3].iter().all(|n| content(bytes, *n).1))?;
+        let body = |n| serde_json::from_slice(&content(&heard.bytes, n).0).context("no JSON");
+        Ok((body(1)?, body(3)?))
     }
+
+    fn head(&self, host: &str) -> String {
+        let Self { method, target, mark, framed: (framing, _), .. } = self;
+        format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\nX-Mark: {mark}\r\n{framing}\r\n")
+    }
+}
+
+/// What the routes of rewriting hosts make of a target in its normal form.
+fn rewritten(url: &str) -> String {
+    let below = |from: &str| {
+        let rest = url.strip_prefix(from)?;
+        (rest.is_empty() || rest.starts_with(['/', '?'])).then_some(rest)
+    };
+    match (below("/1/2/3/4"), below("/1")) {
+        (Some(rest), _) => format!("/by/3{rest}"),
+        (None, Some(rest)) => format!("/seen/at{rest}"),
+        (None, None) => url.to_owned(),
+    }
+}
+
+/// The content of an HTTP/2 stream in the frames of a connection, and whether it has ended.
+fn content(bytes: &[u8], of: u32) -> (Vec<u8>, bool) {
+    let (mut rest, mut content, mut ended) = (bytes, Vec::new(), false);
+    while let [a, b, c, kind, flags, d, e, f, g, payload @ ..] = rest {
+        let length = u32::from_be_bytes([0, *a, *b, *c]) as usize;
+        let Some(part) = payload.get(..length) else { break };
+        if u32::from_be_bytes([*d, *e, *f, *g]) == of && matches!(*kind, HEADERS | DATA) {
+            ended |= flags & END_STREAM != 0;
+            if *kind == DATA {
+                content.extend_from_slice(part);
+            }
+        }
+        rest = &payload[length..];
+    }
+    (content, ended)
 }
 
 fn body(random: &mut Random) -> Vec<u8> {
