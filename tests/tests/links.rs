@@ -388,7 +388,7 @@ fn a_refusal_midway_puts_the_former_program_back() {
 }
 
 #[test]
-fn a_link_that_is_detached_by_force_is_told_of_and_left_off() {
+fn a_link_that_is_detached_by_force_is_put_back_and_one_whose_pin_is_gone_is_not() {
     let pair = Pair::new();
     let (kernel, upkeep) = pair.load_whole(AttachMode::Native, UNLIMITED).unwrap();
     deny(&kernel, "10.99.0.2/32");
@@ -400,8 +400,15 @@ fn a_link_that_is_detached_by_force_is_told_of_and_left_off() {
     let (stop, stops) = UnixStream::pair().unwrap();
     std::thread::scope(|scope| {
         scope.spawn(|| unprivileged(&pair, || upkeep.run(&stops)));
+        expect("left off", || {
+            health.mended.load(Relaxed) == 1 && health.interfaces()[0].is_guarded
+        });
+        assert!(!pair.answers() && pin.exists());
+        force_detach(&pin);
+        std::fs::remove_file(&pin).unwrap();
         expect("missed", || !health.interfaces()[0].is_guarded && health.is_any_bare());
-        assert!(pair.answers(), "who took it off wants it off");
+        assert!(pair.answers(), "who takes the pin away wants it off");
+        assert_eq!(health.mended.load(Relaxed), 1);
         drop(stop);
     });
     // Until the next start.

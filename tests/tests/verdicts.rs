@@ -205,6 +205,28 @@ fn what_another_hand_changes_is_put_right() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_filter_that_another_hand_detaches_is_put_back() -> Result<()> {
+    let lab = Lab::new()?;
+    let edged = lab.edged()?.start()?;
+    edged.tell(&format!("ban add {ATTACKER} --ttl 1h"))?;
+    let mut links = Vec::new();
+    for folder in std::fs::read_dir(lab.pin_dir())?.flatten().filter(|e| e.path().is_dir()) {
+        links.extend(std::fs::read_dir(folder.path())?.flatten().map(|pin| pin.path()));
+    }
+    links.retain(|pin| pin.to_string_lossy().contains("/xdp-"));
+    let link = links.first().context("no link")?;
+    run(Command::new("bpftool").args(["link", "detach", "pinned"]).arg(link))?;
+    let healed = || Ok(metric(&edged, r#"edged_healed_total{what="link"}"#)? == 1.0);
+    let took = until("the filter is back", Duration::from_secs(4), healed)?;
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert!(!reaches(&lab, ATTACKER, 443) && link.exists());
+    let told = || Ok(edged.events()?.iter().any(|event| event["event"] == "alarm"));
+    until("it is told", SOON, told)?;
+    until("all is enforced", SOON, || Ok(metric(&edged, "edged_enforced_ratio")? == 1.0))?;
+    Ok(())
+}
+
 /// The kernel's number of a table that this daemon holds, and how many values it has.
 fn held(edged: &Edged<'_>, name: &str) -> Result<(String, u64)> {
     for entry in std::fs::read_dir(format!("/proc/{}/fdinfo", edged.pid()))? {

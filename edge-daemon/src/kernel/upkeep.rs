@@ -47,6 +47,8 @@ pub struct Upkeep {
 #[derive(Debug, Default)]
 pub struct Health {
     interfaces: Mutex<Vec<Interface>>,
+    /// Filters that another hand had detached and that were put back; taken by whoever tells.
+    pub mended: AtomicU64,
     /// Open connections that a census found uncounted.
     pub added: AtomicU64,
     /// Counted connections that a census found gone.
@@ -102,7 +104,9 @@ enum Sight {
     Guarded { name: String, is_up: bool },
     /// The interface is gone.
     Gone,
-    /// Somebody took the program off the interface.
+    /// Another hand cut the link that its pin still holds.
+    Cut,
+    /// Who may took the program off the interface, and its pin away.
     Detached,
 }
 
@@ -121,14 +125,10 @@ impl Post {
                 let name = name.unwrap_or_default();
                 Sight::Guarded { is_up: attach::is_up(&name).unwrap_or(false), name }
             }
-            // Who takes the filter off removes its pin, or has the kernel detach the link of an
-            // interface that is still there.
-            _ if folder.join(self.attached.pin_name()).exists()
-                && (self.is_deleted || if_indextoname(self.attached.ifindex).is_err()) =>
-            {
-                Sight::Gone
-            }
-            _ => Sight::Detached,
+            // Who is to take the filter off removes its pin (`edged detach`).
+            _ if !folder.join(self.attached.pin_name()).exists() => Sight::Detached,
+            _ if self.is_deleted || if_indextoname(self.attached.ifindex).is_err() => Sight::Gone,
+            _ => Sight::Cut,
         };
         if seen == self.seen {
             return;
@@ -140,6 +140,9 @@ impl Post {
             Sight::Guarded { name, is_up: false } => {
                 tracing::warn!(interface, now = name, "the interface is down");
             }
+            Sight::Cut => {
+                tracing::error!(interface, "unfiltered: another hand detached the filter");
+            }
             Sight::Detached => {
                 tracing::error!(interface, "unfiltered: the filter was taken off the interface");
             }
@@ -148,9 +151,10 @@ impl Post {
         self.seen = seen;
     }
 
-    /// Whether another interface has the name of the one that is gone, and maybe its index.
+    /// Whether there is an interface to be guarded again; one of this name, and maybe of this index.
     fn is_back(&self) -> bool {
-        self.seen == Sight::Gone && if_nametoindex(self.wanted.interface.as_str()).is_ok()
+        matches!(self.seen, Sight::Gone | Sight::Cut)
+            && if_nametoindex(self.wanted.interface.as_str()).is_ok()
     }
 
     fn condition(&self) -> Interface {
@@ -242,12 +246,13 @@ impl Upkeep {
                 attach::again(self.program.as_fd(), &post.wanted, &post.attached, &self.folders);
             match again {
                 Ok(held) => {
+                    self.health.mended.fetch_add(u64::from(post.seen == Sight::Cut), Relaxed);
                     *post = Post::new(post.wanted.clone(), held);
                     is_any_back = true;
-                    tracing::warn!(interface, "the interface is back, and guarded");
+                    tracing::warn!(interface, "guarded again");
                 }
                 // Tried again at the next look.
-                Err(error) => tracing::error!(interface, %error, "unfiltered: it came back"),
+                Err(error) => tracing::error!(interface, %error, "unfiltered still"),
             }
         }
         if is_any_back {

@@ -30,6 +30,8 @@ pub enum Healed {
     Ban,
     /// Words of the filter before them.
     Filter,
+    /// Links by which the program is attached.
+    Link,
     /// Images of the lists.
     List,
     /// Networks in the overlay of the lists.
@@ -40,9 +42,10 @@ pub enum Healed {
     End,
 }
 
-const HEALED: [(&str, Healed); 6] = [
+const HEALED: [(&str, Healed); 7] = [
     ("ban", Healed::Ban),
     ("filter", Healed::Filter),
+    ("link", Healed::Link),
     ("list", Healed::List),
     ("overlay", Healed::Overlay),
     ("settings", Healed::Settings),

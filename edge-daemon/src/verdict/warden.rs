@@ -47,6 +47,8 @@ pub struct Suspects {
     ends: Vec<(Class, IpNet)>,
     /// Whether the settings were another hand's; they are put right already.
     settings: bool,
+    /// Interfaces on which the filter was put back.
+    links: u64,
 }
 
 impl Warden {
@@ -102,10 +104,12 @@ impl Warden {
         metrics.enforced_ppm.store(ratio, Relaxed);
         let settings = self.tables.mend_settings()?;
         metrics.healed(Healed::Settings, u64::from(settings));
+        let links = self.health.mended.swap(0, Relaxed);
+        metrics.healed(Healed::Link, links);
         let mut overlaid = self.tables.lists.doubted()?;
         overlaid.truncate(SUSPECTS_MAX);
         let ends = self.tables.lists.doubted_ends(now_ns, SUSPECTS_MAX);
-        Ok(Suspects { clients, lists, overlaid, ends, settings })
+        Ok(Suspects { clients, lists, overlaid, ends, settings, links })
     }
 }
 
@@ -153,6 +157,7 @@ impl Writer {
             count(overlaid, "networks of the lists"),
             count(ends, "ends of entries of the lists"),
             whole(suspects.settings, "the settings"),
+            count(suspects.links, "links of the filter"),
         ]
         .into_iter()
         .flatten()
