@@ -8,7 +8,9 @@ use std::{
 };
 
 use edge_common::{map::Kind, service::Service};
-use edge_identity::{access::Rules, assertion::Signer, key, policy::Set, roles::Roles};
+use edge_identity::{
+    access::Rules, assertion::Signer, jwt::dpop::Nonces, key, policy::Set, roles::Roles,
+};
 use edge_policy::{
     forwarded::Trusted,
     head,
@@ -28,7 +30,7 @@ use crate::{
     geo::{self, Geo},
     issuers::{self, Feeds, Issuers},
     kernel,
-    request::{Listener, Lures, Plan, Tally, bear::Terms},
+    request::{Listener, Lures, Plan, Tally, bear::Terms, proof_nonces},
     secret::{BYTES_MIN, Fault, Secret},
     tls::{self, TlsError, UpstreamTlsError},
     upstream::Upstream,
@@ -60,6 +62,7 @@ pub fn plan(
         routes: Routes::new(routes).map_err(|_| PlanError::Routes)?,
         issuers: Issuers::new(&settings.issuers, feeds)?,
         tokens: settings.tokens.clone(),
+        proof_nonces: nonces(&settings.tokens, former)?,
         upstreams: upstreams(settings, former.map_or(&[], |plan| &plan.upstreams))?,
         tallies: settings.policies.iter().map(|_| Tally::default()).collect(),
         rules: rules(settings)?,
@@ -85,6 +88,16 @@ pub fn plan(
         aborts_on_close: settings.server.aborts_on_close,
         https_port: settings.server.https.first().map_or(443, |listener| listener.address.port()),
     })
+}
+
+/// The nonces of DPoP proofs. Those that are told stay good unless they are to be good for another
+/// time.
+fn nonces(tokens: &settings::Tokens, former: Option<&Plan>) -> Result<Arc<Nonces>, PlanError> {
+    let is_same = |former: &&Plan| former.tokens.proof_nonces == tokens.proof_nonces;
+    match former.filter(is_same) {
+        Some(former) => Ok(Arc::clone(&former.proof_nonces)),
+        None => proof_nonces(tokens).map(Arc::new).map_err(PlanError::Randomness),
+    }
 }
 
 /// Who signs what upstreams are told, if anybody.
@@ -249,6 +262,9 @@ pub enum PlanError {
     /// No limit can be put in force.
     #[error("cannot begin a limit")]
     Limit(#[from] io::Error),
+    /// There is no randomness.
+    #[error("no randomness")]
+    Randomness(#[source] io::Error),
     /// Roles include each other. The configuration's reader has said so already.
     #[error("roles contradict each other")]
     Roles,

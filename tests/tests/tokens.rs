@@ -435,8 +435,23 @@ fn a_bound_token_needs_its_proof_each_time_a_new_one() -> Result<()> {
     let challenge = told.header("www-authenticate").unwrap_or_default().to_owned();
     assert!(challenge.contains(r#"error="use_dpop_nonce""#), "{challenge}");
     let nonce = told.header("dpop-nonce").context("no nonce")?;
-    let claims = with(client.proof("GET", url, &token, "13"), "nonce", json!(nonce));
-    assert_eq!(ask("DPoP", &token, &[&client.prove(&claims)])?.status, 200);
+    let with_nonce = |jti: &str, nonce: &str| {
+        client.prove(&with(client.proof("GET", url, &token, jti), "nonce", json!(nonce)))
+    };
+    assert_eq!(ask("DPoP", &token, &[&with_nonce("13", nonce)])?.status, 200);
+    // A reload that changes nothing of it leaves them as they are; one that changes how long they are
+    // good holds for those that were told before, too.
+    edged.tell("reload")?;
+    assert_eq!(ask("DPoP", &token, &[&with_nonce("14", nonce)])?.status, 200);
+    edged.edit("tokens.proof_nonces", "\"1s\"")?;
+    edged.tell("reload")?;
+    let told = ask("DPoP", &token, &[&with_nonce("15", nonce)])?;
+    let short = told.header("dpop-nonce").context("no nonce")?.to_owned();
+    assert_eq!(told.status, 401);
+    until("a nonce of a second ends", Duration::from_secs(15), || {
+        let jti = format!("{:?}", Instant::now());
+        Ok(ask("DPoP", &token, &[&with_nonce(&jti, &short)])?.status == 401)
+    })?;
     Ok(())
 }
 

@@ -103,8 +103,6 @@ pub struct Edge {
     pub outside: Outside,
     /// Tokens that operators deny.
     pub denylist: Denylist,
-    /// The nonces that DPoP proofs must carry, if they must.
-    pub proof_nonces: Nonces,
     /// Told when the plan, or what clients' certificates are judged by, has changed.
     pub changed: tokio::sync::watch::Sender<()>,
     /// The keys that are known.
@@ -169,6 +167,8 @@ pub struct Plan {
     pub issuers: Issuers,
     /// What tokens may take.
     pub tokens: settings::Tokens,
+    /// The nonces that DPoP proofs must carry, if they must.
+    pub proof_nonces: Arc<Nonces>,
     /// Where they go, in the order that `routes` knows them by.
     pub upstreams: Vec<Arc<servers::Upstream>>,
     /// Who signs what upstreams are told of a request's sender, if anybody.

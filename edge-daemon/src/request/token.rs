@@ -78,7 +78,7 @@ pub(super) async fn prove(
                 forget(worker, text);
             }
             worker.counters.token_faults.count(fault);
-            let nonces = &worker.edge.proof_nonces;
+            let nonces = &plan.proof_nonces;
             let nonce = (fault == Fault::ProofNonce).then(|| nonces.current(clock::unix_ms()));
             Err(refusal(fault.reason(), Some(fault), (scheme, nonce), methods))
         }
@@ -196,7 +196,7 @@ fn admit(
     let now_ms = clock::unix_ms();
     let proof = match scheme {
         TokenScheme::Bearer => None,
-        TokenScheme::Dpop => Some(proof(worker, plan, terms, text, asked, now_ms)),
+        TokenScheme::Dpop => Some(proof(plan, terms, text, asked, now_ms)),
     };
     let certificate = certificate(&known.verified, asked.visitor);
     let audience = match &route.access {
@@ -229,7 +229,6 @@ fn admit(
 
 /// The proof that goes with a token (RFC 9449, 4.3): one header, and good for this request.
 fn proof(
-    worker: &Worker,
     plan: &Plan,
     terms: &Issuer,
     token: &str,
@@ -252,7 +251,7 @@ fn proof(
             now_ms,
             age_max_ms: u64::try_from(plan.tokens.proof_age.as_millis()).unwrap_or(u64::MAX),
             leeway_ms: terms.leeway_ms.min(LEEWAY_S_MAX * 1000),
-            nonces: plan.tokens.proof_nonces.map(|_| &worker.edge.proof_nonces),
+            nonces: plan.tokens.proof_nonces.map(|_| &*plan.proof_nonces),
         },
     )
 }
