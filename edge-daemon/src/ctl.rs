@@ -79,6 +79,11 @@ fn run(args: &Args) -> u8 {
 fn answer(args: &Args, command: &Command) -> Result<Reply, u8> {
     match ask(args, command) {
         Ok(Reply::Refused(why)) => Err(complain(&why, REFUSED)),
+        // What was made is shown this once, whatever the log says of it.
+        Ok(Reply::Unaudited(reply)) => {
+            say(show(args, &reply).as_bytes());
+            Err(complain(&UNAUDITED, REFUSED))
+        }
         Ok(reply) => Ok(reply),
         Err(fault @ client::Fault::NotPermitted(_)) => Err(complain(&fault, REFUSED)),
         Err(fault) => Err(complain(&fault, NO_DAEMON)),
@@ -127,6 +132,8 @@ fn ask(args: &Args, command: &Command) -> Result<Reply, client::Fault> {
     }
     Ok(reply)
 }
+
+const UNAUDITED: &str = "it is done, but the audit log cannot be written and does not tell of it";
 
 fn show(args: &Args, reply: &Reply) -> String {
     if args.json { print::json(reply) } else { print::text(reply, now_ms()) }

@@ -101,6 +101,55 @@ fn every_attempt_is_one_line_and_a_changed_one_is_named() -> Result<()> {
     Ok(())
 }
 
+/// What the log cannot tell of is not done to keys, or whoever asked is told; but a key is revoked.
+#[test]
+fn keys_are_not_changed_unnoticed_while_the_log_cannot_be_written() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let disk = SmallDisk::at(place(&lab).0, 256 << 10)?;
+    let edged = lab.edged()?.set("limits.per_source", "\"off\"").start()?;
+    let made = edged.ask("key create --name old")?;
+    let (id, key) = (made["id"].as_str().context("id")?, made["key"].as_str().context("key")?);
+    disk.fill()?;
+    let count = || -> Result<u64> { edged.ask("key list")?["total"].as_u64().context("total") };
+    // There is room for a few lines more in the page that the file ends in.
+    let (mut keys, mut refused) = (count()?, Vec::new());
+    for n in 0..100 {
+        let done = edged.ctl(&format!("key create --name n{n}"))?;
+        let words = String::from_utf8_lossy(&done.stderr).into_owned();
+        if done.status.success() {
+            assert!(refused.is_empty(), "after {refused:?}");
+            keys += 1;
+            continue;
+        }
+        // It was made and is shown, or it was not made.
+        if words.contains("it is done, but the audit log cannot be written") {
+            assert!(String::from_utf8_lossy(&done.stdout).contains("shown this once"), "{done:?}");
+            keys += 1;
+        } else {
+            assert!(words.contains("nothing is changed: the audit log cannot be"), "{words}");
+            assert!(done.stdout.is_empty(), "{done:?}");
+        }
+        refused.push(words);
+        if refused.len() > 2 {
+            break;
+        }
+    }
+    assert_eq!((refused.len(), count()?), (3, keys), "{refused:?}");
+    assert_eq!(edged.get(FRIEND, "/").key(key).send()?.status, 200);
+    let done = edged.ctl(&format!("key revoke {id}"))?;
+    assert_eq!(edged.get(FRIEND, "/").key(key).send()?.status, 401, "{done:?}");
+    let words = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(!done.status.success() && words.contains("audit log cannot be written"), "{words}");
+    disk.make_room()?;
+    until("keys can be made again", Duration::from_secs(20), || {
+        Ok(edged.ctl("key create --name later")?.status.success())
+    })?;
+    wait_for(&lab, &[("event", "key_created"), ("name", "later")], 1)?;
+    assert!(verify(&lab, &edged)?.status.success());
+    Ok(())
+}
+
 #[test]
 fn a_full_disk_stops_nobody_and_the_gap_is_in_the_chain() -> Result<()> {
     let lab = Lab::new()?;

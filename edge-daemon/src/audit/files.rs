@@ -30,6 +30,8 @@ pub(super) struct Files {
     is_dirty: bool,
     file_bytes_max: u64,
     files_max: usize,
+    /// Files that are to be removed, once it is told.
+    doomed: Vec<PathBuf>,
 }
 
 /// The log as it was found.
@@ -70,7 +72,8 @@ impl Files {
         }
         let length = file.metadata()?.len();
         let (file_bytes_max, files_max) = (settings.file_bytes_max, settings.files_max);
-        let files = Self { dir, file, length, is_dirty: false, file_bytes_max, files_max };
+        let (is_dirty, doomed) = (false, Vec::new());
+        let files = Self { dir, file, length, is_dirty, file_bytes_max, files_max, doomed };
         Ok(Opened { files, last, notes })
     }
 
@@ -91,27 +94,41 @@ impl Files {
         self.length >= self.file_bytes_max
     }
 
-    /// Begins the file whose first line has this number, and removes the oldest beyond the bound.
+    /// Begins the file whose first line has this number. The oldest beyond the bound are removed when
+    /// what this returns is written.
     pub(super) fn rotate(&mut self, number: u64) -> io::Result<Vec<Note>> {
         self.sync()?;
         let path = self.dir.join(name(number));
         self.file = append_to(&path)?;
         self.length = self.file.metadata()?.len();
         let mut notes = vec![Note::FileBegun { file: file_name(&path) }];
-        let cleared = sync_dir(&self.dir).and_then(|()| self.remove_oldest(&mut notes));
-        if let Err(error) = cleared {
+        let doomed = sync_dir(&self.dir).and_then(|()| self.doom_oldest(&mut notes));
+        if let Err(error) = doomed {
             tracing::error!(%error, "cannot clear away old files of the audit log");
         }
         Ok(notes)
     }
 
-    fn remove_oldest(&self, notes: &mut Vec<Note>) -> io::Result<()> {
-        let files = paths(&self.dir)?;
-        for old in &files[..files.len().saturating_sub(self.files_max)] {
-            fs::remove_file(old)?;
-            notes.push(Note::FileRemoved { file: file_name(old) });
+    fn doom_oldest(&mut self, notes: &mut Vec<Note>) -> io::Result<()> {
+        let mut files = paths(&self.dir)?;
+        let kept = files.split_off(files.len().saturating_sub(self.files_max));
+        let follow = files.iter().skip(1).chain(kept.first());
+        for (old, next) in files.iter().zip(follow) {
+            let last = first_number(next)?.saturating_sub(1);
+            notes.push(Note::FileRemoved { file: file_name(old), last });
         }
+        self.doomed = files;
         Ok(())
+    }
+
+    /// Removes the files of which it is written that they are.
+    pub(super) fn clear_away(&mut self) -> io::Result<()> {
+        let doomed = std::mem::take(&mut self.doomed);
+        if doomed.is_empty() {
+            return Ok(());
+        }
+        self.sync()?;
+        doomed.iter().try_for_each(fs::remove_file)
     }
 
     pub(super) fn sync(&mut self) -> io::Result<()> {
@@ -215,10 +232,14 @@ fn read_tail(path: &Path) -> io::Result<(Vec<u8>, Vec<u8>)> {
 /// The number that the last line of a file has by its place.
 fn last_number(path: &Path) -> io::Result<u64> {
     let lines = fs::read(path)?.iter().filter(|byte| **byte == b'\n').count() as u64;
+    Ok(first_number(path)? + lines.max(1) - 1)
+}
+
+/// The number of a file's first line, which it is named after.
+fn first_number(path: &Path) -> io::Result<u64> {
     let name = file_name(path);
     let digits = name.trim_start_matches("audit-").trim_end_matches(".jsonl");
-    let first = digits.parse::<u64>().map_err(|_| io::Error::other("an odd name"))?;
-    Ok(first + lines.max(1) - 1)
+    digits.parse().map_err(|_| io::Error::other("an odd name"))
 }
 
 pub(super) fn file_name(path: &Path) -> String {

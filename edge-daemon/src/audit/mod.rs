@@ -57,10 +57,10 @@ enum Entry {
     Summed(&'static str, Vec<(String, u64)>),
     /// What the former daemon tells.
     Relayed(u64, Box<serde_json::Value>),
-    /// Tells when all before it is on disk.
-    Flush(SyncSender<()>),
+    /// Tells whether all before it is on disk, when that is known.
+    Flush(SyncSender<bool>),
     /// The same; then nothing is written until the receiver says how to go on.
-    Pause(SyncSender<()>, Receiver<Resumption>),
+    Pause(SyncSender<bool>, Receiver<Resumption>),
 }
 
 impl Entry {
@@ -131,10 +131,17 @@ impl Audit {
         self.give(Entry::Event(clock::unix_ms(), Box::new(event)));
     }
 
-    /// Waits until all that was told is on disk, or for so long; whether it is.
+    /// Waits until all that was told is on disk, or for so long; whether it is. What was lost before
+    /// is not: [`Self::lost`] counts it.
     pub fn flush(&self, most: Duration) -> bool {
         let (done, flushed) = sync_channel(1);
-        self.queue.try_send(Entry::Flush(done)).is_ok() && flushed.recv_timeout(most).is_ok()
+        self.queue.try_send(Entry::Flush(done)).is_ok() && flushed.recv_timeout(most) == Ok(true)
+    }
+
+    /// Entries that were lost, since the start.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.counts.lost.load(Relaxed)
     }
 
     fn give(&self, entry: Entry) {
@@ -194,10 +201,13 @@ pub(crate) enum Note {
         /// What is wrong with its last line.
         why: String,
     },
-    /// An old file was removed to make room.
+    /// An old file is removed to make room. It is said first, and done when that is on disk: who
+    /// checks the log can tell it from a file that somebody else took away.
     FileRemoved {
         /// The file.
         file: String,
+        /// The number of its last line.
+        last: u64,
     },
     /// Requests of somebody that were let in, within a second.
     Granted {
@@ -221,14 +231,14 @@ impl AuditLog {
                 Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => break,
             };
             let is_due = Instant::now() >= next_sync;
-            let Asked { flushes, pause } = self.batch(first, is_due, &mut lines);
+            let Asked { flushes, pause, mut is_kept } = self.batch(first, is_due, &mut lines);
             if is_due || !flushes.is_empty() {
-                self.sync();
+                is_kept &= self.sync();
                 next_sync = Instant::now() + SYNC_EVERY;
             }
             for done in &flushes {
                 // Who asked may have stopped waiting.
-                let _ = done.try_send(());
+                let _ = done.try_send(is_kept);
             }
             match pause.map(|pause| pause.recv()) {
                 Some(Ok(Resumption::Relay(successor))) => return self.relay(&successor),
@@ -241,6 +251,9 @@ impl AuditLog {
             }
         }
         self.batch(None, true, &mut lines);
+        if !self.notes.is_empty() {
+            self.batch(None, true, &mut lines);
+        }
         self.sync();
     }
 
@@ -283,11 +296,13 @@ impl AuditLog {
             }
         }
         let written = if lines.is_empty() { Ok(()) } else { self.files.write(lines) };
+        asked.is_kept = written.is_ok();
         match written {
             Ok(()) => {
                 self.told_lost = lost;
                 self.is_failing = false;
                 self.counts.last.store(self.last.number, Relaxed);
+                self.clear_away();
                 self.rotate();
             }
             Err(error) => {
@@ -328,10 +343,20 @@ impl AuditLog {
         }
     }
 
-    fn sync(&mut self) {
-        if let Err(error) = self.files.sync() {
+    /// Removes the files of which it is told by now that they go.
+    fn clear_away(&mut self) {
+        if let Err(error) = self.files.clear_away() {
+            tracing::error!(%error, "cannot clear away old files of the audit log");
+        }
+    }
+
+    /// Whether all that is written is on disk.
+    fn sync(&mut self) -> bool {
+        let synced = self.files.sync();
+        if let Err(error) = &synced {
             tracing::error!(%error, "cannot have the audit log on disk");
         }
+        synced.is_ok()
     }
 
     fn add(&mut self, lines: &mut Vec<u8>, at_ms: u64, entry: &impl Serialize) {
@@ -502,6 +527,46 @@ mod tests {
         assert!(verify(&first, &settings.key).unwrap().is_ok(), "a file alone can be checked");
         fs::remove_file(&files::paths(&settings.dir).unwrap()[1]).unwrap();
         assert_eq!(check(&settings).unwrap_err().line, 1);
+    }
+
+    /// The log says of each file that it removes that it does: one that is gone without a word was
+    /// taken away by somebody.
+    #[test]
+    fn an_old_file_that_somebody_took_away_is_missed() {
+        for rounds in [1, 8] {
+            let dir = tempdir().unwrap();
+            let settings = settings::Audit { file_bytes_max: 2_000, ..settings(&dir) };
+            for round in 0..rounds {
+                write(&settings, |audit| (0..20).for_each(|n| audit.tell(revoked(round * 20 + n))));
+            }
+            assert_eq!(check(&settings).unwrap().first > 1, rounds == 8);
+            while files::paths(&settings.dir).unwrap().len() > 1 {
+                fs::remove_file(files::paths(&settings.dir).unwrap().remove(0)).unwrap();
+                let broken = check(&settings).unwrap_err();
+                assert!(broken.line == 1 && broken.why.contains("are missing"), "{broken:?}");
+            }
+            let alone = only(&settings);
+            assert!(verify(&alone, &settings.key).unwrap().is_ok(), "a file alone can be checked");
+        }
+    }
+
+    /// Whenever the host goes down, the log has said it before a file is gone.
+    #[test]
+    fn a_file_goes_when_the_log_has_said_so() {
+        let dir = tempdir().unwrap();
+        let settings = settings::Audit { file_bytes_max: 2_000, files_max: 2, ..settings(&dir) };
+        let (audit, mut log) = Audit::open(&settings, Arc::default()).unwrap();
+        let mut lines = Vec::new();
+        for round in 0..9 {
+            (0..20).for_each(|n| audit.tell(revoked(round * 20 + n)));
+            log.batch(None, false, &mut lines);
+            check(&settings).unwrap();
+        }
+        assert_eq!(files::paths(&settings.dir).unwrap().len(), 3, "the last is not said yet");
+        drop(audit);
+        log.run();
+        assert_eq!(files::paths(&settings.dir).unwrap().len(), 2);
+        check(&settings).unwrap();
     }
 
     #[test]

@@ -31,8 +31,10 @@ pub enum Resumption {
 /// What was asked of the log between entries.
 #[derive(Default)]
 pub(super) struct Asked {
-    pub(super) flushes: Vec<SyncSender<()>>,
+    pub(super) flushes: Vec<SyncSender<bool>>,
     pub(super) pause: Option<Receiver<Resumption>>,
+    /// Whether the entries before are written.
+    pub(super) is_kept: bool,
 }
 
 impl Audit {
@@ -50,7 +52,7 @@ impl Audit {
         self.queue.send(Entry::Pause(done, resumed)).ok().context("nobody writes it")?;
         // From here on, to forget this end is to go on.
         *self.paused.lock().unwrap_or_else(PoisonError::into_inner) = Some(resume);
-        reached.recv_timeout(PAUSED_WITHIN).context("it is still being written")
+        reached.recv_timeout(PAUSED_WITHIN).map(drop).context("it is still being written")
     }
 
     /// Goes on after a pause.
@@ -113,7 +115,7 @@ impl AuditLog {
             Entry::Flush(done) | Entry::Pause(done, _) => {
                 self.pass_sums_on(successor);
                 // Who asked may have stopped waiting.
-                let _ = done.try_send(());
+                let _ = done.try_send(!self.is_failing);
                 Ok(())
             }
         }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use edge_identity::audit::{ChainKey, Link, check};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::files;
 use crate::secret::Origin;
@@ -19,7 +19,7 @@ pub struct Whole {
     pub files: usize,
     /// Lines in them.
     pub lines: u64,
-    /// The number of the first; above 1, files before it were removed.
+    /// The number of the first; above 1, the log has removed the files before it.
     pub first: u64,
     /// The end of the chain.
     pub last: Link,
@@ -48,13 +48,42 @@ pub type Verdict = Result<Whole, Broken>;
 /// If there is nothing to check, or a file or the key cannot be read.
 pub fn verify(path: &Path, key: &Origin) -> anyhow::Result<Verdict> {
     let key = files::read_key(key)?;
-    let paths = if path.is_dir() { files::paths(path)? } else { vec![path.to_owned()] };
+    let is_dir = path.is_dir();
+    let paths = if is_dir { files::paths(path)? } else { vec![path.to_owned()] };
     anyhow::ensure!(!paths.is_empty(), "{} holds no audit log", path.display());
-    Ok(check_files(&paths, &key)?)
+    let (verdict, removed) = check_files(&paths, &key)?;
+    Ok(verdict.and_then(|whole| match whole.first.saturating_sub(1) {
+        missing if is_dir && missing > removed => {
+            let why = format!(
+                "lines {} to {missing} before it are missing, and the log did not remove them",
+                removed + 1
+            );
+            Err(Broken { file: paths[0].clone(), line: 1, why })
+        }
+        _ => Ok(whole),
+    }))
 }
 
-fn check_files(paths: &[PathBuf], key: &ChainKey) -> io::Result<Verdict> {
+/// The number of the last line that was removed with its file, if this line says so.
+fn removed(line: &[u8]) -> Option<u64> {
+    #[derive(Deserialize)]
+    struct Removed {
+        event: String,
+        last: u64,
+    }
+    // Few lines say it, and only those are taken apart.
+    line.windows(REMOVED.len()).any(|part| part == REMOVED.as_bytes()).then_some(())?;
+    let told: Removed = serde_json::from_slice(line).ok()?;
+    (told.event == REMOVED).then_some(told.last)
+}
+
+/// The word for it.
+const REMOVED: &str = "file_removed";
+
+/// What became of the check, and up to which line the log says to have removed files.
+fn check_files(paths: &[PathBuf], key: &ChainKey) -> io::Result<(Verdict, u64)> {
     let (mut whole, mut last) = (Whole { files: paths.len(), ..Whole::default() }, None);
+    let mut gone = 0;
     for path in paths {
         let (mut reader, mut line, mut number) = (BufReader::new(File::open(path)?), Vec::new(), 0);
         loop {
@@ -71,15 +100,16 @@ fn check_files(paths: &[PathBuf], key: &ChainKey) -> io::Result<Verdict> {
                 Ok(link) => {
                     whole.first = if last.is_none() { link.number } else { whole.first };
                     last = Some(link);
+                    gone = removed(&line).map_or(gone, |last| last.max(gone));
                 }
                 Err(fault) => {
                     let (file, why) = (path.clone(), fault.to_string());
-                    return Ok(Err(Broken { file, line: number, why }));
+                    return Ok((Err(Broken { file, line: number, why }), gone));
                 }
             }
             whole.lines += 1;
         }
     }
     whole.last = last.unwrap_or_default();
-    Ok(Ok(whole))
+    Ok((Ok(whole), gone))
 }

@@ -158,6 +158,8 @@ pub enum Reply {
     Done(String),
     /// It was not done; a sentence that says why.
     Refused(String),
+    /// It was done, with this answer, but the audit log could not be written and may not tell of it.
+    Unaudited(Box<Reply>),
     /// How the daemon is doing.
     Status(Box<Status>),
     /// Entries of a list.

@@ -25,6 +25,7 @@ pub(super) fn json(reply: &Reply) -> String {
     let pretty = match reply {
         Reply::Done(message) => render(&serde_json::json!({ "done": message })),
         Reply::Refused(why) => render(&serde_json::json!({ "refused": why })),
+        Reply::Unaudited(reply) => return json(reply),
         Reply::Status(status) => render(status),
         Reply::List(list) => render(list),
         Reply::Bans(bans) => render(bans),
@@ -55,6 +56,7 @@ fn render(payload: &impl Serialize) -> String {
 pub(super) fn text(reply: &Reply, now_ms: u64) -> String {
     match reply {
         Reply::Done(message) | Reply::Refused(message) => format!("{message}\n"),
+        Reply::Unaudited(reply) => text(reply, now_ms),
         Reply::Status(status) => status_text(status),
         Reply::List(list) => list_text(list, now_ms),
         Reply::Bans(bans) => bans::list_text(bans, now_ms),

@@ -23,12 +23,26 @@ use crate::{
 
 impl Registry {
     pub(super) fn obey(&mut self, command: KeyCommand, peer: Peer) -> Reply {
-        let is_change = !matches!(command, KeyCommand::List { .. } | KeyCommand::Show { .. });
-        let reply = self.try_obey(command, peer);
-        if is_change && !self.edge.audit.flush(AUDIT_PATIENCE) {
-            tracing::error!("what was done to keys is not in the audit log yet");
+        use KeyCommand::{Import, List, Revoke, Show};
+        let is_told = !matches!(command, List { .. } | Show { .. } | Import { check: true, .. });
+        let audit = self.edge.audit.clone();
+        // A revocation is never put off: who revokes a key must be rid of it.
+        if is_told && !matches!(command, Revoke { .. }) && !audit.flush(AUDIT_PATIENCE) {
+            let why =
+                "nothing is changed: the audit log cannot be written, and would not tell of it";
+            return Reply::Refused(why.into());
         }
-        reply.unwrap_or_else(|error| Reply::Refused(format!("{error:#}")))
+        let lost = audit.lost();
+        let reply = self.try_obey(command, peer);
+        let is_kept = !is_told || audit.flush(AUDIT_PATIENCE) && audit.lost() == lost;
+        match reply {
+            Ok(reply) if is_kept => reply,
+            Ok(reply) => Reply::Unaudited(Box::new(reply)),
+            Err(error) if is_kept => Reply::Refused(format!("{error:#}")),
+            Err(error) => {
+                Reply::Refused(format!("{error:#}; the audit log cannot be written either"))
+            }
+        }
     }
 
     fn try_obey(&mut self, command: KeyCommand, peer: Peer) -> anyhow::Result<Reply> {
@@ -371,7 +385,7 @@ fn random() -> anyhow::Result<zeroize::Zeroizing<[u8; 32]>> {
 }
 
 /// How long an operator waits for the audit log.
-const AUDIT_PATIENCE: Duration = Duration::from_secs(2);
+const AUDIT_PATIENCE: Duration = Duration::from_secs(4);
 
 /// Keys that one reply holds.
 pub(super) const PAGE: usize = 2_000;
