@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+pub use rcgen::SanType;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer,
     KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256,
@@ -59,6 +60,17 @@ impl Authority {
         self.sign_with(file, names, from, to, &KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?)
     }
 
+    /// Signs a certificate with this common name and these other names, good for a day.
+    ///
+    /// # Errors
+    /// If the folder cannot be written.
+    pub fn sign_as(&self, file: &str, common_name: &str, names: Vec<SanType>) -> Result<Leaf> {
+        let mut params = CertificateParams::new(Vec::new())?;
+        params.subject_alt_names = names;
+        params.distinguished_name.push(DnType::CommonName, common_name);
+        self.issue(file, params, (-60, DAY), &KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?)
+    }
+
     /// As [`Self::sign`], good for a day, with an RSA key that `openssl` makes.
     ///
     /// # Errors
@@ -80,12 +92,22 @@ impl Authority {
     ) -> Result<Leaf> {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut params = CertificateParams::new(names.clone())?;
-        let serial = u64::from_be_bytes(key.public_key_raw()[1..9].try_into()?) >> 1;
-        params.serial_number = Some(SerialNumber::from(serial));
-        (params.not_before, params.not_after) = (at(from).into(), at(to).into());
         params
             .distinguished_name
             .push(DnType::CommonName, names.first().cloned().unwrap_or_default());
+        self.issue(file, params, (from, to), key)
+    }
+
+    fn issue(
+        &self,
+        file: &str,
+        mut params: CertificateParams,
+        (from, to): (i64, i64),
+        key: &KeyPair,
+    ) -> Result<Leaf> {
+        let serial = u64::from_be_bytes(key.public_key_raw()[1..9].try_into()?) >> 1;
+        params.serial_number = Some(SerialNumber::from(serial));
+        (params.not_before, params.not_after) = (at(from).into(), at(to).into());
         let leaf = params.signed_by(key, &Issuer::from_params(&self.params, &self.key))?;
         let (chain, key_path) =
             (self.dir.join(format!("{file}.pem")), self.dir.join(format!("{file}.key")));

@@ -19,7 +19,7 @@ use edge_tests::{
     frames,
     issuer::{AUDIENCE, Answers, ISSUER, KEYS_URL, KeyServer, Signer, encode, jwks},
     lab::FRIEND,
-    pki::{Authority, Leaf},
+    pki::{Authority, Leaf, SanType},
     talk::{Dial, Talk},
 };
 use serde_json::{Value, json};
@@ -469,6 +469,66 @@ fn a_fault_in_a_check_never_lets_anybody_in() -> Result<()> {
     Ok(())
 }
 
+/// A certificate stands for somebody by whatever it says, and by its key.
+#[test]
+fn a_certificate_is_known_by_each_of_its_names() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let authority = Authority::new(lab.dir(), "clients")?;
+    let uri = |uri: &str| anyhow::Ok(SanType::URI(uri.try_into()?));
+    let email = |address: &str| anyhow::Ok(SanType::Rfc822Name(address.try_into()?));
+    let leaf = |file: &str, names| authority.sign_as(file, file, names);
+    let reports = leaf("reports", vec![])?;
+    let workload = leaf("workload", vec![uri("spiffe://example/ns/shop")?])?;
+    let mail = leaf("mail", vec![email("ops@example.test")?])?;
+    let pinned = leaf("pinned", vec![])?;
+    let others = [
+        leaf("reports2", vec![])?,
+        leaf("w2", vec![uri("spiffe://example/other")?])?,
+        leaf("m2", vec![email("ops@example.test.evil")?])?,
+        leaf("p2", vec![])?,
+        // What one kind of name must say, another cannot say for it.
+        leaf("ops@example.test", vec![uri("mailto:ops@example.test")?])?,
+    ];
+    let spki = spki_sha256(&pinned)?;
+    let mappings = format!(
+        "[[route]]\npath = \"/echo\"\nmethods = [\"GET\"]\nauth = \"mtls\"\nupstream = \"api\"\n\
+         [[client_certificate]]\nsubject = \"CN=reports\"\n\
+         [[client_certificate]]\nuri = \"spiffe://example/ns/*\"\n\
+         [[client_certificate]]\nemail = \"ops@example.test\"\n\
+         [[client_certificate]]\nspki_sha256 = [\"{spki}\"]\nid = \"by-key\"\n"
+    );
+    let edged = asking(&lab, &authority, &format!("{}{ROUTES}{mappings}", own()))?.start()?;
+    let ask = |leaf| with_certificate(edged.get(FRIEND, "/echo"), leaf).send();
+    for (leaf, who) in [
+        (&reports, "mtls:CN%3Dreports"),
+        (&workload, "mtls:spiffe://example/ns/shop"),
+        (&mail, "mtls:ops@example.test"),
+        (&pinned, "mtls:by-key"),
+    ] {
+        let answer = ask(leaf)?;
+        assert_eq!(answer.status, 200, "{who}: {answer:?}");
+        assert_eq!(told(&answer, "x-edged-principal").as_deref(), Some(who));
+    }
+    for leaf in &others {
+        assert_eq!(ask(leaf)?.status, 401, "{leaf:?}");
+    }
+    Ok(())
+}
+
+/// SHA-256 of a certificate's `SubjectPublicKeyInfo` in hexadecimal, as `openssl` has its bytes.
+fn spki_sha256(leaf: &Leaf) -> Result<String> {
+    let mut openssl = Command::new("openssl");
+    let pem = openssl.args(["x509", "-noout", "-pubkey", "-in"]).arg(&leaf.chain).output()?.stdout;
+    let file = leaf.chain.with_extension("pub");
+    fs::write(&file, pem)?;
+    let mut openssl = Command::new("openssl");
+    let der =
+        openssl.args(["pkey", "-pubin", "-outform", "der", "-in"]).arg(&file).output()?.stdout;
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &der);
+    Ok(digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
 /// Every attempt, by whichever proof and however it ends, is one line of the audit log, found by the id that
 /// its answer names.
 #[test]
@@ -480,8 +540,9 @@ fn every_attempt_is_one_audit_line_whatever_the_proof() -> Result<()> {
     let nobody = authority.sign("nobody", &["nobody"], -60, DAY)?;
     let stranger = Authority::new(lab.dir(), "other")?.sign("stranger", &["billing"], -60, DAY)?;
     let by = Signer::new("k1")?;
-    let keys = KeyServer::start(&lab, Answers::Bytes(jwks(&[&by])))?;
-    let edged = asking(&lab, &authority, &format!("{}{ROUTES}", own()))?.start()?;
+    let _keys = KeyServer::start(&lab, Answers::Bytes(jwks(&[&by])))?;
+    let dumb = issuer("dumb", "https://dumb.test", "jwks_url = \"http://127.0.0.1:9009/jwks\"");
+    let edged = asking(&lab, &authority, &format!("{}{dumb}{ROUTES}", own()))?.start()?;
     let (key, (id, secret)) = (edged.key("a")?, signer(&edged)?);
     let good = by.token(&by.claims());
     let signed = signature(&lab, &id, &secret)?;
@@ -500,11 +561,10 @@ fn every_attempt_is_one_audit_line_whatever_the_proof() -> Result<()> {
         (401, "", with_certificate(get("/certificate"), &billing).key(&key).send()?),
     ];
     assert!(with_certificate(get("/certificate"), &stranger).send().is_err(), "no handshake");
-    // A fault of ours is an attempt too.
-    keys.set(Answers::Nothing);
-    let unknown = Signer::new("k2")?;
-    let refused = bearer(&edged, "/token", &unknown.token(&unknown.claims())).send()?;
-    assert_eq!(refused.status, 401);
+    // So is one that a fault of ours kept from being judged: keys that cannot be had.
+    let unjudged = by.token(&with(by.claims(), "iss", json!("https://dumb.test")));
+    let unjudged = bearer(&edged, "/token", &unjudged).send()?;
+    assert_eq!(unjudged.status, 503);
 
     let lines = || -> Result<Vec<Value>> {
         let mut lines = Vec::new();
@@ -530,6 +590,10 @@ fn every_attempt_is_one_audit_line_whatever_the_proof() -> Result<()> {
         assert_eq!(line["event"], event, "{line}");
         assert_eq!(line["by"].as_str().unwrap_or_default(), *by, "{line}");
     }
+    let id_of_it = unjudged.header("x-request-id").context("an id")?;
+    let line = all.iter().find(|line| line["request_id"] == *id_of_it).context("its line")?;
+    assert_eq!(line["event"], "request_refused", "{line}");
+    assert_eq!(line["reason"], "issuer_unavailable", "{line}");
     let principals: Vec<_> = all.iter().filter_map(|line| line["principal"].as_str()).collect();
     for who in ["own:alice", "mtls:billing", &id] {
         assert!(principals.contains(&who), "{who} in {principals:?}");
