@@ -50,7 +50,7 @@ fn answer(command: Command, peer: Peer) -> Reply {
         }
         Command::Key(KeyCommand::Create(_)) => Reply::KeyCreated(KeyCreated {
             id: "0a1b".to_owned(),
-            key: "edged_x_y".to_owned(),
+            key: "edged_x_y".into(),
             secret: None,
             signing_secret: None,
             expires_ms: None,

@@ -381,7 +381,7 @@ static SIGNER: LazyLock<(Masters, Signing, hmac::Key)> = LazyLock::new(|| {
     let masters = Masters::new([&[7_u8; 32][..]]);
     let master = masters.current().expect("one").to_owned();
     let secret = masters.secret(&master, KEY_ID).expect("it is known");
-    (masters, Signing::Derived(master), hmac::Key::new(hmac::HMAC_SHA256, &secret))
+    (masters, Signing::Derived(master), hmac::Key::new(hmac::HMAC_SHA256, &*secret))
 });
 
 fn verifier() -> signed::Verifier<'static> {

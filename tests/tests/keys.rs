@@ -4,6 +4,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _, time::Duration};
 
 use anyhow::{Context as _, Result};
 use edge_common::Reason;
+use edge_daemon::store::{Store, StoredKey};
 use edge_tests::{
     Edged, Lab, Origin,
     client::{Response, until},
@@ -345,11 +346,94 @@ fn keys_move_from_one_store_to_another() -> Result<()> {
     let words = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && words.contains("keys.jsonl:3:"), "{words}");
     assert_eq!(status(&edged, &key)?, 401, "nothing was taken");
+    // One digest under two ids would be one key that is revoked once and stays good; a public key that
+    // is none of its algorithm, or a weak one, verifies nothing.
+    let other = lines.lines().find(|line| line.contains(&id)).context("its line")?;
+    let other = other.replacen(&id, "0123456789ab", 1);
+    let public = r#"{"signing":{"public":{"algorithm":"rsa-pss-sha512","key":"AAAA"}}}"#;
+    let weak = other.replacen("\"extras\":[]", &format!("\"extras\":[{public}]"), 1);
+    for (text, place, why) in
+        [(format!("{lines}{other}\n"), 3, "digest"), (format!("{weak}\n"), 1, "public key")]
+    {
+        fs::write(&file, text)?;
+        let refused = edged.ctl(&import)?;
+        let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(words.contains(&format!("jsonl:{place}: ")) && words.contains(why), "{words}");
+        assert_eq!(status(&edged, &key)?, 401, "nothing was taken");
+    }
     fs::write(&file, &lines)?;
     assert!(edged.tell(&import)?.contains("2 keys are new"));
+    fs::write(&file, format!("{other}\n"))?;
+    let refused = edged.ctl(&import)?;
+    let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && words.contains("another key has this digest"), "{words}");
+    fs::write(&file, &lines)?;
     assert!(edged.tell(&import)?.contains("2 were known"));
     assert_eq!((status(&edged, &key)?, status(&edged, &gone_key)?), (200, 401));
     assert_eq!(edged.ask(&format!("key show {id}"))?["argon2id"], true);
+    Ok(())
+}
+
+/// Who writes to the store puts the digest of a key of his own into the record of another: the first time that
+/// it comes it is compared with the slow hash, and from then on refused.
+#[test]
+fn a_digest_that_was_changed_in_the_store_is_found() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let mut edged = lab.edged()?.set("limits.per_source", "\"off\"").start()?;
+    let (victim, key, _) = create(&edged, "--name victim")?;
+    let (own, own_key, _) = create(&edged, "--name own")?;
+    edged.terminate()?;
+    let (store, _) = Store::open(&lab.dir().join("state"), 0)?;
+    let read = |id: &str| store.key(&id.parse().ok()?).ok()?;
+    let (mut changed, forgers) = read(&victim).zip(read(&own)).context("their records")?;
+    changed.digest = forgers.digest;
+    store.remove_key(&forgers.id)?;
+    store.put_keys(&[StoredKey { record: changed, hash: None }])?;
+    drop(store);
+
+    edged.start_again()?;
+    assert_eq!(status(&edged, &key)?, 401, "its digest is gone");
+    until("it is found", Duration::from_secs(30), || Ok(status(&edged, &own_key)? == 401))?;
+    event(&edged, "key_forged", &victim)?;
+    assert_eq!(edged.metrics()?.value("edged_keys_forged_total"), 1.0);
+    assert_eq!(status(&edged, &own_key)?, 401);
+    Ok(())
+}
+
+/// The store fails under a daemon that runs: who has a good key is served from memory, and nobody else is.
+#[test]
+fn a_store_that_fails_meanwhile_lets_nobody_in() -> Result<()> {
+    let lab = Lab::new()?;
+    let origin = Origin::start(&lab)?;
+    let edged = lab
+        .edged()?
+        .append("[[scenario]]\nname = \"brute-force\"\nenabled = false")?
+        .set("limits.per_source", "\"off\"")
+        .start()?;
+    let (_, good, _) = create(&edged, "--name good")?;
+    let (revoked, revoked_key, _) = create(&edged, "--name revoked")?;
+    let (early, early_key, _) = create(&edged, "--name early")?;
+    edged.tell(&format!("key revoke {early}"))?;
+    let store = lab.dir().join("state/edged.redb");
+    let length = fs::metadata(&store)?.len();
+    let file = fs::OpenOptions::new().write(true).open(&store)?;
+    // Cut off under the daemon that has it open: nothing behind the first page can be read any more.
+    file.set_len(4096)?;
+    let bound = |key: &str, secret: &str| {
+        edged.get(FRIEND, "/").key(key).header("X-API-Secret", secret).send().map(|a| a.status)
+    };
+    for round in 0..3 {
+        assert_eq!(status(&edged, &early_key)?, 401, "{round}");
+        assert_eq!(status(&edged, &good.replace('a', "b"))?, 401, "{round}");
+        assert_eq!(bound(&good, "none-was-chosen")?, 401, "{round}");
+    }
+    assert_eq!(origin.seen(), 0);
+    // A revocation holds, whatever becomes of it.
+    let _ = edged.ctl(&format!("key revoke {revoked}"))?;
+    assert_eq!(status(&edged, &revoked_key)?, 401);
+    assert_eq!(status(&edged, &good)?, 200);
+    file.set_len(length)?;
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! What can be asked about API keys, and what is answered.
 
-use std::fmt;
+use std::{fmt, ops::Deref};
 
 use edge_identity::{
     key::{KeyId, Leak, Place},
@@ -8,7 +8,8 @@ use edge_identity::{
     signed::{Algorithm, PublicKey},
 };
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use zeroize::Zeroizing;
 
 use super::protocol::text_fault;
 
@@ -118,7 +119,49 @@ pub enum NewSecret {
     /// A random one, which is told once.
     Random,
     /// This one.
-    Chosen(String),
+    Chosen(SecretText),
+}
+
+/// A secret on its way between an operator and the daemon: wiped from memory when it is dropped.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct SecretText(Zeroizing<String>);
+
+impl From<String> for SecretText {
+    fn from(text: String) -> Self {
+        Self(Zeroizing::new(text))
+    }
+}
+
+impl From<&str> for SecretText {
+    fn from(text: &str) -> Self {
+        text.to_owned().into()
+    }
+}
+
+impl Deref for SecretText {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for SecretText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("masked")
+    }
+}
+
+impl Serialize for SecretText {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for SecretText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(Self::from)
+    }
 }
 
 impl fmt::Debug for NewSecret {
@@ -149,13 +192,13 @@ pub struct KeyCreated {
     /// Its public name.
     pub id: String,
     /// The key itself; told this once. Empty if it has a public key, and is named by its id alone.
-    pub key: String,
+    pub key: SecretText,
     /// The secret bound to it, if it is random; told this once.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub secret: Option<String>,
+    pub secret: Option<SecretText>,
     /// The secret with which it signs, in hexadecimal, if it is derived; told this once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub signing_secret: Option<String>,
+    pub signing_secret: Option<SecretText>,
     /// When it ends; `None`: never.
     pub expires_ms: Option<u64>,
     /// The key whose place it takes, and when that one ends.

@@ -21,6 +21,7 @@ use tokio::{
     task::{LocalSet, spawn_local},
     time::timeout,
 };
+use zeroize::Zeroizing;
 
 use super::protocol::{COMMAND_BYTES_MAX, Command, REPLY_BYTES_MAX, Reply};
 
@@ -140,13 +141,15 @@ where
         tracing::warn!(uid = peer.uid, pid = peer.pid, "a control connection was refused");
         Reply::Refused(format!("user {} may not command this daemon; root may", peer.uid))
     };
-    stream.write_all(&encode(&reply)?).await?;
+    let line = Zeroizing::new(encode(&reply)?);
+    stream.write_all(&line).await?;
     stream.shutdown().await
 }
 
 /// The command on the first line, or why there is none.
 async fn read_command(stream: &mut UnixStream) -> io::Result<Result<Command, String>> {
-    let mut line = Vec::new();
+    // It may hold a secret that was chosen.
+    let mut line = Zeroizing::new(Vec::new());
     let mut bounded = BufReader::new(stream.take(COMMAND_BYTES_MAX as u64 + 1));
     bounded.read_until(b'\n', &mut line).await?;
     if line.len() > COMMAND_BYTES_MAX {

@@ -13,6 +13,7 @@ use edge_identity::{
     signed::{Algorithm, PublicKey},
 };
 use ipnet::IpNet;
+use zeroize::Zeroizing;
 
 use super::{
     Args, DONE, REFUSED, answer,
@@ -211,7 +212,8 @@ impl Create {
 impl Given {
     fn secret(&self) -> io::Result<NewSecret> {
         let Some(path) = &self.secret_file else { return Ok(NewSecret::None) };
-        Ok(NewSecret::Chosen(read(path)?.trim_end_matches(['\r', '\n']).to_owned()))
+        let secret = Zeroizing::new(read(path)?);
+        Ok(NewSecret::Chosen(secret.trim_end_matches(['\r', '\n']).into()))
     }
 
     fn signing(&self) -> io::Result<NewSigning> {

@@ -15,7 +15,10 @@ use crate::{
     config::settings::HashPolicy,
     control::{
         Peer, Reply,
-        keys::{KeyCommand, KeyCreated, KeyEntry, KeyPage, Life, NewKey, NewSecret, NewSigning},
+        keys::{
+            KeyCommand, KeyCreated, KeyEntry, KeyPage, Life, NewKey, NewSecret, NewSigning,
+            SecretText,
+        },
     },
     events::Event,
     store::StoredKey,
@@ -103,7 +106,7 @@ impl Registry {
         let (signing, signing_secret) = self.signing(record.id, signing)?;
         // Its holder has a key of his own, and is known by the id.
         let is_public = matches!(signing, Some(Signing::Public(_)));
-        let key = if is_public { String::new() } else { key.expose().to_owned() };
+        let key = if is_public { SecretText::default() } else { key.expose().into() };
         record.extras.extend(signing.map(Extra::Signing));
         Ok(Told { key, secret, signing_secret })
     }
@@ -113,16 +116,16 @@ impl Registry {
         &self,
         id: KeyId,
         new: NewSigning,
-    ) -> anyhow::Result<(Option<Signing>, Option<String>)> {
+    ) -> anyhow::Result<(Option<Signing>, Option<SecretText>)> {
         Ok(match new {
             NewSigning::None => (None, None),
             NewSigning::Public(key) => (Some(Signing::Public(key)), None),
             NewSigning::Derived => {
                 let masters = self.edge.masters.load();
                 let master = masters.current().context("there is no master secret")?;
-                let secret = masters.secret(master, id.as_str()).map(zeroize::Zeroizing::new);
+                let secret = masters.secret(master, id.as_str());
                 let secret = secret.context("the master secret cannot be used")?;
-                (Some(Signing::Derived(master.to_owned())), Some(hex::text(&*secret)))
+                (Some(Signing::Derived(master.to_owned())), Some(hex::text(&*secret).into()))
             }
         })
     }
@@ -312,22 +315,21 @@ impl Registry {
 
 /// What the owner of a new key is told this once.
 struct Told {
-    key: String,
-    secret: Option<String>,
-    signing_secret: Option<String>,
+    key: SecretText,
+    secret: Option<SecretText>,
+    signing_secret: Option<SecretText>,
 }
 
 /// The secret that is bound to a new key of this id, and what of it its owner is told.
-fn bound(id: KeyId, new: NewSecret) -> anyhow::Result<(Option<BoundSecret>, Option<String>)> {
+fn bound(id: KeyId, new: NewSecret) -> anyhow::Result<(Option<BoundSecret>, Option<SecretText>)> {
     Ok(match new {
         NewSecret::None => (None, None),
         NewSecret::Random => {
             let secret = Secret::mint_bound(&*random()?);
             let digest = BoundSecret::digest(&id, secret.expose());
-            (Some(BoundSecret::Random(digest)), Some(secret.expose().to_owned()))
+            (Some(BoundSecret::Random(digest)), Some(secret.expose().into()))
         }
         NewSecret::Chosen(secret) => {
-            let secret = zeroize::Zeroizing::new(secret);
             if secret.len() < CHOSEN_MIN {
                 bail!("a secret of at least {CHOSEN_MIN} bytes");
             }
@@ -384,8 +386,8 @@ fn random() -> anyhow::Result<zeroize::Zeroizing<[u8; 32]>> {
     Ok(random)
 }
 
-/// How long an operator waits for the audit log.
-const AUDIT_PATIENCE: Duration = Duration::from_secs(4);
+/// How long an operator waits for the audit log, before and after: a reply is due within ten seconds.
+const AUDIT_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Keys that one reply holds.
 pub(super) const PAGE: usize = 2_000;

@@ -46,12 +46,16 @@ impl Registry {
         peer: Peer,
     ) -> anyhow::Result<Imported> {
         let (mut imported, mut keys) = (Imported::default(), Vec::new());
-        let mut seen = HashSet::new();
+        let (mut seen, mut digests) = (HashSet::new(), HashSet::new());
         for (number, line) in lines.iter().enumerate() {
             match self.read_line(line) {
                 Ok(key) if !seen.insert(key.record.id) => {
                     let what = format!("the key {} is there twice", key.record.id);
                     imported.wrong.push((number, what));
+                }
+                // Under two ids one key would be alive after the other was revoked.
+                Ok(key) if !digests.insert(key.record.digest.0) => {
+                    imported.wrong.push((number, "another line has this digest".into()));
                 }
                 Ok(key) if self.edge.keys.by_id(&key.record.id).is_some() => imported.known += 1,
                 Ok(key) => keys.push(key),

@@ -15,7 +15,7 @@ mod json;
 mod jwk;
 mod jwks;
 mod jws;
-mod rsa;
+pub(crate) mod rsa;
 
 #[cfg(test)]
 mod tests;

@@ -6,7 +6,7 @@ use super::jwk::KeyFault;
 ///
 /// # Errors
 /// What is wrong with them.
-pub(super) fn check(n: &[u8], e: &[u8]) -> Result<(), KeyFault> {
+pub(crate) fn check(n: &[u8], e: &[u8]) -> Result<(), KeyFault> {
     if n.first().is_none_or(|b| *b == 0) || e.first().is_none_or(|b| *b == 0) {
         // RFC 7518 6.3.1: no more bytes than the number needs.
         return Err(KeyFault::Malformed);

@@ -7,8 +7,10 @@ use aws_lc_rs::{hkdf, hmac, signature};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use zeroize::Zeroizing;
 
 use super::pem;
+use crate::jwt::rsa;
 
 /// How requests are signed, by the names of RFC 9421, 6.2.2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -64,13 +66,30 @@ impl Algorithm {
     }
 }
 
-/// A public key, with the one algorithm that it is for.
+/// A public key, with the one algorithm that it is for. Wherever it is read from, it is a good one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Written")]
 pub struct PublicKey {
     algorithm: Algorithm,
     /// Ed25519: 32 bytes; ECDSA: the uncompressed point; RSA: an `RSAPublicKey`.
-    #[serde(serialize_with = "write_base64", deserialize_with = "read_base64")]
+    #[serde(serialize_with = "write_base64")]
     key: Vec<u8>,
+}
+
+/// A public key as it is written; nothing is known of it.
+#[derive(Deserialize)]
+struct Written {
+    algorithm: Algorithm,
+    #[serde(deserialize_with = "read_base64")]
+    key: Vec<u8>,
+}
+
+impl TryFrom<Written> for PublicKey {
+    type Error = String;
+
+    fn try_from(Written { algorithm, key }: Written) -> Result<Self, String> {
+        Self::new(algorithm, &key).map_err(|fault| format!("the public key {fault}"))
+    }
 }
 
 /// Why a file is no public key that can be used.
@@ -84,7 +103,8 @@ pub enum KeyFault {
     Kind,
     /// It is of another kind than the algorithm that was asked for.
     Algorithm,
-    /// It is an RSA key of less than 2048 or more than 8192 bits, or with a weak exponent.
+    /// It is an RSA key of less than 2048 or more than 8192 bits, with a weak exponent, or made by a
+    /// broken generator.
     Weak,
 }
 
@@ -96,7 +116,8 @@ impl fmt::Display for KeyFault {
             Self::Kind => "is neither Ed25519 nor ECDSA P-256 or P-384 nor RSA",
             Self::Algorithm => "is not a key for that algorithm",
             Self::Weak => {
-                "is an RSA key of less than 2048 bits, of more than 8192 or with a weak exponent"
+                "is an RSA key of less than 2048 bits, of more than 8192, with a weak exponent or weakly \
+                 made"
             }
         })
     }
@@ -127,18 +148,18 @@ impl PublicKey {
         if algorithm.is_some_and(|asked| asked != own) {
             return Err(KeyFault::Algorithm);
         }
-        if matches!(own, Algorithm::RsaPssSha512 | Algorithm::RsaV1_5Sha256) {
-            let (modulus, exponent) = pem::rsa(spki.key).ok_or(KeyFault::Kind)?;
-            let strong = (256..=1024).contains(&modulus.len()) && modulus[0] & 0x80 != 0;
-            // FIPS 186-5, 5.4: above 2^16, and odd.
-            let odd = exponent.last().is_some_and(|byte| byte & 1 == 1);
-            if !strong || !odd || exponent.len() < 3 {
-                return Err(KeyFault::Weak);
-            }
+        Self::new(own, spki.key)
+    }
+
+    /// A key as its algorithm has it, if that is a good one.
+    fn new(algorithm: Algorithm, key: &[u8]) -> Result<Self, KeyFault> {
+        if matches!(algorithm, Algorithm::RsaPssSha512 | Algorithm::RsaV1_5Sha256) {
+            let (modulus, exponent) = pem::rsa(key).ok_or(KeyFault::Kind)?;
+            rsa::check(modulus, exponent).map_err(|_| KeyFault::Weak)?;
         }
-        let verification = own.verification().ok_or(KeyFault::Kind)?;
-        signature::ParsedPublicKey::new(verification, spki.key).map_err(|_| KeyFault::Kind)?;
-        Ok(Self { algorithm: own, key: spki.key.to_vec() })
+        let verification = algorithm.verification().ok_or(KeyFault::Kind)?;
+        signature::ParsedPublicKey::new(verification, key).map_err(|_| KeyFault::Kind)?;
+        Ok(Self { algorithm, key: key.to_vec() })
     }
 
     /// The one algorithm that it is for.
@@ -256,9 +277,9 @@ impl Masters {
 
     /// The secret of a key, for its owner.
     #[must_use]
-    pub fn secret(&self, master: &str, key_id: &str) -> Option<[u8; 32]> {
-        let mut secret = [0; 32];
-        self.expand(master, &[LABEL, key_id.as_bytes()], |okm| okm.fill(&mut secret).ok())?;
+    pub fn secret(&self, master: &str, key_id: &str) -> Option<Zeroizing<[u8; 32]>> {
+        let mut secret = Zeroizing::new([0; 32]);
+        self.expand(master, &[LABEL, key_id.as_bytes()], |okm| okm.fill(&mut *secret).ok())?;
         Some(secret)
     }
 

@@ -12,6 +12,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use http::HeaderName;
 use proptest::prelude::*;
+use serde_json::json;
 use sfv::{Dictionary, ListEntry, Parser};
 
 use super::fields::Input;
@@ -622,6 +623,28 @@ fn pem_of(prefix: &str, key: &[u8]) -> PublicKey {
     PublicKey::from_pem(&pem, None).unwrap()
 }
 
+/// A key is as good where it is read from a store or from a line to be imported as from a PEM file.
+#[test]
+fn a_weak_key_is_refused_wherever_it_is_read() {
+    let read = |algorithm: &str, key: &[u8]| {
+        let written = json!({"algorithm": algorithm, "key": STANDARD.encode(key)});
+        serde_json::from_value::<PublicKey>(written).map_err(|fault| fault.to_string())
+    };
+    let pair = aws_lc_rs::rsa::KeyPair::generate(aws_lc_rs::rsa::KeySize::Rsa2048).unwrap();
+    let good = pair.public_key().as_ref().to_vec();
+    assert!(read("rsa-pss-sha512", &good).is_ok());
+    // SEQUENCE { modulus, 65537 } becomes SEQUENCE { modulus, 3 }.
+    let (modulus, exponent) = good.split_at(good.len() - 5);
+    assert_eq!(exponent, [2, 3, 1, 0, 1]);
+    let mut cubic = [modulus, &[2, 1, 3]].concat();
+    cubic[3] -= 2;
+    assert!(read("rsa-pss-sha512", &cubic).unwrap_err().contains("weak exponent"));
+    assert!(read("rsa-v1_5-sha256", &cubic).unwrap_err().contains("weak exponent"));
+    assert!(read("ed25519", &good).is_err() && read("ed25519", &[1; 31]).is_err());
+    assert!(read("ecdsa-p256-sha256", &[4; 65]).is_err(), "not on the curve");
+    assert!(read("hmac-sha256", &[1; 32]).is_err(), "no public key");
+}
+
 #[test]
 fn secrets_are_derived_from_the_master_that_made_them() {
     let (old, new) = ([1_u8; 32], [2_u8; 32]);
@@ -629,7 +652,7 @@ fn secrets_are_derived_from_the_master_that_made_them() {
     let after = Masters::new([&new[..], &old[..]]);
     let (first, second) = (before.current().unwrap(), after.current().unwrap());
     assert_ne!(first, second);
-    let secret = |masters: &Masters, master: &str, id: &str| masters.secret(master, id);
+    let secret = |masters: &Masters, master: &str, id: &str| masters.secret(master, id).map(|s| *s);
     assert_eq!(secret(&before, first, KEY_ID), secret(&after, first, KEY_ID));
     let all = [
         secret(&after, first, KEY_ID),

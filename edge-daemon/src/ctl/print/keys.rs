@@ -8,10 +8,10 @@ use crate::control::keys::{Imported, KeyCreated, KeyEntry, KeyPage};
 pub(super) fn created_text(key: &KeyCreated) -> String {
     let mut lines = vec![("id", key.id.clone())];
     if !key.key.is_empty() {
-        lines.push(("key", key.key.clone()));
+        lines.push(("key", key.key.to_string()));
     }
-    lines.extend(key.signing_secret.clone().map(|secret| ("signs with", secret)));
-    lines.extend(key.secret.clone().map(|secret| ("secret", secret)));
+    lines.extend(key.signing_secret.as_ref().map(|secret| ("signs with", secret.to_string())));
+    lines.extend(key.secret.as_ref().map(|secret| ("secret", secret.to_string())));
     lines.push(("expires", key.expires_ms.map_or_else(|| "never".to_owned(), utc)));
     if let Some((id, ends_ms)) = &key.replaces {
         let ends = ends_ms.map_or_else(|| "never".to_owned(), utc);

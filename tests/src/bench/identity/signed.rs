@@ -90,7 +90,7 @@ fn signature(effort: Effort, report: &mut Report) -> Result<()> {
     let masters = Masters::new([&[7_u8; 32][..]]);
     let master = masters.current().context("a master")?.to_owned();
     let secret = masters.secret(&master, KEY_ID).context("a secret")?;
-    let (key, signing) = (hmac::Key::new(hmac::HMAC_SHA256, &secret), Signing::Derived(master));
+    let (key, signing) = (hmac::Key::new(hmac::HMAC_SHA256, &*secret), Signing::Derived(master));
     let host: Host = "api.example.com".parse()?;
     let target = Target::parse("/v1/orders?b=2&a=1", 1000).ok().context("a target")?;
     let (method, body, now_s) = (Method::POST, vec![b'x'; 1024], clock::unix_ms() / 1000);
