@@ -3,6 +3,7 @@
 //! One embedded database with a table each. A call that changes something has made it durable
 //! when it returns; it waits for the disk, so it belongs on the control thread.
 
+mod bans;
 mod denials;
 mod keys;
 mod lending;
@@ -235,22 +236,6 @@ impl Store {
     /// If the database fails.
     pub fn remove_list(&self, list: ListName, net: IpNet) -> Result<bool, Fault> {
         self.remove(table(list), &net.to_string())
-    }
-
-    /// Writes bans, all or none of them; earlier ones of the same clients are replaced.
-    ///
-    /// # Errors
-    /// If the database fails.
-    pub fn put_bans(&self, bans: &[BanRecord]) -> Result<(), Fault> {
-        self.put(BANS, bans.iter().map(|ban| (ban.culprit.to_string(), ban)))
-    }
-
-    /// Removes a culprit's verdict and with it its history; says whether there was one.
-    ///
-    /// # Errors
-    /// If the database fails.
-    pub fn remove_ban(&self, culprit: &Culprit) -> Result<bool, Fault> {
-        self.remove(BANS, &culprit.to_string())
     }
 
     /// Removes list entries that have ended and bans that ended `forget_after` ago; says how many.

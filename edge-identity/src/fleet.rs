@@ -7,6 +7,7 @@
 
 use std::{collections::BTreeMap, fmt, net::IpAddr};
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use subtle::ConstantTimeEq as _;
 
 /// What an edge tells the others of a client.
@@ -31,7 +32,7 @@ pub enum Act {
     Ban {
         /// How many bans it has had there, this one included.
         strikes: u32,
-        /// The name of the reason.
+        /// The name of the reason, or the words of an operator.
         reason: String,
     },
     /// What was decided of it before is void.
@@ -122,12 +123,14 @@ impl Seal {
 
 impl Record {
     /// The record as it is shared: `ban ADDRESS AT UNTIL NODE STRIKES REASON SEAL`, or
-    /// `lift ADDRESS AT UNTIL NODE SEAL`.
+    /// `lift ADDRESS AT UNTIL NODE SEAL`. A reason may be of any words: what is no [`is_word`] in it
+    /// is percent-encoded.
     #[must_use]
     pub fn seal(&self, seal: &Seal) -> String {
         let Self { client, act, at_ms, until_ms, node } = self;
         let text = match act {
             Act::Ban { strikes, reason } => {
+                let reason = utf8_percent_encode(reason, NO_WORD);
                 format!("ban {client} {at_ms} {until_ms} {node} {strikes} {reason}")
             }
             Act::Lift => format!("lift {client} {at_ms} {until_ms} {node}"),
@@ -162,7 +165,9 @@ impl Record {
         let node = word(words.next()?)?;
         let act = match kind {
             "ban" => {
-                Act::Ban { strikes: words.next()?.parse().ok()?, reason: word(words.next()?)? }
+                let (strikes, reason) = (words.next()?.parse().ok()?, words.next()?);
+                let reason = percent_decode_str(reason).decode_utf8().ok()?.into_owned();
+                Act::Ban { strikes, reason }
             }
             "lift" => Act::Lift,
             _ => return None,
@@ -171,7 +176,7 @@ impl Record {
     }
 }
 
-/// A name of a node, a fleet or a reason.
+/// A name of a node or a fleet.
 fn word(text: &str) -> Option<String> {
     is_word(text).then(|| text.to_owned())
 }
@@ -297,8 +302,10 @@ fn rank(ban: &Record) -> (u64, u64, &str) {
 }
 
 const PURPOSE: &str = "ban";
-/// The longest record, in bytes.
-const RECORD_BYTES_MAX: usize = 512;
+/// What a word has no place for.
+const NO_WORD: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
+/// The longest record, in bytes: with the longest reason that an operator can give, all of it encoded.
+const RECORD_BYTES_MAX: usize = 1_280;
 /// By how much the clocks of a fleet may differ.
 const SKEW_MS: u64 = 300_000;
 /// The longest ban that an edge takes from another: a year.
@@ -332,6 +339,24 @@ mod tests {
     fn a_record_is_read_as_it_was_sealed() {
         for record in [ban("192.0.2.1", 1, 9, "a"), lift("2001:db8::", 1, 9)] {
             assert_eq!(Record::open(&record.seal(&seal()), &seal(), NOW), Ok(record));
+        }
+    }
+
+    #[test]
+    fn a_reason_may_be_of_any_words() {
+        let long = "\u{fc}".repeat(128);
+        for (reason, is_plain) in [
+            ("not_found", true),
+            ("seen in the log", false),
+            ("100% \n\t\u{7f}", false),
+            ("", true),
+            (long.as_str(), false),
+        ] {
+            let act = Act::Ban { strikes: 1, reason: reason.into() };
+            let record = Record { act, ..ban("2001:db8:1:2:3:4:5:6", 1, 9, &"n".repeat(64)) };
+            let sealed = record.seal(&seal());
+            assert_eq!(sealed.contains(reason), is_plain, "{sealed}");
+            assert_eq!(Record::open(&sealed, &seal(), NOW), Ok(record));
         }
     }
 

@@ -179,6 +179,31 @@ fn a_dry_run_counts_and_drops_nothing() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn who_is_never_banned_is_not_denied_by_others() -> Result<()> {
+    let lab = Lab::new()?;
+    std::fs::write(lab.dir().join("list.txt"), format!("{ATTACKER}\n198.51.100.8/29\n"))?;
+    let text = "[[feed]]\nname = \"one\"\nurl = \"file:list.txt\"";
+    let edged = lab.edged()?.append(text)?.start()?;
+    fetched(&edged, 2)?;
+    let reached = || (reaches(&lab, ATTACKER, 443), reaches(&lab, CLIENT, 443));
+    assert_eq!(reached(), (false, false));
+    for (never, wanted) in [(CLIENT, (false, true)), (ATTACKER, (true, false))] {
+        edged.edit("verdicts.never_ban", &format!("[\"{never}/32\"]"))?;
+        edged.tell("reload")?;
+        assert_eq!(reached(), wanted, "{never}");
+    }
+    // So it is from the first packet of the next start.
+    let mut edged = edged;
+    assert!(edged.terminate()?.success());
+    edged.start_again()?;
+    assert_eq!(reached(), (true, false));
+    // What this edge itself denies, it denies.
+    edged.tell(&format!("deny add {ATTACKER}"))?;
+    assert!(!reaches(&lab, ATTACKER, 443));
+    Ok(())
+}
+
 /// As many lines as the daily file of a well-known aggregator has, in its form.
 #[test]
 fn a_feed_of_the_usual_size_loads_whole() -> Result<()> {

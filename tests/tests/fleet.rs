@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result};
 use edge_tests::{
     Edged, Lab, Origin,
     client::{reaches, until},
+    daemon::binary,
     fleet::Hub,
     lab::{ATTACKER, CLIENT, FRIEND},
     nat::Nat,
@@ -139,6 +140,24 @@ fn what_another_edge_bans_is_spared_where_many_share_it() -> Result<()> {
     let told = b.events()?.into_iter().find(|event| event["event"] == "observed");
     let told = told.context("it is told")?;
     assert_eq!((&told["culprit"], &told["spared"]), (&CLIENT.into(), &"shared_source".into()));
+    Ok(())
+}
+
+#[test]
+fn a_reason_of_several_words_arrives_whole() -> Result<()> {
+    let (one, two) = (Lab::new()?, Lab::new()?);
+    let hub = Hub::start(&[&one, &two])?;
+    let (a, b) = (start(&hub, 0, &one, "")?, start(&hub, 1, &two, "")?);
+    connected(&a, 1.0)?;
+    connected(&b, 1.0)?;
+    let why = "seen in the log: 100%, \u{fc}ber all";
+    let mut ctl = one.edge.command(binary("edgectl")?);
+    ctl.arg("--socket").arg(one.dir().join("control.sock"));
+    let done = ctl.args(["ban", "add", ATTACKER, "--reason", why]).output()?;
+    assert!(done.status.success(), "{done:?}");
+    dropped(&two, true)?;
+    assert_eq!(b.bans()?[0]["reason"], why);
+    assert_eq!(records(&b, "malformed")?, 0.0);
     Ok(())
 }
 

@@ -289,3 +289,57 @@ fn edgectl_gives_the_interface_back_with_a_daemon_and_without() -> Result<()> {
     assert!(told.starts_with(&told_of), "{told}");
     Ok(())
 }
+
+/// More bans than the kernel holds, as a host has them that was attacked from everywhere and booted.
+#[test]
+fn more_bans_than_there_is_room_for_keep_nobody_from_starting() -> Result<()> {
+    use edge_common::map::BANS_MAX;
+    use edge_daemon::{
+        clock,
+        store::{BanRecord, Store},
+    };
+    use edge_policy::verdict::{Culprit, Origin, Step};
+    let lab = Lab::new()?;
+    let now_ms = clock::unix_ms();
+    let record = |n: u32| BanRecord {
+        culprit: Culprit::Source(std::net::IpAddr::from((0x0b00_0000 + n).to_be_bytes()).into()),
+        step: Step::Ban,
+        since_ms: now_ms,
+        // The later, the longer.
+        until_ms: now_ms + 3_600_000 + u64::from(n),
+        strikes: 1,
+        reason: "source_rate".into(),
+        scenario: "flood".into(),
+        origin: Origin::Scenario,
+        spared: None,
+        evidence: Vec::new(),
+    };
+    let (store, _) = Store::open(&lab.dir().join("state"), 7)?;
+    store.put_bans(&(0..BANS_MAX + 100).map(record).collect::<Vec<_>>())?;
+    drop(store);
+    let edged = lab.edged()?.start()?;
+    let metrics = edged.metrics()?;
+    assert_eq!(metrics.value("edged_bans_active"), f64::from(BANS_MAX));
+    assert_eq!(metrics.value("edged_bans_evicted_total"), 100.0);
+    assert!(metrics.value("edged_alarms_total") >= 1.0);
+    // Those that would have ended first are the ones that are missing.
+    let is_banned = |edged: &Edged<'_>, who: &str| edged.ask(&format!("ban show {who}")).is_ok();
+    assert!(is_banned(&edged, "11.0.0.100") && !is_banned(&edged, "11.0.0.99"));
+    // One more takes the place of the next of them, for good.
+    edged.tell(&format!("ban add {ATTACKER} --ttl 2d"))?;
+    assert!(is_banned(&edged, ATTACKER) && !is_banned(&edged, "11.0.0.100"));
+    assert_eq!(edged.metrics()?.value("edged_bans_evicted_total"), 101.0);
+    // Saving so many takes its time.
+    edged.signal(nix::sys::signal::Signal::SIGTERM)?;
+    let (mut store, state) = (None, lab.dir().join("state"));
+    until("the daemon ends", Duration::from_secs(90), || {
+        std::thread::sleep(Duration::from_millis(200));
+        store = Store::open(&state, 7).ok();
+        Ok(store.is_some())
+    })?;
+    let bans = store.context("it is open")?.0.load_all()?.bans;
+    let now_ms = clock::unix_ms();
+    assert_eq!(bans.iter().filter(|ban| ban.until_ms > now_ms).count(), BANS_MAX as usize);
+    assert!(bans.iter().filter(|ban| ban.until_ms <= now_ms).all(|ban| ban.strikes == 1));
+    Ok(())
+}

@@ -11,7 +11,7 @@ use edge_common::{Reason, Source};
 use edge_tests::{
     Edged, Lab, Origin,
     client::{reaches, until},
-    lab::{ATTACKER, CLIENT},
+    lab::{ATTACKER, ATTACKER6, CLIENT, EDGE6},
     nat::Nat,
     netns::run,
 };
@@ -159,6 +159,49 @@ fn never_ban_and_the_cap_hold() -> Result<()> {
     let steps: Vec<_> = edged.bans()?.iter().map(|b| b["step"].clone()).collect();
     assert_eq!(steps.iter().filter(|step| **step == "ban").count(), 1, "{steps:?}");
     assert!(metric(&edged, "edged_alarms_total")? >= 1.0);
+    Ok(())
+}
+
+/// A neighbour in the attacker's own /64, and one in its IPv4 network.
+const NEIGHBOUR6: &str = "2001:db8:0:66::67";
+
+#[test]
+fn who_is_never_banned_is_spared_in_a_prefix_that_offends() -> Result<()> {
+    let lab = Lab::new()?;
+    lab.attacker.ip(&format!("addr add {NEIGHBOUR6}/64 dev eth0 nodad"))?;
+    let edged =
+        lab.edged()?.set("verdicts.never_ban", &format!("[\"{NEIGHBOUR6}/128\"]")).start()?;
+    let ask = |source: &str| {
+        let mut curl = lab.attacker.command("curl");
+        curl.args(["-sko", "/dev/null", "-w", "%{http_code}", "--max-time", "2"]);
+        curl.args(["--interface", source, "-H", "X-API-Key: edged_x"]);
+        curl.arg(format!("https://[{EDGE6}]/"));
+        anyhow::Ok(String::from_utf8_lossy(&curl.output()?.stdout).into_owned())
+    };
+    for _ in 0..6 {
+        ask(ATTACKER6)?;
+    }
+    until("the guesser is refused", SOON, || Ok(ask(ATTACKER6)? == "403"))?;
+    let ban = edged.bans()?.remove(0);
+    assert_eq!((&ban["step"], &ban["spared"]), (&"403".into(), &"never_ban".into()), "{ban}");
+    assert_eq!(ask(NEIGHBOUR6)?, "401", "its neighbour is heard");
+    // By hand it is no other, however long.
+    edged.tell(&format!("ban add {ATTACKER6} --ttl 1d"))?;
+    assert_eq!((ask(ATTACKER6)?.as_str(), ask(NEIGHBOUR6)?.as_str()), ("403", "401"));
+    // Who is put on it later is freed by it, on the spot and at the next start.
+    edged.tell(&format!("ban add {ATTACKER} --ttl 1d"))?;
+    edged.tell(&format!("ban add {CLIENT} --ttl 1d"))?;
+    assert!(!reaches(&lab, ATTACKER, 443) && !reaches(&lab, CLIENT, 443));
+    edged.edit("verdicts.never_ban", &format!("[\"{ATTACKER}/32\", \"2001:db8:0:66::/64\"]"))?;
+    edged.tell("reload")?;
+    assert!(reaches(&lab, ATTACKER, 443) && !reaches(&lab, CLIENT, 443));
+    assert_eq!(ask(ATTACKER6)?, "401");
+    let mut edged = edged;
+    edged.kill9()?;
+    edged.edit("verdicts.never_ban", &format!("[\"{CLIENT}/32\"]"))?;
+    edged.start_again()?;
+    assert!(edged.bans()?.is_empty(), "{:?}", edged.bans()?);
+    assert!(reaches(&lab, CLIENT, 443));
     Ok(())
 }
 

@@ -14,6 +14,8 @@ pub struct VerdictCounts {
     spared: [AtomicU64; SPARED.len()],
     /// Penalties in force at the request plane.
     pub penalties_active: AtomicU64,
+    /// Verdicts that were lifted before their time because there was no room for them.
+    pub evicted: AtomicU64,
     /// What asked for a person.
     pub alarms: AtomicU64,
     /// How much of what was decided the kernel enforces, in millionths, as of the last look.
@@ -68,7 +70,7 @@ impl VerdictCounts {
         self.healed[what as usize].fetch_add(count, Relaxed);
     }
 
-    pub(super) fn families(&self) -> [MetricFamily; 6] {
+    pub(super) fn families(&self) -> [MetricFamily; 7] {
         let steps = Step::ALL.map(|(name, step)| {
             counter(&[("step", name)], self.steps[step as usize].load(Relaxed))
         });
@@ -93,6 +95,11 @@ impl VerdictCounts {
                 [enforced],
             ),
             total("edged_alarms_total", "Alarms.", vec![counter(&[], self.alarms.load(Relaxed))]),
+            total(
+                "edged_bans_evicted_total",
+                "Bans and penalties that there was no room for.",
+                vec![counter(&[], self.evicted.load(Relaxed))],
+            ),
             family(
                 "edged_penalties_active",
                 "Penalties in force at the request plane.",

@@ -51,7 +51,10 @@ pub(super) async fn source(worker: &Worker, visitor: &Visitor, plan: &Plan) -> R
     }
     let client = Source::from(visitor.address).client(plan.client);
     let own = worker.edge.penalties.of(&Culprit::Source(client), clock::recent_ns());
-    bear(own.filter(|own| own.step < Step::Ban || visitor.proxy.is_some()), plan).await.map(drop)
+    let is_borne = |own: &Penalty| {
+        (own.step < Step::Ban || visitor.proxy.is_some()) && !is_spared(visitor, plan)
+    };
+    bear(own.filter(is_borne), plan).await.map(drop)
 }
 
 /// By the verdict against who it proved to be, and whether that took time; who did not is judged by its address and its TLS
@@ -76,14 +79,19 @@ pub(super) async fn sender(
             let client = Source::from(visitor.address).client(plan.client);
             let own = ja4.and_then(|ja4| penalties.of(&Culprit::Fingerprint(client, ja4), now_ns));
             let all = own.into_iter().chain(of_places(penalties, visitor, plan, now_ns));
-            all.max_by_key(|penalty| penalty.step)
+            all.max_by_key(|penalty| penalty.step).filter(|_| !is_spared(visitor, plan))
         }
     };
     bear(penalty, plan).await
 }
 
-/// The penalties of where a client is from. They are not about itself, so that what is never banned
-/// has nothing to bear.
+/// Whether nothing is done against a client's own address, whatever others of its prefix or of where it is
+/// from did.
+fn is_spared(visitor: &Visitor, plan: &Plan) -> bool {
+    plan.terms.never_ban.iter().any(|net| net.contains(&visitor.address))
+}
+
+/// The penalties of where a client is from.
 fn of_places<'a>(
     penalties: &'a Penalties,
     visitor: &'a Visitor,
@@ -94,9 +102,7 @@ fn of_places<'a>(
     let any = any.filter(|place| penalties.has_any_like(&Culprit::Place(*place, 0)));
     let penalty = move |place| {
         let culprit = Culprit::Place(place, plan.geo.find(place, visitor.address)?);
-        let penalty = penalties.of(&culprit, now_ns)?;
-        let is_spared = plan.terms.never_ban.iter().any(|net| net.contains(&visitor.address));
-        (!is_spared).then_some(penalty)
+        penalties.of(&culprit, now_ns)
     };
     any.filter_map(penalty)
 }

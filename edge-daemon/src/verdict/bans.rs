@@ -2,14 +2,18 @@
 
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
-use anyhow::bail;
 use edge_common::{Reason, Source, map};
 use edge_policy::{
     list::Class,
     verdict::{Culprit, Evidence, Facts, Kind, Origin, Signal, Spared, Step, Verdict},
 };
 
-use super::{Writer, book::Held, tell::Lasting};
+use super::{
+    Writer,
+    book::Held,
+    exempt::{self, Exempt},
+    tell::Lasting,
+};
 use crate::{
     clock,
     config::settings,
@@ -24,8 +28,10 @@ use crate::{
 impl Writer {
     /// Brings the verdicts of the store and the bans of the kernel together. Where both know a client,
     /// the kernel is right about the time: it has the hits, and the store may be a second behind.
-    pub(super) fn restore(&mut self, stored: Vec<BanRecord>) -> anyhow::Result<()> {
+    /// What finds no room in the kernel is what would have ended first.
+    pub(super) fn restore(&mut self, mut stored: Vec<BanRecord>) -> anyhow::Result<()> {
         let now_ms = clock::unix_ms();
+        stored.sort_by_key(|record| std::cmp::Reverse(record.until_ms));
         let mut known = std::collections::BTreeMap::new();
         for mut record in stored {
             if let Culprit::Source(source) = record.culprit {
@@ -38,7 +44,13 @@ impl Writer {
                 _ if record.until_ms <= now_ms => {}
                 (Culprit::Source(client), Step::Ban) => {
                     if self.tables.bans.lookup(*client)?.is_none() {
-                        self.tables.bans.ban(*client, in_kernel(&record, until_ns))?;
+                        match self.tables.bans.ban(*client, in_kernel(&record, until_ns)) {
+                            Err(KernelError::Full { .. }) => {
+                                self.note_evicted(record);
+                                continue;
+                            }
+                            written => written?,
+                        }
                     }
                     known.insert(*client, record);
                 }
@@ -71,19 +83,23 @@ impl Writer {
             self.unsaved.put(record.clone());
             self.hold(record, ban.until_ns);
         }
+        self.free_exempt();
         Ok(())
     }
 
     /// Takes a signal in, and carries out what it leads to.
     pub(super) fn judge(&mut self, signal: Signal) {
         let (tables, settings, edge) = (&self.tables, &self.settings.verdicts, &self.edge);
+        let width = self.settings.kernel.client;
         let (cap, vital, shared_by) = (&self.cap, &self.vital, settings.shared_by);
         let facts = |signal: &Signal| {
             let allowed = tables.lists.decides(Class::Allow, signal.address, signal.at_ns);
-            let exempt = settings.never_ban.iter().any(|net| net.contains(&signal.address));
+            let is_never = settings.never_ban.iter().any(|net| net.contains(&signal.address));
+            let prefix = exempt::network(signal.source, width);
             let identities = identities_of(edge, settings, &signal.source, signal.at_ns);
             Facts {
-                is_exempt: exempt || allowed.is_some(),
+                is_exempt: is_never || allowed.is_some(),
+                is_beside_exempt: exempt::of(&settings.never_ban, prefix) != Exempt::Not,
                 is_vital: vital.contains(&signal.source),
                 is_shared: identities >= shared_by,
                 is_exhausted: cap.is_reached(settings.bans_per_minute, signal.at_ns),
@@ -130,94 +146,9 @@ impl Writer {
         }
     }
 
-    /// Puts in force what somebody else has decided: an operator, another edge, a feed. What is in
-    /// force already and lasts longer stays; so the same order may come any number of times. `is_news`:
-    /// it was told just now, whatever the clock of who decided it says.
-    ///
-    /// # Errors
-    /// If the source is never to be banned, or what the kernel says.
-    pub(super) fn admit(&mut self, mut record: BanRecord, is_news: bool) -> anyhow::Result<String> {
-        if let Culprit::Source(source) = record.culprit {
-            let client = source.client(self.settings.kernel.client);
-            record.culprit = Culprit::Source(client);
-            let address = std::net::IpAddr::from(client);
-            let settings = &self.settings.verdicts;
-            if settings.never_ban.iter().any(|net| net.contains(&address)) {
-                bail!("{client} is never to be banned: 'never_ban' of [verdicts]");
-            }
-            if record.origin != Origin::Operator && self.vital.contains(&client) {
-                bail!("{client} is one that this host cannot do without");
-            }
-        } else if record.step == Step::Ban {
-            record.step = Step::Refuse;
-        }
-        let culprit = record.culprit.clone();
-        if record.until_ms <= clock::unix_ms() {
-            bail!("a ban of {culprit} that is over");
-        }
-        let until_ns = clock::boot_ns_at(record.until_ms);
-        let stays = |held: &Held| held.until_ns >= until_ns && held.record.step >= record.step;
-        if self.held(&culprit).is_some_and(stays) {
-            return Ok(format!("{culprit} is held already, and for longer"));
-        }
-        if self.is_shared_here(&record) {
-            return Ok(self.spare_shared(record));
-        }
-        let is_fresh = self.temper_fresh(&mut record, is_news);
-        let step = record.step;
-        if record.strikes == 0 {
-            record.strikes = self.engine.strikes(&culprit, clock::boot_ns()).saturating_add(1);
-        }
-        self.engine.restore(&culprit, record.strikes, step, until_ns);
-        self.enforce(record, until_ns, None)?;
-        if is_fresh {
-            self.cap.count(clock::boot_ns());
-        }
-        Ok(format!("{culprit} is held to \"{}\"", step.name()))
-    }
-
-    /// Whether another edge bans a client that several identities succeed from at this one.
-    fn is_shared_here(&self, record: &BanRecord) -> bool {
-        let Culprit::Source(client) = record.culprit else { return false };
-        let settings = &self.settings.verdicts;
-        record.origin == Origin::Fleet
-            && identities_of(&self.edge, settings, &client, clock::boot_ns()) >= settings.shared_by
-    }
-
-    /// Only tells of it: nothing in the record tells the culprit from its neighbours.
-    fn spare_shared(&self, mut record: BanRecord) -> String {
-        record.step = Step::Observe;
-        record.spared = Some(Spared::Shared.name().to_owned());
-        self.edge.metrics.verdicts.spare(Spared::Shared);
-        self.edge.metrics.verdicts.count(Step::Observe);
-        self.tell(What::Observed, &record, None);
-        format!("{} is shared by several identities here, and spared", record.culprit)
-    }
-
-    /// Whether a record is another edge's ban of this minute, which counts as one of this edge's own
-    /// scenarios does: so many a minute and no more, whoever goes wrong. What is older was decided
-    /// under other edges' bounds, and is no flood of anything; neither is what is banned already.
-    fn temper_fresh(&mut self, record: &mut BanRecord, is_news: bool) -> bool {
-        let age_ms = clock::unix_ms().saturating_sub(record.since_ms);
-        let is_old = !is_news && age_ms > FRESH_MS;
-        let is_banned =
-            self.held(&record.culprit).is_some_and(|held| held.record.step == Step::Ban);
-        if record.origin != Origin::Fleet || record.step != Step::Ban || is_old || is_banned {
-            return false;
-        }
-        if !self.cap.is_reached(self.settings.verdicts.bans_per_minute, clock::boot_ns()) {
-            return true;
-        }
-        record.step = Step::Refuse;
-        record.spared = Some(Spared::Cap.name().to_owned());
-        self.edge.metrics.verdicts.spare(Spared::Cap);
-        self.alarm_of(&Lasting::Cap);
-        false
-    }
-
     /// The one place where a verdict comes into force. Verdicts of a scenario come with the time of
     /// their last signal.
-    fn enforce(
+    pub(super) fn enforce(
         &mut self,
         record: BanRecord,
         until_ns: u64,
@@ -248,7 +179,7 @@ impl Writer {
             && self.penalties.get(&record.culprit).is_none()
             && let Some(first) = self.penalties.first()
         {
-            self.lift(&first, "no_room")?;
+            self.evict(&first)?;
         }
         self.edge.metrics.verdicts.count(step);
         self.unsaved.put(record.clone());
@@ -277,11 +208,6 @@ impl Writer {
     pub(super) fn held(&self, culprit: &Culprit) -> Option<&Held> {
         let banned = culprit.source().filter(|_| matches!(culprit, Culprit::Source(_)));
         banned.and_then(|client| self.bans.get(&client)).or_else(|| self.penalties.get(culprit))
-    }
-
-    /// Ends the ban that would end first: the latest offender matters more.
-    fn make_room(&mut self) -> anyhow::Result<()> {
-        self.bans.first().map_or(Ok(()), |client| self.lift(&Culprit::Source(client), "no_room"))
     }
 
     /// Clears away what has ended. Nobody has been minding it since.
@@ -324,7 +250,7 @@ impl Writer {
 }
 
 /// How many identities succeeded from a client of late.
-fn identities_of(
+pub(super) fn identities_of(
     edge: &Edge,
     settings: &settings::Verdicts,
     client: &Source,
@@ -333,10 +259,6 @@ fn identities_of(
     let within_ns = u64::try_from(settings.shared_within.as_nanos()).unwrap_or(u64::MAX);
     edge.identities.count(client, within_ns, now_ns)
 }
-
-/// How old a decision of another edge may seem to be to count as one of this minute: its clock may be
-/// wrong by five.
-const FRESH_MS: u64 = 360_000;
 
 /// A time of a record as the kernel has it, unless they differ by what two clocks' roundings do: the
 /// same ban is to be the same record after every restart.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use edge_policy::list::{Class, FOREVER};
+use edge_policy::list::{Class, FOREVER, overlap};
 use ipnet::IpNet;
 
 use super::sheets::{Listed, Sheet, Sheets};
@@ -29,6 +29,8 @@ pub(crate) struct Configured {
     nets: Vec<Place>,
     /// What they are from, in words: "config", "file NAME", "upstream NAME".
     from: Vec<Arc<str>>,
+    /// `never_ban`: what others list of it, or around it, is left out.
+    never: Vec<IpNet>,
 }
 
 /// A network, the index of what it is from, and its line there; 0: none.
@@ -96,13 +98,20 @@ impl Configured {
         // They stand for many clients, each of which is judged by itself behind them.
         allow.add("trusted_proxies".to_owned(), proxies);
         allow.nets.sort_unstable();
-        [allow, Self::new(&lists.deny, std::iter::empty())]
+        let mut deny = Self::new(&lists.deny, std::iter::empty());
+        deny.never.clone_from(&settings.verdicts.never_ban);
+        [allow, deny]
     }
 
     fn add(&mut self, from: String, nets: impl Iterator<Item = (IpNet, u32)>) {
         let index = self.from.len() as u32;
         self.from.push(from.into());
         self.nets.extend(nets.map(|(net, line)| (net, index, line)));
+    }
+
+    /// Whether others may not deny a network, because somebody in it is never banned.
+    fn spares(&self, net: &IpNet) -> bool {
+        self.never.iter().any(|never| overlap(*never, *net))
     }
 
     /// Every network, some of them several times.
@@ -153,7 +162,8 @@ impl List {
             return FOREVER;
         }
         let entry = self.operators.get(net).filter(|entry| entry.class(name) == class);
-        let sheets = self.sheets.values().filter(|sheet| sheet.class == class);
+        let is_spared = self.configured.spares(net);
+        let sheets = self.sheets.values().filter(|sheet| sheet.class == class && !is_spared);
         let outside = sheets.filter_map(|sheet| sheet.get(net)).map(|listed| listed.until_ns);
         entry.map(|entry| entry.until_ns).into_iter().chain(outside).max().unwrap_or(0)
     }
@@ -247,7 +257,7 @@ pub(super) fn entries(
     operators.extend(allow.nets().map(|net| (Class::Allow, net, FOREVER)));
     operators.extend(deny.nets().map(|net| (Class::Deny, net, FOREVER)));
     for sheet in sheets.values() {
-        let entries = sheet.entries().iter();
+        let entries = sheet.entries().iter().filter(|listed| !deny.spares(&listed.net));
         operators.extend(entries.map(|listed| (sheet.class, listed.net, listed.until_ns)));
     }
     operators

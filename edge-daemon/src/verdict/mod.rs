@@ -6,9 +6,11 @@
 //! durable within a second. What an operator says comes to the disk first, but for denials of tokens,
 //! which hold whatever the disk does.
 
+mod admit;
 mod bans;
 mod book;
 mod command;
+mod exempt;
 mod explain;
 mod fold;
 mod held;
@@ -16,6 +18,7 @@ mod keeper;
 mod lists;
 mod prompt;
 mod renew;
+mod room;
 mod sheets;
 mod tell;
 mod tokens;

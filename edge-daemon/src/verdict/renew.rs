@@ -121,6 +121,7 @@ impl Writer {
             if result.is_ok() {
                 self.engine.configure(plan::verdicts(&settings.verdicts));
                 self.settings = settings;
+                self.free_exempt();
             }
             answer
         });

@@ -67,7 +67,11 @@ impl Writer {
     /// Asks for a person about what goes on for a while: once a minute.
     pub(super) fn alarm_of(&mut self, lasting: &Lasting) {
         let now_ns = clock::boot_ns();
-        let last = &mut self.alarmed_ns[usize::from(matches!(lasting, Lasting::Failing(_)))];
+        let last = &mut self.alarmed_ns[match lasting {
+            Lasting::Cap => 0,
+            Lasting::Failing(_) => 1,
+            Lasting::Full => 2,
+        }];
         if last.is_some_and(|at_ns| now_ns < at_ns + ALARM_EVERY_NS) {
             return;
         }
@@ -76,6 +80,10 @@ impl Writer {
         self.alarm(match lasting {
             Lasting::Cap => {
                 format!("{most} bans within a minute: further clients get 403 instead")
+            }
+            Lasting::Full => {
+                "there is no room for all verdicts: those that would have ended first are lifted"
+                    .into()
             }
             Lasting::Failing(why) => format!("the kernel does not enforce what was decided: {why}"),
         });
@@ -123,8 +131,10 @@ pub(super) enum Lasting {
     Cap,
     /// What was decided cannot be carried out.
     Failing(String),
+    /// There are more verdicts than room.
+    Full,
 }
 
 /// Kinds of [`Lasting`].
-pub(super) const LASTING: usize = 2;
+pub(super) const LASTING: usize = 3;
 const ALARM_EVERY_NS: u64 = 60_000_000_000;

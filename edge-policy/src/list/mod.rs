@@ -37,6 +37,13 @@ pub fn canonical(net: IpNet) -> IpNet {
     Span::of(net).net()
 }
 
+/// Whether two networks have an address in common.
+#[must_use]
+pub fn overlap(one: IpNet, other: IpNet) -> bool {
+    let (one, other) = (canonical(one), canonical(other));
+    one.contains(&other) || other.contains(&one)
+}
+
 /// A network in the common 128-bit space; ordered by address, then the widest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Span {

@@ -337,3 +337,16 @@ fn when_no_image_has_room_what_needs_one_is_refused() {
 
 /// Lines of a small image.
 const LINES: usize = layout::FIXED as usize + 20_000;
+
+#[test]
+fn networks_overlap_where_one_contains_the_other() {
+    let overlap = |one: &str, other: &str| {
+        let (one, other) = (one.parse().unwrap(), other.parse().unwrap());
+        assert_eq!(overlap(one, other), overlap(other, one));
+        overlap(one, other)
+    };
+    assert!(overlap("192.0.2.0/24", "192.0.2.7/32") && overlap("192.0.2.7/32", "192.0.2.7/32"));
+    assert!(overlap("2001:db8::/32", "2001:db8:1::/64"));
+    assert!(overlap("::ffff:192.0.2.0/120", "192.0.2.7/32"));
+    assert!(!overlap("192.0.2.0/25", "192.0.2.128/25") && !overlap("::/0", "192.0.2.7/32"));
+}

@@ -10,6 +10,8 @@ use super::signal::{Proof, Signal};
 pub struct Facts {
     /// It is on the never-ban list, or allowed.
     pub is_exempt: bool,
+    /// So is another part of the prefix that stands for it, which a ban would drop with it.
+    pub is_beside_exempt: bool,
     /// To drop its packets would cut off the host, its operator or its upstreams.
     pub is_vital: bool,
     /// Several identities succeeded from it of late: a NAT or a proxy.
@@ -21,7 +23,7 @@ pub struct Facts {
 /// Why a verdict is milder than its scenario says, or about somebody narrower.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Spared {
-    /// [`Facts::is_exempt`].
+    /// [`Facts::is_exempt`] or [`Facts::is_beside_exempt`].
     NeverBan,
     /// [`Facts::is_vital`].
     Vital,
@@ -71,6 +73,8 @@ pub(super) fn temper(
         Some(Spared::Vital)
     } else if signal.proof < Proof::Handshake {
         Some(Spared::Unproven)
+    } else if facts.is_beside_exempt {
+        Some(Spared::NeverBan)
     } else if facts.is_exhausted {
         Some(Spared::Cap)
     } else {

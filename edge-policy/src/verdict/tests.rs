@@ -227,11 +227,13 @@ fn guards_narrow_or_soften() {
     let shared = Facts { is_shared: true, ..Facts::default() };
     let vital = Facts { is_vital: true, ..Facts::default() };
     let exempt = Facts { is_exempt: true, ..Facts::default() };
+    let beside = Facts { is_beside_exempt: true, is_exhausted: true, ..Facts::default() };
     let exhausted = Facts { is_exhausted: true, ..Facts::default() };
     let own = Culprit::Source(source(1));
     let table = [
         (&plain, Facts::default(), own.clone(), Step::Ban, None),
         (&plain, exempt, own.clone(), Step::Observe, Some(Spared::NeverBan)),
+        (&plain, beside, own.clone(), Step::Refuse, Some(Spared::NeverBan)),
         (&plain, vital, own.clone(), Step::Refuse, Some(Spared::Vital)),
         (&plain, exhausted, own.clone(), Step::Refuse, Some(Spared::Cap)),
         (&spoofable, Facts::default(), own.clone(), Step::Observe, Some(Spared::Unproven)),
@@ -531,15 +533,15 @@ proptest! {
     /// Nobody without a completed handshake is ever to be banned, nor anybody exempt, vital or shared.
     #[test]
     fn no_ban_without_leave(
-        is_exempt: bool, is_vital: bool, is_shared: bool, is_exhausted: bool, proven: bool,
-        has_ja4: bool,
+        is_exempt: bool, is_beside_exempt: bool, is_vital: bool, is_shared: bool,
+        is_exhausted: bool, proven: bool, has_ja4: bool,
     ) {
-        let facts = Facts { is_exempt, is_vital, is_shared, is_exhausted };
+        let facts = Facts { is_exempt, is_beside_exempt, is_vital, is_shared, is_exhausted };
         let proof = if proven { Proof::Handshake } else { Proof::None };
         let ja4 = crate::ja4::Ja4::parse("t13d1516h2_8daaf6152771_e5627efa2ab1").filter(|_| has_ja4);
         let signal = Signal { proof, ja4, ..signal(1, GUESS, 0) };
         let (_, verdict) = until_judged_as(&mut engine(vec![brute_force()]), &signal, facts);
-        let is_free = !(is_exempt || is_vital || is_shared || is_exhausted) && proven;
+        let is_free = !(is_exempt || is_beside_exempt || is_vital || is_shared || is_exhausted) && proven;
         prop_assert_eq!(verdict.step == Step::Ban, is_free);
         if is_exempt {
             prop_assert_eq!(verdict.step, Step::Observe);

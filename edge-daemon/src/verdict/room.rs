@@ -1,0 +1,32 @@
+//! Where there are more verdicts than room: those that would end first give way.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use edge_policy::verdict::Culprit;
+
+use super::{Writer, tell::Lasting};
+use crate::{clock, store::BanRecord};
+
+impl Writer {
+    /// Ends the ban that would end first: the latest offender matters more.
+    pub(super) fn make_room(&mut self) -> anyhow::Result<()> {
+        self.bans.first().map_or(Ok(()), |client| self.evict(&Culprit::Source(client)))
+    }
+
+    /// Ends what is in force against a culprit because there is no room for it.
+    pub(super) fn evict(&mut self, culprit: &Culprit) -> anyhow::Result<()> {
+        let record = self.held(culprit).map(|held| held.record.clone());
+        self.lift(culprit, "no_room")?;
+        record.into_iter().for_each(|record| self.note_evicted(record));
+        Ok(())
+    }
+
+    /// Keeps of a verdict that there was no room for what is kept of one that is over: otherwise it would
+    /// ask for its place again at the next start.
+    pub(super) fn note_evicted(&mut self, record: BanRecord) {
+        let until_ms = record.until_ms.min(clock::unix_ms());
+        self.unsaved.put(BanRecord { until_ms, ..record });
+        self.edge.metrics.verdicts.evicted.fetch_add(1, Relaxed);
+        self.alarm_of(&Lasting::Full);
+    }
+}
