@@ -5,10 +5,14 @@
 //! is sealed under the fleet's secret. A repeated ban ends when it always did, and a repeated lift
 //! ends only bans that were older than it.
 
+mod own;
+
 use std::{collections::BTreeMap, fmt, net::IpAddr};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use subtle::ConstantTimeEq as _;
+
+pub use self::own::Own;
 
 /// What an edge tells the others of a client.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -103,6 +103,47 @@ fn our_own_bans_are_told_and_taken_back() -> Result<()> {
     edged.tell(&format!("ban remove {ATTACKER}"))?;
     until("it is taken back", Duration::from_secs(15), || Ok(crowdsec.decisions()?.is_empty()))?;
     assert!(reaches(&lab, ATTACKER, 443));
+    // So it is with the words of an operator, the one after the other, and who is banned again meanwhile.
+    let known = |wanted: usize| {
+        let what = format!("CrowdSec knows of {wanted}");
+        until(&what, Duration::from_secs(15), || Ok(crowdsec.decisions()?.len() == wanted))
+    };
+    let mut ctl = lab.edge.command(edge_tests::daemon::binary("edgectl")?);
+    ctl.arg("--socket").arg(lab.dir().join("control.sock"));
+    let reason = ["--reason", "seen & told: 100% of it"];
+    assert!(ctl.args(["ban", "add", ATTACKER]).args(reason).status()?.success());
+    edged.tell("ban add 198.51.100.201 --ttl 1h")?;
+    known(2)?;
+    edged.tell(&format!("ban remove {ATTACKER}"))?;
+    edged.tell("ban remove 198.51.100.201")?;
+    edged.tell(&format!("ban add {ATTACKER} --ttl 1h"))?;
+    known(1)?;
+    assert_eq!(crowdsec.decisions()?[0]["value"], ATTACKER);
+    Ok(())
+}
+
+/// What this edge told `CrowdSec`, nobody else takes back there.
+#[test]
+fn a_lift_of_another_edge_is_told_there() -> Result<()> {
+    use edge_identity::fleet::{Act, Record, Seal};
+    let lab = Lab::new()?;
+    let hub = edge_tests::fleet::Hub::start(&[&lab])?;
+    let crowdsec = CrowdSec::start(&lab.edge, lab.dir())?;
+    let sections = crowdsec.section("every = \"1s\"") + "\n" + &hub.section(0, &lab, "")?;
+    let edged = lab.edged()?.append(&sections)?.start()?;
+    edged.tell(&format!("ban add {ATTACKER} --ttl 1h"))?;
+    until(
+        "CrowdSec knows of it",
+        Duration::from_secs(15),
+        || Ok(crowdsec.decisions()?.len() == 1),
+    )?;
+    let now_ms = edge_daemon::clock::unix_ms();
+    let (at_ms, until_ms, node) = (now_ms + 1_000, now_ms + 3_600_000, "other".to_owned());
+    let lift = Record { client: ATTACKER.parse()?, act: Act::Lift, at_ms, until_ms, node };
+    let seal = Seal::new("edged", &std::fs::read(lab.dir().join("fleet.secret"))?);
+    hub.cli(&["XADD", "edged:stream", "*", "r", &lift.seal(&seal)])?;
+    until("it is free", Duration::from_secs(10), || Ok(edged.bans()?.is_empty()))?;
+    until("it is taken back", Duration::from_secs(15), || Ok(crowdsec.decisions()?.is_empty()))?;
     Ok(())
 }
 

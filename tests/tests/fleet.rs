@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use edge_identity::fleet::{Act, Record, Seal};
 use edge_tests::{
     Edged, Lab, Origin,
     client::{reaches, until},
@@ -162,6 +163,33 @@ fn a_reason_of_several_words_arrives_whole() -> Result<()> {
 }
 
 #[test]
+fn what_is_known_here_stays_beside_what_another_edge_says() -> Result<()> {
+    let (one, two) = (Lab::new()?, Lab::new()?);
+    let hub = Hub::start(&[&one, &two])?;
+    let (a, b) = (start(&hub, 0, &one, "")?, start(&hub, 1, &two, "")?);
+    connected(&a, 1.0)?;
+    connected(&b, 1.0)?;
+    for _ in 0..6 {
+        let _ = b.get(ATTACKER, "/").key("edged_x").arg("--max-time", "1").send();
+    }
+    until("it is banned", Duration::from_secs(5), || b.banned(ATTACKER))?;
+    until("it is known", Duration::from_secs(5), || a.banned(ATTACKER))?;
+    a.tell(&format!("ban add {ATTACKER} --ttl 48h --reason worse"))?;
+    until("it lasts longer", Duration::from_secs(5), || Ok(b.bans()?[0]["origin"] == "fleet"))?;
+    let kinds = |edged: &Edged<'_>| -> Result<Vec<String>> {
+        let shown = edged.ask(&format!("ban show {ATTACKER}"))?;
+        let all = shown["evidence"].as_array().context("no evidence")?;
+        Ok(all.iter().map(|own| own["kind"].as_str().unwrap_or_default().to_owned()).collect())
+    };
+    let known = kinds(&b)?;
+    assert_eq!(
+        (known[0].as_str(), known[1].as_str()),
+        ("edge edge-0: worse", "credential_invalid")
+    );
+    Ok(())
+}
+
+#[test]
 fn bans_from_before_a_restart_are_shared() -> Result<()> {
     let (one, two) = (Lab::new()?, Lab::new()?);
     let mut hub = Hub::start(&[&one, &two])?;
@@ -188,27 +216,164 @@ fn bans_from_before_a_restart_are_shared() -> Result<()> {
     hub.start_again()?;
     until("the other edge has it", Duration::from_secs(20), || Ok(b.bans()?.len() == 1))?;
     assert_eq!((&b.bans()?[0]["culprit"], reaches(&two, ATTACKER, 443)), (&ATTACKER.into(), false));
-    // Told once more, it is the same.
-    let (applied, known) = (records(&b, "applied")?, records(&b, "known")?);
+    // Told once more, it is the same, and no news to anybody.
+    let heard =
+        |edged: &Edged<'_>| anyhow::Ok((records(edged, "applied")?, records(edged, "known")?));
+    let (before, kept) = (heard(&b)?, hub.cli(&["XLEN", "edged:stream"])?);
     a.kill9()?;
     a.start_again()?;
-    until("it is told again", Duration::from_secs(20), || Ok(records(&b, "known")? > known))?;
-    assert_eq!(records(&b, "applied")?, applied);
+    connected(&a, 1.0)?;
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!((heard(&b)?, hub.cli(&["XLEN", "edged:stream"])?), (before, kept));
+    Ok(())
+}
+
+#[test]
+fn what_was_lifted_comes_back_by_no_restart() -> Result<()> {
+    let (one, two) = (Lab::new()?, Lab::new()?);
+    let mut hub = Hub::start(&[&one, &two])?;
+    let (mut a, mut b) = (start(&hub, 0, &one, "")?, start(&hub, 1, &two, "")?);
+    let kept = |hub: &Hub| hub.cli(&["ZRANGE", "edged:bans", "0", "-1"]);
+    let held = |edged: &Edged<'_>, wanted: usize| {
+        until("it is held, or not", Duration::from_secs(15), || Ok(edged.bans()?.len() == wanted))
+    };
+    connected(&a, 1.0)?;
+    connected(&b, 1.0)?;
+    b.tell(&format!("ban add {ATTACKER} --ttl 24h"))?;
+    held(&a, 1)?;
+    a.tell(&format!("ban remove {ATTACKER}"))?;
+    held(&b, 0)?;
+    // Everybody but who had banned it forgets: the one who lifted it by a restart.
+    std::thread::sleep(Duration::from_secs(2));
+    a.kill9()?;
+    hub.kill();
+    hub.start_again()?;
+    a.start_again()?;
+    connected(&a, 1.0)?;
+    until("the server knows again", Duration::from_secs(20), || {
+        Ok(kept(&hub)?.contains(&format!("lift {ATTACKER}")))
+    })?;
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(!kept(&hub)?.contains(&format!("ban {ATTACKER}")));
+    assert!(a.bans()?.is_empty() && b.bans()?.is_empty());
+    // Who was away all the time, and has it on disk, hears of it, too.
+    b.tell(&format!("ban add {FRIEND} --ttl 24h --force"))?;
+    held(&a, 1)?;
+    std::thread::sleep(Duration::from_secs(2));
+    b.kill9()?;
+    a.tell(&format!("ban remove {FRIEND}"))?;
+    std::thread::sleep(Duration::from_secs(2));
+    a.kill9()?;
+    hub.kill();
+    hub.start_again()?;
+    a.start_again()?;
+    connected(&a, 1.0)?;
+    b.start_again()?;
+    connected(&b, 1.0)?;
+    held(&b, 0)?;
+    assert!(a.bans()?.is_empty());
+    Ok(())
+}
+
+/// What another edge of the fleet says, by the stream.
+fn says(hub: &Hub, lab: &Lab, record: &Record) -> Result<()> {
+    let secret = std::fs::read(lab.dir().join("fleet.secret"))?;
+    let sealed = record.seal(&Seal::new("edged", &secret));
+    hub.cli(&["ZADD", "edged:bans", &record.until_ms.to_string(), &sealed])?;
+    hub.cli(&["XADD", "edged:stream", "*", "r", &sealed])?;
+    Ok(())
+}
+
+#[test]
+fn a_ban_after_a_lift_by_a_faster_clock_is_one_everywhere() -> Result<()> {
+    let (one, two) = (Lab::new()?, Lab::new()?);
+    let hub = Hub::start(&[&one, &two])?;
+    let (mut a, b) = (start(&hub, 0, &one, "")?, start(&hub, 1, &two, "")?);
+    connected(&a, 1.0)?;
+    connected(&b, 1.0)?;
+    let now_ms = edge_daemon::clock::unix_ms();
+    let (client, node) = (ATTACKER.parse()?, "fast".to_owned());
+    let (at_ms, until_ms) = (now_ms + 120_000, now_ms + 3_600_000);
+    says(&hub, &one, &Record { client, act: Act::Lift, at_ms, until_ms, node })?;
+    for edged in [&a, &b] {
+        until("it has come", Duration::from_secs(5), || Ok(records(edged, "known")? >= 1.0))?;
+    }
+    a.tell(&format!("ban add {ATTACKER} --ttl 1h"))?;
+    dropped(&two, true)?;
+    // Nor does a restart make it one from before.
+    std::thread::sleep(Duration::from_secs(2));
+    a.kill9()?;
+    a.start_again()?;
+    connected(&a, 1.0)?;
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(!reaches(&one, ATTACKER, 443) && !reaches(&two, ATTACKER, 443));
+    Ok(())
+}
+
+#[test]
+fn a_stream_that_was_cut_costs_nothing() -> Result<()> {
+    use nix::sys::signal::Signal;
+    let (one, two) = (Lab::new()?, Lab::new()?);
+    let hub = Hub::start(&[&one, &two])?;
+    let (a, b) = (start(&hub, 0, &one, "")?, start(&hub, 1, &two, "")?);
+    connected(&a, 1.0)?;
+    connected(&b, 1.0)?;
+    let ban = |n: u8| -> Result<()> {
+        let before = hub.cli(&["ZCARD", "edged:bans"])?;
+        a.tell(&format!("ban add 198.51.100.20{n} --ttl 1h"))?;
+        until("it is shared", Duration::from_secs(5), || {
+            Ok(hub.cli(&["ZCARD", "edged:bans"])? != before)
+        })?;
+        Ok(())
+    };
+    // The first one is on its way to the other when it pauses; the second is cut off meanwhile.
+    b.signal(Signal::SIGSTOP)?;
+    ban(1)?;
+    ban(2)?;
+    hub.cli(&["XTRIM", "edged:stream", "MAXLEN", "0"])?;
+    ban(3)?;
+    b.signal(Signal::SIGCONT)?;
+    until("it has all of them", Duration::from_secs(10), || Ok(b.bans()?.len() == 3))?;
+    assert!(b.metrics()?.value("edged_fleet_connected") > 0.5);
+    Ok(())
+}
+
+#[test]
+fn what_the_cap_softened_is_lifted_for_all_and_banned_in_its_turn() -> Result<()> {
+    let (one, two) = (Lab::new()?, Lab::new()?);
+    let hub = Hub::start(&[&one, &two])?;
+    let a = start(&hub, 0, &one, "")?;
+    let section = hub.section(1, &two, "")?;
+    let b = two.edged()?.set("verdicts.bans_per_minute", "4").append(&section)?.start()?;
+    connected(&a, 1.0)?;
+    connected(&b, 1.0)?;
+    for n in 1..=7 {
+        a.tell(&format!("ban add 198.51.100.20{n} --ttl 1h"))?;
+    }
+    until("all have come", Duration::from_secs(10), || Ok(b.bans()?.len() == 7))?;
+    let soft: Vec<_> = b.bans()?.into_iter().filter(|ban| ban["step"] == "403").collect();
+    assert_eq!(soft.len(), 3, "{soft:?}");
+    let lifted = soft[0]["culprit"].as_str().context("a culprit")?.to_owned();
+    b.tell(&format!("ban remove {lifted}"))?;
+    until("it is free there, too", Duration::from_secs(5), || Ok(a.bans()?.len() == 6))?;
+    assert!(!a.banned(&lifted)?);
+    // The others are banned as soon as there are not half as many in a minute as may be.
+    until("they are banned", Duration::from_secs(80), || {
+        let bans = b.bans()?;
+        Ok(bans.len() == 6
+            && bans.iter().all(|ban| ban["step"] == "ban" && ban["spared"].is_null()))
+    })?;
     Ok(())
 }
 
 #[test]
 fn a_slow_clock_does_not_evade_the_cap() -> Result<()> {
-    use edge_identity::fleet::{Act, Record, Seal};
     let lab = Lab::new()?;
     let hub = Hub::start(&[&lab])?;
     let section = hub.section(0, &lab, "")?;
     let edged = lab.edged()?.set("verdicts.bans_per_minute", "2").append(&section)?.start()?;
     connected(&edged, 1.0)?;
-    let secret = std::fs::read(lab.dir().join("fleet.secret"))?;
-    let seal = Seal::new("edged", &secret);
-    let now_ms = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_millis();
-    let now_ms = u64::try_from(now_ms)?;
+    let now_ms = edge_daemon::clock::unix_ms();
     for n in 1..=4_u8 {
         let record = Record {
             client: [198, 51, 100, 200 + n].into(),
@@ -217,7 +382,7 @@ fn a_slow_clock_does_not_evade_the_cap() -> Result<()> {
             until_ms: now_ms + 600_000,
             node: "slow".into(),
         };
-        hub.cli(&["XADD", "edged:stream", "*", "r", &record.seal(&seal)])?;
+        says(&hub, &lab, &record)?;
     }
     until("all have come", Duration::from_secs(10), || Ok(edged.bans()?.len() == 4))?;
     let bans = edged.bans()?;

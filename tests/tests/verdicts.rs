@@ -11,7 +11,7 @@ use edge_common::{Reason, Source};
 use edge_tests::{
     Edged, Lab, Origin,
     client::{reaches, until},
-    lab::{ATTACKER, ATTACKER6, CLIENT, EDGE6},
+    lab::{ATTACKER, ATTACKER6, CLIENT, CLIENT6, EDGE6},
     nat::Nat,
     netns::run,
 };
@@ -271,6 +271,56 @@ fn a_filter_that_another_hand_detaches_is_put_back() -> Result<()> {
 }
 
 /// The kernel's number of a table that this daemon holds, and how many values it has.
+/// More than the writer takes at once, and no room for any of it.
+#[test]
+fn a_table_full_of_anothers_entries_is_put_right() -> Result<()> {
+    use edge_common::map::BANS_MAX;
+    use std::fmt::Write as _;
+    const OWN: u32 = 9_000;
+    let (lab, now_ms) = (Lab::new()?, edge_daemon::clock::unix_ms());
+    let source = |n: u32| Source::v4((0x0b00_0000 + n).to_be_bytes());
+    let record = |n| edge_daemon::store::BanRecord {
+        culprit: edge_policy::verdict::Culprit::Source(source(n)),
+        step: edge_policy::verdict::Step::Ban,
+        since_ms: now_ms,
+        until_ms: now_ms + 3_600_000,
+        strikes: 1,
+        reason: "source_rate".into(),
+        scenario: "flood".into(),
+        origin: edge_policy::verdict::Origin::Scenario,
+        spared: None,
+        evidence: Vec::new(),
+    };
+    let (store, _) = edge_daemon::store::Store::open(&lab.dir().join("state"), 7)?;
+    store.put_bans(&(0..OWN).map(record).collect::<Vec<_>>())?;
+    drop(store);
+    let edged = lab.edged()?.start()?;
+    until("all is enforced", SOON, || Ok(metric(&edged, "edged_enforced_ratio")? == 1.0))?;
+    let table = pinned(Path::new(&lab.pin_dir()), "BANS")?;
+    let mut batch = String::new();
+    let hex = |source: Source| source.octets().map(|byte| format!("{byte:02x}")).join(" ");
+    let value = vec!["ff"; size_of::<edge_common::map::Ban>()].join(" ");
+    for n in 0..OWN {
+        writeln!(batch, "map delete pinned {} key hex {}", table.display(), hex(source(n)))?;
+    }
+    for n in OWN..OWN + BANS_MAX {
+        let key = hex(source(n));
+        writeln!(batch, "map update pinned {} key hex {key} value hex {value}", table.display())?;
+    }
+    let file = lab.dir().join("batch");
+    std::fs::write(&file, batch)?;
+    // While it is at it, some of it is healed already.
+    edged.signal(nix::sys::signal::Signal::SIGSTOP)?;
+    run(Command::new("bpftool").args(["batch", "file"]).arg(&file))?;
+    edged.signal(nix::sys::signal::Signal::SIGCONT)?;
+    let healed = until("all is put right", Duration::from_secs(60), || {
+        let healed = metric(&edged, r#"edged_healed_total{what="ban"}"#)?;
+        Ok(healed >= f64::from(OWN + BANS_MAX) && metric(&edged, "edged_enforced_ratio")? == 1.0)
+    })?;
+    println!("{} entries are put right in {healed:?}", OWN + BANS_MAX);
+    Ok(())
+}
+
 fn held(edged: &Edged<'_>, name: &str) -> Result<(String, u64)> {
     for entry in std::fs::read_dir(format!("/proc/{}/fdinfo", edged.pid()))? {
         let Ok(info) = std::fs::read_to_string(entry?.path()) else { continue };
@@ -562,6 +612,14 @@ fn what_the_host_cannot_do_without_is_refused_and_never_banned() -> Result<()> {
     assert_eq!((&own["step"], &own["spared"]), (&"403".into(), &"lockout".into()), "{bans:?}");
     assert!(reaches(&lab, CLIENT, 443));
     assert!(metric(&edged, r#"edged_spared_total{guard="lockout"}"#)? >= 1.0);
+    // By hand it takes a word more, also where it is the prefix of the one who is named.
+    lab.edge.ip(&format!("route add default via {CLIENT6}"))?;
+    let neighbour = "2001:db8:0:10::99";
+    let done = edged.ctl(&format!("ban add {neighbour}"))?;
+    let words = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(!done.status.success() && words.contains("the gateway"), "{words}");
+    edged.tell(&format!("ban add {neighbour} --force"))?;
+    assert!(!reaches(&lab, CLIENT6, 443));
     Ok(())
 }
 

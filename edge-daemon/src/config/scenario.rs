@@ -291,7 +291,7 @@ mod shipped;
 #[cfg(test)]
 mod tests {
     use super::{
-        sense::{careless, faults},
+        sense::{careless, faults, is_hasty},
         *,
     };
     use crate::config::parse;
@@ -319,7 +319,7 @@ mod tests {
         for own in SHIPPED.iter() {
             let faults = faults(own, DAY);
             assert!(faults.is_empty(), "{}: {}", own.name, faults[0].1.what);
-            assert!(careless(own).is_none(), "{}", own.name);
+            assert!(careless(own).is_none() && !is_hasty(own), "{}", own.name);
             let shadows = SHIPPED.iter().find(|other| other.name != own.name && other.shadows(own));
             assert!(shadows.is_none(), "{} by {}", own.name, shadows.unwrap().name);
         }
@@ -416,6 +416,18 @@ mod tests {
                 "a single 'not_found' is a verdict",
             ),
             (with("signals = [\"login_failed\"]\nby = \"account\""), "no route is a login"),
+            (
+                "signals = [\"served\"]\ncapacity = 1\nleak = \"1/d\"\nstep = \"ban\"\nduration = \"1h\"".into(),
+                "'a' speaks against whoever makes 60 requests in a minute",
+            ),
+            (
+                with("signals = [\"credential_invalid\"]\nmethods = [\"GET\"]\nstep = \"403\""),
+                "'brute-force' does before it",
+            ),
+            (
+                "signals = [\"login_failed\"]\ncapacity = 3\nleak = \"1/h\"\nstep = \"403\"\nduration = \"1h\"".into(),
+                "'login-source' never speaks: 'a' does before it",
+            ),
         ] {
             let warnings = scenario(&lines).expect(&lines).1;
             assert!(warnings.contains(what), "{lines}\n{warnings}");

@@ -8,19 +8,22 @@
 mod bans;
 mod keys;
 mod leases;
+mod lifts;
+mod publish;
 mod server;
 
 use std::{
     collections::BTreeMap,
     net::IpAddr,
+    path::{Path, PathBuf},
     pin::Pin,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
 };
 
-use edge_identity::fleet::{Bans, Fault, Record, Seal};
+use edge_identity::fleet::{Bans, Fault, Own, Record, Seal};
 use tokio::sync::{Notify, mpsc};
 
 use super::{Source, Told, lock};
@@ -32,7 +35,13 @@ pub struct Fleet {
     pub settings: settings::Fleet,
     bans: Mutex<Bans>,
     /// Records of this edge that hold, to be shared again with a server that lost them.
-    own: Mutex<BTreeMap<IpAddr, Record>>,
+    own: Mutex<Own>,
+    /// When clients were last lifted anywhere, and until when that means anything. Few: it is asked while
+    /// others wait for a verdict.
+    lifted: Mutex<BTreeMap<IpAddr, (u64, u64)>>,
+    /// Where this edge's lifts are kept, and whether there are others than those on disk.
+    dir: PathBuf,
+    is_unsaved: AtomicBool,
     /// Our own bans, on their way to the others.
     pub(super) told: mpsc::Sender<Told>,
     to_tell: Mutex<Option<mpsc::Receiver<Told>>>,
@@ -67,12 +76,15 @@ pub struct Counts {
 }
 
 impl Fleet {
-    pub(super) fn new(settings: &settings::Fleet) -> Self {
+    pub(super) fn new(settings: &settings::Fleet, state: &Path) -> Self {
         let (told, to_tell) = mpsc::channel(TOLD_MAX);
         Self {
             settings: settings.clone(),
             bans: Mutex::default(),
             own: Mutex::default(),
+            lifted: Mutex::default(),
+            dir: state.join("fleet"),
+            is_unsaved: AtomicBool::new(false),
             told,
             to_tell: Mutex::new(Some(to_tell)),
             found: Notify::new(),
@@ -84,6 +96,38 @@ impl Fleet {
     #[must_use]
     pub fn clients(&self) -> usize {
         lock(&self.bans).len()
+    }
+
+    /// When to date a ban of this edge's that was decided now: after all lifts of its client that are
+    /// known, of which an edge with a faster clock may have dated one later.
+    #[must_use]
+    pub fn dated(&self, client: &IpAddr, at_ms: u64) -> u64 {
+        lock(&self.lifted).get(client).map_or(at_ms, |(lifted_ms, _)| at_ms.max(lifted_ms + 1))
+    }
+
+    /// Until when a client is banned by any edge that is known of.
+    #[must_use]
+    pub fn banned_until(&self, client: &IpAddr) -> Option<u64> {
+        lock(&self.bans).get(client).map(|ban| ban.until_ms)
+    }
+
+    /// Notes a lift, whoever it is from.
+    fn note_lift(&self, lift: &Record) {
+        if lock(&self.own).lifted(lift, CLIENTS_MAX) {
+            self.is_unsaved.store(true, Relaxed);
+        }
+        let mut lifted = lock(&self.lifted);
+        if lifted.len() < CLIENTS_MAX || lifted.contains_key(&lift.client) {
+            let (at_ms, until_ms) = lifted.entry(lift.client).or_default();
+            (*at_ms, *until_ms) = (lift.at_ms.max(*at_ms), lift.until_ms.max(*until_ms));
+        }
+    }
+
+    /// Forgets what means nothing any more.
+    fn expire(&self, now_ms: u64) {
+        lock(&self.bans).expire(now_ms);
+        lock(&self.own).expire(now_ms);
+        lock(&self.lifted).retain(|_, (_, until_ms)| *until_ms > now_ms);
     }
 
     /// The seal, under the secret as it is now.
@@ -115,8 +159,9 @@ impl Source for Fleet {
                 let bans = async {
                     // First, so that a lift from meanwhile finds what it ends.
                     bans::recall(&self, &edge).await;
-                    let publish = bans::publish(Arc::clone(&self), to_tell);
-                    tokio::join!(bans::follow(Arc::clone(&self), edge), publish)
+                    let publish = publish::publish(Arc::clone(&self), to_tell);
+                    let follow = bans::follow(Arc::clone(&self), edge);
+                    tokio::join!(follow, publish, lifts::keep(Arc::clone(&self)))
                 };
                 tokio::join!(bans, leases, keyed);
             } else {
@@ -126,5 +171,7 @@ impl Source for Fleet {
     }
 }
 
+/// Clients of which records are remembered.
+const CLIENTS_MAX: usize = 1_000_000;
 /// Bans that wait to be shared; more stay on this edge, and are counted.
 const TOLD_MAX: usize = 16_384;

@@ -80,7 +80,7 @@ impl Outside {
         };
         let fleet = |settings: &settings::Fleet| {
             let same = former.fleet.as_ref().filter(|known| known.settings == *settings);
-            same.map_or_else(|| Arc::new(Fleet::new(settings)), Arc::clone)
+            same.map_or_else(|| Arc::new(Fleet::new(settings, &self.state)), Arc::clone)
         };
         let name = || match &settings.fleet {
             Some(fleet) => fleet.node.clone(),
@@ -122,6 +122,14 @@ impl Outside {
         let queues = crowdsec.map(|it| &it.told).into_iter().chain(fleet.map(|it| &it.told));
         let lost = queues.filter(|queue| queue.try_send(told.clone()).is_err()).count();
         self.untold.fetch_add(lost as u64, Relaxed);
+    }
+
+    /// As [`Self::tell`], but the fleet knows.
+    pub fn tell_crowdsec(&self, told: &Told) {
+        let sources = self.sources.borrow();
+        let crowdsec = sources.crowdsec.as_ref().filter(|it| it.settings.machine.is_some());
+        let lost = crowdsec.is_some_and(|it| it.told.try_send(told.clone()).is_err());
+        self.untold.fetch_add(u64::from(lost), Relaxed);
     }
 
     /// Bans of ours that others were not told of, because the queue was full.
@@ -207,6 +215,16 @@ pub enum Told {
         /// Until when it would have been banned, in unix milliseconds.
         until_ms: u64,
     },
+}
+
+impl Told {
+    /// Whom it is about.
+    #[must_use]
+    pub const fn source(&self) -> IpAddr {
+        match self {
+            Self::Ban { source, .. } | Self::Lift { source, .. } => *source,
+        }
+    }
 }
 
 /// The sources that are in use.

@@ -1,9 +1,15 @@
 //! What somebody else decided on its way in force: what this edge keeps to, whoever it was.
 
 use anyhow::bail;
-use edge_policy::verdict::{Culprit, Origin, Spared, Step};
+use edge_policy::verdict::{Culprit, EVIDENCE_MAX, Evidence, Origin, Spared, Step};
 
-use super::{Writer, bans::identities_of, book::Held, exempt::Exempt, tell::Lasting};
+use super::{
+    Writer,
+    bans::{PENALTIES_MAX, identities_of},
+    book::Held,
+    exempt::Exempt,
+    tell::Lasting,
+};
 use crate::{clock, decisions::What, store::BanRecord};
 
 impl Writer {
@@ -43,6 +49,7 @@ impl Writer {
             return Ok(self.spare_shared(record));
         }
         let is_fresh = self.temper_fresh(&mut record, is_news);
+        self.keep_evidence(&mut record);
         let step = record.step;
         if record.strikes == 0 {
             record.strikes = self.engine.strikes(&culprit, clock::boot_ns()).saturating_add(1);
@@ -73,6 +80,71 @@ impl Writer {
         format!("{} is shared by several identities here, and spared", record.culprit)
     }
 
+    /// Bans in their turn whom the cap had spared: what an edge decided long ago and tells again is none of
+    /// this minute, but nothing in a record proves that. Half of the cap is left to this edge's own.
+    pub(super) fn promote(&mut self) {
+        let most = self.settings.verdicts.bans_per_minute.div_ceil(2);
+        for _ in 0..PROMOTED_MAX {
+            let now_ns = clock::boot_ns();
+            if self.cap.is_reached(most, now_ns) {
+                return;
+            }
+            let Some(client) = self.capped.pop_front() else { return };
+            let culprit = Culprit::Source(client);
+            let is_due = |held: &&Held| is_capped(&held.record) && now_ns < held.until_ns;
+            let Some(Held { record, until_ns }) =
+                self.penalties.get(&culprit).filter(is_due).cloned()
+            else {
+                continue;
+            };
+            // Much may have come to be known of it since.
+            let is_spared = self.vital.contains(&client) || self.is_shared_here(&record);
+            if is_spared || self.exempt(client) != Exempt::Not {
+                continue;
+            }
+            let strikes = record.strikes;
+            let record = BanRecord { step: Step::Ban, spared: None, ..record };
+            match self.enforce(record, until_ns, None) {
+                Ok(()) => {
+                    self.engine.restore(&culprit, strikes, Step::Ban, until_ns);
+                    self.cap.count(now_ns);
+                }
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    tracing::error!(%culprit, error, "a ban stays milder");
+                    return self.capped.push_back(client);
+                }
+            }
+        }
+    }
+
+    /// Notes whom the cap spares for now.
+    pub(super) fn note_capped(&mut self, record: &BanRecord) {
+        if let Culprit::Source(client) = record.culprit
+            && is_capped(record)
+            && self.capped.len() < PENALTIES_MAX
+        {
+            self.capped.push_back(client);
+        }
+    }
+
+    /// What is known of a client here stays beside what another edge says of it.
+    fn keep_evidence(&self, record: &mut BanRecord) {
+        let Some(held) = self.held(&record.culprit).filter(|_| record.origin == Origin::Fleet)
+        else {
+            return;
+        };
+        let BanRecord { origin, reason, since_ms, evidence, .. } = &held.record;
+        let by_hand = (*origin == Origin::Operator).then(|| Evidence {
+            at: *since_ms,
+            kind: format!("{BY_HAND}{reason}").into(),
+            address: held.record.culprit.source().unwrap_or_default().into(),
+            request: None,
+        });
+        record.evidence.extend(by_hand.into_iter().chain(evidence.iter().cloned()));
+        record.evidence.truncate(2 * EVIDENCE_MAX);
+    }
+
     /// Whether a record is another edge's ban of this minute, which counts as one of this edge's own
     /// scenarios does: so many a minute and no more, whoever goes wrong. What is older was decided
     /// under other edges' bounds, and is no flood of anything; neither is what is banned already.
@@ -98,3 +170,15 @@ impl Writer {
 /// How old a decision of another edge may seem to be to count as one of this minute: its clock may be
 /// wrong by five.
 const FRESH_MS: u64 = 360_000;
+
+/// Whether it is another edge's ban that the cap made milder.
+fn is_capped(record: &BanRecord) -> bool {
+    record.origin == Origin::Fleet
+        && record.step == Step::Refuse
+        && record.spared.as_deref() == Some(Spared::Cap.name())
+}
+
+/// What the evidence of an operator's ban begins with, where another edge's took its place.
+pub(super) const BY_HAND: &str = "operator: ";
+/// In one look: a few milliseconds of the writer's time.
+const PROMOTED_MAX: usize = 1_000;

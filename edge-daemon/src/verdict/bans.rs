@@ -77,7 +77,9 @@ impl Writer {
                 spared: None,
                 evidence: Vec::new(),
             });
-            record.since_ms = corrected(record.since_ms, clock::unix_ms_at(ban.since_ns));
+            let since_ms = corrected(record.since_ms, clock::unix_ms_at(ban.since_ns));
+            // It may be dated later than it began: after a lift.
+            record.since_ms = since_ms.max(record.since_ms);
             record.until_ms = corrected(record.until_ms, clock::unix_ms_at(ban.until_ns));
             record.strikes = ban.strikes;
             self.unsaved.put(record.clone());
@@ -150,7 +152,7 @@ impl Writer {
     /// their last signal.
     pub(super) fn enforce(
         &mut self,
-        record: BanRecord,
+        mut record: BanRecord,
         until_ns: u64,
         signal_ns: Option<u64>,
     ) -> anyhow::Result<()> {
@@ -182,6 +184,7 @@ impl Writer {
             self.evict(&first)?;
         }
         self.edge.metrics.verdicts.count(step);
+        self.date(&mut record);
         self.unsaved.put(record.clone());
         if let Some(told) = self.as_told(&record) {
             self.edge.outside.tell(&told);
@@ -193,6 +196,7 @@ impl Writer {
 
     /// Notes a verdict in force, for this thread and for those that serve.
     fn hold(&mut self, record: BanRecord, until_ns: u64) {
+        self.note_capped(&record);
         let culprit = record.culprit.clone();
         self.edge.penalties.put(&culprit, Penalty { step: record.step, until_ns });
         let step = record.step;
@@ -292,4 +296,4 @@ fn reason_named(name: &str) -> Reason {
 }
 
 /// Penalties in force at once, apart from the kernel's bans: ~1 KiB each with their evidence.
-const PENALTIES_MAX: usize = 65_536;
+pub(super) const PENALTIES_MAX: usize = 65_536;

@@ -2,11 +2,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use anyhow::bail;
-use edge_policy::verdict::{Culprit, Origin, Step};
-use ipnet::IpNet;
-
-use super::{Writer, book::Held};
+use super::{Writer, book::Held, exempt};
 use crate::{
     clock,
     control::{
@@ -16,6 +12,8 @@ use crate::{
     outside::Told,
     store::BanRecord,
 };
+use anyhow::bail;
+use edge_policy::verdict::{Culprit, Origin, Step};
 
 impl Writer {
     /// Puts in force what somebody else has decided.
@@ -60,7 +58,8 @@ impl Writer {
         if let Culprit::Source(source) = new.culprit
             && !force
         {
-            self.refuse_lockout(IpNet::from(IpAddr::from(source)), ssh_peer)?;
+            let width = self.settings.kernel.client;
+            self.refuse_lockout(exempt::network(source.client(width), width), ssh_peer)?;
         }
         let since_ms = clock::unix_ms();
         let longest_ms = u64::try_from(LONGEST.as_millis()).unwrap_or(u64::MAX);
@@ -86,6 +85,9 @@ impl Writer {
     pub(super) fn unban(&mut self, culprit: &Culprit) -> anyhow::Result<Reply> {
         let culprit = self.of_client(culprit);
         if self.held(&culprit).is_none() {
+            if self.tell_freed(&culprit) {
+                return Ok(Reply::Done(format!("{culprit} is free on the other edges, too")));
+            }
             bail!("{culprit} is not banned");
         }
         self.free(&culprit, "operator")?;
@@ -107,9 +109,7 @@ impl Writer {
             self.unsaved.put(record);
             return Err(error);
         }
-        if why == "operator" {
-            self.tell_lifted(&record);
-        }
+        self.tell_lifted(&record, why == Origin::Operator.name());
         self.engine.pardon(culprit);
         Ok(())
     }

@@ -27,6 +27,7 @@ mod vital;
 mod warden;
 
 use std::{
+    collections::VecDeque,
     ops::ControlFlow,
     path::PathBuf,
     sync::{
@@ -127,6 +128,8 @@ pub struct Writer {
     bans: Book<Source>,
     /// Milder verdicts in force, which the request plane enforces.
     penalties: Book<Culprit>,
+    /// Clients that other edges ban and the cap has spared so far, the first first.
+    capped: VecDeque<Source>,
     /// Whom no scenario may cut off.
     vital: Vital,
     /// Bans within this minute, and when that they were too many was last told.
@@ -177,6 +180,7 @@ impl Writer {
             denials: Denials::new(),
             bans: Book::new(),
             penalties: Book::new(),
+            capped: VecDeque::new(),
             vital: Vital::default(),
             cap: Cap::default(),
             alarmed_ns: [None; tell::LASTING],
@@ -305,6 +309,7 @@ impl Writer {
         self.count_unsaved_denials();
         let now_ns = clock::boot_ns();
         self.end_bans(now_ns);
+        self.promote();
         for list in [ListName::Allow, ListName::Deny] {
             self.expire(list, now_ns);
         }

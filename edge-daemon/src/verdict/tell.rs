@@ -1,10 +1,10 @@
 //! Who hears of a verdict: the event log, those who watch, and others who are told of our bans.
 
-use std::sync::atomic::Ordering::Relaxed;
+use std::{collections::BTreeSet, net::IpAddr, sync::atomic::Ordering::Relaxed};
 
 use edge_policy::verdict::{Culprit, Origin, Step};
 
-use super::Writer;
+use super::{Writer, admit::BY_HAND};
 use crate::{
     clock,
     decisions::{Decision, What},
@@ -105,11 +105,10 @@ impl Writer {
 
     /// A ban as others may know it; `None`: it is about nobody whom they could ban.
     pub(super) fn shared(&self, record: &BanRecord) -> Option<Told> {
-        let Culprit::Source(source) = record.culprit else { return None };
-        let client = self.settings.kernel.client;
+        let (source, bits) = self.prefix(&record.culprit)?;
         (record.step == Step::Ban).then(|| Told::Ban {
-            source: source.into(),
-            bits: if source.is_v4() { client.v4 } else { client.v6 },
+            source,
+            bits,
             reason: record.reason.clone(),
             since_ms: record.since_ms,
             until_ms: record.until_ms,
@@ -117,10 +116,56 @@ impl Writer {
         })
     }
 
-    /// Tells others that an operator set a client free, whoever had banned it.
-    pub(super) fn tell_lifted(&self, record: &BanRecord) {
-        if let Some(Told::Ban { source, bits, reason, until_ms, .. }) = self.shared(record) {
-            self.edge.outside.tell(&Told::Lift { source, bits, reason, until_ms });
+    fn prefix(&self, culprit: &Culprit) -> Option<(IpAddr, u32)> {
+        let Culprit::Source(source) = *culprit else { return None };
+        let client = self.settings.kernel.client;
+        Some((source.into(), if source.is_v4() { client.v4 } else { client.v6 }))
+    }
+
+    /// Tells others that an operator set a client free, whoever had banned it; or `CrowdSec` alone that
+    /// one of another edge did, as nobody else takes back what this edge told there. What another edge banned
+    /// they know of, however much milder it was here.
+    pub(super) fn tell_lifted(&self, record: &BanRecord, is_ours: bool) {
+        let is_known = record.step == Step::Ban || record.origin == Origin::Fleet;
+        let Some((source, bits)) = self.prefix(&record.culprit).filter(|_| is_known) else {
+            return;
+        };
+        let (reason, until_ms) = (record.reason.clone(), record.until_ms);
+        let told = Told::Lift { source, bits, reason, until_ms };
+        if is_ours {
+            self.edge.outside.tell(&told);
+        } else {
+            self.edge.outside.tell_crowdsec(&told);
+        }
+        if record.origin != Origin::Fleet {
+            return;
+        }
+        // What this edge had told of it before another's ban took its place.
+        let word = |kind: &str| kind.strip_prefix(BY_HAND).unwrap_or(kind).to_owned();
+        let own: BTreeSet<_> = record.evidence.iter().map(|own| word(&own.kind)).collect();
+        for reason in own {
+            self.edge.outside.tell_crowdsec(&Told::Lift { source, bits, reason, until_ms });
+        }
+    }
+
+    /// Tells others that an operator sets a client free that nothing is in force against here; whether
+    /// another edge bans it.
+    pub(super) fn tell_freed(&self, culprit: &Culprit) -> bool {
+        let fleet = self.edge.outside.fleet();
+        let Some((source, bits)) = self.prefix(culprit) else { return false };
+        let Some(until_ms) = fleet.and_then(|fleet| fleet.banned_until(&source)) else {
+            return false;
+        };
+        self.edge.outside.tell(&Told::Lift { source, bits, reason: "operator".into(), until_ms });
+        true
+    }
+
+    /// Dates a ban of this edge's after all lifts of its client: a lift ends what was before it.
+    pub(super) fn date(&self, record: &mut BanRecord) {
+        let is_own = self.as_told(record).is_some();
+        let fleet = self.edge.outside.fleet().filter(|_| is_own);
+        if let (Culprit::Source(source), Some(fleet)) = (&record.culprit, fleet) {
+            record.since_ms = fleet.dated(&IpAddr::from(*source), record.since_ms);
         }
     }
 }

@@ -68,8 +68,12 @@ impl Warden {
             let found = self.look();
             drop(turn);
             match found {
-                Ok(suspects) if suspects == Suspects::default() => {}
-                Ok(suspects) => drop(self.edge.orders.send(Order::Heal(Box::new(suspects)))),
+                Ok(found) => {
+                    for suspects in found.into_iter().filter(|found| *found != Suspects::default())
+                    {
+                        let _ = self.edge.orders.send(Order::Heal(Box::new(suspects)));
+                    }
+                }
                 Err(error) => tracing::error!(%error, "what the kernel enforces cannot be read"),
             }
             // A full table takes a tenth of a second; most of the time is the host's.
@@ -77,12 +81,13 @@ impl Warden {
         }
     }
 
-    fn look(&mut self) -> Result<Suspects, KernelError> {
+    /// What differs, in parts: between two of them the writer takes what else waits.
+    fn look(&mut self) -> Result<Vec<Suspects>, KernelError> {
         // Decided is read first: what is decided in between is no suspect, what ends is one too many.
         let wanted: HashMap<_, _> = self.edge.penalties.bans().into_iter().collect();
         let mut found: HashMap<_, _> = self.tables.bans.entries()?.into_iter().collect();
         let now_ns = clock::boot_ns();
-        let mut clients = Vec::new();
+        let mut missing = Vec::new();
         let (mut held, mut enforced) = (0_u64, 0_u64);
         for (client, until_ns) in &wanted {
             let is_there = found.remove(client).is_some_and(|ban| ban.until_ns == *until_ns);
@@ -91,11 +96,11 @@ impl Warden {
                 enforced += u64::from(is_there);
             }
             if !is_there {
-                clients.push(*client);
+                missing.push(*client);
             }
         }
-        clients.extend(found.into_keys());
-        clients.truncate(SUSPECTS_MAX);
+        // Whoever is nobody's makes room for those who are missing.
+        let clients: Vec<_> = found.into_keys().chain(missing).collect();
         let metrics = &self.edge.metrics.verdicts;
         metrics.healed(Healed::Filter, self.tables.bans.mend_filter());
         let lists = self.tables.lists.is_foreign();
@@ -109,7 +114,11 @@ impl Warden {
         let mut overlaid = self.tables.lists.doubted()?;
         overlaid.truncate(SUSPECTS_MAX);
         let ends = self.tables.lists.doubted_ends(now_ns, SUSPECTS_MAX);
-        Ok(Suspects { clients, lists, overlaid, ends, settings, links })
+        let mut parts =
+            vec![Suspects { lists, overlaid, ends, settings, links, ..Suspects::default() }];
+        let part = |part: &[Source]| Suspects { clients: part.to_vec(), ..Suspects::default() };
+        parts.extend(clients.chunks(SUSPECTS_MAX).map(part));
+        Ok(parts)
     }
 }
 
@@ -171,6 +180,6 @@ impl Writer {
 
 /// How often at the most; a foreign change is found and healed within two seconds.
 const EVERY: Duration = Duration::from_millis(500);
-/// Of one look; the next finds the others.
+/// Of one part, or of the lists in one look: the next finds the others.
 const SUSPECTS_MAX: usize = 8_192;
 const MILLION: u64 = 1_000_000;

@@ -39,21 +39,22 @@ impl Identities {
     pub fn succeed(&self, source: &Source, identity: u64, now_ns: u64) {
         let (line, source, now) = self.find(source, now_ns);
         let mark = source | (identity >> 40) << 24;
-        let mut oldest = (&line.0[0], u64::MAX);
+        let mut oldest = (&line.0[0], 0);
         for word in &line.0 {
             let value = word.load(Relaxed);
+            let age = age(value, now);
             if value & !TIME == mark {
-                if value & TIME < now {
+                if age > 0 {
                     word.store(mark | now, Relaxed);
                 }
                 return;
             }
-            let time = if value == 0 { 0 } else { 1 + (value & TIME) };
-            if time < oldest.1 {
-                oldest = (word, time);
+            let age = if value == 0 { u64::MAX } else { age };
+            if age > oldest.1 {
+                oldest = (word, age);
             }
         }
-        if oldest.1 > 0 && oldest.1 + AGE > now {
+        if oldest.1 <= AGE {
             self.evicted.fetch_add(1, Relaxed);
         }
         oldest.0.store(mark | now, Relaxed);
@@ -63,10 +64,10 @@ impl Identities {
     #[must_use]
     pub fn count(&self, source: &Source, within_ns: u64, now_ns: u64) -> usize {
         let (line, source, now) = self.find(source, now_ns);
-        let since = now.saturating_sub(within_ns / UNIT_NS);
+        let within = within_ns / UNIT_NS;
         let is_one = |word: &&AtomicU64| {
             let value = word.load(Relaxed);
-            value != 0 && value & SOURCE == source && value & TIME >= since
+            value != 0 && value & SOURCE == source && age(value, now) <= within
         };
         line.0.iter().filter(is_one).count()
     }
@@ -90,17 +91,26 @@ impl Identities {
     }
 }
 
+/// How long ago a value was noted. What another thread noted meanwhile, by a clock that it read later, is
+/// of now.
+const fn age(value: u64, now: u64) -> u64 {
+    let age = now.wrapping_sub(value & TIME) & TIME;
+    if age > TIME - AHEAD { 0 } else { age }
+}
+
 const WAYS: usize = 8;
 /// 4 MiB.
 const LINES: usize = 65_536;
 /// Sixteen bits for the source, at the top; 24 for the identity; 24 for the time.
 const SOURCE: u64 = 0xffff << 48;
 const TIME: u64 = (1 << 24) - 1;
-/// The time is told to a second; it returns to its beginning after half a year of uptime, when what
-/// is older than that is taken for old.
+/// The time is told to a second, and returns to its beginning after half a year of uptime: an age is the
+/// way from one to the other around it.
 const UNIT_NS: u64 = 1_000_000_000;
 /// What is older may go unnoticed.
 const AGE: u64 = 600;
+/// By how much two threads' clocks may seem to differ.
+const AHEAD: u64 = 60;
 
 #[cfg(test)]
 mod tests {
@@ -121,6 +131,27 @@ mod tests {
         known.succeed(&here, known.mark("a"), 1050 * SECOND);
         assert_eq!(known.count(&here, 60 * SECOND, 1070 * SECOND), 1);
         assert_eq!(known.evicted(), 0);
+    }
+
+    #[test]
+    fn half_a_year_of_uptime_makes_nothing_old_young_nor_young_old() {
+        const ROUND: u64 = TIME + 1;
+        let known = Identities::new([7; 16]);
+        let here = Source::v4([192, 0, 2, 1]);
+        let succeed = |name, at| known.succeed(&here, known.mark(name), at * SECOND);
+        let count = |at: u64| known.count(&here, 60 * SECOND, at * SECOND);
+        succeed("old", ROUND - 100_000);
+        succeed("a", ROUND - 30);
+        assert_eq!((count(ROUND - 1), count(ROUND + 20), count(ROUND + 40)), (1, 1, 0));
+        succeed("a", ROUND + 50);
+        succeed("b", ROUND + 52);
+        // Noted by a thread whose clock is a little behind.
+        succeed("b", ROUND + 51);
+        assert_eq!((count(ROUND + 51), count(ROUND + 100), known.evicted()), (2, 2, 0));
+        // What is old gives way first, and costs nobody.
+        (0..6).for_each(|n| succeed(["c", "d", "e", "f", "g", "h"][n], ROUND + 1_000));
+        assert_eq!(known.evicted(), 0);
+        assert_eq!(count(ROUND + 1_000), 6);
     }
 
     #[test]

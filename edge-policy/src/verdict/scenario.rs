@@ -70,6 +70,18 @@ pub struct Among {
 }
 
 impl Among {
+    /// Whether every address that is in the other is in this one.
+    fn covers(&self, other: &Self) -> bool {
+        let has = |ids: &[u64], others: &[u64]| others.iter().all(|id| ids.contains(id));
+        self.place == other.place
+            && match (self.is_elsewhere, other.is_elsewhere) {
+                (false, false) => has(&self.ids, &other.ids),
+                (true, true) => has(&other.ids, &self.ids),
+                (true, false) => !self.ids.iter().any(|id| other.ids.contains(id)),
+                (false, true) => false,
+            }
+    }
+
     fn fits(&self, places: Places) -> bool {
         places.get(self.place).is_some_and(|id| self.ids.contains(&id) != self.is_elsewhere)
     }
@@ -116,12 +128,19 @@ impl Filter {
     fn covers(&self, other: &Self) -> bool {
         let heavier = self.weights.iter().zip(&other.weights).all(|(own, other)| own >= other);
         heavier
-            && (self.methods.is_empty() || self.methods == other.methods)
-            && (self.paths.is_empty() || self.paths == other.paths)
-            && (self.statuses.is_empty() || self.statuses == other.statuses)
+            && has_all(&self.methods, &other.methods, PartialEq::eq)
+            && has_all(&self.paths, &other.paths, |own, path| is_under(path, own))
+            && has_all(&self.statuses, &other.statuses, PartialEq::eq)
             && (self.proven.is_none() || self.proven == other.proven)
-            && (self.places.is_empty() || self.places == other.places)
+            && self.places.iter().all(|own| other.places.iter().any(|other| own.covers(other)))
     }
+}
+
+/// Whether what asks for one of `own`, or for nothing if there is none, takes whatever asks for one of
+/// `others` does.
+fn has_all<T>(own: &[T], others: &[T], has: impl Fn(&T, &T) -> bool) -> bool {
+    let is_had = |other: &T| own.iter().any(|own| has(own, other));
+    own.is_empty() || (!others.is_empty() && others.iter().all(is_had))
 }
 
 impl Scenario {

@@ -1,5 +1,6 @@
 //! What the engine must and must not do to a client.
 
+use http::Method;
 use proptest::prelude::*;
 
 use super::*;
@@ -550,4 +551,43 @@ proptest! {
             prop_assert!(!matches!(verdict.culprit, Culprit::Source(_)));
         }
     }
+}
+
+#[test]
+fn a_wider_scenario_shadows_a_narrower_one() {
+    let with = |change: fn(&mut Filter)| {
+        let mut own = brute_force();
+        change(&mut own.filter);
+        own
+    };
+    let elsewhere =
+        |ids: &[u64], is_elsewhere| Among { place: Place::Asn, ids: ids.into(), is_elsewhere };
+    let any = brute_force();
+    let post = with(|own| own.methods = vec![Method::POST]);
+    let both = with(|own| own.methods = vec![Method::GET, Method::POST]);
+    let api = with(|own| own.paths = vec!["/api".into()]);
+    let deep = with(|own| own.paths = vec!["/api/v1".into(), "/api/v2".into()]);
+    let beside = with(|own| own.paths = vec!["/api/v1".into(), "/apis".into()]);
+    let unauthorized = with(|own| own.statuses = vec![401]);
+    let two = with(|own| own.statuses = vec![401, 403]);
+    for (wide, narrow) in
+        [(&any, &post), (&both, &post), (&any, &api), (&api, &deep), (&two, &unauthorized)]
+    {
+        assert!(wide.shadows(narrow) && !narrow.shadows(wide), "{narrow:?}");
+    }
+    assert!(!api.shadows(&beside) && !post.shadows(&api));
+    let covers = |own: Among, other: Among| {
+        let at = |among| {
+            let mut own = brute_force();
+            own.filter.places = vec![among];
+            own
+        };
+        at(own).shadows(&at(other))
+    };
+    assert!(covers(elsewhere(&[1, 2], false), elsewhere(&[1], false)));
+    assert!(!covers(elsewhere(&[1], false), elsewhere(&[1, 2], false)));
+    assert!(covers(elsewhere(&[1], true), elsewhere(&[1, 2], true)));
+    assert!(covers(elsewhere(&[1], true), elsewhere(&[2], false)));
+    assert!(!covers(elsewhere(&[1], true), elsewhere(&[1, 2], false)));
+    assert!(!covers(elsewhere(&[1], false), elsewhere(&[2], true)));
 }

@@ -6,9 +6,9 @@ use edge_common::Plane;
 use edge_policy::{
     denied,
     place::Place,
-    verdict::{By, DISTINCT_MAX, Distinct, Kind, Scenario, Step},
+    verdict::{By, DISTINCT_MAX, Distinct, Filter, Kind, Scenario, Step},
 };
-use toml::de::DeTable;
+use toml::de::{DeArray, DeTable};
 
 use super::{PLACES, SECOND_NS, ns};
 use crate::config::{reader::Notes, settings::Settings, text, whole};
@@ -48,6 +48,18 @@ pub(in crate::config) fn check(settings: &Settings, document: &DeTable<'_>, note
             let what = format!("a single '{}' is a verdict: '{name}'", kind.name());
             let help = "everybody makes one now and then: a capacity above its weight";
             notes.doubt(place("capacity"), what, help);
+        }
+        if is_hasty(own) {
+            let what =
+                format!("'{name}' speaks against whoever makes {ORDINARY} requests in a minute");
+            let help = "a larger capacity, a faster leak, or 'distinct'";
+            notes.doubt(place("capacity"), what, help);
+        }
+        let is_own = |other: &Scenario| tables.is_some_and(|tables| names(tables, &other.name));
+        let hidden = |other: &&Scenario| !is_own(other) && own.shadows(other);
+        if let Some(other) = verdicts.scenarios.iter().find(hidden) {
+            let what = format!("'{}' never speaks: '{name}' does before it", other.name);
+            notes.doubt(place("name"), what, "change the one that is shipped, or let them differ");
         }
         let shadows = |other: &&Scenario| other.name != own.name && other.shadows(own);
         if let Some(other) = verdicts.scenarios.iter().find(shadows) {
@@ -153,6 +165,29 @@ fn is_for_all(own: &Scenario) -> bool {
     let paths = &own.filter.paths;
     paths.is_empty() || paths.iter().any(|path| path.trim_end_matches('/').is_empty())
 }
+
+/// Whether one of the operator's tables has this name.
+fn names(tables: &DeArray<'_>, name: &str) -> bool {
+    tables.iter().any(|table| {
+        table.get_ref().get("name").is_some_and(|own| own.get_ref().as_str() == Some(name))
+    })
+}
+
+/// Whether what an ordinary client does within a minute gets it refused or banned.
+pub(super) fn is_hasty(own: &Scenario) -> bool {
+    let served = u64::from(own.filter.weights[Kind::Served.index()]);
+    let Filter { methods, statuses, places, .. } = &own.filter;
+    let is_any = (methods.is_empty() || methods.contains(&http::Method::GET))
+        && (statuses.is_empty() || statuses.contains(&200))
+        && places.is_empty()
+        && is_for_all(own);
+    let drained = 60 * SECOND_NS / own.interval_ns.max(1);
+    let room = own.capacity.saturating_add(drained);
+    served * ORDINARY > room && is_any && own.distinct.is_none() && own.step >= Step::Refuse
+}
+
+/// Requests that a browser makes for a page or two.
+const ORDINARY: u64 = 60;
 
 /// A common mistake that alone overflows the bucket.
 pub(super) fn careless(own: &Scenario) -> Option<Kind> {

@@ -1,8 +1,9 @@
 //! Our own bans, told to `CrowdSec` as alerts, so that its other bouncers enforce them too.
 
-use std::{io, net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::VecDeque, io, net::IpAddr, sync::Arc, time::Duration};
 
 use http::{Method, StatusCode, header};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::json;
 use tokio::{sync::mpsc, time};
 
@@ -25,57 +26,85 @@ pub(super) async fn tell(crowdsec: Arc<Crowdsec>, told: Option<mpsc::Receiver<To
     let (Some((machine, password)), Some(mut told)) = (machine, told) else { return };
     let mut token: Option<Secret> = None;
     while let Some(first) = told.recv().await {
-        let mut batch = vec![first];
+        let mut batch = VecDeque::from([first]);
         while batch.len() < BATCH_MAX {
             let Ok(more) = told.try_recv() else { break };
-            batch.push(more);
+            batch.push_back(more);
         }
-        for attempt in 1.. {
-            let sent = send(&crowdsec, machine, password, &mut token, &batch);
+        let mut attempt = 1;
+        while !batch.is_empty() {
+            let before = batch.len();
+            let sent = send(&crowdsec, machine, password, &mut token, &mut batch);
             let why = match time::timeout(*timeout, sent).await {
                 Ok(Ok(())) => break,
                 Ok(Err(why)) => why,
                 Err(_) => io::Error::other("it took too long"),
             };
             token = None;
-            if attempt == ATTEMPTS {
-                let lost = batch.len();
+            // Each of them is tried so often, whatever went before it.
+            attempt = if batch.len() < before { 1 } else { attempt + 1 };
+            if attempt > ATTEMPTS {
+                let lost = first_step(&batch);
+                batch.drain(..lost);
                 tracing::error!(%why, lost, "CrowdSec cannot be told of bans");
-                break;
+                attempt = 1;
+                continue;
             }
             time::sleep(PAUSE * attempt).await;
         }
     }
 }
 
+/// How many from the first on are told with one question: bans up to the next lift, or one lift.
+fn first_step(batch: &VecDeque<Told>) -> usize {
+    let is_ban = |told: &&Told| matches!(told, Told::Ban { .. });
+    batch.iter().take_while(is_ban).count().max(1).min(batch.len())
+}
+
+/// Tells in order, as a ban may follow its client's lift; what is told is taken off the batch, and not told
+/// again.
 async fn send(
     crowdsec: &Crowdsec,
     machine: &str,
     password: &Origin,
     token: &mut Option<Secret>,
-    batch: &[Told],
+    batch: &mut VecDeque<Told>,
 ) -> io::Result<()> {
     let secret = match token.take() {
         Some(token) => token,
         None => login(crowdsec, machine, password).await?,
     };
     let bearer = || Ok::<_, io::Error>([(header::AUTHORIZATION, sealed("Bearer ", &secret)?)]);
-    let alerts: Vec<_> = batch.iter().filter_map(|told| alert(machine, told)).collect();
-    if !alerts.is_empty() {
-        let body = serde_json::to_vec(&alerts)?.into();
-        let answer = crowdsec.ask(Method::POST, "/v1/alerts", bearer()?, body).await?;
-        expect(answer.status, StatusCode::CREATED)?;
-    }
-    for told in batch {
-        let Told::Lift { source, bits, reason, .. } = told else { continue };
-        let (key, value) = scoped(*source, *bits);
-        let (key, scenario) = (key.to_lowercase(), format!("{}{reason}", ours(machine)));
-        let target = format!("/v1/decisions?{key}={value}&scenario={scenario}");
-        let answer = crowdsec.ask(Method::DELETE, &target, bearer()?, Vec::new().into()).await?;
-        expect(answer.status, StatusCode::OK)?;
+    while let Some(first) = batch.front() {
+        let step = first_step(batch);
+        if let Told::Lift { source, bits, reason, .. } = first {
+            let target = lifting(machine, *source, *bits, reason);
+            let none = Vec::new().into();
+            let answer = crowdsec.ask(Method::DELETE, &target, bearer()?, none).await?;
+            expect(answer.status, StatusCode::OK)?;
+        } else {
+            let alerts = batch.iter().take(step).filter_map(|told| alert(machine, told));
+            let body = serde_json::to_vec(&alerts.collect::<Vec<_>>())?.into();
+            let answer = crowdsec.ask(Method::POST, "/v1/alerts", bearer()?, body).await?;
+            expect(answer.status, StatusCode::CREATED)?;
+        }
+        batch.drain(..step);
     }
     *token = Some(secret);
     Ok(())
+}
+
+/// What is asked for to take back a ban of ours. A reason may be of any words.
+fn lifting(machine: &str, source: IpAddr, bits: u32, reason: &str) -> String {
+    let (key, value) = scoped(source, bits);
+    let scenario = format!("{}{reason}", ours(machine));
+    let encoded = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+    format!(
+        "/v1/decisions?{}={}&scenario={}",
+        key.to_lowercase(),
+        encoded(&value),
+        encoded(&scenario)
+    )
 }
 
 async fn login(crowdsec: &Crowdsec, machine: &str, password: &Origin) -> io::Result<Secret> {
@@ -128,3 +157,22 @@ const ORIGIN: &str = "edged";
 const BATCH_MAX: usize = 100;
 const ATTEMPTS: u32 = 5;
 const PAUSE: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lift_is_asked_for_in_one_word_and_in_its_turn() {
+        let target = lifting("edge-1", "192.0.2.7".parse().unwrap(), 32, "seen & told: 100%");
+        let scenario = "edged%2Fedge%2D1%2Fseen%20%26%20told%3A%20100%25";
+        assert_eq!(target, format!("/v1/decisions?ip=192%2E0%2E2%2E7&scenario={scenario}"));
+        let source = "192.0.2.7".parse().unwrap();
+        let (reason, until_ms) = (String::new(), 9);
+        let lift = Told::Lift { source, bits: 32, reason: reason.clone(), until_ms };
+        let ban = Told::Ban { source, bits: 32, reason, since_ms: 1, until_ms, strikes: 1 };
+        let step = |told: &[&Told]| first_step(&told.iter().copied().cloned().collect());
+        assert_eq!(step(&[&ban, &ban, &lift, &ban]), 2);
+        assert_eq!((step(&[&lift, &ban]), step(&[&lift, &lift]), step(&[])), (1, 1, 0));
+    }
+}

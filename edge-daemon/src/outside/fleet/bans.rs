@@ -1,4 +1,4 @@
-//! Bans on their way to the other edges, and theirs on their way here.
+//! The other edges' bans and lifts on their way here, and what is known of them from before.
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -6,141 +6,49 @@ use std::{
 };
 
 use edge_identity::fleet::{Act, Change, Record, Seal};
-use edge_policy::verdict::{Culprit, Origin, Step};
+use edge_policy::verdict::{Culprit, Evidence, Origin, Step};
 use redis::{Value, cmd, pipe};
-use tokio::{
-    sync::{mpsc, oneshot},
-    time,
-};
+use tokio::{sync::oneshot, time};
 
 use super::{
     super::{Told, lock},
-    Fleet,
+    CLIENTS_MAX, Fleet, lifts,
+    publish::record,
     server::{Server, connect, said},
 };
 use crate::{
     clock, decisions::Decision, events::Event, request::Edge, store::BanRecord, verdict::Order,
 };
 
-/// Recalls what is in force from before: what this edge decided, to be shared again, and what others
-/// did, as one of them may have lifted it meanwhile.
+/// Recalls what is in force from before: what this edge decided or lifted, to be shared again, and what
+/// others did, as one of them may have lifted it meanwhile.
 pub(super) async fn recall(fleet: &Fleet, edge: &Edge) {
+    for lift in lifts::load(fleet) {
+        fleet.note_lift(&lift);
+        lock(&fleet.own).put(lift.clone(), CLIENTS_MAX);
+        let _ = lock(&fleet.bans).merge(lift, CLIENTS_MAX);
+    }
     let (answer, held) = oneshot::channel();
     if super::super::send(edge, Order::Recall(answer)).await.is_err() {
         return;
     }
     for (told, node) in held.await.unwrap_or_default() {
-        let Some(node) = node else {
-            record(fleet, told);
-            continue;
-        };
-        if let Told::Ban { source: client, reason, since_ms: at_ms, until_ms, strikes, .. } = told {
-            let act = Act::Ban { strikes, reason };
-            let other = Record { client, act, at_ms, until_ms, node };
+        let client = told.source();
+        if let (Told::Ban { reason, since_ms: at_ms, until_ms, strikes, .. }, Some(node)) =
+            (&told, node)
+        {
+            let act = Act::Ban { strikes: *strikes, reason: reason.clone() };
+            let other = Record { client, act, at_ms: *at_ms, until_ms: *until_ms, node };
             let _ = lock(&fleet.bans).merge(other, CLIENTS_MAX);
+        } else {
+            record(fleet, told);
+        }
+        // Lifted just before the end, and not off the disk yet.
+        let is_lifted = lock(&fleet.lifted).contains_key(&client);
+        if is_lifted && fleet.banned_until(&client).is_none() {
+            let _ = super::super::send(edge, order(Change::Lift(client), false)).await;
         }
     }
-}
-
-/// Shares what this edge decides, for ever; from time to time all of it again, so that a server that
-/// lost its memory has it back.
-pub(super) async fn publish(fleet: Arc<Fleet>, told: Option<mpsc::Receiver<Told>>) {
-    let Some(mut told) = told else { return };
-    let (mut server, mut unsent) = (None, Vec::<Record>::new());
-    let mut ticks = time::interval(AGAIN);
-    loop {
-        tokio::select! {
-            first = told.recv(), if unsent.is_empty() => {
-                let Some(first) = first else { return };
-                unsent.extend(record(&fleet, first));
-                while unsent.len() < BATCH_MAX {
-                    let Ok(more) = told.try_recv() else { break };
-                    unsent.extend(record(&fleet, more));
-                }
-            }
-            () = again(&fleet, &mut ticks), if unsent.is_empty() => {
-                let now_ms = clock::unix_ms();
-                let mut own = lock(&fleet.own);
-                own.retain(|_, record| record.until_ms > now_ms);
-                unsent.extend(own.values().cloned());
-            }
-            () = time::sleep(PAUSE), if !unsent.is_empty() => {}
-        }
-        if unsent.is_empty() {
-            continue;
-        }
-        match send(&fleet, &mut server, &unsent).await {
-            Ok(()) => {
-                fleet.counts.published.fetch_add(unsent.len() as u64, Relaxed);
-                unsent.clear();
-            }
-            Err(error) => {
-                tracing::debug!(error, waiting = unsent.len(), "the fleet cannot be told");
-                server = None;
-            }
-        }
-    }
-}
-
-/// Waits until it is time to share all of it again: now and then, and when a server was found.
-async fn again(fleet: &Fleet, ticks: &mut time::Interval) {
-    tokio::select! {
-        _ = ticks.tick() => {}
-        () = fleet.found.notified() => {}
-    }
-}
-
-/// What a decision of ours is to the others.
-fn record(fleet: &Fleet, told: Told) -> Option<Record> {
-    let now_ms = clock::unix_ms();
-    let node = fleet.settings.node.clone();
-    let record = match told {
-        Told::Ban { source: client, reason, since_ms: at_ms, until_ms, strikes, .. } => {
-            Record { client, act: Act::Ban { strikes, reason }, at_ms, until_ms, node }
-        }
-        Told::Lift { source: client, until_ms, .. } => {
-            let at_ms = lock(&fleet.bans).after(&client, now_ms);
-            // Remembered for a while longer than what it lifts can come again.
-            let until_ms = until_ms.saturating_add(LIFT_KEPT_MS);
-            Record { client, act: Act::Lift, at_ms, until_ms, node }
-        }
-    };
-    let mut own = lock(&fleet.own);
-    if own.len() < CLIENTS_MAX || own.contains_key(&record.client) {
-        own.insert(record.client, record.clone());
-    }
-    drop(own);
-    // So that it is known when it comes back by the stream.
-    let _ = lock(&fleet.bans).merge(record.clone(), CLIENTS_MAX);
-    (record.until_ms > now_ms).then_some(record)
-}
-
-async fn send(
-    fleet: &Fleet,
-    server: &mut Option<Server>,
-    records: &[Record],
-) -> Result<(), String> {
-    let seal = fleet.seal()?;
-    let connection = match server {
-        Some(connection) => connection,
-        None => server.insert(connect(fleet, Duration::ZERO).await?),
-    };
-    let (set, stream) = (fleet.key("bans"), fleet.key("stream"));
-    for records in records.chunks(BATCH_MAX) {
-        let mut batch = pipe();
-        batch.atomic();
-        for record in records {
-            let sealed = record.seal(&seal);
-            batch.cmd("ZADD").arg(&set).arg(record.until_ms).arg(&sealed).ignore();
-            let trim = ["MAXLEN", "~"];
-            batch.cmd("XADD").arg(&stream).arg(&trim).arg(STREAM_MAX).arg("*");
-            batch.arg("r").arg(&sealed).ignore();
-        }
-        let over = clock::unix_ms();
-        batch.cmd("ZREMRANGEBYSCORE").arg(&set).arg("-inf").arg(over).ignore();
-        said(batch.query_async::<()>(&mut **connection).await)?;
-    }
-    Ok(())
 }
 
 /// Follows what the others decide, for ever.
@@ -173,10 +81,30 @@ async fn read(
 ) -> Result<std::convert::Infallible, String> {
     let seal = fleet.seal()?;
     let mut server = connect(fleet, BLOCK).await?;
+    loop {
+        let last = catch_up(fleet, edge, &seal, &mut server).await?;
+        if !fleet.counts.is_connected.swap(true, Relaxed) {
+            fleet.found.notify_one();
+            (*failures, *is_told) = (0, false);
+            edge.decisions.tell(Decision::fleet("its server is found".to_owned()));
+            edge.events.tell(Event::Fleet { result: "connected", why: None });
+        }
+        read_on(fleet, edge, &seal, (&mut server, last)).await?;
+        tracing::warn!("the fleet's stream was cut before it was read; all bans are read again");
+    }
+}
+
+/// Reads the set, page by page; the number in the stream to read on from.
+async fn catch_up(
+    fleet: &Fleet,
+    edge: &Edge,
+    seal: &Seal,
+    server: &mut Server,
+) -> Result<String, String> {
     let (set, stream) = (fleet.key("bans"), fleet.key("stream"));
     let newest = cmd("XREVRANGE").arg(&stream).arg(&["+", "-", "COUNT", "1"]).to_owned();
-    let newest = said(newest.query_async::<Value>(&mut *server).await)?;
-    let mut last = entries(newest).pop().map_or("0".to_owned(), |(id, _)| id);
+    let newest = said(newest.query_async::<Value>(&mut **server).await)?;
+    let last = entries(newest).pop().map_or("0".to_owned(), |(id, _)| id);
     let mut from = 0;
     loop {
         let page = cmd("ZRANGEBYSCORE")
@@ -187,40 +115,52 @@ async fn read(
             .arg(from)
             .arg(PAGE)
             .to_owned();
-        let page = said(page.query_async::<Vec<String>>(&mut *server).await)?;
+        let page = said(page.query_async::<Vec<String>>(&mut **server).await)?;
         from += page.len();
         let is_last = page.len() < PAGE;
         for sealed in page {
-            take(fleet, edge, &seal, (&sealed, false)).await?;
+            take(fleet, edge, seal, (&sealed, false)).await?;
         }
         if is_last {
-            break;
+            return Ok(last);
         }
     }
-    fleet.counts.is_connected.store(true, Relaxed);
-    fleet.found.notify_one();
-    (*failures, *is_told) = (0, false);
-    edge.decisions.tell(Decision::fleet("its server is found".to_owned()));
-    edge.events.tell(Event::Fleet { result: "connected", why: None });
+}
+
+/// Reads the stream on from a number, until what comes next is not there any more.
+async fn read_on(
+    fleet: &Fleet,
+    edge: &Edge,
+    seal: &Seal,
+    (server, mut last): (&mut Server, String),
+) -> Result<(), String> {
+    let stream = fleet.key("stream");
     loop {
-        let next = cmd("XREAD")
-            .arg("COUNT")
-            .arg(PAGE)
-            .arg("BLOCK")
-            .arg(BLOCK.as_millis() as u64)
-            .arg("STREAMS")
-            .arg(&stream)
-            .arg(&last)
-            .to_owned();
-        let answer = said(next.query_async::<Value>(&mut *server).await)?;
+        let mut next = pipe();
+        next.cmd("XRANGE").arg(&stream).arg(&["-", "+", "COUNT", "1"]);
+        next.cmd("XREAD").arg("COUNT").arg(PAGE).arg("BLOCK").arg(BLOCK.as_millis() as u64);
+        next.arg("STREAMS").arg(&stream).arg(&last);
+        let (first, answer) = said(next.query_async::<(Value, Value)>(&mut **server).await)?;
+        if entries(first).pop().is_some_and(|(first, _)| is_cut(&last, &first)) {
+            return Ok(());
+        }
         for (id, sealed) in streamed(answer)? {
-            let at_ms = take(fleet, edge, &seal, (&sealed, true)).await?;
+            let at_ms = take(fleet, edge, seal, (&sealed, true)).await?;
             let delay_ms = at_ms.map(|at_ms| clock::unix_ms().saturating_sub(at_ms));
             delay_ms.into_iter().for_each(|ms| fleet.counts.delay_ms.store(ms, Relaxed));
             last = id;
         }
-        lock(&fleet.bans).expire(clock::unix_ms());
     }
+}
+
+/// Whether a stream that begins with `first` may have lost what came after `last`. One that was empty at
+/// first, `last` being 0, has not.
+fn is_cut(last: &str, first: &str) -> bool {
+    let number = |id: &str| {
+        let (ms, n) = id.split_once('-')?;
+        Some((ms.parse::<u64>().ok()?, n.parse::<u64>().ok()?))
+    };
+    matches!((number(last), number(first)), (Some(last), Some(first)) if first > last)
 }
 
 /// Takes a record, which came just now or lay there; when it was decided, if it changed anything.
@@ -233,6 +173,9 @@ async fn take(
     let counts = &fleet.counts;
     let merged = Record::open(sealed, seal, clock::unix_ms()).and_then(|record| {
         let at_ms = record.at_ms;
+        if record.act == Act::Lift {
+            fleet.note_lift(&record);
+        }
         // What this edge decided itself is known here before it comes back.
         let change = lock(&fleet.bans).merge(record, CLIENTS_MAX)?;
         Ok(change.map(|change| (change, at_ms)))
@@ -273,11 +216,16 @@ fn order(change: Change, is_news: bool) -> Order {
                     since_ms,
                     until_ms,
                     strikes,
+                    evidence: vec![Evidence {
+                        at: since_ms,
+                        kind: format!("edge {node}: {reason}").into(),
+                        address: client,
+                        request: None,
+                    }],
                     reason,
                     scenario: format!("edge {node}"),
                     origin: Origin::Fleet,
                     spared: None,
-                    evidence: Vec::new(),
                 }),
                 is_news,
             )
@@ -316,19 +264,11 @@ fn streamed(value: Value) -> Result<Vec<(String, String)>, String> {
     }
 }
 
-/// Clients of which records are remembered.
-const CLIENTS_MAX: usize = 1_000_000;
-/// Records that one question and one answer hold.
-const BATCH_MAX: usize = 1_000;
 const PAGE: usize = 1_000;
-/// Records that the stream holds, about; who misses more catches up from the set.
-const STREAM_MAX: u64 = 100_000;
 /// How long the server waits for news before it says that there are none.
 const BLOCK: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
-const AGAIN: Duration = Duration::from_secs(60);
-const LIFT_KEPT_MS: u64 = 600_000;
 
 #[cfg(test)]
 mod tests {
@@ -351,6 +291,12 @@ mod tests {
             assert!(streamed(nonsense.clone()).is_err());
             assert!(streamed(Value::Array(vec![nonsense])).unwrap().is_empty());
         }
+    }
+
+    #[test]
+    fn a_stream_that_begins_later_than_what_was_read_was_cut() {
+        assert!(!is_cut("0", "7-0") && !is_cut("7-0", "7-0") && !is_cut("7-1", "7-0"));
+        assert!(is_cut("7-0", "7-1") && is_cut("9-5", "10-0") && !is_cut("10-0", "9-5"));
     }
 
     #[test]
