@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use edge_common::Reason;
 use edge_tests::{
     Edged, Lab, Origin,
     client::{Request, until},
     daemon::find_key,
-    issuer::{AUDIENCE, ISSUER, Signer, jwks},
+    issuer::{AUDIENCE, ISSUER, Signer, jwks, now_s},
     lab::{CLIENT, FRIEND},
 };
 use serde_json::{Value, json};
@@ -159,6 +159,34 @@ fn a_leaky_bucket_makes_requests_wait_for_their_turn() -> Result<()> {
     });
     assert_eq!(statuses, [200; 4]);
     assert!(started.elapsed() >= Duration::from_millis(700), "{:?}", started.elapsed());
+    Ok(())
+}
+
+#[test]
+fn a_full_queue_refuses_and_says_when_there_is_room() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = edged(
+        &lab,
+        "[[limit]]\nname = \"shaped\"\nby = [\"source\"]\nalgorithm = \"leaky_bucket\"\n\
+         rate = \"2/m\"\nqueue = 1",
+    )?;
+    let key = edged.key("k")?;
+    assert_eq!(edged.get(CLIENT, "/").key(&key).send()?.status, 200);
+    let refused = edged.get(CLIENT, "/").key(&key).send()?;
+    let number = |name: &str| -> Result<u64> {
+        Ok(refused.header(name).with_context(|| format!("no {name}"))?.parse()?)
+    };
+    let wait_s = number("retry-after")?;
+    assert_eq!(
+        (refused.status, refused.header("ratelimit-policy")),
+        (429, Some("\"default\";q=1;w=30"))
+    );
+    assert!((20..=30).contains(&wait_s), "{wait_s}");
+    assert_eq!(refused.header("ratelimit"), Some(&*format!("\"default\";r=0;t={wait_s}")));
+    let reset_s = number("x-ratelimit-reset")?;
+    assert!(reset_s.abs_diff(now_s() + wait_s) <= 5, "{reset_s}");
+    assert_eq!(refused_by(&edged, "shaped", "edged_limit_refused_total")?, 1.0);
     Ok(())
 }
 
