@@ -122,7 +122,12 @@ fn lists_meet_the_client_and_not_its_proxy() -> Result<()> {
     let _origin = Origin::start(&lab)?;
     let list = lab.dir().join("feed.txt");
     std::fs::write(&list, "203.0.115.0/24\n")?;
-    let feed = format!("[[feed]]\nname = \"one\"\nurl = \"file:{}\"", list.display());
+    // Who asks again and again is refused by the lists, and for nothing else.
+    let feed = format!(
+        "[[scenario]]\nname = \"persistence\"\nenabled = false\n\
+         [[feed]]\nname = \"one\"\nurl = \"file:{}\"",
+        list.display()
+    );
     let listener =
         format!("[\"{EDGE}:443\", {{ address = \"{EDGE}:444\", proxy_protocol = true }}]");
     let edged = lab
@@ -130,9 +135,7 @@ fn lists_meet_the_client_and_not_its_proxy() -> Result<()> {
         .set("server.trusted_proxies", &format!("[\"{CLIENT}/32\"]"))
         .set("server.forwarded_header", "\"x-forwarded-for\"")
         .set("server.https", &listener)
-        // Who asks again and again is refused by the lists, and for nothing else.
         .set("limits.per_source", "\"off\"")
-        .set("verdicts.never_ban", "[\"203.0.112.0/22\"]")
         .append(&feed)?
         .start()?;
     let dial = Dial::new(&edged.ca, HOST)?;
