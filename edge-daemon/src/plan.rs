@@ -200,6 +200,7 @@ fn defence(settings: &Settings) -> kernel::Defence {
         unsolicited: cookies.unsolicited.into(),
         unsolicited_rate: cookies.unsolicited_rate,
         listeners: server.addresses().chain(named).collect(),
+        interfaces: settings.kernel.interfaces.iter().map(|i| i.name.clone()).collect(),
     }
 }
 

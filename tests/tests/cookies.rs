@@ -13,7 +13,7 @@ use edge_daemon::kernel::{Defence, Kernel, ListCapacity, LoadSettings, Policy, W
 use edge_tests::{
     Edged, Lab, Origin,
     bench::{Answers, Vlan},
-    client::{connect, dial, reaches, until},
+    client::{connect, dial, installed, reaches, until},
     daemon::Setup,
     flood::{Flood, Shape, tcp_counter},
     lab::{CLIENT, CLIENT6, EDGE, EDGE6},
@@ -106,6 +106,42 @@ fn cookies_end_with_the_flood() -> Result<()> {
         ensure!(reaches(&lab, CLIENT, 443), "no connection");
         Ok(tcp_counter(&lab.edge, "SyncookiesRecv")? == before)
     })?;
+    Ok(())
+}
+
+#[test]
+fn listeners_on_a_vlan_are_left_out_while_the_card_hides_its_tags() -> Result<()> {
+    let lab = Lab::new()?;
+    let ip = |line: &str| run(lab.edge.command("ip").args(line.split(' '))).map(drop);
+    let vlan = ip("link add link edge0 name edge0.7 type vlan id 7");
+    if vlan.is_err() || !installed("ethtool") {
+        println!("no VLANs in this kernel, or no ethtool: not run");
+        return Ok(());
+    }
+    ip("addr add 192.0.9.1/24 dev edge0.7")?;
+    ip("link set edge0.7 up")?;
+    let rxvlan =
+        |state: &str| run(lab.edge.command("ethtool").args(["-K", "edge0", "rxvlan", state]));
+    rxvlan("on")?;
+    let edged = lab.edged()?.set("kernel.syn_cookies.ports", "[22]").start()?;
+    let left_out = |why: &str| {
+        Ok::<_, anyhow::Error>(edged.metrics()?.sum("edged_syn_cookies_left_out", &[("why", why)]))
+    };
+    let listeners = || {
+        Ok::<_, anyhow::Error>(edged.metrics()?.sum("edged_map_entries", &[("map", "LISTENERS")]))
+    };
+    let (hidden, before) = (left_out("vlan")?, listeners()?);
+    assert!(hidden >= 1.0 && before >= 1.0, "{hidden} {before}");
+    let told = || edged.log().matches("no SYN cookies for listeners on VLANs").count();
+    assert!(told() == 1 && edged.log().contains("edge0.7"), "{}", edged.log());
+    rxvlan("off")?;
+    until("they are protected", WAIT, || {
+        Ok(left_out("vlan")? == 0.0 && listeners()? == before + hidden)
+    })?;
+    rxvlan("on")?;
+    until("they are left out", WAIT, || Ok(left_out("vlan")? == hidden && listeners()? == before))?;
+    assert_eq!(told(), 2, "once for each time");
+    assert_eq!(left_out("full")?, 0.0);
     Ok(())
 }
 

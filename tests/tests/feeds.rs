@@ -59,6 +59,10 @@ fn a_feed_is_in_force_and_every_line_is_accounted_for() -> Result<()> {
     {
         assert_eq!(faults[fault], count, "{fault}: {told}");
     }
+    let lines = told["fault_lines"].as_array().map_or(&[][..], Vec::as_slice);
+    assert_eq!(lines.len(), 5, "{told}");
+    assert_eq!(lines[3], serde_json::json!({"line": 7, "fault": "malformed", "text": "what?"}));
+    assert!(edged.tell("feed list")?.contains("one:7: malformed: what?\n"));
     assert!(!reaches(&lab, ATTACKER, 443) && reaches(&lab, CLIENT, 443));
     let why = edged.ask(&format!("explain {ATTACKER}"))?;
     assert_eq!((&why["verdict"], &why["source"]), (&"deny_list".into(), &"feed one:2".into()));

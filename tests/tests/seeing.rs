@@ -169,6 +169,52 @@ fn explain_names_what_decides() -> Result<()> {
 }
 
 #[test]
+fn explain_names_the_key_of_the_configuration_that_decides() -> Result<()> {
+    let lab = Lab::new()?;
+    let edged = lab
+        .edged()?
+        .set("kernel.fragments", r#""drop""#)
+        .set("kernel.open_connections_max", "1")
+        .set("kernel.connection_rate", r#"{ rate = "1/h", burst = 2 }"#)
+        .set("kernel.prefix_limits", "[{ prefix = 56, factor = 1 }]")
+        .set("kernel.syn_cookies.unsolicited", r#""always""#)
+        .append("[kernel.services]\ninbound = [\"tcp/22\"]\n")?
+        .start()?;
+    let ask = |line: &str| edged.ask(&format!("explain {line}"));
+    let expect = |line: &str, verdict: &str, rule: &str| -> Result<()> {
+        let told = ask(line)?;
+        let found = (&told["verdict"], &told["rule"], &told["source"]);
+        assert_eq!(found, (&verdict.into(), &rule.into(), &"config".into()), "{line}");
+        assert!(edged.tell(&format!("explain {line}"))?.contains(rule), "{line}");
+        Ok(())
+    };
+    expect(
+        &format!("{CLIENT} --port 8443"),
+        "no_service",
+        "kernel.services, of which this is none",
+    )?;
+    let ack = format!("{CLIENT} --flags ack");
+    expect(&ack, "unsolicited", "kernel.syn_cookies.unsolicited = \"always\"")?;
+    let _held = connect(&lab, CLIENT, 443, Duration::from_secs(1))?;
+    expect(CLIENT, "open_connections", "kernel.open_connections_max = 1")?;
+    // An IPv4 packet of which this is the first fragment.
+    let frame = "02000000000102000000000208004500002400002000402f0000c6336401c0000201";
+    let told = ask(&format!("--frame {}{}", frame, "00".repeat(16)))?;
+    assert_eq!(
+        (&told["verdict"], &told["rule"]),
+        (&"fragment".into(), &"kernel.fragments = \"drop\"".into())
+    );
+    // Two clients of one /56 use up what they have together.
+    for _ in 0..3 {
+        let _ = connect(&lab, CLIENT6, 443, Duration::from_millis(50));
+    }
+    let other = CLIENT6.parse::<std::net::Ipv6Addr>()?.to_bits() ^ (1 << 64);
+    let other = std::net::Ipv6Addr::from_bits(other).to_string();
+    expect(&other, "prefix_rate", "kernel.prefix_limits, /56, connection_rate, 2 at once")?;
+    Ok(())
+}
+
+#[test]
 fn explain_tells_of_signatures_limits_and_bans() -> Result<()> {
     let lab = Lab::new()?;
     let rate = r#"{ rate = "1/h", burst = 40 }"#;
@@ -206,6 +252,9 @@ fn explain_tells_of_signatures_limits_and_bans() -> Result<()> {
         (&limited["verdict"], bucket(ATTACKER)?["left"].as_u64()),
         (&"connection_rate".into(), Some(0))
     );
+    let rule = (&limited["rule"], &limited["source"]);
+    assert_eq!(rule, (&"kernel.connection_rate, 40 at once".into(), &"config".into()));
+    assert!(limited["hits"].as_u64() >= Some(1), "{limited}");
     let other = edged.ask(&format!("explain {ATTACKER} --flags ack"))?;
     assert_eq!(other["verdict"], "pass", "only new connections are refused");
 

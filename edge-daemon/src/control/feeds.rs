@@ -19,6 +19,17 @@ pub enum FeedCommand {
     },
 }
 
+/// A line of a list that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FaultLine {
+    /// Its number, from 1.
+    pub line: u32,
+    /// What is the matter with it.
+    pub fault: String,
+    /// Its beginning.
+    pub text: String,
+}
+
 /// How a feed is doing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FeedEntry {
@@ -32,6 +43,8 @@ pub struct FeedEntry {
     pub networks: u64,
     /// Lines of its last list that are not as they should be, by their fault.
     pub faults: BTreeMap<String, u64>,
+    /// The first of those lines.
+    pub fault_lines: Vec<FaultLine>,
     /// When its source last confirmed it.
     pub success_ms: Option<u64>,
     /// Lists that were taken.

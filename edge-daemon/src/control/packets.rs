@@ -186,7 +186,8 @@ pub struct Explanation {
     pub passes: bool,
     /// The name of the reason for which it would be dropped but for monitor mode.
     pub would: Option<String>,
-    /// The rule that decides: a network of a list, the client that is banned, a signature.
+    /// The rule that decides: a network of a list, the client that is banned, a signature, or the key
+    /// of the configuration.
     pub rule: Option<String>,
     /// Where that network is from, as [`ListEntry::source`](super::protocol::ListEntry::source) tells it.
     pub source: Option<String>,

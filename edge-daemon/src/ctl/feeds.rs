@@ -6,7 +6,7 @@ use super::print::{rest, table};
 use crate::{
     config::text::show_duration,
     control::{
-        feeds::{FeedCommand, FeedEntry},
+        feeds::{FaultLine, FeedCommand, FeedEntry},
         protocol::Entries,
     },
 };
@@ -58,5 +58,9 @@ pub(super) fn text(feeds: &Entries<FeedEntry>, now_ms: u64) -> String {
     let heads = ["FEED", "ACTION", "NETWORKS", "LEFT OUT", "HITS", "CONFIRMED", "FROM"];
     let troubled = feeds.entries.iter().filter_map(|feed| Some((feed, feed.trouble.as_ref()?)));
     let troubles = troubled.map(|(feed, why)| format!("{}: {why}\n", feed.name));
-    table(&heads, rows) + &rest(feeds) + &troubles.collect::<String>()
+    let lines = feeds.entries.iter().flat_map(|feed| {
+        let line = |l: &FaultLine| format!("{}:{}: {}: {}\n", feed.name, l.line, l.fault, l.text);
+        feed.fault_lines.iter().map(line)
+    });
+    table(&heads, rows) + &rest(feeds) + &troubles.chain(lines).collect::<String>()
 }

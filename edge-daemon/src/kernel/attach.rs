@@ -6,11 +6,8 @@
 //! for people: an interface may be renamed while its filter runs.
 
 use std::{
-    fmt, fs, io,
-    os::{
-        fd::{AsFd, AsRawFd as _, BorrowedFd},
-        unix::net::UnixDatagram,
-    },
+    fmt, fs,
+    os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -18,8 +15,10 @@ use std::{
 use aya::programs::{BtfTracePoint, Xdp, links::FdLink};
 use nix::{net::if_::if_nametoindex, sys::socket::SockProtocol};
 
+pub(super) use super::asked::is_up;
 use super::{
     KernelError,
+    asked::ask,
     bpf::{self, Link},
     error::error_chain,
     netlink::{Netlink, attributes, word},
@@ -324,7 +323,7 @@ fn parse_pin(name: &str) -> Option<(u32, Mode)> {
 /// Refuses an interface whose frames do not begin with an Ethernet header: the program would take
 /// whatever else they begin with for one, and pass nearly everything.
 fn expect_ethernet(interface: &str) -> Result<(), KernelError> {
-    let found = ask(interface, libc::SIOCGIFHWADDR)
+    let found = ask(interface, libc::SIOCGIFHWADDR, std::ptr::null_mut())
         // SAFETY: the call has filled in this member of the union.
         .map(|answer| unsafe { answer.ifr_ifru.ifru_hwaddr.sa_family })
         .map_err(|source| KernelError::LinkType { interface: interface.to_owned(), source })?;
@@ -332,30 +331,6 @@ fn expect_ethernet(interface: &str) -> Result<(), KernelError> {
         libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK => Ok(()),
         _ => Err(KernelError::NotEthernet { interface: interface.to_owned(), found }),
     }
-}
-
-/// Whether an interface is switched on.
-pub(super) fn is_up(interface: &str) -> io::Result<bool> {
-    let answer = ask(interface, libc::SIOCGIFFLAGS)?;
-    // SAFETY: the call has filled in this member of the union.
-    let flags = unsafe { answer.ifr_ifru.ifru_flags };
-    Ok(i32::from(flags) & libc::IFF_UP != 0)
-}
-
-/// Asks the kernel about an interface. By a socket, since `/sys/class/net` shows the network
-/// namespace that it was mounted in.
-fn ask(interface: &str, question: libc::Ioctl) -> io::Result<libc::ifreq> {
-    let socket = UnixDatagram::unbound()?;
-    // SAFETY: the structure is of integers and a pointer, for which zeros are valid.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    // The last byte stays zero.
-    let room = request.ifr_name.len() - 1;
-    for (to, from) in request.ifr_name[..room].iter_mut().zip(interface.bytes()) {
-        *to = from as libc::c_char;
-    }
-    // SAFETY: the request outlives the call, and its name ends with a zero.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), question, &raw mut request) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(request) }
 }
 
 /// The XDP programs on an interface, in words, and what `ip link set` calls the mode of the first;
@@ -388,9 +363,9 @@ fn programs_of(answer: &[u8]) -> Vec<(&'static str, u32)> {
     ids.collect()
 }
 
-const RTM_GETLINK: u16 = 18;
+pub(super) const RTM_GETLINK: u16 = 18;
 /// Bytes of an `ifinfomsg`.
-const IFINFO: usize = 16;
+pub(super) const IFINFO: usize = 16;
 const IFLA_XDP: u16 = 43;
 /// `IFLA_XDP_DRV_PROG_ID` and so on.
 const IFLA_XDP_IDS: [(u16, &str); 3] = [(5, "xdpdrv"), (6, "xdpgeneric"), (7, "xdpoffload")];

@@ -1,7 +1,7 @@
 //! The SYN-flood defence: which listeners it protects, and what it may promise in their name.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     net::{IpAddr, SocketAddr},
     path::Path,
@@ -22,7 +22,7 @@ use nix::{ifaddrs::getifaddrs, sys::socket::SockaddrStorage};
 
 use crate::clock::boot_ns;
 
-use super::{KernelError, maps, pins::path_error};
+use super::{KernelError, maps, pins::path_error, vlan};
 
 /// What is done against floods of SYNs and of TCP packets that belong to no connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +35,8 @@ pub struct Defence {
     pub unsolicited_rate: Rate,
     /// What is protected; the unspecified address stands for every one of its family.
     pub listeners: Vec<SocketAddr>,
+    /// The guarded interfaces, by name.
+    pub interfaces: Vec<String>,
 }
 
 /// When a defence is at work.
@@ -55,6 +57,7 @@ impl Defence {
         unsolicited: When::Off,
         unsolicited_rate: Rate::OFF,
         listeners: Vec::new(),
+        interfaces: Vec::new(),
     };
 
     /// Writes the defence's part of the settings; the flags to set.
@@ -116,14 +119,22 @@ impl Defence {
 pub struct Listeners {
     table: HashMap<MapData, Listener, Pressure>,
     alarm: Array<MapData, u64>,
-    /// Those that found no room.
-    left_out: usize,
+    left_out: LeftOut,
+}
+
+/// How many listeners are not protected, and why.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LeftOut {
+    /// The table has no room for them.
+    pub full: usize,
+    /// They are on VLANs whose tags the card hides.
+    pub hidden: usize,
 }
 
 impl Listeners {
     pub(super) fn take(programs: &mut Ebpf) -> Result<Self, KernelError> {
         let table = maps::take(programs, map::LISTENERS)?;
-        Ok(Self { table, alarm: maps::take(programs, map::ALARM)?, left_out: 0 })
+        Ok(Self { table, alarm: maps::take(programs, map::ALARM)?, left_out: LeftOut::default() })
     }
 
     pub(super) fn duplicate(&self) -> Result<Self, KernelError> {
@@ -146,9 +157,18 @@ impl Listeners {
     /// [`KernelError::Addresses`] if the host does not tell them, [`KernelError::Table`] if the
     /// kernel refuses.
     pub fn follow(&mut self, defence: &Defence) -> Result<(), KernelError> {
-        let addresses = getifaddrs().map_err(KernelError::Addresses)?;
-        let wanted =
-            defence.expand(&addresses.filter_map(|interface| ip(&interface.address?)).collect());
+        let hidden = match defence.syn_cookies {
+            When::Off => BTreeMap::new(),
+            _ => vlan::hidden(&defence.interfaces).map_err(KernelError::Vlans)?,
+        };
+        let (mut seen, mut unseen) = (BTreeSet::new(), BTreeSet::new());
+        for interface in getifaddrs().map_err(KernelError::Addresses)? {
+            let is_hidden = hidden.contains_key(&interface.interface_name);
+            let addresses = if is_hidden { &mut unseen } else { &mut seen };
+            addresses.extend(interface.address.and_then(|address| ip(&address)));
+        }
+        let wanted = defence.expand(&seen);
+        let unseen = defence.expand(&unseen).difference(&wanted).count();
         let held = self.table.keys().collect::<Result<BTreeSet<_>, _>>();
         let held = held.map_err(maps::table_error(map::LISTENERS))?;
         for listener in held.difference(&wanted) {
@@ -161,16 +181,37 @@ impl Listeners {
             let added = self.table.insert(listener, Pressure::default(), 0);
             added.map_err(maps::table_error(map::LISTENERS))?;
         }
-        let left_out = wanted.len().saturating_sub(LISTENERS_MAX as usize);
-        if left_out > self.left_out {
-            tracing::warn!(
-                left_out,
-                room = LISTENERS_MAX,
-                "too many listeners to protect them all"
-            );
-        }
-        self.left_out = left_out;
+        let full = wanted.len().saturating_sub(LISTENERS_MAX as usize);
+        self.tell(LeftOut { full, hidden: unseen }, &hidden);
         Ok(())
+    }
+
+    /// Logs what has begun or ended.
+    fn tell(&mut self, now: LeftOut, hidden: &BTreeMap<String, String>) {
+        let before = std::mem::replace(&mut self.left_out, now);
+        match (before.full, now.full) {
+            (0, 1..) => {
+                let room = LISTENERS_MAX;
+                tracing::warn!(left_out = now.full, room, "too many listeners to protect them all");
+            }
+            (1.., 0) => tracing::info!("there is room for all listeners again"),
+            _ => {}
+        }
+        match (before.hidden, now.hidden) {
+            (0, 1..) => tracing::warn!(
+                left_out = now.hidden,
+                vlans = ?hidden,
+                "no SYN cookies for listeners on VLANs whose tags the card takes off: ethtool -K IFACE rxvlan off"
+            ),
+            (1.., 0) => tracing::info!("the tags of VLANs are seen: their listeners are protected"),
+            _ => {}
+        }
+    }
+
+    /// Listeners that are not protected.
+    #[must_use]
+    pub fn left_out(&self) -> LeftOut {
+        self.left_out
     }
 
     /// Listeners whose SYNs are answered with cookies now.

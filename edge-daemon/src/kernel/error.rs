@@ -125,6 +125,9 @@ pub enum KernelError {
     /// The host does not tell its addresses.
     #[error("cannot list the addresses of this host")]
     Addresses(#[source] nix::Error),
+    /// The host does not tell which interfaces are VLANs.
+    #[error("cannot list the VLANs of this host")]
+    Vlans(#[source] io::Error),
     /// The tracepoint was refused.
     #[error("cannot attach to the tracepoint inet_sock_set_state (CAP_PERFMON is needed)")]
     Tracepoint(#[source] ProgramError),

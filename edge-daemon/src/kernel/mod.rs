@@ -3,6 +3,7 @@
 //!
 //! After [`Kernel::load`] no verb needs a capability: all go by descriptors that are already open.
 
+mod asked;
 mod attach;
 mod bans;
 mod bpf;
@@ -22,10 +23,12 @@ mod netlink;
 mod pins;
 mod policy;
 mod ready;
+mod room;
 mod rules;
 mod taken;
 mod twin;
 mod upkeep;
+mod vlan;
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -47,7 +50,7 @@ pub use self::{
     capacity::{Draft, ListCapacity, ListSizes},
     census::Corrected,
     counts::ANY_OTHER,
-    defence::{Defence, Listeners, When},
+    defence::{Defence, LeftOut, Listeners, When},
     drops::{DebugLog, Drops, Samples},
     error::KernelError,
     lists::{Content, InForce, Job, Lists, wait_for_packets},
@@ -59,7 +62,7 @@ pub use self::{
     twin::{Bucket, Twin},
     upkeep::{Health, Interface, Upkeep},
 };
-use self::{census::Census, pins::Folders, upkeep::Post};
+use self::{census::Census, pins::Folders, room::Room, upkeep::Post};
 
 /// The kernel programs, as `cargo xtask bpf` built them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../edge-ebpf/bundle/edge.bpf.o");
@@ -168,6 +171,7 @@ impl Kernel {
             tables: self.tables.duplicate()?,
             census,
             posts: Vec::new(),
+            room: Room::new(self.tables.uncounted()?),
             health: Arc::default(),
             reign: Arc::default(),
         };

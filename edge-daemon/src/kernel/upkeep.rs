@@ -28,6 +28,7 @@ use super::{
     error::error_chain,
     netlink::{Netlink, word},
     pins::Folders,
+    room::Room,
 };
 use crate::handover::Reign;
 
@@ -38,6 +39,8 @@ pub struct Upkeep {
     pub(super) tables: Tables,
     pub(super) census: Census,
     pub(super) posts: Vec<Post>,
+    /// Whether open connections find room to be counted.
+    pub(super) room: Room,
     pub(super) health: Arc<Health>,
     /// Whose it is to look after them.
     pub reign: Arc<Reign>,
@@ -201,11 +204,24 @@ impl Upkeep {
                 self.insist();
             }
             self.look();
+            self.tell_room();
             if Instant::now() >= next_census {
                 // A failure is logged and counted, and the next may succeed.
                 let _ = self.take_census();
                 next_census = Instant::now() + CENSUS_EVERY;
             }
+        }
+    }
+
+    fn tell_room(&mut self) {
+        let Ok(lost) = self.tables.uncounted() else { return };
+        match self.room.look(lost, Instant::now()) {
+            Some(false) => tracing::warn!(
+                uncounted = lost,
+                "open connections find no room to be counted: open_connections_max does not hold for them"
+            ),
+            Some(true) => tracing::info!("open connections find room to be counted again"),
+            None => {}
         }
     }
 

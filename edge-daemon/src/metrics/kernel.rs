@@ -8,7 +8,7 @@ use super::{
     counter, family, gauge,
     lists::{self, ListView},
 };
-use crate::kernel::Interface;
+use crate::kernel::{Interface, LeftOut};
 
 /// What the kernel counted, read for one scrape.
 pub struct KernelView {
@@ -26,6 +26,8 @@ pub struct KernelView {
     pub samples_lost: u64,
     /// Listeners whose SYNs are answered with cookies.
     pub engaged: u64,
+    /// Listeners that cookies do not protect.
+    pub left_out: LeftOut,
     /// Whether TCP packets of no connection are refused.
     pub alarm: bool,
     /// The lists.
@@ -107,6 +109,13 @@ impl KernelView {
                 "Listeners whose SYNs are answered with cookies.",
                 now,
                 [gauge(&[], self.engaged)],
+            ),
+            family(
+                "edged_syn_cookies_left_out",
+                "Listeners that SYN cookies do not protect.",
+                now,
+                [("full", self.left_out.full), ("vlan", self.left_out.hidden)]
+                    .map(|(why, count)| gauge(&[("why", why)], count as u64)),
             ),
             family(
                 "edged_unsolicited_engaged",

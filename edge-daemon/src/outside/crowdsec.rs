@@ -154,6 +154,7 @@ impl Crowdsec {
             counts_only: self.settings.counts_only,
             networks: state.decisions.len() as u64,
             faults: ignored.filter(|(_, count)| *count > 0).map(told).collect(),
+            fault_lines: Vec::new(),
             success_ms: (state.success_ms > 0).then_some(state.success_ms),
             updated: account.updated,
             unchanged: account.unchanged,

@@ -32,7 +32,7 @@ use super::{
 use crate::{
     clock,
     config::settings::{self, FeedPlace},
-    control::feeds::FeedEntry,
+    control::feeds::{FaultLine, FeedEntry},
     events::Event,
     fetch::{self, Ask},
     request::Edge,
@@ -55,6 +55,7 @@ struct State {
     head: Head,
     sheet: Option<Arc<Sheet>>,
     faults: [u64; Fault::ALL.len()],
+    fault_lines: Vec<FaultLine>,
     account: Account,
 }
 
@@ -110,6 +111,11 @@ impl Feed {
     fn adopt(&self, head: Head, sheet: Arc<Sheet>, reading: &Reading) {
         let mut state = lock(&self.state);
         (state.head, state.sheet, state.faults) = (head, Some(sheet), reading.faults);
+        let line = |(line, fault, text): &(u32, Fault, String)| {
+            let (fault, text) = (fault.name().to_owned(), text.clone());
+            FaultLine { line: *line, fault, text }
+        };
+        state.fault_lines = reading.told.iter().map(line).collect();
     }
 
     fn networks(&self) -> Option<u64> {
@@ -128,6 +134,7 @@ impl Feed {
             counts_only: self.settings.counts_only,
             networks: state.sheet.as_ref().map_or(0, |sheet| sheet.entries().len() as u64),
             faults: faults.filter(|(_, count)| *count > 0).map(told).collect(),
+            fault_lines: state.fault_lines.clone(),
             success_ms: (state.head.at_ms > 0).then_some(state.head.at_ms),
             updated: state.account.updated,
             unchanged: state.account.unchanged,

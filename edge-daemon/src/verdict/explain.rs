@@ -18,6 +18,7 @@ use edge_policy::{
 use super::{
     Writer,
     bans::{dated, reason_of},
+    configured,
 };
 use crate::{
     clock,
@@ -73,9 +74,9 @@ impl Writer {
         }
         // What was only monitored is told of where nothing else decided.
         let decided = would.filter(|_| reason.passes()).unwrap_or(reason);
-        let rule = self.rule(decided, &facts, &found);
         let (client, now_ns) = (found.client, clock::boot_ns());
         let buckets = self.twin.buckets(&settings, &facts)?;
+        let rule = self.rule(decided, &facts, &found, &buckets);
         let places = self.edge.plan.load().geo.places(address);
         Ok(Explanation {
             address,
@@ -155,7 +156,13 @@ impl Writer {
         }
     }
 
-    fn rule(&self, reason: Reason, facts: &Facts, found: &kernel::Explanation) -> Rule {
+    fn rule(
+        &self,
+        reason: Reason,
+        facts: &Facts,
+        found: &kernel::Explanation,
+        buckets: &[kernel::Bucket],
+    ) -> Rule {
         match (reason, &found.network, &found.ban) {
             (Reason::AllowList | Reason::DenyList, Some((net, entry)), _) => {
                 let told = self.told(reason, net);
@@ -186,7 +193,20 @@ impl Writer {
                     ..Rule::default()
                 }
             }
-            _ => Rule::default(),
+            _ => {
+                let Some(name) = configured::rule(reason, &self.settings.kernel, buckets) else {
+                    return Rule::default();
+                };
+                // Nothing else has packets end for such a reason, or would have.
+                let ended = [self.tables.counts(), self.tables.would_drop()];
+                let ended = ended.iter().flatten().map(|counts| counts[reason as usize].packets);
+                Rule {
+                    name: Some(name),
+                    source: Some("config".into()),
+                    hits: ended.sum(),
+                    ..Rule::default()
+                }
+            }
         }
     }
 }

@@ -10,6 +10,7 @@ mod admit;
 mod bans;
 mod book;
 mod command;
+mod configured;
 mod exempt;
 mod explain;
 mod fold;

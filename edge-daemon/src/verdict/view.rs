@@ -38,6 +38,7 @@ impl Writer {
                 deny: self.deny.len() as u64,
                 files: FileView::all(&self.settings.lists),
             },
+            left_out: tables.listeners.left_out(),
             engaged: tables.listeners.engaged().map_or(0, |engaged| engaged.len() as u64),
             alarm: tables.listeners.is_alarm().unwrap_or_default(),
         }
