@@ -13,7 +13,7 @@ use crate::{
 /// Names the folder of pinned maps; changes whenever a layout below does. A version takes over from
 /// another the tables that it has under the same name and shape: what changes its meaning but not
 /// its shape changes its name. The first two fields of [`Settings`] are the same in every version.
-pub const ABI: &str = "v4";
+pub const ABI: &str = "v5";
 
 /// Both lists, compiled: two images of [`crate::list`] behind each other. Array of
 /// [`crate::list::Line`].
@@ -30,12 +30,9 @@ pub const BANS: &str = "BANS";
 /// A bit for each client that may be banned, [`BAN_BITS`] of them in words of 64, by the lower bits of
 /// the client's hash: whose is not set is not looked up in [`BANS`]. Array of `u64`.
 pub const BAN_FILTER: &str = "BAN_FILTER";
-/// Packets and bytes per client and prefix. Array of two [`crate::limit::Set`], one cache line,
-/// chosen by the hash: packets, then bytes.
-pub const CLIENT_CELLS: &str = "CLIENT_CELLS";
-/// All other rates. Array of [`crate::limit::Set`], of which each limit has its own [`Cells`]: the
-/// kinds of [`Kind::cells`], then the signatures, as [`crate::signature::share_cells`] gives them out.
-pub const KIND_CELLS: &str = "KIND_CELLS";
+/// Rates. Array of [`crate::limit::Set`], of which each limit has its own [`Cells`]: the kinds as
+/// [`Kind::cells`] says, then the signatures, as [`crate::signature::share_cells`] gives them out.
+pub const CELLS: &str = "CELLS";
 /// Open connections. Array of [`crate::open::Set`], chosen by the source's hash.
 pub const OPEN: &str = "OPEN";
 /// Sockets that are counted in [`OPEN`]. Hash: socket cookie (`u64`) -> the client's hash.
@@ -79,14 +76,14 @@ pub const SETTINGS: &str = "SETTINGS";
 pub const BANS_MAX: u32 = 131_072;
 /// Bits of the filter in front of the bans, a power of two: 32 KiB, so that it stays in a cache.
 pub const BAN_BITS: u32 = 1 << 18;
-/// Sets of packets and bytes, a power of two: 262 144 sources in 4 MiB.
-pub const CLIENT_SETS: u32 = 65_536;
-/// Sets of each of the other kinds, and of all signatures with a limit for each client, a power of
-/// two: 262 144 sources in 2 MiB.
+/// Sets of each kind, and of all signatures with a limit for each client, a power of two: 262 144
+/// sources in 2 MiB.
 pub const KIND_SETS: u32 = 65_536;
-/// Sets of [`KIND_CELLS`], 8 MiB: those of three kinds and of the signatures, and one for each signature
-/// with a limit for all.
-pub const KIND_CELLS_MAX: u32 = 4 * KIND_SETS + SIGNATURES_MAX;
+/// Sets of [`CELLS`], 12 MiB: those of the kinds and of the signatures, and one for each signature with a
+/// limit for all.
+pub const CELLS_MAX: u32 = SIGNATURES_FIRST + KIND_SETS + SIGNATURES_MAX;
+/// The first set of the signatures.
+pub const SIGNATURES_FIRST: u32 = Kind::COUNT as u32 * KIND_SETS;
 /// Sets of the open-connection count, a power of two: 262 144 clients in 2 MiB.
 pub const OPEN_SETS: u32 = 32_768;
 /// Sockets that the open-connection count follows.
@@ -220,21 +217,15 @@ impl Kind {
         }
     }
 
-    /// Where its buckets lie: in [`CLIENT_CELLS`] (packets and bytes) or in [`KIND_CELLS`] (the others).
+    /// Where its buckets lie in [`CELLS`].
     #[inline(always)]
     #[must_use]
     pub const fn cells(self) -> Cells {
-        match self {
-            Self::Packets | Self::Bytes => Cells { first: 0, mask: CLIENT_SETS - 1 },
-            Self::Udp | Self::Icmp | Self::Connections => {
-                let first = (self as u32 - Self::Udp as u32) * KIND_SETS;
-                Cells { first, mask: KIND_SETS - 1 }
-            }
-        }
+        Cells { first: self as u32 * KIND_SETS, mask: KIND_SETS - 1 }
     }
 }
 
-/// Sets of a table that are one limit's own. A source is pushed out of its set by who is fuller, and
+/// Sets of [`CELLS`] that are one limit's own. A source is pushed out of its set by who is fuller, and
 /// that can only be said within one limit: a single packet under a slow one lies farther ahead than
 /// all that a fast one holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

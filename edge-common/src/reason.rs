@@ -413,7 +413,7 @@ mod tests {
             (90, "throttled"),
         ];
         let found: Vec<_> = Reason::ALL.iter().map(|r| (*r as usize, r.name())).collect();
-        assert_eq!((crate::map::ABI, found.as_slice()), ("v4", golden.as_slice()));
+        assert_eq!((crate::map::ABI, found.as_slice()), ("v5", golden.as_slice()));
     }
 
     #[test]

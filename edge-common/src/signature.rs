@@ -3,7 +3,7 @@
 
 use crate::{
     Rate,
-    map::{Cells, FactFlag, Facts, KIND_SETS, SIGNATURES_MAX},
+    map::{Cells, FactFlag, Facts, KIND_SETS, SIGNATURES_FIRST, SIGNATURES_MAX},
 };
 
 /// A rule. What it does not ask for matches anything.
@@ -112,7 +112,7 @@ pub fn share_cells(signatures: &mut [Signature]) {
     let is_per_client = |s: &Signature| s.asks & Ask::PER_CLIENT != 0;
     let sharing = signatures.iter().filter(|s| is_limit(s) && is_per_client(s)).count() as u32;
     let part = KIND_SETS / sharing.next_power_of_two();
-    let (mut shared, mut single) = (3 * KIND_SETS, 4 * KIND_SETS);
+    let (mut shared, mut single) = (SIGNATURES_FIRST, SIGNATURES_FIRST + KIND_SETS);
     for signature in signatures {
         signature.cells = Cells::default();
         if is_limit(signature) && is_per_client(signature) {
@@ -177,7 +177,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::map::{KIND_CELLS_MAX, Kind};
+    use crate::map::{CELLS_MAX, Kind};
 
     fn facts() -> Facts {
         Facts {
@@ -242,13 +242,13 @@ mod tests {
             let mut signatures: std::vec::Vec<_> =
                 kinds.iter().map(|kind| some[usize::from(*kind)]).collect();
             share_cells(&mut signatures);
-            let kinds = [Kind::Udp, Kind::Icmp, Kind::Connections].map(Kind::cells);
+            let kinds = Kind::ALL.map(Kind::cells);
             let limits = signatures.iter().filter(|s| s.action == Action::LIMIT).map(|s| s.cells);
             let mut cells: std::vec::Vec<_> = kinds.into_iter().chain(limits).collect();
             cells.sort_by_key(|cells| cells.first);
             let end = |cells: &Cells| cells.set(u64::MAX) + 1;
             prop_assert!(cells.is_sorted_by(|a, b| end(a) <= b.first));
-            prop_assert!(cells.iter().all(|cells| end(cells) <= KIND_CELLS_MAX));
+            prop_assert!(cells.iter().all(|cells| end(cells) <= CELLS_MAX));
             // Limits for each client have at least half of what there is for them.
             let sets = |s: &Signature| s.cells.mask + 1;
             let shared = signatures.iter().filter(|s| s.asks == Ask::PER_CLIENT);

@@ -68,26 +68,25 @@ fn charge_level(knobs: Knobs, slot: &Slot, kind: Kind, level: usize, hash: u64) 
         return ADMITTED;
     }
     let now_ns = fact!(slot, now_ns);
-    let (table, charge) = match kind {
-        Kind::Packets => (PACKETS, Charge::unit(rate, now_ns)),
-        Kind::Bytes => (BYTES, Charge::bytes(rate, fact!(slot, length).into(), now_ns)),
-        Kind::Udp | Kind::Icmp | Kind::Connections => (KINDS, Charge::unit(rate, now_ns)),
+    let charge = match kind {
+        Kind::Bytes => Charge::bytes(rate, fact!(slot, length).into(), now_ns),
+        _ => Charge::unit(rate, now_ns),
     };
-    settle(slot, table, kind.cells(), hash, charge)
+    settle(slot, kind.cells(), hash, charge)
 }
 
 /// Whether a signature's rate is exceeded.
 #[inline(always)]
 pub fn exceeds(slot: &Slot, cells: Cells, hash: u64, rate: Rate) -> bool {
     let charge = Charge::unit(rate, fact!(slot, now_ns));
-    !rate.is_off() && settle(slot, KINDS, cells, hash, charge) != ADMITTED
+    !rate.is_off() && settle(slot, cells, hash, charge) != ADMITTED
 }
 
 /// [`Charge::settle`] for the verifier, which walks an attempt once and not once for each.
 #[inline(always)]
-fn settle(slot: &Slot, table: u64, cells: Cells, hash: u64, charge: Charge) -> u64 {
+fn settle(slot: &Slot, cells: Cells, hash: u64, charge: Charge) -> u64 {
     let look = if slot.is_twin() { LOOK } else { 0 };
-    let set = u64::from(cells.set(hash)) << SET_SHIFT | table | look;
+    let set = u64::from(cells.set(hash)) | look;
     let mut attempt = 0;
     while attempt < ATTEMPTS {
         let verdict = attempt_charge(set, hash, charge.cost, charge.capacity, charge.now);
@@ -99,19 +98,13 @@ fn settle(slot: &Slot, table: u64, cells: Cells, hash: u64, charge: Charge) -> u
     REFUSED
 }
 
-/// One try to charge a hash in a set of a table.
+/// One try to charge a hash in a set.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn attempt_charge(place: u64, hash: u64, cost: u64, capacity: u64, now: u64) -> u64 {
-    let index = (place >> SET_SHIFT) as u32;
-    let set = match place & TABLE {
-        PACKETS => tables::CLIENT_CELLS.get(index).map(|[packets, _]| packets),
-        BYTES => tables::CLIENT_CELLS.get(index).map(|[_, bytes]| bytes),
-        _ => tables::KIND_CELLS.get(index),
-    };
+extern "C" fn attempt_charge(set: u64, hash: u64, cost: u64, capacity: u64, now: u64) -> u64 {
+    let mode = if set & LOOK == 0 { Mode::Charge } else { Mode::Look };
     // An array has every index below its length: a missing set cannot be.
-    let Some(set) = set else { return ADMITTED };
-    let mode = if place & LOOK == 0 { Mode::Charge } else { Mode::Look };
+    let Some(set) = tables::CELLS.get(set as u32) else { return ADMITTED };
     match (Charge { cost, capacity, now }).attempt(set, hash, mode) {
         Some(Verdict::Admit { .. }) => ADMITTED,
         Some(Verdict::Refuse { .. }) => REFUSED,
@@ -134,10 +127,5 @@ const REFUSED: u64 = 0;
 const ADMITTED: u64 = 1;
 const CONTENDED: u64 = 2;
 
-/// Where to charge: a table, whether the twin only looks, and the index of the set.
-const PACKETS: u64 = 0;
-const BYTES: u64 = 1;
-const KINDS: u64 = 2;
-const TABLE: u64 = 3;
-const LOOK: u64 = 4;
-const SET_SHIFT: u32 = 3;
+/// Beside the index of a set: the twin only looks.
+const LOOK: u64 = 1 << 32;

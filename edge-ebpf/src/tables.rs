@@ -12,7 +12,7 @@ use edge_common::{
     cookie::{LISTENERS_MAX, Listener, Pressure, Segment},
     limit,
     map::{
-        BAN_BITS, BANS_MAX, Ban, CLIENT_SETS, Count, FactFlag, Facts, INTERFACES_MAX, KIND_CELLS_MAX,
+        BAN_BITS, BANS_MAX, Ban, CELLS_MAX, Count, FactFlag, Facts, INTERFACES_MAX,
         OPEN_SETS, REASONS_MAX, RING_BYTES, SIGNATURES_MAX, SOCKETS_MAX, Settings,
     },
     open,
@@ -24,9 +24,7 @@ pub static BANS: HashMap<Source, Ban> = HashMap::with_max_entries(BANS_MAX, 0);
 #[map]
 static BAN_FILTER: Array<u64> = Array::with_max_entries(BAN_BITS / 64, BPF_F_MMAPABLE);
 #[map]
-pub static CLIENT_CELLS: Array<[limit::Set; 2]> = Array::with_max_entries(CLIENT_SETS, 0);
-#[map]
-pub static KIND_CELLS: Array<limit::Set> = Array::with_max_entries(KIND_CELLS_MAX, 0);
+pub static CELLS: Array<limit::Set> = Array::with_max_entries(CELLS_MAX, 0);
 #[map]
 pub static OPEN: Table<open::Set, OPEN_SETS> = Table::new();
 #[map]

@@ -15,7 +15,7 @@ use std::{
 
 use edge_common::{
     Reason, Source,
-    map::{ABI, Ban, CLIENT_CELLS, FOREVER},
+    map::{ABI, Ban, CELLS, FOREVER},
 };
 use edge_daemon::kernel::{
     AttachMode, Corrected, Detached, InForce, Kernel, KernelError, ListCapacity, LoadSettings,
@@ -495,8 +495,8 @@ fn another_versions_filter_is_taken_over_between_two_packets() {
     // The version before this one had other connection cells, and a table that is no more.
     let (own, other) = (pair.pin_dir.join(ABI), pair.pin_dir.join("v0"));
     std::fs::rename(&own, &other).unwrap();
-    std::fs::remove_file(other.join(CLIENT_CELLS)).unwrap();
-    std::fs::hard_link(other.join("OPEN"), other.join(CLIENT_CELLS)).unwrap();
+    std::fs::remove_file(other.join(CELLS)).unwrap();
+    std::fs::hard_link(other.join("OPEN"), other.join(CELLS)).unwrap();
     std::fs::hard_link(other.join("OPEN"), other.join("FORMER")).unwrap();
 
     let socket = pair.within("edge", || UdpSocket::bind((EDGE, 0)).unwrap());
@@ -522,7 +522,7 @@ fn another_versions_filter_is_taken_over_between_two_packets() {
     assert_eq!((carried.until_ns, carried.strikes), (ban.until_ns, 3));
     assert!(dropped(&kernel) >= before + sent, "{sent} sent");
     assert_eq!(kernel.tables.settings().unwrap().seed, seed);
-    assert!(!other.exists() && own.join(CLIENT_CELLS).exists());
+    assert!(!other.exists() && own.join(CELLS).exists());
 }
 
 #[test]

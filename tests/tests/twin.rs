@@ -121,9 +121,8 @@ const LISTED: [(Class, &str); 4] = [
 ];
 
 /// Tables that only the program writes: name, entries, and bytes of a value on all CPUs at most.
-const TABLES: [(&str, u32, usize); 6] = [
-    ("CLIENT_CELLS", map::CLIENT_SETS, 64),
-    ("KIND_CELLS", map::KIND_CELLS_MAX, 32),
+const TABLES: [(&str, u32, usize); 5] = [
+    ("CELLS", map::CELLS_MAX, 32),
     ("OPEN", map::OPEN_SETS, 64),
     ("DROPS_BUCKET", 1, 8),
     ("COUNTS", map::INTERFACES_MAX * 2 * map::REASONS_MAX, 16 * CPUS_MAX),

@@ -236,7 +236,7 @@ impl Tables {
                     map::LISTENERS => (Some(self.listeners.len()), 1),
                     map::SOCKETS => (None, 1),
                     map::OPEN => (None, open::WAYS),
-                    map::CLIENT_CELLS | map::KIND_CELLS => (None, limit::WAYS),
+                    map::CELLS => (None, limit::WAYS),
                     _ => return None,
                 };
                 let capacity = u64::from(table.entries) * ways as u64;

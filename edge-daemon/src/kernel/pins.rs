@@ -30,11 +30,10 @@ pub(super) struct Shape {
 }
 
 /// Every table that is pinned.
-pub(super) const TABLES: [Shape; 18] = [
+pub(super) const TABLES: [Shape; 17] = [
     shape(map::BANS, MapType::Hash, size_of::<Source>(), size_of::<map::Ban>(), map::BANS_MAX),
     array(map::BAN_FILTER, 8, map::BAN_BITS / 64),
-    array(map::CLIENT_CELLS, size_of::<[limit::Set; 2]>(), map::CLIENT_SETS),
-    array(map::KIND_CELLS, size_of::<limit::Set>(), map::KIND_CELLS_MAX),
+    array(map::CELLS, size_of::<limit::Set>(), map::CELLS_MAX),
     array(map::OPEN, size_of::<open::Set>(), map::OPEN_SETS),
     shape(map::SOCKETS, MapType::Hash, 8, 8, map::SOCKETS_MAX),
     shape(map::UNCOUNTED, MapType::PerCpuArray, 4, 8, 1),
@@ -366,15 +365,8 @@ fn has_the_systems_mounts() -> bool {
 
 /// The tables that are taken over from another version: who is banned, what was counted, and what
 /// clients have used up of their limits.
-const CARRIED: [&str; 7] = [
-    map::BANS,
-    map::CLIENT_CELLS,
-    map::KIND_CELLS,
-    map::COUNTS,
-    map::SIGNATURE_HITS,
-    map::EVENTS_LOST,
-    map::UNCOUNTED,
-];
+const CARRIED: [&str; 6] =
+    [map::BANS, map::CELLS, map::COUNTS, map::SIGNATURE_HITS, map::EVENTS_LOST, map::UNCOUNTED];
 
 const BPFFS: &str = "/sys/fs/bpf";
 
@@ -398,8 +390,7 @@ mod tests {
         let needed = [
             "BANS: type Hash, key 16, value 40, 131072 entries",
             "BAN_FILTER: type Array, key 4, value 8, 4096 entries",
-            "CLIENT_CELLS: type Array, key 4, value 64, 65536 entries",
-            "KIND_CELLS: type Array, key 4, value 32, 262208 entries",
+            "CELLS: type Array, key 4, value 32, 393280 entries",
             "OPEN: type Array, key 4, value 64, 32768 entries",
             "SOCKETS: type Hash, key 8, value 8, 262144 entries",
             "UNCOUNTED: type PerCpuArray, key 4, value 8, 1 entries",
@@ -416,7 +407,7 @@ mod tests {
             "SETTINGS: type Array, key 4, value 432, 1 entries",
         ];
         let found = TABLES.map(|table| format!("{}: {}", table.name, table.describe()));
-        assert_eq!((map::ABI, found.each_ref().map(String::as_str)), ("v4", needed));
+        assert_eq!((map::ABI, found.each_ref().map(String::as_str)), ("v5", needed));
     }
 
     #[test]

@@ -27,8 +27,7 @@ use super::{
 pub struct Twin {
     program: OwnedFd,
     facts: Array<MapData, Facts>,
-    client_cells: Array<MapData, [[u64; limit::WAYS]; 2]>,
-    kind_cells: Array<MapData, [u64; limit::WAYS]>,
+    cells: Array<MapData, [u64; limit::WAYS]>,
 }
 
 /// What a client, or a prefix around it, may still send at once.
@@ -52,8 +51,7 @@ impl Twin {
         Ok(Self {
             program: program.try_clone_to_owned().map_err(|e| error(ProgramError::IOError(e)))?,
             facts: take(programs, map::TWIN_FACTS)?,
-            client_cells: take(programs, map::CLIENT_CELLS)?,
-            kind_cells: take(programs, map::KIND_CELLS)?,
+            cells: take(programs, map::CELLS)?,
         })
     }
 
@@ -112,16 +110,7 @@ impl Twin {
     /// Ticks until the bucket of this kind and hash is empty.
     fn ahead(&self, kind: Kind, hash: u64, rate: Rate, now_ns: u64) -> Result<u64, KernelError> {
         let index = kind.cells().set(hash);
-        let words = match kind {
-            Kind::Packets | Kind::Bytes => {
-                let [packets, bytes] =
-                    self.client_cells.get(&index, 0).map_err(table_error(map::CLIENT_CELLS))?;
-                if kind == Kind::Packets { packets } else { bytes }
-            }
-            Kind::Udp | Kind::Icmp | Kind::Connections => {
-                self.kind_cells.get(&index, 0).map_err(table_error(map::KIND_CELLS))?
-            }
-        };
+        let words = self.cells.get(&index, 0).map_err(table_error(map::CELLS))?;
         let charge = match kind {
             Kind::Bytes => Charge::bytes(rate, 0, now_ns),
             _ => Charge { cost: 0, ..Charge::unit(rate, now_ns) },

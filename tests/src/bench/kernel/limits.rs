@@ -69,4 +69,4 @@ pub(in crate::bench) fn spoofed(effort: Effort, report: &mut Report) -> Result<(
 }
 
 /// As many as the product keeps cells for: four in a set.
-const LRU_SOURCES: u32 = map::CLIENT_SETS * 4;
+const LRU_SOURCES: u32 = map::KIND_SETS * 4;
