@@ -9,6 +9,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use edge_identity::key::Key;
 use edge_policy::verdict::{Culprit, Evidence, Origin, Step};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
@@ -33,11 +34,13 @@ pub enum What {
     Feed,
     /// The server between the edges of a fleet was lost, or found.
     Fleet,
+    /// A key was revoked, replaced, exposed or forged, has ended or soon will.
+    Key,
 }
 
 impl What {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Ban,
         Self::Penalty,
         Self::Observed,
@@ -45,6 +48,7 @@ impl What {
         Self::Alarm,
         Self::Feed,
         Self::Fleet,
+        Self::Key,
     ];
 
     /// The word for it.
@@ -58,6 +62,7 @@ impl What {
             Self::Alarm => "alarm",
             Self::Feed => "feed",
             Self::Fleet => "fleet",
+            Self::Key => "key",
         }
     }
 }
@@ -111,6 +116,14 @@ impl Decision {
     #[must_use]
     pub fn feed(name: &str, why: &str) -> Self {
         Self { scenario: name.to_owned(), ..Self::of(What::Feed, None, why.to_owned()) }
+    }
+
+    /// What became of a key, for its owner to know.
+    #[must_use]
+    pub fn key(key: &Key, what: &str, until_ms: Option<u64>) -> Self {
+        let culprit = Culprit::Principal(format!("key:{}", key.id()).into());
+        let reason = format!("{what}; its owner is {}", key.owner());
+        Self { until_ms, ..Self::of(What::Key, Some(culprit), reason) }
     }
 
     /// That the fleet's server was lost or found.

@@ -59,7 +59,7 @@ pub(crate) fn bare(path: &str) -> Option<String> {
     (may_have && path.split('/').any(has_parameter)).then(|| {
         let kept = path.split('/').map(without_parameter).filter(|segment| !segment.is_empty());
         let bare = kept.fold(String::new(), |path, segment| path + "/" + segment);
-        let is_open = bare.is_empty() || path.ends_with('/');
+        let is_open = path.rsplit('/').next().is_none_or(|last| without_parameter(last).is_empty());
         bare + if is_open { "/" } else { "" }
     })
 }
@@ -269,7 +269,7 @@ mod tests {
             ("/a%3bx/b%3B", Some("/a/b")),
             ("/a%3Bx;y", Some("/a")),
             ("/;x/a", Some("/a")),
-            ("/a/;x", Some("/a")),
+            ("/a/;x", Some("/a/")),
             ("/;x", Some("/")),
             // Decoded once.
             ("/a%253Bx", None),

@@ -110,6 +110,36 @@ fn guesses_are_held_against_where_they_come_from() -> Result<()> {
 }
 
 #[test]
+fn one_key_from_several_countries_is_told() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let path = lab.dir().join("country.mmdb");
+    let [client, friend, attacker] =
+        [CLIENT, FRIEND, ATTACKER].map(|address| format!("{address}/32"));
+    let known = [(client.as_str(), "NZ"), (friend.as_str(), "CH"), (attacker.as_str(), "BR")];
+    std::fs::write(&path, countries(&known)?)?;
+    let roaming = "[[scenario]]\nname = \"roaming\"\nsignals = [\"served\"]\nby = \"principal\"\n\
+        distinct = \"country\"\ncapacity = 1\nleak = \"1/d\"\nstep = \"observe\"\nduration = \"1h\"\n";
+    let setup = lab.edged()?.set("geo.country", &format!("{path:?}"));
+    let edged = setup.append(roaming)?.start()?;
+    let (one, other) = (edged.key("one")?, edged.key("other")?);
+    // As often as it likes from one country; another key from another.
+    for _ in 0..3 {
+        assert_eq!(edged.get(CLIENT, "/").key(&one).send()?.status, 200);
+        assert_eq!(edged.get(FRIEND, "/").key(&other).send()?.status, 200);
+    }
+    let observed = || -> Result<Vec<serde_json::Value>> {
+        Ok(edged.events()?.into_iter().filter(|e| e["scenario"] == "roaming").collect())
+    };
+    assert!(observed()?.is_empty());
+    assert_eq!(edged.get(ATTACKER, "/").key(&one).send()?.status, 200);
+    until("it is told", Duration::from_secs(5), || Ok(observed()?.len() == 1))?;
+    assert!(observed()?[0].to_string().contains("key:"), "{:?}", observed()?);
+    assert_eq!(edged.get(CLIENT, "/").key(&one).send()?.status, 200, "and nothing is done");
+    Ok(())
+}
+
+#[test]
 fn what_is_missing_or_broken_is_told_before_the_start() -> Result<()> {
     let lab = Lab::new()?;
     let told = |country: &str, limit: &str| -> Result<String> {

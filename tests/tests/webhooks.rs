@@ -7,13 +7,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use aws_lc_rs::hmac;
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use edge_tests::{
-    Edged, Lab,
+    Edged, Lab, Origin,
     client::{reaches, until},
-    lab::{ATTACKER, CLIENT},
+    lab::{ATTACKER, CLIENT, FRIEND},
     web::{Answer, Asked, Web},
 };
 use serde_json::Value;
@@ -97,6 +97,44 @@ fn bans_and_alarms_are_told_and_signed() -> Result<()> {
     until("all are counted", SOON, || {
         Ok(counted(&edged, "delivered")? == web.asked().len() as f64)
     })?;
+    Ok(())
+}
+
+#[test]
+fn what_becomes_of_a_key_is_told() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let web = Web::start(&lab.edge, AT, |_| Answer::status("204 No Content"))?;
+    let hook = webhook(&lab, "events = [\"key\"]")?;
+    let edged = lab.edged()?.append(&hook)?.start()?;
+    let told_of = |name: &str, line: &str, said: &str| -> Result<()> {
+        edged.tell(format!("key create --name {name} --owner team-{name} {line}").trim_end())?;
+        let keys = edged.ask("key list")?;
+        let entries = keys["entries"].as_array().context("keys")?;
+        let key = entries.iter().find(|key| key["name"] == name).context("listed")?;
+        let id = key["id"].as_str().context("an id")?;
+        match name {
+            "gone" => drop(edged.tell(&format!("key revoke {id}"))?),
+            "turned" => drop(edged.tell(&format!("key rotate {id} --grace 1h"))?),
+            _ => {}
+        }
+        let expected = format!("{said}; its owner is team-{name}");
+        until(said, SOON, || {
+            let mut all = told(&web, "key").into_iter();
+            Ok(all.any(|t| t["culprit"] == format!("key:{id}") && t["reason"] == expected))
+        })?;
+        Ok(())
+    };
+    told_of("gone", "", "was revoked")?;
+    told_of("turned", "", "is replaced")?;
+    told_of("brief", "--expires 1h", "will end")?;
+    told_of("ended", "--expires 1s", "has ended")?;
+    let key = edged.key("shown")?;
+    assert_eq!(edged.get(FRIEND, &format!("/?x={key}")).send()?.status, 400);
+    let shown =
+        || Ok(told(&web, "key").iter().any(|t| t["reason"].to_string().contains("can read")));
+    until("it is told", SOON, shown)?;
+    assert!(web.asked().iter().all(|asked| !asked.body.contains(&key)));
     Ok(())
 }
 

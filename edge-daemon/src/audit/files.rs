@@ -132,8 +132,9 @@ impl Files {
     }
 
     pub(super) fn sync(&mut self) -> io::Result<()> {
-        if std::mem::take(&mut self.is_dirty) {
+        if self.is_dirty {
             self.file.sync_data()?;
+            self.is_dirty = false;
         }
         Ok(())
     }

@@ -69,12 +69,13 @@ fn removed(line: &[u8]) -> Option<u64> {
     #[derive(Deserialize)]
     struct Removed {
         event: String,
-        last: u64,
+        /// Former versions did not say.
+        last: Option<u64>,
     }
     // Few lines say it, and only those are taken apart.
     line.windows(REMOVED.len()).any(|part| part == REMOVED.as_bytes()).then_some(())?;
     let told: Removed = serde_json::from_slice(line).ok()?;
-    (told.event == REMOVED).then_some(told.last)
+    (told.event == REMOVED).then_some(told.last.unwrap_or(u64::MAX))
 }
 
 /// The word for it.
@@ -100,7 +101,7 @@ fn check_files(paths: &[PathBuf], key: &ChainKey) -> io::Result<(Verdict, u64)> 
                 Ok(link) => {
                     whole.first = if last.is_none() { link.number } else { whole.first };
                     last = Some(link);
-                    gone = removed(&line).map_or(gone, |last| last.max(gone));
+                    gone = removed(&line).unwrap_or(gone);
                 }
                 Err(fault) => {
                     let (file, why) = (path.clone(), fault.to_string());

@@ -247,7 +247,8 @@ fn number(item: &Item<'_>, algorithm: Algorithm, burst: Option<u64>) -> Option<O
     if let Some(Meter::LeakyBucket(bucket)) = meter
         && bucket.fill_ns() > QUEUE_NS_MAX
     {
-        let fits = QUEUE_NS_MAX * bucket.size() / bucket.fill_ns();
+        let fits =
+            u128::from(QUEUE_NS_MAX) * u128::from(bucket.size()) / u128::from(bucket.fill_ns());
         return item.wrong(
             format!("the last in the queue would wait {} s", bucket.fill_ns() / SECOND_NS),
             format!("60 s at most: queue = {}, or a higher rate", fits.max(1)),
@@ -354,6 +355,8 @@ mod tests {
         let fault = leaky("rate = \"60/h\"\nqueue = 2").unwrap_err();
         assert!(fault.contains("wait 120 s") && fault.contains("queue = 1,"), "{fault}");
         assert!(leaky("rate = \"60/h\"").unwrap_err().contains("wait 3600 s"));
+        let fault = leaky("rate = \"1000000/s\"\nqueue = 1000000000").unwrap_err();
+        assert!(fault.contains("queue = 60000000,"), "{fault}");
     }
 
     #[test]

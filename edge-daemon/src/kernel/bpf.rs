@@ -71,10 +71,13 @@ impl Link {
 /// a removed pin's link only later; the filter is to be off when this returns.
 pub(super) fn release(pin: &Path) -> io::Result<()> {
     // A pin of something else, or one that cannot be opened, is just removed.
-    if let Ok(link) = Link::open(pin) {
+    let link = Link::open(pin);
+    // Before the link is cut, or its daemon would take that for another hand's doing, and mend it.
+    fs::remove_file(pin)?;
+    if let Ok(link) = link {
         let _ = link.detach();
     }
-    fs::remove_file(pin)
+    Ok(())
 }
 
 /// Runs a raw tracepoint program on arguments made up for it; what it returns. Who holds a loaded

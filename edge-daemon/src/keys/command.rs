@@ -20,6 +20,7 @@ use crate::{
             SecretText,
         },
     },
+    decisions::Decision,
     events::Event,
     store::StoredKey,
 };
@@ -210,6 +211,7 @@ impl Registry {
         self.edge.keys.put(&record);
         if let Some(old) = self.edge.keys.by_id(id) {
             old.end(ends_ms);
+            self.edge.decisions.tell(Decision::key(&old, "is replaced", Some(ends_ms)));
         }
         self.edge.events.tell(Event::KeyRotated {
             key_id: id.to_string(),
@@ -245,6 +247,7 @@ impl Registry {
         if !was_revoked {
             let (key_id, owner) = (id.to_string(), key.owner().to_owned());
             self.edge.events.tell(Event::KeyRevoked { key_id, owner, uid: peer.uid });
+            self.edge.decisions.tell(Decision::key(&key, "was revoked", None));
         }
         kept.with_context(|| {
             format!("the key {id} is refused from now on, but the disk fails: it is tried again")

@@ -30,6 +30,7 @@ use crate::{
     clock,
     config::settings,
     control::{Peer, Reply, keys::KeyCommand},
+    decisions::Decision,
     events::Event,
     request::Edge,
     store::{Store, StoredKey},
@@ -190,6 +191,7 @@ impl Registry {
         let (how, at_ms) = (leak.name(), clock::unix_ms());
         let (key_id, owner) = (key.id().to_string(), key.owner().to_owned());
         self.edge.events.tell(Event::KeyExposed { key_id, owner, how, source });
+        self.edge.decisions.tell(Decision::key(key, "was sent where others can read it", None));
         if let Err(error) = self.note_leak(key.id(), leak, at_ms) {
             // The mark in the ring stays, and is tried again.
             let error = format!("{error:#}");
@@ -210,6 +212,7 @@ impl Registry {
         self.edge.metrics.keys.forged.fetch_add(1, Relaxed);
         tracing::error!(key = %key.id(), "the store was changed by another hand: key refused");
         self.edge.events.tell(Event::KeyForged { key_id: key.id().to_string() });
+        self.edge.decisions.tell(Decision::key(key, "was changed by another hand", None));
     }
 }
 

@@ -12,7 +12,7 @@ use edge_common::Reason;
 use edge_identity::key::{BUCKETS, Key, KeyId, Mark, PepperId};
 
 use super::Registry;
-use crate::{clock, events::Event, metrics::keys::Tally};
+use crate::{clock, decisions::Decision, events::Event, metrics::keys::Tally};
 
 /// Where the sweep is, and what it has seen of this round.
 #[derive(Default)]
@@ -71,6 +71,7 @@ impl Registry {
             Err(Reason::CredentialExpired) => {
                 if key.mark(Mark::Ended) && self.sweep.is_settled {
                     self.edge.events.tell(Event::KeyExpired { key_id: key.id().to_string() });
+                    self.edge.decisions.tell(Decision::key(key, "has ended", None));
                 }
                 return;
             }
@@ -90,6 +91,7 @@ impl Registry {
                 owner: key.owner().to_owned(),
                 until: clock::rfc3339(ends_ms),
             });
+            self.edge.decisions.tell(Decision::key(key, "will end", Some(ends_ms)));
         }
     }
 

@@ -210,7 +210,7 @@ fn headers(given: &[(String, String)]) -> Result<HeaderMap, String> {
     for (name, value) in given {
         let pair = HeaderName::try_from(name).ok().zip(HeaderValue::try_from(value).ok());
         let (name, value) = pair.ok_or_else(|| format!("no request has the header '{name}'"))?;
-        headers.append(name, value);
+        headers.try_append(name, value).map_err(|_| "no request has so many headers")?;
     }
     Ok(headers)
 }

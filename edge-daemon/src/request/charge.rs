@@ -24,7 +24,9 @@ pub(super) async fn charge(
     (head, host): (&Parts, &str),
     (early, now): (Admission, Now),
 ) -> Result<Admission, Denied> {
-    let claim = |name: &str| principal?.claim(name).map(Claim::to_string);
+    // What is no word, number or list of them is no key: it may be another in each token.
+    let is_key = |claim: &&Claim| !matches!(claim, Claim::Other(_));
+    let claim = |name: &str| principal?.claim(name).filter(is_key).map(Claim::to_string);
     let caller = principal.map(|who| Caller {
         user: [who.origin(), who.id()],
         key: who.key().map(|key| key.id().as_str()),

@@ -20,13 +20,13 @@ pub struct State {
 }
 
 impl State {
-    /// What an edge without a lease may use of it: at first, and until the next look at all of them.
+    /// What an edge without a lease may use of it at the most, until the next look at all of them.
     pub fn begin(&self, alone: u32) {
         if !self.share.is_leased() {
-            self.share.set(alone, false);
+            self.share.set(alone.min(self.share.parts()), false);
         }
         if let Some(keyed) = &self.keyed {
-            keyed.set_alone(alone);
+            keyed.set_alone(alone.min(keyed.alone()));
         }
     }
 }
