@@ -257,6 +257,9 @@ impl App {
         // With a successor, both have nothing more to do and may be gone.
         let _ = edge.orders.send(Order::Stop);
         join(writer)?;
+        if let Some(_turn) = edge.reign.turn() {
+            edge.outside.finish();
+        }
         let _ = edge.key_orders.stop();
         join(registry)?;
         join(keeper)?;

@@ -112,8 +112,10 @@ impl Giver {
         send_sockets(stream, &self.heritage.tcp, &self.heritage.unix, unit)?;
         expect(stream, &Step::Release)?;
         let _ = self.told.send(Outcome::Begun);
-        // From here to the end nothing that outlives the daemon changes by this one.
+        // From here to the end nothing that outlives the daemon changes by this one, but for what is
+        // made durable.
         let turn = self.edge.reign.pause();
+        self.edge.outside.finish();
         let lent = self.lend(stream);
         match lent {
             Ok(successor) => {

@@ -23,11 +23,11 @@ use std::{
     },
 };
 
-use edge_identity::fleet::{Bans, Fault, Own, Record, Seal};
+use edge_identity::fleet::{Act, Bans, Fault, Own, Record, Seal};
 use tokio::sync::{Notify, mpsc};
 
 use super::{Source, Told, lock};
-use crate::{config::settings, request::Edge, verdict::Sheet};
+use crate::{clock, config::settings, request::Edge, verdict::Sheet};
 
 /// A fleet, and how it is doing.
 pub struct Fleet {
@@ -39,9 +39,11 @@ pub struct Fleet {
     /// When clients were last lifted anywhere, and until when that means anything. Few: it is asked while
     /// others wait for a verdict.
     lifted: Mutex<BTreeMap<IpAddr, (u64, u64)>>,
-    /// Where this edge's lifts are kept, and whether there are others than those on disk.
+    /// Where this edge's lifts are kept, whether there are others than those on disk, and whether those
+    /// on disk are known: they were if the lock says so, which one save at a time has.
     dir: PathBuf,
     is_unsaved: AtomicBool,
+    loaded: Mutex<bool>,
     /// Our own bans, on their way to the others.
     pub(super) told: mpsc::Sender<Told>,
     to_tell: Mutex<Option<mpsc::Receiver<Told>>>,
@@ -85,6 +87,7 @@ impl Fleet {
             lifted: Mutex::default(),
             dir: state.join("fleet"),
             is_unsaved: AtomicBool::new(false),
+            loaded: Mutex::default(),
             told,
             to_tell: Mutex::new(Some(to_tell)),
             found: Notify::new(),
@@ -109,6 +112,33 @@ impl Fleet {
     #[must_use]
     pub fn banned_until(&self, client: &IpAddr) -> Option<u64> {
         lock(&self.bans).get(client).map(|ban| ban.until_ms)
+    }
+
+    /// Dates and notes a lift of this edge's, of what was decided at `ban_ms` and would have lasted until
+    /// `until_ms`. At once, and not when it is shared: what its client does next is later, and to be
+    /// dated so.
+    pub fn lift(&self, client: IpAddr, ban_ms: u64, until_ms: u64) -> u64 {
+        let at_ms = lock(&self.bans).after(&client, clock::unix_ms()).max(ban_ms);
+        let lift = self.lift_at(client, at_ms, until_ms);
+        self.note_lift(&lift);
+        lock(&self.own).put(lift.clone(), CLIENTS_MAX);
+        // So that it is known when it comes back by the stream, and a ban from before that does, too.
+        let _ = lock(&self.bans).merge(lift, CLIENTS_MAX);
+        self.is_unsaved.store(true, Relaxed);
+        at_ms
+    }
+
+    fn lift_at(&self, client: IpAddr, at_ms: u64, until_ms: u64) -> Record {
+        // Remembered for a while longer than what it lifts can come again.
+        let until_ms = until_ms.saturating_add(LIFT_KEPT_MS);
+        Record { client, act: Act::Lift, at_ms, until_ms, node: self.settings.node.clone() }
+    }
+
+    /// Saves what is not on disk yet.
+    pub(super) fn finish(&self) {
+        if let Err(error) = lifts::save(self) {
+            tracing::error!(error, "lifted bans are not on disk");
+        }
     }
 
     /// Notes a lift, whoever it is from.
@@ -160,8 +190,9 @@ impl Source for Fleet {
                     // First, so that a lift from meanwhile finds what it ends.
                     bans::recall(&self, &edge).await;
                     let publish = publish::publish(Arc::clone(&self), to_tell);
+                    let kept = lifts::keep(Arc::clone(&self), Arc::clone(&edge));
                     let follow = bans::follow(Arc::clone(&self), edge);
-                    tokio::join!(follow, publish, lifts::keep(Arc::clone(&self)))
+                    tokio::join!(follow, publish, kept)
                 };
                 tokio::join!(bans, leases, keyed);
             } else {
@@ -171,6 +202,7 @@ impl Source for Fleet {
     }
 }
 
+const LIFT_KEPT_MS: u64 = 600_000;
 /// Clients of which records are remembered.
 const CLIENTS_MAX: usize = 1_000_000;
 /// Bans that wait to be shared; more stay on this edge, and are counted.

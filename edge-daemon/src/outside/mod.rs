@@ -144,6 +144,11 @@ impl Outside {
         self.sources.borrow().fleet.clone()
     }
 
+    /// Makes durable at once what else would be within a second: before the end, or a successor.
+    pub fn finish(&self) {
+        self.fleet().iter().for_each(|fleet| fleet.finish());
+    }
+
     /// How webhooks are doing, by their names.
     #[must_use]
     pub fn webhooks(&self) -> Vec<(String, Account)> {
@@ -212,6 +217,8 @@ pub enum Told {
         bits: u32,
         /// For what it had been banned.
         reason: String,
+        /// When, as the fleet dates it.
+        at_ms: u64,
         /// Until when it would have been banned, in unix milliseconds.
         until_ms: u64,
     },

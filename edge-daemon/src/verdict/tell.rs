@@ -1,6 +1,10 @@
 //! Who hears of a verdict: the event log, those who watch, and others who are told of our bans.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::atomic::Ordering::Relaxed};
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 use edge_policy::verdict::{Culprit, Origin, Step};
 
@@ -9,7 +13,7 @@ use crate::{
     clock,
     decisions::{Decision, What},
     events::Event,
-    outside::Told,
+    outside::{Fleet, Told},
     store::BanRecord,
 };
 
@@ -131,7 +135,9 @@ impl Writer {
             return;
         };
         let (reason, until_ms) = (record.reason.clone(), record.until_ms);
-        let told = Told::Lift { source, bits, reason, until_ms };
+        let fleet = self.fleet().filter(|_| is_ours);
+        let at_ms = fleet.map_or(0, |fleet| fleet.lift(source, record.since_ms, until_ms));
+        let told = Told::Lift { source, bits, reason, at_ms, until_ms };
         if is_ours {
             self.edge.outside.tell(&told);
         } else {
@@ -144,26 +150,32 @@ impl Writer {
         let word = |kind: &str| kind.strip_prefix(BY_HAND).unwrap_or(kind).to_owned();
         let own: BTreeSet<_> = record.evidence.iter().map(|own| word(&own.kind)).collect();
         for reason in own {
-            self.edge.outside.tell_crowdsec(&Told::Lift { source, bits, reason, until_ms });
+            self.edge.outside.tell_crowdsec(&Told::Lift { source, bits, reason, at_ms, until_ms });
         }
     }
 
     /// Tells others that an operator sets a client free that nothing is in force against here; whether
     /// another edge bans it.
     pub(super) fn tell_freed(&self, culprit: &Culprit) -> bool {
-        let fleet = self.edge.outside.fleet();
-        let Some((source, bits)) = self.prefix(culprit) else { return false };
-        let Some(until_ms) = fleet.and_then(|fleet| fleet.banned_until(&source)) else {
+        let (Some((source, bits)), Some(fleet)) = (self.prefix(culprit), self.fleet()) else {
             return false;
         };
-        self.edge.outside.tell(&Told::Lift { source, bits, reason: "operator".into(), until_ms });
+        let Some(until_ms) = fleet.banned_until(&source) else { return false };
+        let at_ms = fleet.lift(source, 0, until_ms);
+        let reason = "operator".into();
+        self.edge.outside.tell(&Told::Lift { source, bits, reason, at_ms, until_ms });
         true
+    }
+
+    /// The fleet that shares bans.
+    fn fleet(&self) -> Option<Arc<Fleet>> {
+        self.edge.outside.fleet().filter(|fleet| fleet.settings.bans)
     }
 
     /// Dates a ban of this edge's after all lifts of its client: a lift ends what was before it.
     pub(super) fn date(&self, record: &mut BanRecord) {
         let is_own = self.as_told(record).is_some();
-        let fleet = self.edge.outside.fleet().filter(|_| is_own);
+        let fleet = self.fleet().filter(|_| is_own);
         if let (Culprit::Source(source), Some(fleet)) = (&record.culprit, fleet) {
             record.since_ms = fleet.dated(&IpAddr::from(*source), record.since_ms);
         }

@@ -23,11 +23,7 @@ use crate::{
 /// Recalls what is in force from before: what this edge decided or lifted, to be shared again, and what
 /// others did, as one of them may have lifted it meanwhile.
 pub(super) async fn recall(fleet: &Fleet, edge: &Edge) {
-    for lift in lifts::load(fleet) {
-        fleet.note_lift(&lift);
-        lock(&fleet.own).put(lift.clone(), CLIENTS_MAX);
-        let _ = lock(&fleet.bans).merge(lift, CLIENTS_MAX);
-    }
+    lifts::load(fleet);
     let (answer, held) = oneshot::channel();
     if super::super::send(edge, Order::Recall(answer)).await.is_err() {
         return;

@@ -16,37 +16,67 @@ use super::{
     },
     CLIENTS_MAX, Fleet,
 };
-use crate::clock;
+use crate::{clock, request::Edge};
 
-/// Takes what was kept; sealed as it was shared, so that under another secret there is nothing.
-pub(super) fn load(fleet: &Fleet) -> Vec<Record> {
-    let Ok(seal) = fleet.seal() else { return Vec::new() };
+/// Takes in what was kept.
+pub(super) fn load(fleet: &Fleet) {
+    let loaded = take_in(fleet, &mut lock(&fleet.loaded));
+    if let Err(error) = loaded {
+        tracing::error!(error, "which bans were lifted cannot be read yet");
+    }
+}
+
+/// Sealed as it was shared, so that under another secret there is nothing; without one it stays unread.
+fn take_in(fleet: &Fleet, is_loaded: &mut bool) -> Result<(), String> {
+    let seal = fleet.seal()?;
     let kept = kept::load(&fleet.dir, KEPT, &fleet.settings.name, BYTES_MAX);
     let content = kept.map(|(_, content)| content).unwrap_or_default();
     let now_ms = clock::unix_ms();
     let records = content.lines().filter_map(|line| Record::open(line, &seal, now_ms).ok());
-    records.take(CLIENTS_MAX).collect()
+    for lift in records.take(CLIENTS_MAX) {
+        fleet.note_lift(&lift);
+        lock(&fleet.own).put(lift.clone(), CLIENTS_MAX);
+        let _ = lock(&fleet.bans).merge(lift, CLIENTS_MAX);
+    }
+    *is_loaded = true;
+    Ok(())
 }
 
 /// Keeps them, for ever: durable within a second, as bans are.
-pub(super) async fn keep(fleet: Arc<Fleet>) {
+pub(super) async fn keep(fleet: Arc<Fleet>, edge: Arc<Edge>) {
     loop {
         time::sleep(EVERY).await;
-        if !fleet.is_unsaved.swap(false, Relaxed) {
+        if !fleet.is_unsaved.load(Relaxed) {
             continue;
         }
-        let this = Arc::clone(&fleet);
-        let saved = tokio::task::spawn_blocking(move || save(&this)).await;
+        let (this, edge) = (Arc::clone(&fleet), Arc::clone(&edge));
+        let saved = tokio::task::spawn_blocking(move || {
+            // What a successor has loaded, only it may change.
+            edge.reign.turn().map_or(Ok(()), |_turn| save(&this))
+        });
+        let saved = saved.await;
         if let Ok(Err(error)) = saved {
             tracing::error!(error, "lifted bans are not on disk yet");
-            fleet.is_unsaved.store(true, Relaxed);
             time::sleep(PAUSE).await;
         }
     }
 }
 
-fn save(fleet: &Fleet) -> Result<(), String> {
+/// Saves them if they are not on disk; never in the place of those that could not be read so far.
+pub(super) fn save(fleet: &Fleet) -> Result<(), String> {
+    let mut is_loaded = lock(&fleet.loaded);
+    if !fleet.is_unsaved.swap(false, Relaxed) {
+        return Ok(());
+    }
+    let saved = write(fleet, &mut is_loaded);
+    saved.inspect_err(|_| fleet.is_unsaved.store(true, Relaxed))
+}
+
+fn write(fleet: &Fleet, is_loaded: &mut bool) -> Result<(), String> {
     let seal = fleet.seal()?;
+    if !*is_loaded {
+        take_in(fleet, is_loaded)?;
+    }
     let lifts: Vec<_> = lock(&fleet.own).lifts().cloned().collect();
     let content: String = lifts.iter().map(|lift| lift.seal(&seal) + "\n").collect();
     let head = Head::new(fleet.settings.name.clone(), clock::unix_ms(), None, None);
@@ -59,3 +89,64 @@ const KEPT: &str = "lifts";
 const BYTES_MAX: usize = 256 << 20;
 const EVERY: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt as _};
+
+    use super::*;
+    use crate::{config::settings, secret::Origin};
+
+    const CLIENT: [u8; 4] = [192, 0, 2, 7];
+
+    fn fleet(dir: &std::path::Path) -> Fleet {
+        let settings = settings::Fleet {
+            secret: Origin::File(dir.join("secret")),
+            name: "edged".into(),
+            node: "a".into(),
+            nodes: 2,
+            server: settings::FleetServer::default(),
+            login: (None, None),
+            timeout: Duration::from_secs(1),
+            bans: true,
+        };
+        Fleet::new(&settings, dir)
+    }
+
+    fn give_secret(dir: &std::path::Path) {
+        let path = dir.join("secret");
+        fs::write(&path, "a secret that all edges have: 32 bytes").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    }
+
+    #[test]
+    fn a_ban_after_a_lift_is_later_before_anybody_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let (fleet, now_ms) = (fleet(dir.path()), clock::unix_ms());
+        let lifted_ms = fleet.lift(CLIENT.into(), now_ms + 5, now_ms + 60_000);
+        assert!(lifted_ms >= now_ms + 5 && fleet.dated(&CLIENT.into(), now_ms) > lifted_ms);
+    }
+
+    #[test]
+    fn a_lift_is_on_disk_at_the_end_and_in_the_place_of_no_unread_one() {
+        let dir = tempfile::tempdir().unwrap();
+        give_secret(dir.path());
+        let (first, now_ms) = (fleet(dir.path()), clock::unix_ms());
+        load(&first);
+        first.lift(CLIENT.into(), 0, now_ms + 60_000);
+        first.finish();
+        // The next has no secret at first, and lifts somebody else meanwhile.
+        fs::remove_file(dir.path().join("secret")).unwrap();
+        let second = fleet(dir.path());
+        load(&second);
+        let other = [192, 0, 2, 8].into();
+        second.lift(other, 0, now_ms + 60_000);
+        assert!(save(&second).is_err());
+        give_secret(dir.path());
+        save(&second).unwrap();
+        let third = fleet(dir.path());
+        load(&third);
+        let clients: Vec<_> = lock(&third.own).lifts().map(|lift| lift.client).collect();
+        assert_eq!(clients, [CLIENT.into(), other]);
+    }
+}

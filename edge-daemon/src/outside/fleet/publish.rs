@@ -75,22 +75,16 @@ async fn due(fleet: &Fleet, ticks: &mut time::Interval) {
 /// What a decision of ours is to the others.
 pub(super) fn record(fleet: &Fleet, told: Told) -> Option<Record> {
     let now_ms = clock::unix_ms();
-    let node = fleet.settings.node.clone();
     let record = match told {
         Told::Ban { source: client, reason, since_ms: at_ms, until_ms, strikes, .. } => {
+            let node = fleet.settings.node.clone();
             Record { client, act: Act::Ban { strikes, reason }, at_ms, until_ms, node }
         }
-        Told::Lift { source: client, until_ms, .. } => {
-            let at_ms = lock(&fleet.bans).after(&client, now_ms);
-            // Remembered for a while longer than what it lifts can come again.
-            let until_ms = until_ms.saturating_add(LIFT_KEPT_MS);
-            Record { client, act: Act::Lift, at_ms, until_ms, node }
+        // Noted when it was decided.
+        Told::Lift { source, at_ms, until_ms, .. } => {
+            return Some(fleet.lift_at(source, at_ms, until_ms));
         }
     };
-    if record.act == Act::Lift {
-        fleet.note_lift(&record);
-        fleet.is_unsaved.store(true, Relaxed);
-    }
     lock(&fleet.own).put(record.clone(), CLIENTS_MAX);
     // So that it is known when it comes back by the stream.
     let _ = lock(&fleet.bans).merge(record.clone(), CLIENTS_MAX);
@@ -172,5 +166,4 @@ const BATCH_MAX: usize = 1_000;
 /// Records that the stream holds, about; who misses more catches up from the set.
 const STREAM_MAX: u64 = 100_000;
 const AGAIN: Duration = Duration::from_secs(60);
-const LIFT_KEPT_MS: u64 = 600_000;
 const PAUSE: Duration = Duration::from_millis(100);
