@@ -171,6 +171,10 @@ impl Record {
             "ban" => {
                 let (strikes, reason) = (words.next()?.parse().ok()?, words.next()?);
                 let reason = percent_decode_str(reason).decode_utf8().ok()?.into_owned();
+                // It is shown to operators as it is.
+                if reason.len() > REASON_BYTES_MAX || reason.chars().any(char::is_control) {
+                    return None;
+                }
                 Act::Ban { strikes, reason }
             }
             "lift" => Act::Lift,
@@ -310,8 +314,10 @@ const PURPOSE: &str = "ban";
 const NO_WORD: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
 /// The longest record, in bytes: with the longest reason that an operator can give, all of it encoded.
 const RECORD_BYTES_MAX: usize = 1_280;
+/// The longest reason, in bytes.
+const REASON_BYTES_MAX: usize = 256;
 /// By how much the clocks of a fleet may differ.
-const SKEW_MS: u64 = 300_000;
+pub const SKEW_MS: u64 = 300_000;
 /// The longest ban that an edge takes from another: a year.
 const LENGTH_MS_MAX: u64 = 366 * 86_400_000;
 /// Bans of one client that are told apart.
@@ -352,7 +358,7 @@ mod tests {
         for (reason, is_plain) in [
             ("not_found", true),
             ("seen in the log", false),
-            ("100% \n\t\u{7f}", false),
+            ("100% of it", false),
             ("", true),
             (long.as_str(), false),
         ] {
@@ -361,6 +367,11 @@ mod tests {
             let sealed = record.seal(&seal());
             assert_eq!(sealed.contains(reason), is_plain, "{sealed}");
             assert_eq!(Record::open(&sealed, &seal(), NOW), Ok(record));
+        }
+        for reason in ["a\u{1b}[2J", "a\nb", "\u{7f}", &"n".repeat(REASON_BYTES_MAX + 1)] {
+            let act = Act::Ban { strikes: 1, reason: reason.to_owned() };
+            let sealed = Record { act, ..ban("192.0.2.1", 1, 9, "a") }.seal(&seal());
+            assert_eq!(Record::open(&sealed, &seal(), NOW), Err(Fault::Malformed));
         }
     }
 

@@ -392,6 +392,37 @@ fn a_slow_clock_does_not_evade_the_cap() -> Result<()> {
 }
 
 #[test]
+fn what_the_cap_softened_is_lifted_after_a_restart() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut hub = Hub::start(&[&lab])?;
+    let section = hub.section(0, &lab, "")?;
+    let mut edged = lab.edged()?.set("verdicts.bans_per_minute", "2").append(&section)?.start()?;
+    connected(&edged, 1.0)?;
+    let (at_ms, node) = (edge_daemon::clock::unix_ms(), "other".to_owned());
+    let until_ms = at_ms + 600_000;
+    let clients: Vec<std::net::IpAddr> =
+        (1..=4_u8).map(|n| [198, 51, 100, 200 + n].into()).collect();
+    for client in clients.iter().copied() {
+        let act = Act::Ban { strikes: 1, reason: "scan".into() };
+        says(&hub, &lab, &Record { client, act, at_ms, until_ms, node: node.clone() })?;
+    }
+    until("all have come", Duration::from_secs(10), || Ok(edged.bans()?.len() == 4))?;
+    std::thread::sleep(Duration::from_secs(2));
+    edged.kill9()?;
+    hub.kill();
+    hub.start_again()?;
+    edged.start_again()?;
+    connected(&edged, 1.0)?;
+    assert!(edged.bans()?.iter().any(|ban| ban["step"] == "403"), "{:?}", edged.bans()?);
+    for client in clients {
+        let (act, at_ms) = (Act::Lift, at_ms + 1);
+        says(&hub, &lab, &Record { client, act, at_ms, until_ms, node: node.clone() })?;
+    }
+    until("all are free", Duration::from_secs(10), || Ok(edged.bans()?.is_empty()))?;
+    Ok(())
+}
+
+#[test]
 fn two_edges_keep_one_limit_for_each_client() -> Result<()> {
     let (one, two) = (Lab::new()?, Lab::new()?);
     let (_origin, _other) = (Origin::start(&one)?, Origin::start(&two)?);

@@ -21,6 +21,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use edge_identity::fleet::{Act, Bans, Fault, Own, Record, Seal};
@@ -111,7 +112,8 @@ impl Fleet {
     /// Until when a client is banned by any edge that is known of.
     #[must_use]
     pub fn banned_until(&self, client: &IpAddr) -> Option<u64> {
-        lock(&self.bans).get(client).map(|ban| ban.until_ms)
+        let until_ms = lock(&self.bans).get(client).map(|ban| ban.until_ms);
+        until_ms.filter(|until_ms| *until_ms > clock::unix_ms())
     }
 
     /// Dates and notes a lift of this edge's, of what was decided at `ban_ms` and would have lasted until
@@ -192,7 +194,7 @@ impl Source for Fleet {
                     let publish = publish::publish(Arc::clone(&self), to_tell);
                     let kept = lifts::keep(Arc::clone(&self), Arc::clone(&edge));
                     let follow = bans::follow(Arc::clone(&self), edge);
-                    tokio::join!(follow, publish, kept)
+                    tokio::join!(follow, publish, kept, forget(&self))
                 };
                 tokio::join!(bans, leases, keyed);
             } else {
@@ -202,6 +204,15 @@ impl Source for Fleet {
     }
 }
 
+/// Forgets what is over, for ever, whether the server is there or not.
+async fn forget(fleet: &Fleet) {
+    loop {
+        tokio::time::sleep(FORGET).await;
+        fleet.expire(clock::unix_ms());
+    }
+}
+
+const FORGET: Duration = Duration::from_secs(60);
 const LIFT_KEPT_MS: u64 = 600_000;
 /// Clients of which records are remembered.
 const CLIENTS_MAX: usize = 1_000_000;

@@ -3,6 +3,7 @@
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
 use edge_common::{Reason, Source, map};
+use edge_identity::fleet::SKEW_MS;
 use edge_policy::{
     list::Class,
     verdict::{Culprit, Evidence, Facts, Kind, Origin, Signal, Spared, Step, Verdict},
@@ -77,9 +78,7 @@ impl Writer {
                 spared: None,
                 evidence: Vec::new(),
             });
-            let since_ms = corrected(record.since_ms, clock::unix_ms_at(ban.since_ns));
-            // It may be dated later than it began: after a lift.
-            record.since_ms = since_ms.max(record.since_ms);
+            record.since_ms = dated_since(record.since_ms, clock::unix_ms_at(ban.since_ns));
             record.until_ms = corrected(record.until_ms, clock::unix_ms_at(ban.until_ns));
             record.strikes = ban.strikes;
             self.unsaved.put(record.clone());
@@ -270,6 +269,13 @@ fn corrected(record_ms: u64, kernel_ms: u64) -> u64 {
     if record_ms.abs_diff(kernel_ms) < 1_000 { record_ms } else { kernel_ms }
 }
 
+/// Since when a ban is: it may be dated later than it began, after a lift by a faster clock; but not from
+/// before the clock was set back, as others would take it for one from the future.
+fn dated_since(record_ms: u64, kernel_ms: u64) -> u64 {
+    let since_ms = corrected(record_ms, kernel_ms);
+    if record_ms <= since_ms.saturating_add(SKEW_MS) { since_ms.max(record_ms) } else { since_ms }
+}
+
 /// A ban as the kernel has it.
 pub(super) fn in_kernel(record: &BanRecord, until_ns: u64) -> map::Ban {
     map::Ban {
@@ -297,3 +303,16 @@ fn reason_named(name: &str) -> Reason {
 
 /// Penalties in force at once, apart from the kernel's bans: ~1 KiB each with their evidence.
 pub(super) const PENALTIES_MAX: usize = 65_536;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_date_from_before_the_clock_was_set_back_is_none() {
+        assert_eq!(dated_since(1_000_500, 1_000_000), 1_000_500);
+        assert_eq!(dated_since(1_000_000 + SKEW_MS, 1_000_000), 1_000_000 + SKEW_MS);
+        assert_eq!(dated_since(1_000_001 + SKEW_MS, 1_000_000), 1_000_000);
+        assert_eq!(dated_since(0, 1_000_000), 1_000_000);
+    }
+}

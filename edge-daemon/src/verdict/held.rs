@@ -25,14 +25,17 @@ impl Writer {
         }
     }
 
-    /// Every ban in force that a fleet may know of, and the edge that decided it if that is another.
+    /// Every ban in force that a fleet may know of, those that are milder here among them, and the edge that decided it if that is another.
     pub(super) fn recall(&self) -> Vec<(Told, Option<String>)> {
         let told = |held: &Held| {
             let by = held.record.scenario.strip_prefix("edge ");
             let by = by.filter(|_| held.record.origin == Origin::Fleet).map(str::to_owned);
             Some((self.shared(&held.record)?, by))
         };
-        self.bans.iter().filter_map(|(_, held)| told(held)).collect()
+        let bans = self.bans.iter().map(|(_, held)| held);
+        let milder = self.penalties.iter().map(|(_, held)| held);
+        let milder = milder.filter(|held| held.record.origin == Origin::Fleet);
+        bans.chain(milder).filter_map(told).collect()
     }
 
     /// Ends what an origin has decided, and nothing that anybody else has; but the fleet's word is that

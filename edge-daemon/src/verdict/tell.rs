@@ -107,10 +107,12 @@ impl Writer {
         self.shared(record).filter(|_| is_own)
     }
 
-    /// A ban as others may know it; `None`: it is about nobody whom they could ban.
+    /// A ban as others may know it, however much milder another edge's is here; `None`: it is about nobody
+    /// whom they could ban.
     pub(super) fn shared(&self, record: &BanRecord) -> Option<Told> {
         let (source, bits) = self.prefix(&record.culprit)?;
-        (record.step == Step::Ban).then(|| Told::Ban {
+        let is_known = record.step == Step::Ban || record.origin == Origin::Fleet;
+        is_known.then(|| Told::Ban {
             source,
             bits,
             reason: record.reason.clone(),
@@ -146,10 +148,7 @@ impl Writer {
         if record.origin != Origin::Fleet {
             return;
         }
-        // What this edge had told of it before another's ban took its place.
-        let word = |kind: &str| kind.strip_prefix(BY_HAND).unwrap_or(kind).to_owned();
-        let own: BTreeSet<_> = record.evidence.iter().map(|own| word(&own.kind)).collect();
-        for reason in own {
+        for reason in told_before(record) {
             self.edge.outside.tell_crowdsec(&Told::Lift { source, bits, reason, at_ms, until_ms });
         }
     }
@@ -182,6 +181,14 @@ impl Writer {
     }
 }
 
+/// For what this edge may have told of a client before another's ban took the place of its own; not what
+/// other edges said of it.
+fn told_before(record: &BanRecord) -> BTreeSet<String> {
+    let kinds = record.evidence.iter().filter(|it| !it.kind.starts_with("edge "));
+    let words = kinds.map(|it| it.kind.strip_prefix(BY_HAND).unwrap_or(&it.kind).to_owned());
+    words.filter(|word| *word != record.reason).collect()
+}
+
 /// What asks for a person as long as it goes on.
 pub(super) enum Lasting {
     /// Scenarios ban more than they may.
@@ -195,3 +202,34 @@ pub(super) enum Lasting {
 /// Kinds of [`Lasting`].
 pub(super) const LASTING: usize = 3;
 const ALARM_EVERY_NS: u64 = 60_000_000_000;
+
+#[cfg(test)]
+mod tests {
+    use edge_policy::verdict::Evidence;
+
+    use super::*;
+
+    #[test]
+    fn what_other_edges_say_is_not_taken_back() {
+        let evidence = |kind: &str| Evidence {
+            at: 1,
+            kind: kind.to_owned().into(),
+            address: [192, 0, 2, 7].into(),
+            request: None,
+        };
+        let kinds = ["edge b: scan", "edge c: edge", "operator: edge case", "not_found", "scan"];
+        let record = BanRecord {
+            culprit: Culprit::Source(IpAddr::from([192, 0, 2, 7]).into()),
+            step: Step::Ban,
+            since_ms: 1,
+            until_ms: 2,
+            strikes: 1,
+            reason: "scan".into(),
+            scenario: "edge b".into(),
+            origin: Origin::Fleet,
+            spared: None,
+            evidence: kinds.map(evidence).into(),
+        };
+        assert!(told_before(&record).iter().eq(["edge case", "not_found"]));
+    }
+}

@@ -35,16 +35,16 @@ pub(super) async fn tell(crowdsec: Arc<Crowdsec>, told: Option<mpsc::Receiver<To
         while !batch.is_empty() {
             let before = batch.len();
             let sent = send(&crowdsec, machine, password, &mut token, &mut batch);
-            let why = match time::timeout(*timeout, sent).await {
+            let fault = match time::timeout(*timeout, sent).await {
                 Ok(Ok(())) => break,
-                Ok(Err(why)) => why,
-                Err(_) => io::Error::other("it took too long"),
+                Ok(Err(fault)) => fault,
+                Err(_) => Fault::Away(io::Error::other("it took too long")),
             };
             token = None;
             // Each of them is tried so often, whatever went before it.
             attempt = if batch.len() < before { 1 } else { attempt + 1 };
             if attempt > ATTEMPTS {
-                let lost = first_step(&batch);
+                let (lost, why) = given_up(&fault, &batch);
                 batch.drain(..lost);
                 tracing::error!(%why, lost, "CrowdSec cannot be told of bans");
                 attempt = 1;
@@ -61,6 +61,29 @@ fn first_step(batch: &VecDeque<Told>) -> usize {
     batch.iter().take_while(is_ban).count().max(1).min(batch.len())
 }
 
+/// Why something could not be told.
+enum Fault {
+    /// Nobody answers, or lets us in.
+    Away(io::Error),
+    /// The answer was no.
+    Refused(io::Error),
+}
+
+impl From<io::Error> for Fault {
+    fn from(why: io::Error) -> Self {
+        Self::Away(why)
+    }
+}
+
+/// How many are given up, and why: of what is refused the others may still be taken; where nobody answers
+/// one question is as good as all, and more are waiting.
+fn given_up<'f>(fault: &'f Fault, batch: &VecDeque<Told>) -> (usize, &'f io::Error) {
+    match fault {
+        Fault::Away(why) => (batch.len(), why),
+        Fault::Refused(why) => (first_step(batch), why),
+    }
+}
+
 /// Tells in order, as a ban may follow its client's lift; what is told is taken off the batch, and not told
 /// again.
 async fn send(
@@ -69,7 +92,7 @@ async fn send(
     password: &Origin,
     token: &mut Option<Secret>,
     batch: &mut VecDeque<Told>,
-) -> io::Result<()> {
+) -> Result<(), Fault> {
     let secret = match token.take() {
         Some(token) => token,
         None => login(crowdsec, machine, password).await?,
@@ -81,12 +104,12 @@ async fn send(
             let target = lifting(machine, *source, *bits, reason);
             let none = Vec::new().into();
             let answer = crowdsec.ask(Method::DELETE, &target, bearer()?, none).await?;
-            expect(answer.status, StatusCode::OK)?;
+            expect(answer.status, StatusCode::OK).map_err(Fault::Refused)?;
         } else {
             let alerts = batch.iter().take(step).filter_map(|told| alert(machine, told));
-            let body = serde_json::to_vec(&alerts.collect::<Vec<_>>())?.into();
-            let answer = crowdsec.ask(Method::POST, "/v1/alerts", bearer()?, body).await?;
-            expect(answer.status, StatusCode::CREATED)?;
+            let body = serde_json::to_vec(&alerts.collect::<Vec<_>>()).map_err(io::Error::from)?;
+            let answer = crowdsec.ask(Method::POST, "/v1/alerts", bearer()?, body.into()).await?;
+            expect(answer.status, StatusCode::CREATED).map_err(Fault::Refused)?;
         }
         batch.drain(..step);
     }
@@ -174,5 +197,10 @@ mod tests {
         let step = |told: &[&Told]| first_step(&told.iter().copied().cloned().collect());
         assert_eq!(step(&[&ban, &ban, &lift, &ban]), 2);
         assert_eq!((step(&[&lift, &ban]), step(&[&lift, &lift]), step(&[])), (1, 1, 0));
+        // Many lifts are no reason to be kept waiting so many times.
+        let batch = [&lift, &lift, &ban].into_iter().cloned().collect();
+        let lost = |fault: Fault| given_up(&fault, &batch).0;
+        let why = || io::Error::other("no");
+        assert_eq!((lost(Fault::Away(why())), lost(Fault::Refused(why()))), (3, 1));
     }
 }

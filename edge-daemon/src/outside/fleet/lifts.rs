@@ -128,6 +128,19 @@ mod tests {
     }
 
     #[test]
+    fn who_was_banned_is_free() {
+        let dir = tempfile::tempdir().unwrap();
+        let (fleet, now_ms) = (fleet(dir.path()), clock::unix_ms());
+        let mut ban = fleet.lift_at(CLIENT.into(), now_ms - 9, now_ms);
+        ban.act = edge_identity::fleet::Act::Ban { strikes: 1, reason: "scan".into() };
+        for (until_ms, wanted) in [(now_ms, None), (now_ms + 60_000, Some(now_ms + 60_000))] {
+            let ban = Record { until_ms, ..ban.clone() };
+            lock(&fleet.bans).merge(ban, CLIENTS_MAX).unwrap();
+            assert_eq!(fleet.banned_until(&CLIENT.into()), wanted);
+        }
+    }
+
+    #[test]
     fn a_lift_is_on_disk_at_the_end_and_in_the_place_of_no_unread_one() {
         let dir = tempfile::tempdir().unwrap();
         give_secret(dir.path());

@@ -32,8 +32,8 @@ pub(super) async fn publish(fleet: Arc<Fleet>, told: Option<mpsc::Receiver<Told>
                     fresh.extend(record(&fleet, first));
                 }
                 () = due(&fleet, &mut ticks) => {
-                    fleet.expire(clock::unix_ms());
-                    again.extend(lock(&fleet.own).iter().cloned());
+                    let (own, now_ms) = (lock(&fleet.own), clock::unix_ms());
+                    again.extend(own.iter().filter(|it| it.until_ms > now_ms).cloned());
                 }
             }
         }
