@@ -197,6 +197,7 @@ fn who_is_never_banned_is_not_denied_by_others() -> Result<()> {
         edged.tell("reload")?;
         assert_eq!(reached(), wanted, "{never}");
     }
+    assert!(edged.log().contains("anybody of never_ban"));
     // So it is from the first packet of the next start.
     let mut edged = edged;
     assert!(edged.terminate()?.success());

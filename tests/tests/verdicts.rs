@@ -318,6 +318,15 @@ fn a_table_full_of_anothers_entries_is_put_right() -> Result<()> {
         Ok(healed >= f64::from(OWN + BANS_MAX) && metric(&edged, "edged_enforced_ratio")? == 1.0)
     })?;
     println!("{} entries are put right in {healed:?}", OWN + BANS_MAX);
+    // Told of once, and not in as many parts as it took.
+    let told = || -> Result<usize> {
+        let is_one = |event: &&serde_json::Value| {
+            event["why"].as_str().is_some_and(|why| why.contains("another hand"))
+        };
+        Ok(edged.events()?.iter().filter(is_one).count())
+    };
+    until("it is told", SOON, || Ok(told()? > 0))?;
+    assert!(told()? <= 2, "{}", told()?);
     Ok(())
 }
 

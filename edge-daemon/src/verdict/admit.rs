@@ -108,10 +108,14 @@ impl Writer {
                 Ok(()) => {
                     self.engine.restore(&culprit, strikes, Step::Ban, until_ns);
                     self.cap.count(now_ns);
+                    self.is_promotion_failing = false;
                 }
                 Err(error) => {
-                    let error = format!("{error:#}");
-                    tracing::error!(%culprit, error, "a ban stays milder");
+                    // Once a series.
+                    if !std::mem::replace(&mut self.is_promotion_failing, true) {
+                        let error = format!("{error:#}");
+                        tracing::error!(%culprit, error, "a ban stays milder");
+                    }
                     return self.capped.push_back(client);
                 }
             }

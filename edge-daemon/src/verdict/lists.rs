@@ -21,6 +21,8 @@ pub(crate) struct List {
     /// By network: an operator's word on it replaces the last one.
     operators: BTreeMap<IpNet, Entry>,
     pub(super) sheets: Sheets,
+    /// Networks of the sheets that `never_ban` leaves out.
+    spared: usize,
 }
 
 /// The configuration's networks, in order.
@@ -148,7 +150,21 @@ impl List {
 
     pub(crate) fn len(&self) -> usize {
         let sheets = self.sheets.values().map(|sheet| sheet.entries().len());
-        self.configured.nets.len() + self.operators.len() + sheets.sum::<usize>()
+        self.configured.nets.len() + self.operators.len() + sheets.sum::<usize>() - self.spared
+    }
+
+    /// Counts what `never_ban` leaves out of others' lists after either has changed, and says so: one
+    /// address may keep a whole network from being denied.
+    pub(super) fn count_spared(&mut self) {
+        let listed = self.sheets.values().flat_map(|sheet| sheet.entries());
+        let networks = listed.filter(|listed| self.configured.spares(&listed.net)).count();
+        if networks > 0 && networks != self.spared {
+            tracing::warn!(
+                networks,
+                "networks of feeds with anybody of never_ban in them are not denied"
+            );
+        }
+        self.spared = networks;
     }
 
     /// Whether the configuration itself holds exactly this network.
@@ -189,7 +205,8 @@ impl List {
         let Configured { nets, .. } = &*self.configured;
         let configured = nets.get(from..).unwrap_or_default().iter().map(|place| self.told(place));
         let outside = self.sheets.values().flat_map(|sheet| {
-            let entries = sheet.entries().iter();
+            let denied = |listed: &&Listed| !self.configured.spares(&listed.net);
+            let entries = sheet.entries().iter().filter(denied);
             entries.map(move |listed| (listed.net, Origin::Outside(sheet, listed)))
         });
         let operators = self.operators.values();
@@ -201,8 +218,8 @@ impl List {
     pub(crate) fn origins(&self, net: &IpNet) -> Vec<Origin<'_>> {
         let operator = self.operators.get(net).map(Origin::Operator);
         let configured = self.configured.of(net).iter().map(|place| self.told(place).1);
-        let outside =
-            self.sheets.values().filter_map(|sheet| Some(Origin::Outside(sheet, sheet.get(net)?)));
+        let sheets = self.sheets.values().filter(|_| !self.configured.spares(net));
+        let outside = sheets.filter_map(|sheet| Some(Origin::Outside(sheet, sheet.get(net)?)));
         operator.into_iter().chain(configured).chain(outside).collect()
     }
 
@@ -279,7 +296,9 @@ impl Prepared {
         let mut past = store.load_all()?;
         let [allow, deny] = Configured::both(settings).map(Arc::new);
         let allow = List { configured: allow, ..List::new(std::mem::take(&mut past.allow)) };
-        let deny = List { configured: deny, sheets, ..List::new(std::mem::take(&mut past.deny)) };
+        let mut deny =
+            List { configured: deny, sheets, ..List::new(std::mem::take(&mut past.deny)) };
+        deny.count_spared();
         let operators = allow.of_operators(ListName::Allow);
         let operators = operators.chain(deny.of_operators(ListName::Deny)).collect();
         let configured = [&allow, &deny].map(|list| Arc::clone(&list.configured));
@@ -362,5 +381,22 @@ mod tests {
         for from in 0..=all.len() {
             assert!(list.entries(from).map(|(net, _)| net).eq(all[from..].iter().copied()));
         }
+    }
+
+    #[test]
+    fn what_never_ban_leaves_out_is_not_listed() {
+        let mut list = List::default();
+        let never = vec![net("10.1.2.3/32")];
+        list.configured = Arc::new(Configured { never, ..Configured::default() });
+        let nets = ["10.0.0.0/8", "10.1.2.0/24", "192.0.2.0/24"].map(net);
+        let listed = nets.map(|net| Listed { net, until_ns: FOREVER, place: 1 });
+        let from: Arc<str> = "feed a".into();
+        let sheet = Sheet::new(Arc::clone(&from), Class::Deny, listed.into(), Vec::new());
+        list.sheets.insert(from, Arc::new(sheet));
+        list.count_spared();
+        assert_eq!((list.len(), list.spared), (1, 2));
+        assert!(list.entries(0).map(|(net, _)| net).eq([net("192.0.2.0/24")]));
+        assert!(list.origins(&net("10.0.0.0/8")).is_empty());
+        assert_eq!(list.origins(&net("192.0.2.0/24")).len(), 1);
     }
 }

@@ -136,6 +136,10 @@ pub struct Writer {
     /// Bans within this minute, and when that they were too many was last told.
     cap: Cap,
     alarmed_ns: [Option<u64>; tell::LASTING],
+    /// Bans that were put right since that was last told.
+    mended: u64,
+    /// Whether the last of those whom the cap had spared could not be banned.
+    is_promotion_failing: bool,
     /// Bans that are in the kernel and not yet on disk.
     unsaved: Unsaved,
     edge: Arc<Edge>,
@@ -185,6 +189,8 @@ impl Writer {
             vital: Vital::default(),
             cap: Cap::default(),
             alarmed_ns: [None; tell::LASTING],
+            mended: 0,
+            is_promotion_failing: false,
             unsaved,
             edge,
             config,

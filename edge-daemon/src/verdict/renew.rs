@@ -97,6 +97,7 @@ impl Writer {
             let Some(update) = self.waiting.sheets.pop_front_if(is_small) else { return };
             let Update { sheet, changed, answer } = update;
             put(&mut self.deny.sheets, sheet);
+            self.deny.count_spared();
             let written = changed
                 .unwrap_or_default()
                 .iter()
@@ -166,6 +167,7 @@ impl Writer {
         self.allow.configured = allow;
         self.deny.configured = deny;
         self.deny.sheets = sheets;
+        self.deny.count_spared();
     }
 }
 

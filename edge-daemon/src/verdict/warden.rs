@@ -49,6 +49,8 @@ pub struct Suspects {
     settings: bool,
     /// Interfaces on which the filter was put back.
     links: u64,
+    /// Whether no other part of the same look comes after it.
+    is_last: bool,
 }
 
 impl Warden {
@@ -69,8 +71,12 @@ impl Warden {
             drop(turn);
             match found {
                 Ok(found) => {
-                    for suspects in found.into_iter().filter(|found| *found != Suspects::default())
-                    {
+                    let mut found: Vec<_> =
+                        found.into_iter().filter(|found| *found != Suspects::default()).collect();
+                    if let Some(last) = found.last_mut() {
+                        last.is_last = true;
+                    }
+                    for suspects in found {
                         let _ = self.edge.orders.send(Order::Heal(Box::new(suspects)));
                     }
                 }
@@ -114,16 +120,15 @@ impl Warden {
         let mut overlaid = self.tables.lists.doubted()?;
         overlaid.truncate(SUSPECTS_MAX);
         let ends = self.tables.lists.doubted_ends(now_ns, SUSPECTS_MAX);
-        let mut parts =
-            vec![Suspects { lists, overlaid, ends, settings, links, ..Suspects::default() }];
         let part = |part: &[Source]| Suspects { clients: part.to_vec(), ..Suspects::default() };
-        parts.extend(clients.chunks(SUSPECTS_MAX).map(part));
-        Ok(parts)
+        let others = Suspects { lists, overlaid, ends, settings, links, ..Suspects::default() };
+        Ok(clients.chunks(SUSPECTS_MAX).map(part).chain([others]).collect())
     }
 }
 
 impl Writer {
-    /// Looks once more at what the warden found, and puts right what differs.
+    /// Looks once more at what the warden found, and puts right what differs. One alarm is for a whole
+    /// look. What fails once fails for many: the next look tries them again, in another order.
     pub(super) fn heal(&mut self, suspects: &Suspects) {
         let mut bans = 0;
         for client in &suspects.clients {
@@ -137,9 +142,11 @@ impl Writer {
                     let error = format!("{:#}", anyhow::Error::from(error));
                     tracing::error!(%client, error, "a ban that another hand changed stays so");
                     self.alarm_of(&Lasting::Failing(error));
+                    break;
                 }
             }
         }
+        self.mended += bans;
         let metrics = &self.edge.metrics.verdicts;
         metrics.healed(Healed::Ban, bans);
         metrics.healed(Healed::List, u64::from(suspects.lists));
@@ -158,6 +165,10 @@ impl Writer {
         let metrics = &self.edge.metrics.verdicts;
         metrics.healed(Healed::Overlay, overlaid);
         metrics.healed(Healed::End, ends);
+        if !suspects.is_last {
+            return;
+        }
+        let bans = std::mem::take(&mut self.mended);
         let whole = |is: bool, what: &str| is.then(|| what.to_owned());
         let count = |n: u64, what: &str| (n > 0).then(|| format!("{n} {what}"));
         let changed: Vec<_> = [
