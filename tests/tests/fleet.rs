@@ -275,6 +275,45 @@ fn what_was_lifted_comes_back_by_no_restart() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn who_is_banned_again_stays_banned_however_slow_the_server_is() -> Result<()> {
+    let lab = Lab::new()?;
+    let hub = Hub::start(&[&lab])?;
+    let mut a = start(&hub, 0, &lab, "")?;
+    connected(&a, 1.0)?;
+    a.tell(&format!("ban add {ATTACKER} --ttl 24h"))?;
+    // While this one waits to be shared, so does what follows.
+    hub.freeze(true)?;
+    a.tell("ban add 198.51.100.201 --ttl 24h")?;
+    std::thread::sleep(Duration::from_millis(100));
+    a.tell(&format!("ban remove {ATTACKER}"))?;
+    a.tell(&format!("ban add {ATTACKER} --ttl 24h"))?;
+    std::thread::sleep(Duration::from_millis(100));
+    hub.freeze(false)?;
+    std::thread::sleep(Duration::from_secs(3));
+    a.kill9()?;
+    a.start_again()?;
+    connected(&a, 1.0)?;
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(a.bans()?.len(), 2, "{:?}", a.bans()?);
+    // What was lifted just before the end is on disk, and shared when nobody could be told.
+    hub.freeze(true)?;
+    a.tell(&format!("ban remove {ATTACKER}"))?;
+    assert!(a.terminate()?.success());
+    let kept = std::fs::read_to_string(lab.dir().join("state/fleet/lifts.feed"))?;
+    let lifts = kept.matches(&format!("lift {ATTACKER} ")).count();
+    assert_eq!(lifts, 1, "{kept}");
+    hub.freeze(false)?;
+    a.start_again()?;
+    connected(&a, 1.0)?;
+    until("it is shared", Duration::from_secs(10), || {
+        let known = hub.cli(&["ZRANGE", "edged:bans", "0", "-1"])?;
+        Ok(known.matches(&format!("lift {ATTACKER} ")).count() == 2)
+    })?;
+    assert_eq!(a.bans()?.len(), 1);
+    Ok(())
+}
+
 /// What another edge of the fleet says, by the stream.
 fn says(hub: &Hub, lab: &Lab, record: &Record) -> Result<()> {
     let secret = std::fs::read(lab.dir().join("fleet.secret"))?;
