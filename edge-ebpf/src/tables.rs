@@ -12,8 +12,8 @@ use edge_common::{
     cookie::{LISTENERS_MAX, Listener, Pressure, Segment},
     limit,
     map::{
-        BAN_BITS, BANS_MAX, Ban, CELLS_MAX, Count, FactFlag, Facts, INTERFACES_MAX,
-        OPEN_SETS, REASONS_MAX, RING_BYTES, SIGNATURES_MAX, SOCKETS_MAX, Settings,
+        BAN_BITS, BANS_MAX, Ban, CELLS_MAX, Count, FactFlag, Facts, INTERFACES_MAX, OPEN_SETS,
+        REASONS_MAX, RING_BYTES, SIGNATURES_MAX, SOCKETS_MAX, Settings,
     },
     open,
     service::{self, Service},
