@@ -377,6 +377,16 @@ fn a_stream_that_was_cut_costs_nothing() -> Result<()> {
     Ok(())
 }
 
+/// Bans of so many clients by the one edge, until the other has them all.
+fn bans_come(a: &Edged<'_>, b: &Edged<'_>, count: usize) -> Result<()> {
+    connected(a, 1.0)?;
+    connected(b, 1.0)?;
+    for n in 1..=count {
+        a.tell(&format!("ban add 198.51.100.20{n} --ttl 1h"))?;
+    }
+    until("all have come", Duration::from_secs(10), || Ok(b.bans()?.len() == count)).map(drop)
+}
+
 #[test]
 fn what_the_cap_softened_is_lifted_for_all_and_banned_in_its_turn() -> Result<()> {
     let (one, two) = (Lab::new()?, Lab::new()?);
@@ -384,12 +394,7 @@ fn what_the_cap_softened_is_lifted_for_all_and_banned_in_its_turn() -> Result<()
     let a = start(&hub, 0, &one, "")?;
     let section = hub.section(1, &two, "")?;
     let b = two.edged()?.set("verdicts.bans_per_minute", "4").append(&section)?.start()?;
-    connected(&a, 1.0)?;
-    connected(&b, 1.0)?;
-    for n in 1..=7 {
-        a.tell(&format!("ban add 198.51.100.20{n} --ttl 1h"))?;
-    }
-    until("all have come", Duration::from_secs(10), || Ok(b.bans()?.len() == 7))?;
+    bans_come(&a, &b, 7)?;
     let soft: Vec<_> = b.bans()?.into_iter().filter(|ban| ban["step"] == "403").collect();
     assert_eq!(soft.len(), 3, "{soft:?}");
     let lifted = soft[0]["culprit"].as_str().context("a culprit")?.to_owned();
@@ -497,12 +502,7 @@ fn over_tls_and_within_the_cap() -> Result<()> {
     let a = start(&hub, 0, &one, "")?;
     let section = hub.section(1, &two, "")?;
     let b = two.edged()?.set("verdicts.bans_per_minute", "2").append(&section)?.start()?;
-    connected(&a, 1.0)?;
-    connected(&b, 1.0)?;
-    for n in 1..=4 {
-        a.tell(&format!("ban add 198.51.100.20{n} --ttl 1h"))?;
-    }
-    until("all have come", Duration::from_secs(10), || Ok(b.bans()?.len() == 4))?;
+    bans_come(&a, &b, 4)?;
     let is = |step: &str| -> Result<usize> {
         Ok(b.bans()?.iter().filter(|ban| ban["step"] == step).count())
     };

@@ -105,6 +105,14 @@ fn metric(edged: &Edged, name: &str, labels: &[(&str, &str)]) -> Result<f64> {
     Ok(edged.metrics()?.sum(name, labels))
 }
 
+/// How many descriptors it has open once it has served somebody and nobody is left.
+fn at_rest(edged: &Edged<'_>) -> Result<usize> {
+    assert_eq!(edged.get(FRIEND, "/health").send()?.status, 200);
+    let is_left = || Ok(metric(edged, "edged_connections_open", &[])? == 0.0);
+    until("no visitor is left", SOON, is_left)?;
+    descriptors(edged)
+}
+
 /// Descriptors that the daemon has open.
 fn descriptors(edged: &Edged) -> Result<usize> {
     Ok(std::fs::read_dir(format!("/proc/{}/fd", edged.pid()))?.count())
@@ -607,13 +615,7 @@ fn whoever_vanishes_takes_all_of_it_along() -> Result<()> {
     let _origin = Origin::start(&lab)?;
     let edged = lab.edged()?.start()?;
     let key = edged.key("k")?;
-    assert_eq!(edged.get(FRIEND, "/health").send()?.status, 200);
-    until(
-        "no visitor is left",
-        SOON,
-        || Ok(metric(&edged, "edged_connections_open", &[])? == 0.0),
-    )?;
-    let before = descriptors(&edged)?;
+    let before = at_rest(&edged)?;
     for flag in ["--http1.1", "--http2"] {
         // While the upstream thinks; in the middle of a download; in the middle of an upload.
         let gone = |path: &str, rate: &str| {
@@ -649,13 +651,7 @@ fn whoever_vanishes_behind_an_upstream_that_takes_nothing_leaves_nothing() -> Re
         .set("upstream.0.response_timeout", "\"4s\"")
         .start()?;
     let key = edged.key("k")?;
-    assert_eq!(edged.get(FRIEND, "/health").send()?.status, 200);
-    until(
-        "no visitor is left",
-        SOON,
-        || Ok(metric(&edged, "edged_connections_open", &[])? == 0.0),
-    )?;
-    let before = descriptors(&edged)?;
+    let before = at_rest(&edged)?;
     let stuck = gate.lock().expect("nobody panics");
     for (n, flag) in ["--http1.1", "--http2"].into_iter().enumerate() {
         let seen = script.seen();
