@@ -4,12 +4,15 @@ use std::{
     collections::BTreeSet,
     fs,
     process::Command,
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    sync::{
+        atomic::{AtomicBool, Ordering::Relaxed},
+        mpsc,
+    },
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
-use nix::net::if_::if_nametoindex;
+use nix::{net::if_::if_nametoindex, unistd::gettid};
 
 use super::{
     Effort, LOAD_CPU, MEASURED_CPU,
@@ -68,18 +71,32 @@ impl Flood {
         let port = lab.net.enter(|| if_nametoindex("edge"))?;
         let sender = Program::send(port, &self.sources, self.is_tcp(), pace.interval_ns())?;
         let stop = AtomicBool::new(false);
-        let send = |cpu| lab.net.enter(|| self.send(&sender, cpu, &stop));
-        let (taken, offered, start) =
-            (received(&lab.edge, "edge0")?, offered(lab)?, Instant::now());
-        let done = std::thread::scope(|scope| {
+        let send = |cpu, placed: mpsc::Sender<()>| {
+            lab.net.enter(|| {
+                place(pace, cpu)?;
+                drop(placed);
+                self.send(&sender, &stop)
+            })
+        };
+        let (taken, offered) = (received(&lab.edge, "edge0")?, offered(lab)?);
+        let (done, start) = std::thread::scope(|scope| {
             let send = &send;
-            let senders: Vec<_> = cpus.iter().map(|cpu| scope.spawn(move || send(*cpu))).collect();
+            let (placed, all) = mpsc::channel();
+            let start_one = |cpu: &usize| {
+                let (cpu, placed) = (*cpu, placed.clone());
+                scope.spawn(move || send(cpu, placed))
+            };
+            let senders: Vec<_> = cpus.iter().map(start_one).collect();
+            // Nobody says a word: it ends when each has let go of its end, by failing too.
+            drop(placed);
+            let _ = all.recv();
+            let start = Instant::now();
             let done = work();
             stop.store(true, Relaxed);
             for sender in senders {
                 sender.join().expect("no panic").context("the flood")?;
             }
-            done
+            done.map(|done| (done, start))
         })?;
         // Beside a flood that did not come, anything holds.
         let rate = |packets: u64| packets as f64 / start.elapsed().as_secs_f64();
@@ -96,12 +113,20 @@ impl Flood {
         self.frame.get(12..14) == Some(&[0x08, 0x00]) && self.frame[23] == 6
     }
 
-    fn send(&self, sender: &Program, cpu: usize, stop: &AtomicBool) -> Result<()> {
-        pin_self(cpu)?;
+    fn send(&self, sender: &Program, stop: &AtomicBool) -> Result<()> {
         while !stop.load(Relaxed) {
-            sender.run_live(&self.frame, 65_536)?;
+            sender.run_live(&self.frame, FRAMES)?;
         }
         Ok(())
+    }
+}
+
+/// Puts the calling thread where it sends from.
+fn place(pace: Pace, cpu: usize) -> Result<()> {
+    pin_self(cpu)?;
+    match pace {
+        Pace::Strict(_) => before_processes(gettid().as_raw().cast_unsigned(), 1),
+        Pace::Full | Pace::PerSecond(_) => Ok(()),
     }
 }
 
@@ -109,7 +134,7 @@ impl Pace {
     fn interval_ns(self) -> Option<i32> {
         match self {
             Self::Full => None,
-            Self::PerSecond(rate) => i32::try_from(1_000_000_000 / rate).ok(),
+            Self::PerSecond(rate) | Self::Strict(rate) => i32::try_from(1_000_000_000 / rate).ok(),
         }
     }
 
@@ -117,7 +142,7 @@ impl Pace {
     fn floor(self) -> f64 {
         match self {
             Self::Full => TAKEN_MIN,
-            Self::PerSecond(rate) => f64::from(rate) / 2.0,
+            Self::PerSecond(rate) | Self::Strict(rate) => f64::from(rate) / 2.0,
         }
     }
 }
@@ -129,6 +154,14 @@ pub(super) enum Pace {
     Full,
     /// So many packets a second in all; the sender is as busy as at full pace.
     PerSecond(u32),
+    /// As that, but the sender comes before all processes.
+    Strict(u32),
+}
+
+/// Lets a thread run before all processes, as interrupts do; among such threads the higher goes first.
+pub(super) fn before_processes(thread: u32, priority: u32) -> Result<()> {
+    let (priority, thread) = (priority.to_string(), thread.to_string());
+    run(Command::new("chrt").args(["-f", "-p", &priority, &thread])).map(drop)
 }
 
 fn measure(lab: &Lab, poller: u32, effort: Effort) -> Result<Cost> {
@@ -204,7 +237,7 @@ pub(super) fn received(home: &Netns, interface: &str) -> Result<u64> {
 }
 
 /// Packets that came to the edge of a lab, with those that its full rings had no room for.
-fn offered(lab: &Lab) -> Result<u64> {
+pub(super) fn offered(lab: &Lab) -> Result<u64> {
     let refused = counted(&lab.net, "edge", "tx_queue_", "_xdp_xmit_errors")?;
     Ok(received(&lab.edge, "edge0")? + refused)
 }
@@ -217,5 +250,8 @@ fn counted(home: &Netns, interface: &str, queue: &str, counter: &str) -> Result<
     queues.map(|(_, count)| Ok(count.parse::<u64>()?)).sum()
 }
 
+/// Frames in a run of the sender, a tenth of a second of them: between two runs the kernel waits some 20
+/// ms, in which nothing comes.
+const FRAMES: u32 = 1 << 20;
 /// Packets a second that a receiver takes in under any flood.
 const TAKEN_MIN: f64 = 10_000.0;

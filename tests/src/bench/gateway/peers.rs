@@ -22,7 +22,7 @@ use crate::{
 /// A server of somebody else's, which ends when this is dropped.
 pub(in crate::bench) struct Peer {
     child: Child,
-    worker: u32,
+    pub(in crate::bench) worker: u32,
     name: &'static str,
     port: u16,
 }
