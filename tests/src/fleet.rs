@@ -92,7 +92,7 @@ impl Hub {
     /// Starts it again, with nothing in its memory.
     ///
     /// # Errors
-    /// If it does not answer within 10 seconds.
+    /// If it does not answer in time.
     pub fn start_again(&mut self) -> Result<()> {
         let mut redis = self.ns.command("redis-server");
         redis.args(["--bind", "0.0.0.0", "--protected-mode", "no", "--save", ""]);

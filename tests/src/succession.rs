@@ -174,7 +174,7 @@ impl Manager {
     /// Waits until a process says that it is ready.
     ///
     /// # Errors
-    /// If it does not within 60 seconds.
+    /// If it does not in time.
     pub fn await_ready(&self, pid: u32) -> Result<()> {
         until("it is ready", Duration::from_secs(60), || {
             let heard = self.hear()?;

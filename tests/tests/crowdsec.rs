@@ -48,7 +48,8 @@ fn decisions_are_enforced_until_they_end_or_are_deleted() -> Result<()> {
     // A delta lifts it, another brings it back for a while.
     crowdsec.cscli(&["decisions", "delete", "-i", ATTACKER])?;
     dropped(&lab, false)?;
-    crowdsec.cscli(&["decisions", "add", "-i", ATTACKER, "-d", "4s"])?;
+    // It lasts until it was fetched and seen, also on a busy host.
+    crowdsec.cscli(&["decisions", "add", "-i", ATTACKER, "-d", "12s"])?;
     dropped(&lab, true)?;
     dropped(&lab, false)?;
     // Without its server the last good holds, also through a restart.
@@ -82,7 +83,7 @@ fn our_own_bans_are_told_and_taken_back() -> Result<()> {
     let edged = lab.edged()?.append(&section)?.start()?;
     for guess in 0..30 {
         let key = format!("edged_{guess:043}_000000");
-        if edged.get(ATTACKER, "/").key(&key).arg("--max-time", "1").send().is_err() {
+        if edged.get(ATTACKER, "/").key(&key).arg("--connect-timeout", "2").send().is_err() {
             break;
         }
     }

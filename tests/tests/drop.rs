@@ -61,9 +61,9 @@ fn edgectl_denies_and_pardons() -> Result<()> {
 fn a_denial_with_an_end_ends_by_itself() -> Result<()> {
     let lab = Lab::new()?;
     let edged = lab.edged()?.start()?;
-    edged.tell(&format!("deny add {ATTACKER} --ttl 2s --reason noise"))?;
+    edged.tell(&format!("deny add {ATTACKER} --ttl 4s --reason noise"))?;
     assert!(!reaches(&lab, ATTACKER, 443));
-    until("the entry ends", Duration::from_secs(4), || Ok(reaches(&lab, ATTACKER, 443)))?;
+    until("the entry ends", Duration::from_secs(6), || Ok(reaches(&lab, ATTACKER, 443)))?;
     Ok(())
 }
 

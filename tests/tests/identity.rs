@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    io::ErrorKind,
     os::unix::fs::PermissionsExt as _,
     path::Path,
     process::Command,
@@ -170,6 +171,14 @@ impl Conversation {
             }
         }
     }
+
+    /// Whether the edge has ended it, rather than left a request without an answer.
+    fn is_closed(&mut self) -> bool {
+        self.status("/certificate").is_err_and(|error| {
+            let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+            !matches!(kind, Some(ErrorKind::WouldBlock | ErrorKind::TimedOut))
+        })
+    }
 }
 
 /// A certificate that is revoked ends the connections that it opened, and no others.
@@ -190,11 +199,9 @@ fn a_revoked_certificate_ends_its_open_connections() -> Result<()> {
     }
     authority.revoke("clients.crl", &[&gone])?;
     edged.tell("reload")?;
-    let since = Instant::now();
     for one in &mut doomed {
-        assert!(one.status("/certificate").is_err(), "the connection is closed");
+        assert!(one.is_closed(), "the connection is closed");
     }
-    assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
     for one in &mut others {
         assert_eq!(one.status("/certificate")?, 200, "the other's is not");
     }
@@ -214,7 +221,8 @@ fn a_certificate_that_ends_ends_its_open_connections() -> Result<()> {
     let signer = Signer::new("k1")?;
     let _keys = KeyServer::start(&lab, Answers::Bytes(jwks(&[&signer])))?;
     let edged = asking(&lab, &authority, &format!("{}{ROUTES}", own()))?.start()?;
-    let short = authority.sign("short", &["billing"], -60, 4)?;
+    let signed = Instant::now();
+    let short = authority.sign("short", &["billing"], -60, 8)?;
     let stays = authority.sign("stays", &["billing"], -60, DAY)?;
     let mut doomed = Conversation::both(&edged, &lab, &short)?;
     let mut others = Conversation::both(&edged, &lab, &stays)?;
@@ -222,9 +230,9 @@ fn a_certificate_that_ends_ends_its_open_connections() -> Result<()> {
         assert_eq!(one.status("/certificate")?, 200);
     }
     // Its last second is its own.
-    std::thread::sleep(Duration::from_millis(5100));
+    std::thread::sleep(Duration::from_millis(9100).saturating_sub(signed.elapsed()));
     for one in &mut doomed {
-        assert!(one.status("/certificate").is_err(), "the connection is closed");
+        assert!(one.is_closed(), "the connection is closed");
     }
     for one in &mut others {
         assert_eq!(one.status("/certificate")?, 200);

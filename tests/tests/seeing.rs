@@ -260,7 +260,7 @@ fn explain_tells_of_signatures_limits_and_bans() -> Result<()> {
 
     for guess in 0..30 {
         let key = format!("edged_{guess:043}_000000");
-        if edged.get(CLIENT, "/").key(&key).arg("--max-time", "1").send().is_err() {
+        if edged.get(CLIENT, "/").key(&key).arg("--connect-timeout", "2").send().is_err() {
             break;
         }
     }

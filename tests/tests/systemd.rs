@@ -237,7 +237,8 @@ fn the_watchdog_is_told_by_whoever_is_in_office() -> Result<()> {
         heard?;
         assert!(unit.count >= count + 4, "told {} times by the successor", unit.count - count);
     }
-    assert!(unit.longest < WATCHDOG / 2, "{:?} without a word", unit.longest);
+    // Later than this, a manager has killed it; how often it was told says that it does not wait so long.
+    assert!(unit.longest < WATCHDOG, "{:?} without a word", unit.longest);
     daemon.kill()?;
     daemon.wait()?;
     detach(&lab.edge, &config);

@@ -242,11 +242,14 @@ fn keys_turn_and_issuers_fail() -> Result<()> {
         assert_eq!(status(&edged, &token(&second))?, 200, "{bad:?}");
     }
     // While a fetch hangs, who needs none does not wait.
-    let begun = Instant::now();
     let key = edged.key("other")?;
-    assert_eq!(edged.get(CLIENT, "/").key(&key).send()?.status, 200);
-    assert_eq!(status(&edged, &token(&second))?, 200);
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    until("nobody else waits", soon, || {
+        let begun = Instant::now();
+        assert_eq!(edged.get(CLIENT, "/").key(&key).send()?.status, 200);
+        assert_eq!(status(&edged, &token(&second))?, 200);
+        // Whoever waits does so for as long as a fetch may take.
+        Ok(begun.elapsed() < Duration::from_secs(1))
+    })?;
     let metrics = edged.scrape()?;
     let counted = |name: &str| metrics.contains(name);
     assert!(counted(r#"edged_issuer_fetches_total{issuer="own",result="ok"}"#), "{metrics}");
@@ -464,7 +467,7 @@ fn provided(lab: &Lab) -> Result<(Node, Edged<'_>)> {
         .append(&format!(
             "[[issuer]]\nname = \"provider\"\nissuer = \"{PROVIDER}\"\n\
              audience = [\"https://api.example\"]\ndiscovery = true\ncooldown = \"1s\"\n\
-             wait = \"2s\"\nfetch_timeout = \"1s\"\n\
+             wait = \"6s\"\nfetch_timeout = \"4s\"\n\
              [[route]]\npath = \"/token\"\nmethods = [\"GET\"]\nauth = \"jwt\"\n\
              scopes = [\"read\"]\nupstream = \"api\""
         ))?
@@ -474,6 +477,8 @@ fn provided(lab: &Lab) -> Result<(Node, Edged<'_>)> {
 
 /// Where it listens.
 const PROVIDER: &str = "http://127.0.0.1:9001";
+/// How long a fetch of its keys may take: much longer than a request that does not wait for it, also on a busy host.
+const FETCH: Duration = Duration::from_secs(4);
 
 /// npm `oidc-provider`, a certified provider: discovery, RFC 9068 tokens, DPoP by `jose`.
 #[test]
@@ -601,11 +606,7 @@ fn a_provider_turns_its_keys_hangs_and_dies_under_load() -> Result<()> {
                         let begun = Instant::now();
                         assert_eq!(edged.get(CLIENT, "/").key(&key).send()?.status, 200, "{how}");
                         assert_eq!(status(&edged, &third)?, 200, "{how}");
-                        assert!(
-                            begun.elapsed() < Duration::from_secs(1),
-                            "{how}: {:?}",
-                            begun.elapsed()
-                        );
+                        assert!(begun.elapsed() < FETCH, "{how}: {:?}", begun.elapsed());
                     }
                     let refused = refused.join().expect("no panic")?;
                     assert_eq!(refused, 401, "{how}");
@@ -631,7 +632,7 @@ fn a_provider_turns_its_keys_hangs_and_dies_under_load() -> Result<()> {
         ended.store(true, Relaxed);
         let (sent, slowest) = load.join().expect("no panic").context("the load")?;
         done.with_context(|| edged.log())?;
-        assert!(sent > 500 && slowest < Duration::from_secs(1), "{sent}, {slowest:?}");
+        assert!(sent > 500 && slowest < FETCH, "{sent}, {slowest:?}");
         let page = edged.scrape()?;
         let failed = r#"edged_issuer_fetches_total{issuer="provider",result="failed"}"#;
         assert!(page.contains(failed), "{page}");

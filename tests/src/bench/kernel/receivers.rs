@@ -187,13 +187,15 @@ fn check(cost: Cost, dropped: u64) -> Result<f64> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::{
         bench::{
             bpf::{Action, Sources},
             kernel::{UDP_LENGTH, udp_frame, udp6_frame},
         },
-        client::installed,
+        client::{installed, until},
     };
 
     /// Each proves by its own count that it took in what it should.
@@ -206,21 +208,29 @@ mod tests {
         let v4 = trial(udp_frame(UDP_LENGTH), few.inside());
         let v6 = trial(udp6_frame(UDP_LENGTH), list6.inside());
         let any = trial(udp_frame(UDP_LENGTH), Sources::AnyV4);
-        assert!(v4.program(&Program::bare(Action::Drop)?)? > 1.0);
-        assert!(v4.program(&Program::lpm(&list.0, false)?)? > 1.0);
-        assert!(v6.program(&Program::lpm(&list6.0, true)?)? > 1.0);
-        assert!(any.program(&Program::lru_limit(1024)?)? > 1.0);
+        // On a busy host a receiver may not have had its turn while it was looked at.
+        let measured = |cost: &dyn Fn() -> Result<f64>| -> Result<()> {
+            let mut last = Ok(0.0);
+            let done = until("a cost", Duration::from_secs(5), || {
+                last = cost();
+                Ok(last.as_ref().is_ok_and(|ns| *ns > 1.0))
+            });
+            done.map(drop).with_context(|| format!("{last:?}"))
+        };
+        measured(&|| v4.program(&Program::bare(Action::Drop)?))?;
+        measured(&|| v4.program(&Program::lpm(&list.0, false)?))?;
+        measured(&|| v6.program(&Program::lpm(&list6.0, true)?))?;
+        measured(&|| any.program(&Program::lru_limit(1024)?))?;
         if installed("nft") && installed("ethtool") {
-            assert!(
-                v4.nft("netdev bench", &nft_rules("flags interval;", &list.joined(", ")))? > 1.0
-            );
-            assert!(v4.nft("netdev bench", &nft_rules("", &few.joined(", ")))? > 1.0);
+            let intervals = nft_rules("flags interval;", &list.joined(", "));
+            measured(&|| v4.nft("netdev bench", &intervals))?;
+            measured(&|| v4.nft("netdev bench", &nft_rules("", &few.joined(", "))))?;
         }
         if installed("ipset") && installed("iptables-legacy") {
-            assert!(v4.ipset(&list)? > 1.0);
+            measured(&|| v4.ipset(&list))?;
         }
         if installed("xdp-filter") {
-            assert!(v4.xdp_filter(&few)? > 1.0);
+            measured(&|| v4.xdp_filter(&few))?;
         }
         Ok(())
     }
