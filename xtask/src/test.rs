@@ -1,5 +1,7 @@
 //! `cargo xtask test`: every test, those that need root and a kernel included.
 
+use std::num::NonZero;
+
 use anyhow::Result;
 use clap::Args;
 
@@ -23,6 +25,9 @@ impl Test {
         // The whole workspace at once, so that each dependency is built in one way only.
         run(&mut cargo(["build", "--workspace", "--bins"]))?;
         let mut tests = cargo(["test", "--workspace", "--no-fail-fast"]);
+        // A test waits for most of its time: for an end, a deadline, an answer that must not come.
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        tests.env("RUST_TEST_THREADS", (2 * cores).to_string());
         if setup::need_issuers()? {
             tests.env("EDGED_NEED_PEERS", "1");
         }
