@@ -110,9 +110,7 @@ fn kept(lab: &Lab, flood: &Flood, rate: u32, effort: Effort) -> Result<Kept> {
     certify(lab.dir())?;
     let server = Peer::nginx(lab, "server", PORT, &server(lab), MEASURED_CPU)?;
     let script = write(lab, "think.lua", THINK)?;
-    let poller = poller(lab, &lab.edge, "edge0")?;
-    pin(poller, MEASURED_CPU)?;
-    before_processes(poller, 2)?;
+    pin(poller(lab, &lab.edge, "edge0")?, MEASURED_CPU)?;
     before_processes(server.worker, 1)?;
     goodput(lab, &script, 1)?;
     let quiet = goodput(lab, &script, effort.seconds)?;

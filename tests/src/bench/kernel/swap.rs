@@ -32,8 +32,9 @@ struct Seen {
 pub(in crate::bench) fn lists(effort: Effort, report: &mut Report) -> Result<()> {
     let lab = Lab::new()?;
     let both = format!("{ATTACKER}\n");
+    let networks = if effort.is_quick() { super::NETWORKS } else { NETWORKS };
     // They share no more than a list has by chance with any other.
-    let [one, other] = [List::v4(NETWORKS), List::v4_of(NETWORKS, OTHER)];
+    let [one, other] = [List::v4(networks), List::v4_of(networks, OTHER)];
     let files = [("one.txt", &one), ("other.txt", &other)]
         .map(|(name, list)| write(&lab, name, &(both.clone() + &list.text())));
     let [one, other] = files;
@@ -69,7 +70,7 @@ pub(in crate::bench) fn lists(effort: Effort, report: &mut Report) -> Result<()>
     ] {
         report.add(&Line {
             measure: 7,
-            name: format!("a swap of 1M networks, {name}"),
+            name: format!("a swap of {networks} networks, {name}"),
             rounds,
             unit: "ms",
             goal: Goal::AtMost(300.0),
