@@ -23,7 +23,6 @@ use std::{
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use edge_identity::jwt::denylist::Denylist;
-use edge_policy::verdict::Identities;
 use tokio::sync::{mpsc::unbounded_channel, watch};
 
 use self::{
@@ -51,6 +50,7 @@ use crate::{
     penalties::Penalties,
     plan, privilege, quota,
     request::{self, Edge, Phase},
+    shared,
     signals::Signals,
     store::Store,
     upstream,
@@ -111,8 +111,7 @@ impl App {
         feeds.publish(&plan.issuers);
         let outside = Outside::new(&settings);
         let sheets = outside.sheets();
-        let mut secret = [0; 16];
-        getrandom::fill(&mut secret).context("no randomness")?;
+        let identities = shared::restore(&settings.state.dir).context("no randomness")?;
         let edge = Arc::new(Edge {
             plan: ArcSwap::from_pointee(plan),
             feeds,
@@ -128,7 +127,7 @@ impl App {
             crowd: Arc::default(),
             penalties: Penalties::default(),
             listed: arc_swap::ArcSwapOption::empty(),
-            identities: Identities::new(secret),
+            identities,
             signals: Signals::new(queue.clone(), workers),
             decisions: Decisions::default(),
             orders: queue,
@@ -204,6 +203,9 @@ impl App {
         let (dir, quotas, (stop_quotas, quotas_stop)) =
             (self.settings.state.dir.clone(), Arc::clone(&self.edge), channel());
         let quotas = spawn("quotas", move || quota::keep(&dir, &quotas, &quotas_stop))?;
+        let (dir, sources, (stop_sources, sources_stop)) =
+            (self.settings.state.dir.clone(), Arc::clone(&self.edge), channel());
+        let sources = spawn("sources", move || shared::keep(&dir, &sources, &sources_stop))?;
         let (registry, key_orders, hasher) = self.keys;
         let registry = spawn("keys", move || registry.run(&key_orders))?;
         let hasher = spawn("hasher", move || hasher.run())?;
@@ -249,8 +251,9 @@ impl App {
         for worker in workers {
             join(worker)??;
         }
-        drop((stop_quotas, stop_warden));
+        drop((stop_quotas, stop_sources, stop_warden));
         join(quotas)?;
+        join(sources)?;
         join(warden)?;
         join(issuers)??;
         join(outside)??;

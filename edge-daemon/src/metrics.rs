@@ -148,6 +148,8 @@ pub struct Metrics {
     pub ban_latency: Spread,
     /// Quotas that could not be saved.
     pub quotas_unsaved: AtomicU64,
+    /// Times that shared sources could not be saved.
+    pub shared_unsaved: AtomicU64,
     /// Handovers that did not come to be.
     pub handovers_failed: AtomicU64,
     /// Reloads that took effect.
@@ -178,6 +180,7 @@ impl Metrics {
             nonces: Default::default(),
             ban_latency: Spread::default(),
             quotas_unsaved: AtomicU64::new(0),
+            shared_unsaved: AtomicU64::new(0),
             handovers_failed: AtomicU64::new(0),
             reloads_ok: AtomicU64::new(0),
             reloads_refused: AtomicU64::new(0),
@@ -341,6 +344,11 @@ impl Metrics {
                 "edged_quotas_unsaved_total",
                 "Quotas that could not be saved.",
                 load(&self.quotas_unsaved),
+            ),
+            total(
+                "edged_shared_sources_unsaved_total",
+                "Times that what is known of shared sources could not be saved.",
+                load(&self.shared_unsaved),
             ),
             total(
                 "edged_handovers_failed_total",

@@ -83,6 +83,7 @@ pub fn plan(
         terms: Terms {
             delay: settings.verdicts.delay,
             never_ban: settings.verdicts.never_ban.clone(),
+            shared_within: settings.verdicts.shared_within,
         },
         client: settings.kernel.client,
         aborts_on_close: settings.server.aborts_on_close,

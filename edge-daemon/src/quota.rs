@@ -1,13 +1,11 @@
 //! Quotas on disk: what the limits that outlive a restart have counted.
 //!
-//! Each such limit has a file in the state folder, written whole beside the old one and put in its
-//! place, every ten seconds and at the end. A crash forgets what was counted since the last
-//! time; a damaged file is set aside, and its limit begins anew. A file says of which tier and window
-//! its words are, as they mean nothing to another.
+//! Each such limit has a file in the state folder, saved every ten seconds and at the end. A crash forgets
+//! what was counted since the last time; where a file is damaged its limit begins anew. A file says of
+//! which tier and window its words are, as they mean nothing to another.
 
 use std::{
-    fs::{self, File},
-    io::{self, Read as _, Write as _},
+    io,
     path::{Path, PathBuf},
     sync::{
         atomic::Ordering::Relaxed,
@@ -21,7 +19,7 @@ use edge_policy::limit::{
     meter::{Meter, Now, STATE_BITS, Window},
 };
 
-use crate::{clock, config::Settings, request::Edge};
+use crate::{clock, config::Settings, request::Edge, saved};
 
 /// A limit, and what it had counted when it was saved.
 struct Kept {
@@ -48,16 +46,7 @@ pub fn restore(settings: &Settings, spec: Spec) -> io::Result<Rule> {
         return Ok(Rule::new(spec, None, secret));
     }
     let path = file(&settings.state.dir, &spec.name);
-    let kept = match read(&path) {
-        Ok(kept) => kept,
-        Err(error) => {
-            let aside = path.with_extension("damaged");
-            let moved = fs::rename(&path, &aside);
-            tracing::error!(limit = &*spec.name, %error, aside = %aside.display(), ?moved,
-                "the quota's file is damaged and was set aside: it begins anew");
-            None
-        }
-    };
+    let kept = saved::read(&path, BYTES_MAX, "a quota", parse);
     let Some(kept) = kept else {
         let secret = secret(settings, &spec)?;
         return Ok(Rule::new(spec, None, secret));
@@ -170,32 +159,10 @@ fn save(dir: &Path, rule: &Rule) -> io::Result<()> {
             bytes.extend(word.to_le_bytes());
         }
     }
-    bytes.extend(blake3::hash(&bytes).as_bytes());
-    let path = file(dir, &rule.spec.name);
-    let fresh = path.with_extension("fresh");
-    fs::create_dir_all(path.parent().unwrap_or(dir))?;
-    let mut written = File::create(&fresh)?;
-    written.write_all(&bytes)?;
-    written.sync_all()?;
-    fs::rename(&fresh, &path)
+    saved::write(&file(dir, &rule.spec.name), bytes)
 }
 
-/// What a file holds; `None` if there is none.
-fn read(path: &Path) -> io::Result<Option<Kept>> {
-    let mut bytes = Vec::new();
-    match File::open(path) {
-        Ok(file) => file.take(BYTES_MAX).read_to_end(&mut bytes)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    parse(&bytes).map(Some).ok_or_else(|| io::ErrorKind::InvalidData.into())
-}
-
-fn parse(bytes: &[u8]) -> Option<Kept> {
-    let (content, sum) = bytes.split_last_chunk::<32>()?;
-    if blake3::hash(content).as_bytes() != sum {
-        return None;
-    }
+fn parse(content: &[u8]) -> Option<Kept> {
     if let Some(content) = content.strip_prefix(FORMER_MAGIC) {
         let (secret, content) = content.split_first_chunk()?;
         let (capacity, content) = number(content)?;
@@ -253,6 +220,8 @@ const BYTES_MAX: u64 = (1 << 27) * ENTRY as u64;
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use edge_policy::limit::{Caller, Facts};
     use http::Method;
 
@@ -325,9 +294,7 @@ mod tests {
                 bytes.extend((set as u32).to_le_bytes());
                 bytes.extend(word.to_le_bytes());
             }
-            bytes.extend(blake3::hash(&bytes).as_bytes());
-            fs::create_dir_all(dir.path().join("quotas")).unwrap();
-            fs::write(file(dir.path(), "a"), bytes).unwrap();
+            saved::write(&file(dir.path(), "a"), bytes).unwrap();
             assert_eq!(admitted(rule(dir.path(), rate, "off")).1[0], left, "{former} to {rate}");
         }
     }
@@ -337,13 +304,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         save(dir.path(), &admitted(rule(dir.path(), "3/d", "5/month")).0).unwrap();
         let whole = fs::read(file(dir.path(), "a")).unwrap();
-        assert!(parse(&whole).is_some());
         let content = &whole[..whole.len() - 32];
-        let is_read = |length: usize| {
-            let mut cut = content[..length].to_vec();
-            cut.extend(blake3::hash(&cut).as_bytes());
-            parse(&cut).is_some()
-        };
+        let is_read = |length: usize| parse(&content[..length]).is_some();
         let read: Vec<_> = (0..=content.len()).filter(|length| is_read(*length)).collect();
         // With no part, with the first, with both.
         assert_eq!(read, [30, 30 + 32 + ENTRY, content.len()]);

@@ -24,6 +24,46 @@ fn metric(edged: &Edged<'_>, name: &str) -> Result<f64> {
 }
 
 #[test]
+fn a_restart_makes_no_nat_one_client() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let mut edged = lab
+        .edged()?
+        .set("limits.per_source", "\"off\"")
+        .set("limits.handshakes", "\"off\"")
+        .start()?;
+    let nat = Nat::new(&lab, &edged, 6)?;
+    for n in 0..6 {
+        assert_eq!(nat.good(n)?, 200);
+    }
+    // Not one of the good clients is back when the guesses come.
+    let guesses = |edged: &Edged<'_>| {
+        until("the guesser is found out", SOON, || {
+            nat.guess(0)?;
+            Ok(!edged.bans()?.is_empty())
+        })?;
+        let ban = edged.bans()?.remove(0);
+        Ok::<_, anyhow::Error>((ban["step"].clone(), ban["spared"].clone()))
+    };
+    assert!(edged.terminate()?.success());
+    edged.start_again()?;
+    assert_eq!(guesses(&edged)?, ("403".into(), "shared_source".into()));
+    assert_eq!(nat.good(0)?, 200);
+    // What is damaged is set aside, and the edge starts.
+    assert!(edged.terminate()?.success());
+    let file = lab.dir().join("state/shared-sources");
+    let mut bytes = std::fs::read(&file)?;
+    let whole = bytes.clone();
+    bytes[30] ^= 1;
+    std::fs::write(&file, &bytes)?;
+    edged.start_again()?;
+    assert_eq!(std::fs::read(file.with_extension("damaged"))?, bytes);
+    assert!(edged.log().contains("what is known of shared sources is damaged"));
+    assert!(whole.windows(9).all(|part| part != CLIENT.as_bytes()), "no address");
+    Ok(())
+}
+
+#[test]
 fn an_attacker_behind_a_nat_costs_its_neighbours_nothing() -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;

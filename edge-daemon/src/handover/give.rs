@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     audit::Resumption, config::Settings, control::Peer, kernel::Lock, notify::Unit, quota,
-    request::Edge, store::Store,
+    request::Edge, shared, store::Store,
 };
 
 /// Where a successor asks.
@@ -145,6 +145,7 @@ impl Giver {
             bail!("the disk fails: a successor would not know what was revoked");
         }
         quota::save_all(&self.settings.state.dir, &self.edge);
+        shared::save(&self.settings.state.dir, &self.edge);
         self.edge.audit.pause().context("the audit log")?;
         self.store.release();
         self.tables.lend().context("the kernel's tables")?;

@@ -26,6 +26,8 @@ pub struct Terms {
     pub delay: Duration,
     /// Networks that nothing is done against.
     pub never_ban: Vec<IpNet>,
+    /// For how long it counts that an identity succeeded from a source.
+    pub shared_within: Duration,
 }
 
 /// Whether a client whose packets the kernel cannot tell from those of its proxy is banned, or denied by

@@ -17,6 +17,18 @@ pub struct Identities {
     evicted: AtomicU64,
 }
 
+/// That an identity succeeded from a source, as it is kept over a restart: it means something under the
+/// same secret alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// The number of its line.
+    pub line: u32,
+    /// Whose it is.
+    pub mark: u64,
+    /// Seconds since it was noted.
+    pub age_s: u32,
+}
+
 /// A cache line.
 #[derive(Default)]
 #[repr(align(64))]
@@ -72,6 +84,34 @@ impl Identities {
         line.0.iter().filter(is_one).count()
     }
 
+    /// What the marks are made with.
+    #[must_use]
+    pub const fn secret(&self) -> [u8; 16] {
+        self.secret
+    }
+
+    /// All that was noted within this time.
+    pub fn notes(&self, within_ns: u64, now_ns: u64) -> impl Iterator<Item = Note> + '_ {
+        let (now, within) = ((now_ns / UNIT_NS) & TIME, within_ns / UNIT_NS);
+        (0..).zip(&self.lines).flat_map(move |(number, line)| {
+            line.0.iter().filter_map(move |word| {
+                let value = word.load(Relaxed);
+                let age = age(value, now);
+                let note = Note { line: number, mark: value & !TIME, age_s: age as u32 };
+                (value != 0 && age <= within).then_some(note)
+            })
+        })
+    }
+
+    /// Puts a note back where it was, unless its line is full. Before anybody succeeds.
+    pub fn restore(&self, note: Note, now_ns: u64) {
+        let Some(line) = self.lines.get(note.line as usize) else { return };
+        if let Some(word) = line.0.iter().find(|word| word.load(Relaxed) == 0) {
+            let at = (now_ns / UNIT_NS).wrapping_sub(note.age_s.into()) & TIME;
+            word.store(note.mark & !TIME | at, Relaxed);
+        }
+    }
+
     /// Identities that lost their place before they were old.
     #[must_use]
     pub fn evicted(&self) -> u64 {
@@ -99,6 +139,8 @@ const fn age(value: u64, now: u64) -> u64 {
 }
 
 const WAYS: usize = 8;
+/// Notes that there is room for.
+pub const NOTES_MAX: usize = LINES * WAYS;
 /// 4 MiB.
 const LINES: usize = 65_536;
 /// Sixteen bits for the source, at the top; 24 for the identity; 24 for the time.
@@ -165,5 +207,28 @@ mod tests {
         assert_eq!(known.count(&nat, 60 * SECOND, 6 * SECOND), 8);
         assert_eq!(known.count(&other, 60 * SECOND, 6 * SECOND), 1);
         assert_eq!(known.evicted(), 192);
+    }
+
+    #[test]
+    fn what_is_kept_is_as_old_as_before() {
+        let known = Identities::new([7; 16]);
+        let (here, there) = (Source::v4([192, 0, 2, 1]), Source::v4([192, 0, 2, 2]));
+        known.succeed(&there, known.mark("a"), 900 * SECOND);
+        for (name, at) in [("a", 1000), ("b", 1020), ("c", 1050)] {
+            known.succeed(&here, known.mark(name), at * SECOND);
+        }
+        let notes: Vec<_> = known.notes(60 * SECOND, 1060 * SECOND).collect();
+        let mut ages: Vec<_> = notes.iter().map(|note| note.age_s).collect();
+        ages.sort_unstable();
+        assert_eq!(ages, [10, 40, 60]);
+        // The clock began anew, less than a minute ago.
+        let again = Identities::new(known.secret());
+        let later = notes.iter().map(|note| Note { age_s: note.age_s + 5, ..*note });
+        later.for_each(|note| again.restore(note, 20 * SECOND));
+        let count = |source, at: u64| again.count(source, 60 * SECOND, at * SECOND);
+        assert_eq!((count(&here, 20), count(&here, 34), count(&there, 20)), (2, 2, 0));
+        again.succeed(&here, again.mark("b"), 40 * SECOND);
+        assert_eq!((count(&here, 40), again.evicted()), (2, 0));
+        again.restore(Note { line: u32::MAX, mark: 1 << 60, age_s: 0 }, SECOND);
     }
 }

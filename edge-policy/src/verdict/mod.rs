@@ -20,7 +20,7 @@ use edge_common::Source;
 use siphasher::sip::SipHasher13;
 
 pub use self::guard::{Cap, Facts, Spared};
-pub use self::identities::Identities;
+pub use self::identities::{Identities, NOTES_MAX, Note};
 pub use self::rules::{Rules, Wanted};
 pub use self::scenario::{Among, By, Culprit, Distinct, Filter, Origin, Scenario, Step};
 pub use self::signal::{Asked, Evidence, Kind, Proof, Signal};

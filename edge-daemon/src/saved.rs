@@ -1,0 +1,85 @@
+//! Small files that outlive a restart: each is written whole beside the former, put in its place, and
+//! ends in a digest of itself, so that it is read whole or not at all.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read as _, Write as _},
+    path::Path,
+};
+
+/// Writes a file in the place of the former.
+///
+/// # Errors
+/// If the disk fails; the former is left as it was.
+pub(crate) fn write(path: &Path, mut content: Vec<u8>) -> io::Result<()> {
+    content.extend(blake3::hash(&content).as_bytes());
+    let fresh = path.with_extension("fresh");
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    let mut written = File::create(&fresh)?;
+    written.write_all(&content)?;
+    written.sync_all()?;
+    fs::rename(&fresh, path)
+}
+
+/// What `parse` makes of a file of at most so many bytes; `None` if there is none. One that is damaged, or
+/// that `parse` makes nothing of, is set aside with a message that says `what` it was.
+pub(crate) fn read<T>(
+    path: &Path,
+    bytes_max: u64,
+    what: &str,
+    parse: impl FnOnce(&[u8]) -> Option<T>,
+) -> Option<T> {
+    match parsed(path, bytes_max, parse) {
+        Ok(found) => found,
+        Err(error) => {
+            let aside = path.with_extension("damaged");
+            let moved = fs::rename(path, &aside);
+            tracing::error!(file = %path.display(), %error, aside = %aside.display(), ?moved,
+                "{what} is damaged and was set aside: it begins anew");
+            None
+        }
+    }
+}
+
+fn parsed<T>(
+    path: &Path,
+    bytes_max: u64,
+    parse: impl FnOnce(&[u8]) -> Option<T>,
+) -> io::Result<Option<T>> {
+    let mut bytes = Vec::new();
+    match File::open(path) {
+        Ok(file) => file.take(bytes_max).read_to_end(&mut bytes)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let content = bytes.split_last_chunk::<32>();
+    let content = content.filter(|(content, sum)| blake3::hash(content).as_bytes() == *sum);
+    let found = content.and_then(|(content, _)| parse(content));
+    found.map(Some).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_read_whole_or_set_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("below").join("a.kept");
+        let read = || read(&path, 100, "it", |content| Some(content.to_vec()));
+        assert_eq!(read(), None);
+        write(&path, b"one".to_vec()).unwrap();
+        write(&path, b"another".to_vec()).unwrap();
+        assert_eq!(read().as_deref(), Some(&b"another"[..]));
+        let whole = fs::read(&path).unwrap();
+        for cut in 0..whole.len() {
+            fs::write(&path, &whole[..cut]).unwrap();
+            assert_eq!((read(), path.exists()), (None, false), "{cut}");
+            assert_eq!(fs::read(path.with_extension("damaged")).unwrap(), whole[..cut]);
+        }
+        write(&path, vec![0; 200]).unwrap();
+        assert_eq!((read(), path.exists()), (None, false), "longer than it may be");
+    }
+}
