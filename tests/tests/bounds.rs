@@ -23,6 +23,21 @@ fn a_head_that_trickles_is_cut_off() -> Result<()> {
 }
 
 #[test]
+fn the_first_byte_of_a_head_sets_its_deadline_and_no_wake_up_another() -> Result<()> {
+    let lab = Lab::new()?;
+    let edged = lab.edged()?.set("bounds.header_timeout", r#""1s""#).start()?;
+    // Half of the empty line that may come before a request, over TLS and without.
+    raw_https(&lab, CLIENT, b"\r")?;
+    let mut plain = connect(&lab, CLIENT, 80, SOON)?;
+    plain.write_all(b"\r")?;
+    until("both are counted", SOON, || {
+        Ok(edged.metrics()?.requests(Reason::RequestTimeout) == 2.0)
+    })?;
+    assert!(read_all(plain)?.starts_with("HTTP/1.1 408 "));
+    Ok(())
+}
+
+#[test]
 fn a_body_that_stops_is_the_clients_fault() -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;

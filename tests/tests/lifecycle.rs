@@ -215,12 +215,13 @@ fn a_termination_lets_open_requests_finish() -> Result<()> {
     let setup = lab.edged()?.set("server.drain_timeout", r#""10m""#);
     let mut edged = setup.set("route.1.auth", r#""none""#).start()?;
     std::thread::scope(|scope| -> Result<()> {
-        let request = edged.get(CLIENT, "/slow?ms=1500");
+        let request = edged.get(CLIENT, "/slow?ms=1500").flag("--http1.1");
         let slow = scope.spawn(move || request.send());
         until("the request is at the origin", Duration::from_secs(3), || Ok(origin.seen() == 1))?;
         edged.signal(nix::sys::signal::Signal::SIGTERM)?;
         let response = slow.join().expect("no panic")?;
         assert_eq!((response.status, response.text().as_str()), (200, "late"));
+        assert_eq!(response.header("connection"), Some("close"), "nothing more is read");
         Ok(())
     })?;
     assert!(edged.terminate()?.success());

@@ -413,6 +413,7 @@ fn every_fault_of_a_server_over_http2_has_its_status_and_leaks_nothing() -> Resu
                 ([part(0, b"fine"), last].concat(), true)
             }
             "garbage" => (frame(HEADERS, END_HEADERS, stream, &[0xff; 9]), true),
+            "status" => (frame(HEADERS, END_HEADERS, stream, &literal(":status", "600")), true),
             _ => (part(END_STREAM, b"fine"), true),
         };
         client.write_all(&answer).is_ok() && goes_on
@@ -432,9 +433,14 @@ fn every_fault_of_a_server_over_http2_has_its_status_and_leaks_nothing() -> Resu
     };
     assert_eq!(ask("fine")?.text(), "fine");
     let before = descriptors(&edged)?;
-    for (what, status) in
-        [("reset", 502), ("goaway", 502), ("closed", 502), ("garbage", 502), ("silent", 504)]
-    {
+    for (what, status) in [
+        ("reset", 502),
+        ("goaway", 502),
+        ("closed", 502),
+        ("garbage", 502),
+        ("status", 502),
+        ("silent", 504),
+    ] {
         assert_eq!(ask(what)?.status, status, "{what}");
         // Over another connection, if that one was not heard of any more.
         let next = ask("fine")?;
@@ -451,8 +457,83 @@ fn every_fault_of_a_server_over_http2_has_its_status_and_leaks_nothing() -> Resu
     assert!(!text.contains("x-edged-"), "{text}");
     nothing_leaks(&edged, before)?;
     let metrics = edged.metrics()?;
-    assert_eq!(metrics.requests(Reason::UpstreamInvalid), 6.0);
+    assert_eq!(metrics.requests(Reason::UpstreamInvalid), 7.0);
     assert_eq!(metrics.requests(Reason::UpstreamTimeout), 2.0);
+    Ok(())
+}
+
+#[test]
+fn a_connection_that_goes_away_ends_what_it_began_and_takes_no_more() -> Result<()> {
+    let lab = Lab::new()?;
+    let begun = Arc::new(Mutex::new(None));
+    let first = Arc::clone(&begun);
+    framed(&lab.origin, move |n, stream, client| {
+        let head = frame(HEADERS, END_HEADERS, stream, &[0x88]);
+        if n > 0 {
+            let whole = [head, frame(DATA, END_STREAM, stream, b"fine")].concat();
+            return client.write_all(&whole).is_ok();
+        }
+        // This stream is the last, and goes on (RFC 9113, 6.8).
+        let away = frame(GOAWAY, 0, 0, &[0, 0, 0, 1, 0, 0, 0, 0]);
+        let said = client.write_all(&[head, frame(DATA, 0, stream, b"ha"), away].concat());
+        *first.lock().expect("nobody panics") = client.try_clone().ok();
+        said.is_ok()
+    })?;
+    let edged = lab.edged()?.set("server.workers", "1").set("upstream.0.http2", "true").start()?;
+    std::thread::scope(|scope| -> Result<()> {
+        let half = scope.spawn(|| edged.get(FRIEND, "/health").send());
+        let kept = || begun.lock().expect("nobody panics").take();
+        let mut client = None;
+        until("it goes away", SOON, || {
+            client = client.take().or_else(kept);
+            Ok(client.is_some())
+        })?;
+        for _ in 0..2 {
+            assert_eq!(edged.get(FRIEND, "/health").send()?.text(), "fine");
+        }
+        let rest = frame(DATA, END_STREAM, 1, b"lf");
+        client.context("the first connection")?.write_all(&rest)?;
+        assert_eq!(half.join().expect("nobody panics")?.text(), "half");
+        Ok(())
+    })?;
+    assert_eq!(metric(&edged, "edged_upstream_connects_total", &[])?, 2.0);
+    Ok(())
+}
+
+#[test]
+fn a_stream_that_is_refused_goes_to_another_server_or_nowhere() -> Result<()> {
+    let lab = Lab::new()?;
+    let (refuses, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let (told, count) = (Arc::clone(&refuses), Arc::clone(&seen));
+    framed(&lab.origin, move |_, stream, client| {
+        count.fetch_add(1, Relaxed);
+        let answer = match told.load(Relaxed) {
+            true => frame(RESET, 0, stream, &[0, 0, 0, 7]),
+            false => {
+                let head = frame(HEADERS, END_HEADERS, stream, &[0x88]);
+                [head, frame(DATA, END_STREAM, stream, b"fine")].concat()
+            }
+        };
+        client.write_all(&answer).is_ok()
+    })?;
+    let edged = lab.edged()?.set("server.workers", "1").set("upstream.0.http2", "true").start()?;
+    let ask = || edged.get(FRIEND, "/health").send();
+    assert_eq!(ask()?.text(), "fine");
+    refuses.store(true, Relaxed);
+    assert_eq!((ask()?.status, seen.load(Relaxed)), (502, 2), "over the kept connection, once");
+    refuses.store(false, Relaxed);
+    assert_eq!(ask()?.text(), "fine");
+    assert_eq!(metric(&edged, "edged_upstream_connects_total", &[])?, 1.0, "it goes on");
+    assert_eq!(edged.metrics()?.requests(Reason::UpstreamInvalid), 1.0);
+
+    let to = format!("{ORIGIN}:8081").parse()?;
+    let _other = Upstream::start_http2(&lab.origin, to, None)?;
+    edged.edit("upstream.0.servers", &servers(&[8080, 8081]))?;
+    edged.tell("reload")?;
+    refuses.store(true, Relaxed);
+    let texts = (0..4).map(|_| Ok(ask()?.text())).collect::<Result<Vec<_>>>()?;
+    assert_eq!(texts, ["ok"; 4], "the other server takes it");
+    assert!(metric(&edged, "edged_upstream_retries_total", &[])? >= 1.0);
     Ok(())
 }
 

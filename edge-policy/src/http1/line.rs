@@ -59,7 +59,7 @@ impl Line for RequestLine {
 pub struct StatusLine {
     /// The version.
     pub version: Version,
-    /// 100 to 999.
+    /// 100 to 599: what is beyond means nothing (RFC 9110, 15).
     pub status: u16,
 }
 
@@ -69,7 +69,7 @@ impl Line for StatusLine {
     fn read(line: &[u8], _at: usize) -> Result<Self, Fault> {
         let (start, rest) = line.split_at_checked(VERSION_BYTES + 4).ok_or(Fault::Malformed)?;
         let version = version(&start[..VERSION_BYTES])?;
-        let [b' ', a @ b'1'..=b'9', b, c] = start[VERSION_BYTES..] else {
+        let [b' ', a @ b'1'..=b'5', b, c] = start[VERSION_BYTES..] else {
             return Err(Fault::Malformed);
         };
         // Servers that have nothing to say after the number leave out the space as well.

@@ -84,12 +84,6 @@ impl<L: Line + Copy> Reader<L> {
         (self.first, self.empty) = (None, 0);
         self.section.clear();
     }
-
-    /// Whether nothing of a head has been seen.
-    #[must_use]
-    pub const fn is_fresh(&self) -> bool {
-        self.section.lines.scanned == 0
-    }
 }
 
 impl<L> Default for Reader<L> {

@@ -89,7 +89,9 @@ impl Client {
     async fn converse(&mut self) {
         loop {
             self.await_head();
-            let asked = match std::future::poll_fn(|cx| self.poll_head(cx)).await {
+            let mut has_begun = false;
+            let next = std::future::poll_fn(|cx| self.poll_head(&mut has_begun, cx));
+            let asked = match next.await {
                 Next::End => return,
                 Next::Head(head) => self.take(head),
                 Next::Refuse(reason) => Err(reason),
@@ -117,15 +119,15 @@ impl Client {
         self.turn.alarm().set(self.turn.alarm().now_ms() + ms(idle));
     }
 
-    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
+    /// The next head. Its first byte sets its deadline.
+    fn poll_head(&mut self, has_begun: &mut bool, cx: &mut Context<'_>) -> Poll<Next> {
         let wire = &mut self.inbound.borrow_mut().wire;
         loop {
-            let was_fresh = self.reader.is_fresh();
             if !wire.input.is_empty() {
                 let view = self.worker.view();
                 match self.reader.read(&wire.input, &view.plan.head) {
                     Ok(Some(head)) => return Poll::Ready(Next::Head(head)),
-                    Ok(None) if was_fresh => {
+                    Ok(None) if !std::mem::replace(has_begun, true) => {
                         let alarm = self.turn.alarm();
                         alarm.set(alarm.now_ms() + ms(view.plan.bounds.header_timeout));
                     }
@@ -170,9 +172,12 @@ impl Client {
         let view = self.worker.view();
         self.turn.begin(&view.plan.bounds);
         inbound.body = Body::new(framing, view.plan.head);
-        inbound.awaits_continue = expects(version, &headers)? && framing != Framing::Empty;
+        // What else may be expected is judged with the rest of the head.
+        inbound.awaits_continue = version == Version::Http11
+            && framing != Framing::Empty
+            && headers.contains_key(header::EXPECT);
         self.served += 1;
-        let mut keeps = http1::persists(version, &headers) && !self.worker.stopping.get();
+        let mut keeps = http1::persists(version, &headers);
         if keeps && self.served >= view.plan.bounds.requests_per_connection {
             self.worker.counters.count(Reason::ConnectionSpent);
             keeps = false;
@@ -251,7 +256,7 @@ impl Client {
         let changes = parts.status == StatusCode::SWITCHING_PROTOCOLS;
         let framing = if changes { Framing::Close } else { framing(&answer, version) };
         let bodiless = to_head || matches!(parts.status.as_u16(), 204 | 304);
-        keeps &= !answer.is_last && !answer.leaves_unread();
+        keeps &= !answer.is_last && !answer.leaves_unread() && !self.worker.stopping.get();
         keeps &= framing != Framing::Close || bodiless;
         {
             let inbound = &mut *self.inbound.borrow_mut();
@@ -382,16 +387,6 @@ fn framing(answer: &Answer, version: Version) -> Framing {
         (Some(length), _) => Framing::Length(length),
         (None, Version::Http11) => Framing::Chunked,
         (None, Version::Http10) => Framing::Close,
-    }
-}
-
-/// Whether the client waits for word before it sends its body.
-fn expects(version: Version, headers: &HeaderMap) -> Result<bool, Reason> {
-    match headers.get(header::EXPECT) {
-        Some(value) if !value.as_bytes().eq_ignore_ascii_case(b"100-continue") => {
-            Err(Reason::MalformedRequest)
-        }
-        value => Ok(value.is_some() && version == Version::Http11),
     }
 }
 

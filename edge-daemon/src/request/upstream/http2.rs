@@ -120,7 +120,11 @@ impl Connection {
         let spare = upload.again();
         let (turn, answer_ms) = (&patience.upload.turn, ms(patience.answer_max));
         let ready = std::future::poll_fn(|cx| match self.sender.poll_ready(cx) {
-            Poll::Ready(ready) => Poll::Ready(ready.map_err(|_| Reason::UpstreamInvalid)),
+            Poll::Ready(ready) => Poll::Ready(ready.map_err(|_| {
+                // It broke off, or goes away: what it has begun may still come to its end.
+                self.is_closed.set(true);
+                Reason::UpstreamInvalid
+            })),
             Poll::Pending => turn.poll_for(Who::Upstream, answer_ms, cx).map(Err),
         });
         if let Err(reason) = ready.await {
@@ -141,6 +145,8 @@ impl Connection {
             let sent = sending.poll(cx).map_err(fault)?;
             match response.as_mut().poll(cx) {
                 Poll::Ready(answer) => Poll::Ready(answer.map_err(|error| {
+                    // Whatever is no fault of this stream alone, none can be begun after.
+                    self.is_closed.set(self.is_closed() || !error.is_reset());
                     // What the server did not look at had no effect (RFC 9113, 8.7).
                     let untouched = error.reason() == Some(h2::Reason::REFUSED_STREAM);
                     (Reason::UpstreamInvalid, untouched)
@@ -160,7 +166,9 @@ impl Connection {
                 return Err(Failed { reason, unsent: spare.filter(|_| untouched) });
             }
         };
-        let Ok(left) = declared(&parts.headers) else {
+        // A status beyond 599 means nothing (RFC 9110, 15).
+        let valid = declared(&parts.headers).ok().filter(|_| parts.status.as_u16() < 600);
+        let Some(left) = valid else {
             return Err(Failed { reason: Reason::UpstreamInvalid, unsent: None });
         };
         let body = match body.is_end_stream() {

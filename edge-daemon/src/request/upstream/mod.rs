@@ -190,7 +190,7 @@ impl Upstream {
     ///
     /// The other side may have closed a kept connection just now. A request that never left goes
     /// on to the next connection; one that may have arrived goes to a fresh one, once, if
-    /// repeating it is safe.
+    /// repeating it is safe. What fails on a connection that goes on is the server's answer.
     async fn ask(
         &self,
         pool: &Pool,
@@ -217,11 +217,15 @@ impl Upstream {
         let mut now_ns = began_ns;
         while let Some(mut connection) = pool.take(now_ns) {
             let copy = repeatable(&head.parts.method, &body);
-            match (connection.exchange(head, body, patience).await, copy) {
-                (Err(Failed { unsent: Some(unsent), .. }), _) => {
+            let asked = connection.exchange(head, body, patience).await;
+            // One that goes on would be taken again.
+            match (asked, copy) {
+                (Err(Failed { unsent: Some(unsent), .. }), _) if connection.is_closed() => {
                     (body, now_ns) = (unsent, clock::boot_ns());
                 }
-                (Err(Failed { reason: Reason::UpstreamInvalid, .. }), Some(copy)) => {
+                (Err(Failed { reason: Reason::UpstreamInvalid, .. }), Some(copy))
+                    if connection.is_closed() =>
+                {
                     body = copy;
                     break;
                 }
