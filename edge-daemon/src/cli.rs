@@ -17,6 +17,7 @@ use crate::{
     handover::{self, Predecessor},
     kernel,
     listen::Inherited,
+    stderr,
 };
 
 /// An edge that protects itself: XDP packet filter and TLS front of an API in one daemon.
@@ -136,7 +137,7 @@ fn log_to_stderr(level: Level) {
         Level::Debug => LevelFilter::DEBUG,
         Level::Trace => LevelFilter::TRACE,
     };
-    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt().with_max_level(level).with_writer(|| stderr::Log).init();
 }
 
 const BAD_CONFIGURATION: u8 = 78;

@@ -32,6 +32,7 @@ pub mod scrape;
 pub mod secret;
 pub mod shared;
 pub mod signals;
+mod stderr;
 pub mod store;
 pub mod tls;
 pub mod upstream;

@@ -107,6 +107,8 @@ impl Default for Counters {
 pub struct Lost {
     /// Security events.
     pub events: u64,
+    /// Lines of the daemon's own log.
+    pub log: u64,
     /// Signals.
     pub signals: u64,
     /// Identities that lost their place before they were old.
@@ -324,6 +326,7 @@ impl Metrics {
             now("edged_memory_max_bytes", "Its ceiling.", load(&self.memory.most)),
             total("edged_signals_lost_total", "Signals a full queue lost.", lost.signals),
             total("edged_events_lost_total", "Security events that were lost.", lost.events),
+            total("edged_log_lost_total", "Lines of the daemon's log that were lost.", lost.log),
             total(
                 "edged_identities_evicted_total",
                 "Identities forgotten to make room.",

@@ -10,7 +10,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
@@ -304,6 +304,46 @@ fn every_fault_of_a_server_has_its_status_and_leaks_nothing() -> Result<()> {
     assert_eq!(metrics.requests(Reason::UpstreamTimeout), 1.0 + 4.0);
     let served = metrics.sum("edged_signals_total", &[("reason", "served")]);
     assert_eq!(metrics.sum("edged_signals_total", &[]), served, "no visitor's fault");
+    Ok(())
+}
+
+#[test]
+fn error_pages_go_to_the_log_at_a_rate() -> Result<()> {
+    let lab = Lab::new()?;
+    let _script = Script::start(&lab.origin, &format!("{ORIGIN}:8080"), |_, stream| {
+        respond(stream, 500, "a trace of the stack")
+    })?;
+    let edged = lab.edged()?.set("server.workers", "1").start()?;
+    let began = Instant::now();
+    assert_eq!(edged.get(FRIEND, "/health").send_many(40)?, [500; 40]);
+    let (mut logged, mut lost) = (0, 0.0);
+    until("each is logged or counted", SOON, || {
+        logged = edged.log().matches("a trace of the stack").count();
+        lost = metric(&edged, "edged_log_lost_total", &[])?;
+        Ok(logged as f64 + lost == 40.0)
+    })?;
+    let seconds = began.elapsed().as_secs() + 1;
+    assert!(logged >= 10 && logged as u64 <= 10 * seconds, "{logged} in {seconds} s");
+    Ok(())
+}
+
+#[test]
+fn a_log_that_nobody_reads_holds_nobody_up() -> Result<()> {
+    let lab = Lab::new()?;
+    let page = "x".repeat(3500);
+    let _script = Script::start(&lab.origin, &format!("{ORIGIN}:8080"), move |_, stream| {
+        respond(stream, 500, &page)
+    })?;
+    let log = lab.dir().join("edged.log");
+    nix::unistd::mkfifo(&log, nix::sys::stat::Mode::S_IRWXU)?;
+    let unread = std::fs::File::options().read(true).write(true).open(&log)?;
+    nix::fcntl::fcntl(&unread, nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096))?;
+    let edged = lab.edged()?.set("server.workers", "1").start()?;
+    assert_eq!(edged.get(FRIEND, "/health").send_many(20)?, [500; 20]);
+    assert_eq!(edged.get(FRIEND, "/health").send()?.status, 500, "a new connection");
+    until("what was not read is counted", SOON, || {
+        Ok(metric(&edged, "edged_log_lost_total", &[])? >= 19.0)
+    })?;
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use crate::{
     clock,
     metrics::{KernelView, Lost, fleet, outside, policy, upstreams},
     request::Edge,
-    scrape,
+    scrape, stderr,
     verdict::Order,
 };
 
@@ -35,6 +35,7 @@ pub(super) async fn page(edge: Arc<Edge>, path: String) -> Option<String> {
     families.extend(fleet::families(&edge.outside, &plan.limits));
     let lost = Lost {
         events: edge.events.lost(),
+        log: stderr::lost(),
         signals: edge.signals.lost(),
         identities: edge.identities.evicted(),
     };

@@ -20,7 +20,7 @@ use super::{
     path::Trace,
     upstream::Lease,
 };
-use crate::clock;
+use crate::{clock, stderr};
 
 /// The upstream's answer, without what the outside should not see.
 pub(crate) fn pass(
@@ -54,7 +54,8 @@ pub(crate) fn pass(
 }
 
 /// The edge's own document in the place of an upstream's error page, which may tell of its inside.
-/// The original goes to the log, under the request's id.
+/// The original goes to the log, under the request's id; so many of them, as whoever can provoke one can
+/// provoke more.
 fn hide(
     response: Response<Incoming>,
     lease: Lease,
@@ -66,7 +67,8 @@ fn hide(
     ending.settle(Reason::Serve);
     // The client's bytes are no other task's to read: those behind this body are the next request.
     let unread = body.abandon_upload();
-    spawn_local(log_original(original.status, body, lease, trace.id.clone()));
+    let id = ending.worker.originals.may_log().then(|| trace.id.clone());
+    spawn_local(log_original(original.status, body, lease, id));
     let (mut parts, page) = denied::page(original.status, &trace.id).into_parts();
     // When to come back is the one thing that the client should hear from the upstream.
     if let Some(wait) = original.headers.get(header::RETRY_AFTER) {
@@ -77,8 +79,14 @@ fn hide(
     Response::from_parts(parts, answer)
 }
 
-/// Logs the beginning of an error page; keeps the connection if that was all of it.
-async fn log_original(status: StatusCode, mut body: Incoming, lease: Lease, request_id: String) {
+/// Logs the beginning of an error page under an id, if it has one; keeps the connection if that was all
+/// of it.
+async fn log_original(
+    status: StatusCode,
+    mut body: Incoming,
+    lease: Lease,
+    request_id: Option<String>,
+) {
     let mut text = Vec::new();
     let whole = timeout(ORIGINAL_WAIT, async {
         while text.len() < ORIGINAL_BYTES_MAX {
@@ -93,6 +101,7 @@ async fn log_original(status: StatusCode, mut body: Incoming, lease: Lease, requ
     if whole.await == Ok(true) {
         lease.give_back();
     }
+    let Some(request_id) = request_id else { return stderr::lose() };
     text.truncate(ORIGINAL_BYTES_MAX);
     let (status, body) = (status.as_u16(), String::from_utf8_lossy(&text));
     tracing::warn!(request_id, status, ?body, "an upstream's error page was kept back");

@@ -227,7 +227,7 @@ fn give_back(lease: &mut Option<Lease>) {
 
 /// The one exit of a request: when it is dropped, the request is counted, once.
 pub(crate) struct Ending {
-    worker: Rc<Worker>,
+    pub(super) worker: Rc<Worker>,
     pub(crate) turn: Rc<Turn>,
     /// In boot time.
     started_ns: u64,

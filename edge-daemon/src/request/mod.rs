@@ -234,6 +234,8 @@ pub(crate) struct Worker {
     visitors: Cell<usize>,
     left: Notify,
     complaints: Throttle,
+    /// Error pages of upstreams.
+    originals: Throttle,
     reports: Reports,
     tokens: Tokens,
     /// Whom it let in, for the audit log.
@@ -286,6 +288,7 @@ impl Worker {
             visitors: Cell::new(0),
             left: Notify::new(),
             complaints: Throttle::default(),
+            originals: Throttle::new(ORIGINALS_MAX),
             reports: Reports::default(),
             tokens,
             timers: Timers::new(),
@@ -382,5 +385,7 @@ pub fn run(
     Ok(())
 }
 
+/// Error pages that a worker logs within a second.
+const ORIGINALS_MAX: u32 = 10;
 /// How long a connection without a request stays open for one when the daemon ends.
 const LAST_REQUESTS: Duration = Duration::from_secs(1);
