@@ -337,6 +337,54 @@ fn a_body_is_asked_for_only_if_it_is_wanted() -> Result<()> {
     Ok(())
 }
 
+/// Interim answers, one of which is the edge's own to say, and some that nobody was to see.
+const HINTS: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\
+    Server: app\r\nX-Edged-Principal: root\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n";
+const FINAL: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfine";
+
+#[test]
+fn interim_answers_of_an_upstream_reach_the_client_as_they_come() -> Result<()> {
+    let lab = Lab::new()?;
+    let (go_on, told) = mpsc::channel();
+    let told = Mutex::new(told);
+    serve(&lab, move |client| {
+        let mut writer = client.try_clone().ok()?;
+        let mut reader = BufReader::new(client);
+        while head(&mut reader).is_some() {
+            writer.write_all(HINTS).ok()?;
+            told.lock().ok()?.recv().ok()?;
+            writer.write_all(FINAL).ok()?;
+        }
+        Some(())
+    })?;
+    let edged = lab.edged()?.start()?;
+    let mut talk = h1(&lab, &edged)?;
+    talk.say(b"GET /health HTTP/1.1\r\nHost: edge.test\r\n\r\n")?;
+    let hints =
+        b"HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n";
+    let heard = talk.hear(SOON, |bytes| bytes.ends_with(b"Processing\r\n\r\n"))?;
+    assert_eq!(String::from_utf8_lossy(&heard.bytes), String::from_utf8_lossy(hints));
+    go_on.send(())?;
+    assert_eq!(talk.answer()?.body, "fine");
+
+    // At once with their answer.
+    let heads = |flag: &str| -> Result<Vec<String>> {
+        go_on.send(())?;
+        let said = edged.get(FRIEND, "/health").flag(flag).flag("--include").told()?;
+        assert!(said.ends_with("\r\n\r\nfine"), "{said}");
+        let heads = said.trim_end_matches("fine").split_terminator("\r\n\r\n");
+        Ok(heads.map(str::to_owned).collect())
+    };
+    let over_http2 = heads("--http2")?;
+    let [hints, processing, answer] = &over_http2[..] else { panic!("{over_http2:?}") };
+    assert_eq!(hints.trim_end(), "HTTP/2 103 \r\nlink: </a.css>");
+    assert_eq!(processing.trim_end(), "HTTP/2 102");
+    assert!(answer.starts_with("HTTP/2 200"), "{answer}");
+    let over_http10 = heads("--http1.0")?;
+    assert_eq!(over_http10.len(), 1, "it knows none: {over_http10:?}");
+    Ok(())
+}
+
 /// Ends with this.
 struct Server(std::process::Child);
 

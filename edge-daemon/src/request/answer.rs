@@ -19,6 +19,7 @@ use super::{
     incoming::{Frame, Incoming},
     path::Trace,
     upstream::Lease,
+    watch::Turn,
 };
 use crate::{clock, stderr};
 
@@ -51,6 +52,18 @@ pub(crate) fn pass(
     let mut answer = Answer::passed(body, lease, upload, ending);
     finish(&mut parts.headers, &mut answer.lines, trace.admission.standing, trace);
     Response::from_parts(parts, answer)
+}
+
+/// The upstream's interim answers that the client was not told of, the same way. `100 Continue` is the
+/// edge's own to say.
+pub(crate) fn interims(turn: &Turn) -> impl Iterator<Item = Response<()>> {
+    let told = |response: &Response<()>| response.status() != StatusCode::CONTINUE;
+    turn.take_interims().into_iter().filter(told).map(|mut response| {
+        *response.version_mut() = http::Version::default();
+        shield::strip_response(response.headers_mut());
+        response.headers_mut().remove(header::CONTENT_LENGTH);
+        response
+    })
 }
 
 /// The edge's own document in the place of an upstream's error page, which may tell of its inside.

@@ -11,7 +11,7 @@ use h2::{RecvStream, SendStream, server::SendResponse};
 use http::{Method, Request, Response, StatusCode, header};
 
 use super::{
-    Worker,
+    Worker, answer,
     body::Answer,
     front::Visitor,
     incoming::{Frame, Incoming},
@@ -46,16 +46,21 @@ impl Exchange {
         let turn = Rc::clone(&self.turn);
         let own = Rc::clone(&worker);
         let mut answer = Box::pin(path::answer(own, visitor, self.entrance, turn, request));
-        let response = std::future::poll_fn(|cx| match answer.as_mut().poll(cx) {
-            Poll::Ready(response) => Poll::Ready(Some(response)),
-            Poll::Pending => {
-                if asked.as_ref().is_some_and(|asked| asked.take()) {
-                    let mut go_on = Response::new(());
-                    *go_on.status_mut() = StatusCode::CONTINUE;
-                    // If it cannot be told, the answer cannot either.
-                    let _ = self.respond.send_informational(go_on);
-                }
-                self.respond.poll_reset(cx).map(|_| None)
+        let response = std::future::poll_fn(|cx| {
+            let polled = answer.as_mut().poll(cx);
+            let is_asked = polled.is_pending() && asked.as_ref().is_some_and(|asked| asked.take());
+            let go_on = is_asked.then(|| {
+                let mut go_on = Response::new(());
+                *go_on.status_mut() = StatusCode::CONTINUE;
+                go_on
+            });
+            for interim in answer::interims(&self.turn).chain(go_on) {
+                // If it cannot be told, the answer cannot either.
+                let _ = self.respond.send_informational(interim);
+            }
+            match polled {
+                Poll::Ready(response) => Poll::Ready(Some(response)),
+                Poll::Pending => self.respond.poll_reset(cx).map(|_| None),
             }
         });
         let Some(response) = response.await else { return };

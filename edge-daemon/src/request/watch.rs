@@ -1,13 +1,14 @@
 //! Whose move it is in a request, and until when: whoever it is has a deadline and a least rate.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     task::{Context, Poll},
     time::Duration,
 };
 
 use edge_common::Reason;
 use edge_policy::pace::Pace;
+use http::Response;
 
 use super::timers::{Alarm, ms};
 use crate::config::settings;
@@ -35,6 +36,7 @@ pub(crate) struct Turn {
     sent: Cell<Pace>,
     taken: Cell<Pace>,
     overdue: Cell<Option<Reason>>,
+    interims: RefCell<Vec<Response<()>>>,
 }
 
 /// How long and how slowly.
@@ -65,6 +67,7 @@ impl Turn {
             sent: Cell::default(),
             taken: Cell::default(),
             overdue: Cell::new(None),
+            interims: RefCell::default(),
         }
     }
 
@@ -86,6 +89,7 @@ impl Turn {
         self.sent.set(Pace::default());
         self.taken.set(Pace::default());
         self.overdue.set(None);
+        self.interims.take();
     }
 
     /// Asks an upstream, which may pause its answer for so long and is to be done in so much time.
@@ -172,6 +176,16 @@ impl Turn {
     /// Bytes of the request's body, and of its answer.
     pub(crate) fn bytes(&self) -> (u64, u64) {
         (self.sent.get().bytes(), self.taken.get().bytes())
+    }
+
+    /// Notes an interim answer of the upstream.
+    pub(crate) fn interim(&self, answer: Response<()>) {
+        self.interims.borrow_mut().push(answer);
+    }
+
+    /// The interim answers that the client was not told of.
+    pub(crate) fn take_interims(&self) -> Vec<Response<()>> {
+        self.interims.take()
     }
 
     /// Why the request was given up, if it was because nobody moved.

@@ -9,8 +9,10 @@ use std::{
 use bytes::Buf as _;
 use edge_policy::{
     head,
-    http1::{self, Chunk, Chunks, Framing},
+    http1::{self, Chunk, Chunks, Fields, Framing},
+    lines::Lines,
 };
+use http::Response;
 
 use super::Wire;
 use crate::request::incoming::{Broken, Frame};
@@ -138,6 +140,24 @@ impl Inbound {
     /// From now on all that comes is of another protocol, up to the end of the connection.
     pub(crate) fn open_tunnel(&mut self) {
         self.body.left = Left::Close;
+    }
+
+    /// Tells the client of interim answers, if it takes what it is sent.
+    pub(crate) fn tell(
+        &mut self,
+        interims: impl Iterator<Item = Response<()>>,
+        cx: &mut Context<'_>,
+    ) {
+        for interim in interims {
+            if self.wire.is_full() {
+                return;
+            }
+            let (lines, map) = (&Lines::default(), interim.headers());
+            let fields = Fields { lines, map, framing: Framing::Empty, connection: None };
+            http1::response(self.wire.output(), interim.status(), fields, true);
+            // What does not go at once goes with the answer.
+            let _ = self.wire.poll_flush(cx, &mut 0);
+        }
     }
 
     /// The next part of the body. Whoever asks for the first tells the client to send it.

@@ -14,7 +14,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, header};
 
 use super::{Body, Inbound, Stream, Wire};
 use crate::request::{
-    Worker,
+    Worker, answer,
     body::Answer,
     front::Visitor,
     incoming::{Frame, Incoming},
@@ -119,7 +119,6 @@ impl Client {
         self.turn.alarm().set(self.turn.alarm().now_ms() + ms(idle));
     }
 
-    /// The next head. Its first byte sets its deadline.
     fn poll_head(&mut self, has_begun: &mut bool, cx: &mut Context<'_>) -> Poll<Next> {
         let wire = &mut self.inbound.borrow_mut().wire;
         loop {
@@ -206,9 +205,15 @@ impl Client {
         let turn = Rc::clone(&self.turn);
         // On the heap, so that a connection between requests does not carry it along.
         let mut answer = Box::pin(path::answer(worker, visitor, self.entrance, turn, request));
-        let response = std::future::poll_fn(|cx| match answer.as_mut().poll(cx) {
-            Poll::Ready(response) => Poll::Ready(Some(response)),
-            Poll::Pending => self.poll_gone(cx).map(|()| None),
+        let response = std::future::poll_fn(|cx| {
+            let polled = answer.as_mut().poll(cx);
+            // Those who speak HTTP/1.0 know none (RFC 9110, 15.2).
+            let interims = answer::interims(&self.turn).filter(|_| version == Version::Http11);
+            self.inbound.borrow_mut().tell(interims, cx);
+            match polled {
+                Poll::Ready(response) => Poll::Ready(Some(response)),
+                Poll::Pending => self.poll_gone(cx).map(|()| None),
+            }
         });
         match response.await {
             Some(response) => {

@@ -197,14 +197,18 @@ impl Link {
             let fault = |_| upload.fault.get().unwrap_or(Reason::UpstreamInvalid);
             let sent = self.poll_send(cx).map_err(fault)?;
             match self.reader.read(&self.wire.input, &ANSWER) {
-                Ok(Some(head)) => match self.head(head, to_head).map_err(|_| invalid())? {
-                    Some(response) => return Poll::Ready(Ok(response)),
-                    None if self.interim < INTERIM_MAX => {
-                        self.interim += 1;
-                        continue;
+                Ok(Some(head)) => {
+                    let answer = self.head(head, to_head).map_err(|_| invalid())?;
+                    if self.is_tunnel || !answer.status().is_informational() {
+                        return Poll::Ready(Ok(answer));
                     }
-                    None => return Poll::Ready(Err(invalid())),
-                },
+                    self.interim += 1;
+                    if self.interim > INTERIM_MAX {
+                        return Poll::Ready(Err(invalid()));
+                    }
+                    upload.turn.interim(answer);
+                    continue;
+                }
                 Ok(None) => {}
                 Err(_) => return Poll::Ready(Err(invalid())),
             }
@@ -222,12 +226,12 @@ impl Link {
         }
     }
 
-    /// Takes a head that is complete; `None` if the answer itself is still to come.
+    /// Takes a head that is complete: of the answer, or of one before it.
     fn head(
         &mut self,
         head: http1::Head<StatusLine>,
         to_head: bool,
-    ) -> Result<Option<Response<()>>, http1::Fault> {
+    ) -> Result<Response<()>, http1::Fault> {
         let http1::Head { first: StatusLine { version, status }, length } = head;
         let bytes = self.wire.input.split_to(length).freeze();
         let fields = self.reader.fields();
@@ -236,17 +240,14 @@ impl Link {
         self.reader.clear();
         if status == 101 {
             self.open_tunnel(&headers).ok_or(http1::Fault::Malformed)?;
-        } else if status < 200 {
-            return Ok(None);
         }
         let framing = if self.is_tunnel { Framing::Close } else { framing };
         self.keep &= framing != Framing::Close && http1::persists(version, &headers);
         self.body = Body::new(framing, ANSWER);
         let mut response = Response::new(());
-        *response.status_mut() =
-            StatusCode::from_u16(status).map_err(|_| http1::Fault::Malformed)?;
-        *response.headers_mut() = headers;
-        Ok(Some(response))
+        let status = StatusCode::from_u16(status).map_err(|_| http1::Fault::Malformed)?;
+        (*response.status_mut(), *response.headers_mut()) = (status, headers);
+        Ok(response)
     }
 
     /// Changes the protocol; `None` if nobody asked for this one.
@@ -396,4 +397,4 @@ const fn invalid() -> Reason {
 const ANSWER: Bounds =
     Bounds { uri_bytes_max: 1024, headers_max: 256, header_bytes_max: 64 * 1024 };
 /// Interim answers (`103 Early Hints` among them) before the one that counts.
-const INTERIM_MAX: u32 = 8;
+pub(super) const INTERIM_MAX: u32 = 8;

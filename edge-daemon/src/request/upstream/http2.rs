@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use edge_common::Reason;
 use h2::{RecvStream, SendStream, client::SendRequest};
-use http::{HeaderMap, HeaderValue, Request, Response, Uri, Version, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, Version, header};
 use tokio::task::spawn_local;
 
 use super::{
@@ -25,6 +25,7 @@ use super::{
     },
     Head,
     connection::{self, Failed, Patience},
+    http1::INTERIM_MAX,
 };
 use crate::{clock, upstream::dial::Stream};
 
@@ -139,10 +140,18 @@ impl Connection {
         };
         let upload = Some(upload).filter(|_| !is_end);
         let mut sending = Sending { stream, upload, waiting: Bytes::new() };
-        let mut response = pin!(response);
+        let (mut response, mut interims) = (pin!(response), 0);
         let answer = std::future::poll_fn(|cx| {
             let fault = |_| (patience.upload.fault.get().unwrap_or(Reason::UpstreamInvalid), false);
             let sent = sending.poll(cx).map_err(fault)?;
+            while let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
+                interims += 1;
+                // Over HTTP/2 no connection changes its protocol (RFC 9113, 8.6).
+                if interims > INTERIM_MAX || interim.status() == StatusCode::SWITCHING_PROTOCOLS {
+                    return Poll::Ready(Err((Reason::UpstreamInvalid, false)));
+                }
+                turn.interim(interim);
+            }
             match response.as_mut().poll(cx) {
                 Poll::Ready(answer) => Poll::Ready(answer.map_err(|error| {
                     // Whatever is no fault of this stream alone, none can be begun after.
