@@ -6,6 +6,16 @@
 //! (CVE-2023-44487) or provoked ones (CVE-2025-8671), pings, settings, empty frames, continuations,
 //! windows that open byte by byte.
 
+mod faults;
+mod frames;
+mod hpack;
+
+pub use self::faults::Fault;
+use self::{
+    faults::Faults,
+    frames::{CONTINUATION, DATA, END, Frame, Frames, HEADERS, PING, RESET, SETTINGS, WINDOW},
+};
+
 /// Which flood it was that used up the credit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Abuse {
@@ -54,9 +64,10 @@ pub struct Conduct {
     most: u64,
     refilled_ms: u64,
     abuse: Option<Abuse>,
-    /// Whether the client has begun, and whether as it has to.
+    /// Whether the client has begun.
     has_begun: bool,
-    is_preface_bad: bool,
+    faults: Faults,
+    fault: Option<Fault>,
     /// Streams whose requests were handed on and are not answered to their end.
     open: Vec<u32>,
     /// Streams that the client reset before they were handed on: both may come at once.
@@ -83,14 +94,15 @@ impl Conduct {
     pub fn new(waste_max: u32, now_ms: u64) -> Self {
         let most = u64::from(waste_max) * FRAME;
         Self {
-            received: Frames { skip: PREFACE_BYTES, ..Frames::default() },
-            sent: Frames::default(),
+            received: Frames::new(PREFACE_BYTES, &[HEADERS, RESET, SETTINGS, CONTINUATION]),
+            sent: Frames::new(0, &[RESET]),
             credit: most,
             most,
             refilled_ms: now_ms,
             abuse: None,
             has_begun: false,
-            is_preface_bad: false,
+            faults: Faults::default(),
+            fault: None,
             open: Vec::new(),
             reset: Vec::new(),
             begun: 0,
@@ -98,14 +110,20 @@ impl Conduct {
         }
     }
 
-    /// Bytes that came from the client.
-    pub fn received(&mut self, mut bytes: &[u8], now_ms: u64) {
-        while let Some(frame) = self.received.next(&mut bytes) {
-            if !std::mem::replace(&mut self.has_begun, true) {
-                self.is_preface_bad = frame.kind != SETTINGS || frame.flags & END != 0;
+    /// Bytes that came from the client; how many of them may go on: nothing of a frame that has a fault,
+    /// and nothing behind it.
+    pub fn received(&mut self, bytes: &[u8], now_ms: u64) -> usize {
+        let (mut rest, mut begins) = (bytes, 0);
+        while self.fault.is_none()
+            && let Some(frame) = self.received.next(&mut rest)
+        {
+            self.look(&frame);
+            if self.fault.is_some() {
+                break;
             }
+            begins = bytes.len() - rest.len() + self.received.ahead;
             match frame.kind {
-                DATA if frame.length == 0 && frame.flags & END == 0 => {
+                DATA if frame.length == 0 && !frame.has(END) => {
                     self.spend(2, Abuse::EmptyData, now_ms);
                 }
                 DATA => self.earn(frame.length),
@@ -118,14 +136,24 @@ impl Conduct {
                     self.spend(2, Abuse::Resets, now_ms);
                 }
                 // What it acknowledges, it was asked for.
-                SETTINGS if frame.flags & END == 0 => self.spend(5, Abuse::Settings, now_ms),
-                PING if frame.flags & END == 0 => self.spend(2, Abuse::Pings, now_ms),
+                SETTINGS if !frame.has(END) => self.spend(5, Abuse::Settings, now_ms),
+                PING if !frame.has(END) => self.spend(2, Abuse::Pings, now_ms),
                 HEADERS | SETTINGS | PING => {}
                 WINDOW => self.spend(1, Abuse::Windows, now_ms),
                 CONTINUATION => self.spend(5, Abuse::Continuations, now_ms),
                 _ => self.spend(1, Abuse::Others, now_ms),
             }
         }
+        if self.fault.is_some() { begins } else { bytes.len() }
+    }
+
+    fn look(&mut self, frame: &Frame) {
+        let first = !std::mem::replace(&mut self.has_begun, true);
+        let looked = match first && (frame.kind != SETTINGS || frame.has(END)) {
+            true => Err(Fault::Protocol),
+            false => self.faults.look(frame, self.received.payload()),
+        };
+        self.fault = looked.err();
     }
 
     /// Bytes that went to the client.
@@ -137,9 +165,10 @@ impl Conduct {
                 self.spend(5, Abuse::Mistakes, now_ms);
                 continue;
             }
-            let ends = matches!(frame.kind, DATA | HEADERS) && frame.flags & END != 0;
+            let ends = matches!(frame.kind, DATA | HEADERS) && frame.has(END);
             let was_open = (ends || frame.kind == RESET) && self.close(frame.stream);
-            match (frame.kind, frame.code) {
+            let code = if frame.kind == RESET { self.sent.code() } else { 0 };
+            match (frame.kind, code) {
                 (DATA, _) => self.earn(frame.length),
                 (HEADERS, _) => self.credit = (self.credit + FRAME).min(self.most),
                 (RESET, REFUSED_STREAM) => {
@@ -179,10 +208,11 @@ impl Conduct {
         found.map(|at| self.open.swap_remove(at)).is_some()
     }
 
-    /// Whether the client began with anything but its settings (RFC 9113, 3.4).
+    /// Why the connection cannot go on, if it cannot. It may have begun with anything but settings
+    /// (RFC 9113, 3.4).
     #[must_use]
-    pub const fn is_preface_bad(&self) -> bool {
-        self.is_preface_bad
+    pub const fn fault(&self) -> Option<Fault> {
+        self.fault
     }
 
     /// What the client has done too much of, if it has.
@@ -212,67 +242,6 @@ impl Conduct {
     }
 }
 
-/// Finds frames in a stream of bytes that comes in parts.
-#[derive(Debug, Default)]
-struct Frames {
-    head: [u8; HEAD_BYTES + CODE_BYTES],
-    filled: usize,
-    /// Bytes of a payload that are still to come.
-    skip: usize,
-}
-
-struct Frame {
-    kind: u8,
-    flags: u8,
-    stream: u32,
-    length: u32,
-    /// Of a reset: why.
-    code: u32,
-}
-
-impl Frames {
-    fn next(&mut self, bytes: &mut &[u8]) -> Option<Frame> {
-        loop {
-            let skipped = self.skip.min(bytes.len());
-            *bytes = &bytes[skipped..];
-            self.skip -= skipped;
-            if bytes.is_empty() {
-                return None;
-            }
-            let needed =
-                if self.filled >= HEAD_BYTES { HEAD_BYTES + CODE_BYTES } else { HEAD_BYTES };
-            let part = (needed - self.filled).min(bytes.len());
-            self.head[self.filled..self.filled + part].copy_from_slice(&bytes[..part]);
-            *bytes = &bytes[part..];
-            self.filled += part;
-            if self.filled < needed {
-                return None;
-            }
-            let [a, b, c, kind, flags, d, e, f, g, code @ ..] = self.head;
-            let length = u32::from_be_bytes([0, a, b, c]);
-            let has_code = kind == RESET && length as usize >= CODE_BYTES;
-            if has_code && needed == HEAD_BYTES {
-                continue;
-            }
-            self.filled = 0;
-            self.skip = length as usize - if has_code { CODE_BYTES } else { 0 };
-            let stream = u32::from_be_bytes([d & 0x7f, e, f, g]);
-            let code = if has_code { u32::from_be_bytes(code) } else { 0 };
-            return Some(Frame { kind, flags, stream, length, code });
-        }
-    }
-}
-
-// Types of frames (RFC 9113, 6).
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RESET: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const WINDOW: u8 = 8;
-const CONTINUATION: u8 = 9;
-/// `END_STREAM` of data, `ACK` of settings and pings.
-const END: u8 = 1;
 // Codes of errors (RFC 9113, 7).
 const PROTOCOL_ERROR: u32 = 1;
 const FLOW_CONTROL_ERROR: u32 = 3;
@@ -283,8 +252,6 @@ const CALM: u32 = 11;
 
 /// What a client sends before its first frame (RFC 9113, 3.4).
 const PREFACE_BYTES: usize = 24;
-const HEAD_BYTES: usize = 9;
-const CODE_BYTES: usize = 4;
 /// One frame, in the unit of the credit.
 const FRAME: u64 = 1000;
 /// Content that earns one frame.
@@ -312,6 +279,12 @@ mod tests {
         conduct
     }
 
+    fn begun() -> Conduct {
+        let mut conduct = fresh();
+        conduct.received(&frame(SETTINGS, 0, 0, &[]), 0);
+        conduct
+    }
+
     #[test]
     fn every_flood_uses_up_the_credit() {
         for (kind, flags, payload, abuse) in [
@@ -324,7 +297,7 @@ mod tests {
             (2, 0, &[0; 5], Abuse::Others),
             (0xfa, 0, &[], Abuse::Others),
         ] {
-            let mut conduct = fresh();
+            let mut conduct = begun();
             let one = frame(kind, flags, 1, payload);
             conduct.received(&one, 0);
             assert_eq!(conduct.abuse(), None, "{abuse:?}");
@@ -344,13 +317,49 @@ mod tests {
             let mut conduct = fresh();
             conduct.received(&first, 0);
             conduct.received(&frame(PING, 0, 0, &[0; 8]), 0);
-            assert_eq!(conduct.is_preface_bad(), is_bad, "{first:?}");
+            assert_eq!(conduct.fault(), is_bad.then_some(Fault::Protocol), "{first:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_of_a_frame_with_a_fault_goes_on() {
+        let block = |stream, bytes: &[u8]| frame(HEADERS, 5, stream, bytes);
+        for (bad, fault) in [
+            (frame(PING, 0, 0, &[0; 7]), Fault::FrameSize),
+            (frame(RESET, 0, 1, &[0; 5]), Fault::FrameSize),
+            (frame(WINDOW, 0, 0, &[0; 3]), Fault::FrameSize),
+            (frame(7, 0, 0, &[0; 7]), Fault::FrameSize),
+            (frame(DATA, 8, 1, &[]), Fault::FrameSize),
+            (frame(HEADERS, 0x25, 3, &[0; 4]), Fault::FrameSize),
+            (frame(SETTINGS, END, 0, &[0, 1, 0, 0, 0, 0]), Fault::FrameSize),
+            (frame(SETTINGS, 0, 0, &[0; 5]), Fault::FrameSize),
+            (frame(SETTINGS, 0, 0, &[0, 4, 0x80, 0, 0, 0]), Fault::FlowControl),
+            (block(3, &[0x80]), Fault::Compression),
+            // Padding before and behind, and a part of the head in a frame of its own.
+            (frame(HEADERS, 0x2d, 3, &[1, 0, 0, 0, 0, 9, 0x82, 0xbe, 0]), Fault::Compression),
+            (
+                [frame(HEADERS, 1, 3, &[0x44]), frame(CONTINUATION, 4, 3, &[2, b'/', b'#'])]
+                    .concat(),
+                Fault::Protocol,
+            ),
+            (block(1, &[0x82]), Fault::Protocol),
+        ] {
+            let good = [block(1, &[0x82, 0x84]), frame(DATA, 0, 1, &[7; 20])].concat();
+            let bytes = [&good[..], &bad, &frame(PING, 0, 0, &[0; 8])].concat();
+            for size in 1..bytes.len() {
+                let mut conduct = begun();
+                let parts = bytes.chunks(size).map(|part| conduct.received(part, 0));
+                let passed: usize = parts.sum();
+                assert_eq!(conduct.fault(), Some(fault), "{bad:x?}");
+                assert!(passed < good.len() + bad.len(), "{passed} of {bad:x?} by {size}");
+                assert!(passed + size >= good.len(), "{passed} of {good:x?} by {size}");
+            }
         }
     }
 
     #[test]
     fn what_is_of_use_costs_nothing() {
-        let mut conduct = fresh();
+        let mut conduct = begun();
         for stream in 0..10_000 {
             conduct.received(&frame(HEADERS, 5, 2 * stream + 1, &[0x82]), 0);
             conduct.begun(2 * stream + 1);
@@ -367,7 +376,7 @@ mod tests {
 
     #[test]
     fn a_reset_that_comes_with_its_request_leaves_nothing() {
-        let mut conduct = fresh();
+        let mut conduct = begun();
         for n in 0..1_000 {
             let (stream, now_ms) = (4 * n + 1, u64::from(n) * 1000);
             let block = |stream| frame(HEADERS, 5, stream, &[0x82]);
@@ -383,7 +392,7 @@ mod tests {
 
     #[test]
     fn time_refills_the_credit() {
-        let mut conduct = fresh();
+        let mut conduct = begun();
         for second in 0..1_000 {
             // Five pings a second are the ten frames that a second refills.
             conduct.received(&frame(PING, 0, 0, &[0; 8]).repeat(5), second * 1000);
@@ -409,11 +418,12 @@ mod tests {
     #[test]
     fn frames_are_found_however_the_bytes_come() {
         let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        bytes.extend(frame(SETTINGS, 0, 0, &[]));
         bytes.extend(frame(DATA, 0, 1, &[3; 300]));
         bytes.extend(frame(RESET, 0, 1, &[0, 0, 0, 8]).repeat(51));
         for size in 1..40 {
             let mut conduct = Conduct::new(100, 0);
-            bytes.chunks(size).for_each(|part| conduct.received(part, 0));
+            bytes.chunks(size).for_each(|part| _ = conduct.received(part, 0));
             assert_eq!(conduct.abuse(), Some(Abuse::Resets), "{size}");
         }
     }

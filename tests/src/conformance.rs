@@ -38,8 +38,6 @@ pub enum Library {
     As(String),
     /// It gives up the whole connection.
     Whole,
-    /// It leaves out what does not belong there.
-    Ignores,
 }
 
 /// Frames of the corpus.
@@ -82,7 +80,6 @@ impl Case {
             Library::Agrees => {}
             Library::As(code) => return *closed && goaway.as_ref() == Some(code),
             Library::Whole => return *closed && goaway.as_deref() == Some("PROTOCOL_ERROR"),
-            Library::Ignores => return stays && *status == Some(200),
         }
         match &self.verdict {
             Verdict::Serve => stays && *status == Some(200),
@@ -109,10 +106,8 @@ impl Case {
     }
 
     fn is_settled(&self, so_far: &Outcome) -> bool {
-        if self.library != Library::Agrees {
-            return so_far.lives && so_far.status.is_some();
-        }
         so_far.lives
+            && self.library == Library::Agrees
             && match self.verdict {
                 Verdict::Lives => true,
                 Verdict::Closes(_) | Verdict::HangsUp => false,
@@ -225,10 +220,9 @@ fn case(line: &str) -> Option<Case> {
     let (name, frames) = rest.split_once(" | ")?;
     let library = |word: &str| match word {
         "whole" => Some(Library::Whole),
-        "ignored" => Some(Library::Ignores),
         _ => word.strip_prefix("as ").map(|code| Library::As(code.to_owned())),
     };
-    let at = [" as ", " whole", " ignored"].iter().find_map(|word| verdict.find(word));
+    let at = [" as ", " whole"].iter().find_map(|word| verdict.find(word));
     let (verdict, library) = match at {
         Some(at) => (&verdict[..at], library(&verdict[at + 1..])?),
         None => (verdict, Library::Agrees),

@@ -25,6 +25,7 @@ use edge_policy::{
     forwarded::{Naming, Trusted},
     head::{self, Bounds, Host},
     http1::{self, Chunk, Chunks, Framing, RequestReader},
+    http2::Conduct,
     ja4::{Hello, Ja4},
     lines::Lines,
     proxy,
@@ -36,7 +37,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version};
 pub type Run = fn(&[u8]);
 
 /// Every target by its name, which is also that of its folder in `fuzz/seeds`.
-pub const TARGETS: [(&str, Run); 12] = [
+pub const TARGETS: [(&str, Run); 13] = [
     ("jwt", jwt),
     ("jwks", jwks),
     ("signature_fields", signature_fields),
@@ -46,6 +47,7 @@ pub const TARGETS: [(&str, Run); 12] = [
     ("target", target),
     ("request", request),
     ("chunks", chunks),
+    ("frames", frames),
     ("proxy", proxy),
     ("forwarded", forwarded),
     ("hello", hello),
@@ -277,6 +279,24 @@ pub fn request(bytes: &[u8]) {
 pub fn chunks(bytes: &[u8]) {
     assert_eq!(unchunk(bytes, usize::MAX), unchunk(bytes, 1), "at once, and in pieces");
 }
+
+/// A client's frames: the same fault however they come, and nothing of it or behind it goes on.
+pub fn frames(bytes: &[u8]) {
+    let judge = |step: usize| {
+        let mut conduct = Conduct::new(100, 0);
+        conduct.received(BEGUN, 0);
+        let passed: usize = bytes.chunks(step).map(|part| conduct.received(part, 0)).sum();
+        match conduct.fault() {
+            None => assert_eq!(passed, bytes.len()),
+            Some(_) => assert!(passed < bytes.len() && conduct.received(b"more", 0) == 0),
+        }
+        conduct.fault()
+    };
+    assert_eq!(judge(bytes.len().max(1)), judge(1), "at once, and in pieces");
+}
+
+/// The preface, and settings.
+const BEGUN: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 /// The content of a body and whether it ended; `None` if it is no body.
 fn unchunk(bytes: &[u8], step: usize) -> Option<(Vec<u8>, bool)> {

@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use edge_common::Reason;
-use edge_policy::http2::{Abuse, Conduct, Noted};
+use edge_policy::http2::{Abuse, Conduct, Fault, Noted};
 use h2::{
     RecvStream,
     server::{Connection, SendResponse},
@@ -199,14 +199,20 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Client<IO> {
 
     fn is_misbehaving(&self) -> bool {
         let conduct = self.conduct.borrow();
-        conduct.abuse().is_some() || conduct.is_preface_bad()
+        conduct.abuse().is_some() || conduct.fault().is_some()
     }
 
     /// Closes the connection of a client that abuses the protocol, with all that it asked for.
     fn give_up(&mut self) {
-        if self.conduct.borrow().is_preface_bad() {
+        let fault = self.conduct.borrow().fault();
+        if let Some(fault) = fault {
             self.worker.refuse_connection(&self.visitor, Reason::MalformedRequest);
-            return self.connection.abrupt_shutdown(h2::Reason::PROTOCOL_ERROR);
+            return self.connection.abrupt_shutdown(match fault {
+                Fault::Protocol => h2::Reason::PROTOCOL_ERROR,
+                Fault::FlowControl => h2::Reason::FLOW_CONTROL_ERROR,
+                Fault::FrameSize => h2::Reason::FRAME_SIZE_ERROR,
+                Fault::Compression => h2::Reason::COMPRESSION_ERROR,
+            });
         }
         let abuse = self.conduct.borrow().abuse().map(Abuse::name);
         let address = self.visitor.address;

@@ -28,8 +28,12 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Observed<IO> {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
-        self.conduct.borrow_mut().received(&buf.filled()[before..], self.turn.alarm().now_ms());
-        Poll::Ready(Ok(()))
+        let (came, now_ms) = (buf.filled().len() - before, self.turn.alarm().now_ms());
+        let passed = self.conduct.borrow_mut().received(&buf.filled()[before..], now_ms);
+        buf.set_filled(before + passed);
+        // What has a fault is held back: the library has no word of its own for it. Whoever polls the
+        // connection gives it up.
+        if came > 0 && passed == 0 { Poll::Pending } else { Poll::Ready(Ok(())) }
     }
 }
 
