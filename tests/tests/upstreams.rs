@@ -578,6 +578,41 @@ fn a_stream_that_is_refused_goes_to_another_server_or_nowhere() -> Result<()> {
 }
 
 #[test]
+fn interim_answers_over_http2_reach_the_client_and_are_bounded() -> Result<()> {
+    let lab = Lab::new()?;
+    let script = Arc::new(Mutex::new(("", 0)));
+    let told = Arc::clone(&script);
+    framed(&lab.origin, move |_, stream, client| {
+        let (status, count) = *told.lock().expect("nobody panics");
+        let fields = [literal(":status", status), literal("link", "</a.css>")].concat();
+        let hint = frame(HEADERS, END_HEADERS, stream, &fields);
+        let head = frame(HEADERS, END_HEADERS, stream, &[0x88]);
+        let fine = [head, frame(DATA, END_STREAM, stream, b"fine")].concat();
+        client.write_all(&[hint.repeat(count), fine].concat()).is_ok()
+    })?;
+    let edged = lab
+        .edged()?
+        .set("upstream.0.http2", "true")
+        .set("upstream.0.circuit", "{ failures = \"off\" }")
+        .set("upstream.0.ejection", "{ failures = 0 }")
+        .start()?;
+    for (status, count, heard, answer) in
+        [("103", 8, 8, 200), ("102", 1, 1, 200), ("100", 1, 0, 200), ("101", 1, 0, 502)]
+    {
+        *script.lock().expect("nobody panics") = (status, count);
+        for version in ["--http1.1", "--http2"] {
+            let said = edged.get(FRIEND, "/health").flag(version).flag("--include").told()?;
+            let head = |status: &str| said.matches(&format!(" {status} ")).count();
+            let answered = head(&answer.to_string());
+            assert_eq!((head(status), answered), (heard, 1), "{version}: {said}");
+        }
+    }
+    *script.lock().expect("nobody panics") = ("103", 9);
+    assert_eq!(edged.get(FRIEND, "/health").send()?.status, 502);
+    Ok(())
+}
+
+#[test]
 fn what_may_have_arrived_is_repeated_only_if_that_does_no_harm() -> Result<()> {
     let lab = Lab::new()?;
     // It hangs up on whatever it reads.
