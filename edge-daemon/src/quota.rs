@@ -7,10 +7,7 @@
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::{
-        atomic::Ordering::Relaxed,
-        mpsc::{Receiver, RecvTimeoutError},
-    },
+    sync::{atomic::Ordering::Relaxed, mpsc::Receiver},
     time::Duration,
 };
 
@@ -120,14 +117,7 @@ fn secret(settings: &Settings, spec: &Spec) -> io::Result<[u8; 16]> {
 
 /// Saves quotas until the other end of `stop` is gone, and then once more.
 pub fn keep(dir: &Path, edge: &Edge, stop: &Receiver<()>) {
-    loop {
-        let ended = stop.recv_timeout(SAVE_EVERY) != Err(RecvTimeoutError::Timeout);
-        let Some(_turn) = edge.reign.turn() else { return };
-        save_all(dir, edge);
-        if ended {
-            return;
-        }
-    }
+    saved::keep(edge, SAVE_EVERY, stop, || save_all(dir, edge));
 }
 
 /// Saves quotas; one that cannot be saved is told of.

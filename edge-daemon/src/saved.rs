@@ -5,7 +5,11 @@ use std::{
     fs::{self, File},
     io::{self, Read as _, Write as _},
     path::Path,
+    sync::mpsc::{Receiver, RecvTimeoutError},
+    time::Duration,
 };
+
+use crate::request::Edge;
 
 /// Writes a file in the place of the former.
 ///
@@ -39,6 +43,19 @@ pub(crate) fn read<T>(
             tracing::error!(file = %path.display(), %error, aside = %aside.display(), ?moved,
                 "{what} is damaged and was set aside: it begins anew");
             None
+        }
+    }
+}
+
+/// Saves something every so often until the other end of `stop` is gone, and then once more; no longer
+/// once a successor has taken over.
+pub(crate) fn keep(edge: &Edge, every: Duration, stop: &Receiver<()>, save: impl Fn()) {
+    loop {
+        let ended = stop.recv_timeout(every) != Err(RecvTimeoutError::Timeout);
+        let Some(_turn) = edge.reign.turn() else { return };
+        save();
+        if ended {
+            return;
         }
     }
 }

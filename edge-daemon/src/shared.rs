@@ -7,10 +7,7 @@
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::{
-        atomic::Ordering::Relaxed,
-        mpsc::{Receiver, RecvTimeoutError},
-    },
+    sync::{atomic::Ordering::Relaxed, mpsc::Receiver},
     time::Duration,
 };
 
@@ -43,14 +40,7 @@ pub fn restore(dir: &Path) -> io::Result<Identities> {
 
 /// Saves what is known until the other end of `stop` is gone, and then once more.
 pub fn keep(dir: &Path, edge: &Edge, stop: &Receiver<()>) {
-    loop {
-        let ended = stop.recv_timeout(SAVE_EVERY) != Err(RecvTimeoutError::Timeout);
-        let Some(_turn) = edge.reign.turn() else { return };
-        save(dir, edge);
-        if ended {
-            return;
-        }
-    }
+    saved::keep(edge, SAVE_EVERY, stop, || save(dir, edge));
 }
 
 /// Saves what is known; if it cannot be, that is told.
