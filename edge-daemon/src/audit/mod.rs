@@ -6,6 +6,7 @@
 
 mod files;
 mod grants;
+mod kept;
 mod relay;
 pub mod verify;
 
@@ -32,6 +33,7 @@ use self::{
 };
 pub use self::{
     grants::{Access, Grants},
+    kept::Kept,
     relay::Resumption,
 };
 use crate::{
@@ -51,6 +53,8 @@ pub fn is_about_identity(reason: Reason) -> bool {
 
 enum Entry {
     Event(u64, Box<Event>),
+    /// The same, and who told of it waits until it is on disk.
+    Awaited(u64, Box<Event>, SyncSender<bool>),
     /// Requests that were let in.
     Granted(Vec<(u64, Access)>),
     /// How many were, by how it was proved who sends them, and who that is.
@@ -67,7 +71,7 @@ impl Entry {
     /// How many lines it comes to, at most.
     fn lines(&self) -> usize {
         match self {
-            Self::Event(..) | Self::Relayed(..) => 1,
+            Self::Event(..) | Self::Awaited(..) | Self::Relayed(..) => 1,
             Self::Granted(each) => each.len(),
             Self::Summed(_, sums) => sums.len(),
             Self::Flush(_) | Self::Pause(..) => 0,
@@ -107,7 +111,7 @@ impl Audit {
     ) -> anyhow::Result<(Self, AuditLog)> {
         let key = files::key(&settings.key)?;
         let opened = Files::open(settings, &key)?;
-        let (queue, entries) = sync_channel(QUEUE);
+        let (queue, entries) = sync_channel(QUEUE + RESERVE);
         counts.last.store(opened.last.number, Relaxed);
         let (paused, granted) = (Arc::default(), settings.granted);
         let audit = Self { queue, paused, counts: Arc::clone(&counts), granted };
@@ -129,19 +133,6 @@ impl Audit {
     /// Tells of what happened.
     pub fn tell(&self, event: Event) {
         self.give(Entry::Event(clock::unix_ms(), Box::new(event)));
-    }
-
-    /// Waits until all that was told is on disk, or for so long; whether it is. What was lost before
-    /// is not: [`Self::lost`] counts it.
-    pub fn flush(&self, most: Duration) -> bool {
-        let (done, flushed) = sync_channel(1);
-        self.queue.try_send(Entry::Flush(done)).is_ok() && flushed.recv_timeout(most) == Ok(true)
-    }
-
-    /// Entries that were lost, since the start.
-    #[must_use]
-    pub fn lost(&self) -> u64 {
-        self.counts.lost.load(Relaxed)
     }
 
     fn give(&self, entry: Entry) {
@@ -276,6 +267,10 @@ impl AuditLog {
             self.counts.waiting.fetch_sub(waited, Relaxed);
             match entry {
                 Entry::Event(at_ms, event) => self.add(lines, at_ms, &*event),
+                Entry::Awaited(at_ms, event, done) => {
+                    self.add(lines, at_ms, &*event);
+                    asked.flushes.push(done);
+                }
                 Entry::Granted(each) => each.iter().for_each(|(at_ms, access)| {
                     self.add(lines, *at_ms, &AccessLine::of(access));
                 }),
@@ -385,6 +380,8 @@ fn members(at_ms: u64, entry: &impl Serialize) -> io::Result<Vec<u8>> {
 
 /// Lines that wait to be written, at most.
 const QUEUE: usize = 65_536;
+/// Entries beyond them that somebody waits for.
+const RESERVE: usize = 64;
 /// Lines of one batch, but for what comes with its last entry.
 const BATCH: usize = 4_096;
 /// How long entries gather before they are written.
@@ -585,6 +582,43 @@ mod tests {
         let lost: Vec<_> = told.iter().filter(|event| event["event"] == "lost").collect();
         assert_eq!((lost.len(), &lost[0]["entries"]), (1, &8.into()));
         assert_eq!(counts.waiting.load(Relaxed), 0);
+    }
+
+    #[test]
+    fn a_line_that_somebody_waits_for_is_kept_whatever_a_full_queue_loses() {
+        let dir = tempdir().unwrap();
+        let settings = settings::Audit { file_bytes_max: 1 << 30, ..settings(&dir) };
+        let counts = Arc::<Counts>::default();
+        let (audit, log) = Audit::open(&settings, Arc::clone(&counts)).unwrap();
+        (0..QUEUE as u32 + 7).for_each(|n| audit.tell(revoked(n)));
+        let awaited = || audit.tell_kept(Event::KeysImported { keys: 3, uid: 7 });
+        let kept = awaited();
+        audit.tell(revoked(0));
+        assert_eq!(counts.lost.load(Relaxed), 8);
+        let writer = thread::spawn(move || log.run());
+        assert!(kept.within(Duration::from_secs(60)));
+        let told = events(&settings);
+        assert_eq!(told.iter().filter(|line| line["event"] == "keys_imported").count(), 1);
+        assert!(audit.flush(Duration::from_secs(60)));
+        drop(audit);
+        writer.join().unwrap();
+        check(&settings).unwrap();
+        assert_eq!(counts.waiting.load(Relaxed), 0);
+    }
+
+    #[test]
+    fn no_more_lines_are_waited_for_than_there_is_room_for() {
+        let dir = tempdir().unwrap();
+        let counts = Arc::<Counts>::default();
+        let (audit, log) = Audit::open(&settings(&dir), Arc::clone(&counts)).unwrap();
+        (0..QUEUE as u32).for_each(|n| audit.tell(revoked(n)));
+        let mut kept: Vec<_> = (0..=RESERVE as u32).map(|n| audit.tell_kept(revoked(n))).collect();
+        assert_eq!(counts.lost.load(Relaxed), 1);
+        assert!(!kept.pop().unwrap().within(Duration::from_secs(60)));
+        // Nobody writes them.
+        drop(log);
+        assert!(kept.into_iter().all(|kept| !kept.within(Duration::from_secs(60))));
+        assert!(!audit.tell_kept(revoked(0)).within(Duration::from_secs(60)));
     }
 
     #[test]

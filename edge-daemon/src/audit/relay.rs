@@ -104,6 +104,11 @@ impl AuditLog {
     fn pass_on(&mut self, entry: Entry, successor: &Successor) -> io::Result<()> {
         match entry {
             Entry::Event(at_ms, event) => successor.note(at_ms, &event),
+            Entry::Awaited(at_ms, event, done) => {
+                let passed = successor.note(at_ms, &event);
+                let _ = done.try_send(passed.is_ok());
+                passed
+            }
             Entry::Granted(each) => each
                 .iter()
                 .try_for_each(|(at_ms, access)| successor.note(*at_ms, &AccessLine::of(access))),

@@ -275,6 +275,20 @@ pub struct Imported {
 }
 
 impl KeyCommand {
+    /// Whether it waits for an audit log that can tell of it. Who revokes a key must be rid of it, and what
+    /// tells of an export is told with its first page.
+    #[must_use]
+    pub const fn is_put_off(&self) -> bool {
+        matches!(
+            self,
+            Self::Create(_)
+                | Self::Rotate { .. }
+                | Self::Remove { .. }
+                | Self::Export { after: None }
+                | Self::Import { check: false, .. }
+        )
+    }
+
     /// Says what is wrong with a command, if anything is.
     #[must_use]
     pub fn fault(&self) -> Option<String> {

@@ -21,7 +21,11 @@ use super::{
     access::{self, AccessLog},
     sink::{Sink, Torn},
 };
-use crate::{audit::Audit, clock, config::settings};
+use crate::{
+    audit::{Audit, Kept},
+    clock,
+    config::settings,
+};
 
 /// The way to the event log. Never blocks: a full queue drops the event and counts it.
 #[derive(Clone)]
@@ -54,6 +58,17 @@ impl Events {
         if event.is_audited() {
             self.audit.tell(event.clone());
         }
+        self.log(event);
+    }
+
+    /// Tells of what the audit log must tell of; whether it does is known later.
+    pub fn tell_kept(&self, event: Event) -> Kept {
+        let kept = self.audit.tell_kept(event.clone());
+        self.log(event);
+        kept
+    }
+
+    fn log(&self, event: Event) {
         if event.is_plentiful() && !self.admits(clock::boot_ns())
             || self.queue.try_send((clock::unix_ms(), event)).is_err()
         {

@@ -27,18 +27,13 @@ use crate::{
 
 impl Registry {
     pub(super) fn obey(&mut self, command: KeyCommand, peer: Peer) -> Reply {
-        use KeyCommand::{Import, List, Revoke, Show};
-        let is_told = !matches!(command, List { .. } | Show { .. } | Import { check: true, .. });
-        let audit = self.edge.audit.clone();
-        // A revocation is never put off: who revokes a key must be rid of it.
-        if is_told && !matches!(command, Revoke { .. }) && !audit.flush(AUDIT_PATIENCE) {
+        if command.is_put_off() && !self.edge.audit.flush(AUDIT_PATIENCE) {
             let why =
                 "nothing is changed: the audit log cannot be written, and would not tell of it";
             return Reply::Refused(why.into());
         }
-        let lost = audit.lost();
         let reply = self.try_obey(command, peer);
-        let is_kept = !is_told || audit.flush(AUDIT_PATIENCE) && audit.lost() == lost;
+        let is_kept = self.told.take().is_none_or(|kept| kept.within(AUDIT_PATIENCE));
         match reply {
             Ok(reply) if is_kept => reply,
             Ok(reply) => Reply::Unaudited(Box::new(reply)),
@@ -66,7 +61,7 @@ impl Registry {
         })
     }
 
-    fn create(&self, new: NewKey, peer: Peer) -> anyhow::Result<KeyCreated> {
+    fn create(&mut self, new: NewKey, peer: Peer) -> anyhow::Result<KeyCreated> {
         let NewKey { name, owner, scopes, roles, tier, networks, places, life, secret, signing } =
             new;
         let grants = Grants { scopes, roles, tier, networks, places };
@@ -76,7 +71,7 @@ impl Registry {
         let record = stored.record.clone();
         self.store.put_keys(&[stored])?;
         self.edge.keys.put(&record);
-        self.edge.events.tell(Event::KeyCreated {
+        self.tell(Event::KeyCreated {
             key_id: id.to_string(),
             name: record.name,
             owner: record.owner,
@@ -179,7 +174,7 @@ impl Registry {
     /// The new key has what the old one has, but for secrets and a public key, which are new as well;
     /// those that are the edge's to choose are minted.
     fn rotate(
-        &self,
+        &mut self,
         id: &KeyId,
         (grace_ms, life): (Option<u64>, Life),
         (secret, signing): (NewSecret, NewSigning),
@@ -213,7 +208,7 @@ impl Registry {
             old.end(ends_ms);
             self.edge.decisions.tell(Decision::key(&old, "is replaced", Some(ends_ms)));
         }
-        self.edge.events.tell(Event::KeyRotated {
+        self.tell(Event::KeyRotated {
             key_id: id.to_string(),
             by: record.id.to_string(),
             until: clock::rfc3339(ends_ms),
@@ -246,7 +241,7 @@ impl Registry {
         self.count_unsaved();
         if !was_revoked {
             let (key_id, owner) = (id.to_string(), key.owner().to_owned());
-            self.edge.events.tell(Event::KeyRevoked { key_id, owner, uid: peer.uid });
+            self.tell(Event::KeyRevoked { key_id, owner, uid: peer.uid });
             self.edge.decisions.tell(Decision::key(&key, "was revoked", None));
         }
         kept.with_context(|| {
@@ -258,14 +253,14 @@ impl Registry {
         Ok(Reply::Done(format!("the key {id} is revoked")))
     }
 
-    fn remove(&self, id: &KeyId, peer: Peer) -> anyhow::Result<Reply> {
+    fn remove(&mut self, id: &KeyId, peer: Peer) -> anyhow::Result<Reply> {
         let Some(key) = self.edge.keys.by_id(id) else { bail!("there is no key {id}") };
         if key.check(clock::unix_ms(), false).is_ok() {
             bail!("the key {id} is in force; revoke it first");
         }
         self.store.remove_key(id)?;
         self.edge.keys.remove(id);
-        self.edge.events.tell(Event::KeyRemoved { key_id: id.to_string(), uid: peer.uid });
+        self.tell(Event::KeyRemoved { key_id: id.to_string(), uid: peer.uid });
         Ok(Reply::Done(format!("the key {id} is forgotten")))
     }
 

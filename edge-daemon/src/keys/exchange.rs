@@ -28,10 +28,10 @@ struct Line {
 }
 
 impl Registry {
-    pub(super) fn export(&self, after: Option<KeyId>, peer: Peer) -> anyhow::Result<Reply> {
+    pub(super) fn export(&mut self, after: Option<KeyId>, peer: Peer) -> anyhow::Result<Reply> {
         let page = self.store.keys_after(after.as_ref(), PAGE)?;
         if after.is_none() {
-            self.edge.events.tell(Event::KeysExported { uid: peer.uid });
+            self.tell(Event::KeysExported { uid: peer.uid });
         }
         let last = (page.len() == PAGE).then(|| page.last().map(|key| key.record.id)).flatten();
         let line =
@@ -40,7 +40,7 @@ impl Registry {
     }
 
     pub(super) fn import(
-        &self,
+        &mut self,
         lines: &[String],
         check: bool,
         peer: Peer,
@@ -77,7 +77,7 @@ impl Registry {
             self.edge.keys.put(&key.record);
         }
         if imported.added > 0 {
-            self.edge.events.tell(Event::KeysImported { keys: imported.added, uid: peer.uid });
+            self.tell(Event::KeysImported { keys: imported.added, uid: peer.uid });
         }
         Ok(imported)
     }

@@ -27,6 +27,7 @@ use tokio::sync::oneshot;
 
 use self::sweep::Sweep;
 use crate::{
+    audit::Kept,
     clock,
     config::settings,
     control::{Peer, Reply, keys::KeyCommand},
@@ -115,6 +116,8 @@ pub struct Registry {
     unsaved: Vec<KeyId>,
     /// Keys that are flagged in the ring and not yet on disk: how, and when they were seen.
     unsaved_leaks: Vec<(KeyId, Leak, u64)>,
+    /// The audit log's line of the command that is being carried out.
+    told: Option<Kept>,
     sweep: Sweep,
 }
 
@@ -123,7 +126,7 @@ impl Registry {
     #[must_use]
     pub fn new(store: Arc<Store>, edge: Arc<Edge>) -> Self {
         let (unsaved, unsaved_leaks) = (Vec::new(), Vec::new());
-        Self { store, edge, unsaved, unsaved_leaks, sweep: Sweep::default() }
+        Self { store, edge, unsaved, unsaved_leaks, told: None, sweep: Sweep::default() }
     }
 
     /// Takes orders until it is told to stop.
@@ -158,6 +161,11 @@ impl Registry {
     /// The settings in force.
     fn settings(&self) -> settings::Keys {
         self.edge.plan.load().keys.clone()
+    }
+
+    /// Tells of what a command did; the command waits for the audit log to tell of it.
+    fn tell(&mut self, event: Event) {
+        self.told = Some(self.edge.events.tell_kept(event));
     }
 
     /// Writes a change of one key to the disk and then to the ring.
