@@ -191,15 +191,6 @@ impl Principal {
         }
     }
 
-    /// Everything that its issuer says of it.
-    pub fn claims(&self) -> impl Iterator<Item = (&String, &Claim)> {
-        let claims = match self {
-            Self::Key { .. } => None,
-            Self::Named(named) => Some(&named.claims),
-        };
-        claims.into_iter().flatten()
-    }
-
     /// The key of ours by which it came, whose quota it uses.
     #[must_use]
     pub fn key(&self) -> Option<&Arc<Key>> {

@@ -13,7 +13,20 @@ use crate::principal::{Claim, whole};
 
 /// The types of claims, by name.
 #[derive(Debug, Default)]
-pub(super) struct Types(BTreeMap<String, Type>);
+pub(super) struct Types {
+    all: BTreeMap<String, Type>,
+    /// The claims that policies name. One that the schema does not have may still be asked for.
+    pub(super) named: BTreeSet<String>,
+}
+
+/// Claims that conditions name.
+#[derive(Debug, Default)]
+pub(super) struct Named {
+    /// Those whose value they read.
+    pub(super) read: BTreeSet<String>,
+    /// Those of which they ask whether they are there.
+    pub(super) asked_for: BTreeSet<String>,
+}
 
 /// A type that claims can have.
 #[derive(Debug)]
@@ -40,7 +53,8 @@ impl Types {
         let (Some(common), Some(claims)) = (common, claims) else { return Ok(Self::default()) };
         match Type::read(claims, common)? {
             Type::Record(members) => {
-                Ok(Self(members.into_iter().map(|(name, (kind, _))| (name, kind)).collect()))
+                let all = members.into_iter().map(|(name, (kind, _))| (name, kind)).collect();
+                Ok(Self { all, named: BTreeSet::new() })
             }
             _ => Err("Claims".to_owned()),
         }
@@ -48,7 +62,7 @@ impl Types {
 
     /// Whether plain tests can compare the claim.
     pub(super) fn is_plain(&self, name: &str) -> bool {
-        match self.0.get(name) {
+        match self.all.get(name) {
             Some(Type::Text | Type::Number | Type::Flag) => true,
             Some(Type::Set(of)) => matches!(**of, Type::Text),
             _ => false,
@@ -58,7 +72,7 @@ impl Types {
     /// Whether a plain claim is of its type.
     pub(super) fn fits(&self, name: &str, claim: &Claim) -> bool {
         matches!(
-            (self.0.get(name), claim),
+            (self.all.get(name), claim),
             (Some(Type::Text), Claim::Text(_))
                 | (Some(Type::Number), Claim::Number(_))
                 | (Some(Type::Flag), Claim::Flag(_))
@@ -68,7 +82,7 @@ impl Types {
 
     /// A claim as the engine has it, which a policy reads by way of [`read_one_by_one`].
     pub(super) fn held(&self, name: &str, claim: &Claim) -> Option<Held> {
-        let held = self.0.get(name).and_then(|kind| kind.hold(claim));
+        let held = self.all.get(name).and_then(|kind| kind.hold(claim));
         Held::new_record(held.map(|held| (MEMBER.to_owned(), held))).ok()
     }
 }
@@ -154,21 +168,21 @@ fn decimal(text: &str) -> Option<Held> {
     fits.then(|| Held::new_decimal(format!("{whole}.{part}")))
 }
 
-/// Makes conditions read claims as the engine has them; which they read. `None` if they do something
+/// Makes conditions read claims as the engine has them; which they name. `None` if they do something
 /// else with them than to read one and to ask whether there is one.
-pub(super) fn read_one_by_one(conditions: &mut Value) -> Option<BTreeSet<String>> {
-    let mut names = BTreeSet::new();
+pub(super) fn read_one_by_one(conditions: &mut Value) -> Option<Named> {
+    let mut names = Named::default();
     look_into(conditions, &mut names).then_some(names)
 }
 
-fn look_into(expression: &mut Value, names: &mut BTreeSet<String>) -> bool {
+fn look_into(expression: &mut Value, names: &mut Named) -> bool {
     if let Some(spelt_out) = expression.get("has").and_then(steps) {
         *expression = spelt_out;
     }
     if let Some(of) = expression.get(".") {
         let name = of.get("attr").and_then(Value::as_str).unwrap_or_default();
         if of.get("left").is_some_and(is_claims) {
-            names.insert(name.to_owned());
+            names.read.insert(name.to_owned());
             *expression = json!({ ".": { "left": expression.take(), "attr": MEMBER } });
             return true;
         }
@@ -176,7 +190,8 @@ fn look_into(expression: &mut Value, names: &mut BTreeSet<String>) -> bool {
             return false;
         }
     }
-    if expression.get("has").and_then(|of| of.get("left")).is_some_and(is_claims) {
+    if let Some(of) = expression.get("has").filter(|of| of.get("left").is_some_and(is_claims)) {
+        names.asked_for.extend(of.get("attr").and_then(Value::as_str).map(str::to_owned));
         return true;
     }
     match expression {

@@ -1,6 +1,6 @@
 //! From policy files to policies that are known to make sense, with every mistake and its place.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ops::Range;
 use std::str::FromStr;
 use std::sync::{Arc, LazyLock};
@@ -117,11 +117,13 @@ impl Policies {
         files: &[File<'_>],
         routes: &[String],
     ) -> Result<(Self, Vec<Fault>), Vec<Fault>> {
-        let (schema, types) = self::schema(schema).map_err(|fault| vec![fault])?;
+        let (schema, mut types) = self::schema(schema).map_err(|fault| vec![fault])?;
         let validator = Validator::new(schema);
         let (mut all, mut faults, mut ids) = (Vec::new(), Vec::new(), HashSet::new());
+        let mut named = BTreeSet::new();
         for (number, file) in files.iter().enumerate() {
-            let mut reading = Reading { number, file, routes, types: &types, faults: &mut faults };
+            let (types, named, faults) = (&types, &mut named, &mut faults);
+            let mut reading = Reading { number, file, routes, types, named, faults };
             let Some(set) = reading.parse() else { continue };
             reading.validate(&validator, &set);
             for policy in in_order(&set) {
@@ -132,6 +134,7 @@ impl Policies {
         if faults.iter().any(|fault| !fault.is_doubt) {
             return Err(faults);
         }
+        types.named = named;
         Ok((Self { all, types: Arc::new(types) }, faults))
     }
 
@@ -200,6 +203,8 @@ struct Reading<'r> {
     file: &'r File<'r>,
     routes: &'r [String],
     types: &'r Types,
+    /// Claims that policies name.
+    named: &'r mut BTreeSet<String>,
     faults: &'r mut Vec<Fault>,
 }
 
@@ -268,13 +273,13 @@ impl Reading<'_> {
         let conditions = json.get("conditions").and_then(Value::as_array).cloned();
         let conditions = conditions.unwrap_or_default();
         let (test, uses) = (Test::of(&conditions), Uses::of(&conditions));
-        let Some(read) = read_one_by_one(&mut json["conditions"]) else {
+        let Some(claims) = read_one_by_one(&mut json["conditions"]) else {
             let span = self.span_of("principal.claims").unwrap_or(0..0);
             let what = format!("policy {id:?} takes 'claims' for more than to read one");
             self.note(span, what, "principal.claims.tenant, principal.claims has tenant", false);
             return None;
         };
-        let test = test.filter(|_| read.iter().all(|name| self.types.is_plain(name)));
+        let test = test.filter(|_| claims.read.iter().all(|name| self.types.is_plain(name)));
         let bare = match Policy::from_json(Some(PolicyId::new(&id)), json) {
             Ok(bare) => bare,
             Err(error) => {
@@ -282,6 +287,7 @@ impl Reading<'_> {
                 return None;
             }
         };
+        self.named.extend(claims.read.into_iter().chain(claims.asked_for));
         Some(Parsed { id, effect: policy.effect(), who, actions, route, test, uses, policy: bare })
     }
 

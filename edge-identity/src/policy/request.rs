@@ -76,10 +76,13 @@ impl<'a> Asked<'a> {
         Entity::new(caller, attributes, parents).ok()
     }
 
+    /// A token may have any number of claims; these are told that some policy names.
     fn claims(&self) -> Option<Value> {
-        let held =
-            |(name, claim): (&String, _)| Some((name.clone(), self.types.held(name, claim)?));
-        Value::new_record(self.principal.claims().filter_map(held)).ok()
+        let held = |name: &String| {
+            let claim = self.principal.claim(name)?;
+            Some((name.clone(), self.types.held(name, claim)?))
+        };
+        Value::new_record(self.types.named.iter().filter_map(held)).ok()
     }
 
     fn context(&self, uses: Uses) -> Option<Context> {

@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use std::str::FromStr as _;
 use std::sync::Arc;
 
-use cedar_policy::{AuthorizationError, Authorizer, Decision, Effect, Entities, Entity, PolicySet};
+use cedar_policy::{
+    AuthorizationError, Authorizer, Decision, Effect, Entities, Entity, EvalResult, PolicySet,
+};
 use edge_policy::target::Target;
 use http::Method;
 use proptest::prelude::*;
@@ -24,6 +26,9 @@ const CLAIMS: &str = "
         risk?: decimal, ports?: Set<Long>, realm_access?: Access,
     };
 ";
+
+const CLAIM_NAMES: [&str; 7] =
+    ["tenant", "level", "groups", "staff", "risk", "ports", "realm_access"];
 
 fn labels() -> Vec<String> {
     words(&["/a", "h/b"])
@@ -262,6 +267,48 @@ fn objects_fractions_and_sets_of_numbers_are_claims_too() {
             format!("@id(\"it\") permit(principal, action, resource) when {{ {condition} }};");
         let expected = if met { "it permits" } else { "no policy permits" };
         assert_eq!(ruled(&set(&text), &who, &sent("GET", "/a")), expected, "{condition}");
+    }
+}
+
+/// The engine is told of no claim that no policy names, and of each that is asked for, even where the schema
+/// does not have it.
+#[test]
+fn claims_that_policies_name_are_told_alone() {
+    let text = "
+        permit(principal, action, resource);
+        forbid(principal, action, resource)
+        when { principal.claims has risk && principal.claims.risk.greaterThan(decimal(\"5.0\")) };
+        @id(\"plain\") forbid(principal, action, resource) when { principal.claims has suspended };
+        @id(\"deep\") forbid(principal, action, resource)
+        when { principal.claims has barred && [principal.id].contains(principal.id) };
+    ";
+    let policies = load(text).unwrap();
+    let told = |who: &Principal| {
+        with_facts(&sent("GET", "/a"), |facts| {
+            let (caller, action) = (&who.identity(), action(facts.method));
+            let (roles, held, types) = (&roles(), &[][..], &*policies.types);
+            let asked = Asked { principal: who, caller, action, roles, held, facts, types };
+            let uses = Uses { caller: u8::MAX, ..Uses::default() };
+            let (_, entities) = asked.request(uses, &load::route_uid("/a")).unwrap();
+            let entity = entities.iter().next().unwrap();
+            let EvalResult::Record(claims) = entity.attr("claims").unwrap().unwrap() else {
+                panic!("a record");
+            };
+            claims.iter().map(|(name, _)| name.to_string()).collect::<Vec<_>>()
+        })
+    };
+    let mut many: Vec<_> = (0..1000).map(|n| format!("c{n}")).collect();
+    many.extend(words(&["tenant", "risk", "suspended", "barred"]));
+    let many: Vec<_> = many.iter().map(|name| (name.as_str(), said("7.5"))).collect();
+    assert_eq!(told(&alice(&[], &[], &many)), ["barred", "risk", "suspended"]);
+    for (claim, ruling) in [
+        ("c1", "p.cedar#1 permits"),
+        ("suspended", "plain forbids"),
+        ("barred", "deep forbids"),
+        ("risk", "p.cedar#2 forbids"),
+    ] {
+        let who = alice(&[], &[], &[(claim, said("7.5"))]);
+        assert_eq!(ruled(&set(text), &who, &sent("GET", "/a")), ruling, "{claim}");
     }
 }
 
@@ -557,7 +604,7 @@ fn claims() -> impl Strategy<Value = Vec<(&'static str, Claim)>> {
 fn whole(text: &str, who: &Principal, sent: &Sent) -> &'static str {
     let (roles, label) = (roles(), &labels()[sent.route]);
     let mut text = text.to_owned();
-    for name in ["tenant", "level", "groups", "staff", "risk", "ports", "realm_access"] {
+    for name in CLAIM_NAMES {
         let read = format!("principal.claims.{name}");
         text = text.replace(&read, &format!("{read}.value"));
         // A member of a claim is asked for by reading the claim.
@@ -567,7 +614,8 @@ fn whole(text: &str, who: &Principal, sent: &Sent) -> &'static str {
         text = text.replace(&format!("principal has claims.{name}.verified"), &both);
     }
     let all = PolicySet::from_str(&text).unwrap();
-    let types = claims::Types::read(CLAIMS).unwrap();
+    let mut types = claims::Types::read(CLAIMS).unwrap();
+    types.named = CLAIM_NAMES.map(str::to_owned).into();
     let response = with_facts(sent, |facts| {
         let held = roles.of(who);
         let (caller, action) = (&who.identity(), action(facts.method));
