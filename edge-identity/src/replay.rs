@@ -53,7 +53,8 @@ impl Shard {
             free: NONE,
             len: 0,
             capacity,
-            chains: vec![NONE; capacity.next_power_of_two() as usize].into(),
+            // A chain for each entry, or for two: more would cost as much as it saves.
+            chains: vec![NONE; 1 << capacity.ilog2()].into(),
             ends: vec![NONE; seconds].into(),
             swept_s: 0,
         }
@@ -205,6 +206,16 @@ mod tests {
         assert_eq!(shard.len(), 1);
         // Ahead of what was promised.
         assert_eq!(shard.admit(&print(3), 1300, 1101), Seen::Stale);
+    }
+
+    #[test]
+    fn an_entry_takes_28_bytes() {
+        // The share of one of 64 shards of a million, with its room for chance.
+        let mut shard = Shard::new(16_625, 960);
+        assert!((0..16_625).all(|n| shard.admit(&print(n), 1100, 1000) == Seen::Now(n)));
+        assert_eq!(shard.admit(&print(16_625), 1100, 1000), Seen::Full);
+        let bytes = size_of::<Slot>() * shard.slots.capacity() + 4 * shard.chains.len();
+        assert!(bytes <= 28 * 16_625, "{bytes}");
     }
 
     #[test]
