@@ -4,6 +4,7 @@ mod certificates;
 mod decided;
 mod exposition;
 mod operator;
+mod overview;
 mod serving;
 mod sockets;
 mod told;

@@ -5,6 +5,7 @@ mod authz;
 mod bans;
 mod feeds;
 mod keys;
+mod overview;
 pub(crate) mod print;
 mod replay;
 mod sign;
@@ -56,6 +57,7 @@ pub fn main() -> ExitCode {
 fn run(args: &Args) -> u8 {
     let command = match args.verb.act(ssh_peer) {
         Act::Ask(command) => command,
+        Act::Overview => return overview::run(args),
         Act::Key(verb) => return keys::run(args, &verb),
         Act::Audit(verb) => return verify(args, &verb),
         Act::Detach(pin_dir) => return detach(&pin_dir, args.json),
@@ -192,6 +194,7 @@ impl Verb {
             Self::Watch => return Act::Decisions,
             Self::Replay(replay) => return Act::Replay(replay),
             Self::Feed(verb) => Command::Feed(verb.command()),
+            Self::Overview => return Act::Overview,
             Self::Key(verb) => return Act::Key(Box::new(verb.clone())),
             Self::Sign(sign) => return Act::Sign(sign),
             Self::Token(verb) => Command::Token(verb.command()),

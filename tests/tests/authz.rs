@@ -144,6 +144,9 @@ when { principal.claims has level && principal.claims.level > 5 };
 when { principal.claims has risk && principal.claims.risk.greaterThan(decimal("5.0")) };
 "#;
 
+/// What is asked about.
+const HERE: &str = "GET /tenants/red";
+
 const TRIAL: &str = r#"
 @id("nobody") forbid(principal, action, resource);
 "#;
@@ -209,10 +212,21 @@ fn what_is_explained_is_what_is_enforced() -> Result<()> {
     let text = edged.tell(&format!("authz explain --as {plain_id} GET /policy/secret"))?;
     assert!(text.starts_with("deny: 403 not_permitted\n"), "{text}");
     assert!(text.contains("policies: rules: secret forbids"), "{text}");
-    for unknown in ["nobodyskeyid", "nobodyskeyid --proof key", "nobodyskeyid --proof signature"] {
-        let failed = edged.tell(&format!("authz explain --as {unknown} GET /policy")).unwrap_err();
-        assert!(format!("{failed:#}").contains("no key has the id 'nobodyskeyid'"), "{failed:#}");
+    for (who, why) in [
+        ("nobodyskeyid", "no key has the id 'nobodyskeyid': key:ID, sub:ISSUER:SUBJECT or cert:ID"),
+        ("key:nobodyskeyid", "no key has the id 'nobodyskeyid'"),
+        ("alice --roles staff", "no key has the id 'alice'"),
+        ("sub:alice --roles staff", "no [[issuer]] is configured"),
+        ("own:alice", "'own' is no kind and no issuer"),
+        ("cert:", "'cert:' names nobody"),
+    ] {
+        let failed = edged.tell(&format!("authz explain --as {who} GET /policy")).unwrap_err();
+        assert!(format!("{failed:#}").contains(why), "{who}: {failed:#}");
     }
+    assert_eq!(
+        explained(&edged, &format!("key:{plain_id}"), "GET", "/policy")?,
+        explained(&edged, &plain_id, "GET", "/policy")?
+    );
     let event = edged.event("request_refused", FRIEND)?;
     assert_eq!(event["rule"], "policies: rules: no policy permits");
     // The set on trial forbids everything, and nothing came of it.
@@ -304,6 +318,20 @@ fn what_a_token_says_allows_and_refuses() -> Result<()> {
         assert_eq!(response.status, status, "{path} {more}: {response:?}");
         assert_eq!(origin.asked(path) - before, u64::from(status == 200), "{path} {more}");
     }
+    // A key's id is never taken for a subject, nor a subject for a key.
+    let (_, id) = key(&edged, "k", "")?;
+    let told =
+        |who: &str| edged.ask(&format!("authz explain --as {who} --claim tenant={id} {HERE}"));
+    for (who, principal) in [
+        (format!("sub:{id}"), format!("own:{id} by jwt")),
+        (format!("sub:own:{id}"), format!("own:{id} by jwt")),
+        (format!("own:{id}"), format!("own:{id} by jwt")),
+        (format!("sub:client:{id}"), format!("own:client:{id} by jwt")),
+        (format!("cert:{id}"), format!("mtls:{id} by mtls")),
+        (format!("mtls:{id}"), format!("mtls:{id} by mtls")),
+    ] {
+        assert_eq!(told(&who)?["principal"], principal, "{who}");
+    }
     for (claim, rule) in [("risk=7.5", "risk forbids"), ("risk=null", "risk failed")] {
         let access = "realm_access={\"roles\":[\"staff\"]}";
         let told = edged.ask(&format!(
@@ -351,8 +379,8 @@ fn a_key_and_a_request_are_explained_as_they_are() -> Result<()> {
     let told = explained(&format!("--as {signer} GET /sealed"))?;
     assert_eq!(told["principal"], format!("{signer} by signature"), "{told}");
     assert_eq!(told["is_allowed"], true, "{told}");
-    let failed = explained(&format!("--as {signer} --proof key GET /sealed")).unwrap_err();
-    assert!(format!("{failed:#}").contains("is proved by 'signature'"), "{failed:#}");
+    let failed = explained(&format!("--as key:{signer} --scopes a GET /sealed")).unwrap_err();
+    assert!(format!("{failed:#}").contains("has its own scopes"), "{failed:#}");
 
     // What is flagged is refused once the configuration says so, and what is revoked at once.
     let (shown, shown_id) = key(&edged, "shown", "")?;

@@ -1,14 +1,21 @@
 //! edgectl: what each verb does, says and returns.
 
-use std::process::Output;
+use std::{
+    io::{Read as _, Write as _},
+    os::unix::net::UnixStream,
+    process::Output,
+    time::Duration,
+};
 
 use anyhow::Result;
 use edge_tests::{
     Lab, Origin,
-    client::reaches,
+    client::{reaches, until},
     daemon::binary,
+    issuer::{self, AUDIENCE, ISSUER, Signer, jwks},
     lab::{ATTACKER, CLIENT, DENIED, FRIEND, LISTED, ORIGIN},
 };
+use serde_json::json;
 
 fn words(output: &Output) -> String {
     String::from_utf8_lossy(&[output.stdout.clone(), output.stderr.clone()].concat()).into_owned()
@@ -28,6 +35,84 @@ fn every_read_verb_speaks_json() -> Result<()> {
     assert!(edged.ask("status")?.to_string().contains("edge0"));
     assert!(edged.ask("deny list")?.to_string().contains("noise"));
     assert!(edged.ask(&format!("explain {ATTACKER}"))?.to_string().contains("deny_list"));
+    Ok(())
+}
+
+#[test]
+fn what_is_in_force_is_on_one_page() -> Result<()> {
+    let lab = Lab::new()?;
+    let signer = Signer::new("k1")?;
+    std::fs::write(lab.dir().join("issuer.json"), jwks(&[&signer]))?;
+    std::fs::write(lab.dir().join("all.cedar"), "permit(principal, action, resource);")?;
+    let edged = lab
+        .edged()?
+        .append(&format!(
+            "[[issuer]]\nname = \"own\"\nissuer = \"{ISSUER}\"\naudience = [\"{AUDIENCE}\"]\n\
+             key_files = [\"issuer.json\"]\n[[policy]]\nname = \"all\"\nfiles = [\"all.cedar\"]\n\
+             mode = \"shadow\"\n[[limit]]\nname = \"daily\"\nby = [\"user\"]\n\
+             algorithm = \"fixed_window\"\nrate = \"100/d\"\n[[route]]\npath = \"/users\"\n\
+             methods = [\"GET\", \"PUT\"]\nauth = [\"key\", \"jwt\"]\nscopes = [\"a\", \"b\"]\n\
+             roles = [\"ops\"]\npolicies = [\"all\"]\nupstream = \"api\"\n"
+        ))?
+        .start()?;
+    let made = |line: &str| -> Result<String> {
+        let made = edged.ask(&format!("key {line}"))?;
+        Ok(made["id"].as_str().unwrap_or_default().to_owned())
+    };
+    made("create --name soon --expires 2d")?;
+    made("create --name forever --expires never")?;
+    let (turned, revoked) = (made("create --name turned")?, made("create --name revoked")?);
+    made(&format!("rotate {turned}"))?;
+    edged.tell(&format!("key revoke {revoked}"))?;
+    let shown = edged.key("shown")?;
+    assert_eq!(edged.get(FRIEND, &format!("/?k={shown}")).send()?.status, 400);
+    edged.tell("token revoke --jti x --issuer own")?;
+    edged.tell(&format!("deny add {ATTACKER}"))?;
+    until("the key is flagged", Duration::from_secs(10), || {
+        Ok(edged.ask("overview")?["keys"]["exposed"] == 1)
+    })?;
+
+    let told = edged.ask("overview")?;
+    // The successor ends in 90 days, the one that it follows in 7.
+    let keys = json!({
+        "total": 6, "active": 5, "expiring": 2, "unused": 0, "exposed": 1, "in_grace": 1,
+        "without_expiry": 1, "expired": 0, "revoked": 1,
+    });
+    assert_eq!(told["keys"], keys);
+    assert_eq!((&told["denials"], &told["bans"]), (&json!(1), &json!(0)));
+    let lists = edged.ask("status")?;
+    assert_eq!((&told["allow"], &told["deny"]), (&lists["allow"], &lists["deny"]));
+    let routes = told["routes"]["entries"].as_array().cloned().unwrap_or_default();
+    assert_eq!(told["routes"]["total"], 3);
+    assert_eq!(
+        routes[2],
+        json!({
+            "route": "/users", "methods": ["GET", "PUT"], "auth": ["key", "jwt"], "issuers": [],
+            "audience": [], "scopes": ["a", "b"], "any_scope": [], "roles": ["ops"],
+            "owner": null, "policies": ["all"], "client_certificate": false, "upstream": "api",
+        })
+    );
+    assert_eq!(routes[0]["auth"], json!([]));
+    assert_eq!(told["policies"], json!([{"name": "all", "shadow": true}]));
+    let issuer = &told["issuers"][0];
+    assert_eq!((&issuer["keys"], &issuer["source"]), (&json!(1), &json!("files")), "{issuer}");
+    assert!(issuer["stale_ms"].is_null() && issuer["confirmed_ms"].is_u64(), "{issuer}");
+    let limits = told["limits"].to_string();
+    assert!(limits.contains(r#""name":"daily","by":["user"],"admits":"100 each 1d""#), "{limits}");
+    let listeners = told["listeners"].to_string();
+    for kind in ["https", "http", "metrics", "control"] {
+        assert!(listeners.contains(&format!("\"kind\":\"{kind}\"")), "{listeners}");
+    }
+    let now_ms = 1000 * issuer::now_s();
+    let ends = told["certificates"]["entries"][0]["ends_ms"].as_u64();
+    assert!(ends.is_some_and(|ends| ends > now_ms), "{told}");
+
+    let page = edged.tell("overview")?;
+    for line in ["/users", "scopes a,b; a role of ops; policies all", "100 each 1d", "only counted"]
+    {
+        assert!(page.contains(line), "{line}: {page}");
+    }
+    assert!(page.contains("keys in force"), "{page}");
     Ok(())
 }
 
@@ -102,6 +187,24 @@ fn the_socket_is_private() -> Result<()> {
     let _edged = lab.edged()?.start()?;
     let mode = std::fs::metadata(lab.dir().join("control.sock"))?.mode();
     assert_eq!(mode & 0o007, 0, "{mode:o}");
+    Ok(())
+}
+
+#[test]
+fn a_command_of_another_version_is_told_so() -> Result<()> {
+    let lab = Lab::new()?;
+    let _edged = lab.edged()?.start()?;
+    for (command, why) in [
+        (r#"{"command":"authz_explain","principal":null,"method":"GET"}"#, "missing field"),
+        (r#"{"command":"polish"}"#, "unknown variant `polish`"),
+    ] {
+        let mut stream = UnixStream::connect(lab.dir().join("control.sock"))?;
+        stream.write_all(format!("{command}\n").as_bytes())?;
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply)?;
+        assert!(reply.contains("not a command that edged "), "{reply}");
+        assert!(reply.contains(why) && reply.contains("of another version?"), "{reply}");
+    }
     Ok(())
 }
 

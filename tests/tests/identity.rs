@@ -290,8 +290,10 @@ fn two_issuers_that_share_a_subject_share_no_identity() -> Result<()> {
     let ours = "permit(principal == Caller::\"own:alice\", action, resource);\n";
     fs::write(lab.dir().join("ours.cedar"), ours)?;
     let second = issuer("other", "https://other.test", "key_files = [\"other.jwks\"]");
+    let access = lab.dir().join("access.log");
     let edged = lab
         .edged()?
+        .set("log.access", &format!("{access:?}"))
         .set("limits.per_source", "\"off\"")
         .append(&format!("{}{second}{TWO}", own()))?
         .start()?;
@@ -318,6 +320,18 @@ fn two_issuers_that_share_a_subject_share_no_identity() -> Result<()> {
         |who: &str| edged.ask(&format!("authz explain --as {who} --host {HOST} GET /policy"));
     assert_eq!(explained("own:alice")?["is_allowed"], true);
     assert_eq!(explained("other:alice")?["is_allowed"], false);
+    assert_eq!(explained("sub:other:alice")?["principal"], "other:alice by jwt");
+    let failed = explained("sub:alice").unwrap_err();
+    assert!(format!("{failed:#}").contains("whose 'alice'? sub:ISSUER:SUBJECT, of own, other"));
+    until("the access log tells them apart", Duration::from_secs(20), || {
+        let text = fs::read_to_string(&access)?;
+        let told = ["own", "other"].map(|issuer| {
+            text.contains(&format!(
+                "\"principal\":\"{issuer}:alice\",\"by\":\"jwt\",\"issuer\":\"{issuer}\""
+            ))
+        });
+        Ok(told == [true, true])
+    })?;
     edged.tell("token revoke --sub alice --issuer own")?;
     assert_eq!((status("/echo", &mine)?, status("/echo", &theirs)?), (401, 200));
 

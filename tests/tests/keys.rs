@@ -361,6 +361,24 @@ fn keys_move_from_one_store_to_another() -> Result<()> {
         assert!(words.contains(&format!("jsonl:{place}: ")) && words.contains(why), "{words}");
         assert_eq!(status(&edged, &key)?, 401, "nothing was taken");
     }
+    // However far apart: the daemon is told of a MiB of lines at once.
+    let numbered = |n: usize| -> Result<String> {
+        let mut line: Value = serde_json::from_str(&other)?;
+        (line["id"], line["digest"]) = (format!("{n:012x}").into(), format!("{n:064x}").into());
+        Ok(format!("{line}\n"))
+    };
+    let far = (1..4000).map(numbered).collect::<Result<String>>()?;
+    assert!(2 * far.len() > 2 << 20, "{}", far.len());
+    let first = lines.lines().find(|line| line.contains(&id)).context("its line")?;
+    for (again, why) in [(&*other, "line 1 has this digest as well"), (first, "is there twice")] {
+        fs::write(&file, format!("{first}\n{far}{again}\n"))?;
+        for more in ["", " --check"] {
+            let refused = edged.ctl(&format!("{import}{more}"))?;
+            let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+            assert!(words.contains("jsonl:4001: ") && words.contains(why), "{words}");
+            assert_eq!(edged.ask("key list")?["total"], 0, "nothing was taken");
+        }
+    }
     fs::write(&file, &lines)?;
     assert!(edged.tell(&import)?.contains("2 keys are new"));
     fs::write(&file, format!("{other}\n"))?;

@@ -366,6 +366,7 @@ fn who_leaves_before_the_answer_has_a_line_in_the_access_log() -> Result<()> {
             assert_eq!(line[name], value, "{name}: {line}");
         }
         assert!(line["principal"].is_string() && line["request_id"] != "", "{line}");
+        assert_eq!((&line["by"], &line["issuer"]), (&"key".into(), &serde_json::Value::Null));
     }
     Ok(())
 }

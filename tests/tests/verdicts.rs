@@ -582,7 +582,7 @@ fn a_replayed_log_spares_what_many_share() -> Result<()> {
              \"tls\":{{\"ja4\":\"t13d1516h2_8daaf6152771_e5627efa2ab1\"}}{who}}}\n"
         )
     };
-    let served = |n| line(CLIENT, "serve", 200, &format!(",\"principal\":\"key:{n}\""));
+    let served = |n| line(CLIENT, "serve", 200, &format!(",\"principal\":\"k{n}\",\"by\":\"key\""));
     let guess = |_| line(CLIENT, "credential_invalid", 401, "");
     let other = |_| line(ATTACKER, "credential_invalid", 401, "");
     let lines = (0..3).map(served).chain((0..6).map(guess)).chain((0..6).map(other));

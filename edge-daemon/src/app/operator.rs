@@ -11,7 +11,7 @@ use anyhow::{Context as _, bail};
 use edge_common::Reason;
 use tokio::sync::{oneshot, watch};
 
-use super::certificates;
+use super::{certificates, overview::overview};
 use crate::{
     config::{self, Settings, settings},
     control::{Command, Peer, Reply, feeds::FeedCommand, keys::KeyCommand, protocol::Entries},
@@ -98,6 +98,9 @@ impl Operator {
                 Ok(()) => Reply::Done("the configuration is in force".into()),
                 Err(error) => Reply::Refused(format!("{error:#}")),
             };
+        }
+        if matches!(command, Command::Overview) {
+            return Reply::Overview(Box::new(overview(&self.settings, &self.edge)));
         }
         if let Command::Key(command) = command {
             return self.ask_of_keys(command, peer).await;

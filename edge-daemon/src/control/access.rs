@@ -8,11 +8,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Question {
-    /// Who it is: a key's public id, a token's subject; `None`: nobody was proved.
+    /// Who it is: `key:ID` or the id alone, `sub:ISSUER:SUBJECT`, `sub:SUBJECT` where there is one issuer,
+    /// `cert:ID`, or as logs call it; `None`: nobody was proved.
     pub principal: Option<String>,
-    /// How that was proved, by the word of the configuration; `None`: as the key with this id is, or
-    /// else by a token.
-    pub proof: Option<String>,
     /// What people call it.
     pub name: Option<String>,
     /// Its plan.

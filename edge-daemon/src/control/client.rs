@@ -25,7 +25,7 @@ pub enum Fault {
     #[error("the daemon did not answer: {0}")]
     Broken(#[from] io::Error),
     /// The reply is of another version, or none.
-    #[error("the daemon's answer makes no sense here: {0}")]
+    #[error("the daemon's answer makes no sense here: {0}; is edged of another version?")]
     Strange(#[from] serde_json::Error),
 }
 

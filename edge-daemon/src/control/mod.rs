@@ -6,6 +6,7 @@ pub mod client;
 pub mod feeds;
 pub mod guard;
 pub mod keys;
+pub mod overview;
 pub mod packets;
 pub mod protocol;
 pub mod server;

@@ -15,6 +15,7 @@ use super::{
     bans::{BanEntry, Decided, NewBan},
     feeds::{FeedCommand, FeedEntry},
     keys::{Imported, KeyCommand, KeyCreated, KeyEntry, KeyPage},
+    overview::Overview,
     packets::{EventsLost, Explanation, Probe, Sort, Top, Traffic},
     servers::{ServerCommand, ServerEntry},
     tokens::{DenialEntry, TokenCommand, TokenKey},
@@ -38,6 +39,8 @@ pub const TEXT_BYTES_MAX: usize = 256;
 pub enum Command {
     /// How it is doing. Answer: [`Reply::Status`].
     Status,
+    /// What is in force. Answer: [`Reply::Overview`].
+    Overview,
     /// Puts a network on a list. Answer: [`Reply::Done`].
     ListAdd {
         /// Which list.
@@ -162,6 +165,8 @@ pub enum Reply {
     Unaudited(Box<Reply>),
     /// How the daemon is doing.
     Status(Box<Status>),
+    /// What is in force.
+    Overview(Box<Overview>),
     /// Entries of a list.
     List(Entries<ListEntry>),
     /// Bans in force, without their evidence.

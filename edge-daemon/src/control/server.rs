@@ -157,7 +157,10 @@ async fn read_command(stream: &mut UnixStream) -> io::Result<Result<Command, Str
     }
     Ok(match serde_json::from_slice::<Command>(&line) {
         Ok(command) => command.fault().map_or(Ok(command), Err),
-        Err(fault) => Err(format!("not a command of this version: {fault}")),
+        Err(fault) => Err(format!(
+            "not a command that edged {} knows: {fault}; is edgectl of another version?",
+            env!("CARGO_PKG_VERSION")
+        )),
     })
 }
 

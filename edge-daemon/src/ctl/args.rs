@@ -44,6 +44,8 @@ pub struct Args {
 pub enum Verb {
     /// Show how the daemon is doing
     Status,
+    /// Show what is in force: listeners, routes and what they ask, issuers, keys, limits, lists
+    Overview,
     /// Networks that are never dropped
     #[command(subcommand)]
     Allow(ListVerb),
@@ -266,6 +268,8 @@ pub enum AuditVerb {
 pub(super) enum Act<'a> {
     /// To ask the daemon.
     Ask(Command),
+    /// To ask the daemon what is in force.
+    Overview,
     /// To ask the daemon about keys.
     Key(Box<KeyVerb>),
     /// To look at the audit log.
@@ -346,6 +350,7 @@ mod tests {
             Act::Ask(command) | Act::Watch { command, .. } => command,
             Act::Key(verb) => Command::Key(verb.command().unwrap()),
             Act::Decisions
+            | Act::Overview
             | Act::Replay(_)
             | Act::Detach(_)
             | Act::Sign(_)

@@ -23,12 +23,9 @@ pub struct Explain {
     method: String,
     /// Its path, with its query if there is one
     path: String,
-    /// Who it is: a key's public id, ISSUER:SUBJECT or mtls:ID [default: nobody]
+    /// Who it is: key:ID, sub:ISSUER:SUBJECT or cert:ID; a key's id alone will do [default: nobody]
     #[arg(long = "as", value_name = "PRINCIPAL")]
     principal: Option<String>,
-    /// How that was proved: key, signature, jwt or mtls [default: as the key with this id is, else jwt]
-    #[arg(long, value_name = "METHOD", requires = "principal")]
-    proof: Option<String>,
     /// What people call it
     #[arg(long, requires = "principal")]
     name: Option<String>,
@@ -72,7 +69,6 @@ impl AuthzVerb {
         let by_host = || (!is_address).then(|| host.clone());
         Command::AuthzExplain(Box::new(Question {
             principal: asked.principal.clone(),
-            proof: asked.proof.clone(),
             name: asked.name.clone(),
             tier: asked.tier.clone(),
             scopes: asked.scopes.clone(),

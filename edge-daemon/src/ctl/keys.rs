@@ -9,10 +9,11 @@ use std::{
 
 use clap::Subcommand;
 use edge_identity::{
-    key::{KeyId, Place},
+    key::{Digest, KeyId, Place},
     signed::{Algorithm, PublicKey},
 };
 use ipnet::IpNet;
+use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use super::{
@@ -283,6 +284,13 @@ fn import(args: &Args, file: &Path, check: bool) -> u8 {
     };
     let numbered: Vec<_> =
         text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).collect();
+    let repeated = repeated(&numbered);
+    if !repeated.is_empty() {
+        for (line, what) in repeated.iter().take(REPEATED_MAX) {
+            complain(&format_args!("{}:{line}: {what}", file.display()), REFUSED);
+        }
+        return REFUSED;
+    }
     let mut all = Imported::default();
     for check in if check { &[true][..] } else { &[true, false] } {
         all = Imported::default();
@@ -311,6 +319,39 @@ fn import(args: &Args, file: &Path, check: bool) -> u8 {
         return say(format!("{} keys can be taken in\n", numbered.len()).as_bytes());
     }
     say(super::show(args, &Reply::Imported(all)).as_bytes())
+}
+
+/// Lines whose id or digest an earlier one has. The daemon sees a part of the lines at once, and could tell
+/// of some only when it had taken others.
+fn repeated(numbered: &[(usize, &str)]) -> Vec<(usize, String)> {
+    /// What no two lines may share. What is no key at all, the daemon tells.
+    #[derive(Deserialize)]
+    struct Line {
+        id: KeyId,
+        digest: Digest,
+    }
+    let read = |(n, line): &(usize, &str)| {
+        let Line { id, digest } = serde_json::from_str(line).ok()?;
+        Some(((id, n + 1), (digest.0, n + 1)))
+    };
+    let (ids, digests): (Vec<_>, Vec<_>) = numbered.iter().filter_map(read).unzip();
+    let ids = twice(ids).into_iter().map(|(id, first, line)| {
+        (line, format!("the key {id} is there twice; first on line {first}"))
+    });
+    // Under two ids one key would be alive after the other was revoked.
+    let digests = twice(digests)
+        .into_iter()
+        .map(|(_, first, line)| (line, format!("line {first} has this digest as well")));
+    let mut all: Vec<_> = ids.chain(digests).collect();
+    all.sort_unstable();
+    all
+}
+
+/// What is there twice, and on which lines. Sorted in place: a million digests are 40 MB.
+fn twice<T: Copy + Ord>(mut all: Vec<(T, usize)>) -> Vec<(T, usize, usize)> {
+    all.sort_unstable();
+    let pairs = all.windows(2).filter(|pair| pair[0].0 == pair[1].0);
+    pairs.map(|pair| (pair[1].0, pair[0].1, pair[1].1)).collect()
 }
 
 /// As many lines at once as a command holds.
@@ -344,5 +385,8 @@ pub(super) fn life(text: &str) -> Result<Life, String> {
 
 /// Bytes of the lines in one command; the command holds some more.
 const CHUNK_BYTES: usize = 1 << 20;
+
+/// Lines that are there twice and told.
+const REPEATED_MAX: usize = 20;
 
 const STRANGE: &str = "the daemon's answer makes no sense here";

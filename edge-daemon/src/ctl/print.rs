@@ -27,6 +27,7 @@ pub(super) fn json(reply: &Reply) -> String {
         Reply::Refused(why) => render(&serde_json::json!({ "refused": why })),
         Reply::Unaudited(reply) => return json(reply),
         Reply::Status(status) => render(status),
+        Reply::Overview(overview) => render(overview),
         Reply::List(list) => render(list),
         Reply::Bans(bans) => render(bans),
         Reply::Ban(ban) => render(ban),
@@ -48,7 +49,7 @@ pub(super) fn json(reply: &Reply) -> String {
     pretty + "\n"
 }
 
-fn render(payload: &impl Serialize) -> String {
+pub(super) fn render(payload: &impl Serialize) -> String {
     serde_json::to_string_pretty(payload).expect("the payloads hold only text, numbers and lists")
 }
 
@@ -58,6 +59,7 @@ pub(super) fn text(reply: &Reply, now_ms: u64) -> String {
         Reply::Done(message) | Reply::Refused(message) => format!("{message}\n"),
         Reply::Unaudited(reply) => text(reply, now_ms),
         Reply::Status(status) => status_text(status),
+        Reply::Overview(overview) => render(overview),
         Reply::List(list) => list_text(list, now_ms),
         Reply::Bans(bans) => bans::list_text(bans, now_ms),
         Reply::Ban(ban) => bans::entry_text(ban, now_ms),

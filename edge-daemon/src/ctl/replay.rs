@@ -169,7 +169,11 @@ fn of_access(line: &Value, width: edge_common::ClientWidth) -> Option<Signal> {
         proof: Proof::Handshake,
         places: Places::default(),
         ja4: ja4.and_then(Ja4::parse),
-        principal: text("principal").map(Arc::from),
+        principal: text("principal").map(|who| match text("by") {
+            // A log calls a key by its id alone.
+            Some(by @ ("key" | "signature")) => format!("{by}:{who}").into(),
+            _ => who.into(),
+        }),
         account: None,
         request: Some(Box::new(Asked { id, method, path, status })),
     })

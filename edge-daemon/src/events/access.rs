@@ -2,6 +2,7 @@
 //! many at a time.
 
 use std::{
+    borrow::Cow,
     cell::RefCell,
     io::{self, Write as _},
     net::IpAddr,
@@ -65,7 +66,11 @@ pub struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub principal: Option<&'a str>,
+    pub principal: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -181,7 +186,7 @@ impl Writer {
 /// The line that Apache and nginx call combined, with the request id and the time taken behind it.
 fn combined(out: &mut Vec<u8>, line: &Line<'_>) {
     let Line { client, time, method, path, protocol, status, bytes_out, request_id, .. } = line;
-    let principal = line.principal.unwrap_or("-");
+    let principal = line.principal.as_deref().unwrap_or("-");
     let _ = write!(out, "{client} - ");
     escape(out, principal);
     let _ = write!(out, " [{time}] \"");
@@ -245,6 +250,8 @@ mod tests {
             upstream: None,
             server: None,
             principal: None,
+            by: None,
+            issuer: None,
             tls: None,
             trace_id: None,
             referer: None,

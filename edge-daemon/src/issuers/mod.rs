@@ -65,6 +65,18 @@ impl Issuers {
         self.all.iter().any(|(terms, _)| terms.name == name)
     }
 
+    /// The keys of the issuer that is called so.
+    #[must_use]
+    pub fn feed(&self, name: &str) -> Option<&Feed> {
+        let found = self.all.iter().find(|(terms, _)| terms.name == name);
+        found.map(|(_, feed)| &**feed)
+    }
+
+    /// What they are called.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.all.iter().map(|(terms, _)| terms.name.as_str())
+    }
+
     /// The name of the issuer, if there is but one.
     #[must_use]
     pub fn only(&self) -> Option<&str> {

@@ -18,6 +18,7 @@ use super::{Edge, Plan, front::Visitor};
 use crate::{
     clock,
     control::access::{Access, Question, Said},
+    issuers::Issuers,
 };
 
 /// What each set of policies said so far, since its policies were loaded.
@@ -81,7 +82,7 @@ impl Edge {
         let method = question.method.parse().map_err(|_| "not a method of HTTP".to_owned())?;
         let target = Target::parse(&question.target, plan.bounds.uri_bytes_max)
             .map_err(|reason| format!("no request has this target: {}", reason.meaning()))?;
-        let principal = principal(question, &self.keys, &plan)?;
+        let principal = principal(question, &self.keys, &plan.issuers)?;
         let headers = headers(&question.headers)?;
         let facts = Facts {
             method: &method,
@@ -148,44 +149,24 @@ fn decide(
 fn principal(
     question: &Question,
     keys: &KeyRing,
-    plan: &Plan,
+    issuers: &Issuers,
 ) -> Result<Option<Principal>, String> {
-    let Some(id) = &question.principal else { return Ok(None) };
-    let method = match question.proof.as_deref() {
-        None => None,
-        Some(word) => {
-            let known = Method::ALL.into_iter().find(|method| method.name() == word);
-            Some(known.ok_or_else(|| format!("no way of proof is called '{word}'"))?)
+    let Some(who) = &question.principal else { return Ok(None) };
+    let (method, issuer, id) = match who.split_once(':') {
+        None => return key(who, question, keys).map(Some),
+        Some(("key", id)) => return key(id, question, keys).map(Some),
+        Some(("cert" | "mtls", id)) => (Method::Mtls, None, id),
+        Some(("sub", subject)) => {
+            let (issuer, subject) = bearer(subject, issuers)?;
+            (Method::Jwt, Some(issuer), subject)
         }
+        // As logs and upstreams are told it.
+        Some((issuer, subject)) if issuers.has(issuer) => (Method::Jwt, Some(issuer), subject),
+        Some((kind, _)) => return Err(format!("'{kind}' is no kind and no issuer: {FORMS}")),
     };
-    let is_described =
-        !question.scopes.is_empty() || !question.roles.is_empty() || !question.claims.is_empty();
-    let by_key = matches!(method, None | Some(Method::Key | Method::Signature));
-    let key = id.parse::<KeyId>().ok().filter(|_| by_key).and_then(|id| keys.by_id(&id));
-    if let Some(key) = key {
-        if is_described {
-            return Err("it is a key of ours, which has its own scopes and no claims".to_owned());
-        }
-        let own = if key.signing().is_some() { Method::Signature } else { Method::Key };
-        if method.is_some_and(|method| method != own) {
-            return Err(format!("the key '{id}' is proved by '{}'", own.name()));
-        }
-        return Ok(Some(Principal::Key { key, method: own }));
+    if id.is_empty() {
+        return Err(format!("'{who}' names nobody: {FORMS}"));
     }
-    let (method, issuer, id) = match (method, id.split_once(':')) {
-        (Some(Method::Key | Method::Signature), _) => {
-            return Err(format!("no key has the id '{id}'"));
-        }
-        (None | Some(Method::Mtls), Some(("mtls", id))) => (Method::Mtls, None, id),
-        (Some(Method::Mtls), _) => (Method::Mtls, None, id.as_str()),
-        (_, Some((issuer, id))) if plan.issuers.has(issuer) => (Method::Jwt, Some(issuer), id),
-        _ if plan.issuers.only().is_none() && !is_described => {
-            return Err(format!(
-                "no key has the id '{id}', and it names no issuer: ISSUER:SUBJECT"
-            ));
-        }
-        _ => (Method::Jwt, plan.issuers.only(), id.as_str()),
-    };
     let claims = question.claims.iter().map(|(name, value)| (name.clone(), claim(value)));
     Ok(Some(Principal::Named(Arc::new(Named {
         method,
@@ -197,6 +178,29 @@ fn principal(
         tier: question.tier.clone(),
         claims: claims.collect(),
     }))))
+}
+
+/// The holder of a key, who is what the key says.
+fn key(id: &str, question: &Question, keys: &KeyRing) -> Result<Principal, String> {
+    let key = id.parse::<KeyId>().ok().and_then(|id| keys.by_id(&id));
+    let key = key.ok_or_else(|| format!("no key has the id '{id}': {FORMS}"))?;
+    if !question.scopes.is_empty() || !question.roles.is_empty() || !question.claims.is_empty() {
+        return Err("it is a key of ours, which has its own scopes and no claims".to_owned());
+    }
+    let method = if key.signing().is_some() { Method::Signature } else { Method::Key };
+    Ok(Principal::Key { key, method })
+}
+
+/// The issuer and the subject, where the issuer need not be named if there is but one.
+fn bearer<'a>(subject: &'a str, issuers: &'a Issuers) -> Result<(&'a str, &'a str), String> {
+    let named = subject.split_once(':').filter(|(issuer, _)| issuers.has(issuer));
+    named.or_else(|| Some((issuers.only()?, subject))).ok_or_else(|| {
+        let known: Vec<_> = issuers.names().collect();
+        match known.is_empty() {
+            true => "no [[issuer]] is configured whose tokens have subjects".to_owned(),
+            false => format!("whose '{subject}'? sub:ISSUER:SUBJECT, of {}", known.join(", ")),
+        }
+    })
 }
 
 /// A claim as it is typed: JSON, as a token would have it; what is none is text.
@@ -214,3 +218,6 @@ fn headers(given: &[(String, String)]) -> Result<HeaderMap, String> {
     }
     Ok(headers)
 }
+
+/// How somebody is named.
+const FORMS: &str = "key:ID, sub:ISSUER:SUBJECT or cert:ID";

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use edge_common::Reason;
+use edge_identity::principal::Principal;
 use edge_policy::denied;
 use http::{HeaderMap, HeaderName, StatusCode, Version, header, request::Parts};
 
@@ -21,7 +22,7 @@ pub(crate) struct Entry {
     method: String,
     host: String,
     path: String,
-    principal: Option<String>,
+    principal: Option<Principal>,
     protocol: &'static str,
     trace_id: Option<String>,
     referer: Option<String>,
@@ -68,7 +69,7 @@ impl Entry {
         self.request_id.clone_from(&trace.id);
         trace.method().clone_into(&mut self.method);
         trace.path.clone_into(&mut self.path);
-        self.principal = trace.principal.as_ref().map(|who| who.id().to_owned());
+        self.principal.clone_from(&trace.principal);
         self.upstream = upstream;
         self.stages = trace.stages;
     }
@@ -103,7 +104,9 @@ impl Entry {
             upstream_us: sent.zip(answered).map(|(sent, answered)| us(sent, answered)),
             upstream: self.upstream.as_ref().map(|(name, _)| name.as_str()),
             server: self.upstream.as_ref().map(|(_, server)| &**server),
-            principal: self.principal.as_deref(),
+            principal: self.principal.as_ref().map(Principal::identity),
+            by: self.principal.as_ref().map(|who| who.method().name()),
+            issuer: self.principal.as_ref().and_then(Principal::issuer),
             tls: visitor.tls.as_ref().map(|facts| Tls {
                 version: facts.version,
                 suite: facts.suite,

@@ -64,6 +64,7 @@ impl Writer {
             Command::Key(_) => bail!("keys are not the writer's to change"),
             Command::Token(command) => self.obey_token(command, peer)?,
             Command::Servers { .. } => bail!("servers are not the writer's to look after"),
+            Command::Overview => bail!("what is in force is not the writer's to tell"),
             Command::AuthzExplain(_) => bail!("permissions are not the writer's to explain"),
             Command::Reload => bail!("a reload is not the writer's to do"),
         })
