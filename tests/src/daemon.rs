@@ -246,7 +246,7 @@ impl Edged<'_> {
     /// If nobody answers.
     pub fn scrape(&self) -> Result<String> {
         let mut stream = self.lab.edge.enter(|| TcpStream::connect("127.0.0.1:9464"))?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5) * BUSY))?;
         stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: edge\r\nConnection: close\r\n\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
