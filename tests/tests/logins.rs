@@ -1,15 +1,25 @@
 //! Logins on the wire: what an answer says of them, however it is framed, and what becomes of whoever
 //! guesses.
 
-use std::time::Duration;
+use std::{
+    fs,
+    os::unix::process::CommandExt as _,
+    process::{Child, Stdio},
+    time::Duration,
+};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use edge_tests::{
     Edged, Lab,
-    client::{HOST, reaches, until},
-    lab::{ATTACKER, CLIENT, FRIEND, ORIGIN},
+    client::{HOST, installed, reaches, until},
+    lab::{ATTACKER, CLIENT, EDGE, FRIEND, ORIGIN},
+    netns::Netns,
     talk::Dial,
     web::{Answer, Web},
+};
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
 };
 
 const SOON: Duration = Duration::from_secs(5);
@@ -88,6 +98,80 @@ fn a_failure_is_told_however_its_answer_is_framed() -> Result<()> {
     // What cannot be read is not asked for.
     let asked = web.asked().into_iter().filter(|asked| asked.target.starts_with("/login"));
     assert!(asked.into_iter().all(|asked| asked.header("accept-encoding") == Some("identity")));
+    Ok(())
+}
+
+/// hydra, which guesses from this namespace with words of these files.
+fn hydra(lab: &Lab, from: &Netns, words: [&str; 2], form: &str) -> Result<Child> {
+    let [users, passwords] = words.map(|name| lab.dir().join(name));
+    let mut hydra = from.command("hydra");
+    // All users with one password, then with the next; two at once; not as it was left before.
+    hydra.args(["-u", "-t", "2", "-I", "-s", "443", "-L"]).arg(users).arg("-P").arg(passwords);
+    hydra.args([EDGE, if form.contains("POST") { "https-post-form" } else { "https-get-form" }]);
+    hydra.process_group(0).arg(form.trim_start_matches("POST ").trim_start_matches("GET "));
+    Ok(hydra.current_dir(lab.dir()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?)
+}
+
+/// Whether it found what it was after.
+fn found(hydra: Child, what: &str) -> Result<bool> {
+    let said = hydra.wait_with_output()?.stdout;
+    Ok(String::from_utf8_lossy(&said).lines().any(|l| l.contains("[443]") && l.contains(what)))
+}
+
+/// Somebody else's guesser, of passwords and of keys: it finds what it is told, and is banned in the kernel
+/// before it finds it among others.
+#[test]
+fn hydra_is_banned_before_it_finds_anything() -> Result<()> {
+    if !installed("hydra") {
+        ensure!(std::env::var_os("EDGED_NEED_PEERS").is_none(), "run `cargo xtask setup`");
+        println!("no hydra: not run");
+        return Ok(());
+    }
+    for is_login in [true, false] {
+        let lab = Lab::new()?;
+        let web = Web::start(&lab.origin, &format!("{ORIGIN}:8080"), |asked| {
+            let is_right = asked.body.contains("pass=sesame");
+            match (asked.target.as_str(), is_right) {
+                ("/login", false) if asked.method == "POST" => Answer::ok("wrong password"),
+                _ => Answer::ok("welcome"),
+            }
+        })?;
+        let route = "[[route]]\npath = \"/login\"\nmethods = [\"GET\", \"POST\"]\nauth = \"none\"\n\
+             upstream = \"api\"\nlogin = { account = \"form:user\", failure_body = \"wrong password\" }\n";
+        let edged = lab
+            .edged()?
+            .set("limits.per_source", "\"off\"")
+            .set("verdicts.never_ban", &format!("[\"{CLIENT}/32\"]"))
+            .append(route)?
+            .start()?;
+        let (right, form) = match is_login {
+            true => ("sesame".to_owned(), "POST /login:user=^USER^&pass=^PASS^:F=wrong"),
+            false => (edged.key("k")?, "GET /:user=^USER^:H=X-API-Key\\: ^PASS^:S=welcome"),
+        };
+        let other = |n: u32| match is_login {
+            true => format!("word{n}\n"),
+            false => format!("edged_{}\n", "x".repeat(40 + n as usize % 9)),
+        };
+        let many: String = (0..200).map(other).collect();
+        let users: String = (0..20).map(|n| format!("user{n}\n")).collect();
+        for (name, words) in
+            [("one", "user7\n"), ("users", &users), ("right", &right), ("words", &(many + &right))]
+        {
+            fs::write(lab.dir().join(name), words)?;
+        }
+        let told = hydra(&lab, &lab.client, ["one", "right"], form)?;
+        assert!(found(told, &right)?, "it finds what it is told");
+        let before = web.asked().len();
+        let guesser = hydra(&lab, &lab.attacker, ["users", "words"], form)?;
+        until("the guesser is banned", Duration::from_secs(60), || {
+            Ok(edged.banned(ATTACKER)? && !reaches(&lab, ATTACKER, 443))
+        })?;
+        // With all whom it started.
+        killpg(Pid::from_raw(guesser.id().cast_signed()), Signal::SIGKILL)?;
+        assert!(!found(guesser, &right)?);
+        let passed = web.asked().len() - before;
+        assert!(if is_login { (1..60).contains(&passed) } else { passed == 0 }, "{passed}");
+    }
     Ok(())
 }
 

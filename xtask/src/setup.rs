@@ -150,8 +150,12 @@ const NEEDED: &[(&str, &str)] = &[
 const CLIENTS: &[(&str, &str)] = &[("http-message-signatures", "1.0.6")];
 
 /// As [`NEEDED`], for the tests of what comes from outside of the host.
-const OUTSIDE: &[(&str, &str)] =
-    &[("redis-server", "redis-server"), ("crowdsec", "crowdsec"), ("fail2ban-server", "fail2ban")];
+const OUTSIDE: &[(&str, &str)] = &[
+    ("redis-server", "redis-server"),
+    ("crowdsec", "crowdsec"),
+    ("fail2ban-server", "fail2ban"),
+    ("hydra", "hydra"),
+];
 
 /// As [`NEEDED`], for the tests against other people's issuers.
 const NODE: &[(&str, &str)] = &[("node", "nodejs"), ("npm", "npm")];
