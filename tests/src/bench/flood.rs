@@ -69,7 +69,8 @@ impl Flood {
         work: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
         let port = lab.net.enter(|| if_nametoindex("edge"))?;
-        let sender = Program::send(port, &self.sources, self.is_tcp(), pace.interval_ns())?;
+        let tcp = self.is_tcp().then_some(&self.frame[..]);
+        let sender = Program::send(port, &self.sources, tcp, pace.interval_ns())?;
         let stop = AtomicBool::new(false);
         let send = |cpu, placed: mpsc::Sender<()>| {
             lab.net.enter(|| {

@@ -54,19 +54,27 @@ impl Program {
     /// an interface. IPv4's identification and TCP's sequence number take up the difference, so
     /// that checksums that were right for the address 0.0.0.0 and zeros in those fields stay so.
     ///
+    /// A frame of TCP is written anew each time: the kernel sends the same pages again, with what a
+    /// receiver that answers in place has made of them.
+    ///
     /// With a pace, it lets go of what comes sooner than so many nanoseconds after the last packet.
     pub(in crate::bench) fn send(
         ifindex: u32,
         sources: &Sources,
-        is_tcp: bool,
+        tcp: Option<&[u8]>,
         pace_ns: Option<i32>,
     ) -> Result<Self> {
         let next = Map::array(&[0; 8])?;
-        let code = bounds(Code::default(), 54, "runt");
+        let is_tcp = tcp.is_some();
+        let frame = tcp.unwrap_or(&[0; 54]);
+        let whole = Map::array(frame)?;
+        let length = i32::try_from(frame.len()).expect("a short frame");
+        let code = bounds(Code::default(), length, "runt");
         let code = match pace_ns {
             Some(interval_ns) => paced(code, &next, interval_ns),
             None => code,
         };
+        let code = if is_tcp { restored(code, &whole, frame.len()) } else { code };
         let code = code.call(RANDOM).copy(8, 0);
         match sources {
             Sources::AnyV4 => finish(patch_v4(code, is_tcp), ifindex),
@@ -218,6 +226,15 @@ fn paced<'m>(code: Code<'m>, next: &'m Map, interval_ns: i32) -> Code<'m> {
         .here("on time")
         .add(2, interval_ns)
         .store(Double, 1, 0, 2)
+}
+
+/// Writes a whole frame over the packet's; the last eight bytes may overlap those before.
+fn restored<'m>(code: Code<'m>, whole: &'m Map, length: usize) -> Code<'m> {
+    let starts = (0..length / 8).map(|word| word * 8).chain([length - 8]);
+    starts.fold(code.value(1, whole), |code, at| {
+        let at = i16::try_from(at).expect("a short frame");
+        code.load(Double, 2, 1, at).store(Double, 7, at, 2)
+    })
 }
 
 /// Leaves the address of a random record of a table in register 1; register 8 is the random number.

@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
+use edge_common::Reason;
 use nix::net::if_::if_nametoindex;
 
 use super::{
@@ -35,8 +36,13 @@ pub(in crate::bench) fn answers(effort: Effort, report: &mut Report) -> Result<(
     let turns = [
         turn("edged", || {
             let lab = lab()?;
-            let _edged = cookies(&lab)?;
-            cost(&lab, effort)
+            let edged = cookies(&lab)?;
+            let ns = cost(&lab, effort)?;
+            let metrics = edged.metrics()?;
+            let [answered, passed] = [Reason::SynCookie, Reason::Pass].map(|r| metrics.packets(r));
+            // Until a listener is asked, its first SYNs pass.
+            ensure!(answered > passed * 9.0, "{answered} SYNs were answered, {passed} passed");
+            Ok(ns)
         }),
         turn("kernel cookies", || {
             let lab = lab()?;
