@@ -66,7 +66,7 @@ pub fn check(
         return Err(Reason::MalformedRequest);
     }
     check_framing(version, headers)?;
-    host(uri, headers)
+    host(uri, version, headers)
 }
 
 fn check_size(uri: &Uri, headers: &HeaderMap, bounds: &Bounds) -> Result<(), Reason> {
@@ -104,18 +104,24 @@ fn check_framing(version: Version, headers: &HeaderMap) -> Result<(), Reason> {
     Ok(())
 }
 
-/// The authority of the target and the `Host` header; if there are both, they must agree.
-fn host(uri: &Uri, headers: &HeaderMap) -> Result<Host, Reason> {
-    if uri.scheme_str().is_some_and(|scheme| !matches!(scheme, "http" | "https")) {
-        return Err(Reason::MalformedRequest);
-    }
+/// The authority of the target and the `Host` header; if there are both, they must agree, be the
+/// scheme's own port named or not (RFC 9110, 4.2.3). HTTP/1 never goes without the header (RFC 9112, 3.2).
+fn host(uri: &Uri, version: Version, headers: &HeaderMap) -> Result<Host, Reason> {
+    let usual = match uri.scheme_str() {
+        None => None,
+        Some(scheme) if scheme.eq_ignore_ascii_case("https") => Some(443),
+        Some(scheme) if scheme.eq_ignore_ascii_case("http") => Some(80),
+        Some(_) => return Err(Reason::MalformedRequest),
+    };
+    let agree = |a: &Host, b: &Host| a.name == b.name && a.port.or(usual) == b.port.or(usual);
     let parse = |text: &str| text.parse::<Host>().map_err(|_| Reason::MalformedRequest);
     let header = one_text(headers, &HOST)?.map(parse).transpose()?;
     let authority = uri.authority().map(|authority| parse(authority.as_str())).transpose()?;
     match (authority, header) {
-        (Some(authority), Some(header)) if authority != header => Err(Reason::MalformedRequest),
-        (Some(host), _) | (None, Some(host)) => Ok(host),
-        (None, None) => Err(Reason::MalformedRequest),
+        (Some(authority), Some(header)) if agree(&authority, &header) => Ok(authority),
+        (Some(authority), None) if version == Version::HTTP_2 => Ok(authority),
+        (None, Some(header)) => Ok(header),
+        _ => Err(Reason::MalformedRequest),
     }
 }
 
@@ -256,6 +262,29 @@ mod tests {
                 let refused = checked(version, uri, &[("host", "b.example")]);
                 assert_eq!(refused, Err(Reason::MalformedRequest), "{uri}");
             }
+        }
+    }
+
+    #[test]
+    fn the_schemes_own_port_may_be_named_or_not() {
+        let at = |uri, host| checked(Version::HTTP_11, uri, &[("host", host)]);
+        assert_eq!(at("https://a.example/", "a.example:443").as_deref(), Ok("a.example"));
+        assert_eq!(at("HTTPS://a.example:443/", "a.example").as_deref(), Ok("a.example:443"));
+        assert_eq!(at("http://a.example:80/", "a.example").as_deref(), Ok("a.example:80"));
+        for (uri, host) in [
+            ("http://a.example/", "a.example:443"),
+            ("https://a.example:444/", "a.example"),
+            ("https://a.example/", "a.example:80"),
+        ] {
+            assert_eq!(at(uri, host), Err(Reason::MalformedRequest), "{uri} {host}");
+        }
+    }
+
+    #[test]
+    fn only_http2_names_its_host_in_the_target_alone() {
+        for version in [Version::HTTP_10, Version::HTTP_11] {
+            let refused = checked(version, "https://a.example/", &[]);
+            assert_eq!(refused, Err(Reason::MalformedRequest), "{version:?}");
         }
     }
 

@@ -11,6 +11,7 @@ pub mod csrf;
 pub mod denied;
 pub mod forwarded;
 pub mod head;
+pub mod hops;
 pub mod http1;
 pub mod http2;
 pub mod ja4;

@@ -3,7 +3,7 @@
 //! Only the origin form (`/path?query`) is taken. In the path, escapes of unreserved characters
 //! are decoded, the hex of all others is in upper case, characters that should have been escaped
 //! are, repeated slashes are merged and then dot segments removed. What different servers would
-//! read differently is refused. The query is checked, and passed on as it came.
+//! read differently is refused, and so are escapes that spell no UTF-8. The query is checked, and passed on as it came.
 
 use std::fmt::Write;
 
@@ -93,6 +93,7 @@ fn is_normal(path: &str) -> bool {
 fn unescape(path: &str) -> Result<String, Reason> {
     let mut out = String::with_capacity(path.len());
     let mut rest = path.as_bytes();
+    let mut is_ascii = true;
     while let [byte, after @ ..] = rest {
         rest = after;
         if *byte != b'%' {
@@ -105,8 +106,15 @@ fn unescape(path: &str) -> Result<String, Reason> {
             // An encoded slash, backslash or NUL is a separator or an end to some, data to others.
             0 | b'/' | b'\\' => return Err(Reason::MalformedRequest),
             byte if is_unreserved(byte) => out.push(char::from(byte)),
-            byte => escape(byte, &mut out),
+            byte => {
+                is_ascii &= byte.is_ascii();
+                escape(byte, &mut out);
+            }
         }
+    }
+    // There are servers to which bytes that are no character (`%C0%AE`) stand for another (`.`).
+    if !is_ascii && percent_encoding::percent_decode_str(&out).decode_utf8().is_err() {
+        return Err(Reason::MalformedRequest);
     }
     Ok(out)
 }
@@ -253,6 +261,10 @@ mod tests {
             "/a?\\",
             "/\u{7f}",
             "/%2%65",
+            "/%c0%ae%c0%ae/",
+            "/%e0%80%af",
+            "/caf%e9",
+            "/%c3/%a9",
         ] {
             assert_eq!(normal(text), Err(Reason::MalformedRequest), "{text:?}");
         }

@@ -11,6 +11,7 @@ use edge_tests::{
     lab::{ATTACKER, CLIENT, EDGE},
     talk::{Answer, Dial},
 };
+use serde_json::Value;
 
 /// Clients that nobody in the lab is, behind a proxy at [`CLIENT`].
 const ONE: &str = "203.0.114.9";
@@ -80,6 +81,72 @@ fn a_proxy_says_who_the_client_is() -> Result<()> {
     assert_eq!(refused["reason"], "proxy_untrusted");
     Ok(())
 }
+
+/// A proxy that passes TLS on does not read what is in it: its clients do the writing.
+#[test]
+fn whoever_comes_by_a_proxy_that_names_nobody_names_nobody_either() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let listener = format!("[{{ address = \"{EDGE}:443\", proxy_protocol = true }}]");
+    let settings = [
+        ("server.https", &*listener),
+        ("server.forwarded_header", "\"x-forwarded-for\""),
+        ("route.1.auth", "\"none\""),
+    ];
+    let edged = behind(&lab, &settings)?;
+    let said = format!("X-Forwarded-For: {OTHER}");
+    let echo = |before: &[u8]| -> Result<String> {
+        let mut talk = Dial::new(&edged.ca, HOST)?.before(before).connect(&lab, CLIENT)?;
+        Ok(talk.get(HOST, "/echo", &[&said])?.body)
+    };
+    let local = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
+    let unspecified = b"\r\n\r\n\0\r\nQUIT\n\x21\0\0\0";
+    for before in [&b"PROXY UNKNOWN\r\n"[..], local, unspecified, line(ONE).as_bytes()] {
+        let seen = echo(before)?;
+        assert!(!seen.contains(OTHER), "{before:?}: {seen}");
+    }
+    // A proxy that ends TLS may stand before one that does not.
+    let seen = echo(line("10.1.2.3").as_bytes())?;
+    assert!(seen.contains(OTHER), "{seen}");
+    Ok(())
+}
+
+#[test]
+fn what_clients_say_of_themselves_reaches_no_upstream() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged =
+        lab.edged()?.set("route.1.auth", "\"none\"").set("bounds.headers_max", "200").start()?;
+    let lines: Vec<_> = CLAIMS.split_whitespace().map(|name| format!("{name}: claimed")).collect();
+    let mut lines: Vec<&str> = lines.iter().map(|line| &**line).collect();
+    lines.extend(["X-Auth-Token: mine", "X-User-Agent: mine", "X-Tenant-Id: mine"]);
+    let mut talk = Dial::new(&edged.ca, HOST)?.connect(&lab, CLIENT)?;
+    let answer = talk.get(HOST, "/echo", &lines)?;
+    ensure!(answer.status == 200, "{answer:?}");
+    let seen: Value = serde_json::from_str(&answer.body)?;
+    let said = |what: &str| -> Vec<_> {
+        let fields = seen["headers"].as_array().into_iter().flatten();
+        fields.filter(|field| field[1] == what).map(|field| field[0].to_string()).collect()
+    };
+    assert!(said("claimed").is_empty(), "{:?}", said("claimed"));
+    assert_eq!(said("mine").len(), 3, "{seen}");
+    Ok(())
+}
+
+/// One of each family that docs/clients.md names, and what other gateways are known to say.
+const CLAIMS: &str = "
+    Forwarded-For X-Forward-For Http-X-Forwarded-For HTTP-Client-IP Proxy-Client-IP WL-Proxy-Client-IP Incap-Client-IP
+    CDN-Src-IP Ali-CDN-Real-IP X-Orig-Client-Ip X-Real-User X-Real-Host X-Real-Port X-Azure-FDID X-Azure-SocketIP Proxy
+    Proxy-User X-Proxy-User X-Remote-Addr X-Custom.IP X-Nf-Client-Connection-Ip Fly-Client-IP CF-Visitor CF-IPCountry
+    CloudFront-Viewer-Address X-Vercel-Ip-Country X-Akamai-Edgescape Fastly-SSL
+    X-ARR-ClientCert X-Tls-Cert X-Clientcert-Dn Ssl-Cert SSL-Session-Id X-Spiffe-Id X-Forwarded-Client-Cert X-Peer-Cert
+    X-Mtls-Subject X-Subject-Dn X-Cert-Serial TLS-Client-Cert
+    X-Original-URI X-Original-Method X-Envoy-Original-Path X-Envoy-Internal X-Rewrite-Url X-Http-Host-Override
+    X-Override-Url X-Url-Scheme X-Host-Override X-Method-Override X-Forwarded-Uri Front-End-Https
+    X-Userinfo X-Id-Token X-Email X-Auth-Email X-Auth-Name X-Token-Subject X-Sub X-Verified-User Impersonate-User
+    X-Impersonate-Group X-User-Sub X-User.Claims X-Group-Ids X-Roles-All X-Scopes-Granted X-Principal-Name X-Is-Admin
+    X-Claims X-Identity-Id X-Permissions-All X-Admin-User X-SSO-User X-Saml-Nameid Saml-Subject Shib-Identity-Provider
+    X-Shib-User Iv-User Sm-Userdn Oidc-Access-Token X-Oidc-Sub X-On-Behalf-Of X-Jwt-Payload X-Ms-Token-Aad-Id-Token";
 
 #[test]
 fn a_ban_meets_the_client_and_not_its_proxy() -> Result<()> {

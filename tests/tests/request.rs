@@ -9,6 +9,7 @@ use edge_tests::{
     client::{HOST, Response, handshake, raw_https, until},
     lab::{ATTACKER, CLIENT, CLIENT6, FRIEND, ORIGIN},
 };
+use serde_json::Value;
 
 /// A refusal has the status, is a problem document, carries a request id and tells nothing else.
 fn refused(response: &Response, status: u16) {
@@ -100,7 +101,7 @@ fn a_request_without_one_meaning_is_refused() -> Result<()> {
         let answer = raw_https(&lab, FRIEND, head.as_bytes())?;
         assert!(answer.starts_with("HTTP/1.1 400"), "{head:?}: {answer}");
         let (fields, problem) = answer.split_once("\r\n\r\n").expect("a body");
-        let problem: serde_json::Value = serde_json::from_str(problem)?;
+        let problem: Value = serde_json::from_str(problem)?;
         let id = problem["request_id"].as_str().expect("an id");
         assert!(fields.contains(&format!("x-request-id: {id}")), "{head:?}: {answer}");
         assert!(fields.contains("application/problem+json"), "{head:?}: {answer}");
@@ -166,6 +167,17 @@ fn plain_http_only_redirects() -> Result<()> {
     assert_eq!(response.status, 308);
     assert_eq!(response.header("location"), Some("https://edge.test/a/b?c=1"));
     assert_eq!(origin.seen(), 0);
+    // The promise of TLS is not to be made without it (RFC 6797, 7.2).
+    let others = [("/a?api_key=x", "GET"), ("/..", "GET"), ("/a", "TRACE")];
+    let others = others.map(|(path, method)| {
+        let get = edged.get(CLIENT, &format!("http://edge.test{path}"));
+        get.flag("--path-as-is").method(method).send()
+    });
+    for answer in others.into_iter().chain([Ok(response)]) {
+        let answer = answer?;
+        assert_eq!(answer.header("strict-transport-security"), None, "{answer:?}");
+        assert!(answer.header("x-content-type-options").is_some(), "{answer:?}");
+    }
     assert_eq!(edged.metrics()?.requests(Reason::Redirect), 1.0);
     Ok(())
 }
@@ -304,15 +316,24 @@ fn the_access_log_has_a_line_for_each_request_and_no_secret() -> Result<()> {
     let refused =
         edged.get(CLIENT, "/secret").arg("--user-agent", "a\"b").flag("--http1.1").send()?;
     raw_https(&lab, CLIENT, b"nonsense\r\n\r\n")?;
-    let lines = || -> Result<Vec<serde_json::Value>> {
+    let page = "https://user:hunter2@a.test/b?note=private";
+    edged.get(CLIENT, "/tell").header("Referer", page).header("Host", &key).send()?;
+    edged.get(CLIENT, "/tell").header("Host", "user:hunter2@edge.test").flag("--http1.1").send()?;
+    let lines = || -> Result<Vec<Value>> {
         let text = std::fs::read_to_string(&file)?;
-        assert!(!text.contains(&key) && !text.contains("note=private"), "{text}");
+        for secret in [&key, "note=private", "hunter2"] {
+            assert!(!text.contains(secret), "{text}");
+        }
         Ok(text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?)
     };
-    until("the lines are there", Duration::from_secs(10), || Ok(lines()?.len() == 3))?;
+    until("the lines are there", Duration::from_secs(10), || Ok(lines()?.len() == 5))?;
     let lines = lines()?;
+    assert!(lines.iter().any(|line| line["referer"] == "https://a.test/b"), "{lines:?}");
     // Workers hand their lines over one by one.
-    let with = |reason| lines.iter().find(|line| line["reason"] == reason).expect("a line");
+    let with = |reason| {
+        let one = |line: &&Value| line["reason"] == reason && line["path"] != "/tell";
+        lines.iter().find(one).expect("a line")
+    };
     let [served, denied, broken] = ["serve", "credential_missing", "malformed_request"].map(with);
     for (name, value) in [
         ("client", CLIENT),
@@ -385,5 +406,37 @@ fn the_access_log_can_be_what_others_read() -> Result<()> {
     assert!(line.starts_with(&format!("{CLIENT} - - [20")), "{line}");
     assert!(line.contains("] \"GET /health HTTP/1.1\" 200 "), "{line}");
     assert!(line.contains(" \"-\" \"x\\x22 200\" "), "{line}");
+    Ok(())
+}
+
+#[test]
+fn the_same_place_may_be_written_in_several_ways() -> Result<()> {
+    let lab = Lab::new()?;
+    let origin = Origin::start(&lab)?;
+    let _edged = lab.edged()?.set("route.1.auth", "\"none\"").start()?;
+    for line in ["GET https://edge.test?a=1", "GET HTTP://EDGE.test:80?a=1", "GET /?a=1"] {
+        let request = format!("{line} HTTP/1.1\r\nHost: edge.test\r\nConnection: close\r\n\r\n");
+        let answer = raw_https(&lab, FRIEND, request.as_bytes())?;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{line}: {answer}");
+    }
+    assert_eq!(origin.asked("/?a=1"), 3);
+    Ok(())
+}
+
+#[test]
+fn a_question_about_the_whole_server_has_no_route() -> Result<()> {
+    let lab = Lab::new()?;
+    let origin = Origin::start(&lab)?;
+    let methods = r#"["GET", "OPTIONS"]"#;
+    let edged = lab.edged()?.set("route.0.methods", methods).start()?;
+    let next = "GET /health HTTP/1.1\r\nHost: edge.test\r\nConnection: close\r\n\r\n";
+    let asked = format!("OPTIONS * HTTP/1.1\r\nHost: edge.test\r\n\r\n{next}");
+    let answers = raw_https(&lab, FRIEND, asked.as_bytes())?;
+    let statuses: Vec<_> = answers.split("HTTP/1.1 ").skip(1).map(|a| &a[..3]).collect();
+    assert_eq!(statuses, ["404", "200"], "{answers}");
+    let star = edged.get(FRIEND, "/").arg("--request-target", "*").method("OPTIONS");
+    refused(&star.flag("--http2").send()?, 404);
+    assert_eq!(origin.seen(), 1);
+    assert_eq!(edged.metrics()?.requests(Reason::NoRoute), 2.0);
     Ok(())
 }

@@ -124,6 +124,26 @@ fn other_sites_read_what_the_list_lets_them() -> Result<()> {
 }
 
 #[test]
+fn a_question_of_the_last_hop_is_answered_by_the_edge() -> Result<()> {
+    let lab = Lab::new()?;
+    let origin = Origin::start(&lab)?;
+    let asked = "[[route]]\npath = \"/echo\"\nmethods = [\"GET\", \"OPTIONS\"]\n\
+                 auth = \"none\"\nupstream = \"api\"\n";
+    let edged = lab.edged()?.append(asked)?.start()?;
+    let ask = |method: &str, hops: &str| {
+        edged.get(FRIEND, "/echo").method(method).header("Max-Forwards", hops).send()
+    };
+    let last = ask("OPTIONS", "0")?;
+    assert_eq!((last.status, last.header("allow")), (204, Some("GET, OPTIONS")));
+    assert_eq!(ask("OPTIONS", "x")?.status, 400);
+    assert_eq!(origin.seen(), 0);
+    assert_eq!(edged.metrics()?.requests(Reason::Preflight), 1.0);
+    assert_eq!(told(&ask("OPTIONS", "5")?, "max-forwards"), ["4"]);
+    assert_eq!(told(&ask("GET", "0")?, "max-forwards"), ["0"], "it is about OPTIONS alone");
+    Ok(())
+}
+
+#[test]
 fn a_request_with_cookies_must_come_from_the_sites_own_pages() -> Result<()> {
     let lab = Lab::new()?;
     let origin = Origin::start(&lab)?;

@@ -254,6 +254,42 @@ fn nothing_follows_a_body_that_was_given_up_before_a_full_socket() -> Result<()>
     Ok(())
 }
 
+/// What comes behind a body can be merged into the head by whoever reads it.
+#[test]
+fn an_answer_tells_nothing_of_the_software_before_or_behind_its_body() -> Result<()> {
+    let lab = Lab::new()?;
+    serve(&lab, |client| {
+        let mut writer = client.try_clone().ok()?;
+        head(&mut BufReader::new(client))?;
+        let telltales = TELLTALES.split_whitespace().map(|name| format!("{name}: told\r\n"));
+        let telltales: String = telltales.collect();
+        let wrong = "Set-Cookie: late=1\r\nCache-Control: public\r\nWWW-Authenticate: late\r\n\
+                     Access-Control-Allow-Origin: late\r\nX-Debug-Token: late\r\n\
+                     Strict-Transport-Security: late\r\n";
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\n{telltales}ETag: \"kept\"\r\nTransfer-Encoding: chunked\r\n\r\n\
+             2\r\nok\r\n0\r\n{wrong}Grpc-Status: 0\r\nContent-Digest: kept\r\n\r\n"
+        );
+        writer.write_all(answer.as_bytes()).ok()
+    })?;
+    let edged = lab.edged()?.start()?;
+    let mut talk = h1(&lab, &edged)?;
+    talk.say(b"GET /health HTTP/1.1\r\nHost: edge.test\r\nConnection: close\r\n\r\n")?;
+    let heard = talk.hear(SOON, |_| false)?;
+    let text = String::from_utf8_lossy(&heard.bytes).to_ascii_lowercase();
+    assert!(text.starts_with("http/1.1 200") && text.contains("etag: \"kept\""), "{text}");
+    assert!(!text.contains(": told"), "{text}");
+    let behind = text.split_once("ok\r\n0\r\n").map(|(_, behind)| behind);
+    let mut trailers: Vec<_> = behind.unwrap_or_default().lines().collect();
+    trailers.sort_unstable();
+    assert_eq!(trailers, ["", "content-digest: kept", "grpc-status: 0"], "{text}");
+    Ok(())
+}
+
+const TELLTALES: &str = "Server X-Powered-By X-Powered-CMS X-PHP-Version X-Debug-Token X-Varnish X-Backend X-Server
+    X-Generated-By X-Jenkins X-OWA-Version Liferay-Portal MicroStrategy SourceMap X-SourceMap X-Real-Ip X-Forwarded-For
+    X-AspNet-Version X-Drupal-Cache X-Envoy-Upstream-Service-Time X-Served-By X-Runtime X-Litespeed-Cache";
+
 #[test]
 fn events_come_one_by_one() -> Result<()> {
     let lab = Lab::new()?;

@@ -9,7 +9,7 @@ use edge_policy::{
     limit::Standing,
     lines::Lines,
     route::Answers,
-    shield,
+    shield::{self, Secured},
 };
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use tokio::{task::spawn_local, time::timeout};
@@ -174,6 +174,11 @@ fn empty(
 /// What the edge says in the head of every answer.
 fn finish(headers: &mut HeaderMap, lines: &mut Lines, standing: Option<Standing>, trace: &Trace) {
     static USUAL: LazyLock<Answers> = LazyLock::new(Answers::default);
+    // No promise of TLS where there is none (RFC 6797, 7.2).
+    static IN_CLEAR: LazyLock<Answers> = LazyLock::new(|| Answers {
+        headers: Secured::new(&vec![(header::STRICT_TRANSPORT_SECURITY, None)]),
+        ..Answers::default()
+    });
     *lines = Lines::with_capacity(LINES_BYTES);
     if !headers.contains_key(header::DATE) {
         clock::date(|date| lines.add(header::DATE.as_str(), date));
@@ -183,7 +188,8 @@ fn finish(headers: &mut HeaderMap, lines: &mut Lines, standing: Option<Standing>
         Standing::strip(headers);
         standing.write(lines, clock::unix_ms());
     }
-    let answers = trace.answers.as_deref().unwrap_or(&USUAL);
+    let usual = if trace.over_tls { &USUAL } else { &IN_CLEAR };
+    let answers = trace.answers.as_deref().unwrap_or(usual);
     if let Some(cors) = &answers.cors {
         cors.stamp(headers, trace.origin.as_ref());
     }

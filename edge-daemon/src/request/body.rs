@@ -152,7 +152,7 @@ impl Answer {
         };
         let mut frame = ready!(incoming.poll_frame(cx));
         if let Some(Ok(Frame::Trailers(trailers))) = &mut frame {
-            shield::strip_response(trailers);
+            shield::strip_trailers(trailers);
         }
         self.ending.turn.moved(Who::Upstream, 0);
         match &frame {

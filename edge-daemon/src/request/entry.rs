@@ -1,6 +1,6 @@
 //! What the access log will tell of a request, gathered on its way.
 
-use std::rc::Rc;
+use std::{borrow::Cow, rc::Rc};
 
 use edge_common::Reason;
 use edge_identity::principal::Principal;
@@ -39,19 +39,19 @@ impl Entry {
             return None;
         }
         let text = |name| text(&head.headers, name);
-        let host = head.uri.host().map(str::to_owned).or_else(|| text("host"));
+        let host = head.uri.host().or_else(|| whole(&head.headers, &header::HOST));
         Some(Box::new(Self {
             request_id: trace.id.clone(),
             method: trace.method().to_owned(),
             path: logged(head.uri.path()),
-            host: host.unwrap_or_default(),
+            host: host.map(|host| logged(without_user(host))).unwrap_or_default(),
             protocol: match head.version {
                 Version::HTTP_2 => "HTTP/2",
                 Version::HTTP_10 => "HTTP/1.0",
                 _ => "HTTP/1.1",
             },
             trace_id: text("traceparent").as_deref().and_then(trace_id),
-            referer: whole(&head.headers, &header::REFERER).map(|page| logged(without_query(page))),
+            referer: whole(&head.headers, &header::REFERER).map(|page| logged(&page_of(page))),
             user_agent: whole(&head.headers, &header::USER_AGENT).map(logged),
             ..Self::default()
         }))
@@ -132,9 +132,21 @@ fn whole<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// An address as far as a log may have it: queries hold credentials of whoever wrote them.
-fn without_query(address: &str) -> &str {
-    address.split(['?', '#']).next().unwrap_or_default()
+/// An address as far as a log may have it: users and queries hold credentials of whoever wrote them.
+fn page_of(address: &str) -> Cow<'_, str> {
+    let page = address.split(['?', '#']).next().unwrap_or_default();
+    let begin = page.find("//").map_or(0, |at| at + 2);
+    let (scheme, rest) = page.split_at(begin);
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    match without_user(authority) {
+        host if host.len() == authority.len() => Cow::Borrowed(page),
+        host => Cow::Owned([scheme, host, path].concat()),
+    }
+}
+
+/// An authority without its user and password.
+fn without_user(authority: &str) -> &str {
+    authority.rsplit('@').next().unwrap_or_default()
 }
 
 /// The trace that a `traceparent` names (W3C Trace Context, 3.2), if it is one.
@@ -153,6 +165,20 @@ const LOGGED_MAX: usize = 256;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_page_is_logged_without_credentials() {
+        for (given, logged) in [
+            ("https://a.test/b?c#d", "https://a.test/b"),
+            ("https://user:pass@a.test/b", "https://a.test/b"),
+            ("https://user:p@ss@a.test", "https://a.test"),
+            ("//user@a.test/b@c", "//a.test/b@c"),
+            ("user:pass@a.test", "a.test"),
+            ("", ""),
+        ] {
+            assert_eq!(page_of(given), logged, "{given}");
+        }
+    }
 
     #[test]
     fn a_trace_is_one_or_none() {

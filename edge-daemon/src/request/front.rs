@@ -8,7 +8,7 @@ use std::{
 };
 
 use edge_common::{Reason, Source};
-use edge_policy::{denied::Denied, ja4::Ja4, proxy};
+use edge_policy::{denied::Denied, forwarded::Naming, ja4::Ja4, proxy};
 use http::HeaderMap;
 use tokio::{io::AsyncReadExt as _, net::TcpStream, time::timeout};
 
@@ -30,6 +30,9 @@ pub(crate) struct Visitor {
     pub(crate) address: IpAddr,
     /// The trusted proxy that vouches for the address; `None`: the client itself is connected.
     pub(crate) proxy: Option<IpAddr>,
+    /// Whether the peer may name its client in the head of a request. Who comes by a proxy that names
+    /// nobody before TLS may not: it speaks to that client itself.
+    may_name: bool,
     /// The port that it came to, by HTTPS.
     pub(crate) port: u16,
     /// What the TLS handshake told; `None` on plain HTTP.
@@ -42,7 +45,8 @@ pub(crate) struct Visitor {
 impl Visitor {
     pub(super) fn new(peer: SocketAddr) -> Self {
         let address = peer.ip().to_canonical();
-        Self { address, proxy: None, port: 443, tls: None, certificate: None, place: None }
+        let (proxy, tls, certificate, place) = Default::default();
+        Self { address, proxy, may_name: true, port: 443, tls, certificate, place }
     }
 
     /// Takes a place among the connections of this client, if it may have one more. A proxy connects
@@ -73,7 +77,8 @@ impl Visitor {
 
     /// The client of a request: who is connected, or whom trusted proxies name in its head.
     pub(super) fn of_request(&self, plan: &Plan, headers: &HeaderMap) -> Result<Self, Denied> {
-        let client = plan.trusted.client(self.address, headers, plan.naming);
+        let naming = if self.may_name { plan.naming } else { Naming::Off };
+        let client = plan.trusted.client(self.address, headers, naming);
         let address = client.map_err(|_| Denied::from(Reason::ForwardingInvalid))?;
         let proxy = if address == self.address { self.proxy } else { Some(self.address) };
         let certificate = self.certificate.clone().filter(|_| address == self.address);
@@ -151,6 +156,7 @@ async fn greet(
         return None;
     };
     guest.early = early;
+    visitor.may_name = header.client.is_some();
     if let Some(client) = header.client {
         visitor.proxy = Some(visitor.address);
         visitor.address = client.ip();

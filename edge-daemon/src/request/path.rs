@@ -11,13 +11,13 @@ use edge_identity::{
 use edge_policy::{
     cors,
     denied::Denied,
-    head,
+    head, hops,
     limit::{Admission, meter::Now},
     route::Answers,
     target::Target,
     upgrade,
 };
-use http::{HeaderMap, HeaderValue, Request, Response, Uri, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Request, Response, header, request::Parts, uri::PathAndQuery};
 
 use super::{
     Worker, access, answer, bear,
@@ -62,11 +62,13 @@ pub(crate) struct Trace {
     pub(crate) origin: Option<HeaderValue>,
     /// The login that it is.
     pub(super) login: Option<Attempt>,
+    /// Whether it came over TLS.
+    pub(super) over_tls: bool,
 }
 
 impl Trace {
     /// Of a request of which nothing is settled yet.
-    fn new(worker: &Worker, method: Option<&http::Method>) -> Self {
+    fn new(worker: &Worker, visitor: &Visitor, method: Option<&http::Method>) -> Self {
         Self {
             id: worker.request_id(),
             method: method.cloned(),
@@ -79,6 +81,7 @@ impl Trace {
             answers: None,
             origin: None,
             login: None,
+            over_tls: visitor.tls.is_some(),
         }
     }
 
@@ -100,7 +103,7 @@ pub(crate) async fn answer(
     let (mut ending, in_flight) = Ending::begin(Rc::clone(&worker), Rc::clone(&turn), now.boot_ns);
     let (head, body) = request.into_parts();
     let asked = head.uri.clone();
-    let mut trace = Trace::new(&worker, Some(&head.method));
+    let mut trace = Trace::new(&worker, &visitor, Some(&head.method));
     ending.entry = Entry::begin(&worker, &head, &trace);
     if ending.entry.is_some() {
         // Whoever leaves before the answer has a line as well.
@@ -172,7 +175,7 @@ pub(crate) fn refuse(
 ) -> Response<Answer> {
     let now = clock::now();
     let (mut ending, _) = Ending::begin(Rc::clone(worker), turn, now.boot_ns);
-    let (plan, trace) = (&worker.view().plan, Trace::new(worker, None));
+    let (plan, trace) = (&worker.view().plan, Trace::new(worker, visitor, None));
     let mut denied = Denied::new(reason);
     if !plan.trusted.has(visitor.address) {
         let client = edge_common::Source::from(visitor.address).client(plan.client);
@@ -197,7 +200,7 @@ enum Outcome {
 /// What was decided of a request.
 enum Decided {
     Going(Box<Going>),
-    /// What a browser asked ahead of another site's request.
+    /// What the edge is asked itself: by a browser ahead of another site's request, or at the last hop.
     Preflight(HeaderMap),
 }
 
@@ -212,7 +215,7 @@ async fn decide(
     turn: &Rc<Turn>,
     (in_flight, now): (usize, Now),
     trace: &mut Trace,
-    head: Parts,
+    mut head: Parts,
     body: &mut Option<Incoming>,
 ) -> Result<Decided, Denied> {
     let view = worker.view();
@@ -229,7 +232,7 @@ async fn decide(
 
     let host = head::check(&head.method, &head.uri, head.version, &head.headers, &plan.head)?;
     visitor.check_host(&host.name)?;
-    let target = Target::parse(path_and_query(&head.uri), plan.bounds.uri_bytes_max)?;
+    let target = target(&head, plan.bounds.uri_bytes_max)?;
     trace.path = logged(&target.path);
     plan.lures.check(&head.headers, &target)?;
 
@@ -277,6 +280,9 @@ async fn decide(
         return Err(Reason::BodyTooLarge.into());
     }
 
+    if let Some(headers) = hops::count(&head.method, &mut head.headers, &route.at.methods)? {
+        return Ok(Decided::Preflight(headers));
+    }
     let mut body = body.take().ok_or(Reason::InternalError)?;
     if let Some(login) = &route.login {
         let (who, headers) = ((&*visitor, &**plan), &head.headers);
@@ -302,7 +308,7 @@ fn is_shown(principal: &Principal) -> bool {
 fn redirect(worker: &Worker, visitor: &Visitor, head: &Parts) -> Result<HeaderValue, Denied> {
     let view = worker.view();
     let plan = &view.plan;
-    let target = Target::parse(path_and_query(&head.uri), plan.bounds.uri_bytes_max);
+    let target = target(head, plan.bounds.uri_bytes_max);
     let shown =
         target.as_ref().ok().map(|target| identify::shown_key(worker, visitor, plan, head, target));
     keys::refuse_in_clear(worker, visitor, plan, &head.headers)?;
@@ -368,8 +374,17 @@ pub(super) fn logged(path: &str) -> String {
     path[..path.floor_char_boundary(LOGGED_PATH_MAX)].to_owned()
 }
 
-fn path_and_query(uri: &Uri) -> &str {
-    uri.path_and_query().map_or("", |target| target.as_str())
+/// What is asked for, in its normal form.
+fn target(head: &Parts, bytes_max: usize) -> Result<Target, Reason> {
+    match head.uri.path_and_query().map_or("", PathAndQuery::as_str) {
+        // A question about the server as a whole (RFC 9110, 9.3.7), which no route takes.
+        "*" if head.method == http::Method::OPTIONS => Err(Reason::NoRoute),
+        // HTTP/1 may leave an empty path out of a whole URI (RFC 9110, 4.2.3).
+        query if query.starts_with('?') && head.version != http::Version::HTTP_2 => {
+            Target::parse(&format!("/{query}"), bytes_max)
+        }
+        target => Target::parse(target, bytes_max),
+    }
 }
 
 fn declared_length(headers: &HeaderMap) -> Option<u64> {

@@ -1,6 +1,6 @@
 //! Bodies in chunks.
 
-use super::{Fault, VALUE, all, read::Section};
+use super::{Fault, VALUE, all, is_token, read::Section};
 use crate::head::Bounds;
 
 /// Reads a body in chunks from a buffer that begins where the last call left off.
@@ -129,13 +129,50 @@ impl Chunks {
                 };
                 let extension = rest[..end].strip_suffix(b"\r").ok_or(Fault::Malformed)?;
                 self.extensions += extension.len();
-                if self.extensions > EXTENSIONS_MAX || !all(extension, VALUE) {
+                let fits = self.extensions <= EXTENSIONS_MAX;
+                if !fits || !all(extension, VALUE) || !are_extensions(extension) {
                     return Err(Fault::Malformed);
                 }
                 Ok(Some((size, digits + end + 1)))
             }
             _ => Err(Fault::Malformed),
         }
+    }
+}
+
+/// Whether visible bytes are extensions, each a semicolon with a name and perhaps a value (RFC 9112, 7.1.1).
+fn are_extensions(mut rest: &[u8]) -> bool {
+    while let [b';', after @ ..] = rest {
+        let Some(named) = token(after.trim_ascii_start()) else { return false };
+        rest = named;
+        if let [b'=', value @ ..] = named.trim_ascii_start() {
+            let value = value.trim_ascii_start();
+            let Some(after) = token(value).or_else(|| quoted(value)) else { return false };
+            rest = after;
+        }
+        // Spaces may stand before a semicolon, and nowhere at the end.
+        if let next @ [b';', ..] = rest.trim_ascii_start() {
+            rest = next;
+        }
+    }
+    rest.is_empty()
+}
+
+/// What follows a token, if there is one.
+fn token(bytes: &[u8]) -> Option<&[u8]> {
+    let length = bytes.iter().take_while(|byte| is_token(**byte)).count();
+    (length > 0).then(|| &bytes[length..])
+}
+
+/// What follows a text in quotes, if there is one.
+fn quoted(bytes: &[u8]) -> Option<&[u8]> {
+    let mut rest = bytes.strip_prefix(b"\"")?;
+    loop {
+        rest = match rest {
+            [b'"', after @ ..] => return Some(after),
+            [b'\\', _, after @ ..] | [_, after @ ..] => after,
+            [] => return None,
+        };
     }
 }
 
