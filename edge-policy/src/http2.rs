@@ -10,6 +10,8 @@ mod faults;
 mod frames;
 mod hpack;
 
+use std::collections::VecDeque;
+
 pub use self::faults::Fault;
 use self::{
     faults::Faults,
@@ -72,6 +74,8 @@ pub struct Conduct {
     open: Vec<u32>,
     /// Streams that the client reset before they were handed on: both may come at once.
     reset: Vec<u32>,
+    /// Streams that the client reset later, the latest of them: their answers may be on their way.
+    given_up: VecDeque<u32>,
     /// The last that was handed on; they are in the order of their numbers.
     begun: u32,
     noted: Noted,
@@ -105,6 +109,7 @@ impl Conduct {
             fault: None,
             open: Vec::new(),
             reset: Vec::new(),
+            given_up: VecDeque::new(),
             begun: 0,
             noted: Noted::default(),
         }
@@ -129,6 +134,10 @@ impl Conduct {
                 DATA => self.earn(frame.length),
                 RESET => {
                     let was_open = self.close(frame.stream);
+                    if was_open {
+                        self.given_up.truncate(GIVEN_UP_MAX - 1);
+                        self.given_up.push_front(frame.stream);
+                    }
                     let is_early = !was_open && frame.stream > self.begun;
                     if is_early && self.reset.len() < EARLY_MAX {
                         self.reset.push(frame.stream);
@@ -159,7 +168,8 @@ impl Conduct {
     /// Bytes that went to the client.
     pub fn sent(&mut self, mut bytes: &[u8], now_ms: u64) {
         while let Some(frame) = self.sent.next(&mut bytes) {
-            if frame.kind == HEADERS && !self.open.contains(&frame.stream) {
+            let is_known = |stream| self.open.contains(stream) || self.given_up.contains(stream);
+            if frame.kind == HEADERS && !is_known(&frame.stream) {
                 // The library answers by itself what has too many fields.
                 self.noted.oversized += 1;
                 self.spend(5, Abuse::Mistakes, now_ms);
@@ -258,6 +268,8 @@ const FRAME: u64 = 1000;
 const EARNING_BYTES: u64 = 1024;
 /// Resets ahead of their requests that are remembered: far more than come at once for free.
 const EARLY_MAX: usize = 1024;
+/// Answers that may be on their way to who no longer wants them.
+const GIVEN_UP_MAX: usize = 128;
 /// How long an empty credit takes to fill.
 const REFILL_MS: u64 = 10_000;
 
@@ -283,6 +295,23 @@ mod tests {
         let mut conduct = fresh();
         conduct.received(&frame(SETTINGS, 0, 0, &[]), 0);
         conduct
+    }
+
+    #[test]
+    fn an_answer_on_its_way_to_who_reset_it_is_no_mistake() {
+        let mut conduct = begun();
+        for stream in [1, 3] {
+            conduct.received(&frame(HEADERS, 5, stream, &[0x82]), 0);
+            conduct.begun(stream);
+        }
+        // It was in the buffer of the library when the socket took no more.
+        conduct.received(&frame(RESET, 0, 1, &[0, 0, 0, 8]), 0);
+        conduct.sent(&frame(HEADERS, 4, 1, &[0x88]), 0);
+        assert_eq!(conduct.take_noted(), Noted::default());
+        assert_eq!(conduct.unanswered(), 1);
+        // What was never handed on is answered by the library.
+        conduct.sent(&frame(HEADERS, 5, 5, &[0x88]), 0);
+        assert_eq!(conduct.take_noted().oversized, 1);
     }
 
     #[test]

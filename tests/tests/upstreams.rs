@@ -1075,3 +1075,107 @@ fn check_tells_of_servers_that_cannot_be_reached() -> Result<()> {
     assert!(words.contains(&format!("edged.toml:{line}:")), "{words}");
     Ok(())
 }
+
+#[test]
+fn a_server_that_comes_back_begins_with_a_tenth_of_its_share() -> Result<()> {
+    let lab = Lab::new()?;
+    let well = Arc::new(AtomicBool::new(true));
+    let seen = [8081, 8082].map(|port| {
+        let (well, seen) = (Arc::clone(&well), Arc::new(AtomicU64::new(0)));
+        let count = Arc::clone(&seen);
+        let address = format!("{ORIGIN}:{port}");
+        let script = Script::start(&lab.origin, &address, move |path, stream| {
+            let is_check = path == "/ready";
+            count.fetch_add(u64::from(!is_check), Relaxed);
+            let is_ill = is_check && port == 8082 && !well.load(Relaxed);
+            respond(stream, if is_ill { 500 } else { 200 }, "hello")
+        });
+        script.map(|_| seen)
+    });
+    let [steady, other] = seen;
+    let (steady, other) = (steady?, other?);
+    let check = "{ path = \"/ready\", interval = \"50ms\", timeout = \"5s\", fall = 1, rise = 1 }";
+    let edged = lab
+        .edged()?
+        .set("upstream.0.servers", &servers(&[8081, 8082]))
+        .set("upstream.0.check", check)
+        .set("upstream.0.slow_start", "\"1h\"")
+        .set("server.workers", "1")
+        .start()?;
+    let spread = |count: u32| -> Result<[u64; 2]> {
+        let before = [steady.load(Relaxed), other.load(Relaxed)];
+        assert!(edged.get(FRIEND, "/health").send_many(count)?.iter().all(|s| *s == 200));
+        Ok([steady.load(Relaxed) - before[0], other.load(Relaxed) - before[1]])
+    };
+    // At the start nobody comes back: the clients are there already.
+    assert_eq!(spread(40)?, [20, 20]);
+    well.store(false, Relaxed);
+    until("it is down", SOON, || Ok(state(&edged, ":8082")? == "down"))?;
+    assert_eq!(spread(10)?, [10, 0]);
+    well.store(true, Relaxed);
+    until("it is up", SOON, || Ok(state(&edged, ":8082")? == "up"))?;
+    let [_, warming] = spread(44)?;
+    assert!((3..=5).contains(&warming), "{warming} of 44 went to it");
+    // Without a slow start it has the whole at once.
+    edged.edit("upstream.0.slow_start", "\"never\"")?;
+    edged.tell("reload")?;
+    well.store(false, Relaxed);
+    until("it is down", SOON, || Ok(state(&edged, ":8082")? == "down"))?;
+    well.store(true, Relaxed);
+    until("it is up", SOON, || Ok(state(&edged, ":8082")? == "up"))?;
+    assert_eq!(spread(40)?, [20, 20]);
+    Ok(())
+}
+
+#[test]
+fn an_old_connection_takes_no_further_request() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab
+        .edged()?
+        .set("upstream.0.idle_timeout", "\"1h\"")
+        .set("server.workers", "1")
+        .set("route.1.auth", "\"none\"")
+        .start()?;
+    let connects = || metric(&edged, "edged_upstream_connects_total", &[]);
+    let ask = |path: &str| edged.get(FRIEND, path).send().map(|answer| answer.status);
+    assert_eq!((ask("/health")?, ask("/slow?ms=1200")?, ask("/health")?), (200, 200, 200));
+    assert_eq!(connects()?, 1.0, "it is young for an hour");
+    edged.edit("upstream.0.age_max", "\"1s\"")?;
+    edged.tell("reload")?;
+    // What is under way when it becomes too old goes on to its end.
+    assert_eq!(ask("/slow?ms=1200")?, 200);
+    // An upstream that is changed is counted anew.
+    assert_eq!(connects()?, 1.0);
+    assert_eq!(ask("/health")?, 200);
+    assert_eq!(connects()?, 2.0);
+    Ok(())
+}
+
+/// The one request by which a circuit finds out how the upstream is may tell nothing of it.
+#[test]
+fn a_trial_that_its_client_breaks_off_is_given_to_the_next() -> Result<()> {
+    let lab = Lab::new()?;
+    let rule = "{ failures = 50, requests_min = 4, window = \"60s\", open = \"6s\" }";
+    let edged = lab
+        .edged()?
+        .set("upstream.0.circuit", rule)
+        .set("upstream.0.response_timeout", "\"60s\"")
+        .set("route.1.auth", "\"none\"")
+        .set("server.workers", "1")
+        .start()?;
+    let ask = || edged.get(FRIEND, "/health").send();
+    for _ in 0..4 {
+        assert_eq!(ask()?.status, 502);
+    }
+    assert_eq!(ask()?.status, 503);
+    let origin = Origin::start(&lab)?;
+    // Who asks on and on is the trial, sooner or later, and leaves.
+    until("the trial is under way", Duration::from_secs(30), || {
+        let _ = edged.get(FRIEND, "/slow?ms=20000").arg("--max-time", "1").send();
+        Ok(origin.seen() == 1)
+    })?;
+    until("he has left", SOON, || Ok(metric(&edged, "edged_requests_in_flight", &[])? == 0.0))?;
+    assert_eq!(ask()?.status, 200, "nobody waits for what he has found out");
+    Ok(())
+}

@@ -59,6 +59,12 @@ impl Circuit {
         }
     }
 
+    /// Lets the next one pass in the place of a trial that found nothing out.
+    pub fn give_back(&self, now_ns: u64) {
+        let half_open = |until: u64| (until != 0).then_some(now_ns.max(1));
+        let _ = self.until_ns.fetch_update(Relaxed, Relaxed, half_open);
+    }
+
     /// Notes how a request ended that passed.
     pub fn note(&self, rule: &Rule, passage: Passage, failed: bool, now_ns: u64) {
         if passage == Passage::Trial {
@@ -135,6 +141,18 @@ mod tests {
         assert_eq!(pass(&circuit, 1_060, true), Passage::Free, "and begins anew");
         assert!(!circuit.is_open());
         assert_eq!(circuit.opened(), 1);
+    }
+
+    #[test]
+    fn a_trial_that_found_nothing_out_is_the_next_ones() {
+        let circuit = Circuit::default();
+        circuit.give_back(5);
+        assert!(!circuit.is_open());
+        assert!((0..4).all(|now_ns| pass(&circuit, now_ns, true) == Passage::Free));
+        assert_eq!(circuit.enter(&RULE, 600), Passage::Trial);
+        circuit.give_back(610);
+        assert_eq!(circuit.enter(&RULE, 611), Passage::Trial);
+        assert!(matches!(circuit.enter(&RULE, 612), Passage::Shut(_)));
     }
 
     #[test]

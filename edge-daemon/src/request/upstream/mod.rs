@@ -22,7 +22,7 @@ use edge_policy::{
     upstream::{
         balance::{Balance, Round},
         budget::Budget,
-        circuit::Passage,
+        circuit::{Circuit, Passage},
     },
 };
 use http::{HeaderMap, Response, request::Parts};
@@ -130,7 +130,8 @@ impl Upstream {
             }
             passage => passage,
         };
-        let sent = self.send_to_any(outgoing, passage == Passage::Trial).await;
+        let trial = (passage == Passage::Trial).then(|| Trial(&self.shared.circuit));
+        let sent = self.send_to_any(outgoing, trial.is_some()).await;
         let failed = match &sent {
             Ok(_) => Some(false),
             // Nobody was asked: that tells nothing.
@@ -138,6 +139,7 @@ impl Upstream {
             Err(reason) => (reason.blame() == Blame::Upstream).then_some(true),
         };
         if let Some(failed) = failed {
+            std::mem::forget(trial);
             self.shared.circuit.note(rule, passage, failed, clock::boot_ns());
         }
         Ok(sent?)
@@ -318,6 +320,16 @@ impl Upstream {
         let result = change(&mut budget);
         self.budget.set(budget);
         result
+    }
+}
+
+/// The request by which a circuit finds out how the upstream is. Dropped before it told, as when its client
+/// leaves or is to blame, it makes room for the next.
+struct Trial<'a>(&'a Circuit);
+
+impl Drop for Trial<'_> {
+    fn drop(&mut self) {
+        self.0.give_back(clock::boot_ns());
     }
 }
 
