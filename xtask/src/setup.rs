@@ -142,6 +142,7 @@ const NEEDED: &[(&str, &str)] = &[
     ("haproxy", "haproxy"),
     ("slowhttptest", "slowhttptest"),
     ("sslscan", "sslscan"),
+    ("testssl", "testssl.sh"),
     ("systemd-analyze", "systemd"),
     ("strace", "strace"),
 ];
