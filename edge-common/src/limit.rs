@@ -143,7 +143,9 @@ impl Rate {
 ///
 /// A source that is not in the set takes the place of the one that is closest to idle: a flood of
 /// new sources replaces other newcomers, and never one that is at its limit while any other is
-/// below it. That holds among sources of one limit: those of another must not share the set. A word
+/// below it. Where all are at their limit, as a flood can bring about where the burst is small, newcomers take the
+/// last place from each other: the other three keep theirs, and no newcomer is refused for want of a
+/// place. That holds among sources of one limit: those of another must not share the set. A word
 /// that stays contended after a few tries belongs to a source that is being hammered from several
 /// CPUs at once: it is refused.
 #[inline(always)]
@@ -165,6 +167,8 @@ pub enum Mode {
 pub struct Charge {
     /// Ticks that it occupies.
     pub cost: u64,
+    /// Ticks that each of its limit's charges occupies; 0 where they differ.
+    pub each: u64,
     /// Ticks that a full bucket holds.
     pub capacity: u64,
     /// The time.
@@ -177,7 +181,7 @@ impl Charge {
     #[must_use]
     pub const fn unit(rate: Rate, now_ns: u64) -> Self {
         let Rate { interval: cost, capacity } = rate;
-        Self { cost, capacity, now: now_ns / TICK_NS }
+        Self { cost, each: cost, capacity, now: now_ns / TICK_NS }
     }
 
     /// Bytes at a rate that [`Rate::of_bytes`] made: their ticks are quarters of a nanosecond.
@@ -191,7 +195,7 @@ impl Charge {
         let cost = (bytes * rate.interval).div_ceil(BYTES_UNIT);
         let capacity = rate.capacity;
         let cost = if cost > capacity { capacity } else { cost };
-        Self { cost, capacity, now: now_ns * BYTE_TICKS }
+        Self { cost, each: 0, capacity, now: now_ns * BYTE_TICKS }
     }
 
     /// Charges the source with this hash in the set its hash leads to; see [`charge`].
@@ -214,7 +218,7 @@ impl Charge {
     pub fn attempt(self, set: &Set, hash: u64, mode: Mode) -> Option<Verdict> {
         let now = self.now & CLOCK;
         let mark = fingerprint(hash);
-        let (way, word) = place(set, mark, self.capacity, now, hash);
+        let (way, word) = place(set, mark, self, hash);
         let ahead = if word & !CLOCK == mark { ahead(word, self.capacity, now) } else { 0 };
         let after = ahead + self.cost;
         if after > self.capacity {
@@ -241,15 +245,17 @@ pub fn charged(word: u64, rate: Rate, now_ns: u64) -> Option<u64> {
 /// What a source would still be given, without charging it: ticks until its bucket is empty.
 #[must_use]
 pub fn peek(set: &Set, hash: u64, rate: Rate, now_ns: u64) -> u64 {
-    let now = (now_ns / TICK_NS) & CLOCK;
+    let charge = Charge::unit(rate, now_ns);
     let mark = fingerprint(hash);
-    let (_, word) = place(set, mark, rate.capacity, now, hash);
-    if word & !CLOCK == mark { ahead(word, rate.capacity, now) } else { 0 }
+    let (_, word) = place(set, mark, charge, hash);
+    if word & !CLOCK == mark { ahead(word, charge.capacity, charge.now & CLOCK) } else { 0 }
 }
 
-/// Where the source lives in the set, or else the place that is closest to idle, and the word there.
+/// Where the source lives in the set, or else the place that it takes, and the word there: that which is
+/// closest to idle, or the last, if nobody in the set has room for one charge more.
 #[inline(always)]
-fn place(set: &Set, mark: u64, capacity: u64, now: u64, hash: u64) -> (usize, u64) {
+fn place(set: &Set, mark: u64, charge: Charge, hash: u64) -> (usize, u64) {
+    let Charge { each, capacity, now, .. } = charge;
     let (mut least, mut found) = (u64::MAX, 0);
     let mut way = 0;
     while way < WAYS {
@@ -257,7 +263,10 @@ fn place(set: &Set, mark: u64, capacity: u64, now: u64, hash: u64) -> (usize, u6
         let rank = match word {
             word if word & !CLOCK == mark => 0,
             0 => 1,
-            word => 1 + ahead(word, capacity, now),
+            word => match ahead(word, capacity, now & CLOCK) {
+                ahead if ahead + each > capacity => AT_LIMIT - way as u64,
+                ahead => 1 + ahead,
+            },
         };
         let rank = rank * WAYS as u64 + way as u64;
         if rank < least {
@@ -299,6 +308,9 @@ const SKEW: u64 = 1 << 28;
 
 /// The bits of a word that hold time.
 const CLOCK: u64 = (1 << 48) - 1;
+
+/// Ranks behind every word that is below its limit.
+const AT_LIMIT: u64 = 1 << 50;
 
 /// Compare-and-swap tries before a contended source is refused; each failure means that another CPU just charged the same set.
 pub const ATTEMPTS: u32 = 8;
@@ -345,6 +357,26 @@ mod tests {
             let _ = charge(&set, stranger << 48, rate, 1_000);
         }
         assert!(matches!(charge(&set, offender, rate, 2_000), Verdict::Refuse { .. }));
+    }
+
+    #[test]
+    fn nor_does_one_that_fills_every_bucket_as_the_offender_did() {
+        for burst in 1..=3 {
+            let rate = Rate::new(60, 3600 * SECOND, burst).unwrap();
+            let set = Set::default();
+            let offender = 0xdead_u64 << 48;
+            assert_eq!(admitted(&set, offender, rate, 0..100), burst as usize);
+            for n in 0..50_000_u64 {
+                let stranger = (n / burst % 0xbeef + 1) << 48;
+                let _ = charge(&set, stranger, rate, 1_000 + n);
+                // It goes on, and is held to what it may: it is never anew in its set.
+                if n % 100 == 0 {
+                    assert_eq!(admitted(&set, offender, rate, std::iter::once(1_000 + n)), 0);
+                }
+            }
+            // Who comes anew is not refused for want of a place.
+            assert_eq!(admitted(&set, 0xcafe << 48, rate, std::iter::once(60_000)), 1);
+        }
     }
 
     #[test]

@@ -306,6 +306,13 @@ pub mod PolicyFlag {
     pub const UNSOLICITED: u32 = 32;
     /// They always are.
     pub const UNSOLICITED_ALWAYS: u32 = 64;
+    /// There are devices above a guarded interface, such as a bridge or a VLAN. A look-up by the interface finds
+    /// no socket that is bound to one of them.
+    pub const BOUND_ABOVE: u32 = 128;
+    /// One of them is a VRF: whatever connects by it is bound to it.
+    pub const VRF_ABOVE: u32 = 256;
+    /// What the daemon finds by itself, whatever the policy.
+    pub const ABOVE: u32 = BOUND_ABOVE | VRF_ABOVE;
 }
 
 /// Byte offsets in the running kernel's structures, read from its BTF.

@@ -1,5 +1,6 @@
-//! SYN floods: answers SYNs with cookies while a listener's queue is full, and keeps packets of no
-//! connection from the stack while they flood.
+//! The end of the path of TCP: answers SYNs with cookies while a listener's queue is full, keeps
+//! packets of no connection from the stack while they flood, and lets nobody complete a connection
+//! who has all that it may.
 //!
 //! The kernel takes a cookie back only if the listener's queue overflowed within two minutes, which
 //! it notes when it makes a cookie itself. `bpf_tcp_gen_syncookie` asks the listener for just that
@@ -32,7 +33,7 @@ use edge_common::{
 
 use crate::{
     limits,
-    lookup::{self, LISTEN, NOBODY},
+    lookup::{self, LISTEN, NEW_SYN_RECV, NOBODY, SYN_RECV},
     packet::{IPPROTO_TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
     refuse,
     tables::{self, Knobs, Slot, fact, setting},
@@ -43,7 +44,7 @@ use crate::{
 static SYN_COOKIES: u8 = 1;
 
 /// Answers a SYN to a listener under pressure, and refuses what belongs to no connection while
-/// there is too much of it.
+/// there is too much of it, and what would complete one too many.
 ///
 /// A SYN whose checksum is wrong is answered like any other: that of a neighbour on the same
 /// machine is not filled in yet, and whoever forges a SYN can compute it.
@@ -52,22 +53,24 @@ pub fn judge(ctx: &XdpContext, knobs: Knobs, slot: &Slot) -> ControlFlow<Reason>
     // SAFETY: a static of this program, which the loader sets before it is loaded. Volatile, or the
     // compiler would take the value above for the last word.
     let has_helpers = unsafe { (&raw const SYN_COOKIES).read_volatile() } != 0;
-    let is_tcp = fact!(slot, protocol) == IPPROTO_TCP
-        && slot.flags() & (FactFlag::TRANSPORT | FactFlag::FRAGMENT) == FactFlag::TRANSPORT;
-    if !has_helpers || setting!(knobs, flags) & ON == 0 || !is_tcp {
+    if fact!(slot, protocol) != IPPROTO_TCP || slot.flags() & FactFlag::TRANSPORT == 0 {
         return Continue(());
     }
+    let asked = match slot.flags() & FactFlag::FRAGMENT {
+        0 if has_helpers => setting!(knobs, flags),
+        _ => 0,
+    };
     if fact!(slot, tcp_flags) & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN) == TCP_SYN {
-        syn(ctx, knobs, slot)
+        syn(ctx, knobs, slot, asked)
     } else {
-        other(ctx, knobs, slot)
+        other(ctx, knobs, slot, asked)
     }
 }
 
 /// A SYN: goes on while its listener has room, is answered when it has not.
 #[inline(always)]
-fn syn(ctx: &XdpContext, knobs: Knobs, slot: &Slot) -> ControlFlow<Reason> {
-    if setting!(knobs, flags) & PolicyFlag::SYN_COOKIES == 0 {
+fn syn(ctx: &XdpContext, knobs: Knobs, slot: &Slot, asked: u32) -> ControlFlow<Reason> {
+    if asked & PolicyFlag::SYN_COOKIES == 0 {
         return Continue(());
     }
     let Some(pressure) = pressure(slot) else { return Continue(()) };
@@ -109,25 +112,27 @@ fn syn(ctx: &XdpContext, knobs: Knobs, slot: &Slot) -> ControlFlow<Reason> {
 }
 
 /// Any other TCP packet: must belong to a connection or bring a valid cookie, in a flood. A client that
-/// has as many connections as it may gets no further one by a cookie that it was given before.
+/// has as many connections as it may completes no further one: neither by a cookie that it was given
+/// before, nor one that it left half open.
 #[inline(always)]
-fn other(ctx: &XdpContext, knobs: Knobs, slot: &Slot) -> ControlFlow<Reason> {
-    let flags = setting!(knobs, flags);
+fn other(ctx: &XdpContext, knobs: Knobs, slot: &Slot, asked: u32) -> ControlFlow<Reason> {
     let now_ns = fact!(slot, now_ns);
-    let is_asked = flags & (PolicyFlag::UNSOLICITED | PolicyFlag::UNSOLICITED_ALWAYS) != 0;
-    let is_always = flags & PolicyFlag::UNSOLICITED_ALWAYS != 0;
-    let is_refused = is_always || is_asked && is_alarm(now_ns, 0);
+    let is_asked = asked & UNSOLICITED != 0 && asked & PolicyFlag::VRF_ABOVE == 0;
+    let is_always = asked & PolicyFlag::UNSOLICITED_ALWAYS != 0;
+    let is_refused = is_asked && (is_always || is_alarm(now_ns));
     // The clock's last digits are as good as drawn.
     let is_drawn = (now_ns ^ now_ns >> 7) & (UNSOLICITED_SAMPLE - 1) == 0;
     let is_sampled = is_asked && is_drawn && !slot.is_twin();
-    let is_full = flags & PolicyFlag::SYN_COOKIES != 0
-        && is_alarm(now_ns, COOKIE_NS)
-        && limits::is_at_open_max(knobs, slot);
-    if !is_refused && !is_sampled && !is_full || pressure(slot).is_none() {
+    let completes = fact!(slot, tcp_flags) & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_ACK;
+    let is_full = completes && limits::is_at_open_max(knobs, slot);
+    if !is_refused && !is_sampled && !is_full {
         return Continue(());
     }
     let state = lookup::tcp(ctx, slot.facts()).state;
-    if state != NOBODY && state != LISTEN {
+    if state == NEW_SYN_RECV || state == SYN_RECV {
+        return if completes { limits::below_open_max(knobs, slot) } else { Continue(()) };
+    }
+    if state != NOBODY && state != LISTEN || pressure(slot).is_none() {
         return Continue(());
     }
     if state == LISTEN && has_cookie(ctx, slot) {
@@ -136,7 +141,9 @@ fn other(ctx: &XdpContext, knobs: Knobs, slot: &Slot) -> ControlFlow<Reason> {
     if is_sampled && are_too_many(knobs, now_ns) {
         alarm(now_ns + ALARM_NS);
     }
-    if !is_refused {
+    // A link-local connection is bound to the device above, where no look-up finds it.
+    let is_unknown = asked & PolicyFlag::BOUND_ABOVE != 0 && slot.facts().source.is_link_local();
+    if !is_refused || is_unknown {
         return Continue(());
     }
     refuse(knobs, Reason::Unsolicited, slot.would())
@@ -287,32 +294,32 @@ fn are_too_many(knobs: Knobs, now_ns: u64) -> bool {
     }
 }
 
-/// Whether there is an alarm, or was one so long ago at most.
 #[inline(always)]
-fn is_alarm(now_ns: u64, ago_ns: u64) -> bool {
+fn is_alarm(now_ns: u64) -> bool {
     let Some(until) = tables::ALARM.get_ptr(UNTIL) else { return false };
     // SAFETY: the lookup gave the address of an aligned word.
-    now_ns < unsafe { tables::peek(until) } + ago_ns
+    now_ns < unsafe { tables::peek(until) }
 }
 
-/// Refuses packets of no connection until then.
+/// Refuses packets of no connection until then, at least.
 #[inline(always)]
 fn alarm(until_ns: u64) {
-    if let Some(until) = tables::ALARM.get_ptr_mut(UNTIL) {
-        // SAFETY: as in `is_alarm`; CPUs that write at once write nearly the same time.
+    if let Some(until) = tables::ALARM.get_ptr_mut(UNTIL)
+        && !is_alarm(until_ns)
+    {
+        // SAFETY: as in `is_alarm`. Of CPUs that write at once one may shorten the other's alarm,
+        // which is renewed while there is a flood.
         unsafe { until.write_volatile(until_ns) };
     }
 }
 
-const ON: u32 = PolicyFlag::SYN_COOKIES | PolicyFlag::UNSOLICITED | PolicyFlag::UNSOLICITED_ALWAYS;
+const UNSOLICITED: u32 = PolicyFlag::UNSOLICITED | PolicyFlag::UNSOLICITED_ALWAYS;
 /// A listener with room is asked again so soon: what a flood puts into its queue meanwhile is little.
 const ASK_NS: u64 = 1_000_000;
 /// One without room is left in peace for so long.
 const ENGAGED_NS: u64 = 1_000_000_000;
 /// An alarm over packets of no connection lasts so long, and is renewed while they come.
 const ALARM_NS: u64 = 5_000_000_000;
-/// The kernel takes no cookie back that is older, nor any so long after the listener's queue was full.
-const COOKIE_NS: u64 = 128_000_000_000;
 /// Every host takes segments of so many bytes.
 const MSS_MIN: u64 = 536;
 /// Indexes of `ALARM`.

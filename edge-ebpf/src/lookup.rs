@@ -28,6 +28,10 @@ pub struct Found {
 
 /// No socket.
 pub const NOBODY: u32 = 0;
+/// A connection of which the last packet of the handshake is missing: one that TCP Fast Open made.
+pub const SYN_RECV: u32 = 3;
+/// Any other such connection, which is no whole socket yet.
+pub const NEW_SYN_RECV: u32 = 12;
 /// A TCP listener.
 pub const LISTEN: u32 = 10;
 

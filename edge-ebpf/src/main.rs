@@ -156,6 +156,18 @@ fn note(reason: u32, would: &mut u32) {
     }
 }
 
+/// Takes back what was noted, of a packet that ends for the same reason.
+#[inline(always)]
+fn forget(reason: u32, would: &mut u32) {
+    // SAFETY: as in `note`.
+    unsafe {
+        let would = &raw mut *would;
+        if would.read_volatile() == reason + 1 {
+            would.write_volatile(0);
+        }
+    }
+}
+
 #[inline(always)]
 fn boot_ns() -> u64 {
     // SAFETY: the helper takes no argument and only reads a clock.

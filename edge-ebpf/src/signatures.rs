@@ -94,22 +94,25 @@ extern "C" fn match_signature(place: u64, is_twin: u64) -> u64 {
     if is_twin == 0 {
         tables::increment_own(&tables::SIGNATURE_HITS, place as u32);
     }
-    match refuses(signature, place as u32 % SIGNATURES_MAX, &slot) {
+    let is_monitored = signature.asks & Ask::MONITOR != 0;
+    let all = tables::knobs().map_or(0, |knobs| setting!(knobs, monitored));
+    let soft = all >> Reason::Signature as u32 | u64::from(is_monitored);
+    match refuses(signature, place as u32 % SIGNATURES_MAX, &slot, soft) {
         false => NOTHING,
-        true if signature.asks & Ask::MONITOR != 0 => WOULD_DROP,
+        true if is_monitored => WOULD_DROP,
         true => DROP,
     }
 }
 
 #[inline(always)]
-fn refuses(signature: &Signature, index: u32, slot: &Slot) -> bool {
+fn refuses(signature: &Signature, index: u32, slot: &Slot, soft: u64) -> bool {
     match signature.action {
         Action::DROP => true,
         Action::LIMIT => {
             let client =
                 if signature.asks & Ask::PER_CLIENT != 0 { fact!(slot, client_hash) } else { 0 };
             let hash = (client ^ SALT).wrapping_mul(2 * u64::from(index) + 1).rotate_left(24);
-            limits::exceeds(slot, signature.cells, hash, signature.rate)
+            limits::exceeds(slot, signature.cells, hash, signature.rate, soft)
         }
         _ => false,
     }

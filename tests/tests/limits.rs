@@ -1,7 +1,8 @@
 //! What one client may send, opened and held, is limited in the kernel, and only for that client.
 
 use std::{
-    net::{TcpStream, UdpSocket},
+    net::{SocketAddrV4, TcpStream, UdpSocket},
+    os::fd::{AsRawFd as _, OwnedFd},
     time::{Duration, Instant},
 };
 
@@ -11,6 +12,13 @@ use edge_tests::{
     Lab,
     client::{connect, reaches, until},
     lab::{ATTACKER, CLIENT, EDGE, FRIEND},
+    netns::run,
+};
+use nix::{
+    errno::Errno,
+    sys::socket::{
+        AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect as connect_to, socket,
+    },
 };
 
 fn flood(lab: &Lab, source: &str, count: u32) -> Result<()> {
@@ -79,6 +87,54 @@ fn open_connections_are_limited_exactly() -> Result<()> {
         Ok(reaches(&lab, ATTACKER, 443))
     })?;
     Ok(())
+}
+
+/// Whoever holds back the last packet of its handshakes has none of them counted, and sends them all
+/// at once.
+#[test]
+fn connections_that_were_left_half_open_do_not_exceed_the_maximum() -> Result<()> {
+    const MAX: u64 = 10;
+    let lab = Lab::new()?;
+    let edged = lab
+        .edged()?
+        .set("kernel.open_connections_max", &MAX.to_string())
+        .set("kernel.connection_rate", r#""off""#)
+        .start()?;
+    // What the edge answers goes astray.
+    let neighbour =
+        |verb: &str, more: &str| lab.edge.ip(&format!("neigh {verb} {ATTACKER} dev edge0{more}"));
+    neighbour("replace", " lladdr 02:00:00:00:00:99 nud permanent")?;
+    let client = lab.attacker.enter(|| begin(180))?;
+    until("they are half open", Duration::from_secs(5), || {
+        let half = ["-Hnt", "state", "syn-recv"];
+        Ok(run(lab.edge.command("ss").args(half))?.lines().count() == client.len())
+    })?;
+    neighbour("del", "")?;
+    until("the maximum is reached", Duration::from_secs(10), || {
+        Ok(edged.metrics()?.packets(Reason::OpenConnections) > 0.0)
+    })?;
+    // The edge repeats its answers after a second and after three.
+    std::thread::sleep(Duration::from_millis(2500));
+    let open = edged.ask(&format!("explain {ATTACKER}"))?["open_connections"].as_u64();
+    // Those that the card hands over in one go may all be taken.
+    assert!(open.is_some_and(|open| (MAX..=MAX + 64).contains(&open)), "{open:?}");
+    assert!(reaches(&lab, CLIENT, 443), "another client is untouched");
+    Ok(())
+}
+
+/// Begins so many connections to the edge, and waits for none.
+fn begin(count: usize) -> Result<Vec<OwnedFd>> {
+    let one = |_| {
+        let kind = SockType::Stream;
+        let fd = socket(AddressFamily::Inet, kind, SockFlag::SOCK_NONBLOCK, None)?;
+        bind(fd.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(ATTACKER.parse()?, 0)))?;
+        let to = SockaddrIn::from(SocketAddrV4::new(EDGE.parse()?, 443));
+        match connect_to(fd.as_raw_fd(), &to) {
+            Ok(()) | Err(Errno::EINPROGRESS) => Ok(fd),
+            Err(error) => Err(error.into()),
+        }
+    };
+    (0..count).map(one).collect()
 }
 
 #[test]

@@ -676,6 +676,35 @@ fn a_renamed_interface_keeps_its_filter() {
 }
 
 #[test]
+fn whoever_takes_the_name_of_a_renamed_interface_is_guarded_in_its_place() {
+    let pair = Pair::new();
+    let (kernel, upkeep) = pair.load_whole(AttachMode::Generic, UNLIMITED).unwrap();
+    deny(&kernel, "10.99.0.2/32");
+    let first = kernel.attached()[0].ifindex;
+    let health = upkeep.health();
+    let (stop, stopped) = UnixStream::pair().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| unprivileged(&pair, || upkeep.run(&stopped)));
+        for change in ["link set guarded down", "link set guarded name old", "addr flush dev old"] {
+            ip(&format!("-n {}-edge {change}", pair.name));
+        }
+        ip(&format!("-n {0}-client link set peer name away", pair.name));
+        ip(&format!("-n {0}-client addr flush dev away", pair.name));
+        pair.wire();
+        expect("the new one is guarded", || {
+            let ifindex = pair.within("edge", || nix::net::if_::if_nametoindex("guarded").unwrap());
+            let pin = pair.pin_dir.join(format!("{ABI}/xdp-{ifindex}-generic-guarded"));
+            ifindex != first && pin.exists()
+        });
+        assert!(!pair.answers());
+        assert!(health.interfaces()[0].is_guarded && !health.is_any_bare());
+        // The one that has another name now is as guarded as it was.
+        assert!(pair.pin_dir.join(format!("{ABI}/xdp-{first}-generic-guarded")).exists());
+        drop(stop);
+    });
+}
+
+#[test]
 fn an_interface_without_ethernet_headers_is_refused() {
     let pair = Pair::new();
     let settings = pair.settings(UNLIMITED);

@@ -182,6 +182,19 @@ fn a_prefix_that_misbehaves_as_a_whole_is_refused_as_a_whole() {
     }
 }
 
+#[test]
+fn a_flood_under_the_same_limit_frees_nobody_however_small_the_burst() {
+    let syn = v4(GOOD).tcp(SYN).build();
+    for burst in 1..=2 {
+        let mut plane = Plane::new(UNLIMITED.limit(Kind::Connections, hourly(burst)));
+        assert_eq!(plane.passing(&syn, 9), burst as usize);
+        for _ in 0..burst {
+            flood(&mut plane, |packet| packet.tcp(SYN));
+        }
+        assert_eq!(plane.passing(&syn, 9), 0, "{burst}");
+    }
+}
+
 /// As many clients as overrun every set of the table, each with one packet.
 fn flood(plane: &mut Plane, packet: fn(Packet) -> Packet) {
     // A set has four places: these are enough for each of 65 536 sets.
@@ -398,20 +411,46 @@ fn a_monitored_limit_lets_all_pass_and_counts_the_excess() {
     assert_eq!(plane.judge(&frame), Verdict::of(PacketRate));
 }
 
+/// What each client of a /56 would have, or has, of two packets: one floods, then the others come.
+fn neighbours(monitored: &[Reason]) -> (Vec<Verdict>, Vec<Verdict>) {
+    let prefixes = [Some(Prefix { bits: 56, factor: 2 }), None];
+    let policy = Policy { prefixes, monitored: monitored.to_vec(), ..UNLIMITED }
+        .limit(Kind::Packets, hourly(4))
+        .limit(Kind::Udp, hourly(6));
+    let mut plane = Plane::new(policy);
+    let from = |sub: u16| v6(&format!("2001:db8:1:{sub:x}::1")).udp().build();
+    let flood = (0..40).map(|_| plane.judge(&from(0))).collect();
+    let others = (1..4).flat_map(|sub| [from(sub), from(sub)]);
+    (flood, others.map(|frame| plane.judge(&frame)).collect())
+}
+
 #[test]
-fn a_monitored_limit_does_not_spare_from_that_of_the_prefix() {
-    let prefixes = [Some(Prefix { bits: 48, factor: 2 }), None];
-    let policy = Policy { prefixes, monitored: vec![PacketRate], ..UNLIMITED };
-    let mut plane = Plane::new(policy.limit(Kind::Packets, hourly(4)));
-    let frame = v6(GOOD6).udp().build();
-    for n in 0..10 {
-        let verdict = match n {
-            0..4 => Verdict::PASS,
-            4..8 => Verdict::would(PacketRate),
-            _ => Verdict { reason: PrefixRate, would: Some(PacketRate) },
-        };
-        assert_eq!(plane.judge(&frame), verdict, "{n}");
+fn whoever_monitors_reads_what_enforcement_would_do() {
+    let (flood, others) = neighbours(&[]);
+    let passed = |verdicts: &[Verdict]| verdicts.iter().filter(|v| **v == Verdict::PASS).count();
+    // Of the eight of the prefix, the one has its four, and the others have four of six.
+    assert_eq!((passed(&flood), passed(&others)), (4, 4));
+    assert_eq!(others[4], Verdict::of(PrefixRate));
+    let monitored = neighbours(&[PacketRate, PrefixRate, UdpRate]);
+    for (enforced, monitored) in [(flood, monitored.0), (others, monitored.1)] {
+        let would = enforced.iter().map(|verdict| match verdict.reason {
+            Reason::Pass => Verdict::PASS,
+            reason => Verdict::would(reason),
+        });
+        assert_eq!(monitored, would.collect::<Vec<_>>());
     }
+}
+
+#[test]
+fn a_monitored_limit_costs_no_neighbour_a_packet() {
+    let (flood, others) = neighbours(&[PacketRate]);
+    // The limit on UDP is in force, and takes all that comes.
+    for verdict in [flood[6], flood[39]] {
+        assert_eq!(verdict, Verdict { reason: UdpRate, would: Some(PacketRate) });
+    }
+    let dropped = others.iter().filter(|verdict| !verdict.reason.passes());
+    assert_eq!(dropped.count(), 0, "{others:?}");
+    assert_eq!(others[4], Verdict::would(PrefixRate), "so it is told of");
 }
 
 #[test]

@@ -22,7 +22,8 @@ use edge_tests::{
 };
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, recv, sendto,
-    setsockopt, socket, sockopt::ReceiveTimeout,
+    setsockopt, socket,
+    sockopt::{BindToDevice, ReceiveTimeout},
 };
 
 const WAIT: Duration = Duration::from_millis(300);
@@ -126,21 +127,70 @@ fn what_the_host_asked_for_comes_back() -> Result<()> {
         assert_eq!(received(&asking).as_deref(), Some(&b"answer"[..]), "{is_connected}");
     }
     // NTP asks from its own port; and a socket connected to its peer is an answer on any port.
-    for (port, is_connected) in [(123, false), (1900, true)] {
+    for (port, is_connected, answer) in
+        [(123, false, b"\x24time"), (123, false, b"\x1apeer"), (1900, true, b"\x17text")]
+    {
         let server = udp(&lab.client, &format!("{CLIENT}:{port}"))?;
         let asking = udp(&lab.edge, &format!("{EDGE}:{port}"))?;
         if is_connected {
             asking.connect((CLIENT, port))?;
         }
-        server.send_to(b"time", (EDGE, port))?;
-        assert_eq!(received(&asking).as_deref(), Some(&b"time"[..]), "{port}");
+        server.send_to(answer, (EDGE, port))?;
+        assert_eq!(received(&asking).as_deref(), Some(&answer[..]), "{port}");
     }
     assert_eq!(refused(&edged)?, 0.0);
+    // A question for the time, and an order to the server, whatever port they come from.
+    let server = udp(&lab.edge, &format!("{EDGE}:123"))?;
+    for question in [&b"\x23time"[..], b"\x16list", b"\x17\x00\x03\x2a", b""] {
+        udp(&lab.client, &format!("{CLIENT}:123"))?.send_to(question, (EDGE, 123))?;
+        assert_eq!(received(&server), None, "{question:?}");
+    }
+    assert_eq!(refused(&edged)?, 4.0);
     // A socket on a port that is neither is a service, whoever asks.
     let service = udp(&lab.edge, &format!("{EDGE}:1901"))?;
     udp(&lab.client, &format!("{CLIENT}:53000"))?.send_to(b"in", (EDGE, 1901))?;
     assert_eq!(received(&service), None);
-    assert_eq!(refused(&edged)?, 1.0);
+    assert_eq!(refused(&edged)?, 5.0);
+    Ok(())
+}
+
+/// Sockets that are bound to a device above the guarded one, as are all of a link-local address.
+#[test]
+fn what_is_bound_to_a_device_above_hears_its_answers() -> Result<()> {
+    let lab = Lab::new()?;
+    let edged = guarded(&lab, r#""tcp/22""#)?;
+    lab.edge.ip("link add br9 type bridge\nlink set br9 up\nlink set edge0 master br9")?;
+    lab.edge.ip(&format!("addr del {EDGE}/24 dev edge0\naddr add {EDGE}/24 dev br9"))?;
+    until("it is noticed", Duration::from_secs(5), || Ok(edged.log().contains("br9")))?;
+    let listener = lab.client.enter(|| TcpListener::bind((CLIENT, 7777)))?;
+    let asks = || -> Result<TcpStream> {
+        let (kind, flags) = (SockType::Stream, SockFlag::empty());
+        let fd = lab.edge.enter(|| socket(AddressFamily::Inet, kind, flags, None))?;
+        setsockopt(&fd, BindToDevice, &"br9".into())?;
+        let stream = TcpStream::from(fd);
+        let to = SockaddrIn::from(std::net::SocketAddrV4::new(CLIENT.parse()?, 7777));
+        nix::sys::socket::connect(stream.as_raw_fd(), &to)?;
+        Ok(stream)
+    };
+    let mut ours = asks()?;
+    let (mut theirs, _) = listener.accept()?;
+    theirs.write_all(b"welcome")?;
+    let mut heard = [0; 7];
+    ours.read_exact(&mut heard)?;
+    assert_eq!(&heard, b"welcome");
+    let server = udp(&lab.client, &format!("{CLIENT}:53"))?;
+    let asking = udp(&lab.edge, &format!("{EDGE}:0"))?;
+    setsockopt(&asking, BindToDevice, &"br9".into())?;
+    asking.send_to(b"question", (CLIENT, 53))?;
+    let (_, from) = server.recv_from(&mut [0; 64])?;
+    server.send_to(b"answer", from)?;
+    assert_eq!(received(&asking).as_deref(), Some(&b"answer"[..]));
+    // No connection comes in by it, nor anything to a port from which the host does not ask.
+    let service = lab.edge.enter(|| TcpListener::bind((EDGE, 40_100)))?;
+    assert!(!reaches(&lab, CLIENT, 40_100), "{service:?}");
+    let low = udp(&lab.edge, &format!("{EDGE}:1901"))?;
+    udp(&lab.client, &format!("{CLIENT}:53000"))?.send_to(b"in", (EDGE, 1901))?;
+    assert_eq!(received(&low), None);
     Ok(())
 }
 

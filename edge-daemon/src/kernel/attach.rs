@@ -125,19 +125,21 @@ pub(super) fn find(wanted: &[Wanted], folders: &Folders) -> Result<(), KernelErr
     wanted.iter().try_for_each(|wanted| Place::find(wanted, folders).map(drop))
 }
 
-/// Attaches to an interface that came back after the one of its name had gone; needs no
-/// capability.
+/// Attaches to an interface that came back after the one of its name had gone, or that has its name
+/// while it goes on under another; needs no capability.
 pub(super) fn again(
     program: BorrowedFd<'_>,
     wanted: &Wanted,
-    former: &Attached,
+    gone: Option<&Attached>,
     folders: &Folders,
 ) -> Result<Held, KernelError> {
     let place = Place::find(wanted, folders)?;
     let (mode, link) = place.create(program)?;
-    // The former's pin leads nowhere; of an interface with the same index it has the same name.
-    let pin = folders.own.join(former.pin_name());
-    fs::remove_file(&pin).map_err(path_error("remove", &pin))?;
+    // Its pin leads nowhere; of an interface with the same index it has the same name.
+    if let Some(gone) = gone {
+        let pin = folders.own.join(gone.pin_name());
+        fs::remove_file(&pin).map_err(path_error("remove", &pin))?;
+    }
     Ok(place.pinned(mode, link)?.0)
 }
 

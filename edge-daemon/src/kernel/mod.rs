@@ -3,6 +3,7 @@
 //!
 //! After [`Kernel::load`] no verb needs a capability: all go by descriptors that are already open.
 
+mod above;
 mod asked;
 mod attach;
 mod bans;
@@ -44,6 +45,7 @@ use aya::{
 use edge_common::map;
 use nix::sys::utsname::uname;
 
+use self::{above::Above, census::Census, pins::Folders, room::Room, upkeep::Post};
 pub use self::{
     attach::{AttachMode, Attached, Mode, Wanted},
     bans::Bans,
@@ -62,7 +64,6 @@ pub use self::{
     twin::{Bucket, Twin},
     upkeep::{Health, Interface, Upkeep},
 };
-use self::{census::Census, pins::Folders, room::Room, upkeep::Post};
 
 /// The kernel programs, as `cargo xtask bpf` built them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../edge-ebpf/bundle/edge.bpf.o");
@@ -171,6 +172,7 @@ impl Kernel {
             tables: self.tables.duplicate()?,
             census,
             posts: Vec::new(),
+            above: Above::default(),
             room: Room::new(self.tables.uncounted()?),
             health: Arc::default(),
             reign: Arc::default(),

@@ -83,7 +83,8 @@ impl Policy {
             (self.drop_fragments, PolicyFlag::DROP_FRAGMENTS),
             (self.signatures.iter().any(|s| s.payload_bytes > 0), PolicyFlag::PAYLOADS),
         ];
-        let kept = settings.flags & PolicyFlag::SAMPLES | self.defence.write(settings);
+        let kept = settings.flags & (PolicyFlag::SAMPLES | PolicyFlag::ABOVE)
+            | self.defence.write(settings);
         settings.flags =
             flags.iter().filter(|(on, _)| *on).fold(kept, |flags, (_, flag)| flags | flag);
     }

@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use edge_common::map::PolicyFlag;
 use nix::{
     net::if_::{if_indextoname, if_nametoindex},
     poll::{PollFd, PollFlags, poll},
@@ -22,6 +23,7 @@ use nix::{
 
 use super::{
     Attached, KernelError, Mode, Tables, Wanted,
+    above::Above,
     attach::{self, Held},
     bpf::Link,
     census::{Census, Corrected},
@@ -39,6 +41,8 @@ pub struct Upkeep {
     pub(super) tables: Tables,
     pub(super) census: Census,
     pub(super) posts: Vec<Post>,
+    /// What stands above them.
+    pub(super) above: Above,
     /// Whether open connections find room to be counted.
     pub(super) room: Room,
     pub(super) health: Arc<Health>,
@@ -107,6 +111,8 @@ enum Sight {
     Guarded { name: String, is_up: bool },
     /// The interface is gone.
     Gone,
+    /// It goes on under another name, guarded, and another interface has the one that is wanted.
+    Renamed { name: String },
     /// Another hand cut the link that its pin still holds.
     Cut,
     /// Who may took the program off the interface, and its pin away.
@@ -126,7 +132,10 @@ impl Post {
             Ok(Some(ifindex)) => {
                 let name = if_indextoname(ifindex).ok().and_then(|name| name.into_string().ok());
                 let name = name.unwrap_or_default();
-                Sight::Guarded { is_up: attach::is_up(&name).unwrap_or(false), name }
+                match if_nametoindex(interface.as_str()) {
+                    Ok(other) if other != ifindex => Sight::Renamed { name },
+                    _ => Sight::Guarded { is_up: attach::is_up(&name).unwrap_or(false), name },
+                }
             }
             // Who is to take the filter off removes its pin (`edged detach`).
             _ if !folder.join(self.attached.pin_name()).exists() => Sight::Detached,
@@ -143,6 +152,13 @@ impl Post {
             Sight::Guarded { name, is_up: false } => {
                 tracing::warn!(interface, now = name, "the interface is down");
             }
+            Sight::Renamed { name } => {
+                tracing::error!(
+                    interface,
+                    former = name,
+                    "unfiltered: another interface has this name now"
+                );
+            }
             Sight::Cut => {
                 tracing::error!(interface, "unfiltered: another hand detached the filter");
             }
@@ -156,7 +172,7 @@ impl Post {
 
     /// Whether there is an interface to be guarded again; one of this name, and maybe of this index.
     fn is_back(&self) -> bool {
-        matches!(self.seen, Sight::Gone | Sight::Cut)
+        matches!(self.seen, Sight::Gone | Sight::Renamed { .. } | Sight::Cut)
             && if_nametoindex(self.wanted.interface.as_str()).is_ok()
     }
 
@@ -258,8 +274,10 @@ impl Upkeep {
                 continue;
             }
             let interface = post.wanted.interface.clone();
-            let again =
-                attach::again(self.program.as_fd(), &post.wanted, &post.attached, &self.folders);
+            // A renamed one keeps its pin, and by it its filter, until the next start.
+            let gone = !matches!(post.seen, Sight::Renamed { .. });
+            let gone = gone.then_some(&post.attached);
+            let again = attach::again(self.program.as_fd(), &post.wanted, gone, &self.folders);
             match again {
                 Ok(held) => {
                     self.health.mended.fetch_add(u64::from(post.seen == Sight::Cut), Relaxed);
@@ -278,8 +296,40 @@ impl Upkeep {
                 tracing::error!(error, "its packets are counted among those of any other");
             }
         }
+        self.look_above();
         let conditions = self.posts.iter().map(Post::condition).collect();
         *self.health.interfaces.lock().unwrap_or_else(PoisonError::into_inner) = conditions;
+    }
+
+    /// Tells the programs what is above the interfaces, when that has changed.
+    fn look_above(&mut self) {
+        let guarded: Vec<_> = self.posts.iter().map(|post| post.attached.ifindex).collect();
+        let (above, flags) = match (Above::find(&guarded), self.tables.settings()) {
+            (Ok(above), Ok(settings)) => (above, settings.flags & PolicyFlag::ABOVE),
+            // Looked at again in a second.
+            _ => return,
+        };
+        if flags != above.flags() {
+            let told = self.tables.change_settings(|settings| {
+                settings.flags = settings.flags & !PolicyFlag::ABOVE | above.flags();
+            });
+            if let Err(error) = told {
+                let error = error_chain(&error);
+                tracing::error!(
+                    error,
+                    "answers to sockets that are bound to a device may be dropped"
+                );
+                return;
+            }
+        }
+        if above.has_vrf && !self.above.has_vrf {
+            tracing::warn!("packets of no connection are not refused: a VRF hides its connections");
+        }
+        if above != self.above {
+            let devices = &above.devices;
+            tracing::info!(?devices, "above the guarded interfaces: sockets may be bound to them");
+            self.above = above;
+        }
     }
 
     /// Holds the count of open connections to the kernel's list of sockets; what it changed.

@@ -15,27 +15,44 @@ use super::{
 
 /// What is known of an interface.
 #[derive(Debug, Default)]
-struct Link {
-    name: String,
-    /// The index of the interface that it is a VLAN of.
-    below: Option<u32>,
+pub(super) struct Link {
+    pub(super) name: String,
+    /// What it is, in the kernel's word; nothing for a card.
+    pub(super) kind: String,
+    /// The index of the interface that it names as its own.
+    pub(super) on: Option<u32>,
+    /// The index of the bridge, the bond or the VRF that it is a part of.
+    pub(super) master: Option<u32>,
 }
 
-/// The VLANs of which a guarded interface hides the tags, by name, each with that interface.
-pub(super) fn hidden(guarded: &[String]) -> io::Result<BTreeMap<String, String>> {
+impl Link {
+    /// The index of the interface that it stands on: its part of what comes in there.
+    pub(super) fn below(&self) -> Option<u32> {
+        let kinds = ["vlan", "macvlan", "macvtap", "ipvlan", "ipvtap"];
+        self.on.filter(|_| kinds.contains(&self.kind.as_str()))
+    }
+}
+
+/// The interfaces of this network namespace, by index.
+pub(super) fn links() -> io::Result<BTreeMap<u32, Link>> {
     let mut links = BTreeMap::new();
     let netlink = Netlink::open(SockProtocol::NetlinkRoute, 0)?;
     netlink.dump(RTM_GETLINK, &[0; IFINFO], |answer| {
         links.extend(word(answer, 4).map(|index| (index, link(answer))));
     })?;
+    Ok(links)
+}
+
+/// The VLANs of which a guarded interface hides the tags, by name, each with that interface.
+pub(super) fn hidden(guarded: &[String]) -> io::Result<BTreeMap<String, String>> {
     // What cannot be asked is no card that does so.
     let hides =
         |name: &str| guarded.iter().any(|g| g == name) && strips_tags(name).unwrap_or_default();
-    Ok(resolve(&links, hides))
+    Ok(resolve(&links()?, hides))
 }
 
 fn resolve(links: &BTreeMap<u32, Link>, hides: impl Fn(&str) -> bool) -> BTreeMap<String, String> {
-    let below = |link: &Link| links.get(&link.below?);
+    let below = |link: &Link| links.get(&link.on.filter(|_| link.kind == "vlan")?);
     let hidden = links.values().filter_map(|link| {
         // A VLAN may be on another.
         let chain = std::iter::successors(below(link), |link| below(link)).take(DEPTH_MAX);
@@ -47,18 +64,19 @@ fn resolve(links: &BTreeMap<u32, Link>, hides: impl Fn(&str) -> bool) -> BTreeMa
 
 /// What a message tells of an interface.
 fn link(answer: &[u8]) -> Link {
-    let (mut link, mut on, mut is_vlan) = (Link::default(), None, false);
+    let mut link = Link::default();
     for (kind, value) in attributes(answer.get(IFINFO..).unwrap_or_default()) {
         match kind {
             IFLA_IFNAME => link.name = text(value),
-            IFLA_LINK => on = word(value, 0),
+            IFLA_LINK => link.on = word(value, 0),
+            IFLA_MASTER => link.master = word(value, 0),
             IFLA_LINKINFO => {
-                is_vlan = attributes(value).any(|(k, v)| k == IFLA_INFO_KIND && text(v) == "vlan");
+                let kind = attributes(value).find(|(kind, _)| *kind == IFLA_INFO_KIND);
+                link.kind = kind.map(|(_, kind)| text(kind)).unwrap_or_default();
             }
             _ => {}
         }
     }
-    link.below = on.filter(|_| is_vlan);
     link
 }
 
@@ -69,6 +87,7 @@ fn text(value: &[u8]) -> String {
 
 const IFLA_IFNAME: u16 = 3;
 const IFLA_LINK: u16 = 5;
+const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_INFO_KIND: u16 = 1;
 /// More VLANs on each other than the kernel allows.
@@ -80,7 +99,10 @@ mod tests {
 
     #[test]
     fn a_vlan_is_hidden_by_whatever_is_below_it() {
-        let link = |name: &str, below| Link { name: name.into(), below };
+        let link = |name: &str, on| {
+            let kind = if name == "eth0" { "" } else { "vlan" };
+            Link { name: name.into(), kind: kind.into(), on, master: None }
+        };
         let links = BTreeMap::from([
             (2, link("eth0", None)),
             (3, link("eth0.7", Some(2))),
@@ -116,12 +138,14 @@ mod tests {
                 vec![0; IFINFO],
                 attribute(IFLA_IFNAME, b"eth0.7\0"),
                 attribute(IFLA_LINK, &2_u32.to_ne_bytes()),
+                attribute(IFLA_MASTER, &5_u32.to_ne_bytes()),
                 attribute(IFLA_LINKINFO, info),
             ];
             link(&parts.concat())
         };
-        assert_eq!((of(&info).name.as_str(), of(&info).below), ("eth0.7", Some(2)));
-        assert_eq!(of(&attribute(IFLA_INFO_KIND, b"veth\0")).below, None);
-        assert_eq!(link(&[0; 3]).below, None);
+        assert_eq!((of(&info).name.as_str(), of(&info).below()), ("eth0.7", Some(2)));
+        assert_eq!(of(&info).master, Some(5));
+        assert_eq!(of(&attribute(IFLA_INFO_KIND, b"veth\0")).below(), None);
+        assert_eq!(link(&[0; 3]).below(), None);
     }
 }
