@@ -161,6 +161,22 @@ fn an_operator_is_not_locked_out_by_mistake() -> Result<()> {
 }
 
 #[test]
+fn nobody_is_allowed_everything_by_mistake() -> Result<()> {
+    let lab = Lab::new()?;
+    let edged = lab.edged()?.start()?;
+    for network in ["0.0.0.0/0", "0.0.0.0/1", "2000::/3"] {
+        let refused = edged.ctl(&format!("allow add {network}"))?;
+        assert_eq!(refused.status.code(), Some(1), "{network}: {}", words(&refused));
+        assert!(words(&refused).contains("--force"), "{}", words(&refused));
+        assert!(!edged.tell("allow list")?.contains(network));
+    }
+    edged.tell("allow add 10.0.0.0/8")?;
+    edged.tell("allow add 128.0.0.0/1 --force")?;
+    assert!(edged.tell("allow list")?.contains("128.0.0.0/1"));
+    Ok(())
+}
+
+#[test]
 fn the_callers_own_ssh_peer_is_protected() -> Result<()> {
     let lab = Lab::new()?;
     let _edged = lab.edged()?.start()?;

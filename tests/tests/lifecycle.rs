@@ -280,6 +280,9 @@ fn edgectl_gives_the_interface_back_with_a_daemon_and_without() -> Result<()> {
     let enforced = || -> Result<f64> { Ok(edged.metrics()?.value("edged_enforced_ratio")) };
     until("nothing is enforced", Duration::from_secs(3), || Ok(enforced()? == 0.0))?;
     assert!(edged.tell("status")?.contains("edge0 (native, NOT FILTERED)"));
+    let told = edged.ask(&format!("explain {LISTED}"))?;
+    assert_eq!((&told["verdict"], &told["passes"]), (&"deny_list".into(), &true.into()));
+    assert!(edged.tell(&format!("explain {LISTED}"))?.contains("NOT FILTERED"));
     edged.terminate()?;
     edged.start_again()?;
     assert!(!reaches(&lab, LISTED, 443));

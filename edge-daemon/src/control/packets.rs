@@ -184,6 +184,9 @@ pub struct Explanation {
     pub meaning: String,
     /// Whether it would reach the network stack.
     pub passes: bool,
+    /// Whether the interface is not filtered now, so that it passes whatever the verdict.
+    #[serde(default)]
+    pub unfiltered: bool,
     /// The name of the reason for which it would be dropped but for monitor mode.
     pub would: Option<String>,
     /// The rule that decides: a network of a list, the client that is banned, a signature, or the key

@@ -187,7 +187,8 @@ pub enum ListVerb {
         /// Only count its packets as if they were dropped
         #[arg(long)]
         monitor: bool,
-        /// Add it even if it locks out your SSH session, the gateway or an upstream
+        /// Deny it even if that locks out your SSH session, the gateway or an upstream; allow it even
+        /// if it is wider than any network that was given out
         #[arg(long)]
         force: bool,
     },

@@ -223,6 +223,9 @@ fn explanation_text(explanation: &Explanation, now_ms: u64) -> String {
     lines.extend(told.country.clone().map(|country| ("country", country)));
     lines.extend(told.asn.map(|asn| ("asn", asn.to_string())));
     lines.push(("packet", told.packet.clone()));
+    if told.unfiltered {
+        lines.push(("NOT FILTERED", "the program is off this interface: it would pass".into()));
+    }
     lines.push(("verdict", told.verdict.clone()));
     lines.push(("meaning", told.meaning.clone()));
     lines

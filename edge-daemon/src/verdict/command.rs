@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use anyhow::bail;
 use edge_common::{Reason, map::PolicyFlag, signature::Ask};
-use edge_policy::list::{Class, FOREVER};
+use edge_policy::list::{Class, FOREVER, feed::is_wide};
 use ipnet::IpNet;
 
 use super::{
@@ -38,8 +38,13 @@ impl Writer {
         Ok(match command {
             Command::Status => Reply::Status(Box::new(self.status()?)),
             Command::ListAdd { list, net, ttl_ms, reason, monitor, force, ssh_peer } => {
-                if list == ListName::Deny && !force && !monitor {
-                    self.refuse_lockout(net, ssh_peer)?;
+                match list {
+                    _ if force => {}
+                    ListName::Allow if is_wide(net) => bail!(
+                        "nothing would be protected from {net}, wider than any network that was given out; --force allows it nevertheless"
+                    ),
+                    ListName::Deny if !monitor => self.refuse_lockout(net, ssh_peer)?,
+                    _ => {}
                 }
                 let added_ms = clock::unix_ms();
                 let until_ms = ttl_ms.map(|ttl| added_ms.saturating_add(ttl));

@@ -64,6 +64,9 @@ impl Writer {
         };
         let (interface, ifindex) = interface.cloned().unwrap_or_else(|| ("lo".into(), 0));
         let facts = self.twin.judge(&frame, ifindex)?;
+        let conditions = self.health.interfaces();
+        let unfiltered =
+            conditions.iter().any(|known| known.name == interface && !known.is_guarded);
         let settings = self.tables.settings()?;
         let address = facts.source.into();
         let mut found = self.tables.explain(address)?;
@@ -85,7 +88,8 @@ impl Writer {
             packet: format!("{words}, {} bytes, by {interface}", frame.len()),
             verdict: reason.name().into(),
             meaning: reason.meaning().trim().into(),
-            passes: reason.passes(),
+            passes: reason.passes() || unfiltered,
+            unfiltered,
             would: would.map(|reason| reason.name().into()),
             rule: rule.name,
             source: rule.source,

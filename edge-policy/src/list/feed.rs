@@ -258,8 +258,9 @@ pub(super) fn judge(word: &str, own: &[IpAddr]) -> (Option<IpNet>, Option<Fault>
     (Some(canonical(net)), fault)
 }
 
-/// IPv4 was given out in networks of /8 at the widest, IPv6 in networks of /16.
-const fn is_wide(net: IpNet) -> bool {
+/// Whether a network is wider than any that was given out: IPv4 in networks of /8 at the widest, IPv6 of /16.
+#[must_use]
+pub const fn is_wide(net: IpNet) -> bool {
     match net {
         IpNet::V4(v4) => v4.prefix_len() < 8,
         IpNet::V6(v6) => v6.prefix_len() < 16,
