@@ -19,7 +19,7 @@ use crate::{
         },
         protocol::Entries,
     },
-    issuers::Place,
+    issuers::{Feed, Place},
     request::Edge,
 };
 
@@ -96,7 +96,7 @@ fn issuer(issuer: &settings::Issuer, edge: &Edge) -> IssuerEntry {
     let name = &issuer.terms.name;
     let plan = edge.plan.load();
     let feed = plan.issuers.feed(name);
-    let keys = feed.and_then(|feed| feed.keys());
+    let keys = feed.and_then(Feed::keys);
     let source = feed.and_then(|feed| feed.source.as_ref());
     IssuerEntry {
         name: name.clone(),
