@@ -319,6 +319,37 @@ fn events_come_one_by_one() -> Result<()> {
 }
 
 #[test]
+fn an_answer_in_chunks_ends_once_however_late_its_end_is_taken() -> Result<()> {
+    let lab = Lab::new()?;
+    // So that every so many bytes a connection is full, and once with all but the end.
+    lab.edge.sysctl("ipv4/tcp_wmem", "4608 4608 4608")?;
+    lab.home(FRIEND).sysctl("ipv4/tcp_rmem", "4096 4096 4096")?;
+    serve(&lab, |client| {
+        let (mut writer, mut reader) = (client.try_clone().ok()?, BufReader::new(client));
+        loop {
+            let asked = head(&mut reader)?;
+            let length: usize = asked.split([' ', '/']).nth(3)?.parse().ok()?;
+            let data = "x".repeat(length);
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{length:x}\r\n{data}\r\n0\r\n\r\n"
+            );
+            writer.write_all(answer.as_bytes()).ok()?;
+        }
+    })?;
+    let edged = lab.edged()?.set("limits.per_source", r#""off""#).start()?;
+    let mut talk = h1(&lab, &edged)?;
+    for length in (1_000..64_000).step_by(250) {
+        let ask = format!("GET /health/{length} HTTP/1.1\r\nHost: edge.test\r\n\r\n");
+        talk.say(ask.as_bytes())?;
+        thread::sleep(Duration::from_millis(10));
+        let heard = talk.hear(SOON, |bytes| bytes.ends_with(b"\r\n0\r\n\r\n"))?;
+        let start = String::from_utf8_lossy(&heard.bytes[..heard.bytes.len().min(99)]).into_owned();
+        assert!(start.starts_with("HTTP/1.1 200 "), "before {length}: {start}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_body_is_asked_for_only_if_it_is_wanted() -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;

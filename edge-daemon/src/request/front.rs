@@ -114,7 +114,7 @@ pub(super) async fn enter(
     mut stream: TcpStream,
     peer: SocketAddr,
     listener: usize,
-) -> Option<(Visitor, tls::TlsStream<TcpStream>)> {
+) -> Option<(Visitor, Box<tls::TlsStream<TcpStream>>)> {
     let mut guest = greet(worker, &mut stream, peer, listener).await?;
     if !guest.visitor.take_place(worker) {
         return None;
@@ -189,7 +189,7 @@ async fn handshake(
     guest: Guest,
     stream: TcpStream,
     listener: usize,
-) -> Option<(Visitor, tls::TlsStream<TcpStream>)> {
+) -> Option<(Visitor, Box<tls::TlsStream<TcpStream>>)> {
     let plan = Arc::clone(&worker.view().plan);
     let Guest { mut visitor, early } = guest;
     let handshake = Handshake::begin(&worker.edge.metrics);

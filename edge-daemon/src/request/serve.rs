@@ -1,6 +1,6 @@
 //! From the listening socket to the requests on a connection: one worker's accept loops.
 
-use std::{net::SocketAddr, rc::Rc, sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{net::SocketAddr, pin::Pin, rc::Rc, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use edge_common::Reason;
 use tokio::{
@@ -53,12 +53,9 @@ pub(crate) async fn accept(
         };
         match accepted {
             Ok((stream, peer)) => {
-                let Some(slot) = Slot::take(&worker) else { continue };
-                let visit = connection(Rc::clone(&worker), stream, peer, entrance);
-                spawn_local(async move {
-                    visit.await;
-                    drop(slot);
-                });
+                if let Some(slot) = Slot::take(&worker) {
+                    spawn_local(connection(slot, stream, peer, entrance));
+                }
             }
             Err(error) => {
                 // Out of descriptors or memory: it does not pass by asking again at once.
@@ -105,50 +102,56 @@ impl Drop for Slot {
     }
 }
 
-async fn connection(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, entrance: Entrance) {
+/// One connection, from its begin to its end. Its stages are on the heap, each in its own size and gone when it is over:
+/// else the task of a connection that says nothing would be as large as the largest of them.
+async fn connection(slot: Slot, stream: TcpStream, peer: SocketAddr, entrance: Entrance) {
+    let worker = &slot.0;
     if stream.set_nodelay(true).is_err() {
         return;
     }
     match entrance {
         Entrance::Http => {
             let mut visitor = Visitor::new(peer);
-            if visitor.take_place(&worker) {
-                http1::serve(worker, visitor, entrance, Box::new(stream)).await;
+            if visitor.take_place(worker) {
+                let own = Rc::clone(worker);
+                Box::pin(http1::serve(own, visitor, entrance, Box::new(stream))).await;
             }
         }
         Entrance::Https(listener) => {
-            let Some((visitor, stream)) = front::enter(&worker, stream, peer, listener).await
-            else {
-                return;
-            };
-            if visitor.tls.as_ref().is_none_or(|facts| facts.peer.is_none()) {
-                return converse(worker, visitor, entrance, stream).await;
-            }
-            let (own, guest) = (Rc::clone(&worker), visitor.clone());
-            tokio::select! {
-                // First of all: a request that comes after the revocation must not be begun.
-                biased;
-                () = disowned(&own, &guest) => {
-                    tracing::info!(address = %guest.address, "closed: its certificate is disowned");
-                }
-                () = converse(worker, visitor, entrance, stream) => {}
+            if let Some((visitor, stream)) =
+                Box::pin(front::enter(worker, stream, peer, listener)).await
+            {
+                converse(Rc::clone(worker), visitor, entrance, stream).await;
             }
         }
     }
 }
 
-/// Serves requests over TLS, in whichever version was agreed on.
-async fn converse(
+/// Serves requests over TLS, in whichever version was agreed on, for as long as the client's certificate is good, if it
+/// has one.
+fn converse(
     worker: Rc<Worker>,
     visitor: Visitor,
     entrance: Entrance,
-    stream: TlsStream<TcpStream>,
-) {
-    if visitor.speaks_h2() {
-        http2::serve(worker, visitor, entrance, stream).await;
-    } else {
-        http1::serve(worker, visitor, entrance, Box::new(stream)).await;
-    }
+    stream: Box<TlsStream<TcpStream>>,
+) -> Pin<Box<dyn Future<Output = ()>>> {
+    let certified = visitor.tls.as_ref().is_some_and(|facts| facts.peer.is_some());
+    let guest = certified.then(|| (Rc::clone(&worker), visitor.clone()));
+    let conversation: Pin<Box<dyn Future<Output = ()>>> = match visitor.speaks_h2() {
+        true => Box::pin(http2::serve(worker, visitor, entrance, stream)),
+        false => Box::pin(http1::serve(worker, visitor, entrance, stream)),
+    };
+    let Some((worker, guest)) = guest else { return conversation };
+    Box::pin(async move {
+        tokio::select! {
+            // First of all: a request that comes after the revocation must not be begun.
+            biased;
+            () = disowned(&worker, &guest) => {
+                tracing::info!(address = %guest.address, "closed: its certificate is disowned");
+            }
+            () = conversation => {}
+        }
+    })
 }
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

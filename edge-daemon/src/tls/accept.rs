@@ -147,7 +147,7 @@ pub async fn accept(
     auth: ClientAuth,
     mut stream: TcpStream,
     early: Vec<u8>,
-) -> Result<Option<(TlsStream<TcpStream>, Facts)>, Refusal> {
+) -> Result<Option<(Box<TlsStream<TcpStream>>, Facts)>, Refusal> {
     let (accepted, seen, unread) = hello(&mut stream, early).await?;
     let read = Hello::read(&seen);
     let ja4 = read.as_ref().map(Hello::ja4);
@@ -179,7 +179,7 @@ pub async fn accept(
             fed = connection.read_tls(&mut rest);
         }
     });
-    let stream = shaken.await.map_err(|error| refused(error.into()))?;
+    let stream = Box::new(shaken.await.map_err(|error| refused(error.into()))?);
     fed.map_err(|error| refused(error.into()))?;
     let connection = stream.get_ref().1;
     let facts = Facts::of(connection, auth, ja4);

@@ -1,36 +1,33 @@
 //! One client's connection: head, answer, body, and again.
 
+mod sending;
+
 use std::{
     cell::RefCell,
-    future::Future as _,
+    pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
 };
 
 use bytes::{Buf as _, Bytes};
 use edge_common::Reason;
-use edge_policy::http1::{self, Fields, Framing, Head, RequestLine, RequestReader, Version};
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, header};
+use edge_policy::http1::{self, Framing, Head, RequestLine, RequestReader, Version};
+use http::{Method, Request, Response, Uri, header};
 
+use self::sending::Sending;
 use super::{Body, Inbound, Stream, Wire};
 use crate::request::{
-    Worker, answer,
-    body::Answer,
-    front::Visitor,
-    incoming::{Frame, Incoming},
-    path,
-    serve::Entrance,
-    timers::ms,
-    watch::{Turn, Who},
+    Worker, answer, body::Answer, front::Visitor, incoming::Incoming, path, serve::Entrance,
+    timers::ms, watch::Turn,
 };
 
-/// Serves a client until one side has had enough.
-pub(crate) async fn serve(
+/// Serves a client until one side has had enough. The future is what every idle connection holds.
+pub(crate) fn serve(
     worker: Rc<Worker>,
     visitor: Visitor,
     entrance: Entrance,
     io: Box<dyn Stream>,
-) {
+) -> impl Future<Output = ()> {
     let inbound = Inbound::new(Wire::new(io), worker.view().plan.head);
     let turn = Rc::new(Turn::new(worker.timers.alarm()));
     let mut client = Client {
@@ -42,7 +39,7 @@ pub(crate) async fn serve(
         inbound: Rc::new(RefCell::new(inbound)),
         served: 0,
     };
-    client.converse().await;
+    async move { client.converse().await }
 }
 
 struct Client {
@@ -66,9 +63,17 @@ enum Next {
     Refuse(Reason),
 }
 
-/// A request as it is handed on, and what its answer has to keep to.
-struct Asked {
-    request: Request<Incoming>,
+/// What is made of a head.
+enum Begun {
+    /// A request that is decided on; on the heap, so that a connection between requests does not carry it along.
+    Asked(Pin<Box<dyn Future<Output = Response<Answer>>>>, Terms),
+    /// The last answer.
+    Refused(Box<Sending>),
+}
+
+/// What the answer to a request has to keep to.
+#[derive(Clone, Copy)]
+struct Terms {
     version: Version,
     to_head: bool,
     keeps: bool,
@@ -91,14 +96,16 @@ impl Client {
             self.await_head();
             let mut has_begun = false;
             let next = std::future::poll_fn(|cx| self.poll_head(&mut has_begun, cx));
-            let asked = match next.await {
+            let begun = match next.await {
                 Next::End => return,
-                Next::Head(head) => self.take(head),
-                Next::Refuse(reason) => Err(reason),
+                Next::Head(head) => self.begin(head),
+                Next::Refuse(reason) => Begun::Refused(Box::new(self.refuse(reason))),
             };
-            let after = match asked {
-                Ok(asked) => self.serve_one(asked).await,
-                Err(reason) => self.refuse(reason).await,
+            let after = match begun {
+                Begun::Asked(deciding, terms) => self.serve_one(deciding, terms).await,
+                Begun::Refused(mut sending) => {
+                    std::future::poll_fn(|cx| self.poll_sent(&mut sending, cx)).await
+                }
             };
             match after {
                 After::Keep => {}
@@ -106,6 +113,27 @@ impl Client {
                 After::Gone => return,
             }
         }
+    }
+
+    fn begin(&mut self, head: Head<RequestLine>) -> Begun {
+        match self.take(head) {
+            Ok((request, terms)) => {
+                let (worker, visitor) = (Rc::clone(&self.worker), self.visitor.clone());
+                let turn = Rc::clone(&self.turn);
+                let answer = path::answer(worker, visitor, self.entrance, turn, request);
+                Begun::Asked(Box::pin(answer), terms)
+            }
+            Err(reason) => Begun::Refused(Box::new(self.refuse(reason))),
+        }
+    }
+
+    /// Answers what is no request, for the last time.
+    fn refuse(&self, reason: Reason) -> Sending {
+        let turn = Rc::clone(&self.turn);
+        turn.begin(&self.worker.view().plan.bounds);
+        let response = path::refuse(&self.worker, &self.visitor, turn, reason);
+        let terms = Terms { version: Version::Http11, to_head: false, keeps: false };
+        self.open(response, terms)
     }
 
     /// Sets the deadline of a connection without a request. Who connects has something to ask, and soon.
@@ -158,7 +186,7 @@ impl Client {
     }
 
     /// Makes a request of a head that is complete.
-    fn take(&mut self, head: Head<RequestLine>) -> Result<Asked, Reason> {
+    fn take(&mut self, head: Head<RequestLine>) -> Result<(Request<Incoming>, Terms), Reason> {
         let Head { first: RequestLine { method, target, version }, length } = head;
         let inbound = &mut *self.inbound.borrow_mut();
         // A copy of its own size: the buffer goes on being the connection's.
@@ -196,41 +224,34 @@ impl Client {
         let to_head = request.method() == Method::HEAD;
         // What follows it may be meant for somebody else (RFC 9110, 9.3.6).
         keeps &= request.method() != Method::CONNECT;
-        Ok(Asked { request, version, to_head, keeps })
+        Ok((request, Terms { version, to_head, keeps }))
     }
 
-    async fn serve_one(&mut self, asked: Asked) -> After {
-        let Asked { request, version, to_head, keeps } = asked;
-        let (worker, visitor) = (Rc::clone(&self.worker), self.visitor.clone());
-        let turn = Rc::clone(&self.turn);
-        // On the heap, so that a connection between requests does not carry it along.
-        let mut answer = Box::pin(path::answer(worker, visitor, self.entrance, turn, request));
-        let response = std::future::poll_fn(|cx| {
-            let polled = answer.as_mut().poll(cx);
-            // Those who speak HTTP/1.0 know none (RFC 9110, 15.2).
-            let interims = answer::interims(&self.turn).filter(|_| version == Version::Http11);
-            self.inbound.borrow_mut().tell(interims, cx);
-            match polled {
-                Poll::Ready(response) => Poll::Ready(Some(response)),
-                Poll::Pending => self.poll_gone(cx).map(|()| None),
+    async fn serve_one(
+        &self,
+        deciding: Pin<Box<dyn Future<Output = Response<Answer>>>>,
+        terms: Terms,
+    ) -> After {
+        let (mut deciding, mut sending) = (Some(deciding), None);
+        std::future::poll_fn(|cx| {
+            if let Some(future) = &mut deciding {
+                let polled = future.as_mut().poll(cx);
+                // Those who speak HTTP/1.0 know none (RFC 9110, 15.2).
+                let is_told = terms.version == Version::Http11;
+                let interims = answer::interims(&self.turn).filter(|_| is_told);
+                self.inbound.borrow_mut().tell(interims, cx);
+                let Poll::Ready(response) = polled else {
+                    return self.poll_gone(cx).map(|()| After::Gone);
+                };
+                deciding = None;
+                sending = Some(self.open(response, terms));
             }
-        });
-        match response.await {
-            Some(response) => {
-                drop(answer);
-                self.answer(response, version, to_head, keeps).await
+            match &mut sending {
+                Some(sending) => self.poll_sent(sending, cx),
+                None => Poll::Ready(After::Gone),
             }
-            None => After::Gone,
-        }
-    }
-
-    /// Answers what is no request, for the last time.
-    async fn refuse(&mut self, reason: Reason) -> After {
-        let turn = Rc::clone(&self.turn);
-        turn.begin(&self.worker.view().plan.bounds);
-        let response = path::refuse(&self.worker, &self.visitor, turn, reason);
-        self.inbound.borrow_mut().awaits_continue = false;
-        self.answer(response, Version::Http11, false, false).await
+        })
+        .await
     }
 
     /// Ready when the client has hung up while it waits for its answer.
@@ -247,113 +268,6 @@ impl Client {
                 inbound.wire.poll_hung_up(cx)
             }
             _ => Poll::Pending,
-        }
-    }
-
-    async fn answer(
-        &mut self,
-        response: Response<Answer>,
-        version: Version,
-        to_head: bool,
-        mut keeps: bool,
-    ) -> After {
-        let (parts, mut answer) = response.into_parts();
-        let changes = parts.status == StatusCode::SWITCHING_PROTOCOLS;
-        let framing = if changes { Framing::Close } else { framing(&answer, version) };
-        let bodiless = to_head || matches!(parts.status.as_u16(), 204 | 304);
-        keeps &= !answer.is_last && !answer.leaves_unread() && !self.worker.stopping.get();
-        keeps &= framing != Framing::Close || bodiless;
-        {
-            let inbound = &mut *self.inbound.borrow_mut();
-            inbound.awaits_continue = false;
-            let connection = match (keeps, version) {
-                _ if changes => Some("upgrade"),
-                (false, _) => Some("close"),
-                (true, Version::Http10) => Some("keep-alive"),
-                (true, Version::Http11) => None,
-            };
-            let fields = Fields { lines: &answer.lines, map: &parts.headers, framing, connection };
-            http1::response(inbound.wire.output(), parts.status, fields, bodiless);
-        }
-        let has_body = !bodiless && framing != Framing::Empty;
-        let how = (framing, has_body, keeps);
-        let sent = std::future::poll_fn(|cx| self.poll_answer(&mut answer, how, cx));
-        if !sent.await {
-            return After::Gone;
-        }
-        drop(answer);
-        match keeps && self.inbound.borrow().body.is_done() {
-            true => After::Keep,
-            false => After::Close,
-        }
-    }
-
-    /// Sends the body of an answer; whether all of it is out.
-    fn poll_answer(
-        &self,
-        answer: &mut Answer,
-        (framing, mut has_body, keeps): (Framing, bool, bool),
-        cx: &mut Context<'_>,
-    ) -> Poll<bool> {
-        loop {
-            let full = self.inbound.borrow().wire.is_full();
-            if full && !ready!(self.poll_flush(true, cx)) {
-                return Poll::Ready(false);
-            }
-            if !has_body || answer.is_end_stream() && framing != Framing::Chunked {
-                if !keeps {
-                    self.inbound.borrow_mut().wire.ends_here();
-                }
-                return self.poll_flush(false, cx);
-            }
-            match answer.poll_frame(cx) {
-                Poll::Ready(Some(Ok(Frame::Data(data)))) => {
-                    let wire = &mut self.inbound.borrow_mut().wire;
-                    match framing {
-                        Framing::Chunked => wire.push_chunk(data),
-                        _ => wire.push(data),
-                    }
-                }
-                Poll::Ready(Some(Ok(Frame::Trailers(trailers)))) => {
-                    self.finish(framing, Some(&trailers));
-                    has_body = false;
-                }
-                Poll::Ready(None) => {
-                    self.finish(framing, None);
-                    has_body = false;
-                }
-                Poll::Ready(Some(Err(_))) => return Poll::Ready(false),
-                Poll::Pending => {
-                    if !ready!(self.poll_flush(false, cx)) {
-                        return Poll::Ready(false);
-                    }
-                    return self.turn.poll(answer.waits_for(), cx).map(|_| false);
-                }
-            }
-        }
-    }
-
-    fn finish(&self, framing: Framing, trailers: Option<&HeaderMap>) {
-        if framing == Framing::Chunked {
-            http1::last_chunk(self.inbound.borrow_mut().wire.output(), trailers);
-        }
-    }
-
-    /// Writes what is in the buffer: only until there is `room`, or all of it. False: the client
-    /// is gone, or takes too long.
-    fn poll_flush(&self, room: bool, cx: &mut Context<'_>) -> Poll<bool> {
-        let wire = &mut self.inbound.borrow_mut().wire;
-        let mut moved = 0;
-        let flushed = match room {
-            true => wire.poll_write(cx, &mut moved),
-            false => wire.poll_flush(cx, &mut moved),
-        };
-        if moved > 0 {
-            self.turn.moved(Who::Taker, moved);
-        }
-        match flushed {
-            Poll::Ready(result) => Poll::Ready(result.is_ok()),
-            Poll::Pending => self.turn.poll(Who::Taker, cx).map(|_| false),
         }
     }
 
@@ -382,16 +296,6 @@ impl Client {
             }
         })
         .await;
-    }
-}
-
-/// How the end of an answer's body is told to a client of this version.
-fn framing(answer: &Answer, version: Version) -> Framing {
-    match (answer.length(), version) {
-        (Some(0), _) => Framing::Empty,
-        (Some(length), _) => Framing::Length(length),
-        (None, Version::Http11) => Framing::Chunked,
-        (None, Version::Http10) => Framing::Close,
     }
 }
 

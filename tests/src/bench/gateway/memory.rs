@@ -71,6 +71,7 @@ pub(super) fn connections(effort: Effort, report: &mut Report) -> Result<()> {
 fn daemon(lab: &Lab) -> Result<Edged<'_>> {
     open(lab)?
         .set("bounds.source_connections_max", "20000")
+        .set("bounds.header_timeout", r#""10m""#)
         .set("bounds.idle_timeout", r#""10m""#)
         .set("upstream.0.requests_max", "10000")
         .set("upstream.0.server_requests_max", "10000")
