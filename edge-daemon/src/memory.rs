@@ -1,4 +1,4 @@
-//! The ceiling of the daemon's memory: at it the edge takes no new work until there is less.
+//! The ceiling of the daemon's memory: near it slow clients have to go, at it the edge takes no new work until there is less.
 
 mod free;
 
@@ -23,13 +23,14 @@ pub struct Memory {
     /// Connections and requests in flight at that look.
     then: [AtomicUsize; 2],
     is_full: AtomicBool,
+    is_short: AtomicBool,
 }
 
 impl Default for Memory {
     /// Nothing is refused before the first look.
     fn default() -> Self {
-        let (held, then, is_full) = Default::default();
-        Self { held, most: AtomicU64::new(u64::MAX), then, is_full }
+        let (held, then, is_full, is_short) = Default::default();
+        Self { held, most: AtomicU64::new(u64::MAX), then, is_full, is_short }
     }
 }
 
@@ -38,6 +39,12 @@ impl Memory {
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.is_full.load(Relaxed)
+    }
+
+    /// Whether it will soon be full, so that slow clients are to make room for others.
+    #[must_use]
+    pub fn is_short(&self) -> bool {
+        self.is_short.load(Relaxed)
     }
 
     /// Whether a connection is to be refused, with which so many are open.
@@ -77,7 +84,9 @@ impl Memory {
         for (then, now) in self.then.iter().zip(now) {
             then.store(now, Relaxed);
         }
-        let is_full = held.saturating_add(now[1] as u64 * REQUEST_BYTES_LEFT) > enough;
+        let soon = held.saturating_add(now[1] as u64 * REQUEST_BYTES_LEFT);
+        self.is_short.store(soon > most - most / 8, Relaxed);
+        let is_full = soon > enough;
         if self.is_full.swap(is_full, Relaxed) != is_full {
             let (held_mib, most_mib) = (held >> 20, most >> 20);
             if is_full {
@@ -154,6 +163,17 @@ mod tests {
             memory.note(held << 20, [0, 0], 128 << 20);
             assert_eq!(memory.is_full(), is_full, "{held}");
         }
+    }
+
+    #[test]
+    fn it_is_short_before_it_is_full() {
+        let memory = Memory::default();
+        for (held, is_short) in [(112, false), (113, true), (124, true), (112, false)] {
+            memory.note(held << 20, [0, 0], 128 << 20);
+            assert_eq!((memory.is_short(), memory.is_full()), (is_short, false), "{held}");
+        }
+        memory.note(112 << 20, [0, 1], 128 << 20);
+        assert!(memory.is_short() && !memory.is_full());
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The ceiling of memory, under attacks that reach it: what is held stays within it, new work is refused, what was begun in good
-//! faith is finished, and all of that ends with the attack.
+//! The ceiling of memory, under attacks that reach it: what is held stays within it, who is slow makes room or is refused, good
+//! clients are served, what was begun in good faith is finished, and all of that ends with the attack.
 
 use std::{
     fs,
@@ -42,7 +42,7 @@ fn whoever_is_slow_fills_memory_to_its_ceiling_and_no_further() -> Result<()> {
     edged.edit("bounds.memory_max", &format!("\"{ceiling}B\""))?;
     edged.tell("reload")?;
     for (kind, pressed, margin) in ATTACKS {
-        let before = edged.metrics()?.connections(Reason::MemoryFull);
+        let before = pressed_by(&edged.metrics()?);
         let crowd = Arc::new(Crowd::default());
         std::thread::scope(|scope| -> Result<()> {
             let download = begin(&lab, &edged, "GET /bytes/33554432", 0)?;
@@ -56,6 +56,9 @@ fn whoever_is_slow_fills_memory_to_its_ceiling_and_no_further() -> Result<()> {
                 })
             });
             let most = besieged(&edged, before, pressed);
+            // Who is slow makes room for whoever is not, while the attack goes on.
+            let meanwhile =
+                until("a good client is served beside them", BESIDE, || Ok(is_served(&edged)));
             let over = Instant::now();
             crowd.is_over.store(true, Relaxed);
             attack.join().expect("no panic")?;
@@ -70,6 +73,7 @@ fn whoever_is_slow_fills_memory_to_its_ceiling_and_no_further() -> Result<()> {
                 mib(ceiling),
             );
             let most = most?;
+            meanwhile.with_context(|| format!("{kind:?}"))?;
             assert!(most <= ceiling + margin, "{kind:?}: {} of {} MiB", mib(most), mib(ceiling));
             recovered.with_context(|| {
                 format!("{kind:?}: {} MiB are held", mib(held(&edged).unwrap_or(0)))
@@ -98,20 +102,28 @@ fn edged(lab: &Lab) -> Result<Edged<'_>> {
         .start()
 }
 
-/// Waits until the edge has refused somebody for want of memory, and then for a while, in which those who were let in have
+/// Clients that were refused, or given up, for want of memory.
+fn pressed_by(page: &Metrics) -> f64 {
+    page.connections(Reason::MemoryFull) + page.requests(Reason::Overload)
+}
+
+/// Waits until the edge has refused somebody or given somebody up for want of memory, and then for a while, in which those who were let in have
 /// time to take more; the most bytes that were held.
 fn besieged(edged: &Edged<'_>, before: f64, pressed: Duration) -> Result<u64> {
     let (began, mut full, mut most) = (Instant::now(), None, 0);
     loop {
         let page = Metrics::parse(&edged.scrape()?)?;
         most = most.max(resident(edged.pid())?).max(page.value("edged_memory_bytes") as u64);
-        if full.is_none() && page.connections(Reason::MemoryFull) > before {
+        if full.is_none() && pressed_by(&page) > before {
             full = Some(Instant::now());
         }
         if full.is_some_and(|full| full.elapsed() > pressed) {
             return Ok(most);
         }
-        ensure!(began.elapsed() < Duration::from_secs(30), "the attack does not reach the ceiling");
+        ensure!(
+            began.elapsed() < Duration::from_secs(30),
+            "the attack does not come near the ceiling"
+        );
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -190,5 +202,7 @@ const ATTACKS: [(Kind, Duration, u64); 3] = [
     (Kind::Streams, Duration::from_secs(2), 4 << 20),
 ];
 const UPLOAD: usize = 8 << 20;
+/// By then a good client has found room.
+const BESIDE: Duration = Duration::from_secs(10);
 /// By then the edge serves again.
 const RECOVERED: Duration = Duration::from_secs(5);

@@ -136,8 +136,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Client<IO> {
                     // The requests were counted as served.
                     self.worker.counters.count(Reason::IdleConnection);
                     let Self { worker, visitor, .. } = self;
-                    let ja4 = visitor.ja4();
-                    return worker.report_connection(visitor, Reason::AnswerNotTaken, ja4);
+                    if let Some(reason @ Reason::AnswerNotTaken) = self.turn.overdue() {
+                        worker.report_connection(visitor, reason, visitor.ja4());
+                    }
+                    return;
                 }
                 Err(idle) => {
                     asked = Some(idle);
@@ -234,7 +236,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Client<IO> {
         let metrics = &self.worker.edge.metrics;
         let in_flight = metrics.requests.load(Relaxed) + 1;
         // At the ceiling of memory a refusal in words is kept for whoever reads it: one at a time.
-        if self.open.get() > 0 && metrics.memory.refuses_request(in_flight) {
+        let open = self.open.get();
+        let is_many = open >= SHORT_STREAMS && metrics.memory.is_short();
+        if is_many || open > 0 && metrics.memory.refuses_request(in_flight) {
             self.worker.counters.count(Reason::MemoryFull);
             return respond.send_reset(h2::Reason::REFUSED_STREAM);
         }
@@ -249,7 +253,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Client<IO> {
         let turn = Rc::new(Turn::new(self.worker.timers.alarm()));
         turn.begin(bounds);
         self.conduct.borrow_mut().begun(respond.stream_id().as_u32());
-        self.open.set(self.open.get() + 1);
+        self.open.set(open + 1);
         let open = Open(Rc::clone(&self.open));
         let entrance = self.entrance;
         let (worker, visitor) = (Rc::clone(&self.worker), self.visitor.clone());
@@ -282,6 +286,8 @@ fn broken_off(worker: &Worker, visitor: &Visitor, error: &h2::Error) {
     }
 }
 
+/// Requests that a connection may have at once while memory is short.
+const SHORT_STREAMS: usize = 4;
 /// How long a connection that was asked to stop may take over it.
 const STOP_GRACE_MS: u64 = 2_000;
 /// What h2 keeps of one stream's answer until the client takes it, in bytes.

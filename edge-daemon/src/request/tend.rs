@@ -12,6 +12,7 @@ impl Worker {
             for _ in 0..LOOKS_PER_SWEEP {
                 tokio::time::sleep(LOOK_EVERY).await;
                 self.counters.beat();
+                self.timers.note_short(self.edge.metrics.memory.is_short());
                 self.timers.look();
                 self.send_gathered();
                 self.grants.send();
@@ -21,6 +22,8 @@ impl Worker {
             self.view().upstreams.iter().for_each(|upstream| upstream.sweep());
             if self.edge.metrics.memory.is_full() {
                 self.timers.wake_all();
+            }
+            if self.edge.metrics.memory.is_short() {
                 memory::give_back();
             }
         }

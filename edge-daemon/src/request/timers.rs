@@ -14,10 +14,12 @@ use crate::clock;
 pub(crate) struct Timers {
     slots: RefCell<Vec<Slot>>,
     free: RefCell<Vec<u32>>,
+    /// Whether memory is short: deadlines for that case are in force as well.
+    is_short: Cell<bool>,
 }
 
 struct Slot {
-    due_ms: u64,
+    due_ms: Due,
     waker: Option<Waker>,
 }
 
@@ -25,12 +27,29 @@ struct Slot {
 pub(crate) struct Alarm {
     timers: Rc<Timers>,
     index: u32,
-    due_ms: Cell<u64>,
+    due_ms: Cell<Due>,
+}
+
+/// When a deadline passes, and when it does while memory is short.
+#[derive(Clone, Copy)]
+struct Due {
+    always: u64,
+    short: u64,
+}
+
+impl Due {
+    fn at(self, is_short: bool) -> u64 {
+        if is_short { self.always.min(self.short) } else { self.always }
+    }
 }
 
 impl Timers {
     pub(crate) fn new() -> Rc<Self> {
-        Rc::new(Self { slots: RefCell::default(), free: RefCell::default() })
+        Rc::new(Self {
+            slots: RefCell::default(),
+            free: RefCell::default(),
+            is_short: Cell::new(false),
+        })
     }
 
     /// The time that deadlines go by.
@@ -43,10 +62,15 @@ impl Timers {
     pub(crate) fn alarm(self: &Rc<Self>) -> Alarm {
         let mut slots = self.slots.borrow_mut();
         let index = self.free.borrow_mut().pop().unwrap_or_else(|| {
-            slots.push(Slot { due_ms: NEVER, waker: None });
+            slots.push(Slot { due_ms: UNSET, waker: None });
             u32::try_from(slots.len() - 1).expect("connections are bounded far below")
         });
-        Alarm { timers: Rc::clone(self), index, due_ms: Cell::new(NEVER) }
+        Alarm { timers: Rc::clone(self), index, due_ms: Cell::new(UNSET) }
+    }
+
+    /// Says whether memory is short, from the next look on.
+    pub(crate) fn note_short(&self, is_short: bool) {
+        self.is_short.set(is_short);
     }
 
     /// Wakes whoever's deadline has passed; to be called a few times a second.
@@ -64,7 +88,7 @@ impl Timers {
         let mut index = 0;
         loop {
             let waker = match self.slots.borrow_mut().get_mut(index) {
-                Some(slot) if slot.due_ms <= now_ms => slot.waker.take(),
+                Some(slot) if slot.due_ms.at(self.is_short.get()) <= now_ms => slot.waker.take(),
                 Some(_) => None,
                 None => return,
             };
@@ -83,18 +107,28 @@ impl Alarm {
 
     /// Sets the deadline.
     pub(crate) fn set(&self, due_ms: u64) {
-        self.due_ms.set(due_ms);
+        self.due_ms.set(Due { always: due_ms, short: NEVER });
+    }
+
+    /// Sets the deadline, and one for as long as memory is short.
+    pub(crate) fn set_with_short(&self, always: u64, short: u64) {
+        self.due_ms.set(Due { always, short });
+    }
+
+    /// Whether it has passed only because memory is short.
+    pub(crate) fn is_early(&self) -> bool {
+        self.due_ms.get().always > self.now_ms()
     }
 
     /// Whether it has passed; if not, wakes the task soon after it has.
     pub(crate) fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
         let due_ms = self.due_ms.get();
-        if due_ms <= self.now_ms() {
+        if due_ms.at(self.timers.is_short.get()) <= self.now_ms() {
             return Poll::Ready(());
         }
         let mut slots = self.timers.slots.borrow_mut();
         let slot = &mut slots[self.index as usize];
-        slot.due_ms = due_ms.min(NEVER - 1);
+        slot.due_ms = Due { always: due_ms.always.min(NEVER - 1), ..due_ms };
         match &mut slot.waker {
             Some(waker) if waker.will_wake(cx.waker()) => {}
             waker => *waker = Some(cx.waker().clone()),
@@ -105,7 +139,7 @@ impl Alarm {
 
 impl Drop for Alarm {
     fn drop(&mut self) {
-        self.timers.slots.borrow_mut()[self.index as usize] = Slot { due_ms: NEVER, waker: None };
+        self.timers.slots.borrow_mut()[self.index as usize] = Slot { due_ms: UNSET, waker: None };
         self.timers.free.borrow_mut().push(self.index);
     }
 }
@@ -116,6 +150,7 @@ pub(crate) fn ms(duration: Duration) -> u64 {
 }
 
 const NEVER: u64 = u64::MAX;
+const UNSET: Due = Due { always: NEVER, short: NEVER };
 
 #[cfg(test)]
 mod tests {
@@ -148,6 +183,27 @@ mod tests {
         assert_eq!(counted.0.load(Relaxed), 1);
         timers.wake_all();
         assert_eq!(counted.0.load(Relaxed), 2);
+    }
+
+    #[test]
+    fn an_earlier_deadline_holds_while_memory_is_short() {
+        let (timers, counted) = (Timers::new(), Arc::new(Counted::default()));
+        let waker = Waker::from(Arc::clone(&counted));
+        let mut cx = Context::from_waker(&waker);
+        let (alarm, other) = (timers.alarm(), timers.alarm());
+        let now_ms = timers.now_ms();
+        alarm.set_with_short(now_ms + 60_000, now_ms);
+        other.set(now_ms + 60_000);
+        assert!(alarm.poll(&mut cx).is_pending() && other.poll(&mut cx).is_pending());
+        timers.look();
+        assert_eq!(counted.0.load(Relaxed), 0);
+        timers.note_short(true);
+        timers.look();
+        assert_eq!(counted.0.load(Relaxed), 1);
+        assert!(alarm.poll(&mut cx).is_ready() && alarm.is_early());
+        assert!(other.poll(&mut cx).is_pending());
+        alarm.set_with_short(now_ms, now_ms);
+        assert!(alarm.poll(&mut cx).is_ready() && !alarm.is_early());
     }
 
     #[test]

@@ -148,19 +148,26 @@ impl Turn {
                 now
             }
         };
-        let left = match who {
-            Who::Sender => self.sent.get().left_ms(patience.pause_ms, patience.body_rate_min),
-            Who::Taker => self.taken.get().left_ms(patience.pause_ms, patience.answer_rate_min),
-            Who::Upstream | Who::Either => u64::MAX,
+        let pace = match who {
+            Who::Sender => Some((self.sent.get(), patience.body_rate_min)),
+            Who::Taker => Some((self.taken.get(), patience.answer_rate_min)),
+            Who::Upstream | Who::Either => None,
         };
+        let left_of =
+            |grace_ms| pace.map_or(u64::MAX, |(pace, rate_min)| pace.left_ms(grace_ms, rate_min));
+        let left = left_of(patience.pause_ms);
+        let short = pace.map_or(u64::MAX, |_| left_of(SHORT_MS).min(SHORT_PAUSE_MS));
         let until_ms = match who {
             // The upstream has done its part; what is left is between the client and the edge.
             Who::Taker | Who::Either => u64::MAX,
             Who::Sender | Who::Upstream => self.upstream.get().until_ms,
         };
-        self.alarm.set(since.saturating_add(left.min(pause_ms)).min(until_ms));
+        let due_ms = since.saturating_add(left.min(pause_ms)).min(until_ms);
+        self.alarm.set_with_short(due_ms, since.saturating_add(short));
         self.alarm.poll(cx).map(|()| {
             let reason = match who {
+                // What it holds is needed for those who are not slow.
+                _ if self.alarm.is_early() => Reason::Overload,
                 Who::Upstream => Reason::UpstreamTimeout,
                 // Nobody had more to say.
                 Who::Either => Reason::Serve,
@@ -194,4 +201,8 @@ impl Turn {
     }
 }
 
+/// How long a client may keep the edge waiting while memory is short, in all and beyond what its bytes have earned it;
+pub(crate) const SHORT_MS: u64 = 2_000;
+/// and how long at once, whatever they have.
+const SHORT_PAUSE_MS: u64 = 10_000;
 const UNASKED: Asked = Asked { pause_ms: u64::MAX, until_ms: u64::MAX };

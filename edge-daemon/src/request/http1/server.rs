@@ -17,8 +17,14 @@ use http::{Method, Request, Response, Uri, header};
 use self::sending::Sending;
 use super::{Body, Inbound, Stream, Wire};
 use crate::request::{
-    Worker, answer, body::Answer, front::Visitor, incoming::Incoming, path, serve::Entrance,
-    timers::ms, watch::Turn,
+    Worker, answer,
+    body::Answer,
+    front::Visitor,
+    incoming::Incoming,
+    path,
+    serve::Entrance,
+    timers::ms,
+    watch::{SHORT_MS, Turn},
 };
 
 /// Serves a client until one side has had enough. The future is what every idle connection holds.
@@ -140,11 +146,14 @@ impl Client {
     fn await_head(&self) {
         let view = self.worker.view();
         let bounds = &view.plan.bounds;
-        let idle = match self.served {
-            0 => bounds.idle_timeout.min(bounds.header_timeout),
-            _ => bounds.idle_timeout,
-        };
-        self.turn.alarm().set(self.turn.alarm().now_ms() + ms(idle));
+        let (alarm, now_ms) = (self.turn.alarm(), self.turn.alarm().now_ms());
+        match self.served {
+            0 => {
+                let idle = bounds.idle_timeout.min(bounds.header_timeout);
+                alarm.set_with_short(now_ms + ms(idle), now_ms + SHORT_MS);
+            }
+            _ => alarm.set(now_ms + ms(bounds.idle_timeout)),
+        }
     }
 
     fn poll_head(&mut self, has_begun: &mut bool, cx: &mut Context<'_>) -> Poll<Next> {
@@ -155,8 +164,9 @@ impl Client {
                 match self.reader.read(&wire.input, &view.plan.head) {
                     Ok(Some(head)) => return Poll::Ready(Next::Head(head)),
                     Ok(None) if !std::mem::replace(has_begun, true) => {
-                        let alarm = self.turn.alarm();
-                        alarm.set(alarm.now_ms() + ms(view.plan.bounds.header_timeout));
+                        let (alarm, now_ms) = (self.turn.alarm(), self.turn.alarm().now_ms());
+                        let due_ms = now_ms + ms(view.plan.bounds.header_timeout);
+                        alarm.set_with_short(due_ms, now_ms + SHORT_MS);
                     }
                     Ok(None) => {}
                     Err(fault) => return Poll::Ready(Next::Refuse(fault.into())),
@@ -182,7 +192,10 @@ impl Client {
             self.worker.counters.count(Reason::IdleConnection);
             return Poll::Ready(Next::End);
         }
-        Poll::Ready(Next::Refuse(Reason::RequestTimeout))
+        Poll::Ready(Next::Refuse(match self.turn.alarm().is_early() {
+            true => Reason::Overload,
+            false => Reason::RequestTimeout,
+        }))
     }
 
     /// Makes a request of a head that is complete.
