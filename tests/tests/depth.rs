@@ -93,31 +93,31 @@ const ATTACKS: [Attack; 20] = [
     },
     Attack {
         what: "no credential",
-        run: |field| field.judge(field.get("/guarded")),
+        run: |field| judge(field.get("/guarded")),
         seen: Status(401),
         without: &[],
     },
     Attack {
         what: "a wrong key",
-        run: |field| field.judge(field.get("/guarded").key(&wrong(&field.reader))),
+        run: |field| judge(field.get("/guarded").key(&wrong(&field.reader))),
         seen: Status(401),
         without: &[],
     },
     Attack {
         what: "a revoked key",
-        run: |field| field.judge(field.get("/guarded").key(&field.revoked)),
+        run: |field| judge(field.get("/guarded").key(&field.revoked)),
         seen: Status(401),
         without: &[],
     },
     Attack {
         what: "a key from elsewhere than it may come from",
-        run: |field| field.judge(field.get("/guarded").key(&field.elsewhere)),
+        run: |field| judge(field.get("/guarded").key(&field.elsewhere)),
         seen: Status(403),
         without: &[],
     },
     Attack {
         what: "a key without the scope",
-        run: |field| field.judge(field.get("/guarded").key(&field.poor)),
+        run: |field| judge(field.get("/guarded").key(&field.poor)),
         // With either of scopes and policies off, the other refuses.
         seen: Status(403),
         without: &[],
@@ -133,7 +133,7 @@ const ATTACKS: [Attack; 20] = [
         run: |field| {
             let part = |value: serde_json::Value| encode(value.to_string().as_bytes());
             let head = part(json!({"alg": "none", "typ": "at+jwt", "kid": "k1"}));
-            field.judge(field.bearer(&format!("{head}.{}.", part(field.signer.claims()))))
+            judge(field.bearer(&format!("{head}.{}.", part(field.signer.claims()))))
         },
         seen: Status(401),
         without: &[],
@@ -155,20 +155,20 @@ const ATTACKS: [Attack; 20] = [
     },
     Attack {
         what: "what is another's",
-        run: |field| field.judge(field.get("/users/bob").key(&field.alice)),
+        run: |field| judge(field.get("/users/bob").key(&field.alice)),
         // Ownership, the key's places and a policy: any two of them hold without the third.
         seen: Status(403),
         without: &[],
     },
     Attack {
         what: "what is another's, by way of one's own",
-        run: |field| field.judge(field.get("/users/alice/%2e%2e/bob").key(&field.alice)),
+        run: |field| judge(field.get("/users/alice/%2e%2e/bob").key(&field.alice)),
         seen: Status(403),
         without: &[],
     },
     Attack {
         what: "another method",
-        run: |field| field.judge(field.get("/guarded").key(&field.reader).method("DELETE")),
+        run: |field| judge(field.get("/guarded").key(&field.reader).method("DELETE")),
         seen: Status(405),
         without: &[],
     },
@@ -192,8 +192,8 @@ const ATTACKS: [Attack; 20] = [
                 let request = field.get("/signed");
                 headers.iter().fold(request, |all, (name, value)| all.header(name, value))
             };
-            assert_eq!(field.judge(send())?, (Open, 1));
-            let (seen, passed) = field.judge(send())?;
+            assert_eq!(judge(send())?, (Open, 1));
+            let (seen, passed) = judge(send())?;
             Ok((seen, passed + 1))
         },
         seen: Status(401),
@@ -201,7 +201,7 @@ const ATTACKS: [Attack; 20] = [
     },
     Attack {
         what: "a key in the URL",
-        run: |field| field.judge(field.get(&format!("/guarded?api_key={}", field.shown))),
+        run: |field| judge(field.get(&format!("/guarded?api_key={}", field.shown))),
         seen: Status(400),
         without: &[],
     },
@@ -209,7 +209,7 @@ const ATTACKS: [Attack; 20] = [
         what: "somebody else's page posts with cookies",
         run: |field| {
             let post = field.get("/form").method("POST").header("Cookie", "sid=1");
-            field.judge(post.header("Origin", "https://evil.test"))
+            judge(post.header("Origin", "https://evil.test"))
         },
         seen: Status(403),
         // Cookies are the upstream's: the edge knows nothing else of who sends them.
@@ -289,6 +289,13 @@ struct Field<'a> {
     signing: (String, String),
 }
 
+fn judge(request: Request<'_>) -> Result<(Seen, u64)> {
+    Ok(match request.send()?.status {
+        200 => (Open, 1),
+        status => (Status(status), 0),
+    })
+}
+
 impl<'a> Field<'a> {
     fn new(lab: &'a Lab, off: Option<Layer>) -> Result<Self> {
         let signer = Signer::new("k1")?;
@@ -353,21 +360,14 @@ impl<'a> Field<'a> {
     fn token(&self, by: &Signer, changed: &[(&str, serde_json::Value)]) -> Result<(Seen, u64)> {
         let mut claims = by.claims();
         changed.iter().for_each(|(name, value)| claims[*name] = value.clone());
-        self.judge(self.bearer(&by.token(&claims)))
-    }
-
-    fn judge(&self, request: Request<'_>) -> Result<(Seen, u64)> {
-        Ok(match request.send()?.status {
-            200 => (Open, 1),
-            status => (Status(status), 0),
-        })
+        judge(self.bearer(&by.token(&claims)))
     }
 
     fn knock(&self, source: &str, path: &str) -> Result<(Seen, u64)> {
         if !reaches(self.lab, source, 443) {
             return Ok((Silence, 0));
         }
-        self.judge(self.edged.get(source, path))
+        judge(self.edged.get(source, path))
     }
 
     fn sign(&self, path: &str) -> Result<Vec<(String, String)>> {
@@ -394,7 +394,7 @@ impl<'a> Field<'a> {
         ];
         good.into_iter()
             .map(|request| {
-                let (seen, passed) = self.judge(request)?;
+                let (seen, passed) = judge(request)?;
                 assert_eq!(seen, Open);
                 Ok(passed)
             })
