@@ -484,7 +484,7 @@ fn provided(lab: &Lab) -> Result<(Node, Edged<'_>)> {
 /// Where it listens.
 const PROVIDER: &str = "http://127.0.0.1:9001";
 /// How long a fetch of its keys may take: much longer than a request that does not wait for it, also on a busy host.
-const FETCH: Duration = Duration::from_secs(4);
+const FETCH: Duration = Duration::from_secs(8);
 
 /// npm `oidc-provider`, a certified provider: discovery, RFC 9068 tokens, DPoP by `jose`.
 #[test]
@@ -612,7 +612,7 @@ fn a_provider_turns_its_keys_hangs_and_dies_under_load() -> Result<()> {
                         let begun = Instant::now();
                         assert_eq!(edged.get(CLIENT, "/").key(&key).send()?.status, 200, "{how}");
                         assert_eq!(status(&edged, &third)?, 200, "{how}");
-                        assert!(begun.elapsed() < FETCH, "{how}: {:?}", begun.elapsed());
+                        assert!(begun.elapsed() < FETCH / 2, "{how}: {:?}", begun.elapsed());
                     }
                     let refused = refused.join().expect("no panic")?;
                     assert_eq!(refused, 401, "{how}");
@@ -638,7 +638,7 @@ fn a_provider_turns_its_keys_hangs_and_dies_under_load() -> Result<()> {
         ended.store(true, Relaxed);
         let (sent, slowest) = load.join().expect("no panic").context("the load")?;
         done.with_context(|| edged.log())?;
-        assert!(sent > 500 && slowest < FETCH, "{sent}, {slowest:?}");
+        assert!(sent > 500 && slowest < FETCH / 2, "{sent}, {slowest:?}");
         let page = edged.scrape()?;
         let failed = r#"edged_issuer_fetches_total{issuer="provider",result="failed"}"#;
         assert!(page.contains(failed), "{page}");

@@ -26,8 +26,10 @@ impl Test {
         run(&mut cargo(["build", "--workspace", "--bins"]))?;
         let mut tests = cargo(["test", "--workspace", "--no-fail-fast"]);
         // A test waits for most of its time: for an end, a deadline, an answer that must not come.
-        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-        tests.env("RUST_TEST_THREADS", (2 * cores).to_string());
+        if std::env::var_os("RUST_TEST_THREADS").is_none() {
+            let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+            tests.env("RUST_TEST_THREADS", (2 * cores).to_string());
+        }
         if setup::need_issuers()? {
             tests.env("EDGED_NEED_PEERS", "1");
         }

@@ -245,6 +245,12 @@ impl Tables {
             .collect()
     }
 
+    /// The settings as they were last written, or as they were found.
+    pub(super) fn written(&self) -> Result<Settings, KernelError> {
+        let known = *self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.map_or_else(|| self.settings(), Ok)
+    }
+
     /// Several threads change some of the settings each.
     pub(super) fn change_settings(
         &mut self,

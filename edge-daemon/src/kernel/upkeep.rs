@@ -125,16 +125,22 @@ impl Post {
         Self { wanted, attached, link, is_deleted: false, seen }
     }
 
-    /// Looks at the interface; says what has changed.
-    fn look(&mut self, folder: &Path) {
+    /// Looks at the interface, where these indices are guarded by whichever post; says what has changed.
+    fn look(&mut self, folder: &Path, guarded: &[u32]) {
         let interface = &self.wanted.interface;
+        let is_up = |name: &str| attach::is_up(name).unwrap_or(false);
+        let named = if_nametoindex(interface.as_str()).ok();
         let seen = match self.link.ifindex() {
+            // Names may be given in turn to interfaces that are guarded as one and as the other.
+            _ if named.is_some_and(|named| guarded.contains(&named)) => {
+                Sight::Guarded { is_up: is_up(interface), name: interface.clone() }
+            }
             Ok(Some(ifindex)) => {
                 let name = if_indextoname(ifindex).ok().and_then(|name| name.into_string().ok());
                 let name = name.unwrap_or_default();
-                match if_nametoindex(interface.as_str()) {
-                    Ok(other) if other != ifindex => Sight::Renamed { name },
-                    _ => Sight::Guarded { is_up: attach::is_up(&name).unwrap_or(false), name },
+                match named {
+                    Some(_) => Sight::Renamed { name },
+                    None => Sight::Guarded { is_up: is_up(&name), name },
                 }
             }
             // Who is to take the filter off removes its pin (`edged detach`).
@@ -268,8 +274,10 @@ impl Upkeep {
     /// Looks at every interface, and guards those again that came back.
     pub(super) fn look(&mut self) {
         let mut is_any_back = false;
+        let links = self.posts.iter().map(|post| &post.link);
+        let guarded: Vec<_> = links.filter_map(|link| link.ifindex().ok().flatten()).collect();
         for post in &mut self.posts {
-            post.look(&self.folders.own);
+            post.look(&self.folders.own, &guarded);
             if !post.is_back() {
                 continue;
             }
@@ -304,7 +312,8 @@ impl Upkeep {
     /// Tells the programs what is above the interfaces, when that has changed.
     fn look_above(&mut self) {
         let guarded: Vec<_> = self.posts.iter().map(|post| post.attached.ifindex).collect();
-        let (above, flags) = match (Above::find(&guarded), self.tables.settings()) {
+        // What another hand wrote is not for this one to put right in silence.
+        let (above, flags) = match (Above::find(&guarded), self.tables.written()) {
             (Ok(above), Ok(settings)) => (above, settings.flags & PolicyFlag::ABOVE),
             // Looked at again in a second.
             _ => return,

@@ -64,7 +64,7 @@ fn resolve(links: &BTreeMap<u32, Link>, hides: impl Fn(&str) -> bool) -> BTreeMa
 
 /// What a message tells of an interface.
 fn link(answer: &[u8]) -> Link {
-    let mut link = Link::default();
+    let (mut link, mut is_on_foreign) = (Link::default(), false);
     for (kind, value) in attributes(answer.get(IFINFO..).unwrap_or_default()) {
         match kind {
             IFLA_IFNAME => link.name = text(value),
@@ -74,9 +74,12 @@ fn link(answer: &[u8]) -> Link {
                 let kind = attributes(value).find(|(kind, _)| *kind == IFLA_INFO_KIND);
                 link.kind = kind.map(|(_, kind)| text(kind)).unwrap_or_default();
             }
+            IFLA_LINK_NETNSID => is_on_foreign = true,
             _ => {}
         }
     }
+    // That index is another namespace's.
+    link.on.take_if(|_| is_on_foreign);
     link
 }
 
@@ -90,6 +93,7 @@ const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_INFO_KIND: u16 = 1;
+const IFLA_LINK_NETNSID: u16 = 37;
 /// More VLANs on each other than the kernel allows.
 const DEPTH_MAX: usize = 8;
 
