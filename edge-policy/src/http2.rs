@@ -78,6 +78,8 @@ pub struct Conduct {
     given_up: VecDeque<u32>,
     /// The last that was handed on; they are in the order of their numbers.
     begun: u32,
+    /// Streams that the edge refuses for reasons of its own and whose resets are on their way.
+    turned_away: Vec<u32>,
     noted: Noted,
 }
 
@@ -111,6 +113,7 @@ impl Conduct {
             reset: Vec::new(),
             given_up: VecDeque::new(),
             begun: 0,
+            turned_away: Vec::new(),
             noted: Noted::default(),
         }
     }
@@ -134,6 +137,8 @@ impl Conduct {
                 DATA => self.earn(frame.length),
                 RESET => {
                     let was_open = self.close(frame.stream);
+                    // Both may reset it: then the edge's own need not go out.
+                    self.takes_leave(frame.stream);
                     if was_open {
                         self.given_up.truncate(GIVEN_UP_MAX - 1);
                         self.given_up.push_front(frame.stream);
@@ -178,6 +183,9 @@ impl Conduct {
             let ends = matches!(frame.kind, DATA | HEADERS) && frame.has(END);
             let was_open = (ends || frame.kind == RESET) && self.close(frame.stream);
             let code = if frame.kind == RESET { self.sent.code() } else { 0 };
+            if frame.kind == RESET && self.takes_leave(frame.stream) {
+                continue;
+            }
             match (frame.kind, code) {
                 (DATA, _) => self.earn(frame.length),
                 (HEADERS, _) => self.credit = (self.credit + FRAME).min(self.most),
@@ -198,13 +206,42 @@ impl Conduct {
         }
     }
 
+    /// Whether what is handed on now is no request, and its stream is to be reset as malformed.
+    pub fn is_malformed(&mut self, stream: u32) -> bool {
+        let is_malformed = self.faults.is_malformed(stream);
+        if is_malformed {
+            self.pass(stream);
+        }
+        is_malformed
+    }
+
     /// A request was handed on.
     pub fn begun(&mut self, stream: u32) {
-        self.begun = stream;
         if !self.reset.contains(&stream) {
             self.open.push(stream);
         }
+        self.pass(stream);
+    }
+
+    /// No stream up to this one is still to be handed on.
+    fn pass(&mut self, stream: u32) {
+        self.begun = stream;
         self.reset.retain(|reset| *reset > stream);
+    }
+
+    /// A request was handed on, and the edge refuses it by a reset for no fault of the client: that reset costs nothing, and
+    /// nobody is told of it again.
+    pub fn turned_away(&mut self, stream: u32) {
+        if !self.reset.contains(&stream) {
+            self.turned_away.push(stream);
+        }
+        self.pass(stream);
+    }
+
+    /// Whether the edge has turned such a stream away; it is forgotten.
+    fn takes_leave(&mut self, stream: u32) -> bool {
+        let found = self.turned_away.iter().position(|turned| *turned == stream);
+        found.map(|at| self.turned_away.swap_remove(at)).is_some()
     }
 
     /// Requests that were handed on and whose answers are not out to their end.
@@ -366,11 +403,6 @@ mod tests {
             (block(3, &[0x80]), Fault::Compression),
             // Padding before and behind, and a part of the head in a frame of its own.
             (frame(HEADERS, 0x2d, 3, &[1, 0, 0, 0, 0, 9, 0x82, 0xbe, 0]), Fault::Compression),
-            (
-                [frame(HEADERS, 1, 3, &[0x44]), frame(CONTINUATION, 4, 3, &[2, b'/', b'#'])]
-                    .concat(),
-                Fault::Protocol,
-            ),
             (block(1, &[0x82]), Fault::Protocol),
         ] {
             let good = [block(1, &[0x82, 0x84]), frame(DATA, 0, 1, &[7; 20])].concat();
@@ -384,6 +416,22 @@ mod tests {
                 assert!(passed + size >= good.len(), "{passed} of {good:x?} by {size}");
             }
         }
+    }
+
+    #[test]
+    fn a_head_that_is_no_request_costs_only_its_own_stream() {
+        let mut conduct = begun();
+        let parts = [frame(HEADERS, 1, 3, &[0x44]), frame(CONTINUATION, 4, 3, &[2, b'/', b'#'])];
+        let bytes = [&frame(HEADERS, 5, 1, &[0x82])[..], &parts.concat()].concat();
+        let bytes = [&bytes[..], &frame(HEADERS, 5, 5, &[0x82]), &frame(HEADERS, 5, 7, &[0xbe])];
+        assert_eq!(conduct.received(&bytes.concat(), 0), bytes.concat().len());
+        let malformed = [1, 3, 5, 7].map(|stream| conduct.is_malformed(stream));
+        assert_eq!((malformed, conduct.fault()), ([false, true, false, true], None));
+        conduct.sent(&frame(RESET, 0, 3, &[0, 0, 0, 1]), 0);
+        assert_eq!(conduct.take_noted().malformed, 1, "it is told of once");
+        // More than may wait to be handed on are not remembered.
+        (0..200).for_each(|n| _ = conduct.received(&frame(HEADERS, 5, 2 * n + 9, &[0xbe]), 0));
+        assert_eq!(conduct.fault(), Some(Fault::Protocol));
     }
 
     #[test]
@@ -417,6 +465,34 @@ mod tests {
             conduct.sent(&frame(HEADERS, 5, stream + 2, &[0x88]), now_ms);
         }
         assert_eq!((conduct.unanswered(), conduct.reset.len(), conduct.abuse()), (0, 0, None));
+    }
+
+    #[test]
+    fn whom_the_edge_turns_away_for_its_own_reasons_pays_nothing() {
+        let mut conduct = begun();
+        for n in 0..300 {
+            let stream = 2 * n + 1;
+            conduct.received(&frame(HEADERS, 5, stream, &[0x82]), 0);
+            conduct.turned_away(stream);
+            conduct.sent(&frame(RESET, 0, stream, &[0, 0, 0, 7]), 0);
+        }
+        assert_eq!((conduct.abuse(), conduct.take_noted()), (None, Noted::default()));
+        // What the library refuses costs as ever, and so does a stream that was turned away once already.
+        conduct.sent(&frame(RESET, 0, 1, &[0, 0, 0, 7]), 0);
+        assert_eq!(conduct.take_noted().refused, 1);
+    }
+
+    #[test]
+    fn who_is_turned_away_and_resets_the_stream_himself_leaves_nothing() {
+        let mut conduct = begun();
+        let block = |stream| frame(HEADERS, 5, stream, &[0x82]);
+        let reset = |stream| frame(RESET, 0, stream, &[0, 0, 0, 8]);
+        conduct.received(&[block(1), reset(1), block(3)].concat(), 0);
+        conduct.turned_away(1);
+        conduct.turned_away(3);
+        assert_eq!(conduct.turned_away, [3]);
+        conduct.received(&reset(3), 0);
+        assert!(conduct.turned_away.is_empty() && conduct.reset.is_empty());
     }
 
     #[test]

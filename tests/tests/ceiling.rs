@@ -17,6 +17,7 @@ use edge_tests::{
     Edged, Lab,
     attack::{Crowd, Kind, attackers},
     client::until,
+    frames::{END_HEADERS, END_STREAM, HEADERS, RESET, frame, get, preface},
     lab::{CLIENT, EDGE, ORIGIN},
     load::{self, Client, descriptors},
     metrics::Metrics,
@@ -83,6 +84,49 @@ fn whoever_is_slow_fills_memory_to_its_ceiling_and_no_further() -> Result<()> {
             Ok(())
         })?;
     }
+    Ok(())
+}
+
+#[test]
+fn streams_that_memory_has_no_room_for_cost_their_client_nothing() -> Result<()> {
+    let lab = Lab::new()?;
+    let upstream = Upstream::start(&lab.origin, format!("{ORIGIN}:8080").parse()?)?;
+    let edged = lab
+        .edged()?
+        .set("limits.per_source", r#""off""#)
+        .set("limits.handshakes", r#""off""#)
+        .set("route.1.auth", r#""none""#)
+        .set("bounds.http2_waste_max", "100")
+        .start()?;
+    let dial = |protocol| Dial::new(&edged.ca, "edge.test")?.alpn(protocol).connect(&lab, CLIENT);
+    let mut talk = dial("h2")?;
+    talk.say(&preface())?;
+    let ask =
+        |n: u32, path| frame(HEADERS, END_HEADERS | END_STREAM, 2 * n + 1, &get("edge.test", path));
+    talk.say(&ask(0, "/hold"))?;
+    until("the upstream has it", RECOVERED, || Ok(upstream.held() == 1))?;
+    edged.edit("bounds.memory_max", r#""1MiB""#)?;
+    edged.tell("reload")?;
+    until("nobody comes in", RECOVERED, || {
+        let _ = dial("http/1.1");
+        Ok(edged.metrics()?.connections(Reason::MemoryFull) >= 1.0)
+    })?;
+    let before = edged.metrics()?.connections(Reason::MemoryFull);
+    for many in (1..=300).collect::<Vec<_>>().chunks(50) {
+        talk.say(&many.iter().flat_map(|n| ask(*n, "/")).collect::<Vec<_>>())?;
+        let last = frame(RESET, 0, 2 * many[49] + 1, &[0, 0, 0, 7]);
+        let is_told = |bytes: &[u8]| bytes.windows(last.len()).any(|at| at == last);
+        let heard = talk.hear(RECOVERED, is_told)?;
+        assert!(!heard.closed && is_told(&heard.bytes), "{}", many[49]);
+    }
+    let page = edged.metrics()?;
+    assert_eq!(page.connections(Reason::MemoryFull) - before, 300.0, "each is counted");
+    assert_eq!(page.connections(Reason::StreamsFull), 0.0, "and only once");
+    assert_eq!(page.connections(Reason::ProtocolAbuse), 0.0);
+    edged.edit("bounds.memory_max", r#""0B""#)?;
+    edged.tell("reload")?;
+    until("there is room", RECOVERED, || Ok(is_served(&edged)))?;
+    assert_eq!(talk.ask_h2(603, &get("edge.test", "/"))?, 200, "and goes on as before");
     Ok(())
 }
 

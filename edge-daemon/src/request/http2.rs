@@ -48,6 +48,8 @@ pub(crate) async fn serve<IO: AsyncRead + AsyncWrite + Unpin>(
         // A little beyond the bound, so that the path refuses it, with an answer and a count.
         .max_header_list_size(u32::try_from(2 * bounds.header_bytes_max).unwrap_or(u32::MAX))
         .max_send_buffer_size(SEND_BUFFER)
+        // What is on its way to streams that the edge refused all at once is no mistake.
+        .max_concurrent_reset_streams(bounds.streams_max as usize)
         .max_local_error_reset_streams(Some(MISTAKES_MAX));
     let conduct = Conduct::new(bounds.http2_waste_max, alarm.now_ms());
     let conduct = Rc::new(RefCell::new(conduct));
@@ -233,13 +235,17 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Client<IO> {
     }
 
     fn begin(&mut self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+        if self.conduct.borrow_mut().is_malformed(respond.stream_id().as_u32()) {
+            // It is counted as the reset goes out.
+            return respond.send_reset(h2::Reason::PROTOCOL_ERROR);
+        }
         let metrics = &self.worker.edge.metrics;
         let in_flight = metrics.requests.load(Relaxed) + 1;
         // At the ceiling of memory a refusal in words is kept for whoever reads it: one at a time.
         let open = self.open.get();
-        let is_many = open >= SHORT_STREAMS && metrics.memory.is_short();
-        if is_many || open > 0 && metrics.memory.refuses_request(in_flight) {
+        if open > 0 && metrics.memory.refuses_request(in_flight) {
             self.worker.counters.count(Reason::MemoryFull);
+            self.conduct.borrow_mut().turned_away(respond.stream_id().as_u32());
             return respond.send_reset(h2::Reason::REFUSED_STREAM);
         }
         self.served += 1;
@@ -286,8 +292,6 @@ fn broken_off(worker: &Worker, visitor: &Visitor, error: &h2::Error) {
     }
 }
 
-/// Requests that a connection may have at once while memory is short.
-const SHORT_STREAMS: usize = 4;
 /// How long a connection that was asked to stop may take over it.
 const STOP_GRACE_MS: u64 = 2_000;
 /// What h2 keeps of one stream's answer until the client takes it, in bytes.

@@ -31,6 +31,8 @@ pub(super) struct Faults {
     is_trailers: bool,
     /// The last stream that had a head.
     last: u32,
+    /// Streams whose heads are no request's (RFC 9113, 8.1.1), until they are handed on.
+    malformed: Vec<u32>,
 }
 
 impl Faults {
@@ -83,10 +85,26 @@ impl Faults {
         self.open = None;
         let gathered = std::mem::take(&mut self.block);
         let block = if gathered.is_empty() { part } else { &gathered };
-        self.table.read(block, self.is_trailers).map_err(|fault| match fault {
-            hpack::Fault::Compression => Fault::Compression,
-            hpack::Fault::Malformed => Fault::Protocol,
+        self.table.read(block, self.is_trailers).or_else(|fault| match fault {
+            hpack::Fault::Compression => Err(Fault::Compression),
+            // Trailers belong to what was handed on already, and is not to go on without them.
+            hpack::Fault::Malformed
+                if self.is_trailers || self.malformed.len() == MALFORMED_MAX =>
+            {
+                Err(Fault::Protocol)
+            }
+            hpack::Fault::Malformed => {
+                self.malformed.push(frame.stream);
+                Ok(())
+            }
         })
+    }
+
+    /// Whether the head of a stream that is handed on is no request's; of none up to it will be asked again.
+    pub(super) fn is_malformed(&mut self, stream: u32) -> bool {
+        let is_malformed = self.malformed.contains(&stream);
+        self.malformed.retain(|malformed| *malformed > stream);
+        is_malformed
     }
 }
 
@@ -109,5 +127,7 @@ const SETTING_BYTES: usize = 6;
 /// `SETTINGS_INITIAL_WINDOW_SIZE` (RFC 9113, 6.5.2), and how large it may be.
 const INITIAL_WINDOW: u16 = 4;
 const WINDOW_MAX: u32 = (1 << 31) - 1;
+/// Streams with such heads that wait to be handed on.
+const MALFORMED_MAX: usize = 128;
 /// Bytes of one head in all its parts: more than the library takes before it has had enough.
 const BLOCK_BYTES_MAX: usize = 1 << 20;
