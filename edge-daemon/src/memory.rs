@@ -75,8 +75,8 @@ impl Memory {
         self.held.load(Relaxed).saturating_add(more) > usable(self.most.load(Relaxed))
     }
 
-    /// Takes note of what is held by so many connections and requests in flight. Less than the ceiling is demanded of who was
-    /// at it, so that the edge does not go back and forth.
+    /// Takes note of what is held by so many connections and requests in flight. Who was short of memory, or at the ceiling,
+    /// has to come down somewhat further, so that the edge does not go back and forth.
     fn note(&self, held: u64, now: [usize; 2], most: u64) {
         let enough = if self.is_full() { most - most / 16 } else { usable(most) };
         self.held.store(held, Relaxed);
@@ -85,7 +85,8 @@ impl Memory {
             then.store(now, Relaxed);
         }
         let soon = held.saturating_add(now[1] as u64 * REQUEST_BYTES_LEFT);
-        self.is_short.store(soon > most - most / 8, Relaxed);
+        let ample = most - if self.is_short() { most / 16 * 3 } else { most / 8 };
+        self.is_short.store(soon > ample, Relaxed);
         let is_full = soon > enough;
         if self.is_full.swap(is_full, Relaxed) != is_full {
             let (held_mib, most_mib) = (held >> 20, most >> 20);
@@ -168,7 +169,9 @@ mod tests {
     #[test]
     fn it_is_short_before_it_is_full() {
         let memory = Memory::default();
-        for (held, is_short) in [(112, false), (113, true), (124, true), (112, false)] {
+        let looks =
+            [(112, false), (113, true), (124, true), (112, true), (105, true), (104, false)];
+        for (held, is_short) in looks {
             memory.note(held << 20, [0, 0], 128 << 20);
             assert_eq!((memory.is_short(), memory.is_full()), (is_short, false), "{held}");
         }

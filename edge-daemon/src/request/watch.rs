@@ -128,17 +128,36 @@ impl Turn {
 
     /// Waits for somebody's move, for as long as the bounds let any pause take.
     pub(crate) fn poll(&self, who: Who, cx: &mut Context<'_>) -> Poll<Reason> {
-        let pause_ms = match who {
-            Who::Upstream => self.upstream.get().pause_ms,
-            Who::Sender | Who::Taker => self.patience.get().pause_ms,
-            Who::Either => self.patience.get().tunnel_ms,
-        };
-        self.poll_for(who, pause_ms, cx)
+        self.poll_for(who, self.pause_ms(who), cx)
+    }
+
+    /// Waits for more of an answer whose head is out. A client whose request is still open may be listening: memory that is
+    /// short does not hasten it.
+    pub(crate) fn poll_answer(&self, who: Who, cx: &mut Context<'_>) -> Poll<Reason> {
+        self.poll_until(who, self.pause_ms(who), false, cx)
     }
 
     /// Waits for somebody's move; ready when it took him longer than `pause_ms` or than the least
     /// rate allows.
     pub(crate) fn poll_for(&self, who: Who, pause_ms: u64, cx: &mut Context<'_>) -> Poll<Reason> {
+        self.poll_until(who, pause_ms, true, cx)
+    }
+
+    fn pause_ms(&self, who: Who) -> u64 {
+        match who {
+            Who::Upstream => self.upstream.get().pause_ms,
+            Who::Sender | Who::Taker => self.patience.get().pause_ms,
+            Who::Either => self.patience.get().tunnel_ms,
+        }
+    }
+
+    fn poll_until(
+        &self,
+        who: Who,
+        pause_ms: u64,
+        makes_room: bool,
+        cx: &mut Context<'_>,
+    ) -> Poll<Reason> {
         let patience = self.patience.get();
         let since = match self.waits.get() {
             Some((waited_for, since)) if waited_for == who => since,
@@ -156,7 +175,10 @@ impl Turn {
         let left_of =
             |grace_ms| pace.map_or(u64::MAX, |(pace, rate_min)| pace.left_ms(grace_ms, rate_min));
         let left = left_of(patience.pause_ms);
-        let short = pace.map_or(u64::MAX, |_| left_of(SHORT_MS).min(SHORT_PAUSE_MS));
+        let short = match pace {
+            Some(_) if makes_room => left_of(SHORT_MS).min(SHORT_PAUSE_MS),
+            _ => u64::MAX,
+        };
         let until_ms = match who {
             // The upstream has done its part; what is left is between the client and the edge.
             Who::Taker | Who::Either => u64::MAX,
@@ -206,3 +228,27 @@ pub(crate) const SHORT_MS: u64 = 2_000;
 /// and how long at once, whatever they have.
 const SHORT_PAUSE_MS: u64 = 10_000;
 const UNASKED: Asked = Asked { pause_ms: u64::MAX, until_ms: u64::MAX };
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+    use crate::request::timers::Timers;
+
+    #[test]
+    fn who_is_answered_already_need_not_hurry_while_memory_is_short() {
+        let timers = Timers::new();
+        let turn = Turn::new(timers.alarm());
+        turn.patience.set(Patience { pause_ms: 9_000, body_rate_min: 1, ..Patience::default() });
+        let mut cx = Context::from_waker(Waker::noop());
+        let since = turn.alarm.now_ms().saturating_sub(SHORT_MS);
+        turn.waits.set(Some((Who::Sender, since)));
+        timers.note_short(true);
+        assert!(turn.poll_answer(Who::Sender, &mut cx).is_pending());
+        assert_eq!(turn.poll(Who::Sender, &mut cx), Poll::Ready(Reason::Overload));
+        // Nor may he be silent for longer than ever.
+        turn.waits.set(Some((Who::Sender, turn.alarm.now_ms().saturating_sub(9_000))));
+        assert_eq!(turn.poll_answer(Who::Sender, &mut cx), Poll::Ready(Reason::RequestTimeout));
+    }
+}
