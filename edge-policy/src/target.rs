@@ -3,7 +3,8 @@
 //! Only the origin form (`/path?query`) is taken. In the path, escapes of unreserved characters
 //! are decoded, the hex of all others is in upper case, characters that should have been escaped
 //! are, repeated slashes are merged and then dot segments removed. What different servers would
-//! read differently is refused, and so are escapes that spell no UTF-8. The query is checked, and passed on as it came.
+//! read differently is refused, and so are escapes that have the form of a character of UTF-8 and are none. The query is
+//! checked, and passed on as it came.
 
 use std::fmt::Write;
 
@@ -112,11 +113,26 @@ fn unescape(path: &str) -> Result<String, Reason> {
             }
         }
     }
-    // There are servers to which bytes that are no character (`%C0%AE`) stand for another (`.`).
-    if !is_ascii && percent_encoding::percent_decode_str(&out).decode_utf8().is_err() {
-        return Err(Reason::MalformedRequest);
+    if !is_ascii {
+        let octets: Vec<u8> = percent_encoding::percent_decode_str(&out).collect();
+        if (0..octets.len()).any(|at| is_sham(&octets[at..])) {
+            return Err(Reason::MalformedRequest);
+        }
     }
     Ok(out)
+}
+
+/// Whether octets begin with one character too long, half a surrogate pair or what is beyond the last one,
+/// in the form that UTF-8 once had for all numbers: there are servers that go by the form, to which
+/// `%C0%AE` is a dot. Other octets are a text of another charset.
+fn is_sham(octets: &[u8]) -> bool {
+    let length = octets[0].leading_ones() as usize;
+    let (2.., Some(rest)) = (length, octets.get(1..length)) else { return false };
+    let first = u64::from(octets[0] & 0x7f_u8.checked_shr(length as u32).unwrap_or(0));
+    let number = rest.iter().fold(first, |number, octet| number << 6 | u64::from(octet & 0x3f));
+    let character = u32::try_from(number).ok().and_then(char::from_u32);
+    let is_whole = rest.iter().all(|octet| octet & 0xc0 == 0x80);
+    is_whole && character.is_none_or(|character| character.len_utf8() != length)
 }
 
 /// One byte of a path that is not part of an escape.
@@ -207,6 +223,13 @@ mod tests {
             ("/a?", "/a?"),
             ("/%61%2D%7e%c3%a9", "/a-~%C3%A9"),
             ("/a/./b/../c", "/a/c"),
+            ("/stra%dfe", "/stra%DFe"),
+            ("/%c0-propos", "/%C0-propos"),
+            ("/%83%65%83%58%83%67", "/%83e%83X%83g"),
+            ("/%ce%c4%bc%fe", "/%CE%C4%BC%FE"),
+            ("/%c3/%a9", "/%C3/%A9"),
+            ("/%c0/%ae", "/%C0/%AE"),
+            ("/%ed%9f%bf%f4%8f%bf%bf", "/%ED%9F%BF%F4%8F%BF%BF"),
             ("/a/%2e%2E/c", "/c"),
             ("/a/.%2e/c", "/c"),
             ("//a///b", "/a/b"),
@@ -263,8 +286,15 @@ mod tests {
             "/%2%65",
             "/%c0%ae%c0%ae/",
             "/%e0%80%af",
-            "/caf%e9",
-            "/%c3/%a9",
+            "/%e0%9f%bf",
+            "/%c1%a1dmin",
+            "/%ed%a0%80",
+            "/%f4%90%80%80",
+            "/%f0%8f%bf%bf",
+            "/%f8%80%80%80%af",
+            "/%fe%80%80%80%80%80%af",
+            "/%ff%80%80%80%80%80%80%af",
+            "/%ff%e9%c0%ae",
         ] {
             assert_eq!(normal(text), Err(Reason::MalformedRequest), "{text:?}");
         }
