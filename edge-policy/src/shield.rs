@@ -298,6 +298,16 @@ mod tests {
             ("max-forwards", "7"),
             ("cdn-loop", "a"),
             ("x-access-token", "t"),
+            ("x-scope-orgid", "tenant-1"),
+            ("x-subject-token", "t"),
+            ("x-auth-client", "c"),
+            ("cf-webhook-auth", "s"),
+            ("x-vercel-signature", "s"),
+            ("x-user-token", "t"),
+            ("x_admin_key", "k"),
+            ("x-sso-token", "t"),
+            ("x-client-secret", "s"),
+            ("x-auth-api-key", "k"),
         ];
         let mut given = headers(&all);
         strip_request(&mut given);

@@ -120,6 +120,7 @@ fn what_clients_say_of_themselves_reaches_no_upstream() -> Result<()> {
     let lines: Vec<_> = CLAIMS.split_whitespace().map(|name| format!("{name}: claimed")).collect();
     let mut lines: Vec<&str> = lines.iter().map(|line| &**line).collect();
     lines.extend(["X-Auth-Token: mine", "X-User-Agent: mine", "X-Tenant-Id: mine"]);
+    lines.extend(["X-Scope-OrgID: mine", "X-Subject-Token: mine", "CF-Webhook-Auth: mine"]);
     let mut talk = Dial::new(&edged.ca, HOST)?.connect(&lab, CLIENT)?;
     let answer = talk.get(HOST, "/echo", &lines)?;
     ensure!(answer.status == 200, "{answer:?}");
@@ -129,7 +130,7 @@ fn what_clients_say_of_themselves_reaches_no_upstream() -> Result<()> {
         fields.filter(|field| field[1] == what).map(|field| field[0].to_string()).collect()
     };
     assert!(said("claimed").is_empty(), "{:?}", said("claimed"));
-    assert_eq!(said("mine").len(), 3, "{seen}");
+    assert_eq!(said("mine").len(), 6, "{seen}");
     Ok(())
 }
 

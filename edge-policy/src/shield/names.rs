@@ -17,7 +17,15 @@ pub(super) fn is_claim(name: &str) -> bool {
     let name = name.strip_prefix("http-").unwrap_or(name);
     CLAIMS.has(name)
         || CLAIM_ENDS.iter().any(|end| name.ends_with(end))
-        || CLAIM_FAMILIES.begin(name) && !NO_CLAIMS.has(name)
+        || CLAIM_FAMILIES.begin(name) && !NO_CLAIMS.has(name) && !is_credential(name)
+}
+
+/// Whether a name is one of a credential or a signature, which the upstream checks itself, and not of what
+/// a gateway has to say.
+fn is_credential(name: &str) -> bool {
+    CREDENTIAL_ENDS.iter().any(|end| name.ends_with(end))
+        && CREDENTIAL_FAMILIES.begin(name)
+        && !name.starts_with("x-auth-request-")
 }
 
 /// Whether a field of an answer tells of the software behind the edge.
@@ -221,20 +229,36 @@ static CLAIMS: Names<16> = Names::new([
 
 /// What begins like a claim and is none: credentials, which the upstream checks itself, and what
 /// a client has to say of itself.
-static NO_CLAIMS: Names<13> = Names::new([
-    "x-auth-api-key",
+static NO_CLAIMS: Names<12> = Names::new([
+    "cf-webhook-auth",
     "x-auth-apikey",
-    "x-auth-key",
+    "x-auth-client",
     "x-auth-nonce",
-    "x-auth-secret",
-    "x-auth-signature",
     "x-auth-timestamp",
-    "x-auth-token",
+    "x-scope-orgid",
     "x-user-agent",
     "x-user-lang",
     "x-user-language",
     "x-user-locale",
     "x-user-timezone",
+    "x-vercel-signature",
+]);
+
+/// What names of credentials end in, in families of claims that people and programs share.
+const CREDENTIAL_ENDS: [&str; 4] = ["-key", "-secret", "-signature", "-token"];
+
+/// Such families; no gateway tells its upstream of tokens and keys by a name of theirs, but one
+/// (`X-Auth-Request-*`).
+static CREDENTIAL_FAMILIES: Names<9> = Names::new([
+    "x-admin-",
+    "x-auth-",
+    "x-client-",
+    "x-consumer-",
+    "x-group-",
+    "x-role-",
+    "x-sso-",
+    "x-subject-",
+    "x-user-",
 ]);
 
 static TELLTALES: Names<24> = Names::new([
@@ -360,6 +384,15 @@ mod tests {
         }
         for name in NO_CLAIMS.names {
             assert!(!is_claim(name) && CLAIM_FAMILIES.begin(name), "{name}");
+        }
+        for start in CREDENTIAL_FAMILIES.names {
+            assert!(is_claim(&format!("{start}z")), "{start}");
+            for end in CREDENTIAL_ENDS {
+                assert!(!is_claim(&format!("{start}a{end}")), "{start}{end}");
+            }
+        }
+        for name in ["x-auth-request-access-token", "x-ms-token-aad-id-token", "x-edged-a-token"] {
+            assert!(is_claim(name), "{name}");
         }
         for name in HEADS.names.iter().chain(&HEAD_FAMILIES.names) {
             assert!(is_for_heads(name), "{name}");
