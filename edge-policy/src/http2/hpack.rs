@@ -340,6 +340,7 @@ mod tests {
             "00 0178 821fff",
             "00 0178 81ff",
             "00 0178 84ffffffff",
+            "00 0178 88ffffffffffffffff",
             "40 0178 0179 bf",
             "7e 0179",
             "0f7f 0179",

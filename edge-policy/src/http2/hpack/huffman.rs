@@ -15,8 +15,7 @@ pub(super) fn decode(coded: &[u8]) -> Option<Vec<u8>> {
         let length = (SHORTEST..=LONGEST).find(|length| top < CODE.ends[*length]);
         let Some(length) = length.filter(|length| *length <= count) else {
             // What is left is the beginning of the code that ends all, and less than a byte of it.
-            let padding = !(u64::MAX >> count);
-            return (count < 8 && bits == padding).then_some(out);
+            return (count < 8 && bits == !(u64::MAX >> count)).then_some(out);
         };
         let at = (top - CODE.begins[length]) >> (32 - length);
         out.push(CODE.symbols[usize::from(CODE.firsts[length]) + at as usize]);
