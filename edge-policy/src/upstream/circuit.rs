@@ -35,8 +35,8 @@ pub struct Circuit {
 pub enum Passage {
     /// Pass.
     Free,
-    /// Pass, to find out whether the upstream is well again.
-    Trial,
+    /// Pass, to find out whether the upstream is well again; until when nobody else does.
+    Trial(u64),
     /// Not pass; the circuit looks again in so many nanoseconds.
     Shut(u64),
 }
@@ -54,20 +54,20 @@ impl Circuit {
         // One wins, and the others wait for what it finds, or for as long again if it never tells.
         let next = now_ns.saturating_add(rule.open_ns).max(1);
         match self.until_ns.compare_exchange(until, next, Relaxed, Relaxed) {
-            Ok(_) => Passage::Trial,
+            Ok(_) => Passage::Trial(next),
             Err(_) => Passage::Shut(rule.open_ns),
         }
     }
 
-    /// Lets the next one pass in the place of a trial that found nothing out.
-    pub fn give_back(&self, now_ns: u64) {
-        let half_open = |until: u64| (until != 0).then_some(now_ns.max(1));
-        let _ = self.until_ns.fetch_update(Relaxed, Relaxed, half_open);
+    /// Lets the next one pass in the place of a trial that found nothing out, unless another has found
+    /// something out since.
+    pub fn give_back(&self, trial_ns: u64, now_ns: u64) {
+        let _ = self.until_ns.compare_exchange(trial_ns, now_ns.max(1), Relaxed, Relaxed);
     }
 
     /// Notes how a request ended that passed.
     pub fn note(&self, rule: &Rule, passage: Passage, failed: bool, now_ns: u64) {
-        if passage == Passage::Trial {
+        if matches!(passage, Passage::Trial(_)) {
             let until = if failed { now_ns.saturating_add(rule.open_ns).max(1) } else { 0 };
             self.window.store(0, Relaxed);
             self.until_ns.store(until, Relaxed);
@@ -132,11 +132,11 @@ mod tests {
         assert!(circuit.is_open());
         assert_eq!(pass(&circuit, 50, false), Passage::Shut(490));
         // Half open: one at a time.
-        assert_eq!(circuit.enter(&RULE, 540), Passage::Trial);
+        assert_eq!(circuit.enter(&RULE, 540), Passage::Trial(1_040));
         assert_eq!(circuit.enter(&RULE, 541), Passage::Shut(499));
-        circuit.note(&RULE, Passage::Trial, true, 550);
+        circuit.note(&RULE, Passage::Trial(1_040), true, 550);
         assert_eq!(circuit.enter(&RULE, 600), Passage::Shut(450));
-        assert_eq!(pass(&circuit, 1_050, false), Passage::Trial);
+        assert_eq!(pass(&circuit, 1_050, false), Passage::Trial(1_550));
         assert!(!circuit.is_open());
         assert_eq!(pass(&circuit, 1_060, true), Passage::Free, "and begins anew");
         assert!(!circuit.is_open());
@@ -146,22 +146,35 @@ mod tests {
     #[test]
     fn a_trial_that_found_nothing_out_is_the_next_ones() {
         let circuit = Circuit::default();
-        circuit.give_back(5);
+        circuit.give_back(1, 5);
         assert!(!circuit.is_open());
         assert!((0..4).all(|now_ns| pass(&circuit, now_ns, true) == Passage::Free));
-        assert_eq!(circuit.enter(&RULE, 600), Passage::Trial);
-        circuit.give_back(610);
-        assert_eq!(circuit.enter(&RULE, 611), Passage::Trial);
+        assert_eq!(circuit.enter(&RULE, 600), Passage::Trial(1_100));
+        circuit.give_back(1_100, 610);
+        assert_eq!(circuit.enter(&RULE, 611), Passage::Trial(1_111));
         assert!(matches!(circuit.enter(&RULE, 612), Passage::Shut(_)));
+    }
+
+    #[test]
+    fn a_trial_that_is_given_back_late_undoes_nothing() {
+        for failed in [true, false] {
+            let circuit = Circuit::default();
+            assert!((0..4).all(|now_ns| pass(&circuit, now_ns, true) == Passage::Free));
+            assert_eq!(circuit.enter(&RULE, 600), Passage::Trial(1_100));
+            assert_eq!(pass(&circuit, 1_100, failed), Passage::Trial(1_600));
+            circuit.give_back(1_100, 1_110);
+            let after = if failed { Passage::Shut(489) } else { Passage::Free };
+            assert_eq!(circuit.enter(&RULE, 1_111), after);
+        }
     }
 
     #[test]
     fn a_trial_that_never_tells_is_followed_by_another() {
         let circuit = Circuit::default();
         assert!((0..4).all(|now_ns| pass(&circuit, now_ns, true) == Passage::Free));
-        assert_eq!(circuit.enter(&RULE, 600), Passage::Trial);
+        assert_eq!(circuit.enter(&RULE, 600), Passage::Trial(1_100));
         assert!(matches!(circuit.enter(&RULE, 1_099), Passage::Shut(_)));
-        assert_eq!(circuit.enter(&RULE, 1_100), Passage::Trial);
+        assert_eq!(circuit.enter(&RULE, 1_100), Passage::Trial(1_600));
     }
 
     #[test]

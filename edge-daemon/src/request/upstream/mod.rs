@@ -87,6 +87,8 @@ type Answered = (Response<Incoming>, Connection, Option<Upload>);
 struct Missed {
     reason: Reason,
     again: Option<Upload>,
+    /// Whether the server did not look at it, and goes on with others.
+    is_refused: bool,
 }
 
 impl Upstream {
@@ -130,7 +132,10 @@ impl Upstream {
             }
             passage => passage,
         };
-        let trial = (passage == Passage::Trial).then(|| Trial(&self.shared.circuit));
+        let trial = match passage {
+            Passage::Trial(trial_ns) => Some(Trial(&self.shared.circuit, trial_ns)),
+            _ => None,
+        };
         let sent = self.send_to_any(outgoing, trial.is_some()).await;
         let failed = match &sent {
             Ok(_) => Some(false),
@@ -146,7 +151,7 @@ impl Upstream {
     }
 
     /// One server after another, each once, as long as sending it again does no harm and the
-    /// budget lasts. On trial, one server alone.
+    /// budget lasts; the last one once more over a fresh connection, if it refused the request unseen. On trial, one server alone.
     async fn send_to_any(
         &self,
         outgoing: Outgoing<'_>,
@@ -158,37 +163,45 @@ impl Upstream {
         upload.turn.ask(settings.body_timeout, settings.total_timeout);
         let pools = self.pools();
         let mut retries = if on_trial { 0 } else { settings.retries_max };
-        let (mut tried, mut missed) = (0_u64, None);
+        let (mut tried, mut missed, mut fresh) = (0_u64, None, false);
         self.change_budget(Budget::earn);
         loop {
             let slot = self.acquire(&pools, tried, key).await;
             // Where nobody else is fit, what the last one made of it is the answer.
             let (index, slot) = slot.map_err(|reason| missed.unwrap_or(reason))?;
             let pool = &pools.pools[index];
-            if tried != 0 {
+            if tried != 0 || fresh {
                 pool.tally().retries.fetch_add(1, Relaxed);
             }
             tried |= 1 << index;
-            match self.ask(pool, head, body, &patience).await {
+            match self.ask(pool, head, body, &patience, fresh).await {
                 Ok((response, connection, again)) => {
                     if let Some(again) = again
-                        && self.may_retry(&pools, tried, key, &mut retries)
+                        && self.choose(&pools, tried, key, |_| true).is_ok()
+                        && self.may_retry(&mut retries)
                     {
+                        fresh = false;
                         body = again;
                         continue;
                     }
                     return Ok((response, Lease::new(Rc::clone(pool), connection, slot)));
                 }
-                Err(Missed { reason, again }) => {
-                    let again = again.filter(|_| self.may_retry(&pools, tried, key, &mut retries));
-                    body = again.ok_or(reason)?;
+                Err(Missed { reason, again, is_refused }) => {
+                    let has_other = self.choose(&pools, tried, key, |_| true).is_ok();
+                    // One that refused it alone may take it over another connection.
+                    fresh = is_refused && !has_other && !fresh;
+                    let may = |_: &_| (has_other || fresh) && self.may_retry(&mut retries);
+                    body = again.filter(may).ok_or(reason)?;
                     missed = Some(reason);
+                    if fresh {
+                        tried &= !(1 << index);
+                    }
                 }
             }
         }
     }
 
-    /// Asks one server, over a kept connection if there is one.
+    /// Asks one server, over a kept connection if there is one and none that is `fresh` is wanted.
     ///
     /// The other side may have closed a kept connection just now. A request that never left goes
     /// on to the next connection; one that may have arrived goes to a fresh one, once, if
@@ -199,10 +212,11 @@ impl Upstream {
         head: &Head,
         mut body: Upload,
         patience: &Patience<'_>,
+        fresh: bool,
     ) -> Result<Answered, Missed> {
         // The server was chosen just now.
         let began_ns = clock::recent_ns();
-        let settled = |asked, connection, copy: Option<Upload>| match asked {
+        let settled = |asked, connection: Connection, copy: Option<Upload>| match asked {
             Ok(response) => {
                 let status = Response::status(&response);
                 pool.answered(status, began_ns);
@@ -213,11 +227,12 @@ impl Upstream {
                 pool.failed(reason);
                 // Whoever let it wait too long may still be at work on it.
                 let copy = copy.filter(|_| reason == Reason::UpstreamInvalid);
-                Err(Missed { reason, again: unsent.or(copy) })
+                let is_refused = unsent.is_some() && !connection.is_closed();
+                Err(Missed { reason, again: unsent.or(copy), is_refused })
             }
         };
         let mut now_ns = began_ns;
-        while let Some(mut connection) = pool.take(now_ns) {
+        while !fresh && let Some(mut connection) = pool.take(now_ns) {
             let copy = repeatable(&head.parts.method, &body);
             let asked = connection.exchange(head, body, patience).await;
             // One that goes on would be taken again.
@@ -234,11 +249,11 @@ impl Upstream {
                 (asked, copy) => return settled(asked, connection, copy),
             }
         }
-        let mut connection = match self.connect(pool, patience.upload).await {
+        let mut connection = match self.connect(pool, patience.upload, fresh).await {
             Ok(connection) => connection,
             Err(reason) => {
                 pool.failed(reason);
-                return Err(Missed { reason, again: Some(body) });
+                return Err(Missed { reason, again: Some(body), is_refused: false });
             }
         };
         let copy = repeatable(&head.parts.method, &body);
@@ -246,9 +261,9 @@ impl Upstream {
         settled(asked, connection, copy)
     }
 
-    /// Whether there is another fit server, and a retry left for it; spends that.
-    fn may_retry(&self, pools: &Pools, tried: u64, key: u64, retries: &mut u32) -> bool {
-        if *retries == 0 || self.choose(pools, tried, key, |_| true).is_err() {
+    /// Whether there is a retry left; spends it.
+    fn may_retry(&self, retries: &mut u32) -> bool {
+        if *retries == 0 {
             return false;
         }
         *retries -= 1;
@@ -260,9 +275,14 @@ impl Upstream {
     }
 
     /// A new connection to a server.
-    async fn connect(&self, pool: &Pool, upload: &UploadState) -> Result<Connection, Reason> {
+    async fn connect(
+        &self,
+        pool: &Pool,
+        upload: &UploadState,
+        fresh: bool,
+    ) -> Result<Connection, Reason> {
         let wait = self.shared.settings.connect_timeout.min(upload.turn.left());
-        let dialled = timeout(wait, self.open(pool));
+        let dialled = timeout(wait, self.open(pool, fresh));
         let (upstream, server) = (&self.shared.settings.name, &pool.server.label);
         match dialled.await {
             Ok(Ok(connection)) => Ok(connection),
@@ -281,11 +301,15 @@ impl Upstream {
         }
     }
 
-    /// A connection that is begun now, or one that others began meanwhile and that can be shared.
-    async fn open(&self, pool: &Pool) -> std::io::Result<Connection> {
+    /// A connection that is begun now, or one that others began meanwhile and that can be shared,
+    /// if none that is `fresh` is wanted.
+    async fn open(&self, pool: &Pool, fresh: bool) -> std::io::Result<Connection> {
         let is_http2 = self.shared.settings.http2;
         let _turn = if is_http2 { Some(pool.opening.lock().await) } else { None };
-        if is_http2 && let Some(shared) = pool.take(clock::boot_ns()) {
+        if is_http2
+            && !fresh
+            && let Some(shared) = pool.take(clock::boot_ns())
+        {
             return Ok(shared);
         }
         pool.tally().connects.fetch_add(1, Relaxed);
@@ -325,11 +349,11 @@ impl Upstream {
 
 /// The request by which a circuit finds out how the upstream is. Dropped before it told, as when its client
 /// leaves or is to blame, it makes room for the next.
-struct Trial<'a>(&'a Circuit);
+struct Trial<'a>(&'a Circuit, u64);
 
 impl Drop for Trial<'_> {
     fn drop(&mut self) {
-        self.0.give_back(clock::boot_ns());
+        self.0.give_back(self.1, clock::boot_ns());
     }
 }
 
