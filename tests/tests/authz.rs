@@ -332,6 +332,14 @@ fn what_a_token_says_allows_and_refuses() -> Result<()> {
     ] {
         assert_eq!(told(&who)?["principal"], principal, "{who}");
     }
+    // What an issuer may be called as well as a kind is not guessed.
+    edged.edit("issuer.0.name", "\"cert\"")?;
+    edged.tell("reload")?;
+    assert!(told("cert:alice").is_err_and(|e| e.to_string().contains("is a kind and an issuer")));
+    assert_eq!(told("sub:cert:alice")?["principal"], "cert:alice by jwt");
+    assert_eq!(told("mtls:alice")?["principal"], "mtls:alice by mtls");
+    edged.edit("issuer.0.name", "\"own\"")?;
+    edged.tell("reload")?;
     for (claim, rule) in [("risk=7.5", "risk forbids"), ("risk=null", "risk failed")] {
         let access = "realm_access={\"roles\":[\"staff\"]}";
         let told = edged.ask(&format!(

@@ -26,10 +26,6 @@ pub(super) fn issuer(table: &Table<'_>) -> Issuer {
         if Method::ALL.iter().any(|method| method.name() == name) {
             return item.wrong(format!("'{name}' is a way of proof"), "another name");
         }
-        if ["sub", "cert"].contains(&name.as_str()) {
-            let what = format!("'{name}:…' says what kind of principal follows, in edgectl");
-            return item.wrong(what, "another name");
-        }
         // "issuer:subject" is how a verdict names a principal: it must not read as anything else.
         let is_principal = |who: &str| matches!(who.parse(), Ok(Culprit::Principal(_)));
         if !["1", ":1"].iter().all(|subject| is_principal(&format!("{name}:{subject}"))) {

@@ -155,6 +155,10 @@ fn principal(
     let (method, issuer, id) = match who.split_once(':') {
         None => return key(who, question, keys).map(Some),
         Some(("key", id)) => return key(id, question, keys).map(Some),
+        Some(("cert", _)) if issuers.has("cert") => {
+            let either = "is a kind and an issuer: mtls:ID or sub:cert:SUBJECT";
+            return Err(format!("'cert' {either}"));
+        }
         Some(("cert" | "mtls", id)) => (Method::Mtls, None, id),
         Some(("sub", subject)) => {
             let (issuer, subject) = bearer(subject, issuers)?;
