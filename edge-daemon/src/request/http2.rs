@@ -49,7 +49,7 @@ pub(crate) async fn serve<IO: AsyncRead + AsyncWrite + Unpin>(
         .max_header_list_size(u32::try_from(2 * bounds.header_bytes_max).unwrap_or(u32::MAX))
         .max_send_buffer_size(SEND_BUFFER)
         // What is on its way to streams that the edge refused all at once is no mistake.
-        .max_concurrent_reset_streams(bounds.streams_max as usize)
+        .max_concurrent_reset_streams(RESETS_MIN.max(bounds.streams_max as usize))
         .max_local_error_reset_streams(Some(MISTAKES_MAX));
     let conduct = Conduct::new(bounds.http2_waste_max, alarm.now_ms());
     let conduct = Rc::new(RefCell::new(conduct));
@@ -296,5 +296,7 @@ fn broken_off(worker: &Worker, visitor: &Visitor, error: &h2::Error) {
 const STOP_GRACE_MS: u64 = 2_000;
 /// What h2 keeps of one stream's answer until the client takes it, in bytes.
 const SEND_BUFFER: usize = 64 * 1024;
+/// Streams that were reset of which h2 knows for a second, at the least.
+const RESETS_MIN: usize = 50;
 /// Streams that h2 may reset for a client's mistakes before it gives the connection up.
 const MISTAKES_MAX: usize = 16;
