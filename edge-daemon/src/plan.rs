@@ -246,6 +246,7 @@ fn route(route: &settings::Route) -> Route {
         upgrades: route.upgrades.clone(),
         login: route.login.clone().map(Arc::new),
         host_sent: route.upstream_host.clone(),
+        kept: route.keep_headers.clone(),
         answers: Arc::new(route.answers.clone()),
         cost: route.cost,
     }

@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use edge_common::Reason;
-use http::{HeaderMap, Method};
+use http::{HeaderMap, HeaderName, Method};
 
 use self::tree::Tree;
 pub use self::{
@@ -45,6 +45,8 @@ pub struct Route {
     pub rewrite: Option<Rewrite>,
     /// The host that the upstream is told; `None`: the one the client asked for.
     pub host_sent: Option<String>,
+    /// Claims of its clients that pass all the same.
+    pub kept: Vec<HeaderName>,
     /// The protocols that its connections may change to, in lower case.
     pub upgrades: Vec<String>,
     /// That it is a login, and how it tells a failure.

@@ -10,6 +10,7 @@ use http::HeaderMap;
 use http::header::{self, AUTHORIZATION, CONNECTION, COOKIE, HeaderName, HeaderValue};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
+pub use self::names::may_keep;
 use self::names::{is_claim, is_for_heads, is_hop, is_telltale, spelled};
 pub use self::secured::{Overrides, Secured, secured};
 use crate::auth::Method;
@@ -61,15 +62,16 @@ pub struct Principal<'a> {
 }
 
 /// Takes from a request what is for this hop only, our credentials, and all that could make the
-/// upstream believe another client, host, target or method than the edge checked.
-pub fn strip_request(headers: &mut HeaderMap) {
+/// upstream believe another client, host, target or method than the edge checked, but for claims of
+/// these names.
+pub fn strip_request(headers: &mut HeaderMap, kept: &[HeaderName]) {
     strip_named(headers);
     // Of what is stripped, nearly all that honest clients send.
     headers.remove(X_API_KEY);
     if headers.get_all(AUTHORIZATION).iter().any(is_api_key) {
         headers.remove(AUTHORIZATION);
     }
-    strip(headers, |name| is_hop(name) || is_claim(name));
+    strip(headers, |name| is_hop(name) || is_claim(name) && !kept.iter().any(|kept| kept == name));
     join_cookies(headers);
 }
 
@@ -279,7 +281,7 @@ mod tests {
             ("x-userinfo", "e30="),
             ("x.auth.email", "root@a"),
         ]);
-        strip_request(&mut given);
+        strip_request(&mut given, &[]);
         assert_eq!(names(&given), ["content-length", "cookie", "host"]);
     }
 
@@ -310,8 +312,33 @@ mod tests {
             ("x-auth-api-key", "k"),
         ];
         let mut given = headers(&all);
-        strip_request(&mut given);
+        strip_request(&mut given, &[]);
         assert_eq!(given, headers(&all));
+    }
+
+    #[test]
+    fn a_claim_passes_where_it_is_to_be_kept() {
+        let kept = ["x-user-id".parse().unwrap()];
+        let mut given = headers(&[("x-user-id", "7"), ("x-user-idx", "7"), ("x-role", "admin")]);
+        strip_request(&mut given, &kept);
+        assert_eq!(given, headers(&[("x-user-id", "7")]));
+        for (name, may) in [
+            ("x-user-id", true),
+            ("cf-ray", true),
+            ("accept", false),
+            ("x.user", false),
+            ("x-edged-principal", false),
+            ("x-forwarded-for", false),
+            ("forwarded", false),
+            ("x-real-ip", false),
+            ("http-x-real-ip", false),
+            ("x-request-id", false),
+            ("x-api-key", false),
+            ("proxy", false),
+            ("connection", false),
+        ] {
+            assert_eq!(may_keep(name), may, "{name}");
+        }
     }
 
     #[test]
@@ -430,7 +457,7 @@ mod tests {
         );
         let mut given = HeaderMap::new();
         told.set(&mut given);
-        strip_request(&mut given);
+        strip_request(&mut given, &[]);
         assert_eq!(names(&given), ["host"]);
     }
 
@@ -440,7 +467,7 @@ mod tests {
         for cookie in ["a=1", "b=2", "c=3; d=4"] {
             headers.append(COOKIE, HeaderValue::from_static(cookie));
         }
-        strip_request(&mut headers);
+        strip_request(&mut headers, &[]);
         let joined: Vec<_> = headers.get_all(COOKIE).iter().collect();
         assert_eq!(joined, ["a=1; b=2; c=3; d=4"]);
     }

@@ -131,6 +131,12 @@ fn what_clients_say_of_themselves_reaches_no_upstream() -> Result<()> {
     };
     assert!(said("claimed").is_empty(), "{:?}", said("claimed"));
     assert_eq!(said("mine").len(), 6, "{seen}");
+    // Unless the route says so of one of them.
+    edged.edit("route.1.keep_headers", "[\"x-user-sub\"]")?;
+    edged.tell("reload")?;
+    let answer = talk.get(HOST, "/echo", &lines)?;
+    assert_eq!(answer.body.matches("claimed").count(), 1, "{answer:?}");
+    assert!(answer.body.to_ascii_lowercase().contains("x-user-sub"), "{answer:?}");
     Ok(())
 }
 

@@ -3,12 +3,13 @@
 use edge_policy::{
     head::Host,
     route::{HeaderRule, HostPattern, Match, PathFault, PathPattern, Rewrite, RewriteFault, Test},
+    shield::may_keep,
 };
 use http::{HeaderName, Method};
 
 use super::{
     access,
-    answers::answers,
+    answers::{answers, header_name},
     login,
     reader::{Item, Table, suggest},
     sections::some_of,
@@ -43,6 +44,9 @@ pub(super) fn route(table: &Table<'_>, upstreams: &[Upstream], policies: &[Polic
             item.list("an array of protocols: [\"websocket\"]", protocol)
         }),
         upstream_host: table.or("upstream_host", None, |item| told_host(item).map(Some)),
+        keep_headers: table.or("keep_headers", Vec::new(), |item| {
+            item.list("an array of names of headers: [\"x-user-id\"]", kept_header)
+        }),
         login: table.or("login", None, login::login),
         answers: answers(table),
         at: Match {
@@ -52,6 +56,18 @@ pub(super) fn route(table: &Table<'_>, upstreams: &[Upstream], policies: &[Polic
             headers,
         },
     }
+}
+
+/// A header that would be taken away, and may be left.
+fn kept_header(item: &Item<'_>) -> Option<HeaderName> {
+    let name = header_name(item)?;
+    if may_keep(name.as_str()) {
+        return Some(name);
+    }
+    item.wrong(
+        format!("'{name}' passes in any case, or is the edge's own to say"),
+        "headers that are taken away: docs/clients.md has them",
+    )
 }
 
 /// A protocol that connections may change to. HTTP/2 is none: it would bear requests past the edge.
@@ -232,7 +248,8 @@ mod tests {
         let settings = read(&[
             "path = \"/users/{id}\"\nhost = \"*.Example.com\"\nrewrite = \"/u/{id}\"",
             "path = \"/a\"\nmatch = \"exact\"\nif_headers = [\"x-b\", \"x-v=2\", \"x-c=app-*\"]",
-            "path = \"/b\"\ncors = { origins = \"*\" }\ncsrf = false\nupstream_host = \"i:81\"",
+            "path = \"/b\"\ncors = { origins = \"*\" }\ncsrf = false\nupstream_host = \"i:81\"\n\
+             keep_headers = [\"X-User-Id\"]",
             "path = \"/c\"\ncors = { origins = [\"https://a.b\"], credentials = true }\n\
              csrf = { origins = [\"https://c.d\"], token_cookie = \"__Host-t\" }\n\
              security_headers = { x-frame-options = false, referrer-policy = \"origin\" }",
@@ -248,6 +265,7 @@ mod tests {
         assert_eq!(open.answers.cors.unwrap().origins, None);
         assert!(!open.answers.csrf.enabled);
         assert_eq!(open.upstream_host.as_deref(), Some("i:81"));
+        assert_eq!(open.keep_headers, ["x-user-id"]);
         let csrf = listed.answers.csrf;
         assert_eq!(csrf.origins, ["https://c.d", "https://a.b"], "credentials are trust");
         assert_eq!(csrf.token.unwrap().header, "x-csrf-token");
@@ -272,6 +290,8 @@ mod tests {
             (&["path = \"/\"\nrewrite = \"v2\""], 13, "what takes the place"),
             (&["path = \"/{a}\"\nrewrite = \"/{b}\""], 13, "has no segment {b}"),
             (&["path = \"/\"\nupstream_host = \"a/b\""], 13, "is not a host name"),
+            (&["path = \"/\"\nkeep_headers = [\"x-edged-a\"]"], 13, "is the edge's own to say"),
+            (&["path = \"/\"\nkeep_headers = [\"accept\"]"], 13, "passes in any case"),
             (&["path = \"/a/{x}\"", "path = \"/a/{y}\""], 17, "route 2 is the same as route 1"),
             (&["path = \"/\"\ncsrf = 1"], 13, "true, false, or a table"),
             (&["path = \"/\"\ncors = { origins = [\"*\"] }"], 13, "each origin in full"),

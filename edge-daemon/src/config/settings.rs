@@ -305,6 +305,8 @@ pub struct Route {
     pub login: Option<Login>,
     /// The host that the upstream is told; `None`: the one the client asked for.
     pub upstream_host: Option<String>,
+    /// Claims of its clients that the upstream gets all the same.
+    pub keep_headers: Vec<http::HeaderName>,
     /// What is done to its answers.
     pub answers: Answers,
 }

@@ -82,7 +82,7 @@ fn head(
     (visitor, host, target, route): (&Visitor, &Host, &Target, &Route),
     trace: &Trace,
 ) -> Head {
-    shield::strip_request(&mut parts.headers);
+    shield::strip_request(&mut parts.headers, &route.kept);
     parts.headers.remove(header::HOST);
     if let Some(attempt) = &trace.login {
         attempt.ask(&mut parts.headers);

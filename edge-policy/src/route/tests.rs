@@ -33,6 +33,7 @@ fn route(at: (&str, &str), methods: &[Method], headers: &[(&str, Test)], upstrea
         rewrite: None,
         upgrades: Vec::new(),
         host_sent: None,
+        kept: Vec::new(),
         login: None,
         answers: Arc::default(),
     }

@@ -20,6 +20,13 @@ pub(super) fn is_claim(name: &str) -> bool {
         || CLAIM_FAMILIES.begin(name) && !NO_CLAIMS.has(name) && !is_credential(name)
 }
 
+/// Whether a route may let this claim of a request's pass: one by whose name the edge itself says nothing,
+/// and takes nothing.
+#[must_use]
+pub fn may_keep(name: &str) -> bool {
+    is_claim(name) && !OURS.has(name) && !OUR_FAMILIES.begin(name)
+}
+
 /// Whether a name is one of a credential or a signature, which the upstream checks itself, and not of what
 /// a gateway has to say.
 fn is_credential(name: &str) -> bool {
@@ -243,6 +250,13 @@ static NO_CLAIMS: Names<12> = Names::new([
     "x-user-timezone",
     "x-vercel-signature",
 ]);
+
+/// Claims that are the edge's to make or to take.
+static OURS: Names<4> = Names::new(["via", "x-api-key", "x-api-secret", "x-request-id"]);
+
+/// What names of such claims begin with; `Http-` stands before any of them.
+static OUR_FAMILIES: Names<6> =
+    Names::new(["forwarded", "http-", "proxy", "x-edged-", "x-forward", "x-real-"]);
 
 /// What names of credentials end in, in families of claims that people and programs share.
 const CREDENTIAL_ENDS: [&str; 4] = ["-key", "-secret", "-signature", "-token"];
