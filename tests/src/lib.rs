@@ -35,6 +35,7 @@ pub mod smuggling;
 pub mod source;
 pub mod succession;
 pub mod talk;
+pub mod tamper;
 pub mod targets;
 pub mod upstream;
 pub mod web;

@@ -705,6 +705,41 @@ fn whoever_takes_the_name_of_a_renamed_interface_is_guarded_in_its_place() {
 }
 
 #[test]
+fn interfaces_that_trade_their_names_stay_guarded() {
+    let pair = Pair::new();
+    ip(&format!("-n {}-edge link add spare type veth peer name other", pair.name));
+    ip(&format!("-n {}-edge link set other up", pair.name));
+    ip(&format!("-n {}-edge link set spare up", pair.name));
+    let settings = pair.settings(UNLIMITED);
+    let (kernel, upkeep) = pair.within("edge", || {
+        let mut kernel = Kernel::load(&settings).unwrap();
+        let wanted = |name: &str| Wanted { interface: name.to_owned(), mode: AttachMode::Generic };
+        let upkeep = kernel.attach(&["guarded", "spare"].map(wanted)).unwrap();
+        (kernel, upkeep)
+    });
+    deny(&kernel, "10.99.0.2/32");
+    let health = upkeep.health();
+    let (stop, stopped) = UnixStream::pair().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| unprivileged(&pair, || upkeep.run(&stopped)));
+        for (from, to) in [("guarded", "old"), ("spare", "guarded"), ("old", "spare")] {
+            ip(&format!("-n {}-edge link set {from} down", pair.name));
+            ip(&format!("-n {}-edge link set {from} name {to}", pair.name));
+            ip(&format!("-n {}-edge link set {to} up", pair.name));
+        }
+        expect("both are guarded", || {
+            let interfaces = health.interfaces();
+            interfaces.iter().all(|one| one.is_guarded && one.is_up) && interfaces.len() == 2
+        });
+        // Looks follow one another once a second.
+        std::thread::sleep(Duration::from_secs(3));
+        assert!(health.interfaces().iter().all(|one| one.is_guarded) && !health.is_any_bare());
+        assert!(!pair.answers());
+        drop(stop);
+    });
+}
+
+#[test]
 fn an_interface_without_ethernet_headers_is_refused() {
     let pair = Pair::new();
     let settings = pair.settings(UNLIMITED);

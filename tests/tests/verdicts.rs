@@ -1,10 +1,6 @@
 //! What becomes of clients by scenarios: guards, the ladder, and that it is really enforced.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-    time::Duration,
-};
+use std::{path::Path, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use edge_common::{Reason, Source};
@@ -14,6 +10,7 @@ use edge_tests::{
     lab::{ATTACKER, ATTACKER6, CLIENT, CLIENT6, EDGE6},
     nat::Nat,
     netns::run,
+    tamper::{bpftool, pinned},
 };
 
 const SOON: Duration = Duration::from_secs(5);
@@ -246,19 +243,6 @@ fn who_is_never_banned_is_spared_in_a_prefix_that_offends() -> Result<()> {
     assert!(edged.bans()?.is_empty(), "{:?}", edged.bans()?);
     assert!(reaches(&lab, CLIENT, 443));
     Ok(())
-}
-
-/// The one pinned table of this name.
-fn pinned(dir: &Path, name: &str) -> Result<PathBuf> {
-    let entries = std::fs::read_dir(dir)?.filter_map(Result::ok).map(|entry| entry.path());
-    let found = entries.filter(|path| path.is_dir()).map(|path| path.join(name));
-    found.into_iter().find(|path| path.exists()).with_context(|| format!("no {name} in {dir:?}"))
-}
-
-fn bpftool(args: &[&str], key: Source) -> Result<()> {
-    let key = key.octets().map(|byte| format!("{byte:02x}"));
-    let mut bpftool = Command::new("bpftool");
-    run(bpftool.args(args).args(["key", "hex"]).args(key)).map(drop)
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod crowdsec;
 mod fleet;
+mod heal;
 mod latency;
 mod nat;
 mod peers;
@@ -11,7 +12,7 @@ mod start;
 use super::Measures;
 
 /// The measures by number: a ban, decisions of `CrowdSec`, a start with a million networks, a ban from
-/// edge to edge, a NAT, fail2ban and `CrowdSec` on the same attack.
+/// edge to edge, a NAT, fail2ban and `CrowdSec` on the same attack, what another hand deletes.
 pub(super) const MEASURES: Measures = &[
     (&[1], latency::of_a_ban),
     (&[2], crowdsec::decisions),
@@ -19,4 +20,5 @@ pub(super) const MEASURES: Measures = &[
     (&[4], fleet::from_edge_to_edge),
     (&[5], nat::neighbours),
     (&[6], peers::on_the_same_attack),
+    (&[7], heal::of_a_ban),
 ];
