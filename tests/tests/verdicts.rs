@@ -123,6 +123,8 @@ fn the_ladder_is_climbed_step_by_step() -> Result<()> {
         )?
         .start()?;
     let guess = || -> Option<u16> {
+        // Not so often that going on while refused is an offence of its own.
+        std::thread::sleep(Duration::from_millis(200));
         let ask = edged.get(ATTACKER, "/").key("edged_x").arg("--max-time", "1");
         ask.send().ok().map(|response| response.status)
     };
