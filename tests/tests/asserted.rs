@@ -56,7 +56,6 @@ fn an_upstream_verifies_by_the_published_keys_across_a_rotation_and_a_restart() 
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o600))?;
     let mut edged = lab
         .edged()?
-        .set("limits.per_source", "\"off\"")
         .set("upstream_identity.jws", "true")
         .set("upstream_identity.key", &format!("\"file:{}\"", secret.display()))
         .set("upstream_identity.life", "\"8s\"")

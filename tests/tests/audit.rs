@@ -107,7 +107,7 @@ fn keys_are_not_changed_unnoticed_while_the_log_cannot_be_written() -> Result<()
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;
     let disk = SmallDisk::at(place(&lab).0, 256 << 10)?;
-    let edged = lab.edged()?.set("limits.per_source", "\"off\"").start()?;
+    let edged = lab.edged()?.start()?;
     let made = edged.ask("key create --name old")?;
     let (id, key) = (made["id"].as_str().context("id")?, made["key"].as_str().context("key")?);
     disk.fill()?;

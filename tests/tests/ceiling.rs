@@ -93,8 +93,6 @@ fn streams_that_memory_has_no_room_for_cost_their_client_nothing() -> Result<()>
     let upstream = Upstream::start(&lab.origin, format!("{ORIGIN}:8080").parse()?)?;
     let edged = lab
         .edged()?
-        .set("limits.per_source", r#""off""#)
-        .set("limits.handshakes", r#""off""#)
         .set("route.1.auth", r#""none""#)
         .set("bounds.http2_waste_max", "100")
         .start()?;
@@ -144,8 +142,6 @@ fn edged(lab: &Lab) -> Result<Edged<'_>> {
     lab.edged()?
         .set("kernel.packet_rate", off)
         .set("kernel.connection_rate", off)
-        .set("limits.per_source", off)
-        .set("limits.handshakes", off)
         .set("verdicts.never_ban", &format!("[{ATTACKERS:?}]"))
         .set("bounds.requests_max", many)
         .set("upstream.0.requests_max", many)

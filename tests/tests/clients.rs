@@ -209,7 +209,6 @@ fn lists_meet_the_client_and_not_its_proxy() -> Result<()> {
         .set("server.trusted_proxies", &format!("[\"{CLIENT}/32\"]"))
         .set("server.forwarded_header", "\"x-forwarded-for\"")
         .set("server.https", &listener)
-        .set("limits.per_source", "\"off\"")
         .append(&feed)?
         .start()?;
     let dial = Dial::new(&edged.ca, HOST)?;

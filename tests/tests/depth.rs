@@ -314,7 +314,6 @@ impl<'a> Field<'a> {
             .set("lists.deny", &format!("[{denied}]"))
             .set("limits.per_source", &limit(PerSource))
             .set("limits.per_key", &limit(PerKey))
-            .set("limits.handshakes", "\"off\"")
             .set("verdicts.never_ban", &format!("[\"{CLIENT}/32\", \"{spared}/32\"]"))
             .append(&routes(off))?
             .start()?;

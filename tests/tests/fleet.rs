@@ -20,9 +20,9 @@ use edge_tests::{
 
 fn start<'l>(hub: &Hub, n: usize, lab: &'l Lab, lines: &str) -> Result<Edged<'l>> {
     let section = hub.section(n, lab, lines)?;
-    let setup = lab.edged()?.set("limits.per_source", "\"off\"");
     // Who asks beyond a limit all the time is to be refused by it, and not banned for it.
-    setup.set("verdicts.never_ban", &format!("[\"{CLIENT}/32\"]")).append(&section)?.start()
+    let setup = lab.edged()?.set("verdicts.never_ban", &format!("[\"{CLIENT}/32\"]"));
+    setup.append(&section)?.start()
 }
 
 fn connected(edged: &Edged<'_>, wanted: f64) -> Result<Duration> {
@@ -113,8 +113,7 @@ fn what_another_edge_bans_is_spared_where_many_share_it() -> Result<()> {
     let (one, two) = (Lab::new()?, Lab::new()?);
     let (_origin, hub) = (Origin::start(&two)?, Hub::start(&[&one, &two])?);
     let a = start(&hub, 0, &one, "")?;
-    let setup = two.edged()?.set("limits.per_source", "\"off\"");
-    let setup = setup.set("limits.handshakes", "\"off\"");
+    let setup = two.edged()?;
     // What is an upstream of this edge alone, it cannot do without.
     let pool = format!("\n[[upstream]]\nname = \"pool\"\nservers = [\"{FRIEND}:8080\"]\n");
     let b =

@@ -34,11 +34,7 @@ fn h1(lab: &Lab, edged: &Edged<'_>) -> Result<Talk> {
 fn every_flood_of_frames_is_noticed_closed_and_signalled() -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;
-    let unlimited = lab.edged()?.set("limits.per_source", r#""off""#);
-    let edged = unlimited
-        .set("limits.handshakes", r#""off""#)
-        .set("route.0.methods", r#"["GET", "POST"]"#)
-        .start()?;
+    let edged = lab.edged()?.set("route.0.methods", r#"["GET", "POST"]"#).start()?;
     let ask = |stream, flags| frame(HEADERS, flags, stream, &get("edge.test", "/health"));
     let open = |stream| ask(stream, END_HEADERS);
     // Its upstream waits for the end of the body.
@@ -239,7 +235,6 @@ fn small_answers_that_nobody_takes_are_given_up() -> Result<()> {
     let _origin = Origin::start(&lab)?;
     let edged = lab
         .edged()?
-        .set("limits.per_source", r#""off""#)
         .set("bounds.idle_timeout", r#""1s""#)
         .set("bounds.streams_max", "150")
         .start()?;
@@ -337,7 +332,6 @@ fn slow_clients_of_every_kind_hold_nobody_up() -> Result<()> {
     let _origin = Origin::start(&lab)?;
     let edged = lab
         .edged()?
-        .set("limits.per_source", r#""off""#)
         .set("bounds.header_timeout", r#""1s""#)
         .set("bounds.idle_timeout", r#""1s""#)
         .set("bounds.body_rate_min", r#""10KiB""#)

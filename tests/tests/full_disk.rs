@@ -27,7 +27,6 @@ fn a_revoked_token_is_refused_though_it_cannot_be_saved() -> Result<()> {
     let disk = SmallDisk::at(lab.dir().join("state"), ROOM)?;
     let mut edged = lab
         .edged()?
-        .set("limits.per_source", "\"off\"")
         .append(&format!(
             "[[issuer]]\nname = \"own\"\nissuer = \"{ISSUER}\"\naudience = [\"{AUDIENCE}\"]\n\
              jwks_url = \"{KEYS_URL}\"\n\
@@ -78,11 +77,7 @@ fn keys_are_changed_for_good_or_not_at_all_but_refused_at_once() -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;
     let disk = SmallDisk::at(lab.dir().join("state"), ROOM)?;
-    let mut edged = lab
-        .edged()?
-        .set("limits.per_source", "\"off\"")
-        .set("keys.exposed", "\"refuse\"")
-        .start()?;
+    let mut edged = lab.edged()?.set("keys.exposed", "\"refuse\"").start()?;
     let create = |name: &str| -> Result<(String, String)> {
         let made = edged.ask(&format!("key create --name {name}"))?;
         let word = |field: &str| made[field].as_str().map(str::to_owned).context("told");

@@ -35,7 +35,7 @@ fn clients_are_counted_by_their_country() -> Result<()> {
     let known = [(client.as_str(), "NZ"), (friend.as_str(), "NZ"), (attacker.as_str(), "CH")];
     std::fs::write(&path, countries(&known)?)?;
     let geo = format!("{path:?}");
-    let setup = lab.edged()?.set("limits.per_source", "\"off\"").set("geo.country", &geo);
+    let setup = lab.edged()?.set("geo.country", &geo);
     let edged = setup.append(LIMIT)?.start()?;
     let ask = |source: &str| Ok::<_, anyhow::Error>(edged.get(source, "/health").send()?.status);
     // Two addresses of one country share its limit; another country has its own, and so have
@@ -71,8 +71,7 @@ fn guesses_are_held_against_where_they_come_from() -> Result<()> {
         [CLIENT, FRIEND, ATTACKER].map(|address| format!("{address}/32"));
     let known = [(client.as_str(), "NZ"), (friend.as_str(), "NZ"), (attacker.as_str(), "CH")];
     std::fs::write(&path, countries(&known)?)?;
-    let setup = lab.edged()?.set("limits.per_source", "\"off\"");
-    let setup = setup.set("geo.country", &format!("{path:?}"));
+    let setup = lab.edged()?.set("geo.country", &format!("{path:?}"));
     let setup = setup.set("verdicts.never_ban", &format!("[{friend:?}]"));
     let edged = setup.append(SCENARIO)?.start()?;
     let key = edged.key("reader")?;

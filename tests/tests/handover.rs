@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use edge_tests::{
-    Edged, Lab, Origin, Setup,
+    Edged, Lab, Origin,
     client::{HOST, connect, reaches, until},
     lab::{ATTACKER, CLIENT, EDGE, LISTED},
     succession::{Load, listening, start_with},
@@ -24,12 +24,6 @@ use nix::{
 };
 
 const SOON: Duration = Duration::from_secs(5);
-
-/// A daemon whose limits are no concern of a load from one address: neither of requests nor of handshakes.
-fn unlimited(lab: &Lab) -> Result<Setup<'_>> {
-    let setup = lab.edged()?.set("limits.per_source", r#""off""#);
-    Ok(setup.set("limits.handshakes", r#""off""#))
-}
 
 /// Runs `work` beside a load that must not notice; the requests that were answered.
 fn under_load(
@@ -72,7 +66,7 @@ fn audit_is_whole(lab: &Lab, edged: &Edged<'_>) -> Result<()> {
 fn upgrades_under_load_refuse_no_connection_and_lose_no_request() -> Result<()> {
     let lab = Lab::new()?;
     let origin = Origin::start(&lab)?;
-    let mut edged = unlimited(&lab)?.set("server.workers", "2").start()?;
+    let mut edged = lab.edged()?.set("server.workers", "2").start()?;
     let key = edged.key("lasting")?;
     edged.tell(&format!("deny add {ATTACKER}"))?;
     let first = edged.pid();
@@ -142,7 +136,7 @@ fn pretend(edged: &Edged<'_>, steps: &[&str]) -> Result<UnixStream> {
 fn a_successor_that_ends_on_its_way_leaves_the_former_in_office() -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;
-    let mut edged = unlimited(&lab)?.start()?;
+    let mut edged = lab.edged()?.start()?;
     let pid = edged.pid();
     let steps = [r#"{"ask":{"version":"0"}}"#, r#""release""#, r#""yield_nonces""#];
     let mut failed = 0.0;

@@ -25,8 +25,6 @@ fn every_frame_of_the_corpus_has_its_verdict() -> Result<()> {
     let origin = Origin::start(&lab)?;
     let edged = lab
         .edged()?
-        .set("limits.per_source", r#""off""#)
-        .set("limits.handshakes", r#""off""#)
         .set("route.0.methods", r#"["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"]"#)
         .start()?;
     let dial = Dial::new(&edged.ca, "edge.test")?.alpn("h2");

@@ -76,7 +76,6 @@ fn asking<'a>(lab: &'a Lab, authority: &Authority, more: &str) -> Result<Setup<'
     let crl = authority.revoke("clients.crl", &[])?;
     lab.edged()?
         .append("[[scenario]]\nname = \"brute-force\"\nenabled = false")?
-        .set("limits.per_source", "\"off\"")
         .set("tls.clients.auth", "\"optional\"")
         .set("tls.clients.ca", &format!("{:?}", authority.ca))
         .set("tls.clients.crl", &format!("[{crl:?}]"))
@@ -294,7 +293,6 @@ fn two_issuers_that_share_a_subject_share_no_identity() -> Result<()> {
     let edged = lab
         .edged()?
         .set("log.access", &format!("{access:?}"))
-        .set("limits.per_source", "\"off\"")
         .append(&format!("{}{second}{TWO}", own()))?
         .start()?;
     let mine = signer.token(&signer.claims());

@@ -158,7 +158,7 @@ fn a_key_goes_only_where_it_may_and_comes_with_its_secret() -> Result<()> {
 fn a_rotated_key_ends_after_its_grace_and_a_revoked_one_at_once() -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;
-    let mut edged = lab.edged()?.set("limits.per_source", "\"off\"").start()?;
+    let mut edged = lab.edged()?.start()?;
     let (old, old_key, _) = create(&edged, "--name a --scopes s --owner o")?;
     let made = edged.ask(&format!("key rotate {old} --grace 3s"))?;
     let new_key = made["key"].as_str().context("no key")?.to_owned();
@@ -398,7 +398,7 @@ fn keys_move_from_one_store_to_another() -> Result<()> {
 fn a_digest_that_was_changed_in_the_store_is_found() -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;
-    let mut edged = lab.edged()?.set("limits.per_source", "\"off\"").start()?;
+    let mut edged = lab.edged()?.start()?;
     let (victim, key, _) = create(&edged, "--name victim")?;
     let (own, own_key, _) = create(&edged, "--name own")?;
     edged.terminate()?;
@@ -424,11 +424,8 @@ fn a_digest_that_was_changed_in_the_store_is_found() -> Result<()> {
 fn a_store_that_fails_meanwhile_lets_nobody_in() -> Result<()> {
     let lab = Lab::new()?;
     let origin = Origin::start(&lab)?;
-    let edged = lab
-        .edged()?
-        .append("[[scenario]]\nname = \"brute-force\"\nenabled = false")?
-        .set("limits.per_source", "\"off\"")
-        .start()?;
+    let edged =
+        lab.edged()?.append("[[scenario]]\nname = \"brute-force\"\nenabled = false")?.start()?;
     let (_, good, _) = create(&edged, "--name good")?;
     let (revoked, revoked_key, _) = create(&edged, "--name revoked")?;
     let (early, early_key, _) = create(&edged, "--name early")?;

@@ -67,11 +67,7 @@ fn a_list_shows_the_keys_that_were_asked_for() -> Result<()> {
 fn a_key_is_warned_of_once_before_its_end() -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;
-    let mut edged = lab
-        .edged()?
-        .set("limits.per_source", "\"off\"")
-        .set("keys.warn_before", "\"10s\"")
-        .start()?;
+    let mut edged = lab.edged()?.set("keys.warn_before", "\"10s\"").start()?;
     let (later, _) = create(&edged, "--name later --expires 1h")?;
     let (brief, key) = create(&edged, "--name brief --owner team-a --expires 16s")?;
     let status = || Ok::<_, anyhow::Error>(edged.get(FRIEND, "/").key(&key).send()?.status);

@@ -149,7 +149,7 @@ fn bans_outlive_another_versions_table_of_another_shape() -> Result<()> {
 fn a_reload_under_load_loses_no_request() -> Result<()> {
     let lab = Lab::new()?;
     let origin = Origin::start(&lab)?;
-    let edged = lab.edged()?.set("limits.per_source", r#""off""#).start()?;
+    let edged = lab.edged()?.start()?;
     let stop = AtomicBool::new(false);
     let sent = std::thread::scope(|scope| -> Result<usize> {
         let load = scope.spawn(|| -> Result<usize> {

@@ -70,7 +70,6 @@ fn a_failure_is_told_however_its_answer_is_framed() -> Result<()> {
     let web = upstream(&lab)?;
     let edged = lab
         .edged()?
-        .set("limits.per_source", "\"off\"")
         .set("verdicts.never_ban", &format!("[\"{CLIENT}/32\", \"{ATTACKER}/32\"]"))
         .append(ROUTE)?
         .start()?;
@@ -140,7 +139,6 @@ fn hydra_is_banned_before_it_finds_anything() -> Result<()> {
              upstream = \"api\"\nlogin = { account = \"form:user\", failure_body = \"wrong password\" }\n";
         let edged = lab
             .edged()?
-            .set("limits.per_source", "\"off\"")
             .set("verdicts.never_ban", &format!("[\"{CLIENT}/32\"]"))
             .append(route)?
             .start()?;
@@ -181,11 +179,7 @@ fn guesses_make_no_source_a_shared_one() -> Result<()> {
     let _web = upstream(&lab)?;
     let guard =
         "[[scenario]]\nname = \"login-source\"\ncapacity = 2\nstep = \"ban\"\nup_to = \"ban\"";
-    let edged = lab
-        .edged()?
-        .set("limits.per_source", "\"off\"")
-        .append(&format!("{ROUTE}{guard}"))?
-        .start()?;
+    let edged = lab.edged()?.append(&format!("{ROUTE}{guard}"))?.start()?;
     // Nobody knows how these end: they are no successes.
     for user in ["ann", "bob", "eve"] {
         login(&edged, ATTACKER, user, "gzip?fail")?;
@@ -217,11 +211,7 @@ fn a_library_that_guesses_logs_nobody_in_and_others_do() -> Result<()> {
     let guard =
         "[[scenario]]\nname = \"login-fingerprint\"\ncapacity = 4\nleak = \"1/h\"\nstep = \"429\"";
     let route = ROUTE.replace("[\"POST\"]", "[\"GET\", \"POST\"]");
-    let edged = lab
-        .edged()?
-        .set("limits.per_source", "\"off\"")
-        .append(&format!("{route}{guard}"))?
-        .start()?;
+    let edged = lab.edged()?.append(&format!("{route}{guard}"))?.start()?;
     let status = |source: &str, user: &str, target: &str| -> Result<u16> {
         Ok(edged.get(source, &format!("/login/{target}")).header("X-User", user).send()?.status)
     };

@@ -161,7 +161,6 @@ fn bad_input_is_told_with_its_line_and_never_replaces_what_is_good() -> Result<(
         .edged()?
         .without("tls", "key")
         .set("tls.certificate", &certificate(&leaf.chain, &leaf.key, HOST))
-        .set("limits.per_source", r#""off""#)
         .start()?;
     let mut bench = Bench { edged, authority, leaf };
     let good = bench.state()?;

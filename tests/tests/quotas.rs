@@ -15,10 +15,8 @@ use serde_json::{Value, json};
 
 /// A daemon with these limits, whose own ones are out of the way.
 fn edged<'a>(lab: &'a Lab, limits: &str) -> Result<Edged<'a>> {
-    let off = |setup: edge_tests::daemon::Setup<'a>, key| setup.set(key, "\"off\"");
-    let setup = ["limits.per_source", "limits.per_key", "limits.global"]
-        .into_iter()
-        .fold(lab.edged()?, off);
+    let off = "\"off\"";
+    let setup = lab.edged()?.set("limits.per_key", off).set("limits.global", off);
     setup.append(limits)?.start()
 }
 

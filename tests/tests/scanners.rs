@@ -7,7 +7,7 @@ use serde_json::Value;
 #[test]
 fn sslscan_finds_nothing_old_and_nothing_weak() -> Result<()> {
     let lab = Lab::new()?;
-    let _edged = lab.edged()?.set("limits.handshakes", r#""off""#).start()?;
+    let _edged = lab.edged()?.start()?;
     let name = format!("--sni-name={HOST}");
     let mut sslscan = lab.client.command("sslscan");
     let said = run(sslscan.args(["--no-colour", &name, &format!("{EDGE}:443")]))?;
@@ -41,7 +41,7 @@ fn sslscan_finds_nothing_old_and_nothing_weak() -> Result<()> {
 #[test]
 fn testssl_finds_nothing_but_that_clients_choose() -> Result<()> {
     let lab = Lab::new()?;
-    let _edged = lab.edged()?.set("limits.handshakes", r#""off""#).start()?;
+    let _edged = lab.edged()?.start()?;
     let file = lab.dir().join("findings.json");
     let mut testssl = lab.client.command("testssl");
     testssl.args(["--quiet", "--warnings", "off", "--color", "0", "-p", "-s", "-f", "-P", "-U"]);

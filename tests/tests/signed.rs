@@ -24,7 +24,6 @@ fn signing<'a>(lab: &'a Lab, changes: &[(&str, &str)]) -> Result<Edged<'a>> {
         .edged()?
         .set("route.1.auth", "\"signature\"")
         .set("verdicts.never_ban", &format!("[\"{CLIENT}/32\"]"))
-        .set("limits.per_source", "{ rate = \"100000/s\" }")
         .set("limits.per_key", "{ rate = \"100000/s\" }");
     for (path, value) in changes {
         setup = setup.set(path, value);

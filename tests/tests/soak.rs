@@ -109,8 +109,6 @@ fn edged<'a>(lab: &'a Lab, authority: &Authority) -> Result<Edged<'a>> {
     lab.edged()?
         .set("tls.certificate", &format!("{:?}", leaf.chain))
         .set("tls.key", &format!("{:?}", leaf.key))
-        .set("limits.per_source", r#""off""#)
-        .set("limits.handshakes", r#""off""#)
         .set("bounds.idle_timeout", r#""2s""#)
         .set("bounds.header_timeout", r#""2s""#)
         .set("verdicts.never_ban", &format!("[\"{CLIENT}/32\"]"))

@@ -82,11 +82,7 @@ fn secrets_turn_with_an_overlap_and_without_a_restart() -> Result<()> {
     let _origin = Origin::start(&lab)?;
     let (a, b, c) = ([b'a'; 32], [b'b'; 32], [b'c'; 32]);
     let (file_a, file_b) = (secret(&lab, "a", &a)?, secret(&lab, "b", &b)?);
-    let edged = lab
-        .edged()?
-        .set("limits.per_source", "\"off\"")
-        .append(&terms(&format!("secrets = [{file_a}]")))?
-        .start()?;
+    let edged = lab.edged()?.append(&terms(&format!("secrets = [{file_a}]")))?.start()?;
     let by = |secret: &[u8]| hs256(secret, &claims());
     assert_eq!((status(&edged, &by(&a))?, status(&edged, &by(&b))?), (200, 401));
     for both in [format!("[{file_a}, {file_b}]"), format!("[{file_b}, {file_a}]")] {
@@ -122,11 +118,8 @@ fn what_a_secret_signed_is_revoked_by_its_name_and_without_an_end() -> Result<()
     let _origin = Origin::start(&lab)?;
     let (a, b) = ([b'a'; 32], [b'b'; 32]);
     let (file_a, file_b) = (secret(&lab, "a", &a)?, secret(&lab, "b", &b)?);
-    let mut edged = lab
-        .edged()?
-        .set("limits.per_source", "\"off\"")
-        .append(&terms(&format!("secrets = [{file_a}, {file_b}]")))?
-        .start()?;
+    let mut edged =
+        lab.edged()?.append(&terms(&format!("secrets = [{file_a}, {file_b}]")))?.start()?;
     let (by_a, by_b) = (hs256(&a, &claims()), hs256(&b, &claims()));
     assert_eq!((status(&edged, &by_a)?, status(&edged, &by_b)?), (200, 200));
     let keys = edged.ask("token keys")?;
@@ -177,7 +170,7 @@ fn pem_files_turn_with_an_overlap_and_are_revoked_by_thumbprint() -> Result<()> 
     let _origin = Origin::start(&lab)?;
     let ((file_a, a), (file_b, b)) = (pem(&lab, "a.pem")?, pem(&lab, "b.pem")?);
     let keys = format!("key_files = [{file_a:?}]");
-    let edged = lab.edged()?.set("limits.per_source", "\"off\"").append(&terms(&keys))?.start()?;
+    let edged = lab.edged()?.append(&terms(&keys))?.start()?;
     assert_eq!((status(&edged, &rs256(&a))?, status(&edged, &rs256(&b))?), (200, 401));
     edged.edit("issuer.0.key_files", &format!("[{file_a:?}, {file_b:?}]"))?;
     edged.tell("reload")?;
@@ -211,7 +204,6 @@ fn the_key_that_signs_for_upstreams_turns_without_a_restart() -> Result<()> {
     let file = secret(&lab, "identity", &[1; 32])?;
     let edged = lab
         .edged()?
-        .set("limits.per_source", "\"off\"")
         .set("upstream_identity.jws", "true")
         .set("upstream_identity.key", &file)
         .start()?;

@@ -336,7 +336,7 @@ fn an_answer_in_chunks_ends_once_however_late_its_end_is_taken() -> Result<()> {
             writer.write_all(answer.as_bytes()).ok()?;
         }
     })?;
-    let edged = lab.edged()?.set("limits.per_source", r#""off""#).start()?;
+    let edged = lab.edged()?.start()?;
     let mut talk = h1(&lab, &edged)?;
     for length in (1_000..64_000).step_by(250) {
         let ask = format!("GET /health/{length} HTTP/1.1\r\nHost: edge.test\r\n\r\n");
@@ -476,7 +476,6 @@ fn calls_with_trailers_pass_over_http2_all_the_way() -> Result<()> {
     let check = "{ path = \"/check\", interval = \"100ms\", timeout = \"10s\" }";
     let edged = lab
         .edged()?
-        .set("limits.per_source", r#""off""#)
         .set("route.0.methods", r#"["GET", "POST"]"#)
         .set("upstream.0.http2", "true")
         .set("upstream.0.check", check)
@@ -544,7 +543,6 @@ fn calls_with_trailers_pass_over_http2_and_tls_to_a_server_of_others() -> Result
     let tls = |name: &str| format!("{{ ca = \"{dir}/ca.pem\", server_name = \"{name}\" }}");
     let edged = lab
         .edged()?
-        .set("limits.per_source", r#""off""#)
         .set("route.0.methods", r#"["GET", "POST"]"#)
         .set("upstream.0.servers", r#"["192.0.2.2:8443"]"#)
         .set("upstream.0.http2", "true")

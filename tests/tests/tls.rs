@@ -253,7 +253,6 @@ fn a_new_certificate_is_served_and_no_connection_is_lost() -> Result<()> {
         .edged()?
         .set("tls.certificate", &path(&leaf.chain))
         .set("tls.key", &path(&leaf.key))
-        .set("limits.per_source", "\"off\"")
         .start()?;
     let dial = Dial::new(&authority.ca, HOST)?;
     let mut held = (0..8).map(|_| dial.connect(&lab, CLIENT)).collect::<Result<Vec<_>>>()?;

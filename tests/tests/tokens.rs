@@ -66,7 +66,7 @@ fn seed_26_a_token_is_judged_in_the_order_of_the_flow() -> Result<()> {
     let origin = Origin::start(&lab)?;
     let (signer, thief) = (Signer::new("k1")?, Signer::new("k1")?);
     let _keys = KeyServer::start(&lab, Answers::Bytes(jwks(&[&signer])))?;
-    let edged = lab.edged()?.set("limits.per_source", "\"off\"").append(&terms(""))?.start()?;
+    let edged = lab.edged()?.append(&terms(""))?.start()?;
     let claims = signer.claims();
     let now = now_s();
 
@@ -141,7 +141,7 @@ fn incident_a_warm_cache_does_not_cross_audiences() -> Result<()> {
     let _origin = Origin::start(&lab)?;
     let signer = Signer::new("k1")?;
     let _keys = KeyServer::start(&lab, Answers::Bytes(jwks(&[&signer])))?;
-    let edged = lab.edged()?.set("limits.per_source", "\"off\"").append(&terms(""))?.start()?;
+    let edged = lab.edged()?.append(&terms(""))?.start()?;
     let token = signer.token(&signer.claims());
     for _ in 0..4 {
         assert_eq!(get(&edged, "/token", &token)?.status, 200);
@@ -170,11 +170,7 @@ fn incident_unknown_keys_are_fetched_once_a_cooldown() -> Result<()> {
     let signer = Signer::new("k1")?;
     let keys = KeyServer::start(&lab, Answers::Bytes(jwks(&[&signer])))?;
     let terms = terms("").replace("cooldown = \"1s\"", "cooldown = \"1h\"");
-    let edged = lab
-        .edged()?
-        .set("limits.per_source", r#"{ rate = "100000/s", burst = 100000 }"#)
-        .append(&terms)?
-        .start()?;
+    let edged = lab.edged()?.append(&terms)?.start()?;
     let good = signer.token(&signer.claims());
     assert_eq!(status(&edged, &good)?, 200);
     assert_eq!(keys.asked(), 1);
@@ -199,11 +195,7 @@ fn keys_turn_and_issuers_fail() -> Result<()> {
     let _origin = Origin::start(&lab)?;
     let (first, second, third) = (Signer::new("k1")?, Signer::new("k2")?, Signer::new("k3")?);
     let keys = KeyServer::start(&lab, Answers::Status("503 Down"))?;
-    let edged = lab
-        .edged()?
-        .set("limits.per_source", "\"off\"")
-        .append(&terms("stale = \"1h\""))?
-        .start()?;
+    let edged = lab.edged()?.append(&terms("stale = \"1h\""))?.start()?;
     let token = |signer: &Signer| signer.token(&signer.claims());
 
     // Without keys nobody is let in, and nobody is blamed.
@@ -265,7 +257,7 @@ fn what_is_revoked_is_refused_at_once_and_for_good() -> Result<()> {
     let _origin = Origin::start(&lab)?;
     let signer = Signer::new("k1")?;
     let _keys = KeyServer::start(&lab, Answers::Bytes(jwks(&[&signer])))?;
-    let mut edged = lab.edged()?.set("limits.per_source", "\"off\"").append(&terms(""))?.start()?;
+    let mut edged = lab.edged()?.append(&terms(""))?.start()?;
     let named = |jti: &str, sub: &str, sid: &str| {
         let claims = with(with(signer.claims(), "jti", json!(jti)), "sub", json!(sub));
         signer.token(&with(claims, "sid", json!(sid)))
@@ -325,7 +317,7 @@ fn a_damaged_store_forgets_no_revocation() -> Result<()> {
     let _origin = Origin::start(&lab)?;
     let signer = Signer::new("k1")?;
     let _keys = KeyServer::start(&lab, Answers::Bytes(jwks(&[&signer])))?;
-    let mut edged = lab.edged()?.set("limits.per_source", "\"off\"").append(&terms(""))?.start()?;
+    let mut edged = lab.edged()?.append(&terms(""))?.start()?;
     let named = |jti: &str, sid: &str| {
         signer.token(&with(with(signer.claims(), "jti", json!(jti)), "sid", json!(sid)))
     };
@@ -381,7 +373,7 @@ fn a_bound_token_needs_its_proof_each_time_a_new_one() -> Result<()> {
     let _origin = Origin::start(&lab)?;
     let (signer, client, thief) = (Signer::new("k1")?, Signer::new("")?, Signer::new("")?);
     let _keys = KeyServer::start(&lab, Answers::Bytes(jwks(&[&signer])))?;
-    let edged = lab.edged()?.set("limits.per_source", "\"off\"").append(&terms(""))?.start()?;
+    let edged = lab.edged()?.append(&terms(""))?.start()?;
     let bound = with(signer.claims(), "cnf", json!({"jkt": client.thumbprint()}));
     let token = signer.token(&bound);
     let url = "https://edge.test/token";
@@ -556,8 +548,6 @@ fn a_provider_turns_its_keys_hangs_and_dies_under_load() -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;
     let (mut provider, edged) = provided(&lab)?;
-    edged.edit("limits.per_source", "\"off\"")?;
-    edged.tell("reload")?;
     let token = || -> Result<String> {
         let made = node_json(&lab.edge, "client.mjs", &[PROVIDER, "bearer"])?;
         Ok(made["token"].as_str().context("no token")?.to_owned())

@@ -26,11 +26,7 @@ fn metric(edged: &Edged<'_>, name: &str) -> Result<f64> {
 fn a_restart_makes_no_nat_one_client() -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;
-    let mut edged = lab
-        .edged()?
-        .set("limits.per_source", "\"off\"")
-        .set("limits.handshakes", "\"off\"")
-        .start()?;
+    let mut edged = lab.edged()?.start()?;
     let nat = Nat::new(&lab, &edged, 6)?;
     for n in 0..6 {
         assert_eq!(nat.good(n)?, 200);
@@ -69,11 +65,7 @@ fn a_restart_makes_no_nat_one_client() -> Result<()> {
 fn an_attacker_behind_a_nat_costs_its_neighbours_nothing() -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;
-    let edged = lab
-        .edged()?
-        .set("limits.per_source", "\"off\"")
-        .set("limits.handshakes", "\"off\"")
-        .start()?;
+    let edged = lab.edged()?.start()?;
     let nat = Nat::new(&lab, &edged, 6)?;
     for n in 0..6 {
         assert_eq!(nat.good(n)?, 200);
@@ -530,7 +522,6 @@ fn an_access_log_tells_who_would_have_been_judged() -> Result<()> {
                     step = \"observe\"\nduration = \"1m\"";
     let edged = lab
         .edged()?
-        .set("limits.per_source", "\"off\"")
         .set("log.access", &format!("{log:?}"))
         .set("route.1.auth", "\"none\"")
         .append(scenario)?
@@ -666,7 +657,7 @@ fn logins_are_counted_by_account_and_a_log_tells_who_would_have_been_judged() ->
     let route = "[[route]]\npath = \"/status\"\nmethods = [\"POST\"]\nauth = \"none\"\nupstream = \"api\"\n\
                  login = { account = \"json:user\", failure_statuses = [401] }\n\
                  [[scenario]]\nname = \"login-account\"\ncapacity = 2";
-    let edged = lab.edged()?.set("limits.per_source", "\"off\"").append(route)?.start()?;
+    let edged = lab.edged()?.append(route)?.start()?;
     let login = |source: &str, user: &str, outcome: &str| -> Result<u16> {
         let body = format!("{{\"user\":\"{user}\",\"password\":\"guess\"}}");
         let ask = edged.get(source, &format!("/status/{outcome}")).method("POST").body(body);

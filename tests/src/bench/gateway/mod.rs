@@ -113,8 +113,7 @@ pub(super) fn edged(lab: &Lab) -> Result<Setup<'_>> {
         .set("tls.ticket_rotation", r#""off""#)
         .set("upstream.0.servers", &format!(r#"["127.0.0.1:{UPSTREAM_PORT}"]"#))
         .set("limits.per_source", open)
-        .set("limits.global", open)
-        .set("limits.handshakes", r#""off""#))
+        .set("limits.global", open))
 }
 
 /// The same, open to everybody and without limits, as its peers are.

@@ -41,7 +41,6 @@ pub(in crate::bench) fn refusals(effort: Effort, report: &mut Report) -> Result<
     let _keys = KeyServer::start(&lab, Answers::Bytes(jwks(&[&signer])))?;
     let edged = lab
         .edged()?
-        .set("limits.per_source", "\"off\"")
         .set("bounds.requests_per_connection", "1000000000")
         .set("verdicts.never_ban", &format!("[\"{FRIEND}/32\"]"))
         .append(&format!(
