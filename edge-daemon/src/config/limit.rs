@@ -118,7 +118,9 @@ fn limit(table: &Table<'_>) -> Spec {
     });
     let keys_max =
         table.or("keys_max", KEYS_MAX, keys_max).min(if by.is_empty() { 1 } else { usize::MAX });
-    let reason = if by.is_empty() { Reason::GlobalRate } else { Reason::RequestLimit };
+    // Who is counted with others may be refused for what they did.
+    let is_own = |part: &Part| matches!(part, Part::Source | Part::User | Part::Key);
+    let reason = if by.iter().any(is_own) { Reason::RequestLimit } else { Reason::GlobalRate };
     Spec {
         name: name.into(),
         only: Only {
@@ -397,6 +399,26 @@ mod tests {
         assert!(limit("rate = \"off\"").unwrap().1.contains("admits everything"));
         let never = limit("rate = \"5/s\"\nmethods = [\"OPTIONS\"]").unwrap().1;
         assert!(never.contains("speaks of no request"), "{never}");
+    }
+
+    #[test]
+    fn who_is_counted_with_others_is_not_to_blame() {
+        for (by, reason) in [
+            ("[\"source\"]", Reason::RequestLimit),
+            ("[\"route\", \"user\"]", Reason::RequestLimit),
+            ("[\"header:x-tenant\", \"key\"]", Reason::RequestLimit),
+            ("[]", Reason::GlobalRate),
+            ("[\"route\", \"method\", \"host\", \"ja4\"]", Reason::GlobalRate),
+            ("[\"tier\"]", Reason::GlobalRate),
+            ("[\"header:x-tenant\"]", Reason::GlobalRate),
+            ("[\"claim:org\"]", Reason::GlobalRate),
+        ] {
+            let other = format!("[[limit]]\nname = \"b\"\nby = {by}\nrate = \"1/s\"");
+            let text = format!("{MINIMAL}\n{other}\n");
+            let limits = parse(Path::new("edged.toml"), &text).expect(by).0.limits;
+            let own = limits.iter().find(|spec| &*spec.name == "b").expect(by);
+            assert_eq!(own.reason, reason, "{by}");
+        }
     }
 
     #[test]
