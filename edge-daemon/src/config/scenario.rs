@@ -401,6 +401,19 @@ mod tests {
     }
 
     #[test]
+    fn what_has_a_source_or_many_is_not_doubted() {
+        for lines in [
+            "signals = [\"request_limit\"]\nstep = \"429\"\n\
+             [[limit]]\nname = \"b\"\nby = [\"source\", \"host\"]\nrate = \"1/s\"",
+            "signals = [\"canary_key\", \"not_found\"]",
+            "signals = [\"decoy_path\"]\nby = \"fingerprint\"",
+        ] {
+            let (_, warnings) = scenario(&with(lines)).expect(lines);
+            assert_eq!(warnings, "", "{lines}");
+        }
+    }
+
+    #[test]
     fn what_is_doubtful_is_told() {
         for (lines, what) in [
             (
@@ -416,6 +429,24 @@ mod tests {
                 "a single 'not_found' is a verdict",
             ),
             (with("signals = [\"login_failed\"]\nby = \"account\""), "no route is a login"),
+            (with("signals = [\"canary_key\"]\nby = \"fingerprint\""), "no canary is laid out"),
+            (
+                with("signals = [\"decoy_path\"]\nby = \"fingerprint\"\n[verdicts]\ndecoys = []"),
+                "no path is a decoy",
+            ),
+            (
+                with("signals = [\"source_rate\"]\nstep = \"403\"\n[limits]\nper_source = \"off\""),
+                "no limit refuses so",
+            ),
+            (with("signals = [\"request_limit\"]\nstep = \"403\""), "no limit refuses so"),
+            (
+                "signals = [\"login_failed\"]\ncapacity = 0\nleak = \"1/h\"\nduration = \"1h\"".into(),
+                "a single 'login_failed' is a verdict",
+            ),
+            (
+                "signals = [\"served\"]\ndistinct = \"path\"\ncapacity = 5\nleak = \"1/h\"\nduration = \"1h\"".into(),
+                "'a' speaks against whoever makes 60 requests in a minute",
+            ),
             (
                 "signals = [\"served\"]\ncapacity = 1\nleak = \"1/d\"\nstep = \"ban\"\nduration = \"1h\"".into(),
                 "'a' speaks against whoever makes 60 requests in a minute",

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use edge_common::Plane;
+use edge_common::{Plane, Reason};
 use edge_policy::{
     denied,
+    limit::Spec,
     place::Place,
     verdict::{By, DISTINCT_MAX, Distinct, Filter, Kind, Scenario, Step},
 };
@@ -35,14 +36,9 @@ pub(in crate::config) fn check(settings: &Settings, document: &DeTable<'_>, note
                 notes.wrong(place(key), fault.what, fault.help);
             }
         }
-        let needs_login = own.filter.kinds().all(|kind| kind == Kind::LoginFailed);
-        if needs_login && !settings.routes.iter().any(|route| route.login.is_some()) {
-            let what = format!("'{name}' never speaks: no route is a login");
-            notes.doubt(
-                place("signals"),
-                what,
-                "'login' of a [[route]] says how a failure is told",
-            );
+        let lacking: Option<Vec<_>> = own.filter.kinds().map(|kind| lack(settings, kind)).collect();
+        if let Some((what, help)) = lacking.and_then(|all| all.first().copied()) {
+            notes.doubt(place("signals"), format!("'{name}' never speaks: {what}"), help);
         }
         if let Some(kind) = careless(own) {
             let what = format!("a single '{}' is a verdict: '{name}'", kind.name());
@@ -52,8 +48,7 @@ pub(in crate::config) fn check(settings: &Settings, document: &DeTable<'_>, note
         if is_hasty(own) {
             let what =
                 format!("'{name}' speaks against whoever makes {ORDINARY} requests in a minute");
-            let help = "a larger capacity, a faster leak, or 'distinct'";
-            notes.doubt(place("capacity"), what, help);
+            notes.doubt(place("capacity"), what, "a larger capacity, or a faster leak");
         }
         let is_own = |other: &Scenario| tables.is_some_and(|tables| names(tables, &other.name));
         let hidden = |other: &&Scenario| !is_own(other) && own.shadows(other);
@@ -160,6 +155,43 @@ pub(super) fn faults(own: &Scenario, longest: Duration) -> Vec<(&'static str, Fa
     faults
 }
 
+/// Why there is no signal of a kind, and what would make one.
+fn lack(settings: &Settings, kind: Kind) -> Option<(&'static str, &'static str)> {
+    let verdicts = &settings.verdicts;
+    let limited = |reason| {
+        let refuses = |spec: &&Spec| spec.reason == reason && !spec.shadow;
+        let mut all = settings.limits.iter().chain([&settings.handshakes]).filter(refuses);
+        all.any(|spec| spec.meter.is_some() || spec.tiers.iter().any(|(_, meter)| meter.is_some()))
+    };
+    let (is_told, what, help) = match kind {
+        Kind::LoginFailed => (
+            settings.routes.iter().any(|route| route.login.is_some()),
+            "no route is a login",
+            "'login' of a [[route]] says how a failure is told",
+        ),
+        Kind::Refused(Reason::CanaryKey) => (
+            !verdicts.canaries.is_empty(),
+            "no canary is laid out",
+            "'canary_keys' of [verdicts] names them",
+        ),
+        Kind::Refused(Reason::DecoyPath) => {
+            (!verdicts.decoys.is_empty(), "no path is a decoy", "'decoys' of [verdicts] names them")
+        }
+        Kind::Refused(
+            reason @ (Reason::SourceRate
+            | Reason::KeyRate
+            | Reason::RequestLimit
+            | Reason::HandshakeRate),
+        ) => (
+            limited(reason),
+            "no limit refuses so",
+            "[limits] or a [[limit]] by \"source\", \"user\" or \"key\"",
+        ),
+        _ => return None,
+    };
+    (!is_told).then_some((what, help))
+}
+
 /// Whether its paths are those of all requests.
 fn is_for_all(own: &Scenario) -> bool {
     let paths = &own.filter.paths;
@@ -183,15 +215,26 @@ pub(super) fn is_hasty(own: &Scenario) -> bool {
         && is_for_all(own);
     let drained = 60 * SECOND_NS / own.interval_ns.max(1);
     let room = own.capacity.saturating_add(drained);
-    served * ORDINARY > room && is_any && own.distinct.is_none() && own.step >= Step::Refuse
+    let is_each = matches!(own.distinct, None | Some(Distinct::Path));
+    served * ORDINARY > room && is_any && is_each && own.step >= Step::Refuse
 }
 
-/// Requests that a browser makes for a page or two.
+/// Requests that a browser makes for a page or two, each for something else.
 const ORDINARY: u64 = 60;
 
 /// A common mistake that alone overflows the bucket.
 pub(super) fn careless(own: &Scenario) -> Option<Kind> {
-    let common = ["no_route", "not_found", "credential_missing", "source_rate", "handshake_failed"];
+    let common = [
+        "no_route",
+        "not_found",
+        "login_failed",
+        "credential_missing",
+        "credential_expired",
+        "source_rate",
+        "key_rate",
+        "request_limit",
+        "handshake_failed",
+    ];
     let is_over = |kind: &Kind| u64::from(own.filter.weights[kind.index()]) > own.capacity;
     let kinds = own.filter.kinds().filter(|kind| common.contains(&kind.name())).find(is_over);
     kinds.filter(|_| is_for_all(own) && own.step > Step::Observe)
