@@ -115,11 +115,12 @@ const fn kind(culprit: &Culprit) -> usize {
         Culprit::Principal(_) => 2,
         Culprit::Account(_) => 3,
         Culprit::Ja4(_) => 4,
-        Culprit::Place(place, _) => 5 + *place as usize,
+        Culprit::Led(..) => 5,
+        Culprit::Place(place, _) => 6 + *place as usize,
     }
 }
 
-const KINDS: usize = 5 + Place::ALL.len();
+const KINDS: usize = 6 + Place::ALL.len();
 const PARTS: usize = 1024;
 
 #[cfg(test)]

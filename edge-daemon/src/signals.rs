@@ -88,6 +88,7 @@ mod tests {
             ja4: None,
             principal: None,
             account: None,
+            is_led: false,
             request: None,
         };
         for _ in 0..2 * SHARE {

@@ -15,6 +15,7 @@ pub mod hops;
 pub mod http1;
 pub mod http2;
 pub mod ja4;
+pub mod led;
 pub mod limit;
 pub mod lines;
 pub mod list;

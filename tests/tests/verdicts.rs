@@ -117,21 +117,17 @@ fn the_ladder_is_climbed_step_by_step() -> Result<()> {
             "[[scenario]]\nname = \"brute-force\"\ncapacity = 1\nstep = \"429\"\nduration = \"3s\"",
         )?
         .start()?;
-    let guess = || -> Option<u16> {
+    let guess = || -> Result<Option<u16>> {
         // Not so often that going on while refused is an offence of its own.
         std::thread::sleep(Duration::from_millis(200));
-        let ask = edged.get(ATTACKER, "/").key("edged_x").arg("--max-time", "1");
-        ask.send().ok().map(|response| response.status)
-    };
-    let until_status = |wanted: Option<u16>| {
-        until(&format!("{wanted:?}"), Duration::from_secs(15), || Ok(guess() == wanted))
+        let ask = edged.get(ATTACKER, "/health").key("edged_x").arg("--max-time", "1");
+        let Ok(answer) = ask.send() else { return Ok(None) };
+        let waits = answer.header("retry-after").is_some();
+        ensure!(waits == (answer.status == 429), "{answer:?}");
+        Ok(Some(answer.status))
     };
     for step in [Some(429), Some(403), None] {
-        until_status(step)?;
-        if step == Some(429) {
-            let waits = edged.get(ATTACKER, "/health").send();
-            ensure!(waits.is_ok_and(|w| w.status != 429 || w.header("retry-after").is_some()));
-        }
+        until(&format!("{step:?}"), Duration::from_secs(15), || Ok(guess()? == step))?;
     }
     let steps = edged.events()?;
     let steps = steps.iter().filter(|e| e["event"] == "penalty" || e["event"] == "ban");
@@ -158,6 +154,33 @@ fn who_takes_bait_is_banned_at_once() -> Result<()> {
     assert_eq!((canary.status, challenge(&canary)), (wrong.status, challenge(&wrong)));
     until("the thief is banned", SOON, || Ok(!reaches(&lab, CLIENT, 443)))?;
     assert_eq!(edged.event("ban", CLIENT)?["scenario"], "canary-key");
+    Ok(())
+}
+
+#[test]
+fn whom_a_page_leads_is_refused_what_it_leads_to_alone() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab.edged()?.set("verdicts.canary_keys", "[\"AKIAIOSFODNN7EXAMPLE\"]").start()?;
+    let own = || Ok::<_, anyhow::Error>(edged.get(CLIENT, "/health").send()?.status);
+    let led = |path: &str| edged.get(CLIENT, path).header("Sec-Fetch-Site", "cross-site");
+    let bait = "/health?k=AKIAIOSFODNN7EXAMPLE";
+    assert_eq!(led(bait).send()?.status, 200);
+    led("/nowhere").send_many(40)?;
+    until("what is led is refused", SOON, || Ok(led("/health").send()?.status == 429))?;
+    assert_eq!(own()?, 200);
+    // Going on under it is no offence of the visitor's, and the thief who shows it himself is one.
+    led("/health").send_many(150)?;
+    assert_eq!(edged.get(ATTACKER, bait).send()?.status, 401);
+    until("the thief is banned", SOON, || Ok(!reaches(&lab, ATTACKER, 443)))?;
+    assert_eq!(own()?, 200);
+    let bans = edged.bans()?;
+    let led: Vec<_> = bans.iter().filter(|ban| ban["culprit"] != ATTACKER).collect();
+    let [led] = led[..] else { panic!("{bans:?}") };
+    let who = format!("{CLIENT} led");
+    assert_eq!((&led["culprit"], &led["step"]), (&who.as_str().into(), &"429".into()), "{led}");
+    assert_eq!(led["spared"], "led_request");
+    assert!(edged.tell(&format!("explain {CLIENT}"))?.contains(&who));
     Ok(())
 }
 

@@ -143,6 +143,7 @@ fn signal(event: &Value, width: edge_common::ClientWidth) -> Option<Signal> {
         ja4: text("ja4").and_then(Ja4::parse),
         principal: text("principal").map(Arc::from),
         account: text("account").map(Arc::from),
+        is_led: false,
         request,
     })
 }
@@ -175,6 +176,7 @@ fn of_access(line: &Value, width: edge_common::ClientWidth) -> Option<Signal> {
             _ => who.into(),
         }),
         account: None,
+        is_led: false,
         request: Some(Box::new(Asked { id, method, path, status })),
     })
 }

@@ -111,5 +111,5 @@ impl VerdictCounts {
 }
 
 /// Every guard, in the order of its number.
-const SPARED: [Spared; 5] =
-    [Spared::NeverBan, Spared::Vital, Spared::Shared, Spared::Unproven, Spared::Cap];
+const SPARED: [Spared; 6] =
+    [Spared::NeverBan, Spared::Vital, Spared::Shared, Spared::Unproven, Spared::Cap, Spared::Led];

@@ -59,6 +59,24 @@ pub(super) async fn source(worker: &Worker, visitor: &Visitor, plan: &Plan) -> R
     bear(own.filter(is_borne), plan).await.map(drop)
 }
 
+/// By the verdict against what other sites' pages have browsers at the client's address ask for.
+pub(super) async fn led(
+    worker: &Worker,
+    visitor: &Visitor,
+    plan: &Plan,
+    is_led: bool,
+) -> Result<(), Denied> {
+    if !is_led {
+        return Ok(());
+    }
+    let client = Source::from(visitor.address).client(plan.client);
+    let (penalties, now_ns) = (&worker.edge.penalties, clock::boot_ns());
+    let of = |ja4| penalties.of(&Culprit::Led(client, ja4), now_ns);
+    let own = visitor.ja4().and_then(|ja4| of(Some(ja4))).into_iter().chain(of(None));
+    let own = own.max_by_key(|penalty| penalty.step).filter(|_| !is_spared(visitor, plan));
+    bear(own, plan).await.map(drop)
+}
+
 /// By the verdict against who it proved to be, and whether that took time; who did not is judged by its address and its TLS
 /// library, which good neighbours behind the same address may share, and by where it is from: they
 /// prove who they are.

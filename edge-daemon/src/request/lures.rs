@@ -35,15 +35,17 @@ impl Lures {
 
     /// Refuses who took one, with the answer of any other path or credential that is none.
     ///
-    /// A path that another site's page had a browser ask for proves nothing about who sits before it.
-    pub(super) fn check(&self, headers: &HeaderMap, target: &Target) -> Result<(), Denied> {
+    /// A URL that another site's page had a browser ask for proves nothing about who sits before it.
+    pub(super) fn check(
+        &self,
+        headers: &HeaderMap,
+        target: &Target,
+        is_led: bool,
+    ) -> Result<(), Denied> {
         if self.decoys.contains(&target.path) {
-            let is_led = headers
-                .get("sec-fetch-site")
-                .is_some_and(|site| matches!(site.as_bytes(), b"cross-site" | b"same-site"));
             return Err(if is_led { Reason::NoRoute } else { Reason::DecoyPath }.into());
         }
-        let query = target.query.as_deref().unwrap_or_default();
+        let query = target.query.as_deref().filter(|_| !is_led).unwrap_or_default();
         let values = query.split('&').filter_map(|pair| Some(pair.split_once('=')?.1));
         let is_bait = |text: &str| self.canaries.contains(text);
         if !self.canaries.is_empty()
@@ -58,6 +60,8 @@ impl Lures {
 
 #[cfg(test)]
 mod tests {
+    use edge_policy::led;
+
     use super::*;
 
     fn lures() -> Lures {
@@ -70,7 +74,9 @@ mod tests {
         let headers = fields
             .iter()
             .map(|(name, value)| (http::HeaderName::from_static(name), value.parse().unwrap()));
-        lures().check(&headers.collect(), &target).err().map(|denied| denied.reason)
+        let headers = headers.collect();
+        let checked = lures().check(&headers, &target, led::is_led(&headers));
+        checked.err().map(|denied| denied.reason)
     }
 
     #[test]
@@ -87,6 +93,9 @@ mod tests {
             assert_eq!(check("/", &[field]), Some(Reason::CanaryKey), "{field:?}");
         }
         assert_eq!(check("/?a=1&key=bait", &[]), Some(Reason::CanaryKey));
+        let led = ("sec-fetch-site", "cross-site");
+        assert_eq!(check("/?a=1&key=bait", &[led]), None);
+        assert_eq!(check("/", &[led, ("x-api-key", "bait")]), Some(Reason::CanaryKey));
         assert_eq!(check("/?bait", &[("x-api-key", "other"), ("cookie", "bait")]), None);
     }
 }

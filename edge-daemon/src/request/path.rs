@@ -11,7 +11,7 @@ use edge_identity::{
 use edge_policy::{
     cors,
     denied::Denied,
-    head, hops,
+    head, hops, led,
     limit::{Admission, meter::Now},
     route::Answers,
     target::Target,
@@ -64,6 +64,8 @@ pub(crate) struct Trace {
     pub(super) login: Option<Attempt>,
     /// Whether it came over TLS.
     pub(super) over_tls: bool,
+    /// Whether another site's page had a browser ask. Over plain HTTP browsers do not say.
+    pub(super) is_led: bool,
 }
 
 impl Trace {
@@ -82,6 +84,7 @@ impl Trace {
             origin: None,
             login: None,
             over_tls: visitor.tls.is_some(),
+            is_led: method.is_some() && visitor.tls.is_none(),
         }
     }
 
@@ -229,12 +232,15 @@ async fn decide(
     bear::source(worker, visitor, plan).await?;
     let client = edge_common::Source::from(visitor.address).client(plan.client);
     let early = plan.limits.admit_source(client, now)?;
+    // Beyond its own limit or verdict a client is refused for itself, whoever leads it.
+    trace.is_led = led::is_led(&head.headers);
+    bear::led(worker, visitor, plan, trace.is_led).await?;
 
     let host = head::check(&head.method, &head.uri, head.version, &head.headers, &plan.head)?;
     visitor.check_host(&host.name)?;
     let target = target(&head, plan.bounds.uri_bytes_max)?;
     trace.path = logged(&target.path);
-    plan.lures.check(&head.headers, &target)?;
+    plan.lures.check(&head.headers, &target, trace.is_led)?;
 
     let key = identify::shown_key(worker, visitor, plan, &head, &target)?;
     if let Some(method) = cors::preflight(&head.method, &head.headers)?

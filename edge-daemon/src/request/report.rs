@@ -48,7 +48,8 @@ impl Worker {
             let status = edge_policy::denied::status(reason).as_u16();
             let principal = trace.principal.as_ref().map(word);
             let request = Some(Box::new(trace.asked(status)));
-            self.send(Signal { principal, request, ..self.signal(kind, visitor) });
+            let is_led = trace.is_led;
+            self.send(Signal { principal, is_led, request, ..self.signal(kind, visitor) });
         }
     }
 
@@ -73,12 +74,12 @@ impl Worker {
         if !wanted.has(kind, principal.is_some()) {
             return;
         }
-        let principal = principal.map(word);
-        let sender = (visitor.address, visitor.ja4(), &principal);
+        let (principal, is_led) = (principal.map(word), trace.is_led);
+        let sender = (visitor.address, visitor.ja4(), &principal, is_led);
         let act = (kind.index(), sender, (trace.method(), trace.path.as_str(), status));
         if !wanted.is_by_path(kind) || self.reports.is_news(act, self.timers.now_ms()) {
             let request = Some(Box::new(trace.asked(status)));
-            self.send(Signal { principal, request, ..self.signal(kind, visitor) });
+            self.send(Signal { principal, is_led, request, ..self.signal(kind, visitor) });
         }
     }
 
@@ -106,7 +107,8 @@ impl Worker {
         });
         if self.view().plan.wanted.has(Kind::LoginFailed, trace.principal.is_some()) {
             let (request, principal) = (Some(Box::new(asked)), trace.principal.as_ref().map(word));
-            let signal = self.signal(Kind::LoginFailed, visitor);
+            let is_led = trace.is_led;
+            let signal = Signal { is_led, ..self.signal(Kind::LoginFailed, visitor) };
             self.send(Signal { account: Some(account), principal, request, ..signal });
         }
     }
@@ -133,6 +135,7 @@ impl Worker {
             ja4: visitor.ja4(),
             principal: None,
             account: None,
+            is_led: false,
             request: None,
         }
     }

@@ -60,14 +60,12 @@ impl Writer {
 
     /// Lifts what was in force before its culprit was exempt.
     pub(super) fn free_exempt(&mut self) {
-        let is_exempt = |culprit: &Culprit, step| match culprit {
-            Culprit::Source(client) | Culprit::Fingerprint(client, _) => match self.exempt(*client)
-            {
+        let is_exempt = |culprit: &Culprit, step| {
+            culprit.source().is_some_and(|client| match self.exempt(client) {
                 Exempt::Not => false,
                 Exempt::Partly => step == Step::Ban,
                 Exempt::Wholly => true,
-            },
-            _ => false,
+            })
         };
         let bans = self.bans.iter().map(|(client, _)| (Culprit::Source(*client), Step::Ban));
         let penalties = self.penalties.iter().map(|(who, held)| (who.clone(), held.record.step));

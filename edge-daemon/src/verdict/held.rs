@@ -123,6 +123,7 @@ impl Writer {
         match culprit {
             Culprit::Source(source) => Culprit::Source(source.client(width)),
             Culprit::Fingerprint(source, ja4) => Culprit::Fingerprint(source.client(width), *ja4),
+            Culprit::Led(source, ja4) => Culprit::Led(source.client(width), *ja4),
             other => other.clone(),
         }
     }

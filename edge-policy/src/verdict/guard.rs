@@ -2,7 +2,8 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use super::scenario::{Culprit, Step};
+use super::culprit::Culprit;
+use super::scenario::Step;
 use super::signal::{Proof, Signal};
 
 /// What is known of the source of a signal when a verdict is due.
@@ -33,6 +34,8 @@ pub enum Spared {
     Unproven,
     /// [`Facts::is_exhausted`].
     Cap,
+    /// Another site's page had its browser ask.
+    Led,
 }
 
 impl Spared {
@@ -45,6 +48,7 @@ impl Spared {
             Self::Shared => "shared_source",
             Self::Unproven => "unproven_source",
             Self::Cap => "ban_cap",
+            Self::Led => "led_request",
         }
     }
 }
@@ -59,7 +63,15 @@ pub(super) fn temper(
     if facts.is_exempt {
         return (culprit, Step::Observe, Some(Spared::NeverBan));
     }
-    let Culprit::Source(source) = culprit else { return (culprit, Step::Refuse, None) };
+    let source = match culprit {
+        Culprit::Source(source) => source,
+        Culprit::Led(source, _) if facts.is_shared => {
+            let most = if signal.ja4.is_some() { Step::Throttle } else { Step::Observe };
+            return (Culprit::Led(source, signal.ja4), most, Some(Spared::Shared));
+        }
+        Culprit::Led(..) => return (culprit, Step::Throttle, Some(Spared::Led)),
+        _ => return (culprit, Step::Refuse, None),
+    };
     if facts.is_shared {
         let principal = signal.principal.as_ref().map(Arc::clone).map(Culprit::Principal);
         let fingerprint = signal.ja4.map(|ja4| Culprit::Fingerprint(source, ja4));

@@ -5,6 +5,7 @@
 //! intervals, and it overflows if it lies more than `capacity` intervals ahead: the arithmetic of GCRA
 //! (ITU-T I.371), exact in whole numbers and indifferent to the order in which signals come.
 
+mod culprit;
 mod guard;
 mod identities;
 mod pool;
@@ -19,10 +20,11 @@ use std::sync::Arc;
 use edge_common::Source;
 use siphasher::sip::SipHasher13;
 
+pub use self::culprit::{By, Culprit};
 pub use self::guard::{Cap, Facts, Spared};
 pub use self::identities::{Identities, NOTES_MAX, Note};
 pub use self::rules::{Rules, Wanted};
-pub use self::scenario::{Among, By, Culprit, Distinct, Filter, Origin, Scenario, Step};
+pub use self::scenario::{Among, Distinct, Filter, Origin, Scenario, Step};
 pub use self::signal::{Asked, Evidence, Kind, Proof, Signal};
 use self::{pool::Pool, trail::Trail};
 
@@ -220,8 +222,9 @@ impl Engine {
         if step > Step::Observe {
             verdict.strikes = strikes.saturating_add(1);
             let jitter = self.hash((key, verdict.strikes));
-            let first_ns = scenario.duration_ns;
-            verdict.duration_ns = self.rules.length_ns(first_ns, verdict.strikes, jitter);
+            // Else who wants it to could make it as long as he likes.
+            let nth = if verdict.culprit.is_anybodys() { 1 } else { verdict.strikes };
+            verdict.duration_ns = self.rules.length_ns(scenario.duration_ns, nth, jitter);
             let until_ns = now_ns.saturating_add(verdict.duration_ns);
             self.remember(key, Past { strikes: verdict.strikes, step, until_ns });
         }
@@ -235,13 +238,18 @@ impl Engine {
         let fits = |other: &&Signal| {
             scenario.filter.weigh(other) > 0 && scenario.by.culprit(other) == culprit
         };
-        match scenario.by {
-            By::Source | By::Fingerprint => {
-                let own = trail.of(&signal.source).take(LOOKED_AT);
+        let who = match scenario.by {
+            By::Source | By::Fingerprint => Some(Culprit::Source(signal.source)),
+            By::Principal | By::Account => culprit.clone(),
+            By::Ja4 | By::Place(_) => None,
+        };
+        match who {
+            Some(who) => {
+                let own = trail.of(&who).take(LOOKED_AT);
                 own.filter(fits).take(EVIDENCE_MAX).map(Evidence::from).collect()
             }
-            By::Principal | By::Account | By::Ja4 | By::Place(_) => {
-                let all = trail.latest().take(LOOKED_AT);
+            None => {
+                let all = trail.latest().take(ALL_LOOKED_AT);
                 all.filter(fits).take(EVIDENCE_MAX).map(Evidence::from).collect()
             }
         }
@@ -260,9 +268,8 @@ impl Engine {
         let key = self.hash(culprit);
         self.past.remove(key);
         self.buckets.iter_mut().for_each(|pool| pool.remove(key));
-        if let Some(source) = culprit.source() {
-            self.trails.iter_mut().for_each(|trail| trail.forget(&source));
-        }
+        let who = culprit.source().map_or_else(|| culprit.clone(), Culprit::Source);
+        self.trails.iter_mut().for_each(|trail| trail.forget(&who));
     }
 
     /// Takes a verdict back that could not be put in force: it is no strike, and the next signal of its
@@ -295,7 +302,8 @@ impl Engine {
     /// The latest misdeeds of a client, the latest first.
     #[must_use]
     pub fn misdeeds(&self, source: &Source) -> Vec<Evidence> {
-        self.trails[0].of(source).take(EVIDENCE_MAX).map(Evidence::from).collect()
+        let who = Culprit::Source(*source);
+        self.trails[0].of(&who).take(EVIDENCE_MAX).map(Evidence::from).collect()
     }
 
     /// How many verdicts a culprit has had that are not forgotten.
@@ -348,8 +356,9 @@ impl Scenario {
 
 /// Signals that a verdict shows.
 pub const EVIDENCE_MAX: usize = 10;
-/// Signals that are looked at for them.
+/// Signals that are looked at for them: of one culprit, and where nothing links those of one.
 const LOOKED_AT: usize = 256;
+const ALL_LOOKED_AT: usize = 4_096;
 /// Of misdeeds, and of what was served: ~300 bytes each.
 const MISDEEDS_KEPT: usize = 32_768;
 const SERVED_KEPT: usize = 8_192;

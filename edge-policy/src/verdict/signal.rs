@@ -108,6 +108,8 @@ pub struct Signal {
     pub principal: Option<Arc<str>>,
     /// Whom it claimed to be at a login.
     pub account: Option<Arc<str>>,
+    /// Whether another site's page had a browser ask, as [`crate::led`] tells it.
+    pub is_led: bool,
     /// The request that it was, if it was one.
     pub request: Option<Box<Asked>>,
 }

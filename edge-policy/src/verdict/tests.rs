@@ -65,6 +65,7 @@ fn signal(number: u32, kind: Kind, at_ns: u64) -> Signal {
         ja4: None,
         principal: None,
         account: None,
+        is_led: false,
         request: None,
     }
 }
@@ -219,6 +220,88 @@ fn an_account_is_guarded_wherever_it_is_tried_from() {
 }
 
 #[test]
+fn nobody_makes_verdicts_on_others_longer_by_coming_again() {
+    let ja4 = crate::ja4::Ja4::parse("t13d1516h2_8daaf6152771_e5627efa2ab1");
+    let places = Places::find(|place| place.parse("NZ"));
+    let step = Step::Delay;
+    for (by, is_led, lengths) in [
+        (By::Account, false, [10, 10, 10]),
+        (By::Ja4, false, [10, 10, 10]),
+        (By::Place(Place::Country), false, [10, 10, 10]),
+        (By::Source, true, [10, 10, 10]),
+        (By::Source, false, [10, 40, 60]),
+        (By::Principal, false, [10, 40, 60]),
+    ] {
+        let mut engine = engine(vec![Scenario { by, step, ..brute_force() }]);
+        let mut now = 0;
+        let told = [1, 2, 3].map(|from| {
+            let (principal, account) = (Some("key:k1".into()), Some("ann".into()));
+            let from = if by == By::Source { 1 } else { from };
+            let tried = signal(from, GUESS, now);
+            let tried = Signal { ja4, principal, account, places, is_led, ..tried };
+            let (_, verdict) = until_judged(&mut engine, &tried);
+            now += verdict.duration_ns;
+            verdict.duration_ns / MINUTE
+        });
+        assert_eq!(told, lengths, "{by:?}");
+    }
+}
+
+#[test]
+fn who_is_led_bears_it_for_led_requests_alone() {
+    let ja4 = crate::ja4::Ja4::parse("t13d1516h2_8daaf6152771_e5627efa2ab1");
+    let mut engine = engine(vec![brute_force()]);
+    let led = |at_ns| Signal { is_led: true, ja4, ..signal(1, GUESS, at_ns) };
+    for at in [0, 10 * MINUTE, 20 * MINUTE] {
+        let (count, verdict) = until_judged(&mut engine, &led(at));
+        assert_eq!((count, verdict.step, verdict.spared), (6, Step::Throttle, Some(Spared::Led)));
+        assert_eq!(verdict.culprit, Culprit::Led(source(1), None));
+        assert!(verdict.evidence.len() >= 6);
+    }
+    // What it does itself is counted apart, and is its first offence.
+    (0..5).for_each(|_| assert!(judge(&mut engine, &led(30 * MINUTE)).is_empty()));
+    let (count, verdict) = until_judged(&mut engine, &signal(1, GUESS, 30 * MINUTE));
+    assert_eq!((count, verdict.step, verdict.strikes), (6, Step::Ban, 1));
+    assert_eq!(verdict.culprit, Culprit::Source(source(1)));
+    // Behind a shared address the neighbours bear it if their library is the same.
+    let shared = Facts { is_shared: true, ..Facts::default() };
+    let by = |ja4| Signal { ja4, ..led(60 * MINUTE) };
+    for (by, culprit, step) in [
+        (by(ja4), Culprit::Led(source(1), ja4), Step::Throttle),
+        (by(None), Culprit::Led(source(1), None), Step::Observe),
+    ] {
+        let (_, verdict) = until_judged_as(&mut engine, &by, shared);
+        assert_eq!((verdict.culprit, verdict.step), (culprit, step));
+        assert_eq!(verdict.spared, Some(Spared::Shared));
+    }
+}
+
+#[test]
+fn a_busy_edge_knows_what_led_to_a_verdict_on_an_account() {
+    for by in [By::Account, By::Principal] {
+        let step = Step::Throttle;
+        let kinds = [(Kind::LoginFailed, 1)];
+        let login = Scenario { by, step, groups_max: 10_000, ..scenario("login", &kinds) };
+        let mut engine = engine(vec![login]);
+        let tried = |n: u32, who: &str| {
+            let (principal, account) = (Some(format!("key:{who}").into()), Some(who.into()));
+            Signal { principal, account, ..signal(n, Kind::LoginFailed, u64::from(n)) }
+        };
+        let mut verdicts = Vec::new();
+        for n in 0..6_000 {
+            let who = if n % 1_000 == 999 { "ann".to_owned() } else { format!("user {n}") };
+            verdicts.extend(judge(&mut engine, &tried(n, &who)));
+        }
+        assert_eq!(verdicts.len(), 1);
+        let at: Vec<_> = verdicts[0].evidence.iter().map(|own| own.at).collect();
+        assert_eq!(at, [5_999, 4_999, 3_999, 2_999, 1_999, 999], "{by:?}");
+        engine.pardon(&verdicts[0].culprit);
+        let again = (6_000..6_006).find_map(|n| judge(&mut engine, &tried(n, "ann")).pop());
+        assert_eq!(again.expect("it begins anew").evidence.len(), 6);
+    }
+}
+
+#[test]
 fn guards_narrow_or_soften() {
     let ja4 = crate::ja4::Ja4::parse("t13d1516h2_8daaf6152771_e5627efa2ab1");
     let plain = signal(1, GUESS, 0);
@@ -323,7 +406,7 @@ fn the_trail_is_a_ring() {
     for n in 0..10 {
         trail.push(signal(n % 2, GUESS, u64::from(n)));
     }
-    let times = |n| trail.of(&source(n)).map(|s| s.at_ns).collect::<Vec<_>>();
+    let times = |n| trail.of(&Culprit::Source(source(n))).map(|s| s.at_ns).collect::<Vec<_>>();
     assert_eq!((times(0), times(1)), (vec![8, 6], vec![9, 7]));
     assert_eq!(trail.latest().map(|s| s.at_ns).collect::<Vec<_>>(), [9, 8, 7, 6]);
 }
@@ -381,11 +464,13 @@ fn culprits_are_read_as_they_are_written() {
     let alone = format!("ja4:{ja4}");
     for text in [
         "192.0.2.7",
+        "192.0.2.7 led",
         "2001:db8::",
         &both,
+        &format!("{both} led"),
         &alone,
         "key:k1",
-        "jwt:a b:c",
+        "jwt:a b:c led",
         "account:192.0.2.7",
         "country:NZ",
         "asn:64496",
@@ -395,7 +480,9 @@ fn culprits_are_read_as_they_are_written() {
         let json = serde_json::to_string(&culprit).unwrap();
         assert_eq!(serde_json::from_str::<Culprit>(&json).unwrap(), culprit);
     }
-    for text in ["", "192.0.2", "ja4:x", "192.0.2.7 ja4:x", "key:", ":a"] {
+    for text in
+        ["", "192.0.2", "ja4:x", "192.0.2.7 ja4:x", "key:", ":a", " led", "192.0.2.7 led led"]
+    {
         assert!(text.parse::<Culprit>().is_err(), "{text}");
     }
     for (name, step) in Step::ALL {

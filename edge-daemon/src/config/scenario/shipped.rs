@@ -8,7 +8,7 @@ use edge_policy::{
     verdict::{Asked, Engine, Facts, Kind, Proof, Rules, Signal, Step},
 };
 
-use super::SHIPPED;
+use super::{SECOND_NS, SHIPPED};
 
 /// What a signal has of its own: by its number.
 type Own = fn(&mut Signal, usize);
@@ -86,6 +86,7 @@ fn signal(kind: &str, own: Own, n: usize, at_ns: u64) -> Signal {
         ja4: Ja4::parse("t13d1516h2_8daaf6152771_e5627efa2ab1"),
         principal: None,
         account: Some("root".into()),
+        is_led: false,
         request: Some(Box::default()),
     };
     own(&mut signal, n);
@@ -135,6 +136,21 @@ fn none_speaks_at_what_only_resembles_it_or_comes_slowly() {
             let at_ns = n as u64 * weight * scenario.interval_ns;
             let late = slow.judge(signal(kind, own, n, at_ns), |_| Facts::default());
             assert!(late.iter().all(|v| &*v.scenario != name), "{name}, slowly: {n}");
+        }
+    }
+}
+
+#[test]
+fn others_who_come_again_keep_nobody_from_logging_in_for_longer() {
+    let is_others = |(name, ..): &Row| ["login-fingerprint", "login-account"].contains(name);
+    for (name, kind, first, own, step, _) in ROWS.into_iter().filter(is_others) {
+        let (mut engine, mut at_ns) = (engine(), 1);
+        for _ in 0..6 {
+            let judge = |n| engine.judge(signal(kind, own, n, at_ns), |_| Facts::default()).pop();
+            let verdict = (1..=first).find_map(judge).expect(name);
+            assert_eq!((&*verdict.scenario, verdict.step), (name, step));
+            assert_eq!(verdict.duration_ns, 300 * SECOND_NS, "{name}");
+            at_ns += verdict.duration_ns;
         }
     }
 }
