@@ -204,6 +204,28 @@ fn guesses_make_no_source_a_shared_one() -> Result<()> {
 }
 
 #[test]
+fn who_guesses_at_an_account_keeps_nobody_out_who_has_been_there() -> Result<()> {
+    let lab = Lab::new()?;
+    let _web = upstream(&lab)?;
+    let guard = "[[scenario]]\nname = \"login-account\"\ncapacity = 2\nleak = \"1/h\"";
+    let edged = lab.edged()?.append(&format!("{ROUTE}{guard}"))?.start()?;
+    let status = |source: &str, target: &str| -> Result<u16> {
+        let ask = edged.get(source, &format!("/login/{target}")).method("POST");
+        Ok(ask.header("X-User", "ann").send()?.status)
+    };
+    assert_eq!(status(FRIEND, "length")?, 200);
+    for _ in 0..3 {
+        assert_eq!(status(ATTACKER, "length?fail")?, 200);
+    }
+    until("the account is guarded", SOON, || Ok(status(ATTACKER, "length")? == 429))?;
+    assert_eq!((status(CLIENT, "length")?, status(FRIEND, "length")?), (429, 200));
+    // What an operator refuses is refused to everybody.
+    edged.tell("ban add account:ann --step 403")?;
+    assert_eq!((status(CLIENT, "length")?, status(FRIEND, "length")?), (403, 403));
+    Ok(())
+}
+
+#[test]
 fn a_library_that_guesses_logs_nobody_in_and_others_do() -> Result<()> {
     let lab = Lab::new()?;
     let _web = upstream(&lab)?;

@@ -127,9 +127,24 @@ fn of_places<'a>(
     any.filter_map(penalty)
 }
 
-/// By the verdict against logins to an account, or by one TLS library.
-pub(super) async fn login(worker: &Worker, plan: &Plan, culprit: &Culprit) -> Result<(), Denied> {
-    bear(worker.edge.penalties.of(culprit, clock::boot_ns()), plan).await.map(drop)
+/// By the verdicts against logins to an account, and by one TLS library. Who has logged in to the account
+/// from this address before need not wait for those who guess at it from others.
+pub(super) async fn login(
+    worker: &Worker,
+    visitor: &Visitor,
+    plan: &Plan,
+    account: &Arc<str>,
+) -> Result<(), Denied> {
+    let (penalties, identities) = (&worker.edge.penalties, &worker.edge.identities);
+    let client = Source::from(visitor.address).client(plan.client);
+    let is_known = identities.knows(&client, identities.mark(("account", &**account)));
+    let is_borne = |own: &Penalty| !is_known || own.step >= Step::Refuse;
+    let account = Some(Culprit::Account(Arc::clone(account)));
+    for culprit in account.into_iter().chain(visitor.ja4().map(Culprit::Ja4)) {
+        let own = penalties.of(&culprit, clock::boot_ns());
+        bear(own.filter(is_borne), plan).await?;
+    }
+    Ok(())
 }
 
 /// The refusal of a request that proved nothing: where its (source, JA4) is under a verdict, that one,

@@ -8,7 +8,6 @@ use edge_common::Reason;
 use edge_policy::{
     denied::Denied,
     login::{Login, Seen},
-    verdict::Culprit,
 };
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use tokio::time::timeout;
@@ -49,10 +48,7 @@ pub(super) async fn admit(
         *body = Incoming::Whole(bytes.clone());
     }
     let account: Arc<str> = login.account(headers, &bytes).into();
-    bear::login(worker, plan, &Culprit::Account(Arc::clone(&account))).await?;
-    if let Some(ja4) = visitor.ja4() {
-        bear::login(worker, plan, &Culprit::Ja4(ja4)).await?;
-    }
+    bear::login(worker, visitor, plan, &account).await?;
     Ok(Attempt { login: Arc::clone(login), account, has_failed: None })
 }
 

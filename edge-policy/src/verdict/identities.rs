@@ -84,6 +84,14 @@ impl Identities {
         line.0.iter().filter(is_one).count()
     }
 
+    /// Whether the identity with this mark succeeded from a source, as far back as is known.
+    #[must_use]
+    pub fn knows(&self, source: &Source, identity: u64) -> bool {
+        let (line, source, _) = self.find(source, 0);
+        let mark = source | (identity >> 40) << 24;
+        line.0.iter().any(|word| word.load(Relaxed) & !TIME == mark)
+    }
+
     /// What the marks are made with.
     #[must_use]
     pub const fn secret(&self) -> [u8; 16] {
@@ -173,6 +181,9 @@ mod tests {
         known.succeed(&here, known.mark("a"), 1050 * SECOND);
         assert_eq!(known.count(&here, 60 * SECOND, 1070 * SECOND), 1);
         assert_eq!(known.evicted(), 0);
+        let knows = |source, name| known.knows(source, known.mark(name));
+        assert!(knows(&here, "b") && knows(&there, "a"), "long ago");
+        assert!(!knows(&there, "b") && !knows(&here, "d"));
     }
 
     #[test]
