@@ -207,7 +207,7 @@ async fn handshake(
     }
     let started = Instant::now();
     let auth = plan.listeners.get(listener).map_or_else(Default::default, |l| l.client_auth);
-    let shaken = tls::accept(&plan.tls, auth, stream, early);
+    let shaken = tls::accept(&plan.tls, auth, stream, early, worker.turnstile.pass());
     let shaken = timeout(plan.bounds.handshake_timeout, shaken).await;
     drop(handshake);
     let Refusal { failure, ja4 } = match shaken {

@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    pin::pin,
     rc::Rc,
     sync::atomic::Ordering::Relaxed,
     task::{Context, Poll, ready},
@@ -24,7 +25,7 @@ use super::{
     Worker,
     exchange::Exchange,
     front::Visitor,
-    observed::Observed,
+    observed::{Observed, Outbox},
     serve::Entrance,
     timers::ms,
     watch::{Turn, Who},
@@ -53,11 +54,18 @@ pub(crate) async fn serve<IO: AsyncRead + AsyncWrite + Unpin>(
         .max_local_error_reset_streams(Some(MISTAKES_MAX));
     let conduct = Conduct::new(bounds.http2_waste_max, alarm.now_ms());
     let conduct = Rc::new(RefCell::new(conduct));
-    let io = Observed { io, conduct: Rc::clone(&conduct), turn: Rc::clone(&turn) };
-    let handshake = builder.handshake::<_, Bytes>(io);
+    let outbox = Rc::new(RefCell::new(Outbox::new(io, Rc::clone(&turn))));
+    let io = Observed { outbox: Rc::clone(&outbox), conduct: Rc::clone(&conduct) };
+    let mut handshake = pin!(builder.handshake::<_, Bytes>(io));
+    let greeted = std::future::poll_fn(|cx| {
+        let greeted = handshake.as_mut().poll(cx);
+        // Whether it hears of it shows in what it says.
+        let _ = outbox.borrow_mut().poll_send(cx);
+        greeted
+    });
     let connection = tokio::select! {
         biased;
-        connection = handshake => connection,
+        connection = greeted => connection,
         () = std::future::poll_fn(|cx| alarm.poll(cx)) => {
             worker.counters.count(Reason::IdleConnection);
             return;
@@ -70,6 +78,7 @@ pub(crate) async fn serve<IO: AsyncRead + AsyncWrite + Unpin>(
                 visitor,
                 entrance,
                 connection,
+                outbox,
                 conduct,
                 turn,
                 open: Rc::default(),
@@ -88,6 +97,7 @@ struct Client<IO: AsyncRead + AsyncWrite + Unpin> {
     visitor: Visitor,
     entrance: Entrance,
     connection: Connection<Observed<IO>, Bytes>,
+    outbox: Rc<RefCell<Outbox<IO>>>,
     conduct: Rc<RefCell<Conduct>>,
     /// The deadline of a connection without a request, and of answers that nobody takes.
     turn: Rc<Turn>,
@@ -111,6 +121,8 @@ enum Idle {
     Untaken,
     /// Its client abuses the protocol.
     Abused,
+    /// Its client cannot be told anything.
+    Gone,
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Client<IO> {
@@ -123,9 +135,13 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Client<IO> {
                 if asked != Some(Idle::Abused) && self.is_misbehaving() {
                     return Poll::Ready(Err(Idle::Abused));
                 }
-                match next {
-                    Poll::Ready(next) => Poll::Ready(Ok(next)),
-                    Poll::Pending => self.poll_idle(asked, cx).map(Err),
+                if let Poll::Ready(next) = next {
+                    return Poll::Ready(Ok(next));
+                }
+                let sent = self.outbox.borrow_mut().poll_send(cx);
+                match sent {
+                    Poll::Ready(Err(_)) => Poll::Ready(Err(Idle::Gone)),
+                    _ => self.poll_idle(asked, cx).map(Err),
                 }
             });
             match next.await {
@@ -133,7 +149,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Client<IO> {
                 // Of abuse, it was told when it was noticed.
                 Ok(Some(Err(_))) if self.is_misbehaving() => return,
                 Ok(Some(Err(error))) => return broken_off(&self.worker, &self.visitor, &error),
-                Ok(None) | Err(Idle::Cut) => return,
+                Ok(None) | Err(Idle::Cut | Idle::Gone) => return,
                 Err(Idle::Untaken) => {
                     // The requests were counted as served.
                     self.worker.counters.count(Reason::IdleConnection);
@@ -178,8 +194,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Client<IO> {
         if asked == Some(Idle::Abused) {
             return alarm.poll(cx).map(|()| Idle::Cut);
         }
-        // Answers whose tasks are done with them are with the library until the client takes them.
-        if self.conduct.borrow().unanswered() > open {
+        // Answers whose tasks are done with them are with the library until the client takes them, and then here.
+        if self.conduct.borrow().unanswered() > open || self.outbox.borrow().is_waiting() {
             self.was_busy.set(true);
             return self.turn.poll(Who::Taker, cx).map(|_| Idle::Untaken);
         }

@@ -31,6 +31,7 @@ mod tend;
 mod throttle;
 mod timers;
 mod token;
+mod turnstile;
 mod upstream;
 mod watch;
 
@@ -73,7 +74,7 @@ pub use self::{
 };
 use self::{
     assertion::Assertions, front::Visitor, report::Reports, throttle::Throttle, timers::Timers,
-    token::Tokens, upstream::Upstream,
+    token::Tokens, turnstile::Turnstile, upstream::Upstream,
 };
 use crate::{
     audit::{Audit, Grants},
@@ -244,6 +245,8 @@ pub(crate) struct Worker {
     access: log::Buffer,
     /// Deadlines.
     pub(crate) timers: Rc<Timers>,
+    /// By which TLS handshakes pass.
+    turnstile: Turnstile,
     /// Whether connections are to end with their next answer.
     pub(crate) stopping: Cell<bool>,
     /// Whether HTTP/1 connections without a request are to end as well: not at once, because their
@@ -292,6 +295,7 @@ impl Worker {
             reports: Reports::default(),
             tokens,
             timers: Timers::new(),
+            turnstile: Turnstile::new(),
             stopping: Cell::new(false),
             ends_idle: Cell::new(false),
         })
@@ -370,6 +374,8 @@ pub fn run(
     }
     let tended = Rc::clone(&worker);
     runtime.spawn_local(async move { tended.tend().await });
+    let turning = Rc::clone(&worker);
+    runtime.spawn_local(async move { turning.turnstile.turn().await });
     let drained = runtime.block_on(async {
         let _ = phase.wait_for(|phase| *phase == Phase::Draining).await;
         worker.stopping.set(true);

@@ -140,18 +140,20 @@ impl From<Failure> for Refusal {
     }
 }
 
-/// Shakes hands; `early` are bytes that were read already. The caller bounds the time. `None`: who
-/// asked was an authority's, for the proof of a name, and has it.
+/// Shakes hands; `early` are bytes that were read already, and `turn` is awaited before the step that takes long. The
+/// caller bounds the time. `None`: who asked was an authority's, for the proof of a name, and has it.
 pub async fn accept(
     front: &Front,
     auth: ClientAuth,
     mut stream: TcpStream,
     early: Vec<u8>,
+    turn: impl Future<Output = ()>,
 ) -> Result<Option<(Box<TlsStream<TcpStream>>, Facts)>, Refusal> {
     let (accepted, seen, unread) = hello(&mut stream, early).await?;
     let read = Hello::read(&seen);
     let ja4 = read.as_ref().map(Hello::ja4);
     let refused = |failure| Refusal { failure, ja4 };
+    turn.await;
     if let Some(config) = front.challenge(&accepted.client_hello()) {
         let shaken = StartHandshake::from_parts(accepted, stream).into_stream(config).await;
         let mut stream = shaken.map_err(|error| refused(error.into()))?;
