@@ -165,6 +165,11 @@ pub(super) fn before_processes(thread: u32, priority: u32) -> Result<()> {
     run(Command::new("chrt").args(["-f", "-p", &priority, &thread])).map(drop)
 }
 
+/// Has the calling thread run only while nobody else wants to.
+pub(super) fn behind_processes() -> Result<()> {
+    run(Command::new("chrt").args(["-i", "-p", "0", &gettid().to_string()])).map(drop)
+}
+
 fn measure(lab: &Lab, poller: u32, effort: Effort) -> Result<Cost> {
     std::thread::sleep(Duration::from_millis(300));
     let (ran, packets) = (cpu_ns(poller)?, received(&lab.edge, "edge0")?);

@@ -17,7 +17,9 @@ use super::{
 };
 use crate::{
     attack::{Crowd, Kind, attackers},
-    bench::{Effort, Goal, Line, MEASURED_CPU, Report, need_two_cores, pin},
+    bench::{
+        Effort, Goal, Line, MEASURED_CPU, Report, flood::behind_processes, need_two_cores, pin,
+    },
     daemon::Edged,
     lab::Lab,
     load::{Client, descriptors, get},
@@ -114,6 +116,8 @@ fn attack(lab: &Lab, kind: Kind, count: usize, effort: Effort) -> Result<Seen> {
     let crowd = Arc::new(Crowd::default());
     let (most, (served, during)) = std::thread::scope(|scope| -> Result<_> {
         let attackers = scope.spawn(|| {
+            // What their own work costs is no delay of the edge's.
+            behind_processes()?;
             let attack = async || attackers(FIRST, &client, kind, count, &crowd).await;
             on_load_core(&lab.edge, attack)
         });
