@@ -12,14 +12,14 @@ use std::{
     path::Path,
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
 };
 
 use anyhow::Context as _;
 use edge_common::Reason;
 use edge_identity::{
-    replay::{Fingerprint, Seen, Shard},
+    replay::{Fingerprint, SIGNER, Seen, Shard},
     signed::Once,
 };
 use zeroize::Zeroizing;
@@ -45,6 +45,10 @@ pub struct Replays {
     key: Zeroizing<[u8; 32]>,
     /// What was signed up to then, in unix seconds, may have come before and is refused.
     unproven_s: u64,
+    /// The latest time that it ever was, by the file: what had ended by then was forgotten.
+    latest_s: AtomicU64,
+    /// Held by whoever writes that time.
+    noting: Mutex<()>,
     /// Whether it was told that the file cannot be written.
     told: AtomicBool,
 }
@@ -76,21 +80,25 @@ impl Replays {
         let unproven_s = match (&former, last_boot) {
             // There is less room than there was.
             (Some(Former { is_whole: false, .. }), _) => now.unix_s + LEEWAY_S_MAX,
-            (Some(_), _) | (None, None) => 0,
+            // What it did not prove it does not prove the second time either.
+            (Some(former), _) => former.unproven_s,
+            (None, None) => 0,
             (None, Some(last)) if last.trim() != boot => now.booted_s + LEEWAY_S_MAX,
             (None, Some(_)) => now.unix_s + LEEWAY_S_MAX,
         };
-        let key = match former {
-            Some(former) => former.key,
+        let (key, latest_s) = match former {
+            Some(former) => (former.key, former.latest_s),
             None => {
                 shards = empty();
-                random()?
+                (random()?, now.unix_s)
             }
         };
-        let file = write(path, &mark, &key, shard_capacity, &shards)?;
+        let head = head(&mark, &key, [unproven_s, latest_s]);
+        let file = write(path, &head, shard_capacity, &shards)?;
         fs::write(dir.join(NOTE), &boot)?;
         let shards = shards.into_iter().map(Mutex::new).collect();
-        Ok(Self { shards, shard_capacity, file, key, unproven_s, told: AtomicBool::new(false) })
+        let (latest_s, noting, told) = (latest_s.into(), Mutex::new(()), AtomicBool::new(false));
+        Ok(Self { shards, shard_capacity, file, key, unproven_s, latest_s, noting, told })
     }
 
     /// Lets a thing pass the first time that it comes. Waits for a shard's turn, no longer than
@@ -103,9 +111,11 @@ impl Replays {
         if once.signed_s <= self.unproven_s {
             return Err(Reason::StaleSignature);
         }
+        self.note_time(now_s)?;
+        let hash = |bytes: &[u8]| *blake3::keyed_hash(&self.key, bytes).as_bytes();
         let mut fingerprint = Fingerprint::default();
-        let hash = blake3::keyed_hash(&self.key, &once.name);
-        fingerprint.copy_from_slice(&hash.as_bytes()[..size_of::<Fingerprint>()]);
+        fingerprint.copy_from_slice(&hash(&once.name)[..size_of::<Fingerprint>()]);
+        fingerprint[SIGNER].copy_from_slice(&hash(once.by.as_bytes())[SIGNER]);
         let number = shard_of(&fingerprint);
         let mut shard = lock(&self.shards[number]);
         match shard.admit(&fingerprint, once.until_s, now_s) {
@@ -126,7 +136,24 @@ impl Replays {
     ) -> Result<(), Reason> {
         let until_s = u32::try_from(until_s).unwrap_or(u32::MAX);
         let at = place(shard, self.shard_capacity) + u64::from(slot) * RECORD as u64;
-        self.file.write_all_at(&record(fingerprint, until_s), at).map_err(|error| {
+        self.note(&record(fingerprint, until_s), at)
+    }
+
+    /// Writes down what time it is, once a second: from now on what has ended is forgotten, and if the clock
+    /// goes back it still is, after a restart too.
+    fn note_time(&self, now_s: u64) -> Result<(), Reason> {
+        if now_s > self.latest_s.load(Relaxed) {
+            let _turn = self.noting.lock().unwrap_or_else(PoisonError::into_inner);
+            if now_s > self.latest_s.load(Relaxed) {
+                self.note(&now_s.to_le_bytes(), LATEST)?;
+                self.latest_s.store(now_s, Relaxed);
+            }
+        }
+        Ok(())
+    }
+
+    fn note(&self, bytes: &[u8], at: u64) -> Result<(), Reason> {
+        self.file.write_all_at(bytes, at).map_err(|error| {
             if !self.told.swap(true, Relaxed) {
                 tracing::error!(%error, "signed requests are refused: what came cannot be noted");
             }
@@ -172,18 +199,27 @@ pub struct Now {
 /// The memory of the process before.
 struct Former {
     key: Zeroizing<[u8; 32]>,
+    unproven_s: u64,
+    latest_s: u64,
     /// Whether there was room for all of it.
     is_whole: bool,
 }
 
 /// Takes over what a file of this boot holds that has not ended. `None` if it does not prove what
 /// came: it is missing, of another boot or other windows, damaged, or from a time when the clock was
-/// ahead; then shards are left with a part of it. Never more of the file than a page is in memory.
+/// far ahead; then shards are left with a part of it. What had ended when the clock was ahead by less stays
+/// forgotten. Never more of the file than a page is in memory.
 fn take_over(path: &Path, mark: &[u8], now_s: u64, shards: &mut [Shard]) -> Option<Former> {
     let mut file = BufReader::new(File::open(path).ok()?);
     let mut head = Zeroizing::new([0; HEAD]);
     file.read_exact(&mut *head).ok()?;
     let key = Zeroizing::new(*head.strip_prefix(mark)?.first_chunk::<32>()?);
+    let [unproven_s, latest_s] = times(&head);
+    if latest_s > now_s + LIFETIME_S {
+        return None;
+    }
+    let latest_s = latest_s.max(now_s);
+    shards.iter_mut().for_each(|shard| shard.sweep(latest_s));
     let (mut is_whole, mut record) = (true, [0; RECORD]);
     // What is shorter than a record at the end was never an entry.
     while read_record(&mut file, &mut record).ok()? {
@@ -192,12 +228,27 @@ fn take_over(path: &Path, mark: &[u8], now_s: u64, shards: &mut [Shard]) -> Opti
         if until_s > now_s + LIFETIME_S {
             return None;
         }
-        if until_s >= now_s {
-            let seen = shards[shard_of(fingerprint)].admit(fingerprint, until_s, now_s);
+        if until_s >= latest_s {
+            let seen = shards[shard_of(fingerprint)].restore(fingerprint, until_s);
             is_whole &= seen != Seen::Full;
         }
     }
-    Some(Former { key, is_whole })
+    Some(Former { key, unproven_s, latest_s, is_whole })
+}
+
+/// The head of a file: the mark and the key at its begin, and at its end what was signed up to when is refused
+/// and the latest time that it ever was.
+fn head(mark: &[u8], key: &[u8; 32], times: [u64; 2]) -> Zeroizing<[u8; HEAD]> {
+    let mut head = Zeroizing::new([0; HEAD]);
+    head[..mark.len()].copy_from_slice(mark);
+    head[mark.len()..][..key.len()].copy_from_slice(key);
+    head[TIMES..].copy_from_slice(times.map(u64::to_le_bytes).as_flattened());
+    head
+}
+
+fn times(head: &[u8; HEAD]) -> [u64; 2] {
+    let (times, _) = head[TIMES..].as_chunks();
+    [u64::from_le_bytes(times[0]), u64::from_le_bytes(times[1])]
 }
 
 /// Reads the next record; whether there was one.
@@ -212,8 +263,7 @@ fn read_record(file: &mut impl io::Read, record: &mut [u8; RECORD]) -> io::Resul
 /// Writes a file beside the former one and puts it in its place.
 fn write(
     path: &Path,
-    mark: &[u8],
-    key: &[u8; 32],
+    head: &[u8; HEAD],
     shard_capacity: u32,
     shards: &[Shard],
 ) -> io::Result<File> {
@@ -221,9 +271,7 @@ fn write(
     let _ = fs::remove_file(&fresh);
     let mut file =
         OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&fresh)?;
-    let mut head = Zeroizing::new([mark, key].concat());
-    head.resize(HEAD, 0);
-    file.write_all(&head)?;
+    file.write_all(head)?;
     file.set_len(place(SHARDS, shard_capacity))?;
     let mut image = Vec::new();
     for (number, shard) in shards.iter().enumerate() {
@@ -274,8 +322,11 @@ fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
 }
 
 const SHARDS: usize = 64;
-const MAGIC: &[u8] = b"edged replays 1\n";
+const MAGIC: &[u8] = b"edged replays 2\n";
 const HEAD: usize = 4096;
+/// Where the head has its two times, and where the latter of them is.
+const TIMES: usize = HEAD - 16;
+const LATEST: u64 = HEAD as u64 - 8;
 /// A fingerprint and when it ends, in unix seconds.
 const RECORD: usize = 20;
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -292,8 +343,14 @@ mod tests {
 
     const NOW: u64 = 1_800_000_000;
 
+    /// Each signed by another.
     fn once(number: u32, signed_s: u64) -> Once {
-        Once { name: number.to_le_bytes().to_vec(), signed_s, until_s: signed_s + 300 }
+        let (by, name) = (number.to_string(), number.to_le_bytes().to_vec());
+        Once { by, name, signed_s, until_s: signed_s + 300 }
+    }
+
+    fn signed(by: &str, number: u32) -> Once {
+        Once { by: by.to_owned(), ..once(number, NOW) }
     }
 
     struct Disk(TempDir);
@@ -361,8 +418,10 @@ mod tests {
             disk.open(100, NOW).admit(&at(NOW), NOW).is_ok(),
             "this store was never used before"
         );
-        for damage in [&b""[..], b"edged replays 1\n", b"nonsense"] {
+        for damage in [&b""[..], b"edged replays 2\n", b"nonsense"] {
             fs::write(disk.file(), damage).unwrap();
+            drop(disk.open(100, NOW));
+            // That it is whole the second time proves no more.
             let replays = disk.open(100, NOW);
             assert_eq!(replays.admit(&at(NOW + 60), NOW), Err(Reason::StaleSignature));
             assert!(replays.admit(&at(NOW + 61), NOW).is_ok());
@@ -377,6 +436,50 @@ mod tests {
         // The clock went back.
         let replays = disk.open(100, NOW - 2000);
         assert_eq!(replays.admit(&at(NOW - 1990), NOW - 2000), Err(Reason::StaleSignature));
+    }
+
+    #[test]
+    fn one_signer_leaves_room_for_the_others_and_keeps_what_he_has_through_a_restart() {
+        let disk = disk();
+        let passed = |replays: &Replays, by: &str, range: std::ops::Range<u32>| {
+            range.filter(|n| replays.admit(&signed(by, *n), NOW).is_ok()).count() as u64
+        };
+        let replays = disk.open(6400, NOW);
+        let (_, room) = replays.usage();
+        let greedy = passed(&replays, "greedy", 0..20_000);
+        assert!((room / 2..=room / 2 + SHARDS as u64).contains(&greedy), "{greedy} of {room}");
+        assert_eq!(passed(&replays, "modest", 20_000..21_000), 1000);
+        let again = passed(&replays, "greedy", 30_000..40_000);
+        assert_eq!(again, 0, "he has more than is left");
+        drop(replays);
+        let replays = disk.open(6400, NOW);
+        assert_eq!(replays.usage().0, greedy + 1000);
+        assert_eq!(passed(&replays, "greedy", 0..40_000), 0);
+        assert_eq!(passed(&replays, "modest", 20_000..21_100), 100);
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_brings_nothing_back_after_a_restart() {
+        for ahead_s in [310, 660, 900, 2000] {
+            let disk = disk();
+            let replays = disk.open(64, NOW);
+            let (_, room) = replays.usage();
+            assert_eq!(replays.admit(&once(1, NOW), NOW), Ok(()));
+            // What it forgets then is written over.
+            for other in 2..=u32::try_from(room).unwrap() * 100 {
+                let _ = replays.admit(&once(other, NOW + ahead_s), NOW + ahead_s);
+            }
+            drop(replays);
+            for _ in 0..2 {
+                let replays = disk.open(64, NOW + 10);
+                let again = replays.admit(&once(1, NOW), NOW + 10);
+                assert_eq!(again, Err(Reason::StaleSignature), "{ahead_s}");
+            }
+        }
+        // A clock that is set a little is no reason to refuse what was signed since.
+        let disk = disk();
+        assert_eq!(disk.open(64, NOW).admit(&once(1, NOW), NOW + 2), Ok(()));
+        assert_eq!(disk.open(64, NOW).admit(&once(2, NOW - 200), NOW), Ok(()));
     }
 
     #[test]

@@ -1,10 +1,17 @@
 //! What came once and must not come again: nonces of signed requests, `jti` of DPoP proofs.
 //!
 //! A [`Shard`] holds fingerprints until the time at which what they stand for is refused as stale
-//! anyway. Its memory is fixed. Nothing is ever pushed out: when it is full, it says so.
+//! anyway. Its memory is fixed. Nothing is ever pushed out: when it is full, it says so. Nobody fills it
+//! for the others: whoever signed has as many places at the most as are free.
 
-/// 128 bits of a keyed hash: two of a million things look alike with a chance below 2^-88.
+use std::ops::Range;
+
+/// 112 bits of a keyed hash of the thing, of which two of a million look alike with a chance below
+/// 2^-72, and in [`SIGNER`] 16 bits of one of who signed it.
 pub type Fingerprint = [u8; 16];
+
+/// Where a fingerprint says who signed.
+pub const SIGNER: Range<usize> = 12..14;
 
 /// What became of a thing that may come once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,7 +22,7 @@ pub enum Seen {
     Before,
     /// Whether it came before cannot be said any more.
     Stale,
-    /// It is new, and there is no room to remember it.
+    /// It is new, and there is no room to remember it, or none for whoever signed it.
     Full,
 }
 
@@ -31,6 +38,8 @@ pub struct Shard {
     chains: Box<[u32]>,
     /// By the second in which they end, modulo their number: a chain through `next_to_end`.
     ends: Box<[u32]>,
+    /// How many entries signers have; those whose hashes agree share a number.
+    held: Box<[u32]>,
     /// What ends up to here was forgotten, in unix seconds.
     swept_s: u64,
 }
@@ -56,13 +65,25 @@ impl Shard {
             // A chain for each entry, or for two: more would cost as much as it saves.
             chains: vec![NONE; 1 << capacity.ilog2()].into(),
             ends: vec![NONE; seconds].into(),
+            held: vec![0; SIGNERS].into(),
             swept_s: 0,
         }
     }
 
-    /// Remembers a thing until a time, in unix seconds, unless it came before.
+    /// Remembers a thing until a time, in unix seconds, unless it came before or its signer has as many
+    /// places as are free.
     pub fn admit(&mut self, fingerprint: &Fingerprint, until_s: u64, now_s: u64) -> Seen {
         self.sweep(now_s);
+        let has_room = self.held[signer(fingerprint)] < self.capacity - self.len;
+        self.see(fingerprint, until_s, has_room)
+    }
+
+    /// Remembers again what was remembered, whoever signed it and however many places he has.
+    pub fn restore(&mut self, fingerprint: &Fingerprint, until_s: u64) -> Seen {
+        self.see(fingerprint, until_s, true)
+    }
+
+    fn see(&mut self, fingerprint: &Fingerprint, until_s: u64, has_room: bool) -> Seen {
         // A clock that went back does not bring back what was forgotten.
         if until_s <= self.swept_s || until_s - self.swept_s >= self.ends.len() as u64 {
             return Seen::Stale;
@@ -76,7 +97,7 @@ impl Shard {
             }
             at = slot.next;
         }
-        let Some(number) = self.take() else { return Seen::Full };
+        let Some(number) = has_room.then(|| self.take()).flatten() else { return Seen::Full };
         let end = self.end(until_s);
         self.slots[number as usize] = Slot {
             fingerprint: *fingerprint,
@@ -85,6 +106,7 @@ impl Shard {
         };
         self.chains[chain] = number;
         self.ends[end] = number;
+        self.held[signer(fingerprint)] += 1;
         self.len += 1;
         Seen::Now(number)
     }
@@ -113,8 +135,9 @@ impl Shard {
         self.len == 0
     }
 
-    /// Forgets what has ended. After a long silence all has, and the whole is cleared at once.
-    fn sweep(&mut self, now_s: u64) {
+    /// Forgets what has ended; for good, whatever a clock says later. After a long silence all has, and the
+    /// whole is cleared at once.
+    pub fn sweep(&mut self, now_s: u64) {
         let Some(past_s) = now_s.checked_sub(1).filter(|past_s| *past_s > self.swept_s) else {
             return;
         };
@@ -122,6 +145,7 @@ impl Shard {
             self.slots.clear();
             self.chains.fill(NONE);
             self.ends.fill(NONE);
+            self.held.fill(0);
             (self.free, self.len, self.swept_s) = (NONE, 0, past_s);
         }
         while self.swept_s < past_s {
@@ -150,6 +174,7 @@ impl Shard {
         }
         self.slots[number as usize].next = self.free;
         self.free = number;
+        self.held[signer(&fingerprint)] -= 1;
         self.len -= 1;
     }
 
@@ -178,6 +203,14 @@ impl Shard {
     }
 }
 
+fn signer(fingerprint: &Fingerprint) -> usize {
+    let [a, b] = [fingerprint[SIGNER.start], fingerprint[SIGNER.start + 1]];
+    usize::from(u16::from_le_bytes([a, b])) % SIGNERS
+}
+
+/// Signers that are told apart.
+const SIGNERS: usize = 4096;
+
 /// No entry.
 const NONE: u32 = u32::MAX;
 
@@ -189,9 +222,38 @@ mod tests {
 
     use super::*;
 
-    const fn print(n: u32) -> Fingerprint {
-        let [a, b, c, d] = n.to_le_bytes();
-        [a, b, c, d, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
+    /// Each signed by another.
+    fn print(n: u32) -> Fingerprint {
+        signed(n, n)
+    }
+
+    fn signed(n: u32, by: u32) -> Fingerprint {
+        let mut print = [7; 16];
+        print[..4].copy_from_slice(&n.to_le_bytes());
+        print[SIGNER].copy_from_slice(&by.to_le_bytes()[..2]);
+        print
+    }
+
+    #[test]
+    fn nobody_fills_it_for_the_others() {
+        let mut shard = Shard::new(1000, 100);
+        let mut next = 0;
+        let mut admitted = |shard: &mut Shard, by, most: u32, now_s| {
+            let new = (0..most).filter(|_| {
+                next += 1;
+                matches!(shard.admit(&signed(next, by), now_s + 50, now_s), Seen::Now(_))
+            });
+            new.count()
+        };
+        assert_eq!(admitted(&mut shard, 1, 5000, 1000), 500, "as many as are left");
+        assert_eq!(admitted(&mut shard, 2, 5000, 1000), 250);
+        assert_eq!(admitted(&mut shard, 1, 5000, 1000), 0);
+        assert_eq!(admitted(&mut shard, 3, 100, 1000), 100, "who takes little has it");
+        assert_eq!(admitted(&mut shard, 1, 5000, 1000), 0);
+        assert_eq!(admitted(&mut shard, 1, 5000, 1051), 500, "what has ended is nobody's");
+        assert_eq!(admitted(&mut shard, 1, 5000, 9999), 500, "and after a long silence");
+        assert_eq!(shard.admit(&signed(1, 1), 10_049, 9999), Seen::Full);
+        assert_eq!(shard.restore(&signed(1, 1), 10_049), Seen::Now(500), "he had it");
     }
 
     #[test]
@@ -212,8 +274,9 @@ mod tests {
     fn an_entry_takes_28_bytes() {
         // The share of one of 64 shards of a million, with its room for chance.
         let mut shard = Shard::new(16_625, 960);
-        assert!((0..16_625).all(|n| shard.admit(&print(n), 1100, 1000) == Seen::Now(n)));
-        assert_eq!(shard.admit(&print(16_625), 1100, 1000), Seen::Full);
+        shard.sweep(1000);
+        assert!((0..16_625).all(|n| shard.restore(&print(n), 1100) == Seen::Now(n)));
+        assert_eq!(shard.restore(&print(16_625), 1100), Seen::Full);
         let bytes = size_of::<Slot>() * shard.slots.capacity() + 4 * shard.chains.len();
         assert!(bytes <= 28 * 16_625, "{bytes}");
     }
@@ -241,7 +304,7 @@ mod tests {
     }
 
     proptest! {
-        /// Against a map without bounds: nothing is taken twice, nothing refused without cause.
+        /// Against a map without bounds: nothing is taken twice, nothing refused without cause. Of five signers.
         #[test]
         fn it_does_what_a_map_does(
             steps in proptest::collection::vec((0_u32..40, 0_u64..12, 0_u64..9), 1..200),
@@ -250,18 +313,20 @@ mod tests {
             for (n, life_s, step_s) in steps {
                 now_s += step_s / 3;
                 model.retain(|_, until_s| *until_s >= now_s);
-                let (seen, until_s) = (shard.admit(&print(n), now_s + life_s, now_s), now_s + life_s);
-                match (model.contains_key(&n), model.len()) {
+                let until_s = now_s + life_s;
+                let seen = shard.admit(&signed(n, n % 5), until_s, now_s);
+                let held = model.keys().filter(|other: &&u32| **other % 5 == n % 5).count();
+                match (model.contains_key(&n), held + model.len() < 16) {
                     (true, _) => prop_assert_eq!(seen, Seen::Before),
-                    (false, 16) => prop_assert_eq!(seen, Seen::Full),
-                    (false, _) => {
+                    (false, false) => prop_assert_eq!(seen, Seen::Full),
+                    (false, true) => {
                         prop_assert!(matches!(seen, Seen::Now(number) if number < 16));
                         model.insert(n, until_s);
                     }
                 }
                 prop_assert_eq!(shard.len() as usize, model.len());
                 let entries = shard.entries().map(|(_, print, until_s)| (print, until_s));
-                let expected = model.iter().map(|(n, until_s)| (print(*n), *until_s));
+                let expected = model.iter().map(|(n, until_s)| (signed(*n, n % 5), *until_s));
                 prop_assert_eq!(
                     entries.collect::<HashMap<_, _>>(),
                     expected.collect::<HashMap<_, _>>()

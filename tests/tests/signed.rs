@@ -431,13 +431,13 @@ fn nothing_is_replayed_across_a_kill_and_a_restart() -> Result<()> {
 fn a_full_memory_lets_nothing_in() -> Result<()> {
     let lab = Lab::new()?;
     let origin = Origin::start(&lab)?;
-    let edged = signing(&lab, &[("signing.nonces_max", "64")])?;
+    let edged = signing(&lab, &[("signing.nonces_max", "640")])?;
     let signer = Signer::derived(&lab, &edged)?;
     let (secret, kept) = (signer.secret()?, text(&lab.dir().join("requests.jsonl")));
     let sent = python(&lab, &edged, "send", &[&signer.id, &secret, "1500", &kept])?;
     let of = |status: &str| sent[status].as_u64().unwrap_or_default();
     assert_eq!(of("200") + of("503"), 1500, "{sent}");
-    assert!((64..=576).contains(&of("200")), "{sent}");
+    assert!((640 / 2..=1088).contains(&of("200")), "{sent}");
     assert_eq!(origin.seen(), of("200"));
     assert_eq!(edged.metrics()?.requests(Reason::NoncesFull), of("503") as f64);
     let held_against = [("reason", "nonces_full")];
@@ -445,6 +445,10 @@ fn a_full_memory_lets_nothing_in() -> Result<()> {
     let replayed = python(&lab, &edged, "replay", &[&kept])?;
     assert_eq!(replayed["401"].as_u64(), Some(of("200")), "{replayed}");
     assert_eq!(replayed["200"], Value::Null, "{replayed}");
+    // Whoever else comes finds as much room as the one has taken.
+    let (other, own) = (Signer::derived(&lab, &edged)?, text(&lab.dir().join("others.jsonl")));
+    let sent = python(&lab, &edged, "send", &[&other.id, &other.secret()?, "100", &own])?;
+    assert_eq!(sent, serde_json::json!({"200": 100}));
     Ok(())
 }
 

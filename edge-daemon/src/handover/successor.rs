@@ -33,9 +33,9 @@ impl Successor {
 
     /// As [`Replays::admit`](crate::replay::Replays::admit).
     pub(super) fn admit(&self, once: &Once, now_s: u64) -> Result<(), Reason> {
-        let Once { name, signed_s, until_s } = once.clone();
+        let Once { by, name, signed_s, until_s } = once.clone();
         let stream = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let asked = say(&stream, &Errand::Once { name, signed_s, until_s, now_s });
+        let asked = say(&stream, &Errand::Once { by, name, signed_s, until_s, now_s });
         match asked.and_then(|()| hear::<Admission>(&stream)) {
             Ok(admission) => admission.into(),
             Err(error) => {

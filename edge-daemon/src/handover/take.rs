@@ -101,8 +101,8 @@ fn run(edge: &Edge, errand: Errand, stream: &UnixStream) -> io::Result<()> {
             edge.audit.relay(at_ms, entry);
             Ok(())
         }
-        Errand::Once { name, signed_s, until_s, now_s } => {
-            let once = Once { name, signed_s, until_s };
+        Errand::Once { by, name, signed_s, until_s, now_s } => {
+            let once = Once { by, name, signed_s, until_s };
             say(stream, &Admission::from(edge.replays.admit(&once, now_s)))
         }
     }

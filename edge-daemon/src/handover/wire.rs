@@ -56,7 +56,7 @@ pub(super) enum Errand {
     /// An entry of the audit log.
     Audit { at_ms: u64, entry: serde_json::Value },
     /// Something that must not come twice. Answered by an [`Admission`].
-    Once { name: Vec<u8>, signed_s: u64, until_s: u64, now_s: u64 },
+    Once { by: String, name: Vec<u8>, signed_s: u64, until_s: u64, now_s: u64 },
 }
 
 /// Whether something comes for the first time.

@@ -10,7 +10,7 @@ use edge_identity::{
         certificate_digest,
         dpop::{Expected, Nonces, Proof},
     },
-    principal::Named,
+    principal::{Named, Principal},
     signed::Once,
 };
 use edge_policy::{
@@ -222,7 +222,7 @@ fn admit(
         (Ok(()), _) if worker.edge.denylist.is_lost() => {
             Err(Stop::Reason(Reason::IssuerUnavailable))
         }
-        (Ok(()), Some(Ok(proof))) => admit_proof(worker, plan, &proof, now_ms),
+        (Ok(()), Some(Ok(proof))) => admit_proof(worker, plan, (known, &proof), now_ms),
         (Ok(()), None) => Ok(()),
     }
 }
@@ -267,9 +267,16 @@ fn certificate(token: &Verified, visitor: &Visitor) -> Option<[u8; 32]> {
 const DPOP: HeaderName = HeaderName::from_static("dpop");
 
 /// Lets a proof pass once.
-fn admit_proof(worker: &Worker, plan: &Plan, proof: &Proof, now_ms: u64) -> Result<(), Stop> {
+fn admit_proof(
+    worker: &Worker,
+    plan: &Plan,
+    (known, proof): (&Known, &Proof),
+    now_ms: u64,
+) -> Result<(), Stop> {
+    let by = Principal::Named(Arc::clone(&known.named)).identity().into_owned();
     let issued_s = proof.issued_ms / 1000;
-    let once = Once::proof(&proof.id, issued_s, issued_s + plan.tokens.proof_age.as_secs());
+    let until_s = issued_s + plan.tokens.proof_age.as_secs();
+    let once = Once::proof(by, &proof.id, issued_s, until_s);
     worker.edge.replays.admit(&once, now_ms / 1000).map_err(|reason| match reason {
         // It came, or whether it did cannot be said any more.
         Reason::Replayed | Reason::StaleSignature => Fault::ProofReplayed.into(),

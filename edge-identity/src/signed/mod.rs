@@ -102,6 +102,8 @@ struct Fresh {
 /// What must not come twice, and until when, in unix seconds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Once {
+    /// Who signed it, by any name that nobody else has.
+    pub by: String,
     /// What tells it from everything else that comes once.
     pub name: Vec<u8>,
     /// When it was signed, in unix seconds.
@@ -111,16 +113,16 @@ pub struct Once {
 }
 
 impl Once {
-    /// A DPoP proof, by its identity; times in unix seconds.
+    /// A DPoP proof of this caller, by the proof's identity; times in unix seconds.
     #[must_use]
-    pub fn proof(id: &[u8; 32], signed_s: u64, until_s: u64) -> Self {
-        Self { name: [&b"p"[..], id].concat(), signed_s, until_s }
+    pub fn proof(by: String, id: &[u8; 32], signed_s: u64, until_s: u64) -> Self {
+        Self { by, name: [&b"p"[..], id].concat(), signed_s, until_s }
     }
 
     /// `name` is unambiguous: the kind is one byte, and a key's id holds no zero.
     fn new(kind: u8, key_id: &str, what: &[u8], time: Fresh) -> Self {
         let name = [&[kind], key_id.as_bytes(), &[0], what].concat();
-        Self { name, signed_s: time.signed_s, until_s: time.until_s }
+        Self { by: key_id.to_owned(), name, signed_s: time.signed_s, until_s: time.until_s }
     }
 }
 

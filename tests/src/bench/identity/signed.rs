@@ -237,7 +237,8 @@ fn open(dir: &Path) -> Result<Replays> {
 fn once(number: u64, now_s: u64) -> Once {
     // One time for all processes, so that each sees the same thing.
     let signed_s = now_s - now_s % 600;
-    Once { name: number.to_le_bytes().to_vec(), signed_s, until_s: signed_s + 900 }
+    let by = (number % SIGNERS).to_string();
+    Once { by, name: number.to_le_bytes().to_vec(), signed_s, until_s: signed_s + 900 }
 }
 
 /// By which the victim knows its folder.
@@ -245,5 +246,7 @@ const VICTIM: &str = "EDGED_BENCH_VICTIM";
 /// Somewhat more than all that comes, so that none of it is refused for want of room.
 const ROOM: u32 = 1_100_000;
 const THINGS: u64 = 1_000_000;
+/// Enough that none of them has more of it than is left.
+const SIGNERS: u64 = 1000;
 const THREADS: usize = 8;
 const KEY_ID: &str = "0123456789ab";
