@@ -205,8 +205,8 @@ const NO_TIER: u64 = u64::MAX;
 /// The part of a word that says what its key has done.
 const STATE: u128 = (1 << STATE_BITS) - 1;
 const ENTRY: usize = 4 + 16;
-/// Of the largest table that can be configured.
-const BYTES_MAX: u64 = (1 << 27) * ENTRY as u64;
+/// Of the largest table that can be configured: of eight words in each set.
+const BYTES_MAX: u64 = (1 << 28) * ENTRY as u64;
 
 #[cfg(test)]
 mod tests {

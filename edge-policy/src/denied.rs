@@ -15,7 +15,7 @@ use crate::limit::{Standing, retry_after_s};
 pub struct Denied {
     /// Why; for the counters and the log, never for the client.
     pub reason: Reason,
-    /// When to try again, from now.
+    /// When to try again, from now; of a limit that was hit, `None` is never.
     pub wait_ns: Option<u64>,
     /// The limit that it hit.
     pub hit: Option<Box<Hit>>,
@@ -131,8 +131,11 @@ pub fn problem(denied: &Denied, request_id: &str) -> Response<Vec<u8>> {
         headers.insert(ALLOW, allow(&denied.allow));
     }
     if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-        let wait_s = retry_after_s(denied.wait_ns.unwrap_or(0));
-        headers.insert(RETRY_AFTER, HeaderValue::from(wait_s));
+        // What costs more than the limit ever has is not told to come again.
+        let soon = denied.hit.is_none().then_some(0);
+        if let Some(wait_ns) = denied.wait_ns.or(soon) {
+            headers.insert(RETRY_AFTER, HeaderValue::from(retry_after_s(wait_ns)));
+        }
     }
     answer
 }
@@ -171,6 +174,7 @@ mod tests {
 
     use super::*;
     use crate::auth::Method as AuthMethod;
+    use crate::limit::standing::Left;
 
     fn shown(reason: Reason) -> (u16, String) {
         let answer = problem(&Denied::new(reason), "r-1");
@@ -237,6 +241,11 @@ mod tests {
         let limited = Denied { wait_ns, ..Denied::new(Reason::KeyRate) };
         let answer = problem(&limited, "r");
         assert_eq!(answer.headers()["retry-after"], "2");
+        let left = Left { limit: 3, remaining: 3, reset_ns: 0 };
+        let standing = Standing { left, window_s: Some(1) };
+        let hit = Some(Box::new(Hit { limit: "a".into(), standing }));
+        let never = Denied { hit, ..Denied::new(Reason::RequestLimit) };
+        assert!(!problem(&never, "r").headers().contains_key("retry-after"));
     }
 
     #[test]

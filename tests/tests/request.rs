@@ -142,6 +142,10 @@ fn too_many_requests_are_told_when_to_return() -> Result<()> {
     assert_eq!(number("x-ratelimit-remaining"), Some(0));
     assert!(number("x-ratelimit-reset").is_some() && number("retry-after") >= Some(1));
     assert_eq!(edged.get(ATTACKER, "/health").send()?.status, 200, "another source is untouched");
+    // Who is refused for another reason is told where it stands, too.
+    let nobody = edged.get(ATTACKER, "/").send()?;
+    refused(&nobody, 401);
+    assert!(nobody.header("x-ratelimit-remaining").is_some(), "{nobody:?}");
     Ok(())
 }
 

@@ -139,7 +139,7 @@ pub(crate) fn refuse(
 ) -> Response<Answer> {
     let (mut parts, body) = denied::problem(denied, &trace.id).into_parts();
     let mut answer = Answer::whole(Bytes::from(body), unread, ending);
-    let standing = denied.hit.as_ref().map(|hit| hit.standing);
+    let standing = denied.hit.as_ref().map(|hit| hit.standing).or(trace.admission.standing);
     finish(&mut parts.headers, &mut answer.lines, standing, trace);
     // Where a request without one meaning ends, and what comes behind it, nobody can know.
     answer.is_last = denied.reason == Reason::MalformedRequest;

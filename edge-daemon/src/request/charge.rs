@@ -1,6 +1,6 @@
 //! What a request is charged to: the limits' view of it.
 
-use std::time::Duration;
+use std::{mem, time::Duration};
 
 use edge_common::Source;
 use edge_identity::principal::{Claim, Principal};
@@ -15,15 +15,15 @@ use http::request::Parts;
 use super::{Plan, front::Visitor};
 
 /// Charges a request, of which all is known, to every limit that asks for more than its source, and
-/// waits for its turn where one makes it queue. `early` is what the others have said.
+/// waits for its turn where one makes it queue. What the others have said is in `admission` already.
 pub(super) async fn charge(
     plan: &Plan,
     (visitor, client): (&Visitor, Source),
     principal: Option<&Principal>,
     route: &Route,
     (head, host): (&Parts, &str),
-    (early, now): (Admission, Now),
-) -> Result<Admission, Denied> {
+    (admission, now): (&mut Admission, Now),
+) -> Result<(), Denied> {
     // What is no word, number or list of them is no key: it may be another in each token.
     let is_key = |claim: &&Claim| !matches!(claim, Claim::Other(_));
     let claim = |name: &str| principal?.claim(name).filter(is_key).map(Claim::to_string);
@@ -44,9 +44,10 @@ pub(super) async fn charge(
         place: &|place| plan.geo.find(place, client.into()),
         cost: route.cost,
     };
-    let admission = early.and(plan.limits.admit(&facts, now)?);
+    let late = plan.limits.admit(&facts, now)?;
+    *admission = mem::take(admission).and(late);
     if admission.delay_ns > 0 {
         tokio::time::sleep(Duration::from_nanos(admission.delay_ns)).await;
     }
-    Ok(admission)
+    Ok(())
 }

@@ -231,7 +231,7 @@ async fn decide(
     *visitor = visitor.of_request(plan, &head.headers)?;
     bear::source(worker, visitor, plan).await?;
     let client = edge_common::Source::from(visitor.address).client(plan.client);
-    let early = plan.limits.admit_source(client, now)?;
+    trace.admission = plan.limits.admit_source(client, now)?;
     // Beyond its own limit or verdict a client is refused for itself, whoever leads it.
     trace.is_led = led::is_led(&head.headers);
     bear::led(worker, visitor, plan, trace.is_led).await?;
@@ -280,7 +280,7 @@ async fn decide(
     trace.is_asked = false;
     tell_granted(worker, visitor, &head, trace);
     let (who, asked) = (trace.principal.as_ref(), (&head, &*host.name));
-    trace.admission = charge(plan, (visitor, client), who, route, asked, (early, now)).await?;
+    charge(plan, (visitor, client), who, route, asked, (&mut trace.admission, now)).await?;
     let body_max = plan.bounds.body_bytes_max;
     if declared_length(&head.headers).is_some_and(|length| length > body_max) {
         return Err(Reason::BodyTooLarge.into());

@@ -81,7 +81,7 @@ pub enum Outcome {
     Refuse {
         /// What is left.
         left: Left,
-        /// After how long it would be admitted if nothing else came; `None`: nobody knows.
+        /// After how long it would be admitted if nothing else came; `None`: never.
         wait_ns: Option<u64>,
     },
 }
@@ -131,7 +131,8 @@ impl Meter {
                     Some(more) => {
                         Outcome::Admit { state: more.into(), left: left(more), delay_ns: 0 }
                     }
-                    None => Outcome::Refuse { left: left(held), wait_ns: None },
+                    // Any of them may end right now.
+                    None => Outcome::Refuse { left: left(held), wait_ns: Some(0) },
                 }
             }
         }

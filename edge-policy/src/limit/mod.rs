@@ -211,8 +211,11 @@ impl Rule {
     fn charge(&self, facts: &Facts<'_>, paid: u64, now: Now) -> Result<Admission, Denied> {
         let tier = facts.caller.and_then(|caller| caller.tier);
         let cost = facts.cost.saturating_sub(paid);
-        let speaks = cost > 0 && self.spec.only.covers(facts);
-        let Some(Counted { meter, table }) = self.counts.of(tier).filter(|_| speaks) else {
+        // What is in flight counts, whatever it costs.
+        let counts = |counted: &&Counted| cost > 0 || counted.meter.is_concurrent();
+        let counted = self.counts.of(tier).filter(counts);
+        let Some(Counted { meter, table }) = counted.filter(|_| self.spec.only.covers(facts))
+        else {
             return Ok(Admission::default());
         };
         let Some(hash) = self.hash(facts) else { return Ok(Admission::default()) };

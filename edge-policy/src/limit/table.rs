@@ -56,7 +56,7 @@ pub struct Admitted {
 pub struct Refused {
     /// What is left.
     pub left: Left,
-    /// After how long it would be admitted.
+    /// After how long it would be admitted; `None`: never.
     pub wait_ns: Option<u64>,
 }
 
@@ -134,7 +134,7 @@ impl Table {
         meter.charge(if word & MARK == own { word & !MARK } else { 0 }, cost, now)
     }
 
-    /// After how long a key would be admitted at such a cost if nothing else came; `None`: nobody knows.
+    /// After how long a key would be admitted at such a cost if nothing else came; `None`: never.
     #[must_use]
     pub fn wait_ns(&self, meter: &Meter, hash: u64, cost: u64, now: Now) -> Option<u64> {
         match self.look(meter, hash, cost, now) {
@@ -155,15 +155,16 @@ impl Table {
         self.sets.len() * WAYS
     }
 
-    /// Every key that is not idle: the number of its set, and its word. For a table of as many sets
-    /// to [`Self::restore`].
+    /// Every key that is not idle, and what others share: the number of its set, and its word. For a table of
+    /// as many sets to [`Self::restore`].
     pub fn words<'a>(
         &'a self,
         meter: &'a Meter,
         now: Now,
     ) -> impl Iterator<Item = (usize, u128)> + 'a {
         self.sets.iter().enumerate().flat_map(move |(index, set)| {
-            let words = set.keys.iter().map(|cell| cell.load(Ordering::Acquire));
+            let cells = set.keys.iter().chain([&set.rest]);
+            let words = cells.map(|cell| cell.load(Ordering::Acquire));
             words
                 .filter(move |word| meter.fullness(word & !MARK, now) > 0)
                 .map(move |word| (index, word))
@@ -178,7 +179,9 @@ impl Table {
             let kept = cell.load(Ordering::Acquire);
             kept == 0 || kept & MARK == word & MARK
         };
-        if let Some(cell) = set.keys.iter().find(is_free) {
+        let is_shared = word & MARK == REST;
+        let cell = if is_shared { Some(&set.rest) } else { set.keys.iter().find(is_free) };
+        if let Some(cell) = cell {
             cell.store(word, Ordering::Release);
         }
     }
@@ -276,6 +279,21 @@ mod tests {
     }
 
     #[test]
+    fn a_flood_of_new_keys_gives_an_offender_no_more_than_its_refill() {
+        let (table, meter, offender) = (Table::new(WAYS), bucket(1, 5), hash(99));
+        while table.charge(&meter, offender, 1, now(0)).is_ok() {}
+        for second in 1..50 {
+            // It has one token by now, so that its place may be lost to whoever is no idler.
+            let at = |ns| now(second * SECOND + ns);
+            for stranger in 0..500 {
+                let _ = table.charge(&meter, hash(1_000 * second + stranger), 1, at(stranger));
+            }
+            let admitted = (0..9).filter(|_| table.charge(&meter, offender, 1, at(500)).is_ok());
+            assert_eq!(admitted.count(), 1, "{second}");
+        }
+    }
+
+    #[test]
     fn where_all_are_at_their_limit_newcomers_share_one() {
         let (table, meter) = (Table::new(WAYS), bucket(1, 2));
         let mut offenders: Vec<_> = (0..WAYS as u64).map(hash).collect();
@@ -336,5 +354,18 @@ mod tests {
                 (old.look(&meter, hash(key), 1, now(1)), new.look(&meter, hash(key), 1, now(1)));
             assert_eq!(was, is, "{key}");
         }
+    }
+
+    #[test]
+    fn what_is_shared_is_kept_as_well() {
+        let meter = Meter::FixedWindow { limit: 3, window: Window::Month };
+        let (old, new) = (Table::new(WAYS), Table::new(WAYS));
+        let admitted = |table: &Table, key: u64| {
+            (0..9).filter(|_| table.charge(&meter, hash(key), 1, now(0)).is_ok()).count()
+        };
+        assert!((0..=WAYS as u64).all(|key| admitted(&old, key) == 3), "the last one shares");
+        assert_eq!(admitted(&old, 100), 0);
+        old.words(&meter, now(0)).for_each(|(set, word)| new.restore(set, word));
+        assert!((0..200).all(|key| admitted(&new, key) == 0), "nobody begins anew");
     }
 }

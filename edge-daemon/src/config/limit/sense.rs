@@ -2,7 +2,7 @@
 //! paid.
 
 use edge_identity::principal::Method;
-use edge_policy::limit::{Part, Spec, meter::Meter};
+use edge_policy::limit::{Part, Spec, lease, meter::Meter};
 use toml::de::DeTable;
 
 use crate::config::{
@@ -46,16 +46,27 @@ pub(super) fn check_limit(
     notes.doubt(place("by"), format!("'{name}' {what}: none of its routes asks who it is"), help);
 }
 
-/// Doubts about what routes cost.
+/// Doubts about what routes cost. Of a limit that a fleet shares, an edge has its even part for certain.
 pub(super) fn check_costs(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'_>) {
+    let nodes = settings.fleet.as_ref().map_or(1, |fleet| fleet.nodes);
     for (n, route) in settings.routes.iter().enumerate() {
-        let is_beyond = |meter: &Meter| !meter.is_concurrent() && route.cost > meter.most();
-        let beyond = settings.limits.iter().filter(|spec| {
-            let meters = spec.meter.iter().chain(spec.tiers.iter().filter_map(|(_, m)| m.as_ref()));
-            covers(spec, route) && tells(spec, route) && meters.into_iter().any(is_beyond)
-        });
-        for spec in beyond.filter(|spec| !spec.shadow) {
-            let what = format!("'{}' can never admit what costs {}", spec.name, route.cost);
+        for spec in settings.limits.iter().filter(|spec| !spec.shadow) {
+            let nodes = if spec.fleet { nodes } else { 1 };
+            let is_beyond = |meter: &Meter| {
+                !meter.is_concurrent() && route.cost > meter.part(lease::alone(nodes)).most()
+            };
+            let mut meters =
+                spec.meter.iter().chain(spec.tiers.iter().filter_map(|(_, m)| m.as_ref()));
+            if !covers(spec, route) || !tells(spec, route) || !meters.any(is_beyond) {
+                continue;
+            }
+            let what = match nodes {
+                1 => format!("'{}' can never admit what costs {}", spec.name, route.cost),
+                _ => format!(
+                    "'{}' may never admit what costs {}: each of {nodes} edges has its part of it",
+                    spec.name, route.cost
+                ),
+            };
             let help = "a larger 'burst' or rate of the limit, for each tier, or a smaller cost";
             notes.doubt(whole::place_nth(document, "route", n, "cost"), what, help);
         }
