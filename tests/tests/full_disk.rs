@@ -115,6 +115,9 @@ fn keys_are_changed_for_good_or_not_at_all_but_refused_at_once() -> Result<()> {
             assert!(said.contains("refused from now on"), "{said}");
             // There may be room for it a second later, in what the store has already.
             if unsaved(&edged)? >= 1.0 {
+                let rotated = edged.ctl(&format!("key rotate {id}"))?;
+                let said = String::from_utf8_lossy(&rotated.stderr).into_owned();
+                assert!(said.contains("is revoked"), "whatever the disk knows: {said}");
                 break;
             }
         }

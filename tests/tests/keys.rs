@@ -172,6 +172,7 @@ fn a_rotated_key_ends_after_its_grace_and_a_revoked_one_at_once() -> Result<()> 
     assert_eq!(status(&edged, &new_key)?, 200);
     event(&edged, "key_rotated", &old)?;
     event(&edged, "key_expired", &old)?;
+    assert!(edged.events()?.iter().all(|event| event["event"] != "key_expiring"), "it is replaced");
 
     assert!(!edged.ctl(&format!("key remove {new}"))?.status.success(), "it is in force");
     edged.tell(&format!("key revoke {new}"))?;
@@ -352,9 +353,15 @@ fn keys_move_from_one_store_to_another() -> Result<()> {
     let other = other.replacen(&id, "0123456789ab", 1);
     let public = r#"{"signing":{"public":{"algorithm":"rsa-pss-sha512","key":"AAAA"}}}"#;
     let weak = other.replacen("\"extras\":[]", &format!("\"extras\":[{public}]"), 1);
-    for (text, place, why) in
-        [(format!("{lines}{other}\n"), 3, "digest"), (format!("{weak}\n"), 1, "public key")]
-    {
+    let cheap =
+        "$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY";
+    let cheap = format!(r#""extras":[{{"secret":{{"chosen":"{cheap}"}}}}]"#);
+    let cheap = other.replacen("\"extras\":[]", &cheap, 1);
+    for (text, place, why) in [
+        (format!("{lines}{other}\n"), 3, "digest"),
+        (format!("{weak}\n"), 1, "public key"),
+        (format!("{cheap}\n"), 1, "m=19456,t=2 at least"),
+    ] {
         fs::write(&file, text)?;
         let refused = edged.ctl(&import)?;
         let words = String::from_utf8_lossy(&refused.stderr).into_owned();

@@ -128,6 +128,10 @@ fn what_becomes_of_a_key_is_told() -> Result<()> {
     told_of("gone", "", "was revoked")?;
     told_of("turned", "", "is replaced")?;
     told_of("brief", "--expires 1h", "will end")?;
+    let warned = told(&web, "key").into_iter().filter(|told| {
+        told["reason"].as_str().is_some_and(|reason| reason.starts_with("will end"))
+    });
+    assert_eq!(warned.count(), 1, "what is replaced ends as it should");
     told_of("ended", "--expires 1s", "has ended")?;
     let key = edged.key("shown")?;
     assert_eq!(edged.get(FRIEND, &format!("/?x={key}")).send()?.status, 400);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use edge_identity::{
     hex,
-    key::{BoundSecret, Extra, Grants, KeyId, KeyRecord, PepperId, Secret},
+    key::{BoundSecret, Extra, Grants, KeyId, KeyRecord, Mark, PepperId, Secret},
     signed::Signing,
 };
 
@@ -182,7 +182,8 @@ impl Registry {
     ) -> anyhow::Result<KeyCreated> {
         let Some(mut old) = self.store.key(id)? else { bail!("there is no key {id}") };
         let now_ms = clock::unix_ms();
-        if old.revoked_ms.is_some() {
+        // It may be refused already and the disk not know of it yet.
+        if old.revoked_ms.is_some() || self.unsaved.contains(id) {
             bail!("the key {id} is revoked; make another");
         }
         if old.expires_ms.is_some_and(|end| end <= now_ms) {
@@ -205,6 +206,7 @@ impl Registry {
         self.store.put_keys(&[new, StoredKey { record: old, hash: None }])?;
         self.edge.keys.put(&record);
         if let Some(old) = self.edge.keys.by_id(id) {
+            old.mark(Mark::Replaced);
             old.end(ends_ms);
             self.edge.decisions.tell(Decision::key(&old, "is replaced", Some(ends_ms)));
         }

@@ -101,6 +101,10 @@ impl Registry {
         if hash.iter().chain(chosen).any(|hash| !slow::is_hash(hash)) {
             return Err("not an Argon2id hash that can be checked here".into());
         }
+        if chosen.is_some_and(|hash| !slow::is_dear(hash)) {
+            let least = "m=19456,t=2 at least, or as much otherwise: m=47104,t=1 to m=7168,t=5";
+            return Err(format!("the hash of a chosen secret is too cheap to guess: {least}"));
+        }
         let known = self.edge.keys.by_digest(&record.digest);
         if known.is_some_and(|key| *key.id() != record.id) {
             return Err("another key has this digest".into());

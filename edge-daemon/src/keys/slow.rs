@@ -189,14 +189,29 @@ pub(super) fn matches(hash: &str, text: &str) -> bool {
 /// Whether this is an Argon2id hash in PHC form that can be checked here.
 #[must_use]
 pub fn is_hash(hash: &str) -> bool {
-    let Ok(parsed) = PasswordHash::new(hash) else { return false };
-    let cost = |name| parsed.params.get_decimal(name).unwrap_or(u32::MAX);
-    hash.starts_with("$argon2id$v=19$")
-        && cost("m") <= COST_MAX * MEMORY_KIB
-        && cost("t") <= COST_MAX * PASSES
-        && cost("p") <= COST_MAX * LANES
-        && parsed.hash.is_some()
+    costs(hash).is_some_and(|[memory, passes, lanes]| {
+        memory <= COST_MAX * MEMORY_KIB && passes <= COST_MAX * PASSES && lanes <= COST_MAX * LANES
+    })
 }
+
+/// Whether a hash costs enough for a secret that may be guessable.
+#[must_use]
+pub fn is_dear(hash: &str) -> bool {
+    costs(hash).is_some_and(|[memory, passes, _]| {
+        LEAST.iter().any(|(least, of)| memory >= *least && passes >= *of)
+    })
+}
+
+/// The memory in KiB, passes and lanes of an Argon2id hash in PHC form.
+fn costs(hash: &str) -> Option<[u32; 3]> {
+    let parsed = PasswordHash::new(hash).ok()?;
+    let costs = ["m", "t", "p"].map(|name| parsed.params.get_decimal(name).unwrap_or(u32::MAX));
+    (hash.starts_with("$argon2id$v=19$") && parsed.hash.is_some()).then_some(costs)
+}
+
+/// The least memory, in KiB, for so many passes: as OWASP's password storage cheat sheet has them, each as
+/// dear as the others.
+const LEAST: [(u32, u32); 5] = [(47_104, 1), (19_456, 2), (12_288, 3), (9_216, 4), (7_168, 5)];
 
 /// Imported hashes may cost so many times as much in each of their parameters.
 const COST_MAX: u32 = 4;
@@ -273,6 +288,18 @@ mod tests {
             assert_eq!(ask.as_mut().poll(&mut cx), std::task::Poll::Ready(Some(true)));
         }
         assert!(jobs.try_recv().is_err());
+    }
+
+    #[test]
+    fn a_hash_of_a_secret_costs_no_less_than_owasp_asks() {
+        let hash = hash("hunter2").unwrap();
+        let of = |costs: &str| hash.replace("m=19456,t=2,p=1", costs);
+        for dear in ["m=19456,t=2,p=1", "m=47104,t=1,p=1", "m=7168,t=5,p=1", "m=77824,t=8,p=4"] {
+            assert!(is_hash(&of(dear)) && is_dear(&of(dear)), "{dear}");
+        }
+        for cheap in ["m=8,t=1,p=1", "m=19455,t=2,p=1", "m=19456,t=1,p=1", "m=7167,t=8,p=4"] {
+            assert!(is_hash(&of(cheap)) && !is_dear(&of(cheap)), "{cheap}");
+        }
     }
 
     #[test]

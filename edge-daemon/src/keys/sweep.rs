@@ -79,10 +79,9 @@ impl Registry {
         }
         seen.former_pepper += u64::from(key.pepper() != pepper);
         let warn_ms = u64::try_from(warn_before.as_millis()).unwrap_or(u64::MAX);
-        let Some(ends_ms) = key.expires_ms().filter(|end| end.saturating_sub(now_ms) <= warn_ms)
-        else {
-            return;
-        };
+        let ends_ms = key.expires_ms().filter(|end| end.saturating_sub(now_ms) <= warn_ms);
+        // Whoever has its successor needs no warning.
+        let Some(ends_ms) = ends_ms.filter(|_| !key.has(Mark::Replaced)) else { return };
         seen.expiring += 1;
         if key.mark(Mark::Warned) {
             self.edge.events.tell(Event::KeyExpiring {

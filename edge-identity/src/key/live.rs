@@ -56,6 +56,8 @@ pub enum Mark {
     Warned = 16,
     /// It was told that it has ended.
     Ended = 32,
+    /// Another takes its place: it ends because its owner wanted that.
+    Replaced = 64,
 }
 
 /// What a secret is worth that came with a key.
@@ -74,6 +76,7 @@ impl Key {
     #[must_use]
     pub(super) fn new(record: &KeyRecord, grants: Arc<Grants>) -> Self {
         let exposed = record.exposed().map_or(0, |_| Mark::Exposed as u8);
+        let replaced = record.replaced_by().map_or(0, |_| Mark::Replaced as u8);
         let bound = record.extras.iter().find_map(|extra| match extra {
             Extra::Secret(secret) => Some(secret.clone()),
             _ => None,
@@ -87,7 +90,7 @@ impl Key {
             grants,
             expires_ms: AtomicU64::new(record.expires_ms.unwrap_or(u64::MAX)),
             revoked_ms: AtomicU64::new(record.revoked_ms.unwrap_or(0)),
-            marks: AtomicU8::new(exposed),
+            marks: AtomicU8::new(exposed | replaced),
             used_s: AtomicU32::new(0),
             saved_s: AtomicU32::new(0),
             bound: bound.map(|secret| Box::new(Bound { secret, known: OnceLock::new() })),
@@ -102,7 +105,8 @@ impl Key {
         self.end(former.expires_ms.load(Relaxed));
         self.used_s.store(former.used_s.load(Relaxed), Relaxed);
         self.saved_s.store(former.saved_s.load(Relaxed), Relaxed);
-        let lasting = Mark::Exposed as u8 | Mark::Checked as u8 | Mark::Forged as u8;
+        let lasting = [Mark::Exposed, Mark::Checked, Mark::Forged, Mark::Replaced];
+        let lasting = lasting.into_iter().fold(0, |all, mark| all | mark as u8);
         self.marks.fetch_or(former.marks.load(Relaxed) & lasting, Relaxed);
     }
 

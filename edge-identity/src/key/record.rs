@@ -7,6 +7,8 @@ use std::str::{self, FromStr};
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use edge_policy::{head::Host, target::Target};
+
 use super::pepper::{Digest, PepperId};
 use crate::hex;
 use crate::signed::Signing;
@@ -74,17 +76,21 @@ impl FromStr for Place {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let slash = text.find('/').ok_or("a path, or a host and a path: \"/v1\", \"a.test/v1\"")?;
         let (host, path) = text.split_at(slash);
-        let segments = path.strip_suffix('/').unwrap_or(path).split('/').skip(1);
-        let is_odd =
-            |s: &str| matches!(s, "" | "." | "..") || !s.bytes().all(|b| b.is_ascii_graphic());
-        if path != "/" && segments.clone().any(is_odd) || path.contains(['?', '#']) {
-            return Err("a path of visible ASCII, without empty segments, dots, query or fragment");
+        let path = path.strip_suffix('/').unwrap_or(path);
+        // No request is in any other place.
+        let is_normal = || Target::parse(path, text.len()).is_ok_and(|target| target.path == path);
+        if path.ends_with('/') || !path.is_empty() && !is_normal() {
+            return Err(
+                "a path in the form that requests are brought into: no query, dots or empty \
+                        segments; what needs an escape has it, in capitals, as in /caf%C3%A9",
+            );
         }
-        if !host.chars().all(|c| c.is_ascii_alphanumeric() || "-.[]:".contains(c)) {
-            return Err("a host name before the path, in ASCII");
-        }
-        let host = (!host.is_empty()).then(|| host.to_ascii_lowercase());
-        Ok(Self { host, path: path.trim_end_matches('/').to_owned() })
+        let host = match (host, host.parse::<Host>()) {
+            ("", _) => None,
+            (_, Ok(Host { name, port: None })) => Some(name),
+            _ => return Err("a host name before the path, without a port: keys hold on any"),
+        };
+        Ok(Self { host, path: path.to_owned() })
     }
 }
 
@@ -323,10 +329,29 @@ mod tests {
         assert!(holds("/v1", "a", "/v1") && holds("/v1/", "a", "/v1/x") && holds("/", "a", "/x"));
         assert!(!holds("/v1", "a", "/v10") && !holds("/v1", "a", "/"));
         assert!(holds("A.test/v1", "a.test", "/v1/x") && !holds("a.test/v1", "b.test", "/v1"));
-        for text in ["", "v1", "/v1//x", "/../x", "/a?b", "/a b", "h\u{e9}/x"] {
+        for text in [
+            "",
+            "v1",
+            "/v1//",
+            "/v1//x",
+            "//",
+            "/../x",
+            "/a?b",
+            "/a#b",
+            "/a b",
+            "h\u{e9}/x",
+            "/users/{id}",
+            "/caf%c3%a9",
+            "/caf\u{e9}",
+            "/%61",
+            "a.test:8443/v1",
+            "[::1]:443/",
+        ] {
             assert!(text.parse::<Place>().is_err(), "{text}");
         }
-        for text in ["/", "/v1", "a.test/", "a.test/v1/x"] {
+        for text in
+            ["/", "/v1", "a.test/", "a.test/v1/x", "[::1]/", "/caf%C3%A9", "/users/%7Bid%7D"]
+        {
             assert_eq!(text.parse::<Place>().unwrap().to_string(), text);
         }
     }
