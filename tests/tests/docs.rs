@@ -55,6 +55,30 @@ fn every_documented_command_is_one() -> Result<()> {
     Ok(())
 }
 
+/// Whether a file has a test of this name that is run: with `#[test]` above it, or of `proptest!`, and not ignored.
+fn has_test(text: &str, name: &str) -> bool {
+    let indent = |line: &str| line.len() - line.trim_start().len();
+    text.match_indices(&format!("fn {name}(")).any(|(at, _)| {
+        let mut above = text[..at].rsplit('\n');
+        let own = indent(above.next().unwrap_or_default());
+        let said =
+            above.clone().map(str::trim_start).take_while(|line| line.starts_with(['#', '/']));
+        let said: Vec<_> = said.collect();
+        let has = |word| said.iter().any(|line| line.starts_with(word));
+        let mut around = above.filter(|line| !line.is_empty() && indent(line) < own);
+        let is_property = around.next().is_some_and(|line| line.trim_start() == "proptest! {");
+        (has("#[test]") || is_property) && !has("#[ignore")
+    })
+}
+
+#[test]
+fn what_is_not_run_is_no_test() {
+    let text = "#[test]\nfn a() {\n}\n\n    /// Of b.\n    #[test]\n    #[ignore = \"slow\"]\n    fn b() {}\n\nfn c() {}\n\
+                proptest! {\n    /// Of d.\n    #[cfg(x)]\n    fn d(n in 0..9) {\n    }\n}\nfn e() {}\n";
+    let tests = ["a", "b", "c", "d", "e", "f"].map(|name| has_test(text, name));
+    assert_eq!(tests, [true, false, false, true, false, false]);
+}
+
 /// Every test that the table of techniques names is one: `FILE::NAME` in `tests/tests`, `CRATE::NAME`
 /// anywhere in a crate.
 #[test]
@@ -69,7 +93,7 @@ fn every_named_test_is_one() -> Result<()> {
                 true => sources(&format!("{}/src", place.replace('_', "-")), ".rs")?,
                 false => sources("tests/tests", &format!("/{place}.rs"))?,
             };
-            let is_there = files.iter().any(|file| file.text.contains(&format!("fn {name}(")));
+            let is_there = files.iter().any(|file| has_test(&file.text, name));
             assert!(is_there, "no test is called {place}::{name}: {row}");
             seen += 1;
         }
