@@ -93,6 +93,9 @@ pub struct BanRecord {
     /// The signals that led to it, the latest first; times are unix milliseconds.
     #[serde(default)]
     pub evidence: Vec<Evidence>,
+    /// Milder verdicts that outlast it, the harshest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub milder: Vec<BanRecord>,
 }
 
 /// What the verdicts of former versions came to.
@@ -245,7 +248,10 @@ impl Store {
     pub fn purge(&self, now_ms: u64, forget_after: Duration) -> Result<usize, Fault> {
         let forget_ms = u64::try_from(forget_after.as_millis()).unwrap_or(u64::MAX);
         let is_ended = |record: ListRecord| record.until_ms.is_some_and(|until| until <= now_ms);
-        let is_old = |ban: BanRecord| ban.until_ms.saturating_add(forget_ms) <= now_ms;
+        let is_old = |ban: BanRecord| {
+            let last = ban.milder.last().map_or(ban.until_ms, |last| last.until_ms);
+            last.saturating_add(forget_ms) <= now_ms
+        };
         let count = self.write(|write| {
             let lists = retain(write, ALLOW, is_ended)? + retain(write, DENY, is_ended)?;
             Ok(lists + retain(write, BANS, is_old)?)
@@ -406,6 +412,7 @@ mod tests {
             origin: Origin::Scenario,
             spared: None,
             evidence: Vec::new(),
+            milder: Vec::new(),
         }
     }
 

@@ -319,6 +319,7 @@ fn more_bans_than_there_is_room_for_keep_nobody_from_starting() -> Result<()> {
         origin: Origin::Scenario,
         spared: None,
         evidence: Vec::new(),
+        milder: Vec::new(),
     };
     let (store, _) = Store::open(&lab.dir().join("state"), 7)?;
     store.put_bans(&(0..BANS_MAX + 100).map(record).collect::<Vec<_>>())?;

@@ -1,6 +1,10 @@
 //! What becomes of clients by scenarios: guards, the ladder, and that it is really enforced.
 
-use std::{path::Path, process::Command, time::Duration};
+use std::{
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use edge_common::{Reason, Source};
@@ -266,6 +270,54 @@ fn who_is_never_banned_is_spared_in_a_prefix_that_offends() -> Result<()> {
 }
 
 #[test]
+fn a_short_ban_takes_nothing_from_a_longer_milder_order() -> Result<()> {
+    let lab = Lab::new()?;
+    let again = "[[scenario]]\nname = \"again\"\nsignals = [\"banned_request\"]\ncapacity = 3\n\
+                 leak = \"1/h\"\nstep = \"ban\"\nduration = \"2s\"\n";
+    let mut edged = lab.edged()?.append(again)?.start()?;
+    let ask = |edged: &Edged<'_>, source: &str| {
+        let curl = edged.get(source, "/").arg("--connect-timeout", "1").arg("--max-time", "2");
+        anyhow::Ok(curl.send().map_or(0, |answer| answer.status))
+    };
+    let steps = |edged: &Edged<'_>, source: &str| -> Result<Vec<String>> {
+        let own = edged.bans()?.into_iter().filter(|ban| ban["culprit"] == source);
+        Ok(own.filter_map(|ban| Some(ban["step"].as_str()?.to_owned())).collect())
+    };
+    // Whoever is held to 403 for an hour and runs into a ban of seconds is not free after it.
+    edged.tell(&format!("ban add {ATTACKER} --step 403 --ttl 1h"))?;
+    until("it is banned", SOON, || {
+        ask(&edged, ATTACKER)?;
+        Ok(edged.events()?.iter().any(|e| e["event"] == "ban" && e["scenario"] == "again"))
+    })?;
+    until("the ban is over", SOON, || Ok(ask(&edged, ATTACKER)? != 0))?;
+    until("the order holds", SOON, || Ok(steps(&edged, ATTACKER)? == ["403"]))?;
+    assert_eq!(ask(&edged, ATTACKER)?, 403);
+    // Nor is who is banned when the order comes; a restart changes nothing.
+    edged.tell(&format!("ban add {CLIENT} --ttl 30m"))?;
+    let told = edged.tell(&format!("ban add {CLIENT} --step 403 --ttl 1h"))?;
+    assert!(told.contains("\"ban\"") && told.contains("\"403\""), "{told}");
+    assert_eq!(steps(&edged, CLIENT)?, ["ban", "403"]);
+    assert!(edged.tell(&format!("ban add {CLIENT} --step 403 --ttl 1m"))?.contains("for longer"));
+    assert!(edged.terminate()?.success());
+    edged.start_again()?;
+    assert_eq!(steps(&edged, CLIENT)?, ["ban", "403"]);
+    // One word ends all of it.
+    edged.tell(&format!("ban remove {CLIENT}"))?;
+    assert!(steps(&edged, CLIENT)?.is_empty());
+    assert_ne!(ask(&edged, CLIENT)?, 403);
+    // The end of a ban while nobody looks is an end as any other.
+    edged.tell(&format!("ban add {CLIENT} --step 403 --ttl 1h"))?;
+    edged.tell(&format!("ban add {CLIENT} --ttl 2s"))?;
+    let over = Instant::now() + Duration::from_secs(2);
+    assert!(edged.terminate()?.success());
+    until("the ban is over", SOON, || Ok(Instant::now() > over))?;
+    edged.start_again()?;
+    assert_eq!(steps(&edged, CLIENT)?, ["403"]);
+    assert_eq!(ask(&edged, CLIENT)?, 403);
+    Ok(())
+}
+
+#[test]
 fn what_another_hand_changes_is_put_right() -> Result<()> {
     let lab = Lab::new()?;
     let edged = lab.edged()?.start()?;
@@ -335,6 +387,7 @@ fn a_table_full_of_anothers_entries_is_put_right() -> Result<()> {
         origin: edge_policy::verdict::Origin::Scenario,
         spared: None,
         evidence: Vec::new(),
+        milder: Vec::new(),
     };
     let (store, _) = edge_daemon::store::Store::open(&lab.dir().join("state"), 7)?;
     store.put_bans(&(0..OWN).map(record).collect::<Vec<_>>())?;

@@ -42,7 +42,7 @@ impl Writer {
         }
         let until_ns = clock::boot_ns_at(record.until_ms);
         let stays = |held: &Held| held.until_ns >= until_ns && held.record.step >= record.step;
-        if self.held(&culprit).is_some_and(stays) {
+        if self.held(&culprit).is_some_and(|held| held.all().any(stays)) {
             return Ok(format!("{culprit} is held already, and for longer"));
         }
         if self.is_shared_here(&record) {
@@ -54,12 +54,16 @@ impl Writer {
         if record.strikes == 0 {
             record.strikes = self.engine.strikes(&culprit, clock::boot_ns()).saturating_add(1);
         }
-        self.engine.restore(&culprit, record.strikes, step, until_ns);
         self.enforce(record, until_ns, None)?;
         if is_fresh {
             self.cap.count(clock::boot_ns());
         }
-        Ok(format!("{culprit} is held to \"{}\"", step.name()))
+        let now = self.held(&culprit).map_or(step, |held| held.record.step);
+        let first = match now > step {
+            true => format!("\"{}\" as it is, and then to ", now.name()),
+            false => String::new(),
+        };
+        Ok(format!("{culprit} is held to {first}\"{}\"", step.name()))
     }
 
     /// Whether another edge bans a client that several identities succeed from at this one.
@@ -92,7 +96,7 @@ impl Writer {
             let Some(client) = self.capped.pop_front() else { return };
             let culprit = Culprit::Source(client);
             let is_due = |held: &&Held| is_capped(&held.record) && now_ns < held.until_ns;
-            let Some(Held { record, until_ns }) =
+            let Some(Held { record, until_ns, .. }) =
                 self.penalties.get(&culprit).filter(is_due).cloned()
             else {
                 continue;
@@ -102,11 +106,9 @@ impl Writer {
             if is_spared || self.exempt(client) != Exempt::Not {
                 continue;
             }
-            let strikes = record.strikes;
             let record = BanRecord { step: Step::Ban, spared: None, ..record };
             match self.enforce(record, until_ns, None) {
                 Ok(()) => {
-                    self.engine.restore(&culprit, strikes, Step::Ban, until_ns);
                     self.cap.count(now_ns);
                     self.is_promotion_failing = false;
                 }

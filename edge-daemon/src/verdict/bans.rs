@@ -30,9 +30,14 @@ impl Writer {
     /// Brings the verdicts of the store and the bans of the kernel together. Where both know a client,
     /// the kernel is right about the time: it has the hits, and the store may be a second behind.
     /// What finds no room in the kernel is what would have ended first.
-    pub(super) fn restore(&mut self, mut stored: Vec<BanRecord>) -> anyhow::Result<()> {
+    pub(super) fn restore(&mut self, stored: Vec<BanRecord>) -> anyhow::Result<()> {
         let now_ms = clock::unix_ms();
-        stored.sort_by_key(|record| std::cmp::Reverse(record.until_ms));
+        let mut stored: Vec<_> = stored.into_iter().flat_map(apart).collect();
+        // What is over goes first, so that what is in force has the last word.
+        stored.sort_by_key(|record| match record.until_ms {
+            until_ms if until_ms <= now_ms => (false, until_ms),
+            until_ms => (true, u64::MAX - until_ms),
+        });
         let mut known = BTreeMap::new();
         for mut record in stored {
             if let Culprit::Source(source) = record.culprit {
@@ -56,14 +61,13 @@ impl Writer {
                     // What ends last came first.
                     known.entry(*client).or_insert(record);
                 }
-                _ => self.hold(record, until_ns),
+                _ => self.hold(Held::new(record, until_ns)),
             }
         }
         for (client, ban) in self.rekey()? {
             let culprit = Culprit::Source(client);
-            self.engine.restore(&culprit, ban.strikes, Step::Ban, ban.until_ns);
             let mut record = known.remove(&client).unwrap_or_else(|| BanRecord {
-                culprit,
+                culprit: culprit.clone(),
                 step: Step::Ban,
                 since_ms: 0,
                 until_ms: 0,
@@ -73,12 +77,13 @@ impl Writer {
                 origin: Origin::Scenario,
                 spared: None,
                 evidence: Vec::new(),
+                milder: Vec::new(),
             });
             record.since_ms = dated_since(record.since_ms, clock::unix_ms_at(ban.since_ns));
             record.until_ms = corrected(record.until_ms, clock::unix_ms_at(ban.until_ns));
             record.strikes = ban.strikes;
-            self.unsaved.put(record.clone());
-            self.hold(record, ban.until_ns);
+            self.hold(Held::new(record, ban.until_ns));
+            self.save(&culprit);
         }
         self.free_exempt();
         Ok(())
@@ -139,6 +144,7 @@ impl Writer {
             origin: Origin::Scenario,
             spared: verdict.spared.map(|spared| spared.name().to_owned()),
             evidence: verdict.evidence.iter().map(dated).collect(),
+            milder: Vec::new(),
         };
         if let Some(spared) = verdict.spared {
             self.edge.metrics.verdicts.spare(spared);
@@ -172,7 +178,8 @@ impl Writer {
         let (step, mut latency) = (record.step, None);
         if let (Culprit::Source(client), Step::Ban) = (&record.culprit, step) {
             let client = *client;
-            let ban = in_kernel(&record, until_ns);
+            let longest_ns = self.bans.get(&client).map_or(0, |held| held.until_ns).max(until_ns);
+            let ban = in_kernel(&record, longest_ns);
             match self.tables.bans.ban(client, ban) {
                 Err(KernelError::Full { .. }) => {
                     self.make_room()?;
@@ -188,37 +195,47 @@ impl Writer {
                 latency = Some(ns / 1000);
                 self.cap.count(at_ns);
             }
-            // What was milder is over.
-            self.penalties.remove(&record.culprit);
-        } else if self.penalties.len() >= PENALTIES_MAX
-            && self.penalties.get(&record.culprit).is_none()
-            && let Some(first) = self.penalties.first()
-        {
-            self.evict(&first)?;
+        } else if self.held(&record.culprit).is_none() {
+            self.make_room_for_milder()?;
         }
         self.edge.metrics.verdicts.count(step);
         self.date(&mut record);
-        self.unsaved.put(record.clone());
         if let Some(told) = self.as_told(&record) {
             self.edge.outside.tell(&told);
         }
         self.tell(if step == Step::Ban { What::Ban } else { What::Penalty }, &record, latency);
-        self.hold(record, until_ns);
+        let culprit = record.culprit.clone();
+        self.hold(Held::new(record, until_ns));
+        self.save(&culprit);
         Ok(())
     }
 
-    /// Notes a verdict in force, for this thread and for those that serve.
-    fn hold(&mut self, record: BanRecord, until_ns: u64) {
-        self.note_capped(&record);
-        let culprit = record.culprit.clone();
-        self.edge.penalties.put(&culprit, Penalty { step: record.step, until_ns });
-        let step = record.step;
-        let held = Held { record, until_ns };
+    /// Notes a verdict beside those that are held against its culprit, for this thread, for those that
+    /// serve and for the engine.
+    fn hold(&mut self, held: Held) {
+        self.note_capped(&held.record);
+        let culprit = held.record.culprit.clone();
+        let banned = match &culprit {
+            Culprit::Source(client) => self.bans.remove(client),
+            _ => None,
+        };
+        let former = banned.or_else(|| self.penalties.remove(&culprit));
+        let Some(held) = Held::of(std::iter::once(held).chain(former)) else { return };
+        let (step, until_ns) = (held.record.step, held.until_ns);
+        self.edge.penalties.put(&culprit, Penalty { step, until_ns });
+        self.engine.restore(&culprit, held.record.strikes, step, until_ns);
         match (&culprit, step) {
             (Culprit::Source(client), Step::Ban) => self.bans.insert(*client, held),
             _ => self.penalties.insert(culprit, held),
         }
         self.count_held();
+    }
+
+    /// Has what is held against a culprit saved.
+    pub(super) fn save(&mut self, culprit: &Culprit) {
+        if let Some(record) = self.held(culprit).map(Held::on_disk) {
+            self.unsaved.put(record);
+        }
     }
 
     /// What is in force against a culprit.
@@ -232,14 +249,28 @@ impl Writer {
         let bans = self.bans.ended(now_ns).into_iter().map(Culprit::Source);
         let ended: Vec<_> = bans.chain(self.penalties.ended(now_ns)).collect();
         for culprit in ended {
-            if let Err(error) = self.lift(&culprit, "expired") {
+            if let Err(error) = self.end(&culprit, "expired") {
                 let error = format!("{error:#}");
                 tracing::error!(%culprit, error, "cannot clear a ban away");
             }
         }
     }
 
-    /// Ends what is in force against a culprit. The store keeps the strikes until they are forgotten.
+    /// Ends what is in force against a culprit; from now on it is what is milder and outlasts it.
+    pub(super) fn end(&mut self, culprit: &Culprit, why: &'static str) -> anyhow::Result<()> {
+        let milder = self.held(culprit).map(|held| held.milder.clone()).unwrap_or_default();
+        self.lift(culprit, why)?;
+        let now_ns = clock::boot_ns();
+        if let Some(held) = Held::of(milder.into_iter().filter(|held| now_ns < held.until_ns)) {
+            self.make_room_for_milder()?;
+            self.tell(What::Penalty, &held.record, None);
+            self.hold(held);
+            self.save(culprit);
+        }
+        Ok(())
+    }
+
+    /// Ends all that is held against a culprit. The store keeps the strikes until they are forgotten.
     pub(super) fn lift(&mut self, culprit: &Culprit, why: &'static str) -> anyhow::Result<()> {
         let client = match culprit {
             Culprit::Source(client) => self.bans.get(client).map(|_| *client),
@@ -313,6 +344,12 @@ pub(super) fn in_kernel(record: &BanRecord, until_ns: u64) -> map::Ban {
         reason: reason_named(&record.reason) as u32,
         strikes: record.strikes,
     }
+}
+
+/// A record of a culprit as those of its verdicts.
+pub(super) fn apart(mut record: BanRecord) -> impl Iterator<Item = BanRecord> {
+    let milder = std::mem::take(&mut record.milder);
+    std::iter::once(record).chain(milder)
 }
 
 /// Evidence with the calendar's time.

@@ -1,16 +1,60 @@
 //! Verdicts in force, by culprit and by their end.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use crate::store::BanRecord;
 
 /// A verdict in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Held {
-    /// As it is on disk, in calendar time.
+    /// As it is on disk, in calendar time, but for what is milder.
     pub(super) record: BanRecord,
     /// When it ends in boot time, which no correction of the calendar moves.
     pub(super) until_ns: u64,
+    /// Milder verdicts that outlast it, the harshest first: each is in force when those before it are over.
+    pub(super) milder: Vec<Held>,
+}
+
+impl Held {
+    pub(super) const fn new(record: BanRecord, until_ns: u64) -> Self {
+        Self { record, until_ns, milder: Vec::new() }
+    }
+
+    /// Several verdicts on one culprit, the latest first: the harshest, and what outlasts it. Of each step
+    /// the longest is kept, so that there are no more than steps. `None`: there is none.
+    pub(super) fn of(verdicts: impl IntoIterator<Item = Self>) -> Option<Self> {
+        let apart = |mut held: Self| {
+            let milder = std::mem::take(&mut held.milder);
+            std::iter::once(held).chain(milder)
+        };
+        let mut all: Vec<_> = verdicts.into_iter().flat_map(apart).collect();
+        all.sort_by_key(|held| Reverse((held.record.step, held.until_ns)));
+        let strikes = all.iter().map(|held| held.record.strikes).max().unwrap_or_default();
+        let mut until_ns = 0;
+        all.retain_mut(|held| {
+            held.record.strikes = strikes;
+            let outlasts = held.until_ns > until_ns;
+            until_ns = until_ns.max(held.until_ns);
+            outlasts
+        });
+        let mut all = all.into_iter();
+        let first = all.next()?;
+        Some(Self { milder: all.collect(), ..first })
+    }
+
+    /// Itself and what is milder.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Self> {
+        std::iter::once(self).chain(&self.milder)
+    }
+
+    /// As it is on disk.
+    pub(super) fn on_disk(&self) -> BanRecord {
+        let milder = self.milder.iter().map(|held| held.record.clone()).collect();
+        BanRecord { milder, ..self.record.clone() }
+    }
 }
 
 /// Verdicts in force.
@@ -68,23 +112,54 @@ mod tests {
 
     use super::*;
 
+    fn record(culprit: Culprit, step: Step, strikes: u32) -> BanRecord {
+        BanRecord {
+            culprit,
+            step,
+            since_ms: 1,
+            until_ms: 0,
+            strikes,
+            reason: "source_rate".into(),
+            scenario: "flood".into(),
+            origin: Origin::Scenario,
+            spared: None,
+            evidence: Vec::new(),
+            milder: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_shorter_verdict_takes_nothing_from_a_longer_and_milder_one() {
+        let client = Culprit::Source(Source::v4([192, 0, 2, 1]));
+        let held =
+            |(step, until_ns, strikes)| Held::new(record(client.clone(), step, strikes), until_ns);
+        let of = |verdicts: &[(Step, u64, u32)]| {
+            // One after the other, each over those before it.
+            let all = verdicts
+                .iter()
+                .fold(None, |former, next| Held::of(std::iter::once(held(*next)).chain(former)));
+            let all = all.unwrap();
+            assert_eq!(all.on_disk().milder.len(), all.milder.len());
+            all.all().map(|h| (h.record.step, h.until_ns, h.record.strikes)).collect::<Vec<_>>()
+        };
+        let (order, ban) = ((Step::Refuse, 700, 1), (Step::Ban, 40, 2));
+        let both = [(Step::Ban, 40, 2), (Step::Refuse, 700, 2)];
+        assert_eq!((of(&[order, ban]), of(&[ban, order])), (both.into(), both.into()));
+        assert_eq!(of(&[order, ban, (Step::Ban, 700, 3)]), [(Step::Ban, 700, 3)]);
+        assert_eq!(of(&[ban, order, (Step::Ban, 50, 3)])[0], (Step::Ban, 50, 3));
+        assert_eq!(of(&[order, (Step::Refuse, 20, 2)]), [(Step::Refuse, 700, 2)]);
+        let all =
+            [(Step::Ban, 1, 1), (Step::Refuse, 2, 1), (Step::Throttle, 3, 1), (Step::Delay, 4, 1)];
+        assert_eq!(of(&all), all);
+        assert_eq!(Held::of([]), None);
+    }
+
     #[test]
     fn verdicts_end_by_boot_time_alone() {
         let culprit = |host| Culprit::Source(Source::v4([192, 0, 2, host]));
-        let held = |host, until_ns, until_ms| Held {
-            record: BanRecord {
-                culprit: culprit(host),
-                step: Step::Ban,
-                since_ms: 1,
-                until_ms,
-                strikes: 1,
-                reason: "source_rate".into(),
-                scenario: "flood".into(),
-                origin: Origin::Scenario,
-                spared: None,
-                evidence: Vec::new(),
-            },
-            until_ns,
+        let held = |host, until_ns, until_ms| {
+            let record = BanRecord { until_ms, ..record(culprit(host), Step::Ban, 1) };
+            Held::new(record, until_ns)
         };
         let mut book = Book::new();
         // The calendar says the opposite of both.

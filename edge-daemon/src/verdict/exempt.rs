@@ -60,17 +60,14 @@ impl Writer {
 
     /// Lifts what was in force before its culprit was exempt.
     pub(super) fn free_exempt(&mut self) {
-        let is_exempt = |culprit: &Culprit, step| {
-            culprit.source().is_some_and(|client| match self.exempt(client) {
-                Exempt::Not => false,
-                Exempt::Partly => step == Step::Ban,
-                Exempt::Wholly => true,
-            })
-        };
-        let bans = self.bans.iter().map(|(client, _)| (Culprit::Source(*client), Step::Ban));
-        let penalties = self.penalties.iter().map(|(who, held)| (who.clone(), held.record.step));
-        let exempt = bans.chain(penalties).filter(|(culprit, step)| is_exempt(culprit, *step));
-        let exempt: Vec<_> = exempt.map(|(culprit, _)| culprit).collect();
+        let how = |culprit: &Culprit| culprit.source().map_or(Exempt::Not, |client| self.exempt(client));
+        let bans = self.bans.iter().map(|(client, _)| Culprit::Source(*client));
+        let bans = bans.map(|culprit| (how(&culprit), culprit));
+        let bans = bans.filter(|(how, _)| *how != Exempt::Not);
+        // What refuses requests spares the part by itself.
+        let penalties = self.penalties.iter().map(|(culprit, _)| (how(culprit), culprit.clone()));
+        let penalties = penalties.filter(|(how, _)| *how == Exempt::Wholly);
+        let (hows, exempt): (Vec<_>, Vec<_>) = bans.chain(penalties).unzip();
         if exempt.is_empty() {
             return;
         }
@@ -79,8 +76,13 @@ impl Writer {
             // They are lifted again at the next start.
             tracing::error!(%error, "lifted bans cannot be taken from the store");
         }
-        for culprit in exempt {
-            match self.lift(&culprit, "never_ban") {
+        for (how, culprit) in hows.into_iter().zip(exempt) {
+            let lifted = match how {
+                Exempt::Wholly => self.lift(&culprit, "never_ban"),
+                Exempt::Partly | Exempt::Not => self.end(&culprit, "never_ban"),
+            };
+            match lifted {
+                Ok(()) if self.held(&culprit).is_some() => {}
                 Ok(()) => self.engine.pardon(&culprit),
                 Err(error) => {
                     let error = format!("{error:#}");

@@ -18,6 +18,7 @@ use edge_policy::{
 use super::{
     Writer,
     bans::{dated, reason_of},
+    book::Held,
     configured,
 };
 use crate::{
@@ -114,7 +115,7 @@ impl Writer {
         let banned = self.bans.get(&client).into_iter();
         let own = |culprit: &Culprit| culprit.source() == Some(client);
         let others = self.penalties.iter().filter(|(culprit, _)| own(culprit));
-        let all = banned.chain(others.map(|(_, held)| held));
+        let all = banned.chain(others.map(|(_, held)| held)).flat_map(Held::all);
         all.filter(|held| held.until_ns > now_ns).map(|held| self.ban_entry(held)).collect()
     }
 

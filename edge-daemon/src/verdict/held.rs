@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use super::{Writer, book::Held, exempt};
+use super::{Writer, bans::apart, book::Held, exempt};
 use crate::{
     clock,
     control::{
@@ -81,6 +81,7 @@ impl Writer {
             origin: Origin::Operator,
             spared: None,
             evidence: Vec::new(),
+            milder: Vec::new(),
         };
         self.admit(record, true).map(Reply::Done)
     }
@@ -99,7 +100,7 @@ impl Writer {
 
     /// Lifts what is in force, and forgets what led to it.
     fn free(&mut self, culprit: &Culprit, why: &'static str) -> anyhow::Result<()> {
-        let Some(record) = self.held(culprit).map(|held| held.record.clone()) else {
+        let Some(record) = self.held(culprit).map(Held::on_disk) else {
             return Ok(());
         };
         self.unsaved.forget(culprit);
@@ -112,7 +113,8 @@ impl Writer {
             self.unsaved.put(record);
             return Err(error);
         }
-        self.tell_lifted(&record, why == Origin::Operator.name());
+        let is_ours = why == Origin::Operator.name();
+        apart(record).for_each(|record| self.tell_lifted(&record, is_ours));
         self.engine.pardon(culprit);
         Ok(())
     }
@@ -132,7 +134,7 @@ impl Writer {
         let now_ns = clock::boot_ns();
         let all = self.bans.iter().map(|(_, held)| held);
         // The kernel ends a ban to the nanosecond; it is cleared away within a second.
-        let all = all.chain(self.penalties.iter().map(|(_, held)| held));
+        let all = all.chain(self.penalties.iter().map(|(_, held)| held)).flat_map(Held::all);
         let entry = |held| Ok(BanEntry { evidence: Vec::new(), ..self.ban_entry(held)? });
         all.filter(|held| held.until_ns > now_ns).map(entry).collect()
     }

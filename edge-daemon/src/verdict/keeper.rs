@@ -234,6 +234,7 @@ mod tests {
             origin: Origin::Scenario,
             spared: None,
             evidence: Vec::new(),
+            milder: Vec::new(),
         }
     }
 

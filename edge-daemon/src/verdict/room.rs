@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use edge_policy::verdict::Culprit;
 
-use super::{Writer, tell::Lasting};
+use super::{Writer, bans::PENALTIES_MAX, tell::Lasting};
 use crate::{clock, store::BanRecord};
 
 impl Writer {
@@ -13,10 +13,20 @@ impl Writer {
         self.bans.first().map_or(Ok(()), |client| self.evict(&Culprit::Source(client)))
     }
 
+    /// Ends the milder verdicts that would end first, until there is room for one more.
+    pub(super) fn make_room_for_milder(&mut self) -> anyhow::Result<()> {
+        while self.penalties.len() >= PENALTIES_MAX
+            && let Some(first) = self.penalties.first()
+        {
+            self.evict(&first)?;
+        }
+        Ok(())
+    }
+
     /// Ends what is in force against a culprit because there is no room for it.
-    pub(super) fn evict(&mut self, culprit: &Culprit) -> anyhow::Result<()> {
+    fn evict(&mut self, culprit: &Culprit) -> anyhow::Result<()> {
         let record = self.held(culprit).map(|held| held.record.clone());
-        self.lift(culprit, "no_room")?;
+        self.end(culprit, "no_room")?;
         record.into_iter().for_each(|record| self.note_evicted(record));
         Ok(())
     }
@@ -24,8 +34,13 @@ impl Writer {
     /// Keeps of a verdict that there was no room for what is kept of one that is over: otherwise it would
     /// ask for its place again at the next start.
     pub(super) fn note_evicted(&mut self, record: BanRecord) {
-        let until_ms = record.until_ms.min(clock::unix_ms());
-        self.unsaved.put(BanRecord { until_ms, ..record });
+        if self.held(&record.culprit).is_some() {
+            // Of what is milder.
+            self.save(&record.culprit);
+        } else {
+            let until_ms = record.until_ms.min(clock::unix_ms());
+            self.unsaved.put(BanRecord { until_ms, ..record });
+        }
         self.edge.metrics.verdicts.evicted.fetch_add(1, Relaxed);
         self.alarm_of(&Lasting::Full);
     }

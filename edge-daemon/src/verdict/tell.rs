@@ -229,6 +229,7 @@ mod tests {
             origin: Origin::Fleet,
             spared: None,
             evidence: kinds.map(evidence).into(),
+            milder: Vec::new(),
         };
         assert!(told_before(&record).iter().eq(["edge case", "not_found"]));
     }

@@ -222,6 +222,7 @@ fn order(change: Change, is_news: bool) -> Order {
                     scenario: format!("edge {node}"),
                     origin: Origin::Fleet,
                     spared: None,
+                    milder: Vec::new(),
                 }),
                 is_news,
             )
