@@ -236,6 +236,9 @@ fn a_real_file() -> Option<std::path::PathBuf> {
     all.next()
 }
 
+/// Real files are no part of the repository: where there is none this proves nothing, whatever must be
+/// there otherwise, and passes. Lists of the same form and size that are made up are always looked at, by
+/// `a_feed_is_in_force_and_every_line_is_accounted_for` and `a_feed_of_the_usual_size_loads_whole`.
 #[test]
 fn every_line_of_a_real_file_is_accounted_for() -> Result<()> {
     let Some(file) = a_real_file() else {
