@@ -46,7 +46,6 @@ pub struct Crowdsec {
     /// What the configuration says of it.
     pub settings: settings::Crowdsec,
     dir: PathBuf,
-    own: Arc<[IpAddr]>,
     state: Mutex<State>,
     pub(super) polling: Polling,
     /// Our own bans, on their way to it.
@@ -65,16 +64,11 @@ struct State {
 }
 
 impl Crowdsec {
-    pub(super) fn new(
-        settings: &settings::Crowdsec,
-        state: &std::path::Path,
-        own: &Arc<[IpAddr]>,
-    ) -> Self {
+    pub(super) fn new(settings: &settings::Crowdsec, state: &std::path::Path) -> Self {
         let (told, to_tell) = mpsc::channel(TOLD_MAX);
         let this = Self {
             settings: settings.clone(),
             dir: state.join("crowdsec"),
-            own: Arc::clone(own),
             state: Mutex::default(),
             polling: Polling::default(),
             told,
@@ -172,7 +166,8 @@ impl Crowdsec {
         let asked = asked.unwrap_or_else(|_| Err(io::Error::other("it took too long")));
         let bytes = asked.map_err(|error| error.to_string())?;
         let (this, answered, begun) = (Arc::clone(self), begun.elapsed(), Instant::now());
-        let judge = move || this.judge(&bytes, whole);
+        let own = edge.outside.own();
+        let judge = move || this.judge(&bytes, whole, &own);
         let judged = tokio::task::spawn_blocking(judge).await.map_err(|error| error.to_string())?;
         let (decisions, changed) = judged.map_err(|error| format!("its answer: {error}"))?;
         let networks = decisions.len();
@@ -196,12 +191,13 @@ impl Crowdsec {
         &self,
         bytes: &[u8],
         whole: bool,
+        own: &[IpAddr],
     ) -> Result<(Decisions, Vec<ipnet::IpNet>), serde_json::Error> {
         let answer: Answer = serde_json::from_slice(bytes)?;
         let mut decisions =
             if whole { Decisions::default() } else { lock(&self.state).decisions.clone() };
         let scenario = self.settings.machine.as_ref().map(|(machine, _)| alerts::ours(machine));
-        let except = Except { own: &self.own, scenario: scenario.as_deref().unwrap_or_default() };
+        let except = Except { own, scenario: scenario.as_deref().unwrap_or_default() };
         let most = self.settings.decisions_max;
         let changed = decisions.apply(answer, except, most, clock::boot_ns());
         Ok((decisions, changed.into_iter().collect()))

@@ -45,7 +45,6 @@ pub struct Feed {
     /// What the configuration says of it.
     pub settings: settings::Feed,
     dir: PathBuf,
-    own: Arc<[IpAddr]>,
     state: Mutex<State>,
     pub(super) polling: Polling,
 }
@@ -67,17 +66,16 @@ enum Fetched {
 
 impl Feed {
     /// A feed, with the list that is kept of it.
-    pub(super) fn new(settings: &settings::Feed, dir: &Path, own: &Arc<[IpAddr]>) -> Self {
+    pub(super) fn new(settings: &settings::Feed, dir: &Path, own: &[IpAddr]) -> Self {
         let this = Self {
             settings: settings.clone(),
             dir: dir.to_owned(),
-            own: Arc::clone(own),
             state: Mutex::default(),
             polling: Polling::default(),
         };
         let place = this.place();
         if let Some((head, content)) = kept::load(dir, &settings.name, &place, settings.bytes_max) {
-            let reading = this.read(&content);
+            let reading = this.read(&content, own);
             if reading.check(None, 100).is_ok() {
                 this.adopt(head, this.sheet_of(&reading), &reading);
             }
@@ -97,8 +95,8 @@ impl Feed {
         if self.settings.counts_only { Class::Watch } else { Class::Deny }
     }
 
-    fn read(&self, content: &str) -> Reading {
-        feed::read(self.settings.format, content, &self.own)
+    fn read(&self, content: &str, own: &[IpAddr]) -> Reading {
+        feed::read(self.settings.format, content, own)
     }
 
     fn sheet_of(&self, reading: &Reading) -> Arc<Sheet> {
@@ -153,8 +151,8 @@ impl Feed {
         head: Head,
         force: bool,
     ) -> Result<String, Trouble> {
-        let (this, bytes) = (Arc::clone(self), content.clone());
-        let read = move || this.read(&String::from_utf8_lossy(&bytes));
+        let (this, bytes, own) = (Arc::clone(self), content.clone(), edge.outside.own());
+        let read = move || this.read(&String::from_utf8_lossy(&bytes), &own);
         let reading = tokio::task::spawn_blocking(read).await;
         let reading = reading.map_err(|error| Trouble::Failed(error.to_string()))?;
         let shrink_max = if force { 100 } else { self.settings.shrink_max };
@@ -293,9 +291,16 @@ impl Polled for Feed {
         };
         match fetched {
             Fetched::Unchanged => {
-                let mut state = lock(&self.state);
-                state.head.at_ms = clock::unix_ms();
-                state.account.succeed(false);
+                let at_ms = clock::unix_ms();
+                {
+                    let mut state = lock(&self.state);
+                    state.head.at_ms = at_ms;
+                    state.account.succeed(false);
+                }
+                if let Err(error) = kept::confirm(&self.dir, &self.settings.name, at_ms) {
+                    let feed = &self.settings.name;
+                    tracing::warn!(feed, %error, "that the list is still good cannot be kept on disk");
+                }
                 Ok("it has not changed".to_owned())
             }
             Fetched::New(content, head) => self.take(edge, content, head, turn.force).await,

@@ -5,6 +5,7 @@ use std::{
     io::{self, Read as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize};
@@ -15,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub(super) struct Head {
     /// Where it is from.
     pub(super) place: String,
-    /// When its source last confirmed it, in unix milliseconds.
+    /// When its source last confirmed it, in unix milliseconds; on disk that is when the file was changed.
     pub(super) at_ms: u64,
     /// What its server calls this state of it.
     pub(super) etag: Option<String>,
@@ -55,18 +56,36 @@ pub(super) fn save(dir: &Path, name: &str, mut head: Head, content: &[u8]) -> io
     written.write_all(&serde_json::to_vec(&head).map_err(io::Error::other)?)?;
     written.write_all(b"\n")?;
     written.write_all(content)?;
+    written.set_modified(time(head.at_ms))?;
     written.sync_all()?;
     fs::rename(&fresh, &path)
+}
+
+/// Notes that a list that is kept is still what its source has.
+///
+/// # Errors
+/// If the disk fails; then it is asked for sooner.
+pub(super) fn confirm(dir: &Path, name: &str, at_ms: u64) -> io::Result<()> {
+    File::options().write(true).open(file(dir, name))?.set_modified(time(at_ms))
+}
+
+fn time(at_ms: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_millis(at_ms)
 }
 
 /// The list that is kept, if there is one from this place. A damaged one is set aside.
 pub(super) fn load(dir: &Path, name: &str, place: &str, most: usize) -> Option<(Head, String)> {
     let path = file(dir, name);
-    let read = || {
+    let read = || -> io::Result<(Head, String)> {
         let mut bytes = Vec::new();
         let most = (most as u64).saturating_add(HEAD_BYTES_MAX);
-        File::open(&path)?.take(most).read_to_end(&mut bytes)?;
-        parse(&bytes).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+        let file = File::open(&path)?;
+        let at = file.metadata()?.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
+        file.take(most).read_to_end(&mut bytes)?;
+        let (head, content) =
+            parse(&bytes).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
+        let at_ms = u64::try_from(at.as_millis()).unwrap_or(u64::MAX);
+        Ok((Head { at_ms, ..head }, content))
     };
     match read() {
         Ok((head, content)) => (head.place == place).then_some((head, content)),
@@ -106,6 +125,9 @@ mod tests {
         save(dir.path(), "a", head.clone(), b"192.0.2.1\n").unwrap();
         let (found, content) = load(dir.path(), "a", &place, 1_000).unwrap();
         assert_eq!((found.at_ms, found.etag, content.as_str()), (7, head.etag, "192.0.2.1\n"));
+        confirm(dir.path(), "a", 1_700_000_000_009).unwrap();
+        let confirmed = load(dir.path(), "a", &place, 1_000).unwrap();
+        assert_eq!((confirmed.0.at_ms, confirmed.1), (1_700_000_000_009, content));
         assert!(load(dir.path(), "a", "https://b.example/x", 1_000).is_none());
         let path = file(dir.path(), "a");
         let whole = fs::read(&path).unwrap();

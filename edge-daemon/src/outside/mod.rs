@@ -21,6 +21,7 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use edge_policy::list::Class;
 use ipnet::IpNet;
 use tokio::{
@@ -49,6 +50,8 @@ pub struct Outside {
     state: PathBuf,
     /// The kernel's lists, for their hits.
     lists: OnceLock<Lists>,
+    /// The upstreams of the configuration.
+    upstreams: ArcSwap<Vec<IpAddr>>,
     untold: AtomicU64,
 }
 
@@ -60,6 +63,7 @@ impl Outside {
             sources: watch::Sender::new(Sources::default()),
             state: settings.state.dir.clone(),
             lists: OnceLock::new(),
+            upstreams: ArcSwap::default(),
             untold: AtomicU64::new(0),
         };
         this.publish(settings);
@@ -68,7 +72,9 @@ impl Outside {
 
     /// From now on these sources are in use. Those that have not changed go on as they are.
     pub fn publish(&self, settings: &settings::Settings) {
-        let (former, own) = (self.sources.borrow().clone(), own(settings));
+        let upstreams = settings.upstream_addresses().map(|(_, address)| address);
+        self.upstreams.store(Arc::new(upstreams.collect()));
+        let (former, own) = (self.sources.borrow().clone(), self.own());
         let dir = self.state.join("feeds");
         let feed = |settings: &settings::Feed| {
             let same = former.feeds.iter().find(|feed| feed.settings == *settings);
@@ -76,7 +82,7 @@ impl Outside {
         };
         let crowdsec = |settings: &settings::Crowdsec| {
             let same = former.crowdsec.as_ref().filter(|known| known.settings == *settings);
-            same.map_or_else(|| Arc::new(Crowdsec::new(settings, &self.state, &own)), Arc::clone)
+            same.map_or_else(|| Arc::new(Crowdsec::new(settings, &self.state)), Arc::clone)
         };
         let fleet = |settings: &settings::Fleet| {
             let same = former.fleet.as_ref().filter(|known| known.settings == *settings);
@@ -154,6 +160,14 @@ impl Outside {
     pub fn webhooks(&self) -> Vec<(String, Account)> {
         let sources = self.sources.borrow();
         sources.webhooks.iter().map(|it| (it.settings.name.clone(), it.account())).collect()
+    }
+
+    /// Addresses that no list of others may deny, as of now: this host's, its gateways', its upstreams'.
+    fn own(&self) -> Vec<IpAddr> {
+        let mut own = guard::addresses();
+        own.extend(guard::gateways());
+        own.extend_from_slice(&self.upstreams.load());
+        own
     }
 
     /// The hits of the kernel's lists.
@@ -273,14 +287,6 @@ fn hits_of(sheet: &Sheet, hits: &Hits) -> u64 {
     let own =
         hits.iter().filter(|((class, net), _)| *class == sheet.class && sheet.get(net).is_some());
     own.map(|(_, hits)| hits).sum()
-}
-
-/// Addresses that no list of others may deny: this host's, its gateways', its upstreams'.
-fn own(settings: &settings::Settings) -> Arc<[IpAddr]> {
-    let mut own = guard::addresses();
-    own.extend(guard::gateways());
-    own.extend(settings.upstream_addresses().map(|(_, address)| address));
-    own.into()
 }
 
 /// What the thread runs on.

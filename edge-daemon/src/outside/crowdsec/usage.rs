@@ -127,7 +127,7 @@ mod tests {
             authorities: None,
             machine: None,
         };
-        Crowdsec::new(&settings, dir, &Arc::from([]))
+        Crowdsec::new(&settings, dir)
     }
 
     /// The head and the body of a request, which is answered with a status.
