@@ -127,7 +127,7 @@ impl App {
             replays: Remembered::default(),
             crowd: Arc::default(),
             penalties: Penalties::default(),
-            listed: arc_swap::ArcSwapOption::empty(),
+            listed: arc_swap::ArcSwap::default(),
             identities,
             signals: Signals::new(queue.clone(), workers),
             decisions: Decisions::default(),

@@ -22,7 +22,7 @@ fn start<'l>(hub: &Hub, n: usize, lab: &'l Lab, lines: &str) -> Result<Edged<'l>
     let section = hub.section(n, lab, lines)?;
     // Who asks beyond a limit all the time is to be refused by it, and not banned for it.
     let setup = lab.edged()?.set("verdicts.never_ban", &format!("[\"{CLIENT}/32\"]"));
-    setup.append(&section)?.start()
+    setup.set("lists.allow", "[]").append(&section)?.start()
 }
 
 fn connected(edged: &Edged<'_>, wanted: f64) -> Result<Duration> {
@@ -61,6 +61,7 @@ fn a_ban_on_one_edge_is_a_ban_on_all() -> Result<()> {
     assert_eq!(a.bans()?.len(), 1);
     assert_eq!(a.bans()?[0]["origin"], "operator");
     // Whoever is on the allow list of an edge stays there, whatever the others say.
+    b.tell(&format!("allow add {FRIEND}"))?;
     a.tell(&format!("ban add {FRIEND} --ttl 1h --force"))?;
     until("the other edge has it", Duration::from_secs(5), || Ok(records(&b, "applied")? >= 2.0))?;
     assert!(reaches(&two, FRIEND, 443));

@@ -103,6 +103,12 @@ fn guesses_are_held_against_where_they_come_from() -> Result<()> {
     until("it would be judged so again", Duration::from_secs(5), || {
         Ok(edged.tell(&line)?.contains("country:NZ"))
     })?;
+    edged.tell(&format!("allow add {CLIENT}"))?;
+    until("who is allowed bears nothing, either", Duration::from_secs(5), || {
+        Ok(guess(CLIENT)? == 401)
+    })?;
+    edged.tell(&format!("allow remove {CLIENT}"))?;
+    until("it bears it again", Duration::from_secs(5), || Ok(guess(CLIENT)? == 429))?;
     edged.tell("ban remove country:NZ")?;
     assert_eq!(guess(CLIENT)?, 401);
     Ok(())

@@ -270,6 +270,43 @@ fn who_is_never_banned_is_spared_in_a_prefix_that_offends() -> Result<()> {
 }
 
 #[test]
+fn who_is_allowed_bears_no_verdict() -> Result<()> {
+    let lab = Lab::new()?;
+    lab.attacker.ip(&format!("addr add {NEIGHBOUR6}/64 dev eth0 nodad"))?;
+    let edged = lab.edged()?.start()?;
+    let ask = |source: &str| {
+        let mut curl = lab.attacker.command("curl");
+        curl.args(["-sko", "/dev/null", "-w", "%{http_code}", "--max-time", "2"]);
+        curl.args(["--interface", source, &format!("https://[{EDGE6}]/")]);
+        anyhow::Ok(String::from_utf8_lossy(&curl.output()?.stdout).into_owned())
+    };
+    let status = |source: &str| anyhow::Ok(edged.get(source, "/").send()?.status);
+    // Neither what is held against its whole prefix,
+    edged.tell(&format!("ban add {ATTACKER6} --step 403 --ttl 1h"))?;
+    assert_eq!((ask(ATTACKER6)?.as_str(), ask(NEIGHBOUR6)?.as_str()), ("403", "403"));
+    edged.tell(&format!("allow add {NEIGHBOUR6}"))?;
+    until("the neighbour is heard", SOON, || Ok(ask(NEIGHBOUR6)? == "401"))?;
+    assert_eq!(ask(ATTACKER6)?, "403");
+    // nor what was in force before it was allowed, by hand or by the configuration,
+    for step in ["403", "ban"] {
+        edged.tell(&format!("ban add {ATTACKER} --step {step} --ttl 1h"))?;
+        edged.tell(&format!("allow add {ATTACKER}"))?;
+        assert_eq!((status(ATTACKER)?, edged.bans()?.len()), (401, 1));
+        // nor what anybody says after it.
+        assert!(!edged.ctl(&format!("ban add {ATTACKER} --step {step} --force"))?.status.success());
+        edged.tell(&format!("allow remove {ATTACKER}"))?;
+    }
+    edged.tell(&format!("ban add {ATTACKER} --ttl 1h"))?;
+    assert!(!reaches(&lab, ATTACKER, 443));
+    edged.edit("lists.allow", &format!("[\"{ATTACKER}\"]"))?;
+    edged.tell("reload")?;
+    edged.edit("lists.allow", "[]")?;
+    edged.tell("reload")?;
+    assert_eq!((status(ATTACKER)?, edged.bans()?.len()), (401, 1));
+    Ok(())
+}
+
+#[test]
 fn a_short_ban_takes_nothing_from_a_longer_milder_order() -> Result<()> {
     let lab = Lab::new()?;
     let again = "[[scenario]]\nname = \"again\"\nsignals = [\"banned_request\"]\ncapacity = 3\n\

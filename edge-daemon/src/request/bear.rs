@@ -33,16 +33,18 @@ pub struct Terms {
 /// Whether a client whose packets the kernel cannot tell from those of its proxy is banned, or denied by
 /// a list.
 pub(super) fn is_banned(worker: &Worker, visitor: &Visitor, plan: &Plan) -> bool {
+    if visitor.proxy.is_none() {
+        return false;
+    }
     let client = Source::from(visitor.address).client(plan.client);
     let own = worker.edge.penalties.of(&Culprit::Source(client), clock::boot_ns());
     let is_banned = own.is_some_and(|own| own.step == Step::Ban);
-    visitor.proxy.is_some() && (is_banned || is_denied(worker, visitor))
+    is_banned && !is_spared(worker, visitor, plan) || is_denied(worker, visitor)
 }
 
 /// Whether the lists deny a client that only its proxy's word is known of.
 fn is_denied(worker: &Worker, visitor: &Visitor) -> bool {
-    let listed = worker.edge.listed.load();
-    listed.as_ref().is_some_and(|listed| listed.denies(visitor.address, clock::boot_ns()))
+    worker.edge.listed.load().denies(visitor.address, clock::boot_ns())
 }
 
 /// By the verdict against all that comes from the client's address. Of a ban the kernel sees to it,
@@ -54,7 +56,7 @@ pub(super) async fn source(worker: &Worker, visitor: &Visitor, plan: &Plan) -> R
     let client = Source::from(visitor.address).client(plan.client);
     let own = worker.edge.penalties.of(&Culprit::Source(client), clock::recent_ns());
     let is_borne = |own: &Penalty| {
-        (own.step < Step::Ban || visitor.proxy.is_some()) && !is_spared(visitor, plan)
+        (own.step < Step::Ban || visitor.proxy.is_some()) && !is_spared(worker, visitor, plan)
     };
     bear(own.filter(is_borne), plan).await.map(drop)
 }
@@ -73,7 +75,7 @@ pub(super) async fn led(
     let (penalties, now_ns) = (&worker.edge.penalties, clock::boot_ns());
     let of = |ja4| penalties.of(&Culprit::Led(client, ja4), now_ns);
     let own = visitor.ja4().and_then(|ja4| of(Some(ja4))).into_iter().chain(of(None));
-    let own = own.max_by_key(|penalty| penalty.step).filter(|_| !is_spared(visitor, plan));
+    let own = own.max_by_key(|penalty| penalty.step).filter(|_| !is_spared(worker, visitor, plan));
     bear(own, plan).await.map(drop)
 }
 
@@ -99,7 +101,7 @@ pub(super) async fn sender(
             let client = Source::from(visitor.address).client(plan.client);
             let own = ja4.and_then(|ja4| penalties.of(&Culprit::Fingerprint(client, ja4), now_ns));
             let all = own.into_iter().chain(of_places(penalties, visitor, plan, now_ns));
-            all.max_by_key(|penalty| penalty.step).filter(|_| !is_spared(visitor, plan))
+            all.max_by_key(|penalty| penalty.step).filter(|_| !is_spared(worker, visitor, plan))
         }
     };
     bear(penalty, plan).await
@@ -107,8 +109,9 @@ pub(super) async fn sender(
 
 /// Whether nothing is done against a client's own address, whatever others of its prefix or of where it is
 /// from did.
-fn is_spared(visitor: &Visitor, plan: &Plan) -> bool {
+fn is_spared(worker: &Worker, visitor: &Visitor, plan: &Plan) -> bool {
     plan.terms.never_ban.iter().any(|net| net.contains(&visitor.address))
+        || worker.edge.listed.load().allows(visitor.address, clock::boot_ns())
 }
 
 /// The penalties of where a client is from.

@@ -44,7 +44,7 @@ use std::{
     time::Duration,
 };
 
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwap;
 use edge_common::{ClientWidth, Reason};
 use edge_identity::{
     assertion::Signer,
@@ -122,9 +122,9 @@ pub struct Edge {
     pub crowd: Arc<Crowd>,
     /// Verdicts that the kernel does not enforce.
     pub penalties: Penalties,
-    /// What the lists say, for clients behind trusted proxies: the kernel sees their proxies alone.
-    /// `None`: there is no such proxy.
-    pub listed: ArcSwapOption<Listed>,
+    /// What the lists say: whom they allow bears no verdict, and of clients behind trusted proxies the
+    /// kernel sees the proxies alone.
+    pub listed: ArcSwap<Listed>,
     /// Who succeeded from where of late.
     pub identities: Identities,
     /// The workers' way to the verdict writer.

@@ -25,7 +25,9 @@ impl Writer {
             record.culprit = Culprit::Source(client);
             match self.exempt(client) {
                 Exempt::Wholly => {
-                    bail!("{client} is never to be banned: 'never_ban' of [verdicts]")
+                    bail!(
+                        "{client} is never to be banned: it is on the allow list or in 'never_ban' of [verdicts]"
+                    )
                 }
                 Exempt::Partly if record.step == Step::Ban => self.spare_exempt(&mut record),
                 Exempt::Partly | Exempt::Not => {}

@@ -88,6 +88,9 @@ impl Writer {
                 return Err(error);
             }
         };
+        if list == ListName::Allow {
+            self.free_allowed(net);
+        }
         self.tell_change(list, "add", net, peer);
         Ok(Reply::Done(format!("{net} is on the {} list{}", list.name(), when(in_force))))
     }

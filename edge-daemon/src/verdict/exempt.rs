@@ -1,18 +1,19 @@
-//! Whom nothing is done against: `never_ban`, whoever decides and whenever it was put there. A ban drops
-//! the whole prefix of a client, so that it is held off where any part of it is exempt; what refuses
-//! requests sees each address, and is borne by the others of the prefix.
+//! Whom nothing is done against: `never_ban` and the allow list, whoever decides and whenever it was put
+//! there. A ban drops the whole prefix of a client, so that it is held off where any part of it is never to
+//! be banned; the kernel passes a part that is allowed all the same, and what refuses requests sees each
+//! address: it is borne by the others of the prefix.
 
 use std::net::IpAddr;
 
 use edge_common::{ClientWidth, Source};
 use edge_policy::{
-    list::overlap,
+    list::{Nets, overlap},
     verdict::{Culprit, Spared, Step},
 };
 use ipnet::IpNet;
 
 use super::Writer;
-use crate::store::BanRecord;
+use crate::{clock, store::BanRecord};
 
 /// How much of a client is exempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +49,13 @@ pub(super) fn of(never: &[IpNet], client: IpNet) -> Exempt {
 
 impl Writer {
     pub(super) fn exempt(&self, client: Source) -> Exempt {
-        of(&self.settings.verdicts.never_ban, network(client, self.settings.kernel.client))
+        let net = network(client, self.settings.kernel.client);
+        match of(&self.settings.verdicts.never_ban, net) {
+            Exempt::Not | Exempt::Partly if self.allow.covers(net, clock::boot_ns()) => {
+                Exempt::Wholly
+            }
+            how => how,
+        }
     }
 
     /// Softens a ban of a client that is exempt in part.
@@ -60,7 +67,24 @@ impl Writer {
 
     /// Lifts what was in force before its culprit was exempt.
     pub(super) fn free_exempt(&mut self) {
-        let how = |culprit: &Culprit| culprit.source().map_or(Exempt::Not, |client| self.exempt(client));
+        let never = self.settings.verdicts.never_ban.clone();
+        let allowed: Nets = self.allow.own(clock::boot_ns()).collect();
+        self.free_those("never_ban", |net: IpNet| {
+            if allowed.hold(net) { Exempt::Wholly } else { of(&never, net) }
+        });
+    }
+
+    /// Lifts what was in force before an operator allowed a network.
+    pub(super) fn free_allowed(&mut self, allowed: IpNet) {
+        let how = |net: IpNet| if allowed.contains(&net) { Exempt::Wholly } else { Exempt::Not };
+        self.free_those("allow_list", how);
+    }
+
+    fn free_those(&mut self, why: &'static str, exempt: impl Fn(IpNet) -> Exempt) {
+        let width = self.settings.kernel.client;
+        let how = |culprit: &Culprit| {
+            culprit.source().map_or(Exempt::Not, |client| exempt(network(client, width)))
+        };
         let bans = self.bans.iter().map(|(client, _)| Culprit::Source(*client));
         let bans = bans.map(|culprit| (how(&culprit), culprit));
         let bans = bans.filter(|(how, _)| *how != Exempt::Not);
@@ -78,8 +102,8 @@ impl Writer {
         }
         for (how, culprit) in hows.into_iter().zip(exempt) {
             let lifted = match how {
-                Exempt::Wholly => self.lift(&culprit, "never_ban"),
-                Exempt::Partly | Exempt::Not => self.end(&culprit, "never_ban"),
+                Exempt::Wholly => self.lift(&culprit, why),
+                Exempt::Partly | Exempt::Not => self.end(&culprit, why),
             };
             match lifted {
                 Ok(()) if self.held(&culprit).is_some() => {}

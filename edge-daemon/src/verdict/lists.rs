@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use edge_policy::list::{Class, FOREVER, overlap};
+use edge_policy::list::{Class, FOREVER, Nets};
 use ipnet::IpNet;
 
 use super::sheets::{Listed, Sheet, Sheets};
@@ -32,7 +32,7 @@ pub(crate) struct Configured {
     /// What they are from, in words: "config", "file NAME", "upstream NAME".
     from: Vec<Arc<str>>,
     /// `never_ban`: what others list of it, or around it, is left out.
-    never: Vec<IpNet>,
+    never: Nets,
 }
 
 /// A network, the index of what it is from, and its line there; 0: none.
@@ -101,7 +101,7 @@ impl Configured {
         allow.add("trusted_proxies".to_owned(), proxies);
         allow.nets.sort_unstable();
         let mut deny = Self::new(&lists.deny, std::iter::empty());
-        deny.never.clone_from(&settings.verdicts.never_ban);
+        deny.never = settings.verdicts.never_ban.iter().copied().collect();
         [allow, deny]
     }
 
@@ -112,8 +112,14 @@ impl Configured {
     }
 
     /// Whether others may not deny a network, because somebody in it is never banned.
-    fn spares(&self, net: &IpNet) -> bool {
-        self.never.iter().any(|never| overlap(*never, *net))
+    pub(super) fn spares(&self, net: &IpNet) -> bool {
+        self.never.overlap(*net)
+    }
+
+    /// How many networks of these sheets it spares.
+    pub(super) fn count_spared(&self, sheets: &Sheets) -> usize {
+        let listed = sheets.values().flat_map(|sheet| sheet.entries());
+        listed.filter(|listed| self.spares(&listed.net)).count()
     }
 
     /// Every network, some of them several times.
@@ -153,11 +159,21 @@ impl List {
         self.configured.nets.len() + self.operators.len() + sheets.sum::<usize>() - self.spared
     }
 
-    /// Counts what `never_ban` leaves out of others' lists after either has changed, and says so: one
-    /// address may keep a whole network from being denied.
-    pub(super) fn count_spared(&mut self) {
-        let listed = self.sheets.values().flat_map(|sheet| sheet.entries());
-        let networks = listed.filter(|listed| self.configured.spares(&listed.net)).count();
+    /// Puts a sheet in the place of its former one, from which it differs in these networks alone.
+    pub(super) fn change(&mut self, sheet: Arc<Sheet>, changed: &[IpNet]) {
+        let spared = |sheet: &Sheet| {
+            let listed = changed.iter().filter(|net| sheet.get(net).is_some());
+            listed.filter(|net| self.configured.spares(net)).count()
+        };
+        let former = self.sheets.get(&sheet.from).map_or(0, |former| spared(former));
+        let networks = self.spared + spared(&sheet) - former;
+        put(&mut self.sheets, sheet);
+        self.note_spared(networks);
+    }
+
+    /// Notes how much `never_ban` leaves out of others' lists, and says so: one address may keep a whole
+    /// network from being denied.
+    pub(super) fn note_spared(&mut self, networks: usize) {
         if networks > 0 && networks != self.spared {
             tracing::warn!(
                 networks,
@@ -165,6 +181,20 @@ impl List {
             );
         }
         self.spared = networks;
+    }
+
+    /// Whether one of the configuration's or the operators' networks holds all of this one at a boot time.
+    pub(super) fn covers(&self, net: IpNet, now_ns: u64) -> bool {
+        let by_operator =
+            |wide: &IpNet| self.operators.get(wide).is_some_and(|entry| now_ns < entry.until_ns);
+        let mut wider = std::iter::successors(Some(net), IpNet::supernet);
+        wider.any(|wide| self.is_configured(&wide) || by_operator(&wide))
+    }
+
+    /// The configuration's networks, and those of the operators that have not ended at a boot time.
+    pub(super) fn own(&self, now_ns: u64) -> impl Iterator<Item = IpNet> {
+        let operators = self.operators.iter().filter(move |(_, entry)| now_ns < entry.until_ns);
+        self.configured.nets().chain(operators.map(|(net, _)| *net))
     }
 
     /// Whether the configuration itself holds exactly this network.
@@ -265,6 +295,15 @@ pub(crate) const fn classes(name: ListName) -> &'static [Class] {
     }
 }
 
+/// An empty sheet takes the former one away.
+pub(super) fn put(sheets: &mut Sheets, sheet: Arc<Sheet>) {
+    if sheet.entries().is_empty() {
+        sheets.remove(&sheet.from);
+    } else {
+        sheets.insert(Arc::clone(&sheet.from), sheet);
+    }
+}
+
 /// Everything that is listed.
 pub(super) fn entries(
     [allow, deny]: &[Arc<Configured>; 2],
@@ -298,7 +337,7 @@ impl Prepared {
         let allow = List { configured: allow, ..List::new(std::mem::take(&mut past.allow)) };
         let mut deny =
             List { configured: deny, sheets, ..List::new(std::mem::take(&mut past.deny)) };
-        deny.count_spared();
+        deny.note_spared(deny.configured.count_spared(&deny.sheets));
         let operators = allow.of_operators(ListName::Allow);
         let operators = operators.chain(deny.of_operators(ListName::Deny)).collect();
         let configured = [&allow, &deny].map(|list| Arc::clone(&list.configured));
@@ -386,17 +425,22 @@ mod tests {
     #[test]
     fn what_never_ban_leaves_out_is_not_listed() {
         let mut list = List::default();
-        let never = vec![net("10.1.2.3/32")];
+        let never = [net("10.1.2.3/32")].into_iter().collect();
         list.configured = Arc::new(Configured { never, ..Configured::default() });
         let nets = ["10.0.0.0/8", "10.1.2.0/24", "192.0.2.0/24"].map(net);
         let listed = nets.map(|net| Listed { net, until_ns: FOREVER, place: 1 });
         let from: Arc<str> = "feed a".into();
         let sheet = Sheet::new(Arc::clone(&from), Class::Deny, listed.into(), Vec::new());
-        list.sheets.insert(from, Arc::new(sheet));
-        list.count_spared();
+        list.change(Arc::new(sheet), &nets);
         assert_eq!((list.len(), list.spared), (1, 2));
+        assert_eq!(list.configured.count_spared(&list.sheets), 2);
         assert!(list.entries(0).map(|(net, _)| net).eq([net("192.0.2.0/24")]));
         assert!(list.origins(&net("10.0.0.0/8")).is_empty());
         assert_eq!(list.origins(&net("192.0.2.0/24")).len(), 1);
+        // What changes is counted by what changes.
+        let listed = vec![Listed { net: nets[0], until_ns: 7, place: 1 }];
+        let sheet = Sheet::new("feed a".into(), Class::Deny, listed, Vec::new());
+        list.change(Arc::new(sheet), &nets);
+        assert_eq!((list.len(), list.spared), (0, 1));
     }
 }

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use super::{
     Order, Writer,
-    lists::{Configured, entries},
+    lists::{Configured, entries, put},
     sheets::{Sheets, Update},
 };
 use crate::{config::Settings, control::ListName, kernel::Content, plan};
@@ -32,6 +32,8 @@ pub struct Compiled {
     settings: Option<(Settings, oneshot::Sender<anyhow::Result<()>>)>,
     configured: [Arc<Configured>; 2],
     sheets: Sheets,
+    /// Networks of the sheets that `never_ban` leaves out.
+    spared: usize,
     answers: Vec<oneshot::Sender<Result<(), String>>>,
     result: anyhow::Result<()>,
 }
@@ -75,7 +77,8 @@ impl Writer {
             let made = job.make(Content::Entries(entries(&configured, &sheets, operators)));
             let result = made.context("cannot write the lists");
             let settings = settings.map(|(settings, answer)| (*settings, answer));
-            let compiled = Compiled { settings, configured, sheets, answers, result };
+            let spared = configured[1].count_spared(&sheets);
+            let compiled = Compiled { settings, configured, sheets, spared, answers, result };
             // Without a writer there is nobody left to answer to.
             let _ = orders.send(Order::Compiled(Box::new(compiled)));
         };
@@ -96,25 +99,23 @@ impl Writer {
             };
             let Some(update) = self.waiting.sheets.pop_front_if(is_small) else { return };
             let Update { sheet, changed, answer } = update;
-            put(&mut self.deny.sheets, sheet);
-            self.deny.count_spared();
-            let written = changed
-                .unwrap_or_default()
-                .iter()
-                .try_for_each(|net| self.write(ListName::Deny, net).map(|_| ()));
+            let changed = changed.unwrap_or_default();
+            self.deny.change(sheet, &changed);
+            let written =
+                changed.iter().try_for_each(|net| self.write(ListName::Deny, net).map(|_| ()));
             let _ = answer.send(written.map_err(|error| format!("{error:#}")));
         }
     }
 
     /// The rest of what waited for lists that are in force; or, if they cannot be, the former.
     pub(super) fn compiled(&mut self, compiled: Compiled) {
-        let Compiled { settings, configured, sheets, answers, result } = compiled;
+        let Compiled { settings, configured, sheets, spared, answers, result } = compiled;
         let told = match &result {
             Ok(()) => Ok(()),
             Err(error) => Err(format!("{error:#}")),
         };
         if result.is_ok() {
-            self.configure(configured, sheets);
+            self.configure(configured, sheets, spared);
         } else {
             self.keep_former();
         }
@@ -141,16 +142,11 @@ impl Writer {
         }
     }
 
-    /// Tells the request plane what is listed, if that has changed and there are trusted proxies:
-    /// of the clients behind them the kernel sees nothing.
+    /// Tells the request plane what is listed, if that has changed.
     pub(super) fn tell_listed(&mut self) {
-        if self.settings.server.trusted_proxies.is_empty() {
-            if self.listed.take().is_some() {
-                self.edge.listed.store(None);
-            }
-        } else if self.listed != Some(self.tables.lists.changes()) {
+        if self.listed != Some(self.tables.lists.changes()) {
             let (changes, view) = self.tables.lists.view();
-            self.edge.listed.store(Some(Arc::new(view)));
+            self.edge.listed.store(Arc::new(view));
             self.listed = Some(changes);
         }
     }
@@ -163,20 +159,11 @@ impl Writer {
         }
     }
 
-    pub(super) fn configure(&mut self, [allow, deny]: [Arc<Configured>; 2], sheets: Sheets) {
+    fn configure(&mut self, [allow, deny]: [Arc<Configured>; 2], sheets: Sheets, spared: usize) {
         self.allow.configured = allow;
         self.deny.configured = deny;
         self.deny.sheets = sheets;
-        self.deny.count_spared();
-    }
-}
-
-/// An empty sheet takes the former one away.
-fn put(sheets: &mut Sheets, sheet: Arc<super::Sheet>) {
-    if sheet.entries().is_empty() {
-        sheets.remove(&sheet.from);
-    } else {
-        sheets.insert(Arc::clone(&sheet.from), sheet);
+        self.deny.note_spared(spared);
     }
 }
 

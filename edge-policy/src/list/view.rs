@@ -24,11 +24,18 @@ impl View {
     /// allows it has.
     #[must_use]
     pub fn denies(&self, address: IpAddr, now: u64) -> bool {
-        let holds = |class| {
-            let best = self.best(Span::of(address.into()), class);
-            best.is_some_and(|(_, state)| now < state.until)
-        };
-        holds(Class::Deny) && !holds(Class::Allow)
+        self.holds(Class::Deny, address, now) && !self.allows(address, now)
+    }
+
+    /// Whether an address is allowed at a time, whatever else is said of it.
+    #[must_use]
+    pub fn allows(&self, address: IpAddr, now: u64) -> bool {
+        self.holds(Class::Allow, address, now)
+    }
+
+    fn holds(&self, class: Class, address: IpAddr, now: u64) -> bool {
+        let best = self.best(Span::of(address.into()), class);
+        best.is_some_and(|(_, state)| now < state.until)
     }
 
     /// The entry that outlasts all others of its class that cover a network; of those that end
