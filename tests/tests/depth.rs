@@ -4,6 +4,7 @@
 use std::{fs, process::Command, time::Duration};
 
 use anyhow::{Context, Result, ensure};
+use edge_identity::key::Secret;
 use edge_tests::{
     Edged, Lab, Origin,
     client::{HOST, Request, raw_https, reaches, until},
@@ -99,7 +100,7 @@ const ATTACKS: [Attack; 20] = [
     },
     Attack {
         what: "a wrong key",
-        run: |field| judge(field.get("/guarded").key(&wrong(&field.reader))),
+        run: |field| judge(field.get("/guarded").key(&unknown())),
         seen: Status(401),
         without: &[],
     },
@@ -256,7 +257,7 @@ const GUESSES: Attack = Attack {
             if !reaches(field.lab, ATTACKER, 443) {
                 break;
             }
-            let guess = field.edged.get(ATTACKER, "/guarded").key(&wrong(&field.reader));
+            let guess = field.edged.get(ATTACKER, "/guarded").key(&unknown());
             // One that is cut off by the ban has no answer.
             if let Ok(answer) = guess.arg("--max-time", "3").send() {
                 ensure!(answer.status != 200, "{answer:?}");
@@ -401,10 +402,9 @@ impl<'a> Field<'a> {
     }
 }
 
-fn wrong(key: &str) -> String {
-    let (start, end) = key.split_at(key.len() / 2);
-    let other = if end.starts_with('a') { 'b' } else { 'a' };
-    format!("{start}{other}{}", &end[1..])
+/// A key that is well formed, and nobody's.
+fn unknown() -> String {
+    Secret::mint("edged", &[1; 32]).expose().to_owned()
 }
 
 /// Routes with more than one layer each, but for the one that is off.

@@ -5,6 +5,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _, time::Duration};
 use anyhow::{Context as _, Result};
 use edge_common::Reason;
 use edge_daemon::store::{Store, StoredKey};
+use edge_identity::key::Secret;
 use edge_tests::{
     Edged, Lab, Origin,
     client::{Response, until},
@@ -92,9 +93,10 @@ fn what_is_wrong_with_a_key_cannot_be_seen_from_outside() -> Result<()> {
     let (_, expired_key, _) = create(&edged, "--name b --expires 1ms")?;
     let (_, bound_key, _) = create(&edged, "--name c --secret")?;
     edged.tell(&format!("key revoke {revoked}"))?;
-    let unknown = format!("edged_{}_{}", "0".repeat(43), "0".repeat(6));
+    let unknown = Secret::mint("edged", &[1; 32]);
+    let unknown = unknown.expose();
     let get = |key: &str| edged.get(FRIEND, "/").key(key);
-    let expected = seen(&get(&unknown).send()?);
+    let expected = seen(&get(unknown).send()?);
     assert_eq!(expected.0, 401);
     for response in [
         get(&revoked_key).send()?,
@@ -423,6 +425,12 @@ fn a_digest_that_was_changed_in_the_store_is_found() -> Result<()> {
     event(&edged, "key_forged", &victim)?;
     assert_eq!(edged.metrics()?.value("edged_keys_forged_total"), 1.0);
     assert_eq!(status(&edged, &own_key)?, 401);
+    until("that is kept", Duration::from_secs(20), || {
+        Ok(!edged.ask(&format!("key show {victim}"))?["revoked_ms"].is_null())
+    })?;
+    edged.kill9()?;
+    edged.start_again()?;
+    assert_eq!(status(&edged, &own_key)?, 401, "the first request after a restart");
     Ok(())
 }
 

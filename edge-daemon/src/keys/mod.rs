@@ -52,7 +52,7 @@ pub enum Order {
         /// Who sent it.
         source: IpAddr,
     },
-    /// Tell that a key's slow hash is another key's.
+    /// Keep that a key is revoked, since its slow hash is another key's, and tell of it.
     Forged(Arc<Key>),
     /// Save what is not saved and end.
     Stop,
@@ -216,11 +216,14 @@ impl Registry {
         })
     }
 
-    fn forged(&self, key: &Key) {
+    /// It is refused already, and for good once that is kept.
+    fn forged(&mut self, key: &Key) {
         self.edge.metrics.keys.forged.fetch_add(1, Relaxed);
         tracing::error!(key = %key.id(), "the store was changed by another hand: key refused");
         self.edge.events.tell(Event::KeyForged { key_id: key.id().to_string() });
         self.edge.decisions.tell(Decision::key(key, "was changed by another hand", None));
+        self.unsaved.push(*key.id());
+        self.save_unsaved();
     }
 }
 

@@ -27,7 +27,7 @@ use tokio::sync::{OwnedMutexGuard, oneshot};
 use zeroize::Zeroizing;
 
 use super::{Order, Orders};
-use crate::{metrics::Metrics, store::Store};
+use crate::{clock, metrics::Metrics, store::Store};
 
 /// What OWASP asks of Argon2id for passwords: 19 MiB, two passes, one lane.
 const MEMORY_KIB: u32 = 19 * 1024;
@@ -140,7 +140,7 @@ impl Hasher {
     fn check(&self, key: &Arc<Key>, text: &str) {
         match self.store.key_hash(key.id()) {
             Ok(Some(hash)) if !matches(&hash, text) => {
-                key.mark(Mark::Forged);
+                key.revoke(clock::unix_ms());
                 self.orders.give(Order::Forged(Arc::clone(key)));
             }
             // One made while only digests were kept has none. Nothing in its record could tell it from a

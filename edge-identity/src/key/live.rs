@@ -48,16 +48,14 @@ pub enum Mark {
     Exposed = 1,
     /// Its slow hash was looked at, or is about to be.
     Checked = 2,
-    /// Its slow hash is another key's: somebody wrote to the store.
-    Forged = 4,
     /// Its new digest is on the way to the store.
-    Renewing = 8,
+    Renewing = 4,
     /// Its owner was told that it ends soon.
-    Warned = 16,
+    Warned = 8,
     /// It was told that it has ended.
-    Ended = 32,
+    Ended = 16,
     /// Another takes its place: it ends because its owner wanted that.
-    Replaced = 64,
+    Replaced = 32,
 }
 
 /// What a secret is worth that came with a key.
@@ -105,7 +103,7 @@ impl Key {
         self.end(former.expires_ms.load(Relaxed));
         self.used_s.store(former.used_s.load(Relaxed), Relaxed);
         self.saved_s.store(former.saved_s.load(Relaxed), Relaxed);
-        let lasting = [Mark::Exposed, Mark::Checked, Mark::Forged, Mark::Replaced];
+        let lasting = [Mark::Exposed, Mark::Checked, Mark::Replaced];
         let lasting = lasting.into_iter().fold(0, |all, mark| all | mark as u8);
         self.marks.fetch_or(former.marks.load(Relaxed) & lasting, Relaxed);
     }
@@ -200,13 +198,11 @@ impl Key {
         let revoked = self.revoked_ms.load(Relaxed) != 0;
         let expired = self.expires_ms.load(Relaxed) <= now_ms;
         let marks = self.marks.load(Relaxed);
-        let forged = marks & Mark::Forged as u8 != 0;
         let exposed = refuse_exposed & (marks & Mark::Exposed as u8 != 0);
-        match (revoked, forged, expired, exposed) {
-            (false, false, false, false) => Ok(()),
+        match (revoked, expired, exposed) {
+            (false, false, false) => Ok(()),
             (true, ..) => Err(Reason::CredentialRevoked),
-            (_, true, ..) => Err(Reason::CredentialInvalid),
-            (_, _, true, _) => Err(Reason::CredentialExpired),
+            (_, true, _) => Err(Reason::CredentialExpired),
             (.., true) => Err(Reason::CredentialExposed),
         }
     }

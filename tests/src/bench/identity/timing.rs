@@ -93,7 +93,7 @@ pub(in crate::bench) fn refusals(effort: Effort, report: &mut Report) -> Result<
 /// a difference might be hidden by the way there.
 fn checks(effort: Effort, report: &mut Report) -> Result<()> {
     pin_self(MEASURED_CPU)?;
-    let peppers = Peppers { current: Pepper::of(&[7; 32]), former: Vec::new() };
+    let peppers = Peppers { current: Pepper::of(&[7; 32]), former: vec![Pepper::of(&[8; 32])] };
     let rules = Rules { prefix: "edged".to_owned(), refuse_exposed: false };
     let spoilt = |n: u64| {
         let mut record = keys::record(&peppers, n);
