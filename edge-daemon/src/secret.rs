@@ -136,7 +136,8 @@ impl Origin {
     #[must_use]
     pub fn stamp(&self) -> Option<Stamp> {
         let metadata = self.path()?.metadata().ok()?;
-        let (seconds, nanos) = (metadata.mtime(), metadata.mtime_nsec());
+        // That of the inode: rights, too, decide whether the secret can be used.
+        let (seconds, nanos) = (metadata.ctime(), metadata.ctime_nsec());
         Some(Stamp([metadata.dev(), metadata.ino(), metadata.len()], [seconds, nanos]))
     }
 
@@ -249,7 +250,15 @@ mod tests {
         fs::write(&path, b"0123456789abcdef0123456789abcdef\r\n").unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
         assert!(matches!(origin.read(), Err(Fault::Public)));
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        let public = origin.stamp();
+        // The clock of the inodes has steps of some milliseconds.
+        while origin.stamp() == public {
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        }
+        let public = origin.stamp();
+        while origin.stamp() == public {
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        }
         let before = origin.stamp();
         assert_eq!(origin.read().unwrap().expose().len(), 34);
         let text = origin.read().unwrap().without_line_end();
