@@ -2,11 +2,12 @@
 
 use std::{fs, path::PathBuf, process::Output, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use edge_tests::{
     Edged, Lab, Origin,
     client::until,
     disk::SmallDisk,
+    issuer::{AUDIENCE, ISSUER, KEYS_URL},
     lab::{CLIENT, FRIEND},
 };
 use serde_json::Value;
@@ -146,6 +147,66 @@ fn keys_are_not_changed_unnoticed_while_the_log_cannot_be_written() -> Result<()
         Ok(edged.ctl("key create --name later")?.status.success())
     })?;
     wait_for(&lab, &[("event", "key_created"), ("name", "later")], 1)?;
+    assert!(verify(&lab, &edged)?.status.success());
+    Ok(())
+}
+
+/// A token is revoked whatever the log can tell of, and not let in again unnoticed.
+#[test]
+fn tokens_are_not_let_in_again_while_the_log_cannot_be_written() -> Result<()> {
+    let lab = Lab::new()?;
+    let disk = SmallDisk::at(place(&lab).0, 256 << 10)?;
+    let edged = lab
+        .edged()?
+        .append(&format!(
+            "[[issuer]]\nname = \"own\"\nissuer = \"{ISSUER}\"\naudience = [\"{AUDIENCE}\"]\n\
+             jwks_url = \"{KEYS_URL}\""
+        ))?
+        .start()?;
+    let revoked = || -> Result<u64> { edged.ask("token list")?["total"].as_u64().context("total") };
+    let line = |verb: &str, n: u64| edged.ctl(&format!("token {verb} --jti {n} --issuer own"));
+    let words = |done: &Output| String::from_utf8_lossy(&done.stderr).into_owned();
+    let (unaudited, refused) = (
+        "it is done, but the audit log cannot be written",
+        "nothing is changed: the audit log cannot be",
+    );
+    for n in 0..5 {
+        ensure!(line("revoke", n)?.status.success(), "{n}");
+    }
+    disk.fill()?;
+    // There is room for a few lines more in the page that the file ends in.
+    let mut count = revoked()?;
+    loop {
+        let done = line("revoke", count)?;
+        count += 1;
+        assert_eq!(revoked()?, count, "it holds, whatever is told of it: {done:?}");
+        if !done.status.success() {
+            assert!(words(&done).contains(unaudited), "{done:?}");
+            break;
+        }
+        ensure!(count < 100, "the log can always be written");
+    }
+    // A short line may find room where a longer one does not.
+    let mut stolen = 0;
+    loop {
+        let done = line("remove", stolen)?;
+        ensure!(!done.status.success(), "{stolen}: {done:?}");
+        if words(&done).contains(refused) {
+            break;
+        }
+        assert!(words(&done).contains(unaudited), "{done:?}");
+        (stolen, count) = (stolen + 1, count - 1);
+    }
+    assert_eq!(revoked()?, count);
+    let accepted = edged.ctl("token accept-loss")?;
+    assert!(!accepted.status.success() && words(&accepted).contains(refused), "{accepted:?}");
+    disk.make_room()?;
+    until("it can be let in again", Duration::from_secs(20), || {
+        Ok(line("remove", stolen)?.status.success())
+    })?;
+    let stolen = stolen.to_string();
+    wait_for(&lab, &[("event", "token_denied"), ("change", "remove"), ("value", &stolen)], 1)?;
+    assert_eq!(revoked()?, count - 1);
     assert!(verify(&lab, &edged)?.status.success());
     Ok(())
 }

@@ -13,6 +13,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::{certificates, overview::overview};
 use crate::{
+    audit,
     config::{self, Settings, settings},
     control::{Command, Peer, Reply, feeds::FeedCommand, keys::KeyCommand, protocol::Entries},
     events::Event,
@@ -108,10 +109,19 @@ impl Operator {
         if let Command::Servers { what } = &command {
             return what.obey(&self.edge.plan.load().upstreams);
         }
+        if matches!(&command, Command::Token(command) if command.is_put_off()) {
+            let audit = self.edge.audit.clone();
+            if !waited(move || audit.flush(audit::PATIENCE)).await {
+                return Reply::unnoticed();
+            }
+        }
         let (answer, answered) = oneshot::channel();
         let sent = send(&self.edge.orders, Order::Command(command, peer, answer)).await;
         match (sent, answered.await) {
-            (Ok(()), Ok(reply)) => reply,
+            (Ok(()), Ok((reply, None))) => reply,
+            (Ok(()), Ok((reply, Some(kept)))) => {
+                reply.told(waited(move || kept.within(audit::PATIENCE)).await)
+            }
             _ => Reply::Refused("the verdict writer is gone".into()),
         }
     }
@@ -213,6 +223,11 @@ impl Operator {
             }
         }
     }
+}
+
+/// Waits for the audit log on a thread of its own; `false` if that cannot be.
+async fn waited(wait: impl FnOnce() -> bool + Send + 'static) -> bool {
+    tokio::task::spawn_blocking(wait).await.unwrap_or(false)
 }
 
 /// Answers about feeds, without holding up other commands.

@@ -11,6 +11,9 @@ use std::{
 use super::{Audit, Entry};
 use crate::{clock, events::Event};
 
+/// How long an operator waits for the log, before a change and after it: a reply is due within ten seconds.
+pub const PATIENCE: Duration = Duration::from_secs(3);
+
 /// Whether one line is on disk, as soon as that is known.
 #[must_use]
 pub struct Kept(Receiver<bool>);

@@ -33,7 +33,7 @@ use self::{
 };
 pub use self::{
     grants::{Access, Grants},
-    kept::Kept,
+    kept::{Kept, PATIENCE},
     relay::Resumption,
 };
 use crate::{

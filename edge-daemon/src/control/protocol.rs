@@ -153,6 +153,27 @@ impl ListName {
     }
 }
 
+impl Reply {
+    /// The answer to what is not done unless the audit log can tell of it.
+    #[must_use]
+    pub fn unnoticed() -> Self {
+        let why = "nothing is changed: the audit log cannot be written, and would not tell of it";
+        Self::Refused(why.into())
+    }
+
+    /// Itself, where the audit log tells of what was done; else it says that it does not.
+    #[must_use]
+    pub fn told(self, is_kept: bool) -> Self {
+        match self {
+            reply if is_kept => reply,
+            Self::Refused(why) => {
+                Self::Refused(format!("{why}; the audit log cannot be written either"))
+            }
+            reply => Self::Unaudited(Box::new(reply)),
+        }
+    }
+}
+
 /// What the daemon answers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "reply", content = "with", rename_all = "snake_case")]

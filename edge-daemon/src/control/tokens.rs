@@ -31,6 +31,15 @@ pub enum TokenCommand {
     Keys,
 }
 
+impl TokenCommand {
+    /// Whether it waits for an audit log that can tell of it: what lets tokens in again does, and who
+    /// revokes one must be rid of it.
+    #[must_use]
+    pub const fn is_put_off(&self) -> bool {
+        matches!(self, Self::Remove { .. } | Self::AcceptLoss)
+    }
+}
+
 /// A key of an issuer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenKey {

@@ -1,7 +1,5 @@
 //! What operators say about keys, done.
 
-use std::time::Duration;
-
 use anyhow::{Context as _, bail};
 use edge_identity::{
     hex,
@@ -11,7 +9,7 @@ use edge_identity::{
 
 use super::{Registry, slow};
 use crate::{
-    clock,
+    audit, clock,
     config::settings::HashPolicy,
     control::{
         Peer, Reply,
@@ -27,21 +25,12 @@ use crate::{
 
 impl Registry {
     pub(super) fn obey(&mut self, command: KeyCommand, peer: Peer) -> Reply {
-        if command.is_put_off() && !self.edge.audit.flush(AUDIT_PATIENCE) {
-            let why =
-                "nothing is changed: the audit log cannot be written, and would not tell of it";
-            return Reply::Refused(why.into());
+        if command.is_put_off() && !self.edge.audit.flush(audit::PATIENCE) {
+            return Reply::unnoticed();
         }
         let reply = self.try_obey(command, peer);
-        let is_kept = self.told.take().is_none_or(|kept| kept.within(AUDIT_PATIENCE));
-        match reply {
-            Ok(reply) if is_kept => reply,
-            Ok(reply) => Reply::Unaudited(Box::new(reply)),
-            Err(error) if is_kept => Reply::Refused(format!("{error:#}")),
-            Err(error) => {
-                Reply::Refused(format!("{error:#}; the audit log cannot be written either"))
-            }
-        }
+        let is_kept = self.told.take().is_none_or(|kept| kept.within(audit::PATIENCE));
+        reply.unwrap_or_else(|error| Reply::Refused(format!("{error:#}"))).told(is_kept)
     }
 
     fn try_obey(&mut self, command: KeyCommand, peer: Peer) -> anyhow::Result<Reply> {
@@ -385,9 +374,6 @@ fn random() -> anyhow::Result<zeroize::Zeroizing<[u8; 32]>> {
     getrandom::fill(&mut *random).context("no randomness")?;
     Ok(random)
 }
-
-/// How long an operator waits for the audit log, before and after: a reply is due within ten seconds.
-const AUDIT_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Keys that one reply holds.
 pub(super) const PAGE: usize = 2_000;

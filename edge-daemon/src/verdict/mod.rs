@@ -64,6 +64,7 @@ pub use self::{
     warden::{Suspects, Warden},
 };
 use crate::{
+    audit::Kept,
     clock,
     config::{Settings, settings::NamedSignature},
     control::{Command, ListName, Peer, Reply},
@@ -87,8 +88,9 @@ pub enum Order {
     Heal(Box<Suspects>),
     /// End what is in force against a culprit, if this origin has decided it.
     Lift(Culprit, Origin),
-    /// Do what an operator says.
-    Command(Command, Peer, oneshot::Sender<Reply>),
+    /// Do what an operator says. The audit log's line of it, if there is one to wait for, goes with the
+    /// answer: the writer waits for no log.
+    Command(Command, Peer, oneshot::Sender<(Reply, Option<Kept>)>),
     /// Put another configuration in force.
     Apply(Box<Settings>, oneshot::Sender<anyhow::Result<()>>),
     /// Put what somebody else lists in force.
@@ -125,6 +127,8 @@ pub struct Writer {
     meanwhile: Option<Vec<(ListName, IpNet)>>,
     /// Tokens that operators denied.
     denials: Denials,
+    /// The audit log's line of the command that is being carried out.
+    told: Option<Kept>,
     /// Bans in force, by client. The kernel holds the same and ends each by itself.
     bans: Book<Source>,
     /// Milder verdicts in force, which the request plane enforces.
@@ -183,6 +187,7 @@ impl Writer {
             listed: None,
             meanwhile: None,
             denials: Denials::new(),
+            told: None,
             bans: Book::new(),
             penalties: Book::new(),
             capped: VecDeque::new(),
@@ -252,7 +257,8 @@ impl Writer {
             Order::Heal(suspects) => self.heal(&suspects),
             Order::Command(command, peer, answer) => {
                 // An operator who has gone away is not told; the work is done all the same.
-                let _ = answer.send(self.obey(command, peer));
+                let reply = self.obey(command, peer);
+                let _ = answer.send((reply, self.told.take()));
             }
             Order::Apply(settings, answer) => self.waiting.settings = Some((settings, answer)),
             Order::Sheet(update) => self.waiting.sheets.push_back(update),

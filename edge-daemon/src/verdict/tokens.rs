@@ -44,13 +44,14 @@ impl Writer {
         }
     }
 
-    fn accept_loss(&self, peer: Peer) -> anyhow::Result<Reply> {
+    fn accept_loss(&mut self, peer: Peer) -> anyhow::Result<Reply> {
         let Some(lost_ms) = self.store.denials_lost_ms() else {
             bail!("no revocations of tokens are lost");
         };
         self.store.accept_loss()?;
         self.tell_loss();
-        self.edge.events.tell(Event::TokenLossAccepted { lost_ms, uid: peer.uid });
+        self.told =
+            Some(self.edge.events.tell_kept(Event::TokenLossAccepted { lost_ms, uid: peer.uid }));
         let count = self.denials.len();
         Ok(Reply::Done(format!("tokens are let in again, but for the {count} that are revoked")))
     }
@@ -110,17 +111,17 @@ impl Writer {
         let issuer = self.issuer(issuer).map_or(issuer.to_owned(), |(issuer, _)| issuer);
         let (kind, value) = (target.kind(), target.value().to_owned());
         let key = (issuer, target);
-        let Some(denial) = self.denials.get(&key) else {
+        let Some(denial) = self.denials.get(&key).cloned() else {
             bail!("{kind} {value} of {} is not revoked", key.0);
         };
         let unsaved = self.unsaved.forget_denial(&key);
-        if let Err(fault) = self.store.remove_denial(denial) {
+        if let Err(fault) = self.store.remove_denial(&denial) {
             // It stays in force, so it goes on to be saved.
             unsaved.into_iter().for_each(|denial| self.unsaved.put_denial(denial));
             return Err(fault.into());
         }
-        self.edge.denylist.remove(denial);
-        self.tell_denial("remove", denial, peer);
+        self.edge.denylist.remove(&denial);
+        self.tell_denial("remove", &denial, peer);
         self.denials.remove(&key);
         Ok(Reply::Done(format!("{kind} {value} of {} is not revoked any more", key.0)))
     }
@@ -197,15 +198,15 @@ impl Writer {
         }
     }
 
-    fn tell_denial(&self, change: &'static str, denial: &Denial, peer: Peer) {
-        self.edge.events.tell(Event::TokenDenied {
+    fn tell_denial(&mut self, change: &'static str, denial: &Denial, peer: Peer) {
+        self.told = Some(self.edge.events.tell_kept(Event::TokenDenied {
             change,
             issuer: denial.issuer.clone(),
             by: denial.target.kind(),
             value: denial.target.value().to_owned(),
             until_ms: denial.until_ms,
             uid: peer.uid,
-        });
+        }));
     }
 }
 
