@@ -263,6 +263,8 @@ reasons! {
         CanaryKey = "canary_key", Client;
         /// A verdict has the client wait.
         Throttled = "throttled", Client;
+        /// The key that the token names is unknown, and its issuer was not asked for it since the token came.
+        TokenKeyUnknown = "token_key_unknown", Nobody;
     }
 }
 
@@ -411,6 +413,7 @@ mod tests {
             (88, "decoy_path"),
             (89, "canary_key"),
             (90, "throttled"),
+            (91, "token_key_unknown"),
         ];
         let found: Vec<_> = Reason::ALL.iter().map(|r| (*r as usize, r.name())).collect();
         assert_eq!((crate::map::ABI, found.as_slice()), ("v5", golden.as_slice()));

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use edge_common::Reason;
-use edge_policy::auth::{Challenge, Method, Methods, TokenError};
+use edge_policy::auth::{Challenge, Method, Methods, PresentedToken, TokenError, TokenScheme};
 use edge_policy::denied::Denied;
 use edge_policy::owner::{Attribute, Owner};
 use edge_policy::route::{Access, Requirement, Route};
@@ -27,6 +27,8 @@ pub struct Facts<'a> {
     pub client: IpAddr,
     /// What the TLS handshake told, if there was one.
     pub tls: Option<Tls<'a>>,
+    /// The scheme under which its token came, if one did.
+    pub token: Option<TokenScheme>,
     /// When it came, in unix milliseconds.
     pub now_ms: u64,
 }
@@ -127,10 +129,12 @@ fn check(
     }
     let issuer = principal.issuer().filter(|_| !needed.issuers.is_empty());
     if issuer.is_some_and(|issuer| !needed.issuers.iter().any(|one| one == issuer)) {
-        let denied = unproved(Reason::CredentialUnfit, needed.methods);
+        // As one that is good for nobody: what it is good for elsewhere is not told.
+        let challenge = of_token(facts.token, TokenError::InvalidToken, needed.methods);
+        let denied = Denied { challenge, ..Denied::new(Reason::CredentialUnfit) };
         return Err(Box::new(Refusal { denied, rule: Rule::Issuers(needed.issuers.clone()) }));
     }
-    check_scopes(roles, needed, principal)?;
+    check_scopes(roles, needed, principal, facts.token)?;
     if !needed.roles.is_empty() && !needed.roles.iter().any(|role| roles.is(principal, role)) {
         return Err(forbidden(Rule::Roles(needed.roles.clone())));
     }
@@ -198,29 +202,38 @@ fn check_scopes(
     roles: &Roles,
     needed: &Requirement,
     principal: &Principal,
+    token: Option<TokenScheme>,
 ) -> Result<(), Box<Refusal>> {
     let granted = |scope: &String| roles.grants(principal, scope);
     if let Some(missing) = needed.scopes.iter().find(|scope| !granted(scope)) {
-        return Err(unscoped(Rule::Scope(missing.clone()), &needed.scopes, principal));
+        return Err(unscoped(Rule::Scope(missing.clone()), &needed.scopes, principal, token));
     }
     if !needed.any_scope.is_empty() && !needed.any_scope.iter().any(granted) {
         let rule = Rule::AnyScope(needed.any_scope.clone());
-        return Err(unscoped(rule, &needed.any_scope, principal));
+        return Err(unscoped(rule, &needed.any_scope, principal, token));
     }
     Ok(())
 }
 
 /// The refusal for want of a scope; who came with a token learns which (RFC 6750, 3.1).
-fn unscoped(rule: Rule, scopes: &[String], principal: &Principal) -> Box<Refusal> {
+fn unscoped(
+    rule: Rule,
+    scopes: &[String],
+    principal: &Principal,
+    token: Option<TokenScheme>,
+) -> Box<Refusal> {
     let mut refusal = forbidden(rule);
     if principal.method() == Method::Jwt {
-        refusal.denied.challenge = Challenge {
-            error: Some(TokenError::InsufficientScope),
-            scopes: scopes.to_vec(),
-            ..Challenge::of(Method::Jwt.into())
-        };
+        let challenge = of_token(token, TokenError::InsufficientScope, Method::Jwt.into());
+        refusal.denied.challenge = Challenge { scopes: scopes.to_vec(), ..challenge };
     }
     refusal
+}
+
+/// What a client learns of the token that it presented, under the scheme that it came with.
+fn of_token(token: Option<TokenScheme>, error: TokenError, methods: Methods) -> Challenge {
+    let token = token.map(|scheme| Box::new(PresentedToken { scheme, ..Default::default() }));
+    Challenge { error: Some(error), token, ..Challenge::of(methods) }
 }
 
 fn is_owner(owner: &Owner, roles: &Roles, principal: &Principal, target: &Target) -> bool {
@@ -295,7 +308,15 @@ mod tests {
 
     fn facts(target: &Target) -> Facts<'_> {
         let client = IpAddr::from([192, 0, 2, 1]);
-        Facts { method: &http::Method::GET, host: "h", target, client, tls: None, now_ms: 0 }
+        Facts {
+            method: &http::Method::GET,
+            host: "h",
+            target,
+            client,
+            tls: None,
+            token: None,
+            now_ms: 0,
+        }
     }
 
     fn decided(route: &Route, principal: Option<&Principal>, target: &str) -> Option<Reason> {
@@ -434,6 +455,34 @@ mod tests {
         }
     }
 
+    /// A token of another issuer gets what a bad one gets, and each the scheme that it came with.
+    #[test]
+    fn a_token_is_answered_under_its_own_scheme() {
+        let needed = |requirement| {
+            let methods = Methods::from_iter([Method::Key, Method::Jwt]);
+            route(Access::Needs(Box::new(Requirement { methods, ..requirement })))
+        };
+        let others = needed(Requirement { issuers: words(&["other"]), ..Requirement::default() });
+        let scoped = needed(Requirement { scopes: words(&["x"]), ..Requirement::default() });
+        let any = needed(Requirement { any_scope: words(&["x"]), ..Requirement::default() });
+        let (target, rules) = (Target::parse("/", 9).unwrap(), Rules::default());
+        let bearer = somebody(Method::Jwt, &[], &[]);
+        for scheme in [TokenScheme::Bearer, TokenScheme::Dpop] {
+            let facts = Facts { token: Some(scheme), ..facts(&target) };
+            for (route, reason, error) in [
+                (&others, Reason::CredentialUnfit, TokenError::InvalidToken),
+                (&scoped, Reason::NotPermitted, TokenError::InsufficientScope),
+                (&any, Reason::NotPermitted, TokenError::InsufficientScope),
+            ] {
+                let refused = authorize(&rules, route, Some(&bearer), &facts, &mut Vec::new());
+                let denied = refused.unwrap_err().denied;
+                assert_eq!((denied.reason, denied.challenge.error), (reason, Some(error)));
+                let token = denied.challenge.token.unwrap();
+                assert_eq!(*token, PresentedToken { scheme, ..Default::default() });
+            }
+        }
+    }
+
     #[test]
     fn a_refusal_asks_for_what_the_route_takes() {
         let route = needs(&[Method::Key, Method::Jwt], &["x"], &[], &[]);
@@ -450,6 +499,7 @@ mod tests {
         assert_eq!(challenge.methods, Methods::from(Method::Jwt));
         assert_eq!(challenge.error, Some(TokenError::InsufficientScope));
         assert_eq!((challenge.scopes, short.rule), (words(&["x"]), Rule::Scope("x".into())));
+        assert_eq!(challenge.token, None);
         let silent = refused(Some(&somebody(Method::Key, &[], &[]))).denied.challenge;
         assert_eq!(silent, Challenge::default());
     }

@@ -71,6 +71,7 @@ pub const fn status(reason: Reason) -> StatusCode {
         | Reason::BodyDigest
         | Reason::CredentialExposed
         | Reason::TokenUnproved
+        | Reason::TokenKeyUnknown
         | Reason::CanaryKey
         | Reason::ProofNonce => StatusCode::UNAUTHORIZED,
         Reason::NotPermitted
@@ -173,7 +174,7 @@ mod tests {
     use edge_common::{Blame, Plane};
 
     use super::*;
-    use crate::auth::Method as AuthMethod;
+    use crate::auth::{Method as AuthMethod, PresentedToken, TokenError};
     use crate::limit::standing::Left;
 
     fn shown(reason: Reason) -> (u16, String) {
@@ -195,6 +196,16 @@ mod tests {
         assert_eq!(status(Reason::GlobalRate), StatusCode::TOO_MANY_REQUESTS);
     }
 
+    /// With what the route takes and, where a token came, that it is no good: all that there is to say.
+    fn failed(reason: Reason, error: Option<TokenError>) -> (u16, Vec<String>, Vec<u8>) {
+        let methods = Methods::from_iter([AuthMethod::Key, AuthMethod::Jwt]);
+        let token = error.map(|_| Box::new(PresentedToken::default()));
+        let challenge = Challenge { error, token, ..Challenge::of(methods) };
+        let answer = problem(&Denied { challenge, ..Denied::new(reason) }, "r-1");
+        let headers = answer.headers().iter().map(|(name, value)| format!("{name}: {value:?}"));
+        (answer.status().as_u16(), headers.collect(), answer.into_body())
+    }
+
     #[test]
     fn all_failed_credentials_look_the_same() {
         let missing = shown(Reason::CredentialMissing);
@@ -202,16 +213,18 @@ mod tests {
         let document =
             r#"{"type":"about:blank","title":"Unauthorized","status":401,"request_id":"r-1"}"#;
         assert_eq!(missing.1, document);
-        for reason in [
-            Reason::CredentialInvalid,
-            Reason::CredentialExpired,
-            Reason::CredentialRevoked,
-            Reason::BadSignature,
-            Reason::StaleSignature,
-            Reason::Replayed,
-            Reason::BodyDigest,
-        ] {
-            assert_eq!(shown(reason), missing);
+        let failures: Vec<_> = Reason::ALL
+            .iter()
+            .filter(|reason| reason.plane() == Plane::Request)
+            .filter(|reason| status(**reason) == StatusCode::UNAUTHORIZED)
+            .collect();
+        assert_eq!(failures.len(), 14, "{failures:?}");
+        for error in [None, Some(TokenError::InvalidToken)] {
+            let expected = failed(Reason::CredentialInvalid, error);
+            for reason in &failures {
+                assert_eq!(shown(**reason), missing);
+                assert_eq!(failed(**reason, error), expected, "{reason:?}");
+            }
         }
     }
 

@@ -289,7 +289,11 @@ fn forwarding_headers_count_from_trusted_peers_alone() -> Result<()> {
     let mut ask = |client: &str| proxy.get(HOST, "/health", &[&of(client)]).map(|a| a.status);
     until("its requests are refused", Duration::from_secs(5), || Ok(ask(ONE)? == 403))?;
     assert_eq!(ask(OTHER)?, 200);
-    assert!(edged.metrics()?.requests(Reason::BannedRequest) >= 1.0);
+    let plain = |client: &str| {
+        edged.get(CLIENT, "http://edge.test/").header("X-Forwarded-For", client).send()
+    };
+    assert_eq!((plain(ONE)?.status, plain(OTHER)?.status), (403, 308), "over plain HTTP as well");
+    assert!(edged.metrics()?.requests(Reason::BannedRequest) >= 2.0);
     assert!(!edged.banned(CLIENT)?);
     Ok(())
 }

@@ -150,6 +150,19 @@ fn too_many_requests_are_told_when_to_return() -> Result<()> {
 }
 
 #[test]
+fn plain_http_is_limited_like_all_else() -> Result<()> {
+    let lab = Lab::new()?;
+    let edged = lab.edged()?.set("limits.per_source", r#"{ rate = "1/h", burst = 3 }"#).start()?;
+    let ask = |source: &str| edged.get(source, "http://edge.test/");
+    let statuses = ask(CLIENT).header("X-API-Key", "x").send_many(4)?;
+    assert_eq!(statuses, [400, 400, 400, 429]);
+    assert_eq!(ask(CLIENT).send()?.status, 429);
+    assert_eq!(ask(ATTACKER).send()?.status, 308, "another source is untouched");
+    assert_eq!(edged.metrics()?.requests(Reason::SourceRate), 2.0);
+    Ok(())
+}
+
+#[test]
 fn a_key_has_a_limit_of_its_own() -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;

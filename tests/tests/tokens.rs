@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use edge_common::Reason;
 use edge_tests::{
     Edged, Lab, Origin,
     client::{Response, until},
@@ -41,6 +42,8 @@ fn terms(more: &str) -> String {
          audience = [\"https://other.test\"]\nupstream = \"api\"\n"
     )
 }
+
+const SOON: Duration = Duration::from_secs(20);
 
 /// A GET with a token, from a source that no misdeed bans.
 fn get(edged: &Edged<'_>, path: &str, token: &str) -> Result<Response> {
@@ -123,10 +126,13 @@ fn seed_26_a_token_is_judged_in_the_order_of_the_flow() -> Result<()> {
     }
     // Why, operators learn: counted by fault, and told of without the token.
     let metrics = edged.scrape()?;
-    for fault in ["base64", "signature", "unknown_key", "expired", "critical", "audience"] {
+    for fault in ["base64", "signature", "expired", "critical", "audience"] {
         let line = format!("edged_token_faults_total{{fault=\"{fault}\"}}");
         assert!(metrics.contains(&line), "{line} in {metrics}");
     }
+    let unknown = ["unknown_key", "unasked_key"]
+        .map(|fault| metrics.contains(&format!("edged_token_faults_total{{fault=\"{fault}\"}}")));
+    assert!(unknown.contains(&true), "{metrics}");
     let told = edged.event("request_refused", FRIEND)?;
     assert_eq!(told["detail"], "base64", "{told}");
     let all = format!("{:?}{}", edged.events()?, edged.log());
@@ -186,6 +192,128 @@ fn incident_unknown_keys_are_fetched_once_a_cooldown() -> Result<()> {
     }
     assert_eq!(keys.asked(), 1, "a thousand tokens, each with a key of its own that nobody knows");
     assert_eq!(status(&edged, &good)?, 200);
+    Ok(())
+}
+
+/// However many ask on however many workers, one fetch serves all, and the next waits for the cooldown.
+#[test]
+fn a_flood_of_unknown_keys_is_one_fetch_a_cooldown() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let signer = Signer::new("k1")?;
+    let slow = Answers::Late(Duration::from_millis(200), jwks(&[&signer]));
+    let keys = KeyServer::start(&lab, slow)?;
+    let cooldown = Duration::from_secs(1);
+    let begun = Instant::now();
+    let edged = lab.edged()?.append(&terms(""))?.start()?;
+    let good = signer.token(&signer.claims());
+    until("the keys are there", SOON, || Ok(status(&edged, &good)? == 200))?;
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let flood = |n: u64| {
+            let (thief, mut random) = (Signer::new("made up")?, Random::new(n));
+            let mut talk = Dial::new(&edged.ca, EDGE)?.connect(&lab, FRIEND)?;
+            while !ended.load(Relaxed) {
+                let header =
+                    json!({"alg": "ES256", "typ": "at+jwt", "kid": encode(&random.bytes(16))});
+                let line =
+                    format!("Authorization: Bearer {}", thief.seal(&header, &thief.claims()));
+                let answer = talk.get(EDGE, "/token", &[&line])?;
+                ensure!(answer.status == 401, "{answer:?}");
+            }
+            Ok(())
+        };
+        let floods: Vec<_> = (0..6).map(|n| scope.spawn(move || flood(n))).collect();
+        let asked = until("several cooldowns end", SOON, || Ok(keys.asked() >= 4));
+        ended.store(true, Relaxed);
+        floods.into_iter().try_for_each(|flood| flood.join().expect("no panic"))?;
+        asked
+    })?;
+    let (asked, most) = (keys.asked(), begun.elapsed().as_secs_f64() / cooldown.as_secs_f64());
+    assert!((asked - 1) as f64 <= most, "{asked} fetches within {most} cooldowns");
+    Ok(())
+}
+
+/// A key that the edge does not know and could not ask for is not its client's fault: whoever comes with
+/// it is refused, however often, and not banned. One that the issuer does not have is.
+#[test]
+fn a_key_that_could_not_be_asked_for_bans_nobody() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let (first, second) = (Signer::new("k1")?, Signer::new("k2")?);
+    let keys = KeyServer::start(&lab, Answers::Bytes(jwks(&[&first])))?;
+    let terms = terms("").replace("wait = \"2s\"", "wait = \"100ms\"");
+    let edged = lab.edged()?.append(&terms)?.start()?;
+    let from = |source: &str, token: &str| -> Result<u16> {
+        let bearer = format!("Bearer {token}");
+        Ok(edged.get(source, "/token").header("Authorization", &bearer).send()?.status)
+    };
+    let token = |signer: &Signer| signer.token(&signer.claims());
+    let (good, turned) = (token(&first), token(&second));
+    until("the first keys come", SOON, || Ok(from(CLIENT, &good)? == 200))?;
+
+    // The issuer signs with another key, and tells nobody: it hangs, it fails, or it was asked just now.
+    for answers in [Answers::Late(Duration::from_secs(30), String::new()), Answers::Nothing] {
+        keys.set(answers);
+        let asked = keys.asked();
+        until("it is asked, and asked again", SOON, || {
+            assert_eq!(from(CLIENT, &turned)?, 401);
+            Ok(keys.asked() > asked + 1)
+        })?;
+    }
+    let before = edged.metrics()?;
+    for _ in 0..20 {
+        assert_eq!(from(CLIENT, &turned)?, 401);
+    }
+    let metrics = edged.metrics()?;
+    let unknown = metrics.requests(Reason::TokenKeyUnknown);
+    assert!(unknown >= before.requests(Reason::TokenKeyUnknown) + 20.0, "{unknown}");
+    assert_eq!(metrics.requests(Reason::CredentialInvalid), 0.0);
+    assert_eq!((edged.banned(CLIENT)?, from(CLIENT, &good)?), (false, 200));
+
+    keys.set(Answers::Bytes(jwks(&[&first, &second])));
+    until("the second is found", SOON, || Ok(from(CLIENT, &turned)? == 200))?;
+    // What the issuer itself does not know is no good.
+    let made_up = token(&Signer::new("k3")?);
+    until("that is a fault", SOON, || {
+        assert_eq!(from(FRIEND, &made_up)?, 401);
+        Ok(edged.metrics()?.requests(Reason::CredentialInvalid) > 0.0)
+    })?;
+    Ok(())
+}
+
+/// Where a token is good tells nobody who may not use it here.
+#[test]
+fn a_token_of_another_routes_issuer_is_refused_like_a_bad_one() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let (own, other) = (Signer::new("k1")?, Signer::new("k1")?);
+    let _keys = KeyServer::start(&lab, Answers::Bytes(jwks(&[&own])))?;
+    fs::write(lab.dir().join("other.json"), jwks(&[&other]))?;
+    let more = format!(
+        "[[issuer]]\nname = \"other\"\nissuer = \"https://other.test\"\n\
+         audience = [\"{AUDIENCE}\"]\nkey_files = [\"other.json\"]\n\
+         [[route]]\npath = \"/own\"\nmethods = [\"GET\"]\nauth = \"jwt\"\nissuers = [\"own\"]\n\
+         upstream = \"api\""
+    );
+    let edged = lab.edged()?.append(&terms(&more))?.start()?;
+    until("the keys are there", SOON, || Ok(status(&edged, &own.token(&own.claims()))? == 200))?;
+    let claims = with(other.claims(), "iss", json!("https://other.test"));
+    let (elsewhere, bad) = (other.token(&claims), own.token(&claims));
+    assert_eq!(status(&edged, &elsewhere)?, 200, "on the route of all");
+    let seen = |token: &str| -> Result<_> {
+        let answer = get(&edged, "/own", token)?;
+        let mut problem = answer.json();
+        problem["request_id"] = Value::Null;
+        let asked = answer.headers.iter().filter(|(name, _)| name == "www-authenticate");
+        Ok((answer.status, problem, asked.cloned().collect::<Vec<_>>()))
+    };
+    let expected = seen(&bad)?;
+    assert_eq!(expected.0, 401);
+    assert_eq!(seen(&elsewhere)?, expected);
+    let metrics = edged.metrics()?;
+    assert_eq!(metrics.requests(Reason::CredentialUnfit), 1.0);
+    assert_eq!(metrics.requests(Reason::CredentialInvalid), 1.0);
     Ok(())
 }
 

@@ -63,15 +63,6 @@ pub struct Keys {
     pub at_ms: AtomicU64,
 }
 
-/// What came of asking for newer keys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refreshed {
-    /// There are others than before.
-    Newer,
-    /// There are none, or not soon enough.
-    Same,
-}
-
 /// The keys of one issuer.
 pub struct Feed {
     /// What the operator calls the issuer.
@@ -159,24 +150,28 @@ impl Feed {
 
     /// Asks for keys newer than `seen`, and waits for them at most as long as the source allows.
     /// However many ask, one fetch serves all, and none begins before the cooldown is over.
-    pub async fn refresh(&self, seen: Option<u64>) -> Refreshed {
-        let Some(source) = &self.source else { return Refreshed::Same };
-        let newer = || self.keys().map(|keys| keys.number) != seen;
+    ///
+    /// Whether the keys are now all that there are: a fetch that began since has brought them, or
+    /// they lie on this host.
+    pub async fn refresh(&self, seen: Option<u64>) -> bool {
+        let Some(source) = &self.source else { return true };
         let mut ended = self.ended.subscribe();
-        if newer() {
-            return Refreshed::Newer;
+        if self.keys().map(|keys| keys.number) != seen {
+            return false;
         }
+        let fetched = self.fetched.load(Relaxed);
         let not_before_ns = self.not_before_ns.load(Acquire);
         let is_running = not_before_ns == u64::MAX;
         if !is_running && clock::boot_ns() < not_before_ns {
-            return Refreshed::Same;
+            return false;
         }
-        let Some(_place) = Seat::take(&self.waiting) else { return Refreshed::Same };
+        let Some(_place) = Seat::take(&self.waiting) else { return false };
         if !is_running {
             self.wanted.notify_one();
         }
         let _ = tokio::time::timeout(source.wait, ended.changed()).await;
-        if newer() { Refreshed::Newer } else { Refreshed::Same }
+        // One that was under way may have been answered before the key was there.
+        !is_running && self.fetched.load(Relaxed) != fetched
     }
 
     /// How old the keys in force are, in milliseconds, and how many they are.

@@ -16,7 +16,7 @@ use edge_identity::jwt::{
 };
 
 pub use self::{
-    feed::{Feed, Feeds, Keys, Place, Refreshed, Source},
+    feed::{Feed, Feeds, Keys, Place, Source},
     keeper::{Keeper, keeper},
 };
 use crate::{

@@ -94,6 +94,7 @@ impl Edge {
                 server_name: question.tls.server_name.as_deref(),
                 ja4: question.tls.ja4.as_deref(),
             }),
+            token: None,
             now_ms: question.at_ms.unwrap_or_else(clock::unix_ms),
         };
         Ok(decide(&plan, principal.as_ref(), &headers, &facts))

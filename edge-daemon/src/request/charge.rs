@@ -1,18 +1,44 @@
-//! What a request is charged to: the limits' view of it.
+//! What a request is charged to: its source before it is read, and then all other limits.
 
 use std::{mem, time::Duration};
 
-use edge_common::Source;
+use edge_common::{Reason, Source};
 use edge_identity::principal::{Claim, Principal};
 use edge_policy::{
     denied::Denied,
     ja4::Ja4,
+    led,
     limit::{Admission, Caller, Facts, meter::Now},
     route::Route,
 };
-use http::request::Parts;
+use http::{HeaderMap, request::Parts};
 
-use super::{Plan, front::Visitor};
+use super::{Plan, Worker, bear, front::Visitor, path::Trace};
+
+/// What is asked of every request before it is read: whether there is room for it, whose it is, and what
+/// its source has to bear and may ask.
+pub(super) async fn admit_source(
+    worker: &Worker,
+    visitor: &mut Visitor,
+    plan: &Plan,
+    (in_flight, now): (usize, Now),
+    trace: &mut Trace,
+    headers: &HeaderMap,
+) -> Result<Source, Denied> {
+    if in_flight > plan.bounds.requests_max || worker.edge.metrics.memory.refuses_request(in_flight)
+    {
+        return Err(Reason::Overload.into());
+    }
+    worker.spare(in_flight);
+    *visitor = visitor.of_request(plan, headers)?;
+    bear::source(worker, visitor, plan).await?;
+    let client = Source::from(visitor.address).client(plan.client);
+    trace.admission = plan.limits.admit_source(client, now)?;
+    // Beyond its own limit or verdict a client is refused for itself, whoever leads it.
+    trace.is_led |= led::is_led(headers);
+    bear::led(worker, visitor, plan, trace.is_led).await?;
+    Ok(client)
+}
 
 /// Charges a request, of which all is known, to every limit that asks for more than its source, and
 /// waits for its turn where one makes it queue. What the others have said is in `admission` already.

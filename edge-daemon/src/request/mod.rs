@@ -24,6 +24,7 @@ mod login;
 mod lures;
 mod observed;
 mod path;
+mod plain;
 mod report;
 mod serve;
 mod signed;

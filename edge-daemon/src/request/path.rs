@@ -2,7 +2,7 @@
 
 use std::{mem, rc::Rc, sync::Arc};
 
-use edge_common::{Blame, Reason};
+use edge_common::{Blame, Reason, Source};
 use edge_identity::{
     access::{Facts, Rule},
     credential,
@@ -11,7 +11,7 @@ use edge_identity::{
 use edge_policy::{
     cors,
     denied::Denied,
-    head, hops, led,
+    head, hops,
     limit::{Admission, meter::Now},
     route::Answers,
     target::Target,
@@ -22,15 +22,16 @@ use http::{HeaderMap, HeaderValue, Request, Response, header, request::Parts, ur
 use super::{
     Worker, access, answer, bear,
     body::{Answer, Ending, Upload, UploadState},
-    charge::charge,
+    charge::{admit_source, charge},
     entry::Entry,
     front::Visitor,
     going::Going,
     identify,
     incoming::Incoming,
-    keys,
     login::{self, Attempt},
+    plain,
     serve::Entrance,
+    token::Admitted,
     upstream::Lease,
     watch::Turn,
 };
@@ -114,7 +115,12 @@ pub(crate) async fn answer(
     }
     let mut body = Some(body);
     let outcome = match entrance {
-        Entrance::Http => redirect(&worker, &visitor, &head).map(Outcome::Redirect),
+        Entrance::Http => {
+            let come = (in_flight, now);
+            plain::redirect(&worker, &mut visitor, come, &mut trace, &head)
+                .await
+                .map(Outcome::Redirect)
+        }
         Entrance::Https(_) => {
             let come = (in_flight, now);
             match decide(&worker, &mut visitor, &turn, come, &mut trace, head, &mut body).await {
@@ -181,7 +187,7 @@ pub(crate) fn refuse(
     let (plan, trace) = (&worker.view().plan, Trace::new(worker, visitor, None));
     let mut denied = Denied::new(reason);
     if !plan.trusted.has(visitor.address) {
-        let client = edge_common::Source::from(visitor.address).client(plan.client);
+        let client = Source::from(visitor.address).client(plan.client);
         if let Err(limited) = plan.limits.admit_source(client, now) {
             denied = limited;
         }
@@ -216,25 +222,15 @@ async fn decide(
     worker: &Worker,
     visitor: &mut Visitor,
     turn: &Rc<Turn>,
-    (in_flight, now): (usize, Now),
+    come: (usize, Now),
     trace: &mut Trace,
     mut head: Parts,
     body: &mut Option<Incoming>,
 ) -> Result<Decided, Denied> {
     let view = worker.view();
     let plan = &view.plan;
-    if in_flight > plan.bounds.requests_max || worker.edge.metrics.memory.refuses_request(in_flight)
-    {
-        return Err(Reason::Overload.into());
-    }
-    worker.spare(in_flight);
-    *visitor = visitor.of_request(plan, &head.headers)?;
-    bear::source(worker, visitor, plan).await?;
-    let client = edge_common::Source::from(visitor.address).client(plan.client);
-    trace.admission = plan.limits.admit_source(client, now)?;
-    // Beyond its own limit or verdict a client is refused for itself, whoever leads it.
-    trace.is_led = led::is_led(&head.headers);
-    bear::led(worker, visitor, plan, trace.is_led).await?;
+    let now = come.1;
+    let client = admit_source(worker, visitor, plan, come, trace, &head.headers).await?;
 
     let host = head::check(&head.method, &head.uri, head.version, &head.headers, &plan.head)?;
     visitor.check_host(&host.name)?;
@@ -263,6 +259,7 @@ async fn decide(
         target: &target,
         client: visitor.address,
         tls: access::tls(visitor),
+        token: identity.token.as_ref().map(Admitted::scheme),
         now_ms: now.unix_ns / 1_000_000,
     };
     access::authorize(plan, route, trace.principal.as_ref(), &facts).map_err(|refusal| {
@@ -307,23 +304,6 @@ async fn decide(
 /// another site's page asks for.
 fn is_shown(principal: &Principal) -> bool {
     principal.method() != Method::Mtls
-}
-
-/// Where plain HTTP is sent: the same target, over TLS. What shows a credential is refused, and
-/// what it shows is flagged, wherever that is: a redirect would repeat it.
-fn redirect(worker: &Worker, visitor: &Visitor, head: &Parts) -> Result<HeaderValue, Denied> {
-    let view = worker.view();
-    let plan = &view.plan;
-    let target = target(head, plan.bounds.uri_bytes_max);
-    let shown =
-        target.as_ref().ok().map(|target| identify::shown_key(worker, visitor, plan, head, target));
-    keys::refuse_in_clear(worker, visitor, plan, &head.headers)?;
-    shown.transpose()?;
-    let host = head::check(&head.method, &head.uri, head.version, &head.headers, &plan.head)?;
-    let target = target?;
-    let port = if plan.https_port == 443 { String::new() } else { format!(":{}", plan.https_port) };
-    let location = format!("https://{}{port}{}", host.name, target.path_and_query());
-    HeaderValue::try_from(location).map_err(|_| Reason::MalformedRequest.into())
 }
 
 /// Tells of a refusal: the audit log if it was about who the client is, and, if it is the client's
@@ -381,7 +361,7 @@ pub(super) fn logged(path: &str) -> String {
 }
 
 /// What is asked for, in its normal form.
-fn target(head: &Parts, bytes_max: usize) -> Result<Target, Reason> {
+pub(super) fn target(head: &Parts, bytes_max: usize) -> Result<Target, Reason> {
     match head.uri.path_and_query().map_or("", PathAndQuery::as_str) {
         // A question about the server as a whole (RFC 9110, 9.3.7), which no route takes.
         "*" if head.method == http::Method::OPTIONS => Err(Reason::NoRoute),

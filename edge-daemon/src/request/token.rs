@@ -22,12 +22,7 @@ use http::{HeaderMap, HeaderName, header};
 use zeroize::Zeroizing;
 
 use super::{Plan, Worker, front::Visitor, identify::Asked};
-use crate::{
-    clock,
-    config::settings,
-    issuers::{Feed, Refreshed},
-    replay::LEEWAY_S_MAX,
-};
+use crate::{clock, config::settings, issuers::Feed, replay::LEEWAY_S_MAX};
 
 /// A token that was verified, and whom it names.
 pub(super) struct Known {
@@ -35,10 +30,15 @@ pub(super) struct Known {
     named: Arc<Named>,
 }
 
-/// A token that was let in, and the place of its issuer.
-pub(crate) struct Admitted(usize, Arc<Known>);
+/// A token that was let in, the place of its issuer, and how it was presented.
+pub(crate) struct Admitted(usize, Arc<Known>, TokenScheme);
 
 impl Admitted {
+    /// The scheme that it came under.
+    pub(super) const fn scheme(&self) -> TokenScheme {
+        self.2
+    }
+
     /// Whether it still is good.
     pub(super) fn check(&self, worker: &Worker, plan: &Plan, now_ms: u64) -> Result<(), Reason> {
         let (terms, _) = plan.issuers.all.get(self.0).ok_or(Reason::InternalError)?;
@@ -67,7 +67,7 @@ pub(super) async fn prove(
         Ok((issuer, known)) => {
             let terms = &plan.issuers.all[issuer].0;
             let admitted = admit(worker, plan, terms, &known, (scheme, text), (route, asked));
-            admitted.map(|()| Admitted(issuer, known))
+            admitted.map(|()| Admitted(issuer, known, scheme))
         }
         Err(stop) => Err(stop),
     };
@@ -150,11 +150,17 @@ async fn with_keys(
         Some(keys) => terms.lacks_key(&token, &keys.set)?,
         None => true,
     };
-    if lacks && feed.refresh(keys.as_ref().map(|keys| keys.number)).await == Refreshed::Newer {
+    let mut are_all = true;
+    if lacks {
+        are_all = feed.refresh(keys.as_ref().map(|keys| keys.number)).await;
         keys = feed.keys();
     }
     let keys = keys.ok_or(Stop::Reason(Reason::IssuerUnavailable))?;
-    Ok((terms.verify(token, &keys.set)?, keys.number))
+    match terms.verify(token, &keys.set) {
+        // The issuer may have turned its keys: that is not its clients' fault.
+        Err(Fault::Key) if !are_all => Err(Fault::KeyUnasked.into()),
+        verified => Ok((verified?, keys.number)),
+    }
 }
 
 fn remember(

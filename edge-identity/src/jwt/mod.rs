@@ -58,6 +58,8 @@ pub enum Fault {
     Issuer,
     /// None of the issuer's keys is meant.
     Key,
+    /// None of those is meant that are known, and the issuer was not asked since the token came.
+    KeyUnasked,
     /// The signature is not the key's.
     Signature,
     /// A claim is missing or of a wrong type.
@@ -84,7 +86,7 @@ pub enum Fault {
 
 impl Fault {
     /// Every fault.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Size,
         Self::Form,
         Self::Base64,
@@ -95,6 +97,7 @@ impl Fault {
         Self::Type,
         Self::Issuer,
         Self::Key,
+        Self::KeyUnasked,
         Self::Signature,
         Self::Claims,
         Self::Expired,
@@ -122,6 +125,7 @@ impl Fault {
             Self::Type => "type",
             Self::Issuer => "issuer",
             Self::Key => "unknown_key",
+            Self::KeyUnasked => "unasked_key",
             Self::Signature => "signature",
             Self::Claims => "claims",
             Self::Expired => "expired",
@@ -140,6 +144,7 @@ impl Fault {
     #[must_use]
     pub const fn reason(self) -> Reason {
         match self {
+            Self::KeyUnasked => Reason::TokenKeyUnknown,
             Self::Expired => Reason::CredentialExpired,
             Self::Revoked => Reason::CredentialRevoked,
             Self::Sender | Self::Proof => Reason::TokenUnproved,

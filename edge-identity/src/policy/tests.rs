@@ -91,6 +91,7 @@ fn with_facts<T>(sent: &Sent, then: impl FnOnce(&Facts<'_>) -> T) -> T {
         target: &target,
         client: sent.client,
         tls: Some(Tls { version: "TLSv1.3", server_name: Some("h"), ja4: None }),
+        token: None,
         now_ms: sent.now_ms,
     })
 }

@@ -112,6 +112,7 @@ impl Bench {
                 target: &target,
                 client: [192, 0, 2, 7].into(),
                 tls: Some(Tls { version: "TLSv1.3", server_name: Some("api.example"), ja4: None }),
+                token: None,
                 now_ms: 1_795_262_400_000,
             };
             let before = cpu()?;
