@@ -207,8 +207,21 @@ async fn handshake(
     }
     let started = Instant::now();
     let auth = plan.listeners.get(listener).map_or_else(Default::default, |l| l.client_auth);
-    let shaken = tls::accept(&plan.tls, auth, stream, early, worker.turnstile.pass());
-    let shaken = timeout(plan.bounds.handshake_timeout, shaken).await;
+    let within = plan.bounds.handshake_timeout;
+    let greeted = timeout(within, tls::greet(&plan.tls, auth, stream, early)).await;
+    let shaken = match greeted {
+        Ok(Ok(greeted)) => {
+            let left = within.saturating_sub(started.elapsed());
+            if timeout(within, worker.turnstile.pass()).await.is_err() {
+                // That took us too long, and not the client.
+                worker.counters.count(Reason::HandshakesFull);
+                return None;
+            }
+            timeout(left, greeted.shake(&plan.tls)).await
+        }
+        Ok(Err(refusal)) => Ok(Err(refusal)),
+        Err(late) => Err(late),
+    };
     drop(handshake);
     let Refusal { failure, ja4 } = match shaken {
         Ok(Ok(None)) => {

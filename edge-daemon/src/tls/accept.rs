@@ -1,11 +1,11 @@
 //! One handshake: the client's hello is read by us, so that its bytes can be looked at, and the
 //! rest is rustls'.
 
-use std::io;
+use std::{io, sync::Arc};
 
 use edge_policy::ja4::{Hello, Ja4};
 use rustls::{
-    AlertDescription, Error,
+    AlertDescription, Error, ServerConfig,
     server::{Accepted, Acceptor},
 };
 use tokio::{
@@ -140,60 +140,86 @@ impl From<Failure> for Refusal {
     }
 }
 
-/// Shakes hands; `early` are bytes that were read already, and `turn` is awaited before the step that takes long. The
-/// caller bounds the time. `None`: who asked was an authority's, for the proof of a name, and has it.
-pub async fn accept(
+/// A client whose hello was read, and what it is answered with.
+pub struct Greeted {
+    start: StartHandshake<TcpStream>,
+    config: Arc<ServerConfig>,
+    /// Whether it is an authority, for the proof of a name.
+    is_challenge: bool,
+    auth: ClientAuth,
+    ja4: Option<Ja4>,
+    /// Bytes behind the hello.
+    rest: Vec<u8>,
+}
+
+/// Reads a client's hello, of which `early` was read already, and refuses what need not be answered by a handshake. The
+/// caller bounds the time.
+pub async fn greet(
     front: &Front,
     auth: ClientAuth,
     mut stream: TcpStream,
     early: Vec<u8>,
-    turn: impl Future<Output = ()>,
-) -> Result<Option<(Box<TlsStream<TcpStream>>, Facts)>, Refusal> {
-    let (accepted, seen, unread) = hello(&mut stream, early).await?;
+) -> Result<Greeted, Refusal> {
+    let (accepted, mut seen, unread) = hello(&mut stream, early).await?;
     let read = Hello::read(&seen);
     let ja4 = read.as_ref().map(Hello::ja4);
-    let refused = |failure| Refusal { failure, ja4 };
-    turn.await;
-    if let Some(config) = front.challenge(&accepted.client_hello()) {
-        let shaken = StartHandshake::from_parts(accepted, stream).into_stream(config).await;
-        let mut stream = shaken.map_err(|error| refused(error.into()))?;
-        // It has seen what it came for; whether it hears the end does not matter.
-        let _ = stream.shutdown().await;
-        return Ok(None);
-    }
-    let config = match front.choose(auth, &accepted.client_hello(), read.as_ref(), ja4) {
+    let challenge = front.challenge(&accepted.client_hello());
+    let is_challenge = challenge.is_some();
+    let chosen = match challenge {
+        Some(config) => Ok(config),
+        None => front.choose(auth, &accepted.client_hello(), read.as_ref(), ja4),
+    };
+    let config = match chosen {
         Ok(config) => config,
         Err(failure) => {
             let alert =
                 if failure == Failure::UnknownName { UNRECOGNIZED_NAME } else { ACCESS_DENIED };
             // Whether it is heard does not matter.
             let _ = stream.write_all(&[21, 3, 3, 0, 2, FATAL, alert]).await;
-            return Err(refused(failure));
+            return Err(Refusal { failure, ja4 });
         }
     };
-    let mut rest = &seen[seen.len() - unread..];
-    let mut fed = Ok(0);
+    let rest = seen.split_off(seen.len() - unread);
     let start = StartHandshake::from_parts(accepted, stream);
-    let shaken = start.into_stream_with(config, |connection| {
-        // What a client that does not read makes us hold.
-        connection.set_buffer_limit(Some(UNSENT_MAX));
-        if !rest.is_empty() {
-            fed = connection.read_tls(&mut rest);
+    Ok(Greeted { start, config, is_challenge, auth, ja4, rest })
+}
+
+impl Greeted {
+    /// Shakes hands; its first step takes long. The caller bounds the time. `None`: who asked was an authority's, for the
+    /// proof of a name, and has it.
+    pub async fn shake(
+        self,
+        front: &Front,
+    ) -> Result<Option<(Box<TlsStream<TcpStream>>, Facts)>, Refusal> {
+        let Self { start, config, is_challenge, auth, ja4, rest } = self;
+        let refused = |failure| Refusal { failure, ja4 };
+        let (mut rest, mut fed) = (&rest[..], Ok(0));
+        let shaken = start.into_stream_with(config, |connection| {
+            // What a client that does not read makes us hold.
+            connection.set_buffer_limit(Some(UNSENT_MAX));
+            if !rest.is_empty() {
+                fed = connection.read_tls(&mut rest);
+            }
+        });
+        let mut stream = Box::new(shaken.await.map_err(|error| refused(error.into()))?);
+        if is_challenge {
+            // It has seen what it came for; whether it hears the end does not matter.
+            let _ = stream.shutdown().await;
+            return Ok(None);
         }
-    });
-    let stream = Box::new(shaken.await.map_err(|error| refused(error.into()))?);
-    fed.map_err(|error| refused(error.into()))?;
-    let connection = stream.get_ref().1;
-    let facts = Facts::of(connection, auth, ja4);
-    // A resumed session was judged when it began.
-    let still_good = || connection.peer_certificates().is_none_or(|chain| front.trusts(chain));
-    if facts.is_resumed && !still_good() {
-        return Err(refused(Failure::CertificateRefused));
+        fed.map_err(|error| refused(error.into()))?;
+        let connection = stream.get_ref().1;
+        let facts = Facts::of(connection, auth, ja4);
+        // A resumed session was judged when it began.
+        let still_good = || connection.peer_certificates().is_none_or(|chain| front.trusts(chain));
+        if facts.is_resumed && !still_good() {
+            return Err(refused(Failure::CertificateRefused));
+        }
+        if auth == ClientAuth::Required && facts.peer.is_none() {
+            return Err(refused(Failure::CertificateMissing));
+        }
+        Ok(Some((stream, facts)))
     }
-    if auth == ClientAuth::Required && facts.peer.is_none() {
-        return Err(refused(Failure::CertificateMissing));
-    }
-    Ok(Some((stream, facts)))
 }
 
 /// Reads the client's hello; also the bytes so far, and how many of the last are not its own.
