@@ -70,27 +70,36 @@ impl Place {
     }
 }
 
+impl Place {
+    /// What the store may have, whoever wrote it: a path without empty segments, on a host or on any. Some of
+    /// them hold nothing.
+    fn read(text: &str) -> Result<Self, &'static str> {
+        let slash = text.find('/').filter(|_| !text.contains("//"));
+        let slash = slash.ok_or("a path, or a host and a path: \"/v1\", \"a.test/v1\"")?;
+        let (host, path) = text.split_at(slash);
+        let host = (!host.is_empty()).then(|| host.to_ascii_lowercase());
+        Ok(Self { host, path: path.strip_suffix('/').unwrap_or(path).to_owned() })
+    }
+}
+
+/// What keys are given from now on: no request is in any other place.
 impl FromStr for Place {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let slash = text.find('/').ok_or("a path, or a host and a path: \"/v1\", \"a.test/v1\"")?;
-        let (host, path) = text.split_at(slash);
-        let path = path.strip_suffix('/').unwrap_or(path);
-        // No request is in any other place.
-        let is_normal = || Target::parse(path, text.len()).is_ok_and(|target| target.path == path);
-        if path.ends_with('/') || !path.is_empty() && !is_normal() {
+        let Self { host, path } = Self::read(text)?;
+        let is_normal = || Target::parse(&path, text.len()).is_ok_and(|target| target.path == path);
+        if !path.is_empty() && !is_normal() {
             return Err(
                 "a path in the form that requests are brought into: no query, dots or empty \
                         segments; what needs an escape has it, in capitals, as in /caf%C3%A9",
             );
         }
-        let host = match (host, host.parse::<Host>()) {
-            ("", _) => None,
-            (_, Ok(Host { name, port: None })) => Some(name),
-            _ => return Err("a host name before the path, without a port: keys hold on any"),
-        };
-        Ok(Self { host, path: path.to_owned() })
+        match host.map(|host| host.parse()) {
+            None => Ok(Self { host: None, path }),
+            Some(Ok(Host { name, port: None })) => Ok(Self { host: Some(name), path }),
+            Some(_) => Err("a host name before the path, without a port: keys hold on any"),
+        }
     }
 }
 
@@ -103,7 +112,7 @@ impl fmt::Display for Place {
 
 /// What is text for people and for the store alike.
 macro_rules! as_text {
-    ($type:ident) => {
+    ($type:ident, $read:path) => {
         impl Serialize for $type {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 serializer.collect_str(self)
@@ -113,14 +122,14 @@ macro_rules! as_text {
         impl<'de> Deserialize<'de> for $type {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
-                text.parse().map_err(serde::de::Error::custom)
+                $read(&text).map_err(serde::de::Error::custom)
             }
         }
     };
 }
 
-as_text!(KeyId);
-as_text!(Place);
+as_text!(KeyId, KeyId::from_str);
+as_text!(Place, Place::read);
 
 /// What a key was given. Keys that were given the same share it in memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -312,6 +321,21 @@ mod tests {
         assert_eq!(serde_json::from_str::<KeyRecord>(&line).unwrap(), record());
         assert_eq!(record().exposed(), Some((Leak::Clear, 5)));
         assert_eq!(record().replaced_by(), None);
+    }
+
+    #[test]
+    fn a_record_of_a_place_that_none_is_given_any_more_is_read() {
+        for text in ["/users/{id}", "/caf%c3%a9", "a.test:8443/v1", "/%61"] {
+            let mut stored = record();
+            stored.grants.places.push(Place::read(text).unwrap());
+            let kept = postcard::to_allocvec(&stored).unwrap();
+            let read = postcard::from_bytes::<KeyRecord>(&kept).unwrap();
+            assert_eq!(read, stored);
+            assert_eq!(read.grants.places[2].to_string(), text);
+            assert!(read.grants.reaches("x", "/v1/y") && !read.grants.reaches("x", "/users/1"));
+        }
+        // What would be wider when it is read again is none.
+        assert!(Place::read("//").is_err() && Place::read("/v1//").is_err());
     }
 
     #[test]
