@@ -11,16 +11,21 @@ pub fn is_led(headers: &HeaderMap) -> bool {
     headers.get(SEC_FETCH_SITE).is_some_and(is_others) && !shows_credential(headers)
 }
 
-fn shows_credential(headers: &HeaderMap) -> bool {
+/// Whether a request shows a credential that browsers keep for nobody.
+#[must_use]
+pub fn shows_credential(headers: &HeaderMap) -> bool {
     let is_kept = |value: &HeaderValue| {
         let scheme = value.to_str().ok().and_then(|text| text.split_whitespace().next());
         scheme.is_none_or(|scheme| KEPT.iter().any(|kept| kept.eq_ignore_ascii_case(scheme)))
     };
-    headers.contains_key(X_API_KEY) || headers.get(AUTHORIZATION).is_some_and(|own| !is_kept(own))
+    let is_own = |name: &HeaderName| OWN.contains(&name.as_str());
+    headers.keys().any(is_own) || headers.get(AUTHORIZATION).is_some_and(|own| !is_kept(own))
 }
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
-const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+/// Where credentials are shown that are not kept, in fields that no page adds to what it has others ask.
+const OWN: [&str; 6] =
+    ["x-api-key", "x-api-secret", "x-signature", "signature", "signature-input", "dpop"];
 /// What a browser adds by itself, whoever makes it ask.
 const KEPT: [&str; 4] = ["basic", "digest", "negotiate", "ntlm"];
 
@@ -42,9 +47,8 @@ mod tests {
         assert!(
             led(&[cross, ("authorization", "Negotiate x")]) && led(&[cross, ("authorization", "")])
         );
-        for own in
-            [("authorization", "Bearer t"), ("authorization", "ApiKey k"), ("x-api-key", "k")]
-        {
+        let own = OWN.map(|name| (name, "k"));
+        for own in own.into_iter().chain(["Bearer t", "ApiKey k"].map(|k| ("authorization", k))) {
             assert!(!led(&[cross, own]), "{own:?}");
         }
         for site in ["same-origin", "none", "", "CROSS-SITE"] {

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use http::{
-    HeaderMap, HeaderName, HeaderValue,
+    HeaderMap, HeaderName, HeaderValue, Method,
     header::{AUTHORIZATION, CONTENT_ENCODING},
 };
 use percent_encoding::percent_decode_str;
@@ -49,10 +49,9 @@ impl Login {
         self.body.is_some()
     }
 
-    /// The account that a request is for, in the one form under which it is counted: lower case, without
-    /// blanks around it, and no longer than [`ACCOUNT_BYTES_MAX`]. What names none counts as one account,
-    /// so that leaving it out wins nothing; and so does what names several, of which the upstream may take
-    /// any.
+    /// The account that a request is for, as it is named: an upstream may tell apart what [`folded`] does
+    /// not. What names none counts as one account, so that leaving it out wins nothing; and so does what
+    /// names several, of which the upstream may take any.
     #[must_use]
     pub fn account(&self, headers: &HeaderMap, body: &[u8]) -> String {
         let found = match &self.account {
@@ -61,16 +60,23 @@ impl Login {
             Place::Header(name) => value(headers, name).map(Into::into),
             Place::Basic => value(headers, &AUTHORIZATION).and_then(basic),
         };
-        let mut account = found.unwrap_or_default().trim().to_lowercase();
-        account.retain(|c| !c.is_control());
-        account.truncate(account.floor_char_boundary(ACCOUNT_BYTES_MAX));
-        account
+        found.unwrap_or_default()
     }
 
     /// Whether an answer says that the login failed; `None`: its body would tell, and was not all seen
-    /// or is in a coding.
+    /// or is in a coding, or it may be the form itself that was asked for.
     #[must_use]
-    pub fn has_failed(&self, status: u16, headers: &HeaderMap, body: &Seen<'_>) -> Option<bool> {
+    pub fn has_failed(
+        &self,
+        method: &Method,
+        (status, headers): (u16, &HeaderMap),
+        body: &Seen<'_>,
+    ) -> Option<bool> {
+        let failed = self.is_failure(status, headers, body);
+        failed.filter(|failed| *failed || !method.is_safe() || !self.reads_request())
+    }
+
+    fn is_failure(&self, status: u16, headers: &HeaderMap, body: &Seen<'_>) -> Option<bool> {
         let told = |(name, value): &(HeaderName, String)| {
             headers.get_all(name).iter().any(|found| found.as_bytes() == value.as_bytes())
         };
@@ -87,6 +93,16 @@ impl Login {
             Seen::Part(body) => has(body).then_some(true),
         }
     }
+}
+
+/// The one form under which an account is counted: lower case, without blanks around it, and no longer than
+/// [`ACCOUNT_BYTES_MAX`].
+#[must_use]
+pub fn folded(account: &str) -> String {
+    let mut account = account.trim().to_lowercase();
+    account.retain(|c| !c.is_control());
+    account.truncate(account.floor_char_boundary(ACCOUNT_BYTES_MAX));
+    account
 }
 
 /// How much of an answer's body was seen.
@@ -210,10 +226,8 @@ mod tests {
     fn the_account_is_found_where_it_is_named() {
         let none = HeaderMap::new();
         let json = login(Place::Json("user".into()));
-        assert_eq!(
-            json.account(&none, br#"{"user":" Ann@Example.com ","password":"x"}"#),
-            "ann@example.com"
-        );
+        let ann = json.account(&none, br#"{"user":" Ann@Example.com ","password":"x"}"#);
+        assert_eq!((&*ann, &*folded(&ann)), (" Ann@Example.com ", "ann@example.com"));
         assert_eq!(json.account(&none, br#"{"user":7}"#), "7");
         for other in [&b"{\"name\":\"ann\"}"[..], b"[]", b"user=ann", b"{\"user\":{}}", b""] {
             assert_eq!(json.account(&none, other), "");
@@ -225,13 +239,10 @@ mod tests {
         let basic = login(Place::Basic);
         assert_eq!(
             basic.account(&headers("authorization", "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="), b""),
-            "aladdin"
+            "Aladdin"
         );
         assert_eq!(basic.account(&headers("authorization", "Bearer QWxhZGRpbg"), b""), "");
-        assert_eq!(
-            json.account(&none, format!("{{\"user\":\"{}\"}}", "é".repeat(200)).as_bytes()).len(),
-            128
-        );
+        assert_eq!(folded(&"é".repeat(200)).len(), 128);
     }
 
     #[test]
@@ -264,8 +275,9 @@ mod tests {
             body: Some("wrong password".into()),
             ..login(Place::Basic)
         };
-        let whole =
-            |status, headers: &HeaderMap, body| all.has_failed(status, headers, &Seen::Whole(body));
+        let whole = |status, headers: &HeaderMap, body| {
+            all.has_failed(&Method::POST, (status, headers), &Seen::Whole(body))
+        };
         assert_eq!(whole(401, &none, b""), Some(true));
         assert_eq!(whole(200, &headers("x-login", "failed"), b""), Some(true));
         assert_eq!(whole(200, &none, b"<p>wrong password</p>"), Some(true));
@@ -276,15 +288,34 @@ mod tests {
     fn what_cannot_be_read_tells_nothing() {
         let none = HeaderMap::new();
         let by_body = Login { body: Some("wrong".into()), ..login(Place::Basic) };
-        let part = |body| by_body.has_failed(200, &none, &Seen::Part(body));
+        let post = &Method::POST;
+        let part = |body| by_body.has_failed(post, (200, &none), &Seen::Part(body));
         assert_eq!((part(b"wrong, and more"), part(b"welc")), (Some(true), None));
         for (coding, told) in [("gzip", None), ("identity", Some(false)), ("br", None)] {
             let coded = headers("content-encoding", coding);
-            assert_eq!(by_body.has_failed(200, &coded, &Seen::Whole(b"x")), told, "{coding}");
-            assert_eq!(by_body.has_failed(401, &coded, &Seen::Part(b"x")), Some(true));
+            assert_eq!(
+                by_body.has_failed(post, (200, &coded), &Seen::Whole(b"x")),
+                told,
+                "{coding}"
+            );
+            assert_eq!(by_body.has_failed(post, (401, &coded), &Seen::Part(b"x")), Some(true));
         }
         let by_status = login(Place::Basic);
-        assert_eq!(by_status.has_failed(200, &none, &Seen::Part(b"")), Some(false));
+        assert_eq!(by_status.has_failed(&Method::GET, (200, &none), &Seen::Part(b"")), Some(false));
+        // A form that is shown lets nobody in.
+        let form = login(Place::Form("user".into()));
+        for (method, status, told) in [
+            (Method::GET, 200, None),
+            (Method::HEAD, 200, None),
+            (Method::GET, 401, Some(true)),
+            (Method::POST, 200, Some(false)),
+        ] {
+            assert_eq!(
+                form.has_failed(&method, (status, &none), &Seen::Part(b"")),
+                told,
+                "{method}"
+            );
+        }
     }
 
     proptest::proptest! {
@@ -292,7 +323,7 @@ mod tests {
         fn no_body_is_too_strange(body: Vec<u8>, name in ".{0,8}") {
             for place in [Place::Json(name.clone()), Place::Form(name)] {
                 let account = login(place).account(&HeaderMap::new(), &body);
-                proptest::prop_assert!(account.len() <= ACCOUNT_BYTES_MAX);
+                proptest::prop_assert!(folded(&account).len() <= ACCOUNT_BYTES_MAX);
             }
         }
     }

@@ -170,6 +170,8 @@ fn whom_a_page_leads_is_refused_what_it_leads_to_alone() -> Result<()> {
     let led = |path: &str| edged.get(CLIENT, path).header("Sec-Fetch-Site", "cross-site");
     let bait = "/health?k=AKIAIOSFODNN7EXAMPLE";
     assert_eq!(led(bait).send()?.status, 200);
+    let ahead = |path| led(path).method("OPTIONS").header("Origin", "https://page.test");
+    ahead("/health").header("Access-Control-Request-Method", "GET").send_many(40)?;
     led("/nowhere").send_many(40)?;
     until("what is led is refused", SOON, || Ok(led("/health").send()?.status == 429))?;
     assert_eq!(own()?, 200);
@@ -185,6 +187,45 @@ fn whom_a_page_leads_is_refused_what_it_leads_to_alone() -> Result<()> {
     assert_eq!((&led["culprit"], &led["step"]), (&who.as_str().into(), &"429".into()), "{led}");
     assert_eq!(led["spared"], "led_request");
     assert!(edged.tell(&format!("explain {CLIENT}"))?.contains(&who));
+    Ok(())
+}
+
+#[test]
+fn plain_http_bears_what_is_held_against_it() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab.edged()?.start()?;
+    let own = |source: &str| Ok::<_, anyhow::Error>(edged.get(source, "/health").send()?.status);
+    let plain = |source: &str, path: &str| edged.get(source, &format!("http://edge.test{path}"));
+    // Any page can lead there, and none can show a key.
+    plain(CLIENT, "/%zz").send_many(10)?;
+    until("what is led there is refused", SOON, || {
+        Ok(plain(CLIENT, "/health").send()?.status == 429)
+    })?;
+    plain(ATTACKER, "/").key("edged_x").send_many(20)?;
+    until("who shows keys is refused", SOON, || Ok(own(ATTACKER)? == 403))?;
+    assert_eq!(own(CLIENT)?, 200);
+    Ok(())
+}
+
+#[test]
+fn any_address_of_a_client_names_it_by_hand() -> Result<()> {
+    let lab = Lab::new()?;
+    let edged = lab.edged()?.start()?;
+    let ja4 = "ja4:t13d1516h2_8daaf6152771_e5627efa2ab1";
+    for beside in [String::new(), " led".into(), format!(" {ja4}"), format!(" {ja4} led")] {
+        let ask = |what: &str, last: &str, rest: &[&str]| -> Result<_> {
+            let mut ctl = lab.edge.command(edge_tests::daemon::binary("edgectl")?);
+            ctl.arg("--socket").arg(lab.dir().join("control.sock")).args(["ban", what]);
+            run(ctl.arg(format!("2001:db8::{last}{beside}")).args(rest))
+        };
+        ask("add", "7", &["--step", "403"])?;
+        let bans = edged.bans()?;
+        let who = format!("2001:db8::{beside}");
+        assert!(bans.len() == 1 && bans[0]["culprit"] == who.as_str(), "{bans:?}");
+        ask("remove", "8", &[])?;
+        assert!(edged.bans()?.is_empty(), "{beside}");
+    }
     Ok(())
 }
 

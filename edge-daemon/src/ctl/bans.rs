@@ -28,7 +28,7 @@ pub enum BanVerb {
     },
     /// Ban a client; it ends by itself
     Add {
-        /// A client's address, or "ADDRESS ja4:FINGERPRINT", key:ID, ISSUER:SUBJECT, account:NAME, country:NZ, asn:64496
+        /// A client's address, or "ADDRESS ja4:FINGERPRINT", "ADDRESS led", key:ID, ISSUER:SUBJECT, account:NAME, ja4:FINGERPRINT, country:NZ, asn:64496
         #[arg(value_name = "WHO")]
         culprit: Culprit,
         /// For how long: 10m, 24h, 90d

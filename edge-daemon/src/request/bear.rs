@@ -130,17 +130,18 @@ fn of_places<'a>(
     any.filter_map(penalty)
 }
 
-/// By the verdicts against logins to an account, and by one TLS library. Who has logged in to the account
-/// from this address before need not wait for those who guess at it from others.
+/// By the verdicts against logins to an account, and by one TLS library. Who has logged in by this name (its
+/// mark) from this address with this library before need not wait for those who guess from elsewhere:
+/// guesses from here are held against the two.
 pub(super) async fn login(
     worker: &Worker,
     visitor: &Visitor,
     plan: &Plan,
-    account: &Arc<str>,
+    (account, name): (&Arc<str>, u64),
 ) -> Result<(), Denied> {
     let (penalties, identities) = (&worker.edge.penalties, &worker.edge.identities);
     let client = Source::from(visitor.address).client(plan.client);
-    let is_known = identities.knows(&client, identities.mark(("account", &**account)));
+    let is_known = visitor.ja4().is_some_and(|ja4| identities.knows((client, ja4), name));
     let is_borne = |own: &Penalty| !is_known || own.step >= Step::Refuse;
     let account = Some(Culprit::Account(Arc::clone(account)));
     for culprit in account.into_iter().chain(visitor.ja4().map(Culprit::Ja4)) {

@@ -236,6 +236,8 @@ pub(crate) struct Ending {
     reason: Option<Reason>,
     /// The client as proven, once it is.
     pub(crate) visitor: Option<Visitor>,
+    /// Whether another site's page had a browser ask.
+    pub(super) is_led: bool,
     /// What the access log will tell of it.
     pub(crate) entry: Option<Box<Entry>>,
     /// Its places among the requests in flight that limits count.
@@ -246,9 +248,9 @@ impl Ending {
     /// Begins a request, and tells how many are in flight with it.
     pub(crate) fn begin(worker: Rc<Worker>, turn: Rc<Turn>, started_ns: u64) -> (Self, usize) {
         let in_flight = worker.edge.metrics.requests.fetch_add(1, Relaxed) + 1;
-        let (reason, visitor, entry, held) = Default::default();
+        let (reason, visitor, is_led, entry, held) = Default::default();
         let status = StatusCode::OK;
-        (Self { worker, turn, started_ns, status, reason, visitor, entry, held }, in_flight)
+        (Self { worker, turn, started_ns, status, reason, visitor, is_led, entry, held }, in_flight)
     }
 
     /// States how the request ended; the first statement counts.
@@ -266,7 +268,7 @@ impl Drop for Ending {
             if reason.blame() == Blame::Client
                 && let Some(visitor) = &self.visitor
             {
-                self.worker.report_connection(visitor, reason, visitor.ja4());
+                self.worker.report_given_up(visitor, reason, self.is_led);
             }
             reason
         };

@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use edge_common::Reason;
 use edge_policy::{
     denied::Denied,
-    login::{Login, Seen},
+    login::{Login, Seen, folded},
 };
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use tokio::time::timeout;
@@ -22,6 +22,8 @@ use super::{
 pub(crate) struct Attempt {
     login: Arc<Login>,
     pub(crate) account: Arc<str>,
+    /// The mark of the account's name, exactly as it came.
+    pub(super) name: u64,
     /// How it ended, once that is known.
     pub(crate) has_failed: Option<bool>,
 }
@@ -47,9 +49,11 @@ pub(super) async fn admit(
         };
         *body = Incoming::Whole(bytes.clone());
     }
-    let account: Arc<str> = login.account(headers, &bytes).into();
-    bear::login(worker, visitor, plan, &account).await?;
-    Ok(Attempt { login: Arc::clone(login), account, has_failed: None })
+    let named = login.account(headers, &bytes);
+    let name = worker.edge.identities.mark(("account", &*named));
+    let account: Arc<str> = folded(&named).into();
+    bear::login(worker, visitor, plan, (&account, name)).await?;
+    Ok(Attempt { login: Arc::clone(login), account, name, has_failed: None })
 }
 
 impl Attempt {
@@ -86,7 +90,8 @@ impl Attempt {
             };
         }
         let seen = if is_whole { Seen::Whole(&bytes) } else { Seen::Part(&bytes) };
-        self.has_failed = self.login.has_failed(status.as_u16(), response.headers(), &seen);
+        let told = (status.as_u16(), response.headers());
+        self.has_failed = self.login.has_failed(method, told, &seen);
     }
 }
 

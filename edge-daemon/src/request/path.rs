@@ -11,7 +11,7 @@ use edge_identity::{
 use edge_policy::{
     cors,
     denied::Denied,
-    head, hops,
+    head, hops, led,
     limit::{Admission, meter::Now},
     route::Answers,
     target::Target,
@@ -108,6 +108,7 @@ pub(crate) async fn answer(
     let (head, body) = request.into_parts();
     let asked = head.uri.clone();
     let mut trace = Trace::new(&worker, &visitor, Some(&head.method));
+    trace.is_led &= !led::shows_credential(&head.headers);
     ending.entry = Entry::begin(&worker, &head, &trace);
     if ending.entry.is_some() {
         // Whoever leaves before the answer has a line as well.
@@ -146,6 +147,7 @@ pub(crate) async fn answer(
         }
         outcome => outcome,
     };
+    ending.is_led = trace.is_led;
     ending.held = mem::take(&mut trace.admission.held);
     ending.visitor = Some(visitor.clone());
     if let Some(entry) = &mut ending.entry {
@@ -306,8 +308,8 @@ fn is_shown(principal: &Principal) -> bool {
     principal.method() != Method::Mtls
 }
 
-/// Tells of a refusal: the audit log if it was about who the client is, and, if it is the client's
-/// fault, the event log and whoever scores.
+/// Tells of a refusal: the audit log if it was about who the client is, the event log if it is the client's
+/// fault or that of a limit that it is charged to with others, and whoever scores if it is the client's.
 fn report(worker: &Worker, visitor: &Visitor, denied: &Denied, trace: &Trace) {
     let is_clients = denied.reason.blame() == Blame::Client;
     let is_audited = trace.is_asked || audit::is_about_identity(denied.reason);
@@ -316,7 +318,8 @@ fn report(worker: &Worker, visitor: &Visitor, denied: &Denied, trace: &Trace) {
         let rule = trace.rule.as_ref().map(ToString::to_string);
         tracing::warn!(reason, request_id, path = trace.path, rule, "not served");
     }
-    if !is_clients && !is_audited {
+    let is_told = is_clients || denied.hit.is_some();
+    if !is_told && !is_audited {
         return;
     }
     let event = Event::RequestRefused {
@@ -336,6 +339,8 @@ fn report(worker: &Worker, visitor: &Visitor, denied: &Denied, trace: &Trace) {
     }
     if is_clients {
         worker.report_refused(visitor, denied.reason, trace);
+    }
+    if is_told {
         worker.edge.events.tell(event);
     }
 }

@@ -42,6 +42,13 @@ impl Worker {
         }
     }
 
+    /// Reports a request that a client's fault ended before its answer was through.
+    pub(super) fn report_given_up(&self, visitor: &Visitor, reason: Reason, is_led: bool) {
+        if let Some(kind) = self.wanted(reason, false) {
+            self.send(Signal { is_led, ..self.signal(kind, visitor) });
+        }
+    }
+
     /// Reports a refused request.
     pub(super) fn report_refused(&self, visitor: &Visitor, reason: Reason, trace: &Trace) {
         if let Some(kind) = self.wanted(reason, trace.principal.is_some()) {
@@ -90,9 +97,11 @@ impl Worker {
         if attempt.has_failed != Some(true) {
             let client = Source::from(visitor.address).client(self.view().plan.client);
             if attempt.has_failed == Some(false) && status < 400 && !account.is_empty() {
-                let identities = &self.edge.identities;
-                let mark = identities.mark(("account", &*account));
-                identities.succeed(&client, mark, clock::boot_ns());
+                let (identities, now_ns) = (&self.edge.identities, clock::boot_ns());
+                identities.succeed(client, identities.mark(("account", &*account)), now_ns);
+                if let Some(ja4) = visitor.ja4() {
+                    identities.succeed((client, ja4), attempt.name, now_ns);
+                }
             }
             return;
         }

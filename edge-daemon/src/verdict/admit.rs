@@ -20,9 +20,8 @@ impl Writer {
     /// # Errors
     /// If the source is never to be banned, or what the kernel says.
     pub(super) fn admit(&mut self, mut record: BanRecord, is_news: bool) -> anyhow::Result<String> {
-        if let Culprit::Source(source) = record.culprit {
-            let client = source.client(self.settings.kernel.client);
-            record.culprit = Culprit::Source(client);
+        record.culprit = self.of_client(&record.culprit);
+        if let Culprit::Source(client) = record.culprit {
             match self.exempt(client) {
                 Exempt::Wholly => {
                     bail!(

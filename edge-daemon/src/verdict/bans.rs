@@ -40,10 +40,8 @@ impl Writer {
         });
         let mut known = BTreeMap::new();
         for mut record in stored {
-            if let Culprit::Source(source) = record.culprit {
-                // Another prefix may have stood for a client when it was banned.
-                record.culprit = Culprit::Source(source.client(self.settings.kernel.client));
-            }
+            // Another prefix may have stood for a client when it was banned.
+            record.culprit = self.of_client(&record.culprit);
             let until_ns = clock::boot_ns_at(record.until_ms);
             self.engine.restore(&record.culprit, record.strikes, record.step, until_ns);
             match (&record.culprit, record.step) {

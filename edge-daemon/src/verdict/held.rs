@@ -120,7 +120,7 @@ impl Writer {
     }
 
     /// A source as the client that it is part of.
-    fn of_client(&self, culprit: &Culprit) -> Culprit {
+    pub(super) fn of_client(&self, culprit: &Culprit) -> Culprit {
         let width = self.settings.kernel.client;
         match culprit {
             Culprit::Source(source) => Culprit::Source(source.client(width)),

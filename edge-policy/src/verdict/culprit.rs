@@ -56,6 +56,10 @@ impl By {
             Self::Source | Self::Fingerprint if signal.is_led => {
                 Some(Culprit::Led(signal.source, None))
             }
+            // A browser shows its certificate to whatever a page has it ask.
+            Self::Principal if signal.is_led => {
+                signal.principal.as_ref().map(|_| Culprit::Led(signal.source, None))
+            }
             Self::Source => Some(Culprit::Source(signal.source)),
             Self::Fingerprint => signal.ja4.map(|ja4| Culprit::Fingerprint(signal.source, ja4)),
             Self::Principal => signal.principal.clone().map(Culprit::Principal),

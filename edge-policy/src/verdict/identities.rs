@@ -48,7 +48,9 @@ impl Identities {
     }
 
     /// Notes that the identity with this mark succeeded from a source.
-    pub fn succeed(&self, source: &Source, identity: u64, now_ns: u64) {
+    ///
+    /// A source and something beside it is another source: what succeeds from there counts there alone.
+    pub fn succeed(&self, source: impl Hash, identity: u64, now_ns: u64) {
         let (line, source, now) = self.find(source, now_ns);
         let mark = source | (identity >> 40) << 24;
         let mut oldest = (&line.0[0], 0);
@@ -86,7 +88,7 @@ impl Identities {
 
     /// Whether the identity with this mark succeeded from a source, as far back as is known.
     #[must_use]
-    pub fn knows(&self, source: &Source, identity: u64) -> bool {
+    pub fn knows(&self, source: impl Hash, identity: u64) -> bool {
         let (line, source, _) = self.find(source, 0);
         let mark = source | (identity >> 40) << 24;
         line.0.iter().any(|word| word.load(Relaxed) & !TIME == mark)
@@ -126,7 +128,7 @@ impl Identities {
         self.evicted.load(Relaxed)
     }
 
-    fn find(&self, source: &Source, now_ns: u64) -> (&Line, u64, u64) {
+    fn find(&self, source: impl Hash, now_ns: u64) -> (&Line, u64, u64) {
         let hash = self.hash(source);
         let line = &self.lines[hash as usize % LINES];
         (line, hash & SOURCE, (now_ns / UNIT_NS) & TIME)
@@ -184,6 +186,9 @@ mod tests {
         let knows = |source, name| known.knows(source, known.mark(name));
         assert!(knows(&here, "b") && knows(&there, "a"), "long ago");
         assert!(!knows(&there, "b") && !knows(&here, "d"));
+        known.succeed((here, "beside"), known.mark("d"), 1050 * SECOND);
+        assert!(known.knows((here, "beside"), known.mark("d")) && !knows(&here, "d"));
+        assert_eq!(known.count(&here, 60 * SECOND, 1070 * SECOND), 1);
     }
 
     #[test]

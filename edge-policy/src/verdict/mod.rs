@@ -238,11 +238,10 @@ impl Engine {
         let fits = |other: &&Signal| {
             scenario.filter.weigh(other) > 0 && scenario.by.culprit(other) == culprit
         };
-        let who = match scenario.by {
-            By::Source | By::Fingerprint => Some(Culprit::Source(signal.source)),
-            By::Principal | By::Account => culprit.clone(),
-            By::Ja4 | By::Place(_) => None,
-        };
+        let who = culprit.as_ref().and_then(|culprit| match culprit {
+            Culprit::Principal(_) | Culprit::Account(_) => Some(culprit.clone()),
+            _ => culprit.source().map(Culprit::Source),
+        });
         match who {
             Some(who) => {
                 let own = trail.of(&who).take(LOOKED_AT);

@@ -229,6 +229,7 @@ fn nobody_makes_verdicts_on_others_longer_by_coming_again() {
         (By::Ja4, false, [10, 10, 10]),
         (By::Place(Place::Country), false, [10, 10, 10]),
         (By::Source, true, [10, 10, 10]),
+        (By::Principal, true, [10, 10, 10]),
         (By::Source, false, [10, 40, 60]),
         (By::Principal, false, [10, 40, 60]),
     ] {
@@ -236,7 +237,7 @@ fn nobody_makes_verdicts_on_others_longer_by_coming_again() {
         let mut now = 0;
         let told = [1, 2, 3].map(|from| {
             let (principal, account) = (Some("key:k1".into()), Some("ann".into()));
-            let from = if by == By::Source { 1 } else { from };
+            let from = if by == By::Source || is_led { 1 } else { from };
             let tried = signal(from, GUESS, now);
             let tried = Signal { ja4, principal, account, places, is_led, ..tried };
             let (_, verdict) = until_judged(&mut engine, &tried);

@@ -4,10 +4,7 @@
 
 use std::collections::HashMap;
 
-use super::{
-    culprit::{By, Culprit},
-    signal::Signal,
-};
+use super::{culprit::Culprit, signal::Signal};
 
 #[derive(Debug)]
 pub(super) struct Trail {
@@ -28,7 +25,8 @@ struct Trace {
 
 /// By whom a signal is found again, each in its place.
 fn found_by(signal: &Signal) -> [Option<Culprit>; 3] {
-    let [principal, account] = [By::Principal, By::Account].map(|by| by.culprit(signal));
+    let principal = signal.principal.clone().map(Culprit::Principal);
+    let account = signal.account.clone().map(Culprit::Account);
     [Some(Culprit::Source(signal.source)), principal, account]
 }
 
