@@ -78,10 +78,10 @@ impl Replays {
         let former = take_over(path, &mark, now.unix_s, &mut shards);
         let last_boot = fs::read_to_string(dir.join(NOTE)).ok();
         let unproven_s = match (&former, last_boot) {
-            // There is less room than there was.
-            (Some(Former { is_whole: false, .. }), _) => now.unix_s + LEEWAY_S_MAX,
             // What it did not prove it does not prove the second time either.
-            (Some(former), _) => former.unproven_s,
+            (Some(Former { is_whole: true, unproven_s, .. }), _) => *unproven_s,
+            // There is less room than there was.
+            (Some(former), _) => former.unproven_s.max(now.unix_s + LEEWAY_S_MAX),
             (None, None) => 0,
             (None, Some(last)) if last.trim() != boot => now.booted_s + LEEWAY_S_MAX,
             (None, Some(_)) => now.unix_s + LEEWAY_S_MAX,
@@ -105,11 +105,11 @@ impl Replays {
     /// another's entry takes to be written.
     ///
     /// # Errors
-    /// [`Reason::Replayed`]; [`Reason::StaleSignature`] if it cannot be said; [`Reason::NoncesFull`];
-    /// [`Reason::InternalError`] if it cannot be written down.
+    /// [`Reason::Replayed`]; [`Reason::NoncesFull`] if there is no room or it cannot be said, which is no fault
+    /// of whoever signed; [`Reason::InternalError`] if it cannot be written down.
     pub fn admit(&self, once: &Once, now_s: u64) -> Result<(), Reason> {
         if once.signed_s <= self.unproven_s {
-            return Err(Reason::StaleSignature);
+            return Err(Reason::NoncesFull);
         }
         self.note_time(now_s)?;
         let hash = |bytes: &[u8]| *blake3::keyed_hash(&self.key, bytes).as_bytes();
@@ -121,8 +121,7 @@ impl Replays {
         match shard.admit(&fingerprint, once.until_s, now_s) {
             Seen::Now(slot) => self.keep(number, slot, &fingerprint, once.until_s),
             Seen::Before => Err(Reason::Replayed),
-            Seen::Stale => Err(Reason::StaleSignature),
-            Seen::Full => Err(Reason::NoncesFull),
+            Seen::Stale | Seen::Full => Err(Reason::NoncesFull),
         }
     }
 
@@ -213,6 +212,10 @@ fn take_over(path: &Path, mark: &[u8], now_s: u64, shards: &mut [Shard]) -> Opti
     let mut file = BufReader::new(File::open(path).ok()?);
     let mut head = Zeroizing::new([0; HEAD]);
     file.read_exact(&mut *head).ok()?;
+    // Where the former version has no times there are zeros. What it remembers nobody in particular has signed.
+    if head.starts_with(FORMER_MAGIC) {
+        head[..MAGIC.len()].copy_from_slice(MAGIC);
+    }
     let key = Zeroizing::new(*head.strip_prefix(mark)?.first_chunk::<32>()?);
     let [unproven_s, latest_s] = times(&head);
     if latest_s > now_s + LIFETIME_S {
@@ -323,6 +326,7 @@ fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
 
 const SHARDS: usize = 64;
 const MAGIC: &[u8] = b"edged replays 2\n";
+const FORMER_MAGIC: &[u8; MAGIC.len()] = b"edged replays 1\n";
 const HEAD: usize = 4096;
 /// Where the head has its two times, and where the latter of them is.
 const TIMES: usize = HEAD - 16;
@@ -391,10 +395,10 @@ mod tests {
         assert_eq!(passed(&replays, 0..THINGS), 0);
         assert_eq!(replays.usage().0, u64::from(THINGS));
         drop(replays);
-        // When they have ended they are forgotten, and refused as stale by whoever knows their time.
+        // When they have ended they are forgotten, and refused as what may have come.
         let replays = disk.open(THINGS, NOW + 301);
         assert_eq!(replays.usage().0, 0);
-        assert_eq!(replays.admit(&once(1, NOW), NOW + 301), Err(Reason::StaleSignature));
+        assert_eq!(replays.admit(&once(1, NOW), NOW + 301), Err(Reason::NoncesFull));
     }
 
     #[test]
@@ -407,8 +411,7 @@ mod tests {
         assert!(answers.iter().all(|a| matches!(a, Ok(()) | Err(Reason::NoncesFull))));
         // With less room than before, what does not fit any more is refused by its time.
         drop(replays);
-        let replays = disk.open(64, NOW);
-        assert_eq!(replays.admit(&once(30_000, NOW + 60), NOW), Err(Reason::StaleSignature));
+        assert_eq!(disk.open(64, NOW).unproven_s, NOW + 60);
     }
 
     #[test]
@@ -423,19 +426,56 @@ mod tests {
             drop(disk.open(100, NOW));
             // That it is whole the second time proves no more.
             let replays = disk.open(100, NOW);
-            assert_eq!(replays.admit(&at(NOW + 60), NOW), Err(Reason::StaleSignature));
+            assert_eq!(replays.admit(&at(NOW + 60), NOW), Err(Reason::NoncesFull));
             assert!(replays.admit(&at(NOW + 61), NOW).is_ok());
         }
         // Of another boot: all that came came before this one.
         fs::remove_file(disk.file()).unwrap();
         fs::write(disk.0.path().join(NOTE), "another").unwrap();
         let replays = disk.open(100, NOW);
-        assert_eq!(replays.admit(&at(NOW - 4940), NOW), Err(Reason::StaleSignature));
+        assert_eq!(replays.admit(&at(NOW - 4940), NOW), Err(Reason::NoncesFull));
         assert!(replays.admit(&at(NOW), NOW).is_ok());
         drop(replays);
         // The clock went back.
         let replays = disk.open(100, NOW - 2000);
-        assert_eq!(replays.admit(&at(NOW - 1990), NOW - 2000), Err(Reason::StaleSignature));
+        assert_eq!(replays.admit(&at(NOW - 1990), NOW - 2000), Err(Reason::NoncesFull));
+    }
+
+    #[test]
+    fn what_the_former_version_noted_is_known_and_nobody_is_refused_for_the_update() {
+        let (disk, key, until_s) = (disk(), [7; 32], u32::try_from(NOW + 300).unwrap());
+        drop(disk.open(100, NOW));
+        let mut file = fs::read(disk.file()).unwrap();
+        file[..MAGIC.len()].copy_from_slice(FORMER_MAGIC);
+        // Behind the boot's id and two windows.
+        file[MAGIC.len() + 36 + 16..][..32].copy_from_slice(&key);
+        file[TIMES..HEAD].fill(0);
+        for number in 0..20 {
+            let once = once(number, NOW);
+            let hash = blake3::keyed_hash(&key, &once.name);
+            let fingerprint = *hash.as_bytes().first_chunk().unwrap();
+            let at = HEAD + number as usize * RECORD;
+            file[at..at + RECORD].copy_from_slice(&record(&fingerprint, until_s));
+        }
+        fs::write(disk.file(), file).unwrap();
+        for _ in 0..2 {
+            let replays = disk.open(1000, NOW + 10);
+            let seen = (0..20).map(|number| replays.admit(&once(number, NOW), NOW + 10));
+            assert!(seen.into_iter().all(|seen| seen == Err(Reason::Replayed)));
+        }
+        assert_eq!(disk.open(1000, NOW + 10).admit(&once(20, NOW + 5), NOW + 10), Ok(()));
+    }
+
+    #[test]
+    fn less_room_proves_no_more_than_there_was_proof_of() {
+        let disk = disk();
+        fs::write(disk.0.path().join(NOTE), fs::read(BOOT_ID).unwrap()).unwrap();
+        let replays = disk.open(6400, NOW);
+        let passed = (0..5000).filter(|n| replays.admit(&once(*n, NOW + 61), NOW + 30).is_ok());
+        assert!(passed.count() > 3000);
+        drop(replays);
+        // The clock went back before there was less room.
+        assert_eq!(disk.open(64, NOW - 100).unproven_s, NOW + 60);
     }
 
     #[test]
@@ -471,9 +511,10 @@ mod tests {
             }
             drop(replays);
             for _ in 0..2 {
-                let replays = disk.open(64, NOW + 10);
+                // There is room for it.
+                let replays = disk.open(6400, NOW + 10);
                 let again = replays.admit(&once(1, NOW), NOW + 10);
-                assert_eq!(again, Err(Reason::StaleSignature), "{ahead_s}");
+                assert_eq!(again, Err(Reason::NoncesFull), "{ahead_s}");
             }
         }
         // A clock that is set a little is no reason to refuse what was signed since.

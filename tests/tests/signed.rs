@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use edge_common::Reason;
+use edge_common::{Blame, Reason};
 use edge_tests::{
     Edged, Lab, Origin,
     client::until,
@@ -417,12 +417,14 @@ fn nothing_is_replayed_across_a_kill_and_a_restart() -> Result<()> {
     // What was signed before and did not come yet is as good as ever, and so is what comes now.
     let fresh = python(&lab, &edged, "send", &[id, &secret, "2", &kept])?;
     assert_eq!(fresh, serde_json::json!({"200": 2}));
-    // Without the file nothing proves what came before: nothing signed before is let in.
+    // Without the file nothing proves what came before: nothing signed before is let in, and nobody blamed.
     edged.kill9()?;
     fs::remove_file(lab.dir().join("nonces"))?;
     edged.start_again()?;
     let sent = python(&lab, &edged, "replay", &[&kept])?;
-    assert_eq!(sent, serde_json::json!({"401": REQUESTS + 2}));
+    assert_eq!(sent, serde_json::json!({"503": REQUESTS + 2}));
+    assert_eq!(edged.metrics()?.requests(Reason::NoncesFull), (REQUESTS + 2) as f64);
+    assert_eq!(Reason::NoncesFull.blame(), Blame::Edge);
     assert_eq!(origin.seen(), REQUESTS + 2);
     Ok(())
 }

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use edge_identity::signed::Once;
 
-use super::wire::{Admission, Errand, Step, hear, receive_sockets, say};
+use super::wire::{Admission, Errand, Step, hear, hear_line, receive_sockets, say};
 use crate::{listen::Inherited, notify::Unit, request::Edge};
 
 /// The daemon that is in office.
@@ -75,11 +75,7 @@ impl Predecessor {
         }
         self.0.set_read_timeout(None)?;
         std::thread::Builder::new().name("former".to_owned()).spawn(move || {
-            while let Ok(errand) = hear(&self.0) {
-                if run(&edge, errand, &self.0).is_err() {
-                    break;
-                }
-            }
+            hear_errands(&self.0, |errand| run(&edge, errand, &self.0));
             tracing::info!("the former daemon has ended");
         })?;
         Ok(())
@@ -91,6 +87,23 @@ impl Predecessor {
             answer if answer == *wanted => Ok(()),
             Step::Kept(why) => bail!("the daemon that runs stays: {why}"),
             other => bail!("the daemon that runs answers {step:?} with {other:?}"),
+        }
+    }
+}
+
+/// Runs errands until the former has ended. One that another version words otherwise ends nothing, and is
+/// answered as failed if it waits for an answer.
+fn hear_errands(stream: &UnixStream, mut run: impl FnMut(Errand) -> io::Result<()>) {
+    while let Ok(line) = hear_line(stream) {
+        let done = match serde_json::from_slice(&line) {
+            Ok(errand) => run(errand),
+            Err(error) => {
+                tracing::error!(%error, "an errand of the former daemon is not understood");
+                if line.starts_with(ONCE) { say(stream, &Admission::Failed) } else { Ok(()) }
+            }
+        };
+        if done.is_err() {
+            break;
         }
     }
 }
@@ -108,5 +121,36 @@ fn run(edge: &Edge, errand: Errand, stream: &UnixStream) -> io::Result<()> {
     }
 }
 
+/// How [`Errand::Once`] begins.
+const ONCE: &[u8] = b"{\"once\":";
+
 /// For an answer of the daemon in office: it may be in the middle of a large list.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn errands_of_other_versions_end_nothing() {
+        let (here, there) = UnixStream::pair().unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                hear_errands(&there, |errand| match errand {
+                    Errand::Once { by, .. } if by.is_empty() => say(&there, &Admission::Admitted),
+                    other => panic!("{other:?}"),
+                });
+            });
+            let tell = |line: &str| (&here).write_all(format!("{line}\n").as_bytes()).unwrap();
+            tell("{\"unheard\":{\"of\":1}}");
+            tell("{\"once\":{\"name\":7}}");
+            assert_eq!(hear::<Admission>(&here).unwrap(), Admission::Failed);
+            // As the version before says it.
+            tell(r#"{"once":{"name":[1],"signed_s":1,"until_s":2,"now_s":1}}"#);
+            assert_eq!(hear::<Admission>(&here).unwrap(), Admission::Admitted);
+            drop(here);
+        });
+    }
+}

@@ -56,7 +56,14 @@ pub(super) enum Errand {
     /// An entry of the audit log.
     Audit { at_ms: u64, entry: serde_json::Value },
     /// Something that must not come twice. Answered by an [`Admission`].
-    Once { by: String, name: Vec<u8>, signed_s: u64, until_s: u64, now_s: u64 },
+    Once {
+        #[serde(default)]
+        by: String,
+        name: Vec<u8>,
+        signed_s: u64,
+        until_s: u64,
+        now_s: u64,
+    },
 }
 
 /// Whether something comes for the first time.
@@ -65,7 +72,8 @@ pub(super) enum Errand {
 pub(super) enum Admission {
     Admitted,
     Replayed,
-    Stale,
+    /// There is no room, or it cannot be said. Versions before had a word of its own for the latter.
+    #[serde(alias = "stale")]
     Full,
     Failed,
 }
@@ -75,7 +83,6 @@ impl From<Result<(), Reason>> for Admission {
         match result {
             Ok(()) => Self::Admitted,
             Err(Reason::Replayed) => Self::Replayed,
-            Err(Reason::StaleSignature) => Self::Stale,
             Err(Reason::NoncesFull) => Self::Full,
             Err(_) => Self::Failed,
         }
@@ -87,7 +94,6 @@ impl From<Admission> for Result<(), Reason> {
         match admission {
             Admission::Admitted => Ok(()),
             Admission::Replayed => Err(Reason::Replayed),
-            Admission::Stale => Err(Reason::StaleSignature),
             Admission::Full => Err(Reason::NoncesFull),
             Admission::Failed => Err(Reason::InternalError),
         }
@@ -101,13 +107,18 @@ pub(super) fn say(mut stream: &UnixStream, what: &impl Serialize) -> io::Result<
     stream.write_all(&line)
 }
 
+/// Reads what one line says.
+pub(super) fn hear<T: DeserializeOwned>(stream: &UnixStream) -> io::Result<T> {
+    Ok(serde_json::from_slice(&hear_line(stream)?)?)
+}
+
 /// Reads one line, and nothing behind it, where descriptors may be.
-pub(super) fn hear<T: DeserializeOwned>(mut stream: &UnixStream) -> io::Result<T> {
+pub(super) fn hear_line(mut stream: &UnixStream) -> io::Result<Vec<u8>> {
     let (mut line, mut byte) = (Vec::new(), [0]);
     loop {
         stream.read_exact(&mut byte)?;
         if byte == *b"\n" {
-            return Ok(serde_json::from_slice(&line)?);
+            return Ok(line);
         }
         line.push(byte[0]);
         if line.len() > STEP_BYTES_MAX {
@@ -203,13 +214,12 @@ mod tests {
     fn versions_without_a_word_of_the_unit_are_understood() {
         let former: Step = serde_json::from_str(r#"{"sockets":{"tcp":2,"unix":1}}"#).unwrap();
         assert_eq!(former, Step::Sockets { tcp: 2, unix: 1, unit: None });
+        assert_eq!(serde_json::from_str::<Admission>("\"stale\"").unwrap(), Admission::Full);
     }
 
     #[test]
     fn what_became_of_a_nonce_survives_the_way() {
-        for reason in
-            [Reason::Replayed, Reason::StaleSignature, Reason::NoncesFull, Reason::InternalError]
-        {
+        for reason in [Reason::Replayed, Reason::NoncesFull, Reason::InternalError] {
             let result: Result<(), Reason> = Admission::from(Err(reason)).into();
             assert_eq!(result, Err(reason));
         }

@@ -284,8 +284,7 @@ fn admit_proof(
     let until_s = issued_s + plan.tokens.proof_age.as_secs();
     let once = Once::proof(by, &proof.id, issued_s, until_s);
     worker.edge.replays.admit(&once, now_ms / 1000).map_err(|reason| match reason {
-        // It came, or whether it did cannot be said any more.
-        Reason::Replayed | Reason::StaleSignature => Fault::ProofReplayed.into(),
+        Reason::Replayed => Fault::ProofReplayed.into(),
         reason => Stop::Reason(reason),
     })
 }
