@@ -481,13 +481,17 @@ mod tests {
         assert_eq!(costs(8, "algorithm = \"concurrent\"\nmax = 7"), [true, false]);
         assert_eq!(costs(8, "rate = \"7/h\"\nmethods = [\"POST\"]"), [true, false]);
         assert_eq!(costs(8, "rate = \"7/h\"\nshadow = true"), [true, false]);
-        let shared = |cost| {
-            let limits = other("[]", "rate = \"10/s\"\nscope = \"fleet\"");
+        let shared_of = |rate: &str, cost| {
+            let limits = other("[]", &format!("{rate}\nscope = \"fleet\""));
             let fleet = "[fleet]\nserver = \"redis://h\"\nsecret = \"env:FLEET\"\nnode = \"a\"\nnodes = 3\n";
             told(&format!("rate = \"90/s\"\n{limits}{}{fleet}", route(cost, "none")))
         };
+        let shared = |cost| shared_of("rate = \"10/s\"", cost);
         let told = "'b' may never admit what costs 4: each of 3 edges has its part of it";
         assert!(shared(4).contains(told), "{}", shared(4));
         assert!(!shared(3).contains("never admit"), "{}", shared(3));
+        // As many times the cost as there are edges.
+        let even = shared_of("rate = \"10/s\"\nburst = 12", 4);
+        assert!(!even.contains("never admit"), "{even}");
     }
 }

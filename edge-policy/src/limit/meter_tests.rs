@@ -56,6 +56,13 @@ fn a_part_of_a_bucket_is_as_much_slower_and_takes_as_long_to_fill() {
         let admitted = admitted(token(10, 10).part(parts), 5);
         assert!(admitted.abs_diff(wanted) <= 1, "{parts}: {admitted}");
     }
+    for nodes in 2..=60 {
+        let part = token(10, 4 * nodes).part(u32::try_from(1_000_000 / nodes).unwrap());
+        assert_eq!(part.most(), 4, "an even part of {nodes}");
+        let less = token(10, 4 * nodes - 1).part(u32::try_from(1_000_000 / nodes).unwrap());
+        assert_eq!(less.most(), 3, "{nodes}");
+    }
+    assert_eq!(token(10, 5_000_000).part(1_000_000).most(), 5_000_000);
     // Of a bucket for one, whoever may have a part of it may have one.
     assert!(admitted(token(10, 1).part(500_000), 2).abs_diff(10) <= 1);
     assert_eq!(admitted(token(10, 1).part(1), 2), 0);

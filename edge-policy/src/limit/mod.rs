@@ -214,12 +214,13 @@ impl Rule {
         // What is in flight counts, whatever it costs.
         let counts = |counted: &&Counted| cost > 0 || counted.meter.is_concurrent();
         let counted = self.counts.of(tier).filter(counts);
-        let Some(Counted { meter, table }) = counted.filter(|_| self.spec.only.covers(facts))
+        let Some(Counted { meter: whole, table }) =
+            counted.filter(|_| self.spec.only.covers(facts))
         else {
             return Ok(Admission::default());
         };
         let Some(hash) = self.hash(facts) else { return Ok(Admission::default()) };
-        let meter = &self.part(*meter, hash, cost);
+        let meter = &self.part(*whole, hash, cost);
         let standing = |left: Left| Standing { left, window_s: meter.window_s() };
         match table.charge(meter, hash, cost, now) {
             Ok(Admitted { left, delay_ns, hold }) => {
@@ -239,8 +240,11 @@ impl Rule {
             Err(Refused { left, wait_ns }) => {
                 self.state.refused.fetch_add(1, Relaxed);
                 // Who comes again pays the whole again.
-                let whole = || table.wait_ns(meter, hash, facts.cost, now);
-                let wait_ns = if paid == 0 { wait_ns } else { whole() };
+                let anew = || table.wait_ns(meter, hash, facts.cost, now);
+                let wait_ns = if paid == 0 { wait_ns } else { anew() };
+                // An edge's part may be larger when it is leased anew.
+                let later = || (facts.cost <= whole.most()).then_some(SECOND_NS);
+                let wait_ns = wait_ns.or_else(later);
                 // What is told of the reset is when to come again.
                 let left = Left { reset_ns: wait_ns.unwrap_or(left.reset_ns), ..left };
                 let limit = Arc::clone(&self.spec.name);
@@ -377,6 +381,9 @@ fn admit<'a>(
 
 /// What a request is charged of which nothing but its source is known.
 const ASKED: u64 = 1;
+
+/// After which an edge's part of what many share may be another.
+const SECOND_NS: u64 = 1_000_000_000;
 
 #[cfg(test)]
 #[path = "tests.rs"]

@@ -153,6 +153,17 @@ fn what_a_route_costs_is_charged_to_the_sources_own_limit_as_well() {
 }
 
 #[test]
+fn what_an_edges_part_does_not_hold_may_come_later_and_what_nobody_has_never() {
+    let rules = [rule(Spec { fleet: true, ..spec(&[], bucket(12)) })];
+    rules[0].state().begin(lease::alone(3));
+    let ask = |cost| Ask { cost, ..ASK }.of(&rules, 0);
+    assert_eq!(ask(13).unwrap_err().wait_ns, None);
+    assert_eq!(ask(5).unwrap_err().wait_ns, Some(SECOND));
+    assert!(ask(4).is_ok());
+    assert!(ask(4).unwrap_err().wait_ns > Some(SECOND));
+}
+
+#[test]
 fn only_what_a_rule_speaks_of_is_charged() {
     let only = Only { routes: vec!["/a".into()], methods: vec![Method::GET] };
     let rules = [rule(Spec { only, ..spec(&[Part::Source], bucket(3)) })];

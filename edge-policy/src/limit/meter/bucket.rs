@@ -38,7 +38,8 @@ impl Bucket {
     pub fn part(self, millionths: u32) -> Self {
         let share = u128::from(millionths.clamp(1, WHOLE));
         let interval = u128::from(self.interval) * u128::from(WHOLE) / share;
-        let size = narrow(u128::from(self.size) * share / u128::from(WHOLE));
+        // A share is known to a millionth: a third of twelve is four.
+        let size = narrow(u128::from(self.size) * (share + 1) / u128::from(WHOLE)).min(self.size);
         let least = u64::from(share >= u128::from(WHOLE) / NODES_MAX as u128);
         Self { interval: narrow(interval), size: size.max(least) }
     }
