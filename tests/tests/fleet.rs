@@ -64,7 +64,7 @@ fn a_ban_on_one_edge_is_a_ban_on_all() -> Result<()> {
     b.tell(&format!("allow add {FRIEND}"))?;
     a.tell(&format!("ban add {FRIEND} --ttl 1h --force"))?;
     until("the other edge has it", Duration::from_secs(5), || Ok(records(&b, "applied")? >= 2.0))?;
-    assert!(reaches(&two, FRIEND, 443));
+    assert!(reaches(&two, FRIEND, 443) && !b.banned(FRIEND)?);
     // One that comes late catches up, also without anything of its own.
     b.kill9()?;
     let _ = std::fs::remove_dir_all(two.pin_dir());

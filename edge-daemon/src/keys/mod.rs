@@ -222,6 +222,10 @@ impl Registry {
         tracing::error!(key = %key.id(), "the store was changed by another hand: key refused");
         self.edge.events.tell(Event::KeyForged { key_id: key.id().to_string() });
         self.edge.decisions.tell(Decision::key(key, "was changed by another hand", None));
+        // A renewal may have put another in its place meanwhile.
+        if let Some(live) = self.edge.keys.by_id(key.id()) {
+            live.revoke(clock::unix_ms());
+        }
         self.unsaved.push(*key.id());
         self.save_unsaved();
     }

@@ -15,7 +15,7 @@ use std::{
         mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use argon2::{
@@ -42,6 +42,9 @@ const ASKING_MAX: usize = 32;
 
 /// The thread sleeps so many times as long as it has worked: of one core it takes a quarter.
 const REST: u32 = 3;
+
+/// Between two looks whether the thread that changes keys has room for an order.
+const ROOM_WAIT: Duration = Duration::from_millis(50);
 
 enum Job {
     Key(Arc<Key>, Zeroizing<String>),
@@ -141,7 +144,12 @@ impl Hasher {
         match self.store.key_hash(key.id()) {
             Ok(Some(hash)) if !matches(&hash, text) => {
                 key.revoke(clock::unix_ms());
-                self.orders.give(Order::Forged(Arc::clone(key)));
+                // It will not be found a second time: its word waits for room.
+                let mut order = Order::Forged(Arc::clone(key));
+                while let Err(Some(full)) = self.orders.ask(order) {
+                    order = full;
+                    thread::sleep(ROOM_WAIT);
+                }
             }
             // One made while only digests were kept has none. Nothing in its record could tell it from a
             // forged one: who has the pepper and writes records can write hashes too.

@@ -260,10 +260,11 @@ impl Writer {
         self.lift(culprit, why)?;
         let now_ns = clock::boot_ns();
         if let Some(held) = Held::of(milder.into_iter().filter(|held| now_ns < held.until_ns)) {
-            self.make_room_for_milder()?;
+            let room = self.make_room_for_milder();
             self.tell(What::Penalty, &held.record, None);
             self.hold(held);
             self.save(culprit);
+            return room;
         }
         Ok(())
     }

@@ -69,9 +69,9 @@ impl Writer {
     pub(super) fn free_exempt(&mut self) {
         let never = self.settings.verdicts.never_ban.clone();
         let allowed: Nets = self.allow.own(clock::boot_ns()).collect();
-        self.free_those("never_ban", |net: IpNet| {
-            if allowed.hold(net) { Exempt::Wholly } else { of(&never, net) }
-        });
+        let is_allowed = |net| if allowed.hold(net) { Exempt::Wholly } else { Exempt::Not };
+        self.free_those("allow_list", is_allowed);
+        self.free_those("never_ban", |net| of(&never, net));
     }
 
     /// Lifts what was in force before an operator allowed a network.
@@ -89,8 +89,9 @@ impl Writer {
         let bans = bans.map(|culprit| (how(&culprit), culprit));
         let bans = bans.filter(|(how, _)| *how != Exempt::Not);
         // What refuses requests spares the part by itself.
-        let penalties = self.penalties.iter().map(|(culprit, _)| (how(culprit), culprit.clone()));
-        let penalties = penalties.filter(|(how, _)| *how == Exempt::Wholly);
+        let penalties = self.penalties.iter().map(|(culprit, _)| culprit);
+        let penalties = penalties.filter(|culprit| how(culprit) == Exempt::Wholly);
+        let penalties = penalties.map(|culprit| (Exempt::Wholly, culprit.clone()));
         let (hows, exempt): (Vec<_>, Vec<_>) = bans.chain(penalties).unzip();
         if exempt.is_empty() {
             return;
