@@ -31,11 +31,12 @@ pub(super) async fn admit_source(
     }
     worker.spare(in_flight);
     *visitor = visitor.of_request(plan, headers)?;
+    // Beyond its own limit or verdict a client is refused for itself, whoever leads it.
+    let is_led = mem::take(&mut trace.is_led) || led::is_led(headers);
     bear::source(worker, visitor, plan).await?;
     let client = Source::from(visitor.address).client(plan.client);
     trace.admission = plan.limits.admit_source(client, now)?;
-    // Beyond its own limit or verdict a client is refused for itself, whoever leads it.
-    trace.is_led |= led::is_led(headers);
+    trace.is_led = is_led;
     bear::led(worker, visitor, plan, trace.is_led).await?;
     Ok(client)
 }
