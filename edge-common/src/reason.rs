@@ -151,7 +151,7 @@ reasons! {
         SourceRate = "source_rate", Client;
         /// The key sent more requests than its limit.
         KeyRate = "key_rate", Client;
-        /// All clients together sent more requests than the edge admits.
+        /// Those who are counted together, all clients or strangers, sent more requests than the limit admits.
         GlobalRate = "global_rate", Edge;
         /// The edge holds as many requests in flight as it may.
         Overload = "overload", Edge;
@@ -207,7 +207,7 @@ reasons! {
         Replayed = "replayed", Client;
         /// The body is not the one whose digest was signed.
         BodyDigest = "body_digest", Client;
-        /// There is no room to remember what must not come twice.
+        /// What must not come twice may have come, or there is no room to remember it.
         NoncesFull = "nonces_full", Edge;
         /// A request limit of the operator's was hit.
         RequestLimit = "request_limit", Client;
