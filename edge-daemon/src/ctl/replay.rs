@@ -83,7 +83,7 @@ pub(super) fn run(args: &Args, asked: &Replay) -> u8 {
     for mut signal in signals {
         signal.places = geo.as_ref().map_or_else(Places::default, |geo| geo.places(signal.address));
         if let Some(who) = succeeded(&signal) {
-            identities.succeed(&signal.source, identities.mark(who), signal.at_ns);
+            identities.succeed(signal.source, identities.mark(who), signal.at_ns);
         }
         let verdicts = engine.judge(signal, facts).into_iter();
         let found_one = |verdict: Verdict| Found { at_ms: verdict.last.1 / 1_000_000, verdict };

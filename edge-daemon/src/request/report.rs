@@ -71,7 +71,7 @@ impl Worker {
                 Principal::Key { key, .. } => key.digest().mark(),
                 Principal::Named(_) => identities.mark((who.origin(), who.id())),
             };
-            identities.succeed(&client, mark, clock::recent_ns());
+            identities.succeed(client, mark, clock::recent_ns());
         }
         if let Some(attempt) = &trace.login {
             return self.report_login(visitor, trace, attempt, status);

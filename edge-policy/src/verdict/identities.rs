@@ -175,12 +175,12 @@ mod tests {
         let known = Identities::new([7; 16]);
         let (here, there) = (Source::v4([192, 0, 2, 1]), Source::v4([192, 0, 2, 2]));
         for name in ["a", "b", "a", "c", "a"] {
-            known.succeed(&here, known.mark(name), 1000 * SECOND);
+            known.succeed(here, known.mark(name), 1000 * SECOND);
         }
-        known.succeed(&there, known.mark("a"), 1000 * SECOND);
+        known.succeed(there, known.mark("a"), 1000 * SECOND);
         assert_eq!(known.count(&here, 60 * SECOND, 1030 * SECOND), 3);
         assert_eq!(known.count(&there, 60 * SECOND, 1030 * SECOND), 1);
-        known.succeed(&here, known.mark("a"), 1050 * SECOND);
+        known.succeed(here, known.mark("a"), 1050 * SECOND);
         assert_eq!(known.count(&here, 60 * SECOND, 1070 * SECOND), 1);
         assert_eq!(known.evicted(), 0);
         let knows = |source, name| known.knows(source, known.mark(name));
@@ -196,7 +196,7 @@ mod tests {
         const ROUND: u64 = TIME + 1;
         let known = Identities::new([7; 16]);
         let here = Source::v4([192, 0, 2, 1]);
-        let succeed = |name, at| known.succeed(&here, known.mark(name), at * SECOND);
+        let succeed = |name, at| known.succeed(here, known.mark(name), at * SECOND);
         let count = |at: u64| known.count(&here, 60 * SECOND, at * SECOND);
         succeed("old", ROUND - 100_000);
         succeed("a", ROUND - 30);
@@ -216,9 +216,9 @@ mod tests {
     fn a_crowd_is_one_line_and_pushes_nobody_else_out() {
         let known = Identities::new([7; 16]);
         let (nat, other) = (Source::v4([192, 0, 2, 1]), Source::v4([192, 0, 2, 9]));
-        known.succeed(&other, known.mark("x"), 5 * SECOND);
+        known.succeed(other, known.mark("x"), 5 * SECOND);
         for number in 0..200 {
-            known.succeed(&nat, known.mark(format!("user {number}")), 5 * SECOND);
+            known.succeed(nat, known.mark(format!("user {number}")), 5 * SECOND);
         }
         assert_eq!(known.count(&nat, 60 * SECOND, 6 * SECOND), 8);
         assert_eq!(known.count(&other, 60 * SECOND, 6 * SECOND), 1);
@@ -229,9 +229,9 @@ mod tests {
     fn what_is_kept_is_as_old_as_before() {
         let known = Identities::new([7; 16]);
         let (here, there) = (Source::v4([192, 0, 2, 1]), Source::v4([192, 0, 2, 2]));
-        known.succeed(&there, known.mark("a"), 900 * SECOND);
+        known.succeed(there, known.mark("a"), 900 * SECOND);
         for (name, at) in [("a", 1000), ("b", 1020), ("c", 1050)] {
-            known.succeed(&here, known.mark(name), at * SECOND);
+            known.succeed(here, known.mark(name), at * SECOND);
         }
         let notes: Vec<_> = known.notes(60 * SECOND, 1060 * SECOND).collect();
         let mut ages: Vec<_> = notes.iter().map(|note| note.age_s).collect();
@@ -243,7 +243,7 @@ mod tests {
         later.for_each(|note| again.restore(note, 20 * SECOND));
         let count = |source, at: u64| again.count(source, 60 * SECOND, at * SECOND);
         assert_eq!((count(&here, 20), count(&here, 34), count(&there, 20)), (2, 2, 0));
-        again.succeed(&here, again.mark("b"), 40 * SECOND);
+        again.succeed(here, again.mark("b"), 40 * SECOND);
         assert_eq!((count(&here, 40), again.evicted()), (2, 0));
         again.restore(Note { line: u32::MAX, mark: 1 << 60, age_s: 0 }, SECOND);
     }
