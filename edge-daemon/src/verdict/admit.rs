@@ -179,7 +179,7 @@ impl Writer {
 const FRESH_MS: u64 = 360_000;
 
 /// Whether it is another edge's ban that the cap made milder.
-fn is_capped(record: &BanRecord) -> bool {
+pub(super) fn is_capped(record: &BanRecord) -> bool {
     record.origin == Origin::Fleet
         && record.step == Step::Refuse
         && record.spared.as_deref() == Some(Spared::Cap.name())

@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
 };
 
+use super::admit::is_capped;
 use crate::store::BanRecord;
 
 /// A verdict in force.
@@ -24,14 +25,16 @@ impl Held {
     }
 
     /// Several verdicts on one culprit, the latest first: the harshest, and what outlasts it. Of each step
-    /// the longest is kept, so that there are no more than steps. `None`: there is none.
+    /// the longest is kept, and one that the cap made milder, so that they are few. `None`: there is none.
     pub(super) fn of(verdicts: impl IntoIterator<Item = Self>) -> Option<Self> {
         let apart = |mut held: Self| {
             let milder = std::mem::take(&mut held.milder);
             std::iter::once(held).chain(milder)
         };
         let mut all: Vec<_> = verdicts.into_iter().flat_map(apart).collect();
-        all.sort_by_key(|held| Reverse((held.record.step, held.until_ns)));
+        // What is to be a ban in its turn waits for it before its equals.
+        let rank = |held: &Self| (held.record.step, is_capped(&held.record), held.until_ns);
+        all.sort_by_key(|held| Reverse(rank(held)));
         let strikes = all.iter().map(|held| held.record.strikes).max().unwrap_or_default();
         let mut until_ns = 0;
         all.retain_mut(|held| {
@@ -108,7 +111,7 @@ impl<K: Clone + Ord> Book<K> {
 #[cfg(test)]
 mod tests {
     use edge_common::Source;
-    use edge_policy::verdict::{Culprit, Origin, Step};
+    use edge_policy::verdict::{Culprit, Origin, Spared, Step};
 
     use super::*;
 
@@ -152,6 +155,15 @@ mod tests {
             [(Step::Ban, 1, 1), (Step::Refuse, 2, 1), (Step::Throttle, 3, 1), (Step::Delay, 4, 1)];
         assert_eq!(of(&all), all);
         assert_eq!(Held::of([]), None);
+        // A ban that waits for its turn is not lost to an order that lasts longer.
+        let order = held(order);
+        let mut capped = held((Step::Refuse, 40, 1));
+        capped.record.origin = Origin::Fleet;
+        capped.record.spared = Some(Spared::Cap.name().to_owned());
+        let both = [capped.clone(), order.clone()];
+        let of = |verdicts| Held::of(verdicts).map(|held| held.all().count());
+        assert_eq!((of(both.clone()), of([order, capped])), (Some(2), Some(2)));
+        assert!(Held::of(both).is_some_and(|held| is_capped(&held.record)));
     }
 
     #[test]
