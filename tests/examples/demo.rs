@@ -75,8 +75,11 @@ fn open_lab(keep: bool) -> Result<Lab> {
 
 fn start_edged<'a>(lab: &'a Lab, ban: &str) -> Result<Edged<'a>> {
     step("edged, with config/edged.toml and these values for the lab");
-    let setup =
-        lab.edged()?.set("verdicts.longest", &format!("{ban:?}")).set("verdicts.jitter", "0");
+    let setup = lab
+        .edged()?
+        .with_shipped_limits()
+        .set("verdicts.longest", &format!("{ban:?}"))
+        .set("verdicts.jitter", "0");
     for change in setup.changes() {
         saw(&change);
     }

@@ -95,6 +95,13 @@ impl<'a> Setup<'a> {
         self
     }
 
+    /// Leaves the limits as they are shipped.
+    #[must_use]
+    pub fn with_shipped_limits(mut self) -> Self {
+        self.changes.retain(|(path, _)| !path.starts_with("limits."));
+        self
+    }
+
     /// Takes a key of a section away.
     #[must_use]
     pub fn without(mut self, section: &str, key: &str) -> Self {
