@@ -73,6 +73,10 @@ pub fn churn(
     let (done, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let mut former = 0;
     listener.set_nonblocking(true)?;
+    let open = |edged: &Edged<'_>, address: &str| -> Result<i64> {
+        let answer = edged.ask(&format!("explain {address}"))?;
+        answer["open_connections"].as_i64().context("a number")
+    };
     std::thread::scope(|scope| -> Result<()> {
         scope.spawn(|| serve(&listener, &stop));
         let clients: Vec<_> = (0..CLIENTS)
@@ -107,16 +111,13 @@ pub fn churn(
         for client in clients {
             result = result.and(client.join().expect("no panic"));
         }
+        // The last of them may take a moment to end, and the server has to end its part.
+        let no_drift = || Ok(open(edged, CLIENT)? == KEPT as i64);
+        let _ = until("no drift", Duration::from_secs(5), no_drift);
         stop.store(true, Relaxed);
         result
     })?;
-    let open = |edged: &Edged<'_>, address: &str| -> Result<i64> {
-        let answer = edged.ask(&format!("explain {address}"))?;
-        answer["open_connections"].as_i64().context("a number")
-    };
     ensure!(open(edged, HALF_OPEN.0)? == 0, "half-open connections were counted");
-    // The last of them may take a moment to end.
-    let _ = until("no drift", Duration::from_secs(5), || Ok(open(edged, CLIENT)? == KEPT as i64));
     let drift = open(edged, CLIENT)? - KEPT as i64;
     drop(kept);
     until("all closed", Duration::from_secs(5), || Ok(open(edged, CLIENT)? == drift))?;
