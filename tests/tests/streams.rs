@@ -3,7 +3,11 @@
 use std::{
     io::{BufReader, Read as _, Write as _},
     net::{TcpListener, TcpStream},
-    sync::{Mutex, mpsc},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+        mpsc,
+    },
     thread,
     time::Duration,
 };
@@ -28,9 +32,21 @@ fn h1(lab: &Lab, edged: &Edged<'_>) -> Result<Talk> {
     Dial::new(&edged.ca, "edge.test")?.alpn("http/1.1").connect(lab, FRIEND)
 }
 
+/// Says that the protocol is changed, and the first of what follows.
+const SWITCHED: &[u8] = b"HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+    Sec-WebSocket-Accept: x\r\n\r\nhello,";
+
 /// A server whose every connection is a thread.
 fn serve(lab: &Lab, each: impl Fn(TcpStream) -> Option<()> + Send + Sync + 'static) -> Result<()> {
-    let listener = lab.origin.enter(|| TcpListener::bind((ORIGIN, 8080)))?;
+    serve_at(lab, 8080, each)
+}
+
+fn serve_at(
+    lab: &Lab,
+    port: u16,
+    each: impl Fn(TcpStream) -> Option<()> + Send + Sync + 'static,
+) -> Result<()> {
+    let listener = lab.origin.enter(|| TcpListener::bind((ORIGIN, port)))?;
     let each: &'static _ = Box::leak(Box::new(each));
     thread::spawn(move || {
         for client in listener.incoming().flatten() {
@@ -60,9 +76,7 @@ fn echo(client: TcpStream) -> Option<()> {
         writer.write_all(b"HTTP/1.1 426 Upgrade Required\r\nContent-Length: 0\r\n\r\n").ok()?;
         return None;
     }
-    writer
-        .write_all(b"HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: x\r\n\r\nhello,")
-        .ok()?;
+    writer.write_all(SWITCHED).ok()?;
     let mut part = [0; 4096];
     loop {
         let length = reader.read(&mut part).ok().filter(|length| *length > 0)?;
@@ -172,6 +186,138 @@ fn nobody_changes_the_protocol_unasked_or_from_another_site() -> Result<()> {
     let chunked = ask("/health", "Transfer-Encoding: chunked\r\n") + "5\r\nhello\r\n0\r\n\r\n";
     assert_eq!(status(chunked)?, 426);
     assert_eq!(status(ask("/health", ""))?, 101);
+    Ok(())
+}
+
+#[test]
+fn whoever_asks_for_another_protocol_is_sent_to_a_server_that_agrees() -> Result<()> {
+    let lab = Lab::new()?;
+    serve(&lab, echo)?;
+    // The other server hangs up on every second, and is too busy for the rest.
+    let seen = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&seen);
+    serve_at(&lab, 8081, move |mut client| {
+        head(&mut BufReader::new(client.try_clone().ok()?))?;
+        if count.fetch_add(1, Relaxed).is_multiple_of(2) {
+            return None;
+        }
+        client.write_all(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n").ok()
+    })?;
+    let edged = lab
+        .edged()?
+        .set("server.workers", "1")
+        .set("route.0.upgrades", UPGRADES)
+        .set("upstream.0.servers", &format!(r#"["{ORIGIN}:8081", "{ORIGIN}:8080"]"#))
+        .set("upstream.0.retry_statuses", "[503]")
+        .set("upstream.0.ejection", "{ failures = 0 }")
+        .set("upstream.0.circuit", r#"{ failures = "off" }"#)
+        .start()?;
+    for _ in 0..4 {
+        let mut talk = h1(&lab, &edged)?;
+        talk.say(ask("/health", "").as_bytes())?;
+        let heard = talk.hear(SOON, |bytes| bytes.ends_with(b"hello,"))?;
+        assert!(heard.bytes.starts_with(b"HTTP/1.1 101 "), "{heard:?}");
+        talk.say(b"word")?;
+        assert_eq!(talk.hear(SOON, |bytes| bytes.len() >= 4)?.bytes, b"word");
+    }
+    assert_eq!(seen.load(Relaxed), 2, "it had its turns");
+    Ok(())
+}
+
+#[test]
+fn a_kept_connection_to_a_server_that_refused_a_change_holds_nothing_of_the_client() -> Result<()> {
+    let lab = Lab::new()?;
+    serve(&lab, |client| {
+        let mut writer = client.try_clone().ok()?;
+        let mut reader = BufReader::new(client);
+        loop {
+            head(&mut reader)?;
+            writer.write_all(b"HTTP/1.1 426 Upgrade Required\r\nContent-Length: 0\r\n\r\n").ok()?;
+        }
+    })?;
+    let edged = lab
+        .edged()?
+        .set("server.workers", "1")
+        .set("route.0.upgrades", UPGRADES)
+        .set("upstream.0.idle_timeout", r#""1h""#)
+        .start()?;
+    let descriptors =
+        || -> Result<usize> { Ok(std::fs::read_dir(format!("/proc/{}/fd", edged.pid()))?.count()) };
+    let nobody = || {
+        let nobody = || Ok(edged.metrics()?.value("edged_connections_open") == 0.0);
+        until("nobody is left", SOON, nobody)
+    };
+    assert_eq!(edged.get(FRIEND, "/health").send()?.status, 426);
+    nobody()?;
+    let before = descriptors()?;
+    let mut talk = h1(&lab, &edged)?;
+    talk.say(ask("/health", "").as_bytes())?;
+    assert_eq!(talk.answer()?.status, 426);
+    drop(talk);
+    nobody()?;
+    until("its socket is closed", SOON, || Ok(descriptors()? <= before))?;
+    assert_eq!(edged.metrics()?.sum("edged_upstream_connects_total", &[]), 1.0, "it is kept");
+    Ok(())
+}
+
+#[test]
+fn a_server_is_not_to_blame_for_how_a_tunnel_ends() -> Result<()> {
+    let lab = Lab::new()?;
+    // It breaks off as soon as its client says something, which it does not read.
+    serve(&lab, |mut client| {
+        head(&mut BufReader::with_capacity(1, client.try_clone().ok()?))?;
+        client.write_all(SWITCHED).ok()?;
+        client.peek(&mut [0]).ok()?;
+        None
+    })?;
+    let edged = lab.edged()?.set("route.0.upgrades", UPGRADES).start()?;
+    for _ in 0..6 {
+        let mut talk = h1(&lab, &edged)?;
+        talk.say(ask("/health", "").as_bytes())?;
+        let heard = talk.hear(SOON, |bytes| bytes.ends_with(b"hello,"))?;
+        assert!(heard.bytes.starts_with(b"HTTP/1.1 101 "), "{heard:?}");
+        talk.say(b"unread")?;
+        assert!(talk.hear(SOON, |_| false)?.closed);
+    }
+    let served = r#"edged_requests_total{reason="serve",status="101"}"#;
+    until("each is served", SOON, || Ok(edged.metrics()?.value(served) == 6.0))?;
+    let invalid = [("outcome", "invalid")];
+    assert_eq!(edged.metrics()?.sum("edged_upstream_requests_total", &invalid), 0.0);
+    Ok(())
+}
+
+#[test]
+fn an_answer_before_the_end_of_the_body_says_that_it_is_the_last() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab
+        .edged()?
+        .set("route.0.methods", r#"["GET", "POST"]"#)
+        .set("bounds.body_bytes_max", r#""1KiB""#)
+        .set("bounds.idle_timeout", r#""1s""#)
+        .set("upstream.0.ejection", "{ failures = 0 }")
+        .set("upstream.0.circuit", r#"{ failures = "off" }"#)
+        .start()?;
+    let post = |version: &str, body: &str| -> Result<String> {
+        let mut talk = h1(&lab, &edged)?;
+        let head = format!("POST /health HTTP/{version}\r\nHost: edge.test\r\n");
+        talk.say(format!("{head}Connection: keep-alive\r\n{body}").as_bytes())?;
+        let heard = talk.hear(SOON, |_| false)?;
+        assert!(heard.closed, "{heard:?}");
+        let text = String::from_utf8(heard.bytes)?.to_ascii_lowercase();
+        assert!(text.contains("\r\nconnection: close\r\n"), "{version} {body}: {text}");
+        Ok(text[9..12].to_owned())
+    };
+    let half = "Content-Length: 10\r\n\r\nhalf";
+    let long = "x".repeat(2048);
+    let chunk = format!("Transfer-Encoding: chunked\r\n\r\n800\r\n{long}\r\n");
+    assert_eq!(post("1.1", &chunk)?, "413");
+    assert_eq!(post("1.1", half)?, "408");
+    assert_eq!(post("1.0", half)?, "408");
+    edged.edit("upstream.0.servers", &format!(r#"["{ORIGIN}:8089"]"#))?;
+    edged.tell("reload")?;
+    assert_eq!(post("1.1", half)?, "502");
+    assert_eq!(post("1.0", half)?, "502");
     Ok(())
 }
 

@@ -503,6 +503,46 @@ fn every_fault_of_a_server_over_http2_has_its_status_and_leaks_nothing() -> Resu
 }
 
 #[test]
+fn an_answer_without_a_body_over_http2_may_end_in_a_frame_of_its_own() -> Result<()> {
+    let lab = Lab::new()?;
+    let script = Arc::new(Mutex::new(("200", "0", false)));
+    let told = Arc::clone(&script);
+    framed(&lab.origin, move |_, stream, client| {
+        let (status, length, is_late) = *told.lock().expect("nobody panics");
+        let fields = [literal(":status", status), literal("content-length", length)].concat();
+        let mut answer = frame(HEADERS, END_HEADERS, stream, &fields);
+        if is_late {
+            let sent = client.write_all(&std::mem::take(&mut answer));
+            std::thread::sleep(Duration::from_millis(20));
+            if sent.is_err() {
+                return false;
+            }
+        }
+        client.write_all(&[answer, frame(DATA, END_STREAM, stream, b"")].concat()).is_ok()
+    })?;
+    let edged = lab.edged()?.set("upstream.0.http2", "true").start()?;
+    let mut asked = 0.0;
+    for (method, status, length) in
+        [("HEAD", "200", "9"), ("GET", "200", "0"), ("GET", "204", "0"), ("GET", "304", "9")]
+    {
+        for (version, is_late) in
+            [("--http1.1", false), ("--http1.1", true), ("--http2", false), ("--http2", true)]
+        {
+            *script.lock().expect("nobody panics") = (status, length, is_late);
+            let answer = edged.get(FRIEND, "/health").method(method).flag(version).send()?;
+            assert_eq!(answer.status.to_string(), status, "{method} {version}");
+            asked += 1.0;
+        }
+        until("each is counted", SOON, || {
+            Ok(metric(&edged, "edged_requests_total", &[])? == asked)
+        })?;
+        let served = edged.metrics()?.requests(Reason::Serve);
+        assert_eq!(served, asked, "{method} {status}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_connection_that_goes_away_ends_what_it_began_and_takes_no_more() -> Result<()> {
     let lab = Lab::new()?;
     let begun = Arc::new(Mutex::new(None));

@@ -50,9 +50,8 @@ impl Upload {
 
     /// The same body once more, which only an empty one can be.
     pub(crate) fn again(&self) -> Option<Self> {
-        let empty = matches!(self.incoming, Incoming::Empty);
-        let state = Rc::clone(&self.state);
-        empty.then(|| Self { incoming: Incoming::Empty, left: 0, is_whole: true, state })
+        let incoming = self.incoming.empty().filter(|_| self.is_whole)?;
+        Some(Self { incoming, left: 0, is_whole: true, state: Rc::clone(&self.state) })
     }
 
     /// The rest of the client's connection in the place of a body, without a bound. Whether it can be.
@@ -117,7 +116,7 @@ pub(crate) struct Answer {
 enum Content {
     /// Made by the edge. A request body that nobody read is kept until the answer is out: to
     /// drop it earlier resets an HTTP/2 stream, answer and all.
-    Whole { bytes: Option<Bytes>, unread: Option<Incoming> },
+    Whole { bytes: Option<Bytes>, _unread: Option<Incoming> },
     /// Passed on from the upstream; the connection to it is held as long as it sends.
     Passed { incoming: Incoming, lease: Option<Lease>, upload: Rc<UploadState> },
 }
@@ -125,7 +124,7 @@ enum Content {
 impl Answer {
     pub(crate) fn whole(bytes: Bytes, unread: Option<Incoming>, ending: Ending) -> Self {
         let bytes = Some(bytes).filter(|bytes| !bytes.is_empty());
-        let content = Content::Whole { bytes, unread };
+        let content = Content::Whole { bytes, _unread: unread };
         Self { content, lines: Lines::default(), is_last: false, ending }
     }
 
@@ -156,6 +155,10 @@ impl Answer {
         }
         self.ending.turn.moved(Who::Upstream, 0);
         match &frame {
+            // However another protocol ends, both who speak it can bring that about.
+            Some(Err(_)) if self.ending.status == StatusCode::SWITCHING_PROTOCOLS => {
+                self.ending.settle(Reason::Serve);
+            }
             // An upload that breaks off takes its answer along.
             Some(Err(_)) => {
                 let reason = upload.fault.get().unwrap_or(Reason::UpstreamInvalid);
@@ -197,12 +200,9 @@ impl Answer {
         }
     }
 
-    /// Whether there is a body of the request that nobody reads.
-    pub(crate) fn leaves_unread(&self) -> bool {
-        match &self.content {
-            Content::Whole { unread, .. } => unread.as_ref().is_some_and(|b| !b.is_end_stream()),
-            Content::Passed { .. } => false,
-        }
+    /// Whether more of the request's body may be read while this goes out.
+    pub(crate) const fn reads_on(&self) -> bool {
+        matches!(self.content, Content::Passed { .. })
     }
 }
 
@@ -210,7 +210,7 @@ impl Drop for Answer {
     /// A body of known length is not asked for its end once its last byte is out.
     fn drop(&mut self) {
         let Content::Passed { incoming, lease, .. } = &mut self.content else { return };
-        if incoming.is_end_stream() {
+        if incoming.is_end_stream() || incoming.length() == Some(0) {
             self.ending.settle(Reason::Serve);
             give_back(lease);
         } else if let (Some(lease), Some(reason)) = (lease, self.ending.turn.overdue()) {

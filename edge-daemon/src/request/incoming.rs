@@ -126,6 +126,18 @@ impl Incoming {
         }
     }
 
+    /// The same body once more, if there is none: what may come in its place once the protocol is changed
+    /// still can.
+    pub(crate) fn empty(&self) -> Option<Self> {
+        match self {
+            Self::Empty => Some(Self::Empty),
+            Self::Http1(inbound) if inbound.borrow().body.is_done() => {
+                Some(Self::Http1(Rc::clone(inbound)))
+            }
+            _ => None,
+        }
+    }
+
     /// Makes the rest of a client's connection this body. Whether it can be.
     pub(crate) fn open_tunnel(&mut self) -> bool {
         if let Self::Http1(inbound) = self {

@@ -19,7 +19,7 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use super::{
     super::{
         body::Upload,
-        http1::{Body, Wire},
+        http1::{Body, Stream, Wire},
         incoming::{Broken, Frame, Incoming},
         timers::ms,
         watch::Who,
@@ -27,7 +27,7 @@ use super::{
     Head,
     connection::{self, Failed, Patience},
 };
-use crate::{clock, upstream::dial::Stream};
+use crate::clock;
 
 /// One connection to a server.
 pub(super) struct Connection {
@@ -79,7 +79,7 @@ enum Sending {
 
 impl Connection {
     /// Begins to speak on a stream to the server.
-    pub(super) fn new(stream: Stream) -> Self {
+    pub(super) fn new(stream: impl Stream + 'static) -> Self {
         let link = Link {
             wire: Wire::new(Box::new(stream)),
             reader: ResponseReader::default(),
@@ -130,21 +130,15 @@ impl Connection {
                 .await;
         match answer {
             Ok(response) => {
-                let link = &self.link;
-                let is_over = link.borrow_mut().is_over();
-                Ok(response.map(|()| {
-                    if is_over {
-                        Incoming::Empty
-                    } else {
-                        Incoming::Reply(connection::Reply::One(Reply(Rc::clone(link))))
-                    }
-                }))
+                let is_over = self.link.borrow_mut().is_over();
+                let reply = || connection::Reply::One(Reply(Rc::clone(&self.link)));
+                let body = if is_over { Incoming::Empty } else { Incoming::Reply(reply()) };
+                Ok(response.map(|()| body))
             }
             Err(reason) => {
                 let link = &mut *self.link.borrow_mut();
                 link.state = State::Closed;
                 let whole = std::mem::replace(&mut link.sending, Sending::Refused).whole();
-                let whole = whole.or(link.upgrade.take().map(|(_, upload)| upload));
                 let unsent = whole.or(spare).filter(|_| link.sent == 0);
                 Err(Failed { reason, unsent })
             }
@@ -238,8 +232,11 @@ impl Link {
         let framing = http1::of_response(version, status, to_head, &bytes, fields)?;
         let headers = http1::headers(&bytes, fields)?;
         self.reader.clear();
-        if status == 101 {
-            self.open_tunnel(&headers).ok_or(http1::Fault::Malformed)?;
+        match status {
+            101 => self.open_tunnel(&headers).ok_or(http1::Fault::Malformed)?,
+            // Nothing holds on to the client's connection for a change that does not come.
+            200.. => self.upgrade = None,
+            _ => {}
         }
         let framing = if self.is_tunnel { Framing::Close } else { framing };
         self.keep &= framing != Framing::Close && http1::persists(version, &headers);
@@ -308,7 +305,7 @@ impl Link {
         } else {
             ready!(self.wire.poll_flush(cx, &mut self.sent))
         };
-        if flushed.is_err() && self.sent > 0 {
+        if flushed.is_err() {
             self.sending = Sending::Refused;
         }
         Poll::Ready(())
@@ -398,3 +395,65 @@ const ANSWER: Bounds =
     Bounds { uri_bytes_max: 1024, headers_max: 256, header_bytes_max: 64 * 1024 };
 /// Interim answers (`103 Early Hints` among them) before the one that counts.
 pub(super) const INTERIM_MAX: u32 = 8;
+
+#[cfg(test)]
+mod tests {
+    use std::{io, pin::Pin, task::Waker};
+
+    use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+    use super::*;
+    use crate::request::{http1::Inbound, timers::Timers, watch::Turn};
+
+    /// Gives without end, and takes nothing.
+    struct Giving;
+
+    impl Stream for Giving {}
+
+    impl AsyncRead for Giving {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            to: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            to.initialize_unfilled();
+            to.set_filled(to.capacity());
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncWrite for Giving {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[test]
+    fn a_server_that_takes_nothing_from_the_beginning_is_sent_no_more() {
+        let turn = Rc::new(Turn::new(Timers::new().alarm()));
+        let framing = Framing::Length(64 << 20);
+        let mut client = Inbound::new(Wire::new(Box::new(Giving)), ANSWER);
+        client.body = Body::new(framing, ANSWER);
+        let incoming = Incoming::Http1(Rc::new(RefCell::new(client)));
+        let (upload, _) = Upload::new(incoming, u64::MAX, &turn);
+        let connection = Connection::new(Giving);
+        let mut link = connection.link.borrow_mut();
+        link.sending = Sending::Body { upload, framing };
+        let sent = link.poll_send(&mut Context::from_waker(Waker::noop()));
+        assert_eq!(sent, Poll::Ready(Ok(())));
+        let (read, _) = turn.bytes();
+        assert!(read < 1 << 20, "{read} bytes");
+    }
+}

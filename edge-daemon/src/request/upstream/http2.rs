@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use edge_common::Reason;
 use h2::{RecvStream, SendStream, client::SendRequest};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, Version, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
 use tokio::task::spawn_local;
 
 use super::{
@@ -177,9 +177,13 @@ impl Connection {
         };
         // A status beyond 599 means nothing (RFC 9110, 15).
         let valid = declared(&parts.headers).ok().filter(|_| parts.status.as_u16() < 600);
-        let Some(left) = valid else {
+        let Some(mut left) = valid else {
             return Err(Failed { reason: Reason::UpstreamInvalid, unsent: None });
         };
+        if head.parts.method == Method::HEAD || matches!(parts.status.as_u16(), 204 | 304) {
+            // The length is that of what does not come (RFC 9110, 8.6).
+            left = Some(0);
+        }
         let body = match body.is_end_stream() {
             true => Incoming::Empty,
             false => {

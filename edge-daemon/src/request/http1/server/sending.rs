@@ -25,9 +25,10 @@ impl Client {
         let changes = parts.status == StatusCode::SWITCHING_PROTOCOLS;
         let framing = if changes { Framing::Close } else { framing(&answer, version) };
         let bodiless = to_head || matches!(parts.status.as_u16(), 204 | 304);
-        keeps &= !answer.is_last && !answer.leaves_unread() && !self.worker.stopping.get();
+        keeps &= !answer.is_last && !self.worker.stopping.get();
         keeps &= framing != Framing::Close || bodiless;
         let inbound = &mut *self.inbound.borrow_mut();
+        keeps &= inbound.body.is_done() || answer.reads_on();
         inbound.awaits_continue = false;
         let connection = match (keeps, version) {
             _ if changes => Some("upgrade"),
