@@ -134,6 +134,15 @@ fn listeners_on_a_vlan_are_left_out_while_the_card_hides_its_tags() -> Result<()
     assert!(hidden >= 1.0 && before >= 1.0, "{hidden} {before}");
     let told = || edged.log().matches("no SYN cookies for listeners on VLANs").count();
     assert!(told() == 1 && edged.log().contains("edge0.7"), "{}", edged.log());
+    // By whatever label an address of it goes.
+    ip("addr add 192.0.9.2/24 dev edge0.7 label edge0.7:1")?;
+    until(
+        "it is left out, too",
+        WAIT,
+        || Ok(left_out("vlan")? > hidden && listeners()? == before),
+    )?;
+    ip("addr del 192.0.9.2/24 dev edge0.7")?;
+    until("it is gone", WAIT, || Ok(left_out("vlan")? == hidden))?;
     rxvlan("off")?;
     until("they are protected", WAIT, || {
         Ok(left_out("vlan")? == 0.0 && listeners()? == before + hidden)

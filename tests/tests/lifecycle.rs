@@ -58,13 +58,18 @@ fn a_start_that_is_refused_leaves_a_running_filter_as_it_was() -> Result<()> {
     let mut edged = lab.edged()?.start()?;
     edged.kill9()?;
     let good = std::fs::read_to_string(&edged.config)?;
-    edged.edit("kernel.interfaces", r#"["edge0", "nowhere0"]"#)?;
-    edged.edit("kernel.monitor", "true")?;
-    edged.edit("lists.deny", "[]")?;
-    assert!(edged.start_again().is_err());
-    assert!(edged.log().contains("nowhere0"), "{}", edged.log());
-    assert!(!reaches(&lab, LISTED, 443), "neither its policy nor its lists are in force");
-    std::fs::write(&edged.config, good)?;
+    for (key, value, told) in [
+        ("kernel.interfaces", r#"["edge0", "nowhere0"]"#, "nowhere0"),
+        ("kernel.syn_cookies.mode", r#""always""#, "net.ipv4.tcp_syncookies"),
+    ] {
+        edged.edit(key, value)?;
+        edged.edit("kernel.monitor", "true")?;
+        edged.edit("lists.deny", "[]")?;
+        assert!(edged.start_again().is_err(), "{told}");
+        assert!(edged.log().contains(told), "{}", edged.log());
+        assert!(!reaches(&lab, LISTED, 443), "{told}: its policy or its lists are in force");
+        std::fs::write(&edged.config, &good)?;
+    }
     edged.start_again()?;
     assert!(!reaches(&lab, LISTED, 443));
     Ok(())

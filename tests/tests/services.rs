@@ -295,6 +295,19 @@ fn a_reload_changes_the_whole_packet_policy() -> Result<()> {
 }
 
 #[test]
+fn a_reload_that_the_host_cannot_follow_changes_no_service() -> Result<()> {
+    let lab = Lab::new()?;
+    let edged = guarded(&lab, "\"tcp/22\"")?;
+    edged.edit("kernel.services", r#"{ inbound = ["tcp/2222"] }"#)?;
+    edged.edit("kernel.syn_cookies.mode", r#""always""#)?;
+    let refused = edged.ctl("reload")?;
+    let words = String::from_utf8_lossy(&refused.stderr);
+    assert!(words.contains("net.ipv4.tcp_syncookies"), "{words}");
+    assert!(reaches(&lab, CLIENT, 22) && !reaches(&lab, CLIENT, 2222));
+    Ok(())
+}
+
+#[test]
 fn each_protocol_is_offered_by_itself() {
     let services = vec![Service::Tcp(443), Service::Udp(53), Service::Protocol(47)];
     let policy = Policy { services: Some(services), ..Policy::UNLIMITED };

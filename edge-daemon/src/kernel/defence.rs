@@ -71,20 +71,35 @@ impl Defence {
         flags.iter().filter(|(on, _)| *on).fold(0, |flags, (_, flag)| flags | flag)
     }
 
-    /// Checks that the host can do what is asked of it.
-    fn check(&self) -> Result<(), KernelError> {
-        if self.syn_cookies == When::Off {
-            return Ok(());
-        }
-        let found = number("tcp_syncookies")?;
-        match self.syn_cookies {
-            When::Always if found != 2 => Err(KernelError::SynCookies { found }),
-            When::Auto if found == 0 => {
-                tracing::warn!("net.ipv4.tcp_syncookies is 0: there will be no SYN cookies");
-                Ok(())
+    /// What the host can do of it.
+    pub(super) fn survey(&self) -> Result<Survey, KernelError> {
+        if self.syn_cookies != When::Off {
+            match number("tcp_syncookies")? {
+                found if found != 2 && self.syn_cookies == When::Always => {
+                    return Err(KernelError::SynCookies { found });
+                }
+                0 => tracing::warn!("net.ipv4.tcp_syncookies is 0: there will be no SYN cookies"),
+                _ => {}
             }
-            _ => Ok(()),
         }
+        Ok(Survey { keep: keep()?, protected: self.protected()? })
+    }
+
+    /// What it protects on the addresses that the host has now.
+    fn protected(&self) -> Result<Protected, KernelError> {
+        let vlans = match self.syn_cookies {
+            When::Off => BTreeMap::new(),
+            _ => vlan::hidden(&self.interfaces).map_err(KernelError::Vlans)?,
+        };
+        let (mut seen, mut unseen) = (BTreeSet::new(), BTreeSet::new());
+        for interface in getifaddrs().map_err(KernelError::Addresses)? {
+            let is_hidden = vlans.contains_key(device(&interface.interface_name));
+            let addresses = if is_hidden { &mut unseen } else { &mut seen };
+            addresses.extend(interface.address.and_then(|address| ip(&address)));
+        }
+        let listeners = self.expand(&seen);
+        let hidden = self.expand(&unseen).difference(&listeners).count();
+        Ok(Protected { listeners, hidden, vlans })
     }
 
     /// Whether the kernel's programs may use the cookie helpers.
@@ -115,6 +130,22 @@ impl Defence {
     }
 }
 
+/// What the host says to a defence.
+pub(super) struct Survey {
+    /// What SYN-ACKs may agree to.
+    pub(super) keep: u32,
+    pub(super) protected: Protected,
+}
+
+/// What a defence protects, by the addresses of the host.
+pub(super) struct Protected {
+    listeners: BTreeSet<Listener>,
+    /// Listeners that are left out: they are on VLANs whose tags are hidden.
+    hidden: usize,
+    /// Those VLANs, each with the interface that hides its tags.
+    vlans: BTreeMap<String, String>,
+}
+
 /// The listeners in the kernel's table.
 pub struct Listeners {
     table: HashMap<MapData, Listener, Pressure>,
@@ -143,13 +174,6 @@ impl Listeners {
         Ok(Self { table, alarm, left_out: self.left_out })
     }
 
-    /// Begins a defence, if the host can do what is asked of it; what its SYN-ACKs may agree to.
-    pub(super) fn defend(&mut self, defence: &Defence) -> Result<u32, KernelError> {
-        defence.check()?;
-        self.follow(defence)?;
-        keep()
-    }
-
     /// Protects what the defence names on the addresses that the host has now, and nothing else.
     /// What does not fit the table is left to the kernel's own cookies.
     ///
@@ -157,37 +181,30 @@ impl Listeners {
     /// [`KernelError::Addresses`] if the host does not tell them, [`KernelError::Table`] if the
     /// kernel refuses.
     pub fn follow(&mut self, defence: &Defence) -> Result<(), KernelError> {
-        let hidden = match defence.syn_cookies {
-            When::Off => BTreeMap::new(),
-            _ => vlan::hidden(&defence.interfaces).map_err(KernelError::Vlans)?,
-        };
-        let (mut seen, mut unseen) = (BTreeSet::new(), BTreeSet::new());
-        for interface in getifaddrs().map_err(KernelError::Addresses)? {
-            let is_hidden = hidden.contains_key(&interface.interface_name);
-            let addresses = if is_hidden { &mut unseen } else { &mut seen };
-            addresses.extend(interface.address.and_then(|address| ip(&address)));
-        }
-        let wanted = defence.expand(&seen);
-        let unseen = defence.expand(&unseen).difference(&wanted).count();
+        self.protect(&defence.protected()?)
+    }
+
+    pub(super) fn protect(&mut self, protected: &Protected) -> Result<(), KernelError> {
+        let Protected { listeners: wanted, hidden, vlans } = protected;
         let held = self.table.keys().collect::<Result<BTreeSet<_>, _>>();
         let held = held.map_err(maps::table_error(map::LISTENERS))?;
-        for listener in held.difference(&wanted) {
+        for listener in held.difference(wanted) {
             let removed = maps::absent(self.table.remove(listener));
             removed.map_err(maps::table_error(map::LISTENERS))?;
         }
-        let kept = held.intersection(&wanted).count();
+        let kept = held.intersection(wanted).count();
         let room = (LISTENERS_MAX as usize).saturating_sub(kept);
         for listener in wanted.difference(&held).take(room) {
             let added = self.table.insert(listener, Pressure::default(), 0);
             added.map_err(maps::table_error(map::LISTENERS))?;
         }
         let full = wanted.len().saturating_sub(LISTENERS_MAX as usize);
-        self.tell(LeftOut { full, hidden: unseen }, &hidden);
+        self.tell(LeftOut { full, hidden: *hidden }, vlans);
         Ok(())
     }
 
     /// Logs what has begun or ended.
-    fn tell(&mut self, now: LeftOut, hidden: &BTreeMap<String, String>) {
+    fn tell(&mut self, now: LeftOut, vlans: &BTreeMap<String, String>) {
         let before = std::mem::replace(&mut self.left_out, now);
         match (before.full, now.full) {
             (0, 1..) => {
@@ -200,7 +217,7 @@ impl Listeners {
         match (before.hidden, now.hidden) {
             (0, 1..) => tracing::warn!(
                 left_out = now.hidden,
-                vlans = ?hidden,
+                ?vlans,
                 "no SYN cookies for listeners on VLANs whose tags the card takes off: ethtool -K IFACE rxvlan off"
             ),
             (1.., 0) => tracing::info!("the tags of VLANs are seen: their listeners are protected"),
@@ -250,6 +267,11 @@ impl Listeners {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+/// The interface of an address, which may have a label of its own: `eth0:1`.
+fn device(label: &str) -> &str {
+    label.split_once(':').map_or(label, |(device, _)| device)
 }
 
 fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
@@ -306,6 +328,11 @@ mod tests {
             expanded(&["192.0.2.2:80", "[::]:22"], &host),
             ["192.0.2.2 80", "2001:db8::1 22"]
         );
+    }
+
+    #[test]
+    fn an_address_is_its_interfaces_whatever_its_label() {
+        assert_eq!(["eth0.7", "eth0.7:1", "lo:"].map(device), ["eth0.7", "eth0.7", "lo"]);
     }
 
     #[test]

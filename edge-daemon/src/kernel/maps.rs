@@ -22,13 +22,8 @@ use ipnet::IpNet;
 use crate::clock::boot_ns;
 
 use super::{
-    KernelError, Policy,
-    bans::Bans,
-    defence::Listeners,
-    lists::Lists,
-    lock::Lock,
-    pins::TABLES,
-    rules::{self, Rules},
+    KernelError, Policy, bans::Bans, defence::Listeners, lists::Lists, lock::Lock, pins::TABLES,
+    policy::Survey, rules::Rules,
 };
 
 /// The kernel's tables. Each thread may hold a [`Tables::duplicate`] of its own.
@@ -150,17 +145,25 @@ impl Tables {
     /// Changes the policy; counts and buckets go on.
     ///
     /// # Errors
-    /// [`KernelError::Table`] if the kernel refuses.
+    /// If the host cannot do what is asked of it, and nothing is changed; [`KernelError::Table`] if
+    /// the kernel refuses, and a part may be.
     pub fn update_policy(&mut self, policy: &Policy) -> Result<(), KernelError> {
+        self.write_policy(policy, &policy.survey()?)
+    }
+
+    pub(super) fn write_policy(
+        &mut self,
+        policy: &Policy,
+        survey: &Survey,
+    ) -> Result<(), KernelError> {
         // Services and rules first: the settings put them in force.
         let in_force = SignaturesInForce::of(self.settings()?.signatures);
         let signatures = self.rules.write(policy, in_force)?.number();
-        let ephemeral_ports = rules::ephemeral_ports()?;
-        let cookie_keep = self.listeners.defend(&policy.defence)?;
+        self.listeners.protect(&survey.defence.protected)?;
         self.change_settings(|settings| {
             settings.signatures = signatures;
-            settings.cookie_keep = cookie_keep;
-            settings.ephemeral_ports = ephemeral_ports;
+            settings.cookie_keep = survey.defence.keep;
+            settings.ephemeral_ports = survey.ephemeral_ports;
             policy.write(settings);
         })
     }

@@ -45,7 +45,7 @@ use aya::{
 use edge_common::map;
 use nix::sys::utsname::uname;
 
-use self::{above::Above, census::Census, pins::Folders, room::Room, upkeep::Post};
+use self::{above::Above, census::Census, pins::Folders, policy::Survey, room::Room, upkeep::Post};
 pub use self::{
     attach::{AttachMode, Attached, Mode, Wanted},
     bans::Bans,
@@ -92,6 +92,7 @@ pub struct Kernel {
     /// The programs' own log, if `debug` asked for it.
     pub debug_log: Option<DebugLog>,
     policy: Policy,
+    survey: Survey,
     attached: Vec<Attached>,
     programs: Ebpf,
     folders: Folders,
@@ -125,6 +126,7 @@ impl Kernel {
         let lock = Lock::take(&folders.own)?;
         let others = folders.others.iter().map(|folder| Lock::take(folder));
         let others = others.collect::<Result<Vec<_>, _>>()?;
+        let survey = settings.policy.survey()?;
         let netns_cookie = netns_cookie()?;
         folders.expect_namespace(netns_cookie)?;
         folders.migrate()?;
@@ -133,14 +135,25 @@ impl Kernel {
         let mut tables = Tables::take(&mut programs, lock)?;
         // The tables of a running filter stay as they are until this one takes over.
         if tables.start(btf::socket_layout()?, folders.seed()?, netns_cookie)? {
-            tables.update_policy(&settings.policy)?;
+            tables.write_policy(&settings.policy, &survey)?;
         }
         let (drops, samples) = (Drops::take(&mut programs)?, Samples::take(&mut programs)?);
         let debug_log = settings.debug.then(|| DebugLog::take(&mut programs)).transpose()?;
         load_programs(&mut programs)?;
         let attached = Vec::new();
         let policy = settings.policy.clone();
-        Ok(Self { policy, tables, drops, samples, debug_log, attached, programs, folders, others })
+        Ok(Self {
+            tables,
+            drops,
+            samples,
+            debug_log,
+            policy,
+            survey,
+            attached,
+            programs,
+            folders,
+            others,
+        })
     }
 
     /// Looks for the interfaces, before anything is changed that a running filter goes by.
@@ -182,7 +195,7 @@ impl Kernel {
         let _ = upkeep.take_census();
         let held = attach::interfaces(xdp, interfaces, &self.folders)?;
         // Not before: who is refused has changed nothing of what a running filter does.
-        self.tables.update_policy(&self.policy)?;
+        self.tables.write_policy(&self.policy, &self.survey)?;
         self.attached = held.iter().map(|(attached, _)| attached.clone()).collect();
         self.tables.count_apart(self.attached.iter().map(|attached| attached.ifindex))?;
         self.folders.retire()?;

@@ -6,7 +6,7 @@ use edge_common::{
     service::Service,
 };
 
-use super::Defence;
+use super::{Defence, KernelError, defence, rules};
 
 /// The part of the kernel's tables that the configuration decides.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +42,13 @@ pub struct Prefix {
     pub factor: u32,
 }
 
+/// What the host says to a policy, asked before anything is changed: whatever it refuses leaves the
+/// former in force.
+pub(super) struct Survey {
+    pub(super) ephemeral_ports: [u32; 2],
+    pub(super) defence: defence::Survey,
+}
+
 impl Policy {
     /// Nothing is limited, and everything is told.
     pub const UNLIMITED: Self = Self {
@@ -62,6 +69,11 @@ impl Policy {
     pub fn limit(mut self, kind: Kind, rate: Rate) -> Self {
         self.rates[kind as usize] = rate;
         self
+    }
+
+    pub(super) fn survey(&self) -> Result<Survey, KernelError> {
+        let ephemeral_ports = rules::ephemeral_ports()?;
+        Ok(Survey { ephemeral_ports, defence: self.defence.survey()? })
     }
 
     /// Writes the policy's part of the settings. What the programs shift or index by is kept in
