@@ -4,6 +4,7 @@
 use std::{
     fs,
     io::Write as _,
+    os::unix::fs::PermissionsExt as _,
     time::{Duration, Instant},
 };
 
@@ -11,12 +12,13 @@ use anyhow::{Context as _, Result};
 use edge_tests::{
     Edged, Lab, Origin,
     client::{reaches, until},
-    crowdsec::{CrowdSec, MACHINE},
+    crowdsec::{CrowdSec, LAPI, MACHINE},
     daemon::{binary, root},
     fail2ban::{Fail2ban, Jail},
     lab::{ATTACKER, CLIENT},
+    web::{Answer, Web},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn told(edged: &Edged<'_>) -> Result<Value> {
     Ok(edged.ask("feed list")?["entries"][0].clone())
@@ -172,6 +174,45 @@ fn a_hundred_thousand_decisions_come_in_force_at_once() -> Result<()> {
     let ours = log.lines().filter(|line| line.contains("decisions are in force"));
     ours.for_each(|line| println!("{line}"));
     assert!(!reaches(&lab, ATTACKER, 443));
+    Ok(())
+}
+
+/// A delta is in force whole or not at all: what has no room leaves nothing of itself behind.
+#[test]
+fn a_delta_without_room_changes_nothing() -> Result<()> {
+    let lab = Lab::new()?;
+    let decisions = |third: u8, count: u32| {
+        let of = |i: u32| {
+            let value = format!("11.{third}.{}.{}", i / 250, i % 250);
+            json!({"duration": "1h", "scope": "Ip", "type": "ban", "value": value, "origin": "lists", "scenario": "bulk"})
+        };
+        Answer::ok(json!({ "new": (0..count).map(of).collect::<Vec<_>>() }).to_string())
+    };
+    let web = Web::start(&lab.edge, LAPI, move |asked| {
+        if asked.target.contains("startup=true") { decisions(0, 600) } else { decisions(1, 0) }
+    })?;
+    fs::write(lab.dir().join("bouncer.key"), "k".repeat(32))?;
+    fs::set_permissions(lab.dir().join("bouncer.key"), fs::Permissions::from_mode(0o600))?;
+    let section = format!(
+        "[crowdsec]\nurl = \"http://{LAPI}\"\napi_key = \"file:bouncer.key\"\nevery = \"1s\""
+    );
+    let edged = lab.edged()?.set("lists.networks_max", "1000").append(&section)?.start()?;
+    until("it is in force", Duration::from_secs(10), || Ok(told(&edged)?["networks"] == 600))?;
+    let before = edged.ask("deny list")?["total"].clone();
+    web.set(move |asked| {
+        if asked.target.contains("startup=true") {
+            Answer::status("503 Service Unavailable")
+        } else {
+            decisions(1, 900)
+        }
+    });
+    until("the next is refused", Duration::from_secs(15), || {
+        Ok(told(&edged)?["trouble"].as_str().is_some_and(|why| why.contains("503")))
+    })?;
+    assert!(edged.log().contains("ENTRIES"), "{}", edged.log());
+    assert_eq!(edged.ask("deny list")?["total"], before);
+    assert_eq!(edged.ask("explain 11.1.0.0")?["verdict"], "pass", "the first that had room");
+    assert_eq!(edged.ask("explain 11.0.0.0")?["source"], "crowdsec: bulk (lists)");
     Ok(())
 }
 

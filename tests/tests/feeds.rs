@@ -75,6 +75,10 @@ fn a_feed_is_in_force_and_every_line_is_accounted_for() -> Result<()> {
     assert!(
         edged.tell(&format!("deny remove {ATTACKER}")).unwrap_err().to_string().contains("one")
     );
+    // Nor does it end with an operator's own entry.
+    edged.tell(&format!("deny add {ATTACKER}"))?;
+    let removed = edged.tell(&format!("deny remove {ATTACKER}"))?;
+    assert!(removed.contains("; feed one:2 keeps it"), "{removed}");
     edged.tell(&format!("allow add {ATTACKER}"))?;
     assert!(reaches(&lab, ATTACKER, 443));
     edged.tell(&format!("allow remove {ATTACKER}"))?;
@@ -97,6 +101,7 @@ fn what_a_server_answers_never_costs_the_list() -> Result<()> {
     let lines = "timeout = \"2s\"\nbytes_max = \"64KiB\"\nshrink_max = 20";
     let edged = lab.edged()?.append(&feed(lines))?.start()?;
     fetched(&edged, 100)?;
+    assert_eq!(edged.ask(&format!("explain {ATTACKER}"))?["source"], "feed one:1");
     assert!(edged.tell("feed refresh one")?.contains("has not changed"));
     assert_eq!(one(&edged)?["unchanged"], 1);
     let page = "<html>\n<body>\nplease log in\n</body>\n</html>\n";
@@ -173,6 +178,7 @@ fn a_dry_run_counts_and_drops_nothing() -> Result<()> {
     fetched(&edged, 10)?;
     assert!(reaches(&lab, ATTACKER, 443));
     assert!(one(&edged)?["hits"].as_u64() > Some(0));
+    assert_eq!(edged.ask(&format!("explain {ATTACKER}"))?["source"], "feed one:1");
     assert!(edged.tell("feed refresh one")?.contains("has not changed"));
     std::fs::write(&path, list(12))?;
     assert!(edged.tell("feed refresh one")?.contains("12 networks"));

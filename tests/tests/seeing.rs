@@ -153,6 +153,16 @@ fn explain_names_what_decides() -> Result<()> {
     assert!(added["until_ms"].as_u64() > added["since_ms"].as_u64(), "{added}");
     assert!(added["packet"].as_str().is_some_and(|p| p.contains("port 53, 100 bytes")), "{added}");
 
+    // Of what is only monitored, who listed it is told as well; of two entries, that which decides.
+    edged.tell("deny add 192.88.99.0/24 --monitor --reason hunch")?;
+    let watched = ask("192.88.99.9")?;
+    assert_eq!((&watched["passes"], &watched["would"]), (&true.into(), &"deny_list".into()));
+    assert_eq!((&watched["source"], &watched["reason"]), (&"operator".into(), &"hunch".into()));
+    assert!(watched["since_ms"].is_u64(), "{watched}");
+    edged.tell(&format!("deny add {DENIED} --monitor --reason hunch"))?;
+    let denied = ask(LISTED)?;
+    assert_eq!((&denied["source"], &denied["reason"]), (&"config".into(), &().into()), "{denied}");
+
     let passed = ask(CLIENT6)?;
     assert_eq!((&passed["verdict"], &passed["passes"]), (&"pass".into(), &true.into()));
     assert_eq!(ask(&format!("{ATTACKER} --protocol icmp"))?["verdict"], "pass");

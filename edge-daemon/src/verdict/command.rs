@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use super::{
     Writer,
-    lists::{Entry, Origin, class_of},
+    lists::{Entry, Origin},
 };
 use crate::{
     clock,
@@ -118,8 +118,9 @@ impl Writer {
             }
         };
         self.tell_change(list, "remove", net, peer);
+        let left = self.list(list).origins(&net);
         let left =
-            if self.list(list).is_configured(&net) { "; the configuration keeps it" } else { "" };
+            left.first().map_or(String::new(), |origin| format!("; {} keeps it", origin.words()));
         let when = when(in_force);
         Ok(Reply::Done(format!("{net} is off the operators' {} list{left}{when}", list.name())))
     }
@@ -170,11 +171,7 @@ impl Writer {
             Origin::Operator(entry) => Some(entry),
             Origin::Configuration(..) | Origin::Outside(..) => None,
         };
-        let class = match origin {
-            Origin::Configuration(..) => class_of(list, false),
-            Origin::Operator(entry) => entry.class(list),
-            Origin::Outside(sheet, _) => sheet.class,
-        };
+        let class = origin.class(list);
         let outside_ms = match origin {
             Origin::Outside(_, listed) if listed.until_ns != FOREVER => {
                 Some(clock::unix_ms_at(listed.until_ns))
@@ -194,18 +191,13 @@ impl Writer {
     }
 
     /// What is known of a network that decides; an operator's word before the configuration's.
-    pub(super) fn told(&self, reason: Reason, net: &IpNet) -> Option<ListEntry> {
-        let list = match reason {
-            Reason::AllowList => ListName::Allow,
-            _ => ListName::Deny,
+    pub(super) fn told(&self, class: Class, net: &IpNet) -> Option<ListEntry> {
+        let list = match class {
+            Class::Allow => ListName::Allow,
+            Class::Deny | Class::Watch => ListName::Deny,
         };
-        // What is only monitored decides nothing.
-        let is_enforced = |origin: &Origin<'_>| match origin {
-            Origin::Configuration(..) => true,
-            Origin::Operator(entry) => !entry.record.monitor,
-            Origin::Outside(sheet, _) => sheet.class != Class::Watch,
-        };
-        let origin = self.list(list).origins(net).into_iter().find(is_enforced)?;
+        let mut origins = self.list(list).origins(net).into_iter();
+        let origin = origins.find(|origin| origin.class(list) == class)?;
         Some(self.entry(list, *net, &origin))
     }
 

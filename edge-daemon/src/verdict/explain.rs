@@ -170,7 +170,13 @@ impl Writer {
     ) -> Rule {
         match (reason, &found.network, &found.ban) {
             (Reason::AllowList | Reason::DenyList, Some((net, entry)), _) => {
-                let told = self.told(reason, net);
+                let class = match found.reason {
+                    Reason::AllowList => Class::Allow,
+                    Reason::DenyList => Class::Deny,
+                    // What else was found is only monitored.
+                    _ => Class::Watch,
+                };
+                let told = self.told(class, net);
                 Rule {
                     name: Some(net.to_string()),
                     source: told.as_ref().map(|entry| entry.source.clone()),

@@ -159,16 +159,21 @@ impl List {
         self.configured.nets.len() + self.operators.len() + sheets.sum::<usize>() - self.spared
     }
 
-    /// Puts a sheet in the place of its former one, from which it differs in these networks alone.
-    pub(super) fn change(&mut self, sheet: Arc<Sheet>, changed: &[IpNet]) {
+    /// Puts a sheet in the place of its former one, from which it differs in these networks alone;
+    /// the former one.
+    pub(super) fn change(&mut self, sheet: Arc<Sheet>, changed: &[IpNet]) -> Arc<Sheet> {
         let spared = |sheet: &Sheet| {
             let listed = changed.iter().filter(|net| sheet.get(net).is_some());
             listed.filter(|net| self.configured.spares(net)).count()
         };
-        let former = self.sheets.get(&sheet.from).map_or(0, |former| spared(former));
-        let networks = self.spared + spared(&sheet) - former;
+        let (from, class) = (Arc::clone(&sheet.from), sheet.class);
+        let former = self.sheets.get(&from).cloned();
+        let former =
+            former.unwrap_or_else(|| Sheet::new(from, class, Vec::new(), Vec::new()).into());
+        let networks = self.spared + spared(&sheet) - spared(&former);
         put(&mut self.sheets, sheet);
         self.note_spared(networks);
+        former
     }
 
     /// Notes how much `never_ban` leaves out of others' lists, and says so: one address may keep a whole
@@ -266,6 +271,15 @@ impl Entry {
 }
 
 impl Origin<'_> {
+    /// What it does to the packets of a network on this list.
+    pub(super) fn class(&self, name: ListName) -> Class {
+        match self {
+            Self::Configuration(..) => class_of(name, false),
+            Self::Operator(entry) => entry.class(name),
+            Self::Outside(sheet, _) => sheet.class,
+        }
+    }
+
     /// In words: "config", "file PATH:LINE", "upstream NAME", "feed NAME:LINE",
     /// "crowdsec: SCENARIO" or "operator".
     pub(crate) fn words(&self) -> String {

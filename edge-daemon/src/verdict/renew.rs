@@ -4,12 +4,13 @@
 use std::{collections::VecDeque, sync::Arc, thread};
 
 use anyhow::Context as _;
+use ipnet::IpNet;
 use tokio::sync::oneshot;
 
 use super::{
     Order, Writer,
     lists::{Configured, entries, put},
-    sheets::{Sheets, Update},
+    sheets::{Sheet, Sheets, Update},
 };
 use crate::{config::Settings, control::ListName, kernel::Content, plan};
 
@@ -56,6 +57,7 @@ impl Writer {
                     settings = Some((next, answer));
                 }
                 Err(error) => {
+                    self.keep_former();
                     let error = anyhow::Error::from(error);
                     let _ = answer.send(Err(error.context("cannot configure the kernel programs")));
                 }
@@ -100,10 +102,24 @@ impl Writer {
             let Some(update) = self.waiting.sheets.pop_front_if(is_small) else { return };
             let Update { sheet, changed, answer } = update;
             let changed = changed.unwrap_or_default();
-            self.deny.change(sheet, &changed);
+            let former = self.deny.change(sheet, &changed);
             let written =
                 changed.iter().try_for_each(|net| self.write(ListName::Deny, net).map(|_| ()));
+            if written.is_err() {
+                self.put_sheet_back(former, &changed);
+            }
             let _ = answer.send(written.map_err(|error| format!("{error:#}")));
+        }
+    }
+
+    /// After a change that could be written in part alone.
+    fn put_sheet_back(&mut self, former: Arc<Sheet>, changed: &[IpNet]) {
+        self.deny.change(former, changed);
+        for net in changed {
+            if let Err(error) = self.write(ListName::Deny, net) {
+                let error = format!("{error:#}");
+                tracing::error!(%net, error, "a change cannot be taken back");
+            }
         }
     }
 
