@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{self, Read as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -21,7 +22,8 @@ use crate::{issuers::Fault, secret::Origin};
 
 /// Reads a file of at most `most` bytes; bytes that are not UTF-8 are replaced.
 pub(super) fn text(path: &Path, most: u64) -> io::Result<String> {
-    let file = File::open(path)?;
+    // A pipe in the place of the file would be waited for.
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     if !file.metadata()?.is_file() {
         return Err(io::Error::other("not a regular file"));
     }
@@ -201,6 +203,8 @@ fn read_list<'f>(
     }
 }
 
-/// Why nobody should allow all addresses.
-pub(super) const EVERY_ADDRESS: &str = "the allow list wins over every other rule: nothing would \
-                                        be protected";
+/// What is the matter with a network that has more addresses than anybody has.
+pub(super) const WIDE: &str = "is wider than any network that was given out";
+/// Why nobody should allow it.
+pub(super) const NOTHING_PROTECTED: &str = "the allow list wins over every other rule: nothing would be protected from it; 'edgectl allow \
+     add --force' allows it nevertheless";

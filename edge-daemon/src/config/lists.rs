@@ -15,8 +15,7 @@ use edge_policy::list::feed;
 use ipnet::IpNet;
 
 use super::{
-    files::{self, EVERY_ADDRESS},
-    kept,
+    files, kept,
     mistake::{Mistake, Source},
     settings::{Line, ListFile},
     text as values,
@@ -28,6 +27,9 @@ const LIST_BYTES_MAX: u64 = 256 << 20;
 
 /// Lines of one list file that are told of one by one.
 const FAULTS_MAX: usize = 20;
+
+/// What is said of a network that a deny file may not name.
+const LEFT_OUT: &str = "left out of a deny file; to deny it, write it in 'deny'";
 
 /// What was read, and what is to be said about it.
 #[derive(Default)]
@@ -119,7 +121,7 @@ pub(super) fn read(
 
 /// Reads the lines: the first word of each, up to `#` or `;`.
 fn lines(path: &Path, text: &str, kind: Kind) -> Read {
-    let mut told = Told { source: Source::new(path, text), read: Read::default(), counts: [0; 4] };
+    let mut told = Told { source: Source::new(path, text), read: Read::default(), counts: [0; 5] };
     let (mut nets, mut start) = (Vec::<Line>::new(), 0);
     // As long as each network is above the one before it, none can be there twice.
     let mut seen: Option<HashMap<IpNet, u32>> = None;
@@ -142,14 +144,15 @@ fn lines(path: &Path, text: &str, kind: Kind) -> Read {
                 continue;
             }
         };
-        if kind == Kind::Allow && net.prefix_len() == 0 {
-            let what = format!("{net} allows every address");
-            told.tell(Fault::Malformed, true, span, || (what, EVERY_ADDRESS.to_owned()));
+        if let Some(own) = feed::local(net).filter(|_| kind == Kind::Deny) {
+            let what = format!("{net} has a part in {own}");
+            told.tell(Fault::Local, false, span, || (what, LEFT_OUT.to_owned()));
             continue;
         }
-        if let Some(own) = feed::local(net).filter(|_| kind == Kind::Deny) {
-            let help = "left out of a deny file; to deny it, write it in 'deny'".to_owned();
-            told.tell(Fault::Local, false, span, || (format!("{net} has a part in {own}"), help));
+        if feed::is_wide(net) {
+            let help = if kind == Kind::Allow { files::NOTHING_PROTECTED } else { LEFT_OUT };
+            let words = || (format!("{net} {}", files::WIDE), help.to_owned());
+            told.tell(Fault::Wide, kind == Kind::Allow, span, words);
             continue;
         }
         if seen.is_none() && nets.last().is_some_and(|last| net <= last.net) {
@@ -176,10 +179,12 @@ fn lines(path: &Path, text: &str, kind: Kind) -> Read {
 /// What can be the matter with a line.
 #[derive(Clone, Copy)]
 enum Fault {
-    /// Left out: it is no network, or one that nobody may list.
+    /// Left out: it is no network.
     Malformed,
     /// Left out: addresses that are never a stranger's.
     Local,
+    /// Left out: nobody has so many.
+    Wide,
     /// Left out: an earlier line has it.
     Repeated,
     /// Taken without the bits behind the prefix.
@@ -190,7 +195,7 @@ enum Fault {
 struct Told<'t> {
     source: Source<'t>,
     read: Read,
-    counts: [usize; 4],
+    counts: [usize; 5],
 }
 
 impl Told<'_> {
@@ -211,11 +216,12 @@ impl Told<'_> {
     }
 
     fn finish(mut self, path: &Path, nets: Vec<Line>) -> Read {
-        let [malformed, local, repeated, host_bits] = self.counts;
-        let skipped = malformed + local + repeated;
+        let [malformed, local, wide, repeated, host_bits] = self.counts;
+        let skipped = malformed + local + wide + repeated;
         if skipped + host_bits > self.read.mistakes.len() + self.read.warnings.len() {
             let mut what = format!("{} lines are not as they should be", skipped + host_bits);
-            let kinds = ["malformed", "of local networks", "repeated", "with host bits"];
+            let kinds =
+                ["malformed", "of local networks", "too wide", "repeated", "with host bits"];
             for (index, (count, kind)) in
                 self.counts.iter().zip(kinds).filter(|(count, _)| **count > 0).enumerate()
             {
@@ -280,8 +286,9 @@ mod tests {
 
     #[test]
     fn every_doubtful_line_is_told_with_its_number() {
-        let read =
-            deny("what?\n203.0.113.9/24\n203.0.113.0/24\n10.1.0.0/16\n8.0.0.0/5\nfd00::/8\n");
+        let read = deny(
+            "what?\n203.0.113.9/24\n203.0.113.0/24\n10.1.0.0/16\n8.0.0.0/5\nfd00::/8\n2000::/3\n32.0.0.0/3\n",
+        );
         let wanted = [
             (1, "not a network: 'what?'"),
             (2, "'203.0.113.9/24' has bits beyond its prefix"),
@@ -289,11 +296,17 @@ mod tests {
             (4, "10.1.0.0/16 has a part in 10.0.0.0/8"),
             (5, "8.0.0.0/5 has a part in 10.0.0.0/8"),
             (6, "fd00::/8 has a part in fc00::/7"),
+            (7, "2000::/3 is wider than any network that was given out"),
+            (8, "32.0.0.0/3 is wider than any network that was given out"),
         ];
         assert_eq!(told(&read), wanted);
-        assert_eq!((read.file.nets.len(), read.file.skipped), (1, 5));
-        // An operator may well allow a neighbour.
-        assert_eq!(lines(Path::new("a"), "10.1.0.0/16", Kind::Allow).file.nets.len(), 1);
+        assert_eq!((read.file.nets.len(), read.file.skipped), (1, 7));
+        // An operator may well allow a neighbour, and nobody the world.
+        let allow = |text| lines(Path::new("a"), text, Kind::Allow);
+        assert_eq!(allow("10.1.0.0/16\nfd00::/8").file.nets.len(), 2);
+        for wide in ["0.0.0.0/0", "0.0.0.0/1", "2000::/3"] {
+            assert_eq!((allow(wide).mistakes.len(), allow(wide).file.nets.len()), (1, 0), "{wide}");
+        }
     }
 
     #[test]
@@ -327,6 +340,11 @@ mod tests {
         put(0);
         let first = read(&path, Kind::Deny, Former::Unknown, 90).unwrap();
         assert!(first.warnings[0].to_string().contains("no networks"), "{}", first.warnings[0]);
+        std::fs::remove_file(&path).unwrap();
+        // A pipe, which nobody writes to, is not waited for.
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        let error = read(&path, Kind::Deny, Former::Unknown, 90).err().unwrap();
+        assert!(error.contains("not a regular file"), "{error}");
         std::fs::remove_file(&path).unwrap();
         let now = read(&path, Kind::Deny, Former::Read(&former), 100).unwrap();
         assert!(now.file.is_stale && now.file.nets.len() == 100);

@@ -4,10 +4,10 @@ use std::{net::SocketAddr, time::Duration};
 
 use edge_common::Rate;
 use edge_identity::key::PREFIX_LENGTH_MAX;
-use edge_policy::forwarded::Naming;
+use edge_policy::{forwarded::Naming, list::feed::is_wide};
 
 use super::{
-    files::EVERY_ADDRESS,
+    files::{NOTHING_PROTECTED, WIDE},
     reader::{Item, Table},
     settings::{
         AccessFormat, Audit, Bounds, Control, Events, Granted, HashPolicy, Keys, Level, List,
@@ -27,9 +27,7 @@ const MIB: u64 = 1 << 20;
 pub(super) fn lists(table: &Table<'_>) -> Lists {
     let networks = "an array of networks: [\"192.0.2.0/24\"]";
     let allowed = |item: &Item<'_>| match item.net()? {
-        net if net.prefix_len() == 0 => {
-            item.wrong(format!("{net} allows every address"), EVERY_ADDRESS)
-        }
+        net if is_wide(net) => item.wrong(format!("{net} {WIDE}"), NOTHING_PROTECTED),
         net => Some(net),
     };
     let list = |nets, files| List {

@@ -622,9 +622,10 @@ fn mistakes_in_added_sections_are_told_with_their_place() {
             "[lists]\nallow = [\"0.0.0.0/0\"]",
             22,
             10,
-            "allows every address",
+            "0.0.0.0/0 is wider than any network that was given out",
             "nothing would be protected",
         ),
+        ("[lists]\nallow = [\"0.0.0.0/1\"]", 22, 10, "0.0.0.0/1 is wider than any", "--force"),
         ("[lists]\nallow = [\"::/0\"]", 22, 10, "not a network: '::/0'", "it contains all of IPv4"),
         (
             "[lists]\ndeny = [\"10.0.0.0/33\"]",

@@ -258,13 +258,15 @@ pub(super) fn judge(word: &str, own: &[IpAddr]) -> (Option<IpNet>, Option<Fault>
     (Some(canonical(net)), fault)
 }
 
-/// Whether a network is wider than any that was given out: IPv4 in networks of /8 at the widest, IPv6 of /16.
+/// Whether a network is wider than any that was given out: IPv4 in networks of /8 at the widest, IPv6 of
+/// /16, but for those in [`LOCAL`].
 #[must_use]
-pub const fn is_wide(net: IpNet) -> bool {
-    match net {
-        IpNet::V4(v4) => v4.prefix_len() < 8,
-        IpNet::V6(v6) => v6.prefix_len() < 16,
-    }
+pub fn is_wide(net: IpNet) -> bool {
+    let widest = match net {
+        IpNet::V4(_) => 8,
+        IpNet::V6(_) => 16,
+    };
+    net.prefix_len() < widest && !LOCAL.iter().any(|own| own.contains(&net))
 }
 
 /// The network of [`LOCAL`] in which a network has a part, if there is one.
@@ -362,9 +364,9 @@ mod tests {
         let counts = Fault::ALL.map(|fault| (fault.name(), reading.count(fault)));
         let wanted = [
             ("malformed", 1),
-            ("local", 1),
+            ("local", 2),
             ("own", 1),
-            ("wide", 4),
+            ("wide", 3),
             ("repeated", 1),
             ("host_bits", 1),
         ];
