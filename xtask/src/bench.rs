@@ -17,6 +17,9 @@ pub(crate) struct Bench {
     area: Area,
     /// The numbers of the measures; all of the area without any.
     measures: Vec<u32>,
+    /// The daemon that `cargo xtask release` has built.
+    #[arg(long)]
+    led: bool,
     /// Short rounds: shows that it works, not how fast it is.
     #[arg(long)]
     quick: bool,
@@ -48,8 +51,9 @@ impl Bench {
         let packages = ["-p", "edge-daemon", "-p", "edge-tests"];
         let build = ["build", "--quiet", "--release", "--bins", "--example", "bench"];
         run(cargo(build).args(packages))?;
+        let daemon = built(if self.led { "led" } else { "release" });
         let mut bench = Command::new(built("release").join("examples/bench"));
-        bench.env("EDGED_BIN_DIR", built("release")).arg(match self.area {
+        bench.env("EDGED_BIN_DIR", daemon).arg(match self.area {
             Area::Kernel => "kernel",
             Area::Gateway => "gateway",
             Area::Identity => "identity",

@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     setup,
+    shell::{output, root, run},
     sources::{FLAGS, LOCK, OBJECT, hex, lock_value, sources_sha256},
 };
 
@@ -257,23 +258,6 @@ fn sha256(bytes: &[u8]) -> String {
 
 fn version(tool: &str, arguments: &[&str]) -> anyhow::Result<String> {
     output(Command::new(tool).args(arguments))
-}
-
-fn output(command: &mut Command) -> anyhow::Result<String> {
-    let output = command.output().with_context(|| format!("{command:?}"))?;
-    ensure!(output.status.success(), "{command:?}: {}", output.status);
-    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
-}
-
-fn run(command: &mut Command) -> anyhow::Result<()> {
-    let status = command.status().with_context(|| format!("{command:?}"))?;
-    ensure!(status.success(), "{command:?}: {status}");
-    Ok(())
-}
-
-/// The repository: the folder above this crate.
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_owned()
 }
 
 const TOOLS: [&str; 3] = ["rustc", "llvm", "bpf-linker"];

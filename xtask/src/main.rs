@@ -9,6 +9,7 @@ mod ci;
 mod demo;
 mod differential;
 mod fuzz;
+mod release;
 mod setup;
 mod shell;
 mod soak;
@@ -27,6 +28,8 @@ enum Task {
     Test(test::Test),
     /// Everything that must hold before a change goes in: format, lints, docs, object, tests.
     Ci,
+    /// Build the binaries to install, led by a profile of real load; takes two builds.
+    Release,
     /// Measure beside the best-known others, in one interleaved run.
     Bench(bench::Bench),
     /// Fuzz the parsers of what strangers send; needs a nightly toolchain.
@@ -49,6 +52,7 @@ fn main() -> Result<()> {
         Task::Demo(demo) => demo.run(),
         Task::Test(test) => test.run(),
         Task::Ci => ci::run(),
+        Task::Release => release::build(),
         Task::Bench(bench) => bench.run(),
         Task::Fuzz(fuzz) => fuzz.run(),
         Task::Differential(differential) => differential.run(),
