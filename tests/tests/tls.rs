@@ -1,6 +1,6 @@
 //! TLS as clients meet it: which certificate, which session, who is asked for what.
 
-use std::{fs, io::Write as _, path::Path, process::Stdio, time::Duration};
+use std::{fs, io::Write as _, path::Path, process::Stdio, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use edge_common::Reason;
@@ -11,7 +11,12 @@ use edge_tests::{
     pki::{Authority, DAY, Leaf},
     talk::{Answer, Dial},
 };
-use rustls::NamedGroup;
+use nix::sys::signal::Signal;
+use rustls::{
+    ClientConfig, ClientConnection, NamedGroup,
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, pem::PemObject as _},
+};
 
 /// Certificates as an array of tables, written inline.
 fn certificates(all: &[(&Leaf, &str)]) -> String {
@@ -573,6 +578,50 @@ fn handshakes_are_bounded_in_number_rate_and_time() -> Result<()> {
     })?;
     assert_eq!(failures(&edged, "not_tls")?, 8.0);
     assert!(handshake(&lab, &[])?.contains("New, TLSv1.3"), "of its own");
+    Ok(())
+}
+
+/// The first flight of a client.
+fn first_words(edged: &Edged<'_>) -> Result<Vec<u8>> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(&edged.ca)?)?;
+    let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let mut words = Vec::new();
+    ClientConnection::new(Arc::new(config), HOST.try_into()?)?.write_tls(&mut words)?;
+    Ok(words)
+}
+
+#[test]
+fn whose_turn_to_shake_hands_does_not_come_in_time_is_refused() -> Result<()> {
+    let lab = Lab::new()?;
+    let edged = lab
+        .edged()?
+        .set("server.workers", "1")
+        .set("bounds.handshake_timeout", "\"20ms\"")
+        .append(
+            &SCENARIOS
+                .map(|name| format!("[[scenario]]\nname = \"{name}\"\nenabled = false"))
+                .join("\n"),
+        )?
+        .start()?;
+    let (words, within) = (first_words(&edged)?, Duration::from_secs(5));
+    until("some had no turn", Duration::from_secs(30), || {
+        // All of them are there when it looks.
+        edged.signal(Signal::SIGSTOP)?;
+        let crowd = (0..500).map(|_| connect(&lab, FRIEND, 443, within));
+        let crowd = crowd.collect::<Result<Vec<_>, _>>();
+        let said = crowd.iter().flatten().try_for_each(|mut client| client.write_all(&words));
+        edged.signal(Signal::SIGCONT)?;
+        drop(crowd?);
+        said?;
+        until("all are done with", within, || {
+            Ok(metric(&edged, "edged_handshakes_in_flight")? == 0.0)
+        })?;
+        Ok(edged.metrics()?.connections(Reason::HandshakesFull) > 0.0)
+    })?;
     Ok(())
 }
 

@@ -1,18 +1,24 @@
 //! One handshake: the client's hello is read by us, so that its bytes can be looked at, and the
 //! rest is rustls'.
 
-use std::{io, sync::Arc};
+use std::{
+    future::{Future as _, poll_fn},
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Poll, ready},
+};
 
 use edge_policy::ja4::{Hello, Ja4};
 use rustls::{
-    AlertDescription, Error, ServerConfig,
+    AlertDescription, Error, HandshakeKind, ServerConfig,
     server::{Accepted, Acceptor},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
-use tokio_rustls::StartHandshake;
+use tokio_rustls::{Accept, StartHandshake};
 
 use super::{Facts, Front, TlsStream};
 use crate::config::settings::ClientAuth;
@@ -152,6 +158,22 @@ pub struct Greeted {
     rest: Vec<u8>,
 }
 
+/// A client that shook hands, and what that told. `None`: who asked was an authority's, for the proof of a name, and has it.
+pub type Shaken = Option<(Box<TlsStream<TcpStream>>, Facts)>;
+
+/// A client whose hello was answered.
+pub struct Shaking {
+    accept: Accept<TcpStream>,
+    done: Option<io::Result<TlsStream<TcpStream>>>,
+    /// Whether it was asked for another key share: what takes long is still to come.
+    is_retried: bool,
+    is_challenge: bool,
+    auth: ClientAuth,
+    ja4: Option<Ja4>,
+    /// Whether what came behind its hello could be taken.
+    fed: io::Result<usize>,
+}
+
 /// Reads a client's hello, of which `early` was read already, and refuses what need not be answered by a handshake. The
 /// caller bounds the time.
 pub async fn greet(
@@ -185,23 +207,50 @@ pub async fn greet(
 }
 
 impl Greeted {
-    /// Shakes hands; its first step takes long. The caller bounds the time. `None`: who asked was an authority's, for the
-    /// proof of a name, and has it.
-    pub async fn shake(
-        self,
-        front: &Front,
-    ) -> Result<Option<(Box<TlsStream<TcpStream>>, Facts)>, Refusal> {
+    /// Answers the hello, which takes long if its key share fits.
+    pub fn answer(self) -> Shaking {
         let Self { start, config, is_challenge, auth, ja4, rest } = self;
-        let refused = |failure| Refusal { failure, ja4 };
-        let (mut rest, mut fed) = (&rest[..], Ok(0));
-        let shaken = start.into_stream_with(config, |connection| {
+        let (mut fed, mut is_retried) = (Ok(0), false);
+        let accept = start.into_stream_with(config, |connection| {
             // What a client that does not read makes us hold.
             connection.set_buffer_limit(Some(UNSENT_MAX));
+            let kind = connection.handshake_kind();
+            is_retried = kind == Some(HandshakeKind::FullWithHelloRetryRequest);
             if !rest.is_empty() {
-                fed = connection.read_tls(&mut rest);
+                fed = connection.read_tls(&mut &rest[..]);
             }
         });
-        let mut stream = Box::new(shaken.await.map_err(|error| refused(error.into()))?);
+        Shaking { accept, done: None, is_retried, is_challenge, auth, ja4, fed }
+    }
+}
+
+impl Shaking {
+    /// Takes a step, and waits until the client has said what may make the next one long: the caller waits for its turn
+    /// then, and comes again. It bounds the time. False: no long step is to come.
+    pub async fn step(&mut self) -> bool {
+        let mut has_turn = true;
+        poll_fn(|cx| {
+            let stream = self.accept.get_ref().filter(|_| self.is_retried);
+            let Some(stream) = stream else { return Poll::Ready(false) };
+            if !std::mem::take(&mut has_turn) && stream.poll_read_ready(cx).is_ready() {
+                return Poll::Ready(true);
+            }
+            self.done = Some(ready!(Pin::new(&mut self.accept).poll(cx)));
+            self.is_retried = false;
+            Poll::Ready(false)
+        })
+        .await
+    }
+
+    /// Goes on to the end. The caller bounds the time.
+    pub async fn finish(self, front: &Front) -> Result<Shaken, Refusal> {
+        let Self { accept, done, is_challenge, auth, ja4, fed, .. } = self;
+        let refused = |failure| Refusal { failure, ja4 };
+        let shaken = match done {
+            Some(done) => done,
+            None => accept.await,
+        };
+        let mut stream = Box::new(shaken.map_err(|error| refused(error.into()))?);
         if is_challenge {
             // It has seen what it came for; whether it hears the end does not matter.
             let _ = stream.shutdown().await;
@@ -272,3 +321,91 @@ const ACCESS_DENIED: u8 = 49;
 const UNRECOGNIZED_NAME: u8 = 112;
 /// The first byte of a record that holds a part of a handshake.
 const RECORD_HANDSHAKE: u8 = 22;
+
+#[cfg(test)]
+mod tests {
+    use std::io::{ErrorKind, Read as _};
+
+    use rustls::{
+        ClientConfig, ClientConnection, RootCertStore,
+        crypto::{SupportedKxGroup, aws_lc_rs},
+        pki_types::PrivateKeyDer,
+    };
+
+    use super::*;
+
+    type Groups = [&'static dyn SupportedKxGroup];
+
+    /// A client with these groups, and what it is to the edge once its hello came.
+    async fn meet(groups: &Groups) -> (ClientConnection, std::net::TcpStream, Greeted) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let own = rcgen::generate_simple_self_signed(["edge.test".to_owned()]).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(own.cert.der().clone()).unwrap();
+        let provider = |groups: &Groups| {
+            Arc::new(rustls::crypto::CryptoProvider {
+                kx_groups: groups.to_vec(),
+                ..aws_lc_rs::default_provider()
+            })
+        };
+        let speaks = ClientConfig::builder_with_provider(provider(groups))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let key = PrivateKeyDer::try_from(own.signing_key.serialize_der()).unwrap();
+        let config = ServerConfig::builder_with_provider(provider(&[aws_lc_rs::kx_group::X25519]))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![own.cert.der().clone()], key)
+            .unwrap();
+        let name = "edge.test".try_into().unwrap();
+        let mut tls = ClientConnection::new(Arc::new(speaks), name).unwrap();
+        tls.write_tls(&mut client).unwrap();
+        let (accepted, ..) = hello(&mut stream, Vec::new()).await.unwrap();
+        let greeted = Greeted {
+            start: StartHandshake::from_parts(accepted, stream),
+            config: Arc::new(config),
+            is_challenge: false,
+            auth: ClientAuth::Off,
+            ja4: None,
+            rest: Vec::new(),
+        };
+        (tls, client, greeted)
+    }
+
+    #[tokio::test]
+    async fn a_key_share_that_fits_late_is_answered_in_its_turn() {
+        let (_, _, greeted) = meet(&[aws_lc_rs::kx_group::X25519]).await;
+        assert!(!greeted.answer().step().await, "the long step is done");
+
+        let groups: &Groups = &[aws_lc_rs::kx_group::SECP256R1, aws_lc_rs::kx_group::X25519];
+        let (mut tls, mut client, greeted) = meet(groups).await;
+        let mut shaking = greeted.answer();
+        let said = std::thread::spawn(move || {
+            while !tls.wants_write() {
+                tls.read_tls(&mut client).unwrap();
+                tls.process_new_packets().unwrap();
+            }
+            tls.write_tls(&mut client).unwrap();
+            (tls, client)
+        });
+        assert!(shaking.step().await, "it has shown another");
+        let (mut tls, mut client) = said.join().unwrap();
+        client.set_nonblocking(true).unwrap();
+        let silent = client.read(&mut [0; 1]).unwrap_err();
+        assert_eq!(silent.kind(), ErrorKind::WouldBlock, "it waits for its turn");
+        let said = std::thread::spawn(move || {
+            client.set_nonblocking(false).unwrap();
+            while tls.is_handshaking() {
+                tls.complete_io(&mut client).unwrap();
+            }
+        });
+        while shaking.step().await {}
+        said.join().unwrap();
+        assert!(matches!(shaking.done, Some(Ok(_))));
+    }
+}
