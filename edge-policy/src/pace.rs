@@ -18,6 +18,12 @@ impl Pace {
         }
     }
 
+    /// The same, with nothing held against it so far.
+    #[must_use]
+    pub const fn forgiven(self) -> Self {
+        Self { waited_ms: 0, ..self }
+    }
+
     /// Bytes that have moved.
     #[must_use]
     pub const fn bytes(self) -> u64 {
@@ -49,6 +55,7 @@ mod tests {
         assert_eq!(late.left_ms(5_000, 1_000), 3_000);
         assert_eq!(late.moved(0, 3_000).left_ms(5_000, 1_000), 0);
         assert_eq!(late.moved(0, 9_000).left_ms(5_000, 1_000), 0);
+        assert_eq!(late.moved(0, 9_000).forgiven().left_ms(5_000, 1_000), 7_000);
     }
 
     #[test]

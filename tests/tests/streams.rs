@@ -18,7 +18,7 @@ use edge_tests::{
     Edged, Lab, Origin,
     client::until,
     daemon::root,
-    frames::{DATA, END_HEADERS, END_STREAM, HEADERS, frame, get, literal, preface},
+    frames::{DATA, END_HEADERS, END_STREAM, HEADERS, RESET, frame, get, literal, preface},
     lab::{EDGE, FRIEND, ORIGIN},
     netns::run,
     talk::{Dial, Talk},
@@ -755,5 +755,134 @@ fn answers_that_nobody_takes_hold_up_no_other_on_their_connection() -> Result<()
     assert_eq!((quick.status, quick.body.len()), (200, 32 << 20));
     assert_eq!(edged.metrics()?.sum("edged_upstream_connects_total", &[]), 1.0);
     assert_eq!(edged.metrics()?.value("edged_requests_in_flight"), 5.0);
+    Ok(())
+}
+
+/// Reads a body in chunks, or what there is of it.
+fn to_last_chunk(from: &mut impl std::io::BufRead) {
+    let mut last = Vec::new();
+    while !last.ends_with(b"\r\n0\r\n\r\n")
+        && from.read_until(b'\n', &mut last).is_ok_and(|n| n > 0)
+    {
+        last.drain(..last.len().saturating_sub(7));
+    }
+}
+
+/// Takes a body bit by bit, and says how much it was.
+fn take_slowly(client: TcpStream) -> Option<()> {
+    let mut writer = client.try_clone().ok()?;
+    let mut reader = BufReader::with_capacity(1 << 10, client);
+    let head = head(&mut reader)?.to_ascii_lowercase();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "))?;
+    let (length, mut part): (usize, _) = (length.parse().ok()?, [0; 10 << 10]);
+    for _ in 0..length / part.len() {
+        reader.read_exact(&mut part).ok()?;
+        thread::sleep(Duration::from_millis(100));
+    }
+    let text = length.to_string();
+    write!(writer, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{text}", text.len()).ok()
+}
+
+#[test]
+fn an_upload_that_goes_on_is_in_time_however_long_it_takes() -> Result<()> {
+    for http2 in [false, true] {
+        let lab = Lab::new()?;
+        // So that little of it is on its way.
+        lab.edge.sysctl("ipv4/tcp_wmem", "16384 16384 16384")?;
+        lab.origin.sysctl("ipv4/tcp_rmem", "16384 16384 16384")?;
+        let _server = if http2 { Some(grpc_server(&lab)?) } else { None };
+        if !http2 {
+            serve(&lab, take_slowly)?;
+        }
+        let edged = lab
+            .edged()?
+            .set("route.0.methods", r#"["POST"]"#)
+            .set("upstream.0.http2", &http2.to_string())
+            .set("upstream.0.response_timeout", r#""2s""#)
+            .start()?;
+        let body = vec![7; 600 << 10];
+        let answer = edged.get(FRIEND, "/health/slowly").method("POST").body(body).send()?;
+        assert_eq!((answer.status, &*answer.text()), (200, "614400"), "http2: {http2}");
+    }
+    Ok(())
+}
+
+/// Begins its answer at once and goes on with it, unless it is to be quiet, for as long as its client does.
+fn watched(client: TcpStream) -> Option<()> {
+    let mut writer = client.try_clone().ok()?;
+    let mut reader = BufReader::new(client);
+    let is_quiet = head(&mut reader)?.contains("quiet");
+    writer.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").ok()?;
+    let (ended, ends) = mpsc::channel();
+    thread::spawn(move || {
+        to_last_chunk(&mut reader);
+        ended.send(())
+    });
+    while ends.recv_timeout(Duration::from_millis(300)).is_err() {
+        if !is_quiet {
+            writer.write_all(b"4\r\ntick\r\n").ok()?;
+        }
+    }
+    writer.write_all(b"0\r\n\r\n").ok()
+}
+
+#[test]
+fn who_listens_while_its_request_is_open_may_be_as_quiet_as_it_likes() -> Result<()> {
+    for http2 in [false, true] {
+        let lab = Lab::new()?;
+        let _server = if http2 { Some(grpc_server(&lab)?) } else { None };
+        if !http2 {
+            serve(&lab, watched)?;
+        }
+        let edged = lab
+            .edged()?
+            .set("route.0.methods", r#"["POST"]"#)
+            .set("upstream.0.http2", &http2.to_string())
+            .set("upstream.0.body_timeout", r#""1s""#)
+            .set("bounds.idle_timeout", r#""2s""#)
+            .set("bounds.body_rate_min", r#""10KiB""#)
+            .start()?;
+        let begin = |path: &str| -> Result<Talk> {
+            let mut talk = Dial::new(&edged.ca, "edge.test")?.alpn("h2").connect(&lab, FRIEND)?;
+            let mut block = get("edge.test", path);
+            block[0] = 0x83; // `:method: POST`
+            talk.say(&[preface(), frame(HEADERS, END_HEADERS, 1, &block)].concat())?;
+            Ok(talk)
+        };
+        let message = frame(DATA, 0, 1, b"hello");
+        let ticks = |bytes: &[u8]| bytes.windows(4).filter(|four| four == b"tick").count();
+        let served = |n: f64| Ok(edged.metrics()?.requests(Reason::Serve) >= n);
+        let mut talk = begin("/health/watch")?;
+        talk.say(&message)?;
+        let heard = talk.hear(SOON, |bytes| ticks(bytes) >= 14)?;
+        assert!(ticks(&heard.bytes) >= 14 && !heard.closed, "http2: {http2}, {}", edged.log());
+        for n in 0..8 {
+            talk.say(&message)?;
+            let heard = talk.hear(SOON, |bytes| ticks(bytes) >= 3)?;
+            assert!(ticks(&heard.bytes) >= 3, "http2: {http2}, message {n}");
+        }
+        assert_eq!(edged.metrics()?.value("edged_requests_in_flight"), 1.0);
+        talk.say(&frame(DATA, END_STREAM, 1, b""))?;
+        until("it comes to its end", SOON, || served(1.0))?;
+
+        // Where neither says anything it ends; nor is it kept by words that are too few.
+        let reset = frame(RESET, 0, 1, &[0, 0, 0, 8]);
+        let is_reset = |bytes: &[u8]| bytes.windows(reset.len()).any(|part| part == reset);
+        let mut quiet = begin("/health/quiet")?;
+        assert!(is_reset(&quiet.hear(SOON, is_reset)?.bytes), "http2: {http2}");
+        let mut trickle = begin("/health/quiet")?;
+        let mut heard = Vec::new();
+        until("it is too slow", SOON, || {
+            let _ = trickle.say(&message);
+            heard.extend(trickle.hear(Duration::from_millis(100), |_| true)?.bytes);
+            Ok(is_reset(&heard))
+        })?;
+        until("all are served", SOON, || served(3.0))?;
+        let metrics = edged.metrics()?;
+        assert_eq!(metrics.requests(Reason::Serve), 3.0, "http2: {http2}");
+        let signals = metrics.sum("edged_signals_total", &[]);
+        let blameless = metrics.value(r#"edged_signals_total{reason="served"}"#);
+        assert_eq!(signals, blameless, "it is nobody's fault");
+    }
     Ok(())
 }

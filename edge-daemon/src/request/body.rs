@@ -75,6 +75,11 @@ impl Upload {
         self.incoming.length()
     }
 
+    /// Whose move its request waits for.
+    pub(crate) fn turn(&self) -> &Rc<Turn> {
+        &self.state.turn
+    }
+
     /// The next part; `None` at the end.
     pub(crate) fn poll_frame(
         &mut self,
@@ -153,7 +158,7 @@ impl Answer {
         if let Some(Ok(Frame::Trailers(trailers))) = &mut frame {
             shield::strip_trailers(trailers);
         }
-        self.ending.turn.moved(Who::Upstream, 0);
+        self.ending.turn.heard();
         match &frame {
             // However another protocol ends, both who speak it can bring that about.
             Some(Err(_)) if self.ending.status == StatusCode::SWITCHING_PROTOCOLS => {

@@ -130,7 +130,7 @@ impl Exchange {
                     if stream.poll_reset(cx).is_ready() {
                         return Poll::Ready(false);
                     }
-                    return self.turn.poll_answer(answer.waits_for(), cx).map(|_| false);
+                    return self.turn.poll(answer.waits_for(), cx).map(|_| false);
                 }
             }
         }

@@ -20,7 +20,9 @@ pub(crate) enum Who {
     Sender,
     /// The client, to take more of its answer.
     Taker,
-    /// The upstream, for more of its answer.
+    /// The client, whose request is still open though its answer has begun: it may be listening.
+    Listener,
+    /// The upstream, to take more of the request, or for more of its answer.
     Upstream,
     /// Either side, once the connection has changed its protocol.
     Either,
@@ -112,7 +114,9 @@ impl Turn {
                 self.waits.set(None);
                 0
             }
-            Some((waited_for, since)) if waited_for == who => {
+            Some((waited_for, since))
+                if waited_for == who || (waited_for, who) == (Who::Listener, Who::Sender) =>
+            {
                 self.waits.set(None);
                 self.alarm.now_ms().saturating_sub(since)
             }
@@ -121,9 +125,17 @@ impl Turn {
         let pace = match who {
             Who::Sender => &self.sent,
             Who::Taker => &self.taken,
-            Who::Upstream | Who::Either => return,
+            Who::Listener | Who::Upstream | Who::Either => return,
         };
         pace.set(pace.get().moved(bytes as u64, waited_ms));
+    }
+
+    /// Notes that a part of the answer came: whoever listens to it has all of his time anew.
+    pub(crate) fn heard(&self) {
+        if let Some((Who::Upstream | Who::Listener | Who::Either, _)) = self.waits.get() {
+            self.waits.set(None);
+        }
+        self.sent.set(self.sent.get().forgiven());
     }
 
     /// Waits for somebody's move, for as long as the bounds let any pause take.
@@ -131,33 +143,19 @@ impl Turn {
         self.poll_for(who, self.pause_ms(who), cx)
     }
 
-    /// Waits for more of an answer whose head is out. A client whose request is still open may be listening: memory that is
-    /// short does not hasten it.
-    pub(crate) fn poll_answer(&self, who: Who, cx: &mut Context<'_>) -> Poll<Reason> {
-        self.poll_until(who, self.pause_ms(who), false, cx)
+    fn pause_ms(&self, who: Who) -> u64 {
+        let (patience, upstream) = (self.patience.get(), self.upstream.get());
+        match who {
+            Who::Upstream => upstream.pause_ms,
+            Who::Sender | Who::Taker => patience.pause_ms,
+            Who::Listener => patience.pause_ms.max(upstream.pause_ms),
+            Who::Either => patience.tunnel_ms,
+        }
     }
 
     /// Waits for somebody's move; ready when it took him longer than `pause_ms` or than the least
     /// rate allows.
     pub(crate) fn poll_for(&self, who: Who, pause_ms: u64, cx: &mut Context<'_>) -> Poll<Reason> {
-        self.poll_until(who, pause_ms, true, cx)
-    }
-
-    fn pause_ms(&self, who: Who) -> u64 {
-        match who {
-            Who::Upstream => self.upstream.get().pause_ms,
-            Who::Sender | Who::Taker => self.patience.get().pause_ms,
-            Who::Either => self.patience.get().tunnel_ms,
-        }
-    }
-
-    fn poll_until(
-        &self,
-        who: Who,
-        pause_ms: u64,
-        makes_room: bool,
-        cx: &mut Context<'_>,
-    ) -> Poll<Reason> {
         let patience = self.patience.get();
         let since = match self.waits.get() {
             Some((waited_for, since)) if waited_for == who => since,
@@ -168,21 +166,22 @@ impl Turn {
             }
         };
         let pace = match who {
-            Who::Sender => Some((self.sent.get(), patience.body_rate_min)),
+            Who::Sender | Who::Listener => Some((self.sent.get(), patience.body_rate_min)),
             Who::Taker => Some((self.taken.get(), patience.answer_rate_min)),
             Who::Upstream | Who::Either => None,
         };
         let left_of =
             |grace_ms| pace.map_or(u64::MAX, |(pace, rate_min)| pace.left_ms(grace_ms, rate_min));
-        let left = left_of(patience.pause_ms);
-        let short = match pace {
-            Some(_) if makes_room => left_of(SHORT_MS).min(SHORT_PAUSE_MS),
-            _ => u64::MAX,
+        let left = left_of(pause_ms);
+        let short = match who {
+            Who::Sender | Who::Taker => left_of(SHORT_MS).min(SHORT_PAUSE_MS),
+            // Who listens makes no room, however short memory is.
+            Who::Listener | Who::Upstream | Who::Either => u64::MAX,
         };
         let until_ms = match who {
             // The upstream has done its part; what is left is between the client and the edge.
             Who::Taker | Who::Either => u64::MAX,
-            Who::Sender | Who::Upstream => self.upstream.get().until_ms,
+            Who::Sender | Who::Listener | Who::Upstream => self.upstream.get().until_ms,
         };
         let due_ms = since.saturating_add(left.min(pause_ms)).min(until_ms);
         self.alarm.set_with_short(due_ms, since.saturating_add(short));
@@ -192,7 +191,7 @@ impl Turn {
                 _ if self.alarm.is_early() => Reason::Overload,
                 Who::Upstream => Reason::UpstreamTimeout,
                 // Nobody had more to say.
-                Who::Either => Reason::Serve,
+                Who::Listener | Who::Either => Reason::Serve,
                 Who::Taker => Reason::AnswerNotTaken,
                 Who::Sender if left < pause_ms => Reason::BodyTooSlow,
                 Who::Sender => Reason::RequestTimeout,
@@ -243,12 +242,42 @@ mod tests {
         turn.patience.set(Patience { pause_ms: 9_000, body_rate_min: 1, ..Patience::default() });
         let mut cx = Context::from_waker(Waker::noop());
         let since = turn.alarm.now_ms().saturating_sub(SHORT_MS);
-        turn.waits.set(Some((Who::Sender, since)));
+        turn.waits.set(Some((Who::Listener, since)));
+        turn.upstream.set(Asked { pause_ms: 0, ..UNASKED });
         timers.note_short(true);
-        assert!(turn.poll_answer(Who::Sender, &mut cx).is_pending());
+        assert!(turn.poll(Who::Listener, &mut cx).is_pending());
+        turn.waits.set(Some((Who::Sender, since)));
         assert_eq!(turn.poll(Who::Sender, &mut cx), Poll::Ready(Reason::Overload));
-        // Nor may he be silent for longer than ever.
-        turn.waits.set(Some((Who::Sender, turn.alarm.now_ms().saturating_sub(9_000))));
-        assert_eq!(turn.poll_answer(Who::Sender, &mut cx), Poll::Ready(Reason::RequestTimeout));
+    }
+
+    #[test]
+    fn who_listens_has_as_long_as_the_upstream_goes_on() {
+        let timers = Timers::new();
+        let turn = Turn::new(timers.alarm());
+        turn.patience.set(Patience {
+            pause_ms: 9_000,
+            body_rate_min: 1_000,
+            ..Patience::default()
+        });
+        turn.upstream.set(Asked { pause_ms: 5_000, ..UNASKED });
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut waits = |ms| {
+            turn.waits.set(Some((Who::Listener, turn.alarm.now_ms().saturating_sub(ms))));
+            turn.poll(Who::Listener, &mut cx)
+        };
+        // His bytes are too few for the time that they take, unless there is something to hear meanwhile.
+        for _ in 0..3 {
+            assert!(waits(6_000).is_pending());
+            turn.moved(Who::Sender, 1);
+            turn.heard();
+        }
+        assert!(waits(6_000).is_pending());
+        turn.moved(Who::Sender, 1);
+        assert_eq!(waits(6_000), Poll::Ready(Reason::Serve));
+        // Nor do both have longer than the longer of their pauses.
+        turn.heard();
+        assert_eq!(waits(9_000), Poll::Ready(Reason::Serve));
+        turn.upstream.set(Asked { pause_ms: 99_000, ..UNASKED });
+        assert!(waits(90_000).is_pending());
     }
 }

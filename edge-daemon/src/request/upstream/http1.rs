@@ -22,7 +22,7 @@ use super::{
         http1::{Body, Stream, Wire},
         incoming::{Broken, Frame, Incoming},
         timers::ms,
-        watch::Who,
+        watch::{Turn, Who},
     },
     Head,
     connection::{self, Failed, Patience},
@@ -42,8 +42,9 @@ struct Link {
     wire: Wire,
     reader: ResponseReader,
     sending: Sending,
-    /// Bytes of this request that have left.
+    /// Bytes of this request that have left, and whose move it waits for.
     sent: usize,
+    turn: Option<Rc<Turn>>,
     /// Interim answers to it.
     interim: u32,
     body: Body,
@@ -85,6 +86,7 @@ impl Connection {
             reader: ResponseReader::default(),
             sending: Sending::Done,
             sent: 0,
+            turn: None,
             interim: 0,
             body: Body::new(Framing::Empty, ANSWER),
             upgrade: None,
@@ -129,12 +131,10 @@ impl Connection {
             std::future::poll_fn(|cx| self.link.borrow_mut().poll_answer(to_head, patience, cx))
                 .await;
         match answer {
-            Ok(response) => {
-                let is_over = self.link.borrow_mut().is_over();
-                let reply = || connection::Reply::One(Reply(Rc::clone(&self.link)));
-                let body = if is_over { Incoming::Empty } else { Incoming::Reply(reply()) };
-                Ok(response.map(|()| body))
-            }
+            Ok(response) => Ok(response.map(|()| match self.link.borrow_mut().is_over() {
+                true => Incoming::Empty,
+                false => Incoming::Reply(connection::Reply::One(Reply(Rc::clone(&self.link)))),
+            })),
             Err(reason) => {
                 let link = &mut *self.link.borrow_mut();
                 link.state = State::Closed;
@@ -172,7 +172,7 @@ impl Link {
         let expected = matches!(parts.method, Method::POST | Method::PUT | Method::PATCH);
         self.keep = framing == Framing::Empty || expected;
         self.state = State::Busy;
-        (self.sent, self.interim) = (0, 0);
+        (self.sent, self.interim, self.turn) = (0, 0, Some(Rc::clone(upload.turn())));
         (self.sending, self.upgrade) = match protocol {
             Some(protocol) => (Sending::Done, Some((protocol, upload))),
             None => (Sending::Body { upload, framing }, None),
@@ -300,12 +300,13 @@ impl Link {
         if matches!(self.sending, Sending::Refused) {
             return Poll::Ready(());
         }
-        let flushed = if room {
-            ready!(self.wire.poll_write(cx, &mut self.sent))
-        } else {
-            ready!(self.wire.poll_flush(cx, &mut self.sent))
-        };
-        if flushed.is_err() {
+        let before = self.sent;
+        let write = if room { Wire::poll_write } else { Wire::poll_flush };
+        let flushed = write(&mut self.wire, cx, &mut self.sent);
+        if let Some(turn) = self.turn.as_ref().filter(|_| self.sent > before) {
+            turn.moved(Who::Upstream, self.sent - before);
+        }
+        if ready!(flushed).is_err() {
             self.sending = Sending::Refused;
         }
         Poll::Ready(())
@@ -321,6 +322,7 @@ impl Link {
         if self.state == State::Busy && self.body.is_done() {
             let clean = matches!(self.sending, Sending::Done) && self.wire.input.is_empty();
             self.state = if self.keep && clean { State::Idle } else { State::Closed };
+            self.turn = None;
         }
         self.state != State::Busy
     }
@@ -370,7 +372,7 @@ impl Reply {
         let link = self.0.borrow();
         match link.is_starved() {
             _ if link.is_tunnel => Who::Either,
-            true => Who::Sender,
+            true => Who::Listener,
             false => Who::Upstream,
         }
     }

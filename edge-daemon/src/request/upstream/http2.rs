@@ -220,6 +220,7 @@ impl Sending {
             match room {
                 Some(Ok(room)) => {
                     let part = self.waiting.split_to(room.min(self.waiting.len()));
+                    upload.turn().moved(Who::Upstream, part.len());
                     if !part.is_empty() && self.stream.send_data(part, false).is_err() {
                         self.upload = None;
                     }
@@ -265,7 +266,7 @@ impl Reply {
     }
 
     pub(super) fn waits_for(&self) -> Who {
-        if self.sending.is_starved() { Who::Sender } else { Who::Upstream }
+        if self.sending.is_starved() { Who::Listener } else { Who::Upstream }
     }
 }
 

@@ -86,7 +86,7 @@ impl Client {
                     if !ready!(self.poll_flush(false, cx)) {
                         return Poll::Ready(false);
                     }
-                    return self.turn.poll_answer(answer.waits_for(), cx).map(|_| false);
+                    return self.turn.poll(answer.waits_for(), cx).map(|_| false);
                 }
             }
         }
