@@ -758,6 +758,29 @@ fn answers_that_nobody_takes_hold_up_no_other_on_their_connection() -> Result<()
     Ok(())
 }
 
+#[test]
+fn uploads_that_nobody_takes_hold_up_no_other_on_their_connection() -> Result<()> {
+    let lab = Lab::new()?;
+    serve(&lab, |client| {
+        let mut writer = client.try_clone().ok()?;
+        let mut reader = BufReader::new(client);
+        if head(&mut reader)?.contains("stuck") {
+            thread::sleep(Duration::from_secs(60));
+            return None;
+        }
+        to_last_chunk(&mut reader);
+        writer.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").ok()
+    })?;
+    // Each is more than the sockets take, and what the edge takes beyond them.
+    lab.edge.sysctl("ipv4/tcp_wmem", "16384 16384 16384")?;
+    lab.origin.sysctl("ipv4/tcp_rmem", "16384 16384 16384")?;
+    let edged = lab.edged()?.set("route.0.methods", r#"["POST"]"#).start()?;
+    let script = root().join("tests/clients/uploads.mjs");
+    let out = run(lab.client.command("node").arg(script).arg(EDGE).arg(&edged.ca).arg("50"))?;
+    assert_eq!(out.trim(), "200");
+    Ok(())
+}
+
 /// Reads a body in chunks, or what there is of it.
 fn to_last_chunk(from: &mut impl std::io::BufRead) {
     let mut last = Vec::new();

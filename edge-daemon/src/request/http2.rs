@@ -46,6 +46,8 @@ pub(crate) async fn serve<IO: AsyncRead + AsyncWrite + Unpin>(
     let mut builder = h2::server::Builder::new();
     builder
         .max_concurrent_streams(bounds.streams_max)
+        .initial_window_size(WINDOW)
+        .initial_connection_window_size(bounds.streams_max * WINDOW)
         // A little beyond the bound, so that the path refuses it, with an answer and a count.
         .max_header_list_size(u32::try_from(2 * bounds.header_bytes_max).unwrap_or(u32::MAX))
         .max_send_buffer_size(SEND_BUFFER)
@@ -310,6 +312,9 @@ fn broken_off(worker: &Worker, visitor: &Visitor, error: &h2::Error) {
 
 /// How long a connection that was asked to stop may take over it.
 const STOP_GRACE_MS: u64 = 2_000;
+/// What a client may send of a body before the upstream has taken it, in bytes. The connection has room for that of every
+/// stream on it, so that one that has to wait holds up no other.
+const WINDOW: u32 = 64 * 1024;
 /// What h2 keeps of one stream's answer until the client takes it, in bytes.
 const SEND_BUFFER: usize = 64 * 1024;
 /// Streams that were reset of which h2 knows for a second, at the least.
