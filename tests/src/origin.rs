@@ -1,7 +1,8 @@
 //! A small HTTP/1.1 server behind the edge, whose answers tests choose by the path.
 //!
 //! `/echo` answers with the request head as JSON, `/slow?ms=` late, `/status/NNN` and what is below with a status,
-//! `/big?bytes=` at length, `/upload` with the count of bytes it read, `/drop` not to the end,
+//! `/big?bytes=` at length, `/upload` with the count of bytes it read, `/early` before it reads any, `/drop` and `/quiet`
+//! not to the end,
 //! `/garbage` with what is not HTTP, and anything else with `hello`.
 
 use std::{
@@ -118,9 +119,12 @@ fn converse(
         let head = read_head(&mut reader)?;
         seen.fetch_add(1, Relaxed);
         *targets.lock().ok()?.entry(head.target.clone()).or_default() += 1;
+        if head.path == "/early" {
+            respond(&mut writer, &head, "413", "text/plain", b"early").ok()?;
+        }
         let body_bytes = drain(&mut reader, &head).ok()?;
         whole.fetch_add(1, Relaxed);
-        if !answer(&mut writer, &head, body_bytes).ok()? {
+        if head.path != "/early" && !answer(&mut writer, &head, body_bytes).ok()? {
             return None;
         }
     }
@@ -149,6 +153,11 @@ fn answer(to: &mut TcpStream, head: &Head, body_bytes: u64) -> Result<bool> {
         "/drop" => {
             to.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf")?;
             return Ok(false);
+        }
+        "/quiet" => {
+            to.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf")?;
+            // Until its client is gone.
+            return to.read(&mut [0]).map(|_| false);
         }
         "/garbage" => {
             to.write_all(b"\x16\x03this is not HTTP\r\n\r\n")?;

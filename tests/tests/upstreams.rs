@@ -819,17 +819,18 @@ fn whoever_vanishes_takes_all_of_it_along() -> Result<()> {
     let key = edged.key("k")?;
     let before = at_rest(&edged)?;
     for flag in ["--http1.1", "--http2"] {
-        // While the upstream thinks; in the middle of a download; in the middle of an upload.
+        // While the upstream thinks; in the middle of a download, and where that pauses; in the middle of an upload.
         let gone = |path: &str, rate: &str| {
             let asked = edged.get(FRIEND, path).key(&key).flag(flag).arg("--max-time", "1");
             asked.arg("--limit-rate", rate)
         };
         assert!(gone("/slow?ms=3000", "1M").send().is_err());
         assert!(gone("/big?bytes=50000000", "100k").send().is_err());
+        assert!(gone("/quiet", "1M").send().is_err());
         assert!(gone("/upload", "50k").method("POST").body(vec![7; 1 << 20]).send().is_err());
     }
     nothing_leaks(&edged, before)?;
-    assert_eq!(edged.metrics()?.requests(Reason::ClientGone), 6.0);
+    assert_eq!(edged.metrics()?.requests(Reason::ClientGone), 8.0);
     Ok(())
 }
 

@@ -267,7 +267,7 @@ impl Client {
         .await
     }
 
-    /// Ready when the client has hung up while it waits for its answer.
+    /// Ready when the client has hung up while it waits for its answer, or for more of it.
     fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
         let inbound = &mut *self.inbound.borrow_mut();
         // Otherwise somebody else reads, or there is something to read.

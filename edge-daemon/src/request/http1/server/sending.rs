@@ -86,6 +86,9 @@ impl Client {
                     if !ready!(self.poll_flush(false, cx)) {
                         return Poll::Ready(false);
                     }
+                    if self.poll_gone(cx).is_ready() {
+                        return Poll::Ready(false);
+                    }
                     return self.turn.poll(answer.waits_for(), cx).map(|_| false);
                 }
             }
