@@ -7,7 +7,9 @@ use edge_common::Reason;
 use edge_tests::{
     Lab, Origin,
     client::{connect, raw_https, read_all, until},
+    frames::{DATA, END_HEADERS, END_STREAM, HEADERS, frame, get, literal, preface},
     lab::{CLIENT, FRIEND},
+    talk::Dial,
 };
 
 const SOON: Duration = Duration::from_secs(4);
@@ -134,17 +136,36 @@ fn requests_beyond_the_bound_are_told_to_come_back() -> Result<()> {
 #[test]
 fn an_answer_before_the_end_of_the_body_leaves_the_pool_in_order() -> Result<()> {
     let lab = Lab::new()?;
-    let _origin = Origin::start(&lab)?;
+    let origin = Origin::start(&lab)?;
     let edged = lab.edged()?.start()?;
     let key = edged.key("k")?;
-    for flag in ["--http1.1", "--http2"] {
-        for _ in 0..4 {
-            // The origin answers `/` without reading the body to its end.
-            let early = edged.get(FRIEND, "/").key(&key).method("POST").body(vec![7; 3 << 20]);
-            let _ = early.flag(flag).send();
-            let next = edged.get(FRIEND, "/echo").key(&key).flag(flag).send()?;
-            assert_eq!(next.status, 200, "{next:?}");
-        }
+    let part = [7; 16 << 10];
+    for n in 1..=4 {
+        // The origin answers before it reads any of the body, of which no more comes than this.
+        let mut one = Dial::new(&edged.ca, "edge.test")?.alpn("http/1.1").connect(&lab, FRIEND)?;
+        let ask = format!(
+            "POST /early HTTP/1.1\r\nHost: edge.test\r\nX-API-Key: {key}\r\nContent-Length: 3000000\r\n\r\n"
+        );
+        one.say(&[ask.as_bytes(), &part].concat())?;
+        let answer = one.answer()?;
+        assert_eq!((answer.status, &*answer.body), (413, "early"));
+        let next = edged.get(FRIEND, "/echo").key(&key).flag("--http1.1").send()?;
+        assert_eq!(next.status, 200, "{next:?}");
+
+        let mut two = Dial::new(&edged.ca, "edge.test")?.alpn("h2").connect(&lab, FRIEND)?;
+        let mut block = get("edge.test", "/early");
+        block[0] = 0x83; // `:method: POST`
+        block.extend(literal("x-api-key", &key));
+        let ask = [frame(HEADERS, END_HEADERS, 1, &block), frame(DATA, 0, 1, &part)];
+        two.say(&[preface(), ask.concat()].concat())?;
+        let early = frame(DATA, END_STREAM, 1, b"early");
+        let is_early = |bytes: &[u8]| bytes.windows(early.len()).any(|part| part == early);
+        let heard = two.hear(SOON, is_early)?;
+        assert!(is_early(&heard.bytes), "{heard:?}");
+        let next = edged.get(FRIEND, "/echo").key(&key).flag("--http2").send()?;
+        assert_eq!(next.status, 200, "{next:?}");
+        assert_eq!((origin.asked("/early"), origin.asked("/echo")), (2 * n, 2 * n));
     }
+    assert_eq!(origin.seen(), 16, "nobody asked for anything else");
     Ok(())
 }

@@ -209,6 +209,46 @@ fn an_answer_that_nobody_takes_is_given_up() -> Result<()> {
 }
 
 #[test]
+fn an_answer_that_is_taken_below_the_least_rate_is_given_up() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    lab.edge.sysctl("ipv4/tcp_wmem", "16384 16384 16384")?;
+    lab.home(FRIEND).sysctl("ipv4/tcp_rmem", "16384 16384 16384")?;
+    // Nobody here pauses for so long.
+    let edged = lab
+        .edged()?
+        .set("bounds.idle_timeout", r#""4s""#)
+        .set("bounds.answer_rate_min", r#""1MiB""#)
+        .start()?;
+    let key = edged.key("k")?;
+    let path = "/big?bytes=99999999";
+    let given_up = |talk: &mut Talk, n: f64| -> Result<()> {
+        let mut taken = 0;
+        until("it is given up", 2 * SOON, || {
+            taken += talk.hear(Duration::from_millis(100), |_| true)?.bytes.len();
+            std::thread::sleep(Duration::from_millis(50));
+            Ok(edged.metrics()?.requests(Reason::AnswerNotTaken) == n)
+        })?;
+        assert!(taken > 50_000, "it was taken all the time: {taken}");
+        Ok(())
+    };
+    let mut one = h1(&lab, &edged)?;
+    let ask = format!("GET {path} HTTP/1.1\r\nHost: edge.test\r\nX-API-Key: {key}\r\n\r\n");
+    one.say(ask.as_bytes())?;
+    given_up(&mut one, 1.0)?;
+    let mut two = h2(&lab, &edged)?;
+    let mut block = get("edge.test", path);
+    block.extend(edge_tests::frames::literal("x-api-key", &key));
+    let wide = |stream| frame(WINDOW, 0, stream, &[0x7f, 0, 0, 0]);
+    let ask = frame(HEADERS, END_HEADERS | END_STREAM, 1, &block);
+    two.say(&[wide(0), ask, wide(1)].concat())?;
+    given_up(&mut two, 2.0)?;
+    let signals = edged.metrics()?.value(r#"edged_signals_total{reason="answer_not_taken"}"#);
+    assert_eq!(signals, 2.0);
+    Ok(())
+}
+
+#[test]
 fn an_http2_connection_between_requests_is_ended_in_time() -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;
