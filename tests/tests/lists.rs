@@ -5,7 +5,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    sync::atomic::{AtomicUsize, Ordering::SeqCst},
     time::{Duration, Instant},
 };
 
@@ -129,14 +129,6 @@ fn ends(net: &IpNet) -> Vec<IpAddr> {
     }
 }
 
-/// Those that a packet can come from: the parser settles the others before the lists.
-fn is_source(address: &IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => !v4.is_unspecified() && !v4.is_broadcast() && !v4.is_multicast(),
-        IpAddr::V6(v6) => v6.segments()[0] == 0x2001,
-    }
-}
-
 #[test]
 fn the_program_says_what_the_entries_say() {
     let mut random = Random(7);
@@ -151,7 +143,7 @@ fn the_program_says_what_the_entries_say() {
     lists.replace(listed.iter().copied()).unwrap();
     for round in 0..3 {
         let nets: Vec<IpNet> = listed.iter().map(|(_, net, _)| *net).collect();
-        for address in nets.iter().flat_map(ends).filter(is_source) {
+        for address in nets.iter().flat_map(ends) {
             assert_eq!(
                 bench.passes(address),
                 model(&listed, address, boot_ns()),
@@ -191,7 +183,7 @@ fn what_was_compiled_before_there_were_tables_is_what_they_say() {
         // Lists that hold something already are replaced.
         for listed in [&first, &then] {
             lists.fill(Draft::new(networks, listed.iter().copied())).unwrap();
-            for address in listed.iter().flat_map(|(_, net, _)| ends(net)).filter(is_source) {
+            for address in listed.iter().flat_map(|(_, net, _)| ends(net)) {
                 let wanted = model(listed, address, boot_ns());
                 assert_eq!(bench.passes(address), wanted, "{address}, {networks}");
             }
@@ -290,67 +282,98 @@ fn what_no_image_has_room_for_is_refused_until_there_is() {
 }
 
 /// While whole lists take each other's place and single networks come and go, a prober that never
-/// pauses finds what is always denied denied, and what never is not.
+/// pauses finds denied what is always denied, and not what never is; and of each pair of neighbours
+/// the one that the list in force names.
 #[test]
 fn a_prober_sees_no_wrong_verdict_while_lists_are_swapped() {
     let count = networks();
-    let list = |odd: u32| -> Listed {
-        let nets = (0..count).map(|i| Ipv4Addr::from((11 << 24) + i * 2 + odd));
+    let lists = [0, 1].map(|odd| -> Listed {
+        let nets = (0..count).map(|i| IpNet::from(pair(i)[0][odd]));
+        let wide = (0..count / 10).map(|i| IpNet::new_assert(pair(i)[1][odd], 64).trunc());
         let always = [
             (Class::Deny, net("203.0.113.0/24"), FOREVER),
             (Class::Allow, net("203.0.113.8/32"), FOREVER),
         ];
-        nets.map(|address| (Class::Deny, IpNet::from(IpAddr::from(address)), FOREVER))
-            .chain(always)
-            .collect()
-    };
-    let lists = [list(0), list(1)];
+        nets.chain(wide).map(|net| (Class::Deny, net, FOREVER)).chain(always).collect()
+    });
     let mut bench = Bench::new("swap", count, &lists[0]);
     let kernel = bench.lists();
     kernel.replace(lists[0].iter().copied()).unwrap();
-    let stop = AtomicBool::new(false);
-    let (mut swaps, mut slowest, mut slowest_change) = (0, Duration::ZERO, Duration::ZERO);
-    let probed = std::thread::scope(|scope| {
-        let changer = scope.spawn(|| {
-            while !stop.load(Relaxed) {
+    // Twice the swaps that are done, and one more while the next is under way.
+    let phase = AtomicUsize::new(0);
+    let (mut slowest, mut slowest_change) = (Duration::ZERO, Duration::ZERO);
+    let (probed, settled, swapping) = std::thread::scope(|scope| {
+        let prober = scope.spawn(|| probe(&mut bench, count, &phase));
+        while !prober.is_finished() {
+            let begun = Instant::now();
+            let next = (phase.fetch_add(1, SeqCst) / 2 + 1) % 2;
+            kernel.replace(lists[next].iter().copied()).unwrap();
+            phase.fetch_add(1, SeqCst);
+            slowest = slowest.max(begun.elapsed());
+            for host in 0..100 {
+                let net = IpNet::from(IpAddr::from([198, 51, 100, host]));
                 let begun = Instant::now();
-                kernel.replace(lists[(swaps + 1) % 2].iter().copied()).unwrap();
-                slowest = slowest.max(begun.elapsed());
-                for host in 0..100 {
-                    let net = IpNet::from(IpAddr::from([198, 51, 100, host]));
-                    let begun = Instant::now();
-                    set(&kernel, Class::Deny, &net, FOREVER);
-                    set(&kernel, Class::Deny, &net, 0);
-                    slowest_change = slowest_change.max(begun.elapsed() / 2);
-                }
-                swaps += 1;
+                set(&kernel, Class::Deny, &net, FOREVER);
+                set(&kernel, Class::Deny, &net, 0);
+                slowest_change = slowest_change.max(begun.elapsed() / 2);
             }
-        });
-        let (begun, mut probed) = (Instant::now(), 0_u64);
-        while begun.elapsed() < Duration::from_secs(2) {
-            for (text, passes) in [
-                ("203.0.113.7", false),
-                ("203.0.113.8", true),
-                ("203.0.114.1", true),
-                ("198.51.101.1", true),
-            ] {
-                assert_eq!(bench.passes(text.parse().unwrap()), passes, "{text} after {probed}");
-                probed += 1;
-            }
-            // One of each pair of neighbours is denied in every list.
-            let host = (probed as u32).wrapping_mul(0x9e37_79b9) % count;
-            let pair = [0, 1].map(|odd| Ipv4Addr::from((11 << 24) + host * 2 + odd));
-            probed += pair.map(|address| bench.passes(address.into())).len() as u64;
         }
-        stop.store(true, Relaxed);
-        changer.join().unwrap();
-        probed
+        prober.join().unwrap()
     });
+    let swaps = phase.load(SeqCst) / 2;
+    for pair in (0..count / 10).step_by(10).flat_map(pair) {
+        let denied = [swaps % 2, 1 - swaps % 2].map(|odd| !bench.passes(pair[odd]));
+        assert_eq!(denied, [true, false], "{pair:?} in the end");
+    }
     assert!(swaps > 2 && probed > 1_000, "{swaps} swaps, {probed} probes");
+    assert!(settled > 10 && swapping > 10, "{settled} between swaps, {swapping} in them");
     println!(
         "{count} networks: {swaps} swaps, slowest {slowest:?}; slowest change {slowest_change:?}; \
-         {probed} probes"
+         {probed} probes, {settled} of pairs between swaps, {swapping} of pairs in them"
     );
+}
+
+/// Probes for two seconds: how often, and how many pairs between two swaps and in one.
+fn probe(bench: &mut Bench, count: u32, phase: &AtomicUsize) -> (u32, u32, u32) {
+    let (begun, mut probed, mut settled, mut swapping) = (Instant::now(), 0_u32, 0, 0);
+    while begun.elapsed() < Duration::from_secs(2) {
+        for (text, passes) in [
+            ("203.0.113.7", false),
+            ("203.0.113.8", true),
+            ("203.0.114.1", true),
+            ("198.51.101.1", true),
+        ] {
+            assert_eq!(bench.passes(text.parse().unwrap()), passes, "{text} after {probed}");
+            probed += 1;
+        }
+        let host = probed.wrapping_mul(0x9e37_79b9);
+        for pair in [pair(host % count)[0], pair(host % (count / 10))[1]] {
+            let before = phase.load(SeqCst);
+            let former = before / 2 % 2;
+            let denied = [former, 1 - former].map(|odd| !bench.passes(pair[odd]));
+            let after = phase.load(SeqCst);
+            probed += 2;
+            if before == after && before.is_multiple_of(2) {
+                assert_eq!(denied, [true, false], "{pair:?} after {probed}");
+                settled += 1;
+            } else if after <= (before | 1) + 1 {
+                // What the former list does not deny any more, the next one does.
+                assert_ne!(denied, [false, false], "{pair:?} after {probed}");
+                swapping += 1;
+            }
+        }
+    }
+    (probed, settled, swapping)
+}
+
+/// Two neighbours of either family, of which each list names one.
+fn pair(number: u32) -> [[IpAddr; 2]; 2] {
+    let v4 = [0, 1].map(|odd| Ipv4Addr::from((11 << 24) + number * 2 + odd).into());
+    let v6 = [0, 1].map(|odd| {
+        let network = 0x2001_0db8 << 32 | u128::from(number * 2 + odd);
+        Ipv6Addr::from(network << 64 | 7).into()
+    });
+    [v4, v6]
 }
 
 /// How many networks the swapped lists have; `EDGED_LIST_NETWORKS` for the full count.
