@@ -9,23 +9,26 @@ use std::{
 use anyhow::{Result, bail, ensure};
 use edge_common::{
     Reason, Source,
-    map::{Ban, FOREVER},
+    map::{Ban, FOREVER, FactFlag},
 };
 use edge_daemon::{
     clock::boot_ns,
-    kernel::{AttachMode, Kernel, ListCapacity, LoadSettings, Policy, Upkeep, Wanted, detach},
+    kernel::{
+        AttachMode, Kernel, ListCapacity, LoadSettings, Policy, Twin, Upkeep, Wanted, detach,
+    },
 };
 use edge_policy::list::Class;
 
 use crate::{
     corpus::Corpus,
-    model::{Judgement, World, world},
+    model::{Judgement, Told, World, world},
 };
 
 /// The kernel plane on its own, with everyone of a world on its lists and no limit.
 pub struct Guard {
     /// The loaded program and its tables.
     pub kernel: Kernel,
+    twin: Twin,
     world: World,
     pins: PathBuf,
 }
@@ -40,7 +43,9 @@ impl Guard {
         let lists = ListCapacity::of(1_000, []);
         let policy = Policy::UNLIMITED;
         let settings = LoadSettings { pin_dir: pins.clone(), debug: false, policy, lists };
-        let mut guard = Self { kernel: Kernel::load(&settings)?, world: world(), pins };
+        let mut kernel = Kernel::load(&settings)?;
+        let twin = kernel.take_twin()?;
+        let mut guard = Self { kernel, twin, world: world(), pins };
         guard.fill()?;
         Ok(guard)
     }
@@ -100,7 +105,8 @@ impl Guard {
         Ok(())
     }
 
-    /// Whether all of a batch is judged alike: each drop by its event, what passes by the counts.
+    /// Whether all of a batch is judged alike: each drop by its event, what passes by the counts and
+    /// by what the twin makes of it.
     fn agrees(&mut self, corpus: Corpus, numbers: Range<u64>) -> Result<bool> {
         let before = self.kernel.tables.counts()?;
         let mut expected = [0; Reason::COUNT];
@@ -109,8 +115,12 @@ impl Guard {
             let judgement = self.expected(&frame);
             expected[judgement.reason as usize] += 1;
             let passes = self.kernel.judge(&frame)?;
-            if passes != judgement.reason.passes() || (!passes && self.dropped() != Some(judgement))
-            {
+            let is_alike = if passes {
+                judgement.reason.passes() && self.told(&frame)? == judgement.told
+            } else {
+                self.dropped() == Some(judgement)
+            };
+            if !is_alike {
                 return Ok(false);
             }
         }
@@ -130,7 +140,21 @@ impl Guard {
     fn dropped(&mut self) -> Option<Judgement> {
         let drop = std::iter::from_fn(|| self.kernel.drops.next_drop()).last()?;
         let source = (drop.source != Source::default()).then(|| IpAddr::from(drop.source));
-        Some(Judgement { reason: Reason::from_index(drop.reason)?, source })
+        Some(Judgement { reason: Reason::from_index(drop.reason)?, source, told: None })
+    }
+
+    /// What the program makes of a packet that passes because nothing speaks against it.
+    fn told(&mut self, frame: &[u8]) -> Result<Option<Told>> {
+        let facts = self.twin.judge(frame, 0)?;
+        let has = |flag| facts.flags & flag != 0;
+        let told = Told {
+            protocol: facts.protocol,
+            ports: has(FactFlag::TRANSPORT).then_some([facts.source_port, facts.port]),
+            tcp_flags: facts.tcp_flags,
+            is_later: has(FactFlag::LATER_FRAGMENT),
+            has_more: has(FactFlag::MORE_FRAGMENTS),
+        };
+        Ok((facts.reason == Reason::Pass as u32).then_some(told))
     }
 
     /// Names the frame of a batch that is judged differently.
@@ -168,8 +192,11 @@ impl Guard {
             bail!("not counted once: {}", hex(frame));
         };
         ensure!(reason.passes() == passes, "counted as {}: {}", reason.name(), hex(frame));
-        let told = if passes { None } else { self.dropped() };
-        Ok(told.unwrap_or(Judgement { reason: *reason, source }))
+        if let Some(dropped) = self.dropped().filter(|_| !passes) {
+            return Ok(dropped);
+        }
+        let told = if passes { self.told(frame)? } else { None };
+        Ok(Judgement { reason: *reason, source, told })
     }
 }
 

@@ -25,6 +25,23 @@ pub struct Judgement {
     pub reason: Reason,
     /// Who sent it, as far as it can be told.
     pub source: Option<IpAddr>,
+    /// What else it says of itself, if it is read to its end and passes.
+    pub told: Option<Told>,
+}
+
+/// What limits, signatures and services go by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// The protocol, behind extension headers.
+    pub protocol: u8,
+    /// Source and destination; of ICMP 0, and type and code. `None` without a transport header.
+    pub ports: Option<[u16; 2]>,
+    /// TCP's.
+    pub tcp_flags: u8,
+    /// It is a fragment that is not the first.
+    pub is_later: bool,
+    /// It is a fragment that is not the last.
+    pub has_more: bool,
 }
 
 /// A slice of the frame that is left, or the reason for which reading it ends.
@@ -37,6 +54,8 @@ struct Payload<'a> {
     bytes: &'a [u8],
     /// Where in the frame they begin; 0 in IPv4, whose headers are short.
     start: usize,
+    /// A fragment but the first: nothing is left to read.
+    is_later: bool,
     /// More fragments follow, so lengths inside may point beyond these bytes.
     has_more: bool,
     is_v6: bool,
@@ -46,7 +65,7 @@ impl World {
     /// Judges a whole frame.
     #[must_use]
     pub fn judge(&self, frame: &[u8]) -> Judgement {
-        let nobody = |reason| Judgement { reason, source: None };
+        let nobody = |reason| Judgement { reason, source: None, told: None };
         let (ether_type, packet) = match untagged(frame) {
             Ok(found) => found,
             Err(reason) => return nobody(reason),
@@ -61,20 +80,29 @@ impl World {
             0x0800 | 0x86dd => return nobody(Reason::MalformedPacket),
             _ => return nobody(Reason::NotIp),
         };
-        let reason = self.listed(source).unwrap_or_else(|| {
-            if ether_type == 0x86dd && is_neighbour_discovery(packet) {
-                Reason::Pass
-            } else if holds(&self.banned, source) {
-                Reason::Ban
-            } else {
-                let start = frame.len() - packet.len();
-                let read = if ether_type == 0x0800 { v4(packet) } else { v6(packet, start) };
-                read.and_then(|payload| payload.map_or(Ok(()), transport))
-                    .err()
-                    .unwrap_or(Reason::Pass)
-            }
-        });
-        Judgement { reason, source: Some(source) }
+        let read = self.listed(source).map_or_else(
+            || {
+                if ether_type == 0x86dd && is_neighbour_discovery(packet) {
+                    // What keeps the link alive is not read any further.
+                    Ok(Told {
+                        protocol: 58,
+                        ports: None,
+                        tcp_flags: 0,
+                        is_later: false,
+                        has_more: false,
+                    })
+                } else if holds(&self.banned, source) {
+                    Err(Reason::Ban)
+                } else {
+                    let start = frame.len() - packet.len();
+                    let read = if ether_type == 0x0800 { v4(packet) } else { v6(packet, start) };
+                    read.and_then(transport)
+                }
+            },
+            Err,
+        );
+        let reason = read.err().unwrap_or(Reason::Pass);
+        Judgement { reason, source: Some(source), told: read.ok() }
     }
 
     fn listed(&self, source: IpAddr) -> Option<Reason> {
@@ -114,8 +142,8 @@ fn is_neighbour_discovery(packet: &[u8]) -> bool {
     packet[6] == 58 && packet[7] == 255 && message.len() >= 8 && (133..=137).contains(&message[0])
 }
 
-/// RFC 791. Nothing is left to read in a later fragment.
-fn v4(packet: &[u8]) -> Result<Option<Payload<'_>>, Reason> {
+/// RFC 791.
+fn v4(packet: &[u8]) -> Result<Payload<'_>, Reason> {
     let header = usize::from(packet[0] & 15) * 4;
     let stated = usize::from(u16_at(packet, 2));
     let total = if stated == 0 && is_put_together(packet) { packet.len() } else { stated };
@@ -125,12 +153,12 @@ fn v4(packet: &[u8]) -> Result<Option<Payload<'_>>, Reason> {
     let bytes = &whole(packet, total)?[header..];
     let fragment = u16_at(packet, 6);
     let (has_more, offset) = (fragment & 0x2000 != 0, fragment & 0x1fff);
-    let payload = Payload { protocol: packet[9], bytes, start: 0, has_more, is_v6: false };
-    Ok((offset == 0).then_some(payload))
+    let is_later = offset != 0;
+    Ok(Payload { protocol: packet[9], bytes, start: 0, is_later, has_more, is_v6: false })
 }
 
 /// RFC 8200: the chain of extension headers. `start` bytes of the frame lie before the packet.
-fn v6(packet: &[u8], start: usize) -> Result<Option<Payload<'_>>, Reason> {
+fn v6(packet: &[u8], start: usize) -> Result<Payload<'_>, Reason> {
     let (mut protocol, length) = (packet[6], usize::from(u16_at(packet, 4)));
     let mut bytes = &packet[40..];
     // RFC 2675: a jumbogram's length stands in its hop-by-hop options.
@@ -138,10 +166,10 @@ fn v6(packet: &[u8], start: usize) -> Result<Option<Payload<'_>>, Reason> {
         bytes = whole(bytes, length)?;
     }
     let end = start + 40 + bytes.len();
-    let mut has_more = false;
+    let (mut is_later, mut has_more) = (false, false);
     for followed in 0.. {
         let kind = protocol;
-        if !matches!(kind, 0 | 43 | 44 | 51 | 60 | 135 | 139 | 140) {
+        if is_later || !matches!(kind, 0 | 43 | 44 | 51 | 60 | 135 | 139 | 140) {
             break;
         }
         if followed == 8 {
@@ -153,9 +181,7 @@ fn v6(packet: &[u8], start: usize) -> Result<Option<Payload<'_>>, Reason> {
             44 => {
                 let field = u16_at(header, 2);
                 has_more |= field & 1 == 1;
-                if field >> 3 != 0 {
-                    return Ok(None);
-                }
+                is_later = field >> 3 != 0;
                 8
             }
             // RFC 4302: a whole header is 12 bytes at least.
@@ -171,7 +197,7 @@ fn v6(packet: &[u8], start: usize) -> Result<Option<Payload<'_>>, Reason> {
         }
     }
     let start = end - bytes.len();
-    Ok(Some(Payload { protocol, bytes, start, has_more, is_v6: true }))
+    Ok(Payload { protocol, bytes, start, is_later, has_more, is_v6: true })
 }
 
 /// Segments that the kernel put together are the only packets beyond their length field; it says 0.
@@ -180,8 +206,12 @@ fn is_put_together(longer: &[u8]) -> bool {
 }
 
 /// RFC 9293, 768, 792 and 4443: whole headers whose lengths the packet has room for.
-fn transport(payload: Payload<'_>) -> Result<(), Reason> {
-    let Payload { protocol, bytes, start, has_more, is_v6 } = payload;
+fn transport(payload: Payload<'_>) -> Result<Told, Reason> {
+    let Payload { protocol, bytes, start, is_later, has_more, is_v6 } = payload;
+    let told = Told { protocol, ports: None, tcp_flags: 0, is_later, has_more };
+    if is_later {
+        return Ok(told);
+    }
     let (least, stated) = match protocol {
         6 => (20, usize::from(whole(bytes, 20)?[12] >> 4) * 4),
         17 => {
@@ -190,7 +220,7 @@ fn transport(payload: Payload<'_>) -> Result<(), Reason> {
             (8, if is_v6 && stated == 0 { 8 } else { stated })
         }
         1 | 58 if is_v6 == (protocol == 58) => (8, 8),
-        _ => return Ok(()),
+        _ => return Ok(told),
     };
     whole(bytes, least)?;
     let fits = stated >= least && (has_more || stated <= bytes.len());
@@ -199,7 +229,13 @@ fn transport(payload: Payload<'_>) -> Result<(), Reason> {
     }
     // The same policy for TCP's options, where they are all in this packet.
     let is_far = protocol == 6 && stated <= bytes.len() && start + stated > HEADERS_END;
-    if is_far { Err(Reason::UnparsedPacket) } else { Ok(()) }
+    if is_far {
+        return Err(Reason::UnparsedPacket);
+    }
+    let first = u16_at(bytes, 0);
+    let ports = if least == 8 && protocol != 17 { [0, first] } else { [first, u16_at(bytes, 2)] };
+    let tcp_flags = if protocol == 6 { bytes[13] } else { 0 };
+    Ok(Told { ports: Some(ports), tcp_flags, ..told })
 }
 
 /// The first `length` bytes, if they are all there.
