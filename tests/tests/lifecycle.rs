@@ -301,6 +301,19 @@ fn edgectl_gives_the_interface_back_with_a_daemon_and_without() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn an_interface_that_is_switched_off_is_told_of() -> Result<()> {
+    let lab = Lab::new()?;
+    let edged = lab.edged()?.start()?;
+    for (state, wanted) in [("up", 1.0), ("down", 0.0), ("up", 1.0)] {
+        lab.edge.ip(&format!("link set edge0 {state}"))?;
+        until(state, Duration::from_secs(5), || {
+            Ok(edged.metrics()?.value(r#"edged_interface_up{interface="edge0"}"#) == wanted)
+        })?;
+    }
+    Ok(())
+}
+
 /// More bans than the kernel holds, as a host has them that was attacked from everywhere and booted.
 #[test]
 fn more_bans_than_there_is_room_for_keep_nobody_from_starting() -> Result<()> {

@@ -6,9 +6,9 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use edge_tests::{
     Edged, Lab, Origin,
-    client::{HOST, until},
+    client::{HOST, reaches, until},
     daemon::binary,
-    lab::{CLIENT, ORIGIN},
+    lab::{CLIENT, LISTED, ORIGIN},
     pki::{Authority, DAY, Leaf},
     talk::Dial,
 };
@@ -181,7 +181,7 @@ impl Bench<'_> {
     fn meet(&mut self, row: &Row, first: &[u8]) -> Result<()> {
         let before = self.raised(row)?;
         (row.spoil)(self)?;
-        let (code, said) = self.check()?;
+        let (code, said) = check(&self.edged)?;
         let text = fs::read_to_string(&self.edged.config)?;
         let line = text.lines().position(|line| line.contains(row.at)).context("a line")? + 1;
         let place = format!("edged.toml:{line}:");
@@ -205,16 +205,6 @@ impl Bench<'_> {
             self.edged.start_again().context("a start takes it")?;
         }
         Ok(())
-    }
-
-    /// What `edged check` ends with, and what it says. It is run as the daemon runs later: with no power to read what its
-    /// user may not.
-    fn check(&self) -> Result<(i32, String)> {
-        let mut check = self.edged.lab().edge.command("setpriv");
-        check.args(["--bounding-set", "-all"]).arg(binary("edged")?);
-        let done = check.args(["check", "--config"]).arg(&self.edged.config).output()?;
-        let said = String::from_utf8_lossy(&done.stderr).into_owned();
-        Ok((done.status.code().context("it ended")?, said))
     }
 
     fn raised(&self, row: &Row) -> Result<f64> {
@@ -253,6 +243,86 @@ impl Bench<'_> {
     fn servers(&self, more: &str) -> Result<()> {
         self.edged.edit("upstream.0.servers", &format!("[\"{ORIGIN}:8080\", \"{more}\"]"))
     }
+}
+
+/// What `edged check` ends with, and what it says. It is run as the daemon runs later: with no power to read what its
+/// user may not.
+fn check(edged: &Edged<'_>) -> Result<(i32, String)> {
+    let mut check = edged.lab().edge.command("setpriv");
+    check.args(["--bounding-set", "-all"]).arg(binary("edged")?);
+    let done = check.args(["check", "--config"]).arg(&edged.config).output()?;
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    Ok((done.status.code().context("it ended")?, said))
+}
+
+#[test]
+fn bad_lists_are_told_and_what_was_listed_stays() -> Result<()> {
+    let lab = Lab::new()?;
+    let path = lab.dir().join("deny.txt");
+    let listed = |count: u32| -> String {
+        (0..count).map(|i| format!("192.0.{}.{}\n", 3 + i / 250, i % 250)).collect()
+    };
+    let good = format!("{LISTED}\n{}", listed(20));
+    fs::write(&path, &good)?;
+    let edged = lab
+        .edged()?
+        .set("lists.networks_max", "1000")
+        .set("lists.deny", "[]")
+        .set("lists.deny_files", &format!("[{path:?}]"))
+        .start()?;
+    let file = || -> Result<[f64; 3]> {
+        let metrics = edged.metrics()?;
+        Ok(["networks", "skipped", "stale"]
+            .map(|what| metrics.sum(&format!("edged_list_file_{what}"), &[])))
+    };
+    let is_good = || -> Result<()> {
+        fs::write(&path, &good)?;
+        mode(&path, 0o600)?;
+        edged.tell("reload")?;
+        ensure!(file()? == [21.0, 0.0, 0.0], "{:?}", file()?);
+        Ok(())
+    };
+    for (text, rights, told, found) in [
+        (good.clone() + "192.0.2.0/33\n", 0o600, "not a network: '192.0.2.0/33'", [21.0, 1.0, 0.0]),
+        (good.clone() + "32.0.0.0/3\n", 0o600, "32.0.0.0/3 is wider than any", [21.0, 1.0, 0.0]),
+        ("192.0.3.1\n".to_owned(), 0o600, "more than 90% fewer than before", [21.0, 0.0, 1.0]),
+        (good.clone(), 0o000, "cannot read it: Permission denied", [21.0, 0.0, 1.0]),
+    ] {
+        is_good().context(told)?;
+        fs::write(&path, text)?;
+        mode(&path, rights)?;
+        // A check asks what the daemon has kept of the file, which is written behind its start.
+        until(told, Duration::from_secs(10), || {
+            let (code, said) = check(&edged)?;
+            let place = if found[1] > 0.0 { "deny.txt:22:1" } else { "deny.txt" };
+            Ok(code == 0 && said.contains(told) && said.contains(place))
+        })?;
+        edged.tell("reload")?;
+        ensure!(file()? == found, "{told}: {:?}", file()?);
+        ensure!(!reaches(&lab, LISTED, 443), "{told}");
+    }
+    is_good()?;
+    let raised = |name: &str| Ok::<_, anyhow::Error>(edged.metrics()?.value(name));
+    let config = fs::read_to_string(&edged.config)?;
+    for (told, series) in [
+        ("the kernel's table ENTRIES is full", "edged_list_failures_total"),
+        ("kernel.interfaces", REFUSED),
+    ] {
+        let (refused, before) = (raised(REFUSED)?, raised(series)?);
+        if series == REFUSED {
+            edged.edit("kernel.interfaces", r#"["edge0", "nowhere0"]"#)?;
+        } else {
+            fs::write(&path, listed(3_000))?;
+        }
+        let reload = edged.ctl("reload")?;
+        let words = String::from_utf8_lossy(&reload.stderr).into_owned();
+        ensure!(!reload.status.success() && words.contains(told), "{told}: {words}");
+        ensure!(raised(REFUSED)? > refused && raised(series)? > before, "{told}");
+        ensure!(!reaches(&lab, LISTED, 443), "{told}");
+        fs::write(&edged.config, &config)?;
+        is_good().context(told)?;
+    }
+    Ok(())
 }
 
 fn certificate(chain: &Path, key: &Path, name: &str) -> String {
