@@ -215,6 +215,11 @@ impl Conduct {
         is_malformed
     }
 
+    /// Whether the trailers to which somebody has come are none: what they belong to is not to go on without them.
+    pub fn is_cut(&mut self, stream: u32) -> bool {
+        self.faults.is_cut(stream)
+    }
+
     /// A request was handed on.
     pub fn begun(&mut self, stream: u32) {
         if !self.reset.contains(&stream) {
@@ -251,6 +256,8 @@ impl Conduct {
     }
 
     fn close(&mut self, stream: u32) -> bool {
+        // Nobody comes to what is behind it any more.
+        self.faults.is_cut(stream);
         let found = self.open.iter().position(|open| *open == stream);
         found.map(|at| self.open.swap_remove(at)).is_some()
     }
@@ -403,7 +410,6 @@ mod tests {
             (block(3, &[0x80]), Fault::Compression),
             // Padding before and behind, and a part of the head in a frame of its own.
             (frame(HEADERS, 0x2d, 3, &[1, 0, 0, 0, 0, 9, 0x82, 0xbe, 0]), Fault::Compression),
-            (block(1, &[0x82]), Fault::Protocol),
         ] {
             let good = [block(1, &[0x82, 0x84]), frame(DATA, 0, 1, &[7; 20])].concat();
             let bytes = [&good[..], &bad, &frame(PING, 0, 0, &[0; 8])].concat();
@@ -431,6 +437,23 @@ mod tests {
         assert_eq!(conduct.take_noted().malformed, 1, "it is told of once");
         // More than may wait to be handed on are not remembered.
         (0..200).for_each(|n| _ = conduct.received(&frame(HEADERS, 5, 2 * n + 9, &[0xbe]), 0));
+        assert_eq!(conduct.fault(), Some(Fault::Protocol));
+    }
+
+    #[test]
+    fn trailers_that_are_none_cost_only_their_own_stream() {
+        let mut conduct = begun();
+        let head = |stream| frame(HEADERS, 4, stream, &[0x83, 0x84]);
+        let trailers = |stream| frame(HEADERS, 5, stream, &[0x82]);
+        let all = [head(1), head(3), head(5), trailers(1), trailers(5)].concat();
+        assert_eq!(conduct.received(&all, 0), all.len());
+        conduct.begun(1);
+        conduct.begun(5);
+        conduct.received(&frame(RESET, 0, 5, &[0, 0, 0, 8]), 0);
+        let cut = [1, 3, 5, 1].map(|stream| conduct.is_cut(stream));
+        assert_eq!((cut, conduct.fault()), ([true, false, false, false], None));
+        // More than may wait for somebody are not remembered.
+        (0..200).for_each(|_| _ = conduct.received(&trailers(3), 0));
         assert_eq!(conduct.fault(), Some(Fault::Protocol));
     }
 

@@ -1,12 +1,13 @@
 //! One request over HTTP/2 and its answer, from head to last byte.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     rc::Rc,
     task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
+use edge_policy::http2::Conduct;
 use h2::{RecvStream, SendStream, server::SendResponse};
 use http::{Method, Request, Response, StatusCode, header};
 
@@ -25,6 +26,7 @@ pub(super) struct Exchange {
     pub(super) entrance: Entrance,
     pub(super) turn: Rc<Turn>,
     pub(super) respond: SendResponse<Bytes>,
+    pub(super) conduct: Rc<RefCell<Conduct>>,
 }
 
 impl Exchange {
@@ -41,7 +43,7 @@ impl Exchange {
         let asked = asks.clone();
         let request = request.map(|body| match body.is_end_stream() {
             true => Incoming::Empty,
-            false => Incoming::Http2(body, stated, asks),
+            false => Incoming::Http2(body, stated, asks, Rc::clone(&self.conduct)),
         });
         let turn = Rc::clone(&self.turn);
         let own = Rc::clone(&worker);

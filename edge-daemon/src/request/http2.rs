@@ -279,10 +279,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Client<IO> {
         self.conduct.borrow_mut().begun(respond.stream_id().as_u32());
         self.open.set(open + 1);
         let open = Open(Rc::clone(&self.open));
-        let entrance = self.entrance;
+        let (entrance, conduct) = (self.entrance, Rc::clone(&self.conduct));
         let (worker, visitor) = (Rc::clone(&self.worker), self.visitor.clone());
         spawn_local(async move {
-            let mut stream = Exchange { entrance, turn, respond };
+            let mut stream = Exchange { entrance, turn, respond, conduct };
             stream.run(worker, visitor, request).await;
             drop(open);
         });

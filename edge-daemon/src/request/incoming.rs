@@ -8,6 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use edge_identity::signed::BodyCheck;
+use edge_policy::http2::Conduct;
 use http::HeaderMap;
 
 use super::{body::Upload, http1::Inbound, upstream::Reply, watch::Who};
@@ -20,7 +21,7 @@ pub(crate) enum Incoming {
     Http1(Rc<RefCell<Inbound>>),
     /// A client's, over HTTP/2, with the length that its head states; what comes is held to it. Who
     /// waits to be told to go on is asked for when somebody waits for the first part.
-    Http2(h2::RecvStream, Option<u64>, Option<Rc<Cell<bool>>>),
+    Http2(h2::RecvStream, Option<u64>, Option<Rc<Cell<bool>>>, Rc<RefCell<Conduct>>),
     /// An upstream's.
     Reply(Reply),
     /// All of it, in memory.
@@ -78,10 +79,16 @@ impl Incoming {
         match self {
             Self::Empty => Poll::Ready(None),
             Self::Http1(inbound) => Inbound::poll_frame(inbound, cx),
-            Self::Http2(stream, _, asks) => {
+            Self::Http2(stream, _, asks, conduct) => {
                 let frame = poll_stream(stream, cx);
                 if let Some(asks) = asks.take() {
                     asks.set(frame.is_pending());
+                }
+                // The library leaves out what makes them none.
+                if matches!(frame, Poll::Ready(Some(Ok(Frame::Trailers(_)))))
+                    && conduct.borrow_mut().is_cut(stream.stream_id().as_u32())
+                {
+                    return Poll::Ready(Some(Err(Broken::Malformed)));
                 }
                 frame
             }
@@ -115,7 +122,7 @@ impl Incoming {
         match self {
             Self::Empty => Some(0),
             Self::Http1(inbound) => inbound.borrow().body.length(),
-            Self::Http2(_, stated, _) => *stated,
+            Self::Http2(_, stated, ..) => *stated,
             Self::Reply(reply) => reply.length(),
             Self::Whole(bytes) => Some(bytes.len() as u64),
             Self::Signed(signed) => {

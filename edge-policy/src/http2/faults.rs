@@ -33,6 +33,8 @@ pub(super) struct Faults {
     last: u32,
     /// Streams whose heads are no request's (RFC 9113, 8.1.1), until they are handed on.
     malformed: Vec<u32>,
+    /// Streams whose trailers are none, until somebody comes to them.
+    cut: Vec<u32>,
 }
 
 impl Faults {
@@ -87,14 +89,12 @@ impl Faults {
         let block = if gathered.is_empty() { part } else { &gathered };
         self.table.read(block, self.is_trailers).or_else(|fault| match fault {
             hpack::Fault::Compression => Err(Fault::Compression),
-            // Trailers belong to what was handed on already, and is not to go on without them.
-            hpack::Fault::Malformed
-                if self.is_trailers || self.malformed.len() == MALFORMED_MAX =>
-            {
-                Err(Fault::Protocol)
-            }
             hpack::Fault::Malformed => {
-                self.malformed.push(frame.stream);
+                let streams = if self.is_trailers { &mut self.cut } else { &mut self.malformed };
+                if streams.len() == MALFORMED_MAX {
+                    return Err(Fault::Protocol);
+                }
+                streams.push(frame.stream);
                 Ok(())
             }
         })
@@ -105,6 +105,12 @@ impl Faults {
         let is_malformed = self.malformed.contains(&stream);
         self.malformed.retain(|malformed| *malformed > stream);
         is_malformed
+    }
+
+    /// Whether the trailers of a stream, to which somebody has come, are none; it is forgotten.
+    pub(super) fn is_cut(&mut self, stream: u32) -> bool {
+        let found = self.cut.iter().position(|cut| *cut == stream);
+        found.map(|at| self.cut.swap_remove(at)).is_some()
     }
 }
 
@@ -127,7 +133,7 @@ const SETTING_BYTES: usize = 6;
 /// `SETTINGS_INITIAL_WINDOW_SIZE` (RFC 9113, 6.5.2), and how large it may be.
 const INITIAL_WINDOW: u16 = 4;
 const WINDOW_MAX: u32 = (1 << 31) - 1;
-/// Streams with such heads that wait to be handed on.
+/// Streams with such heads that wait to be handed on, or with such trailers.
 const MALFORMED_MAX: usize = 128;
 /// Bytes of one head in all its parts: more than the library takes before it has had enough.
 const BLOCK_BYTES_MAX: usize = 1 << 20;
