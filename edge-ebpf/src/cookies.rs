@@ -39,10 +39,6 @@ use crate::{
     tables::{self, Knobs, Slot, fact, setting},
 };
 
-/// Whether the kernel has the helpers, which came with 6.0. At 0 the verifier removes the code.
-#[unsafe(no_mangle)]
-static SYN_COOKIES: u8 = 1;
-
 /// Answers a SYN to a listener under pressure, and refuses what belongs to no connection while
 /// there is too much of it, and what would complete one too many.
 ///
@@ -50,14 +46,11 @@ static SYN_COOKIES: u8 = 1;
 /// machine is not filled in yet, and whoever forges a SYN can compute it.
 #[inline(always)]
 pub fn judge(ctx: &XdpContext, knobs: Knobs, slot: &Slot) -> ControlFlow<Reason> {
-    // SAFETY: a static of this program, which the loader sets before it is loaded. Volatile, or the
-    // compiler would take the value above for the last word.
-    let has_helpers = unsafe { (&raw const SYN_COOKIES).read_volatile() } != 0;
     if fact!(slot, protocol) != IPPROTO_TCP || slot.flags() & FactFlag::TRANSPORT == 0 {
         return Continue(());
     }
     let asked = match slot.flags() & FactFlag::FRAGMENT {
-        0 if has_helpers => setting!(knobs, flags),
+        0 => setting!(knobs, flags),
         _ => 0,
     };
     if fact!(slot, tcp_flags) & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN) == TCP_SYN {

@@ -10,8 +10,6 @@ use std::{
 use aya::{
     Ebpf,
     maps::{Array, HashMap, IterableMap as _, MapData},
-    programs::ProgramType,
-    sys::{BpfHelper, is_helper_supported},
 };
 use edge_common::{
     Rate,
@@ -100,20 +98,6 @@ impl Defence {
         let listeners = self.expand(&seen);
         let hidden = self.expand(&unseen).difference(&listeners).count();
         Ok(Protected { listeners, hidden, vlans })
-    }
-
-    /// Whether the kernel's programs may use the cookie helpers.
-    pub(super) fn has_helpers(&self) -> Result<bool, KernelError> {
-        let helper = BpfHelper::BPF_FUNC_tcp_raw_gen_syncookie_ipv4;
-        let has = is_helper_supported(ProgramType::Xdp, helper).map_err(KernelError::Probe)?;
-        match self.syn_cookies {
-            When::Always if !has => Err(KernelError::NoSynCookies),
-            When::Auto if !has => {
-                tracing::warn!("no SYN cookies: they need kernel 6.0");
-                Ok(false)
-            }
-            _ => Ok(has),
-        }
     }
 
     /// What is protected on a host of these addresses.

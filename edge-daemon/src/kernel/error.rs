@@ -107,12 +107,6 @@ pub enum KernelError {
         /// Why it failed.
         source: ProgramError,
     },
-    /// The kernel does not tell what its programs may call.
-    #[error("cannot ask the kernel for its helpers")]
-    Probe(#[source] ProgramError),
-    /// The kernel has no helpers for SYN cookies, which shall always be sent.
-    #[error("kernel.syn_cookies.mode = \"always\" needs kernel 6.0; \"auto\" does without")]
-    NoSynCookies,
     /// The host does not take SYN cookies back at all times.
     #[error(
         "kernel.syn_cookies.mode = \"always\" needs net.ipv4.tcp_syncookies = 2, which is {found}: \

@@ -266,17 +266,13 @@ impl Kernel {
 fn load_object(folder: &Path, settings: &LoadSettings) -> Result<Ebpf, KernelError> {
     // `debug!` and all below it. At 0 the verifier removes the code.
     let level: u8 = if settings.debug { 4 } else { 0 };
-    let syn_cookies = u8::from(settings.policy.defence.has_helpers()?);
     let mut loader = EbpfLoader::new();
     loader.btf(Some(btf::kernel_types()?));
     settings.lists.size(&mut loader);
     for table in pins::TABLES {
         loader.map_pin_path(table.name, folder.join(table.name));
     }
-    let loaded = loader
-        .override_global(aya_log::LEVEL, &level, true)
-        .override_global(SYN_COOKIES, &syn_cookies, true)
-        .load(OBJECT);
+    let loaded = loader.override_global(aya_log::LEVEL, &level, true).load(OBJECT);
     loaded.map_err(KernelError::Object)
 }
 
@@ -349,8 +345,6 @@ fn socket_cookie(socket: BorrowedFd<'_>) -> std::io::Result<u64> {
 const PACKETS: &str = "edged";
 /// Its twin, which leaves no trace.
 const TWIN: &str = "edged_twin";
-/// The switch of the code that needs the cookie helpers.
-const SYN_COOKIES: &str = "SYN_COOKIES";
 const XDP_PASS: u32 = 2;
 const XDP_TX: u32 = 3;
 /// Bytes by which an answer may be longer than what it answers.
