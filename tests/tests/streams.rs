@@ -776,7 +776,7 @@ fn uploads_that_nobody_takes_hold_up_no_other_on_their_connection() -> Result<()
     lab.origin.sysctl("ipv4/tcp_rmem", "16384 16384 16384")?;
     let edged = lab.edged()?.set("route.0.methods", r#"["POST"]"#).start()?;
     let script = root().join("tests/clients/uploads.mjs");
-    let out = run(lab.client.command("node").arg(script).arg(EDGE).arg(&edged.ca).arg("50"))?;
+    let out = run(lab.client.command("node").arg(script).arg(EDGE).arg(&edged.ca).arg("15"))?;
     assert_eq!(out.trim(), "200");
     Ok(())
 }

@@ -43,11 +43,14 @@ pub(crate) async fn serve<IO: AsyncRead + AsyncWrite + Unpin>(
     turn.begin(&bounds);
     let alarm = turn.alarm();
     alarm.set(alarm.now_ms() + ms(bounds.header_timeout));
+    let (memory, in_flight) = (&worker.edge.metrics.memory, &worker.edge.metrics.requests);
+    let is_scarce = memory.is_scarce(in_flight.load(Relaxed));
+    let windows = if is_scarce { 1 } else { BODIES };
     let mut builder = h2::server::Builder::new();
     builder
         .max_concurrent_streams(bounds.streams_max)
         .initial_window_size(WINDOW)
-        .initial_connection_window_size(bounds.streams_max * WINDOW)
+        .initial_connection_window_size(windows * WINDOW)
         // A little beyond the bound, so that the path refuses it, with an answer and a count.
         .max_header_list_size(u32::try_from(2 * bounds.header_bytes_max).unwrap_or(u32::MAX))
         .max_send_buffer_size(SEND_BUFFER)
@@ -312,9 +315,11 @@ fn broken_off(worker: &Worker, visitor: &Visitor, error: &h2::Error) {
 
 /// How long a connection that was asked to stop may take over it.
 const STOP_GRACE_MS: u64 = 2_000;
-/// What a client may send of a body before the upstream has taken it, in bytes. The connection has room for that of every
-/// stream on it, so that one that has to wait holds up no other.
+/// What a client may send of a body before the upstream has taken it, in bytes.
 const WINDOW: u32 = 64 * 1024;
+/// Bodies for which a connection has such room, so that those that have to wait hold up no other: what comes at once
+/// must fit below the ceiling of memory.
+const BODIES: u32 = 16;
 /// What h2 keeps of one stream's answer until the client takes it, in bytes.
 const SEND_BUFFER: usize = 64 * 1024;
 /// Streams that were reset of which h2 knows for a second, at the least.
