@@ -69,8 +69,8 @@ impl Defence {
         flags.iter().filter(|(on, _)| *on).fold(0, |flags, (_, flag)| flags | flag)
     }
 
-    /// What the host can do of it.
-    pub(super) fn survey(&self) -> Result<Survey, KernelError> {
+    /// Checks that the host can do what is asked of it.
+    pub(super) fn check(&self) -> Result<(), KernelError> {
         if self.syn_cookies != When::Off {
             match number("tcp_syncookies")? {
                 found if found != 2 && self.syn_cookies == When::Always => {
@@ -80,6 +80,11 @@ impl Defence {
                 _ => {}
             }
         }
+        Ok(())
+    }
+
+    /// What the host says to it.
+    pub(super) fn survey(&self) -> Result<Survey, KernelError> {
         Ok(Survey { keep: keep()?, protected: self.protected()? })
     }
 

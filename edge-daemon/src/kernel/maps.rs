@@ -151,6 +151,14 @@ impl Tables {
         self.write_policy(policy, &policy.survey()?)
     }
 
+    /// Puts back what was in force, whether or not the host would take it on now.
+    ///
+    /// # Errors
+    /// [`KernelError::Table`] if the kernel refuses.
+    pub fn restore_policy(&mut self, policy: &Policy) -> Result<(), KernelError> {
+        self.write_policy(policy, &policy.look()?)
+    }
+
     pub(super) fn write_policy(
         &mut self,
         policy: &Policy,

@@ -71,7 +71,14 @@ impl Policy {
         self
     }
 
+    /// Refused, if the host cannot do what is asked of it.
     pub(super) fn survey(&self) -> Result<Survey, KernelError> {
+        self.defence.check()?;
+        self.look()
+    }
+
+    /// Whether or not the host can do what is asked of it.
+    pub(super) fn look(&self) -> Result<Survey, KernelError> {
         let ephemeral_ports = rules::ephemeral_ports()?;
         Ok(Survey { ephemeral_ports, defence: self.defence.survey()? })
     }

@@ -169,7 +169,7 @@ impl Writer {
 
     fn keep_former(&mut self) {
         let policy = plan::kernel_policy(&self.settings);
-        match self.tables.update_policy(&policy) {
+        match self.tables.restore_policy(&policy) {
             Ok(()) => self.signatures.clone_from(&self.settings.kernel.signatures),
             Err(error) => tracing::error!(%error, "nor can the former policy be put back"),
         }
