@@ -149,12 +149,23 @@ fn the_end_of_one_side_of_a_tunnel_reaches_the_other() -> Result<()> {
     talk.hear(SOON, |bytes| bytes.ends_with(b"hello,"))?;
     drop(talk);
     ends.recv_timeout(SOON).context("the server hears that its client is gone")?;
+    // Who only says that he has no more to say hears the rest.
+    let mut talk = h1(&lab, &edged)?;
+    talk.say(ask("/health", "").as_bytes())?;
+    talk.hear(SOON, |bytes| bytes.ends_with(b"hello,"))?;
+    talk.say(b"and more")?;
+    talk.end_sending(true)?;
+    let heard = talk.hear(SOON, |_| false)?;
+    assert_eq!((heard.bytes.as_slice(), heard.closed), (&b"and more"[..], true));
+    ends.recv_timeout(SOON).context("the server hears that its client has ended")?;
     until("nothing is left", SOON, || {
         let metrics = edged.metrics()?;
         let left =
             metrics.value("edged_requests_in_flight") + metrics.value("edged_connections_open");
         Ok(left == 0.0)
     })?;
+    let told = edged.metrics()?;
+    assert_eq!([Reason::Serve, Reason::ClientGone].map(|r| told.requests(r)), [2.0, 0.0]);
     Ok(())
 }
 

@@ -160,10 +160,7 @@ impl Answer {
         }
         self.ending.turn.heard();
         match &frame {
-            // However another protocol ends, both who speak it can bring that about.
-            Some(Err(_)) if self.ending.status == StatusCode::SWITCHING_PROTOCOLS => {
-                self.ending.settle(Reason::Serve);
-            }
+            Some(Err(_)) if self.ending.status == StatusCode::SWITCHING_PROTOCOLS => {}
             // An upload that breaks off takes its answer along.
             Some(Err(_)) => {
                 let reason = upload.fault.get().unwrap_or(Reason::UpstreamInvalid);
@@ -215,7 +212,10 @@ impl Drop for Answer {
     /// A body of known length is not asked for its end once its last byte is out.
     fn drop(&mut self) {
         let Content::Passed { incoming, lease, .. } = &mut self.content else { return };
-        if incoming.is_end_stream() || incoming.length() == Some(0) {
+        if self.ending.status == StatusCode::SWITCHING_PROTOCOLS {
+            // However another protocol ends, both who speak it can bring that about.
+            self.ending.settle(Reason::Serve);
+        } else if incoming.is_end_stream() || incoming.length() == Some(0) {
             self.ending.settle(Reason::Serve);
             give_back(lease);
         } else if let (Some(lease), Some(reason)) = (lease, self.ending.turn.overdue()) {

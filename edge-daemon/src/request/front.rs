@@ -265,14 +265,20 @@ async fn handshake(
     None
 }
 
-/// Shakes hands with a client that may take so long, each long step in its turn. `None`: a turn did not come in time.
+/// Shakes hands with a client that may take so long, each long step in its turn. `None`: its turns did not come in time.
 async fn shake(
     worker: &Worker,
     plan: &Plan,
     greeted: Greeted,
     mut left: Duration,
 ) -> Option<Result<Result<Shaken, Refusal>, Elapsed>> {
-    let pass = async || timeout(plan.bounds.handshake_timeout, worker.turnstile.pass()).await.ok();
+    let mut wait_left = plan.bounds.handshake_timeout;
+    let mut pass = async || {
+        let began = Instant::now();
+        let passed = timeout(wait_left, worker.turnstile.pass()).await;
+        wait_left = wait_left.saturating_sub(began.elapsed());
+        passed.ok()
+    };
     pass().await?;
     let mut shaking = greeted.answer();
     loop {

@@ -190,6 +190,7 @@ impl Turn {
                 // What it holds is needed for those who are not slow.
                 _ if self.alarm.is_early() => Reason::Overload,
                 Who::Upstream => Reason::UpstreamTimeout,
+                Who::Listener if self.alarm.now_ms() >= until_ms => Reason::UpstreamTimeout,
                 // Nobody had more to say.
                 Who::Listener | Who::Either => Reason::Serve,
                 Who::Taker => Reason::AnswerNotTaken,
@@ -279,5 +280,8 @@ mod tests {
         assert_eq!(waits(9_000), Poll::Ready(Reason::Serve));
         turn.upstream.set(Asked { pause_ms: 99_000, ..UNASKED });
         assert!(waits(90_000).is_pending());
+        // Nor longer than the upstream may take in all.
+        turn.upstream.set(Asked { pause_ms: 99_000, until_ms: 0 });
+        assert_eq!(waits(0), Poll::Ready(Reason::UpstreamTimeout));
     }
 }

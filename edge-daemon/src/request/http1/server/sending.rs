@@ -86,10 +86,12 @@ impl Client {
                     if !ready!(self.poll_flush(false, cx)) {
                         return Poll::Ready(false);
                     }
-                    if self.poll_gone(cx).is_ready() {
+                    let waits_for = answer.waits_for();
+                    // Who ends his side of a tunnel may wait for the other's.
+                    if waits_for != Who::Either && self.poll_gone(cx).is_ready() {
                         return Poll::Ready(false);
                     }
-                    return self.turn.poll(answer.waits_for(), cx).map(|_| false);
+                    return self.turn.poll(waits_for, cx).map(|_| false);
                 }
             }
         }
