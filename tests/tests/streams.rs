@@ -298,6 +298,28 @@ fn a_server_is_not_to_blame_for_how_a_tunnel_ends() -> Result<()> {
 }
 
 #[test]
+fn a_tunnel_whose_client_takes_nothing_is_given_up_and_counted_so() -> Result<()> {
+    let lab = Lab::new()?;
+    serve(&lab, |mut client| {
+        head(&mut BufReader::new(client.try_clone().ok()?))?;
+        client.write_all(SWITCHED).ok()?;
+        loop {
+            client.write_all(&[b'x'; 16 << 10]).ok()?;
+        }
+    })?;
+    let edged = lab
+        .edged()?
+        .set("route.0.upgrades", UPGRADES)
+        .set("bounds.idle_timeout", r#""1s""#)
+        .start()?;
+    let mut talk = h1(&lab, &edged)?;
+    talk.say(ask("/health", "").as_bytes())?;
+    until("it is given up", SOON, || Ok(edged.metrics()?.requests(Reason::AnswerNotTaken) == 1.0))?;
+    assert_eq!(edged.metrics()?.requests(Reason::Serve), 0.0);
+    Ok(())
+}
+
+#[test]
 fn an_answer_before_the_end_of_the_body_says_that_it_is_the_last() -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;

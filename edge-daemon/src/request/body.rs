@@ -213,8 +213,10 @@ impl Drop for Answer {
     fn drop(&mut self) {
         let Content::Passed { incoming, lease, .. } = &mut self.content else { return };
         if self.ending.status == StatusCode::SWITCHING_PROTOCOLS {
-            // However another protocol ends, both who speak it can bring that about.
-            self.ending.settle(Reason::Serve);
+            // Both who speak another protocol can bring its end about, unless a bound did.
+            if self.ending.turn.overdue().is_none() {
+                self.ending.settle(Reason::Serve);
+            }
         } else if incoming.is_end_stream() || incoming.length() == Some(0) {
             self.ending.settle(Reason::Serve);
             give_back(lease);
