@@ -536,8 +536,12 @@ fn fingerprints_are_those_of_an_independent_reading() -> Result<()> {
     Ok(())
 }
 
-/// Those that would ban who fails to shake hands.
-const SCENARIOS: [&str; 3] = ["flood", "protocol-abuse", "slow-client"];
+/// The configuration of a daemon that bans nobody for failing to shake hands.
+fn without_scenarios() -> String {
+    ["flood", "protocol-abuse", "slow-client"]
+        .map(|name| format!("[[scenario]]\nname = \"{name}\"\nenabled = false"))
+        .join("\n")
+}
 
 #[test]
 fn handshakes_are_bounded_in_number_rate_and_time() -> Result<()> {
@@ -547,11 +551,7 @@ fn handshakes_are_bounded_in_number_rate_and_time() -> Result<()> {
         .set("bounds.handshakes_max", "4")
         .set("bounds.handshake_timeout", "\"2s\"")
         .set("limits.handshakes", "{ rate = \"1/m\", burst = 12 }")
-        .append(
-            &SCENARIOS
-                .map(|name| format!("[[scenario]]\nname = \"{name}\"\nenabled = false"))
-                .join("\n"),
-        )?
+        .append(&without_scenarios())?
         .start()?;
     let within = Duration::from_secs(5);
     let slow =
@@ -601,11 +601,7 @@ fn whose_turn_to_shake_hands_does_not_come_in_time_is_refused() -> Result<()> {
         .edged()?
         .set("server.workers", "1")
         .set("bounds.handshake_timeout", "\"20ms\"")
-        .append(
-            &SCENARIOS
-                .map(|name| format!("[[scenario]]\nname = \"{name}\"\nenabled = false"))
-                .join("\n"),
-        )?
+        .append(&without_scenarios())?
         .start()?;
     let (words, within) = (first_words(&edged)?, Duration::from_secs(5));
     until("some had no turn", Duration::from_secs(30), || {
