@@ -63,21 +63,19 @@ impl Trusted {
         if naming == Naming::Off || !self.has(proven) {
             return Ok(proven);
         }
-        for value in headers.get_all(naming.header()).iter().rev() {
-            let value = value.to_str().map_err(|_| Meaningless)?;
-            let mut hops: Box<dyn Iterator<Item = Result<Hop, Meaningless>>> = match naming {
-                Naming::Forwarded => Box::new(elements(value)?.into_iter().rev().map(Ok)),
-                _ => Box::new(value.rsplit(',').map(trim).filter(|hop| !hop.is_empty()).map(node)),
-            };
-            while self.has(proven) {
-                match hops.next().transpose()? {
-                    Some(Hop::Address(address)) => proven = address,
-                    Some(Hop::Hidden) => return Ok(proven),
-                    None => break,
+        for line in headers.get_all(naming.header()).iter().rev() {
+            for part in naming.parts(line.as_bytes())?.into_iter().rev() {
+                let text = trim(std::str::from_utf8(part).map_err(|_| Meaningless)?);
+                let hop = match naming {
+                    _ if text.is_empty() => continue,
+                    Naming::Forwarded => element(text)?,
+                    _ => node(text)?,
+                };
+                match hop {
+                    Hop::Address(address) if self.has(address) => proven = address,
+                    Hop::Address(address) => return Ok(address),
+                    Hop::Hidden => return Ok(proven),
                 }
-            }
-            if !self.has(proven) {
-                break;
             }
         }
         Ok(proven)
@@ -91,44 +89,54 @@ impl Naming {
             _ => HeaderName::from_static("x-forwarded-for"),
         }
     }
+
+    /// What each proxy wrote into a line, in its order.
+    fn parts(self, line: &[u8]) -> Result<Vec<&[u8]>, Meaningless> {
+        match self {
+            Self::Forwarded => elements(line),
+            _ => Ok(line.split(|byte| *byte == b',').collect()),
+        }
+    }
 }
 
-/// The `for` of each element of a `Forwarded` field, in its order.
-fn elements(value: &str) -> Result<Vec<Hop>, Meaningless> {
-    let mut hops = Vec::new();
-    let mut rest = trim(value);
-    while !rest.is_empty() {
-        let (mut hop, mut seen) = (None, Vec::new());
-        // The parameters of one element, up to its comma.
-        loop {
-            if !rest.starts_with([',', ';']) && !rest.is_empty() {
-                let (name, after) = token(rest)?;
-                let (value, after) = word(after.strip_prefix('=').ok_or(Meaningless)?)?;
-                let name = name.to_ascii_lowercase();
-                if name == "for" {
-                    hop = Some(node(&value)?);
-                }
-                if seen.contains(&name) {
-                    return Err(Meaningless);
-                }
-                seen.push(name);
-                rest = trim(after);
+/// What is between the commas of a `Forwarded` field. Those in quotes separate nothing, so a quote that is left open
+/// leaves nothing to be told apart.
+fn elements(line: &[u8]) -> Result<Vec<&[u8]>, Meaningless> {
+    let (mut elements, mut begin, mut is_quoted) = (Vec::new(), 0, false);
+    let mut bytes = line.iter().enumerate();
+    while let Some((at, byte)) = bytes.next() {
+        match byte {
+            b'"' => is_quoted = !is_quoted,
+            b'\\' if is_quoted => _ = bytes.next(),
+            b',' if !is_quoted => {
+                elements.push(&line[begin..at]);
+                begin = at + 1;
             }
-            match rest.strip_prefix(';') {
-                Some(after) => rest = trim(after),
-                None => break,
+            _ => {}
+        }
+    }
+    elements.push(&line[begin..]);
+    if is_quoted { Err(Meaningless) } else { Ok(elements) }
+}
+
+/// The `for` of an element, which may be there once.
+fn element(text: &str) -> Result<Hop, Meaningless> {
+    let (mut hop, mut rest) = (None, text);
+    loop {
+        if !rest.is_empty() && !rest.starts_with(';') {
+            let (name, after) = token(rest)?;
+            let (value, after) = word(after.strip_prefix('=').ok_or(Meaningless)?)?;
+            if name.eq_ignore_ascii_case("for") && hop.replace(node(&value)?).is_some() {
+                return Err(Meaningless);
             }
+            rest = trim(after);
         }
-        if !seen.is_empty() {
-            hops.push(hop.unwrap_or(Hop::Hidden));
-        }
-        match rest.strip_prefix(',') {
+        match rest.strip_prefix(';') {
             Some(after) => rest = trim(after),
-            None if rest.is_empty() => break,
+            None if rest.is_empty() => return Ok(hop.unwrap_or(Hop::Hidden)),
             None => return Err(Meaningless),
         }
     }
-    Ok(hops)
 }
 
 /// A token at the begin, and what follows it.
@@ -156,24 +164,18 @@ fn word(text: &str) -> Result<(String, &str), Meaningless> {
 
 /// An address with or without port, `unknown`, or a name that hides one.
 fn node(text: &str) -> Result<Hop, Meaningless> {
-    if text.eq_ignore_ascii_case("unknown") || text.starts_with('_') {
+    // The port may be hidden as well.
+    let name = text.rsplit_once(":_").map_or(text, |(name, _)| name);
+    if text.starts_with('_') || name.eq_ignore_ascii_case("unknown") {
         return Ok(Hop::Hidden);
     }
-    if let Ok(address) = text.parse::<IpAddr>() {
-        return Ok(Hop::Address(address.to_canonical()));
-    }
-    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
-    if let Some(address) = bare.and_then(|text| text.parse::<Ipv6Addr>().ok()) {
-        return Ok(Hop::Address(IpAddr::from(address).to_canonical()));
-    }
-    if let Ok(address) = text.parse::<SocketAddr>() {
-        return Ok(Hop::Address(address.ip().to_canonical()));
-    }
-    // The port may be hidden as well.
-    match text.rsplit_once(":_") {
-        Some((address, _)) => node(address),
-        None => Err(Meaningless),
-    }
+    let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
+    let address = match bare {
+        Some(bare) => bare.parse::<Ipv6Addr>().map(IpAddr::from).ok(),
+        None => name.parse().ok(),
+    };
+    let address = address.or_else(|| Some(name.parse::<SocketAddr>().ok()?.ip()));
+    Ok(Hop::Address(address.ok_or(Meaningless)?.to_canonical()))
 }
 
 fn trim(text: &str) -> &str {
@@ -190,7 +192,7 @@ mod tests {
     fn client(naming: Naming, fields: &[&str]) -> Result<String, Meaningless> {
         let mut headers = HeaderMap::new();
         for field in fields {
-            headers.append(naming.header(), HeaderValue::from_str(field).unwrap());
+            headers.append(naming.header(), HeaderValue::from_bytes(field.as_bytes()).unwrap());
         }
         let nets = ["10.0.0.0/8", "2001:db8:f::/48"].map(|net| net.parse().unwrap());
         let trusted = Trusted::new(nets.into());
@@ -208,6 +210,7 @@ mod tests {
             (&["203.0.113.9, 192.0.2.1"], "192.0.2.1"),
             (&["203.0.113.9", "192.0.2.1"], "192.0.2.1"),
             (&["garbage, 192.0.2.1, 10.0.0.2"], "192.0.2.1"),
+            (&["gärbage", "ü, 192.0.2.1"], "192.0.2.1"),
             (&["192.0.2.1, 10.0.0.3", "10.0.0.2"], "192.0.2.1"),
             (&["192.0.2.1, , 10.0.0.2,"], "192.0.2.1"),
             (&["10.0.0.3, 10.0.0.2"], "10.0.0.3"),
@@ -237,7 +240,11 @@ mod tests {
             ("for=192.0.2.1, proto=https", "10.0.0.1"),
             ("for=192.0.2.1, for=_hidden, for=10.0.0.2", "10.0.0.2"),
             ("for=unknown", "10.0.0.1"),
+            ("for=\"unknown:_port\", for=10.0.0.2", "10.0.0.2"),
             (" ,for=\"192.0.2.\\1\" , ", "192.0.2.1"),
+            // What the client made up need not be well-formed, as long as no quote is left open.
+            ("for=203.0.113.9:80, for=192.0.2.1", "192.0.2.1"),
+            ("ü=\"a, b\"c, =, for=192.0.2.1", "192.0.2.1"),
             ("", "10.0.0.1"),
         ] {
             assert_eq!(forwarded(field).as_deref(), Ok(expected), "{field}");
@@ -250,6 +257,7 @@ mod tests {
             "for=192.0.2.1;for=192.0.2.2",
             "for=192.0.2.1:80",
             "for=nonsense",
+            "for=\"192.0.2.1:_a:_b\"",
             // A quote that the client left open would swallow what the proxy added.
             "for=\"x, for=192.0.2.1",
             "=x",
@@ -281,14 +289,22 @@ mod tests {
             let _ = client(naming, &[&field]);
         }
 
-        /// However a client begins the header, it cannot get past the address that the proxy saw.
+        /// However a client begins the header, and whatever host it asks the proxy for, it cannot get past the address
+        /// that the proxy saw.
         #[test]
-        fn nobody_moves_what_the_proxy_wrote(forged in "[ -~]{0,60}", separate: bool) {
-            for (naming, seen) in [(Naming::XForwardedFor, "192.0.2.1"), (Naming::Forwarded, "for=192.0.2.1")] {
+        fn nobody_moves_what_the_proxy_wrote(
+            forged in "[ -~]{0,60}|(for=198[.]51[.]100[.]9|[,;=\"\\\\x ]){0,8}",
+            host in "[ -~]{0,60}|(for=198[.]51[.]100[.]9|[,;=\"\\\\x ]){0,8}",
+            separate: bool,
+        ) {
+            let host = host.replace('\\', "\\\\").replace('"', "\\\"");
+            let seen = format!("for=192.0.2.1;host=\"{host}\";by=\"_x\"");
+            for (naming, seen) in [(Naming::XForwardedFor, "192.0.2.1"), (Naming::Forwarded, &*seen)] {
                 let joined = format!("{forged}, {seen}");
                 let fields = if separate { vec![&*forged, seen] } else { vec![&*joined] };
                 let found = client(naming, &fields);
                 prop_assert!(found == Err(Meaningless) || found.as_deref() == Ok("192.0.2.1"), "{found:?}");
+                prop_assert!(!separate || found.is_ok(), "{fields:?}");
             }
         }
     }

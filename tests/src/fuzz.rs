@@ -21,7 +21,7 @@ pub fn inputs(folder: &str, target: &str) -> Result<Vec<Vec<u8>>> {
     paths.iter().map(|path| fs::read(path).with_context(|| path.display().to_string())).collect()
 }
 
-/// Gives a target its seeds, each of them cut short everywhere, and so many damaged ones.
+/// Gives a target its seeds, each of them cut short everywhere, so many damaged ones, and long ones.
 ///
 /// # Errors
 /// If it has no seeds.
@@ -39,7 +39,19 @@ pub fn run(name: &str, target: Run, damaged: usize) -> Result<()> {
         }
         target(&bytes);
     }
+    for _ in 0..damaged / 400 {
+        let seed = random.pick(&seeds);
+        target(&long(seed, &mut random));
+    }
     Ok(())
+}
+
+/// A seed that goes on and on at one place, so that what costs more with each step shows.
+fn long(seed: &[u8], random: &mut Random) -> Vec<u8> {
+    let at = random.below(seed.len() as u32) as usize;
+    let end = seed.len().min(at + 1 + random.below(4) as usize);
+    let again = seed[at..end].repeat(LONG / (end - at));
+    [&seed[..end], &*again, &seed[end..]].concat()
 }
 
 /// One change such as a fuzzer would make.
@@ -63,6 +75,9 @@ fn damage(bytes: &mut Vec<u8>, seeds: &[Vec<u8>], random: &mut Random) {
         _ => {}
     }
 }
+
+/// As much as a head may have, and then some.
+const LONG: usize = 40 * 1024;
 
 /// Bytes that mean something to one parser or another.
 const TELLING: &[u8] = b"\0\x01\x7f\x80\xff\t\r\n \"%&'()*+,-./0129:;<=>?@AZ[\\]_az{}~";
