@@ -1,8 +1,11 @@
 //! Several labs around a server that they share: Debian's Redis, in a namespace of its own.
 
 use std::{
+    io::{Read as _, Result as IoResult, Write as _},
+    net::{Ipv4Addr, Shutdown, TcpListener, TcpStream},
     path::PathBuf,
     process::{Child, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
@@ -145,6 +148,29 @@ impl Hub {
         Ok(String::from_utf8_lossy(&done.stdout).into_owned())
     }
 
+    /// Stands between the edges and Redis, at [`BETWEEN`]: what they ask is answered by `answer`, or passed on to
+    /// Redis if it has no answer to it. Until the test ends.
+    ///
+    /// # Errors
+    /// If the port is taken.
+    pub fn between(
+        &self,
+        answer: impl Fn(&str) -> Option<String> + Send + Sync + 'static,
+    ) -> Result<()> {
+        let listener = self.ns.enter(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, BETWEEN)))?;
+        let (ns, answer) = (Netns::open(self.ns.name())?, Arc::new(answer));
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                let Ok(redis) = ns.enter(|| TcpStream::connect((Ipv4Addr::LOCALHOST, 6379))) else {
+                    continue;
+                };
+                let (Ok(client), answer) = (client, Arc::clone(&answer)) else { return };
+                std::thread::spawn(move || pass_on(client, redis, &*answer));
+            }
+        });
+        Ok(())
+    }
+
     /// The lines of a configuration for the n-th lab's edge.
     ///
     /// # Errors
@@ -165,6 +191,33 @@ impl Hub {
         ))
     }
 }
+
+/// Questions are short enough to come whole.
+fn pass_on(
+    mut client: TcpStream,
+    mut redis: TcpStream,
+    answer: &dyn Fn(&str) -> Option<String>,
+) -> IoResult<()> {
+    let (mut answers, mut back) = (redis.try_clone()?, client.try_clone()?);
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut answers, &mut back);
+        let _ = back.shutdown(Shutdown::Both);
+    });
+    let mut question = vec![0; 1 << 16];
+    loop {
+        let length = client.read(&mut question)?;
+        if length == 0 {
+            return redis.shutdown(Shutdown::Both);
+        }
+        match answer(&String::from_utf8_lossy(&question[..length])) {
+            Some(answer) => client.write_all(answer.as_bytes())?,
+            None => redis.write_all(&question[..length])?,
+        }
+    }
+}
+
+/// The port of who stands between the edges and Redis.
+pub const BETWEEN: u16 = 6380;
 
 impl Drop for Hub {
     fn drop(&mut self) {

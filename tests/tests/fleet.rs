@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a helper of tests may fail as a test does")]
 
 use std::{
+    net::Ipv4Addr,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -13,9 +14,10 @@ use edge_tests::{
     Edged, Lab, Origin,
     client::{reaches, until},
     daemon::binary,
-    fleet::Hub,
+    fleet::{BETWEEN, Hub},
     lab::{ATTACKER, CLIENT, FRIEND},
     nat::Nat,
+    netns::Netns,
 };
 
 fn start<'l>(hub: &Hub, n: usize, lab: &'l Lab, lines: &str) -> Result<Edged<'l>> {
@@ -385,6 +387,44 @@ fn bans_come(a: &Edged<'_>, b: &Edged<'_>, count: usize) -> Result<()> {
         a.tell(&format!("ban add 198.51.100.20{n} --ttl 1h"))?;
     }
     until("all have come", Duration::from_secs(10), || Ok(b.bans()?.len() == count)).map(drop)
+}
+
+#[test]
+fn who_comes_late_misses_no_ban_while_others_end() -> Result<()> {
+    const LIVE: u64 = 1_500;
+    let lab = Lab::new()?;
+    let hub = Hub::start(&[&lab])?;
+    let section = hub.section(0, &lab, "timeout = \"2s\"")?;
+    let section = section.replace(":6379", &format!(":{BETWEEN}"));
+    let secret = std::fs::read(lab.dir().join("fleet.secret"))?;
+    let (seal, now_ms) = (Seal::new("edged", &secret), edge_daemon::clock::unix_ms());
+    let until_ms = now_ms + 3_600_000;
+    let add = |members: &mut dyn Iterator<Item = (u64, String)>| -> Vec<String> {
+        let scored = members.flat_map(|(score, member)| [score.to_string(), member]);
+        ["ZADD".to_owned(), "edged:bans".to_owned()].into_iter().chain(scored).collect()
+    };
+    let live = add(&mut (0..LIVE).map(|n| {
+        let client = Ipv4Addr::from_bits(0xc612_0000 + n as u32).into();
+        let act = Act::Ban { strikes: 1, reason: "scan".into() };
+        // Not of this minute, which has a cap.
+        let at_ms = now_ms - 3_600_000;
+        (until_ms, Record { client, act, at_ms, until_ms, node: "other".into() }.seal(&seal))
+    }));
+    hub.cli(&live.iter().map(String::as_str).collect::<Vec<_>>())?;
+    // As the first page is asked for there are others, which are over when it comes.
+    let (ns, is_asked) = (Netns::open(hub.ns.name())?, AtomicBool::new(false));
+    hub.between(move |question| {
+        if question.contains("RANGEBYSCORE") && !is_asked.swap(true, Relaxed) {
+            let now_ms = edge_daemon::clock::unix_ms();
+            let over = add(&mut (0..500).map(|n| (now_ms, format!("over soon {n}"))));
+            ns.command("redis-cli").args(over).output().unwrap();
+        }
+        None
+    })?;
+    let edged = lab.edged()?.append(&section)?.start()?;
+    connected(&edged, 1.0)?;
+    assert_eq!(records(&edged, "applied")?, LIVE as f64);
+    Ok(())
 }
 
 #[test]

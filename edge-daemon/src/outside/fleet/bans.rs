@@ -90,7 +90,8 @@ async fn read(
     }
 }
 
-/// Reads the set, page by page; the number in the stream to read on from.
+/// Reads the set, page by page; the number in the stream to read on from. What ends last comes first: what is
+/// over meanwhile moves nothing that is still to be read, and what is added has some of it come twice.
 async fn catch_up(
     fleet: &Fleet,
     edge: &Edge,
@@ -103,10 +104,10 @@ async fn catch_up(
     let last = entries(newest).pop().map_or("0".to_owned(), |(id, _)| id);
     let mut from = 0;
     loop {
-        let page = cmd("ZRANGEBYSCORE")
+        let page = cmd("ZREVRANGEBYSCORE")
             .arg(&set)
-            .arg(clock::unix_ms())
             .arg("+inf")
+            .arg(clock::unix_ms())
             .arg("LIMIT")
             .arg(from)
             .arg(PAGE)
