@@ -4,6 +4,7 @@
 //! when it returns; it waits for the disk, so it belongs on the control thread.
 
 mod bans;
+mod dates;
 mod denials;
 mod keys;
 mod lending;

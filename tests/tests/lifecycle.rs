@@ -314,6 +314,69 @@ fn an_interface_that_is_switched_off_is_told_of() -> Result<()> {
     Ok(())
 }
 
+/// A host without a battery for its clock boots months before everything that it has on disk.
+#[test]
+fn what_is_from_the_future_lasts_for_no_longer_than_it_was_to() -> Result<()> {
+    use edge_daemon::{
+        clock,
+        control::ListName,
+        store::{BanRecord, ListRecord, Store},
+    };
+    use edge_policy::verdict::{Culprit, Origin, Step};
+    const HOUR_MS: u64 = 3_600_000;
+    let lab = Lab::new()?;
+    let later_ms = clock::unix_ms() + 90 * 24 * HOUR_MS;
+    let record = |client: &str, step, milder| {
+        anyhow::Ok(BanRecord {
+            culprit: Culprit::Source(client.parse::<std::net::IpAddr>()?.into()),
+            step,
+            since_ms: later_ms,
+            until_ms: later_ms + HOUR_MS,
+            strikes: 1,
+            reason: "source_rate".into(),
+            scenario: "flood".into(),
+            origin: Origin::Scenario,
+            spared: None,
+            evidence: Vec::new(),
+            milder,
+        })
+    };
+    let longer = BanRecord {
+        until_ms: later_ms + 2 * HOUR_MS,
+        ..record(ATTACKER, Step::Refuse, Vec::new())?
+    };
+    let listed = ListRecord {
+        net: "203.0.113.0/24".parse()?,
+        until_ms: Some(later_ms + HOUR_MS),
+        reason: None,
+        added_ms: later_ms,
+        by: "uid 0".into(),
+        monitor: false,
+    };
+    let state = lab.dir().join("state");
+    let (store, _) = Store::open(&state, 7)?;
+    store.put_bans(&[
+        record(ATTACKER, Step::Ban, vec![longer])?,
+        record("198.51.100.201", Step::Refuse, Vec::new())?,
+    ])?;
+    store.put_list(ListName::Deny, &listed)?;
+    drop(store);
+    let begun_ms = clock::unix_ms();
+    let mut edged = lab.edged()?.start()?;
+    assert!(edged.banned(ATTACKER)?);
+    assert!(edged.terminate()?.success());
+    let kept = Store::open(&state, 7)?.0.load_all()?;
+    let now_ms = clock::unix_ms();
+    let most = |hours| begun_ms..=now_ms + hours * HOUR_MS;
+    for ban in &kept.bans {
+        assert!(most(1).contains(&ban.until_ms) && ban.since_ms <= now_ms, "{ban:?}");
+        assert!(ban.milder.iter().all(|ban| most(2).contains(&ban.until_ms)), "{ban:?}");
+    }
+    assert_eq!((kept.bans.len(), kept.deny.len()), (2, 1));
+    assert!(most(1).contains(&kept.deny[0].until_ms.context("it ends")?), "{:?}", kept.deny);
+    Ok(())
+}
+
 /// More bans than the kernel holds, as a host has them that was attacked from everywhere and booted.
 #[test]
 fn more_bans_than_there_is_room_for_keep_nobody_from_starting() -> Result<()> {

@@ -347,6 +347,13 @@ impl Prepared {
     /// If the store cannot be read.
     pub fn new(settings: &Settings, sheets: Sheets, store: &Store) -> anyhow::Result<Self> {
         let mut past = store.load_all()?;
+        let redated = store.redate(&mut past, clock::unix_ms())?;
+        if redated > 0 {
+            tracing::warn!(
+                redated,
+                "bans or list entries begin in the future, and last from now on: the clock is behind, or was ahead"
+            );
+        }
         let [allow, deny] = Configured::both(settings).map(Arc::new);
         let allow = List { configured: allow, ..List::new(std::mem::take(&mut past.allow)) };
         let mut deny =
