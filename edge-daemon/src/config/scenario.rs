@@ -317,9 +317,9 @@ mod tests {
     fn what_is_shipped_is_sound() {
         assert_eq!(SHIPPED.len(), 14);
         for own in SHIPPED.iter() {
-            let faults = faults(own, DAY);
+            let faults = faults(own, DAY, &[]);
             assert!(faults.is_empty(), "{}: {}", own.name, faults[0].1.what);
-            assert!(careless(own).is_none() && !is_hasty(own), "{}", own.name);
+            assert!(careless(own).is_none() && !is_hasty(own, &[]), "{}", own.name);
             let shadows = SHIPPED.iter().find(|other| other.name != own.name && other.shadows(own));
             assert!(shadows.is_none(), "{} by {}", own.name, shadows.unwrap().name);
         }
@@ -452,6 +452,10 @@ mod tests {
                 "'a' speaks against whoever makes 60 requests in a minute",
             ),
             (
+                "signals = [\"served\"]\ncapacity = 5\nleak = \"1/m\"\nstep = \"429\"\nduration = \"10m\"".into(),
+                "'a' speaks against whoever makes 60 requests in a minute",
+            ),
+            (
                 with("signals = [\"credential_invalid\"]\nmethods = [\"GET\"]\nstep = \"403\""),
                 "'brute-force' does before it",
             ),
@@ -463,5 +467,18 @@ mod tests {
             let warnings = scenario(&lines).expect(&lines).1;
             assert!(warnings.contains(what), "{lines}\n{warnings}");
         }
+    }
+
+    #[test]
+    fn paths_below_which_all_routes_lie_are_those_of_all_requests() {
+        let own = "\n[[scenario]]\nname = \"a\"\nsignals = [\"served\"]\npaths = [\"/api\"]\n\
+                   capacity = 5\nleak = \"1/m\"\nstep = \"403\"\nduration = \"10m\"\n";
+        let told = |path: &str| {
+            let text = MINIMAL.replace("path = \"/\"", &format!("path = \"{path}\"")) + own;
+            parse(Path::new("edged.toml"), &text).unwrap().1.to_string()
+        };
+        assert!(told("/api/v1").contains("'a' speaks against whoever makes 60 requests"));
+        assert!(told("/api").contains("'a' speaks against"));
+        assert_eq!((told("/"), told("/apis")), (String::new(), String::new()));
     }
 }

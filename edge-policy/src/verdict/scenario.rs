@@ -106,13 +106,19 @@ impl Filter {
                 || asked.is_some_and(|a| self.methods.iter().any(|m| m.as_str() == &*a.method)))
             && (self.statuses.is_empty()
                 || asked.is_some_and(|a| self.statuses.contains(&a.status)))
-            && (self.paths.is_empty() || self.paths.iter().any(|p| is_under(signal.path(), p)))
+            && self.takes(signal.path())
             && self.places.iter().all(|among| among.fits(signal.places));
         if fits { weight.into() } else { 0 }
     }
 }
 
 impl Filter {
+    /// Whether it takes what is asked for at a path.
+    #[must_use]
+    pub fn takes(&self, path: &str) -> bool {
+        self.paths.is_empty() || self.paths.iter().any(|top| is_under(path, top))
+    }
+
     /// The kinds that weigh anything.
     pub fn kinds(&self) -> impl Iterator<Item = Kind> {
         Kind::all().filter(|kind| self.weights[kind.index()] > 0)

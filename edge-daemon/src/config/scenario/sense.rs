@@ -12,7 +12,11 @@ use edge_policy::{
 use toml::de::{DeArray, DeTable};
 
 use super::{PLACES, SECOND_NS, ns};
-use crate::config::{reader::Notes, settings::Settings, text, whole};
+use crate::config::{
+    reader::Notes,
+    settings::{Route, Settings},
+    text, whole,
+};
 
 /// What no single key can tell: scenarios that can never speak, or that speak against everybody.
 pub(in crate::config) fn check(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'_>) {
@@ -31,7 +35,7 @@ pub(in crate::config) fn check(settings: &Settings, document: &DeTable<'_>, note
         before.push(name);
         let own = verdicts.scenarios.iter().find(|scenario| &*scenario.name == name);
         let Some(own) = own.filter(|_| notes.is_clean_at(&place("name"))) else { continue };
-        for (key, fault) in faults(own, verdicts.longest) {
+        for (key, fault) in faults(own, verdicts.longest, &settings.routes) {
             if notes.is_clean_at(&place(key)) {
                 notes.wrong(place(key), fault.what, fault.help);
             }
@@ -45,7 +49,7 @@ pub(in crate::config) fn check(settings: &Settings, document: &DeTable<'_>, note
             let help = "everybody makes one now and then: a capacity above its weight";
             notes.doubt(place("capacity"), what, help);
         }
-        if is_hasty(own) {
+        if is_hasty(own, &settings.routes) {
             let what =
                 format!("'{name}' speaks against whoever makes {ORDINARY} requests in a minute");
             notes.doubt(place("capacity"), what, "a larger capacity, or a faster leak");
@@ -92,7 +96,11 @@ pub(super) struct Fault {
     help: String,
 }
 
-pub(super) fn faults(own: &Scenario, longest: Duration) -> Vec<(&'static str, Fault)> {
+pub(super) fn faults(
+    own: &Scenario,
+    longest: Duration,
+    routes: &[Route],
+) -> Vec<(&'static str, Fault)> {
     let name = &own.name;
     let fault = |what: String, help: &str| Fault { what, help: help.to_owned() };
     let never = |help| fault(format!("'{name}' can never speak"), help);
@@ -143,7 +151,7 @@ pub(super) fn faults(own: &Scenario, longest: Duration) -> Vec<(&'static str, Fa
         faults.push(("leak", fault(what, "a smaller capacity, or a faster leak")));
     }
     let served = u64::from(own.filter.weights[Kind::Served.index()]);
-    if served > own.capacity && is_for_all(own) && own.step > Step::Observe {
+    if served > own.capacity && is_for_all(own, routes) && own.step > Step::Observe {
         let what = format!("'{name}' speaks against every client at its first request");
         faults.push(("capacity", fault(what, "a capacity well above what clients do")));
     }
@@ -192,10 +200,10 @@ fn lack(settings: &Settings, kind: Kind) -> Option<(&'static str, &'static str)>
     (!is_told).then_some((what, help))
 }
 
-/// Whether its paths are those of all requests.
-fn is_for_all(own: &Scenario) -> bool {
-    let paths = &own.filter.paths;
-    paths.is_empty() || paths.iter().any(|path| path.trim_end_matches('/').is_empty())
+/// Whether its paths are those of all requests, or of all that these routes are for.
+fn is_for_all(own: &Scenario, routes: &[Route]) -> bool {
+    let takes = |route: &Route| own.filter.takes(route.at.path.as_str());
+    own.filter.takes("/") || (!routes.is_empty() && routes.iter().all(takes))
 }
 
 /// Whether one of the operator's tables has this name.
@@ -205,18 +213,18 @@ fn names(tables: &DeArray<'_>, name: &str) -> bool {
     })
 }
 
-/// Whether what an ordinary client does within a minute gets it refused or banned.
-pub(super) fn is_hasty(own: &Scenario) -> bool {
+/// Whether what an ordinary client does within a minute, again and again, gets it refused or banned in the end.
+pub(super) fn is_hasty(own: &Scenario, routes: &[Route]) -> bool {
     let served = u64::from(own.filter.weights[Kind::Served.index()]);
     let Filter { methods, statuses, places, .. } = &own.filter;
     let is_any = (methods.is_empty() || methods.contains(&http::Method::GET))
         && (statuses.is_empty() || statuses.contains(&200))
         && places.is_empty()
-        && is_for_all(own);
+        && is_for_all(own, routes);
     let drained = 60 * SECOND_NS / own.interval_ns.max(1);
     let room = own.capacity.saturating_add(drained);
     let is_each = matches!(own.distinct, None | Some(Distinct::Path));
-    served * ORDINARY > room && is_any && is_each && own.step >= Step::Refuse
+    served * ORDINARY > room && is_any && is_each && own.up_to >= Step::Refuse
 }
 
 /// Requests that a browser makes for a page or two, each for something else.
@@ -237,5 +245,5 @@ pub(super) fn careless(own: &Scenario) -> Option<Kind> {
     ];
     let is_over = |kind: &Kind| u64::from(own.filter.weights[kind.index()]) > own.capacity;
     let kinds = own.filter.kinds().filter(|kind| common.contains(&kind.name())).find(is_over);
-    kinds.filter(|_| is_for_all(own) && own.step > Step::Observe)
+    kinds.filter(|_| is_for_all(own, &[]) && own.step > Step::Observe)
 }
