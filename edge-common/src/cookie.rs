@@ -12,9 +12,12 @@ use crate::{Source, verifier};
 pub struct Listener {
     /// The address.
     pub address: Source,
-    /// The port.
+    /// The port, or [`ANY_PORT`].
     pub port: u64,
 }
+
+/// In the place of a port: packets of no connection are refused at every one of the address.
+pub const ANY_PORT: u64 = 0;
 
 /// How full the queue of a listener is. The kernel programs write it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,7 +29,7 @@ pub struct Pressure {
     pub until_ns: u64,
 }
 
-/// Addresses with ports that SYN cookies protect.
+/// Addresses with ports that are protected.
 pub const LISTENERS_MAX: u32 = 4_096;
 /// Of TCP packets of no connection, one in so many is looked for in peace; a power of two.
 pub const UNSOLICITED_SAMPLE: u64 = 64;

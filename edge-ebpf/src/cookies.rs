@@ -23,7 +23,7 @@ use aya_ebpf::{
 use edge_common::{
     Reason,
     cookie::{
-        ANSWER_BYTES, Listener, Offer, PAYLOAD_MIN, Pressure, Segment, TCP_BYTES_MAX,
+        ANSWER_BYTES, ANY_PORT, Listener, Offer, PAYLOAD_MIN, Pressure, Segment, TCP_BYTES_MAX,
         UNSOLICITED_SAMPLE, V4_BYTES, V6_BYTES,
     },
     limit,
@@ -66,7 +66,8 @@ fn syn(ctx: &XdpContext, knobs: Knobs, slot: &Slot, asked: u32) -> ControlFlow<R
     if asked & PolicyFlag::SYN_COOKIES == 0 {
         return Continue(());
     }
-    let Some(pressure) = pressure(slot) else { return Continue(()) };
+    let port = fact!(slot, port).into();
+    let Some(pressure) = pressure(slot, port) else { return Continue(()) };
     let now_ns = fact!(slot, now_ns);
     // SAFETY: the lookup gave the address of a whole `Pressure`.
     let (asked_ns, until_ns) = unsafe {
@@ -125,7 +126,7 @@ fn other(ctx: &XdpContext, knobs: Knobs, slot: &Slot, asked: u32) -> ControlFlow
     if state == NEW_SYN_RECV || state == SYN_RECV {
         return if completes { limits::below_open_max(knobs, slot) } else { Continue(()) };
     }
-    if state != NOBODY && state != LISTEN || pressure(slot).is_none() {
+    if state != NOBODY && state != LISTEN || !is_for_host(slot, asked) {
         return Continue(());
     }
     if state == LISTEN && has_cookie(ctx, slot) {
@@ -142,12 +143,19 @@ fn other(ctx: &XdpContext, knobs: Knobs, slot: &Slot, asked: u32) -> ControlFlow
     refuse(knobs, Reason::Unsolicited, slot.would())
 }
 
-/// The state of the listener that the packet is for, if it is one that is protected: an address of
-/// this host. What is only routed through is none.
+/// Whether the packet would find its socket here, if it had one. What is only routed through would
+/// not; nor may what comes to a port that is not protected, where sockets can be bound to a device above.
 #[inline(always)]
-fn pressure(slot: &Slot) -> Option<*mut Pressure> {
-    let listener =
-        Listener { address: fact!(slot, destination), port: u64::from(fact!(slot, port)) };
+fn is_for_host(slot: &Slot, asked: u32) -> bool {
+    pressure(slot, fact!(slot, port).into()).is_some()
+        || asked & PolicyFlag::BOUND_ABOVE == 0 && pressure(slot, ANY_PORT).is_some()
+}
+
+/// The state of the listener at this port that the packet is for, if it is one that is protected: an
+/// address of this host.
+#[inline(always)]
+fn pressure(slot: &Slot, port: u64) -> Option<*mut Pressure> {
+    let listener = Listener { address: fact!(slot, destination), port };
     tables::LISTENERS.get_ptr_mut(&listener)
 }
 

@@ -8,6 +8,8 @@ use std::{
 
 use ipnet::IpNet;
 
+use crate::kernel;
+
 /// An address that had better not be denied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Protected {
@@ -41,12 +43,7 @@ pub fn gateways() -> Vec<IpAddr> {
 /// The addresses of this host; none if they cannot be read.
 #[must_use]
 pub fn addresses() -> Vec<IpAddr> {
-    let address = |interface: nix::ifaddrs::InterfaceAddress| {
-        let address = interface.address?;
-        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::from(v4.ip()));
-        v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::from(v6.ip())))
-    };
-    nix::ifaddrs::getifaddrs().into_iter().flatten().filter_map(address).collect()
+    kernel::addresses().into_iter().flatten().map(|(_, address)| address).collect()
 }
 
 /// Where the SSH sessions of this host come from, as far as the first of its connections tell.

@@ -13,10 +13,13 @@ use aya::{
 };
 use edge_common::{
     Rate,
-    cookie::{Keep, LISTENERS_MAX, Listener, Pressure, UNSOLICITED_SAMPLE},
+    cookie::{ANY_PORT, Keep, LISTENERS_MAX, Listener, Pressure, UNSOLICITED_SAMPLE},
     map::{self, PolicyFlag, Settings},
 };
-use nix::{ifaddrs::getifaddrs, sys::socket::SockaddrStorage};
+use nix::{
+    ifaddrs::{InterfaceAddress, getifaddrs},
+    sys::socket::SockaddrStorage,
+};
 
 use crate::clock::boot_ns;
 
@@ -95,13 +98,18 @@ impl Defence {
             _ => vlan::hidden(&self.interfaces).map_err(KernelError::Vlans)?,
         };
         let (mut seen, mut unseen) = (BTreeSet::new(), BTreeSet::new());
-        for interface in getifaddrs().map_err(KernelError::Addresses)? {
-            let is_hidden = vlans.contains_key(device(&interface.interface_name));
-            let addresses = if is_hidden { &mut unseen } else { &mut seen };
-            addresses.extend(interface.address.and_then(|address| ip(&address)));
+        for (interface, address) in addresses().map_err(KernelError::Addresses)? {
+            let is_hidden = vlans.contains_key(&interface);
+            if is_hidden { &mut unseen } else { &mut seen }.insert(address);
         }
-        let listeners = self.expand(&seen);
+        let mut listeners = self.expand(&seen);
         let hidden = self.expand(&unseen).difference(&listeners).count();
+        seen.append(&mut unseen);
+        let room = (LISTENERS_MAX as usize).saturating_sub(listeners.len());
+        if self.unsolicited != When::Off && seen.len() <= room && !is_translated() {
+            let any_port = |a: &IpAddr| Listener { address: (*a).into(), port: ANY_PORT };
+            listeners.extend(seen.iter().map(any_port));
+        }
         Ok(Protected { listeners, hidden, vlans })
     }
 
@@ -128,6 +136,8 @@ pub(super) struct Survey {
 
 /// What a defence protects, by the addresses of the host.
 pub(super) struct Protected {
+    /// With [`ANY_PORT`] among them for each address at which packets of no connection are refused whatever
+    /// their port.
     listeners: BTreeSet<Listener>,
     /// Listeners that are left out: they are on VLANs whose tags are hidden.
     hidden: usize,
@@ -256,6 +266,26 @@ impl Listeners {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+/// Whether connections may end at this host's addresses without a socket of its own: those whose
+/// addresses it translates, as for containers, and those that IPVS hands on. Either is followed by a table of
+/// this network namespace.
+fn is_translated() -> bool {
+    let tracked = fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count");
+    tracked.is_ok_and(|count| count.trim() != "0")
+        || Path::new("/proc/thread-self/net/ip_vs").exists()
+}
+
+/// The addresses of this host, each with its interface.
+///
+/// # Errors
+/// If the host does not tell them.
+pub fn addresses() -> nix::Result<Vec<(String, IpAddr)>> {
+    let of = |found: InterfaceAddress| {
+        Some((device(&found.interface_name).to_owned(), ip(&found.address?)?))
+    };
+    Ok(getifaddrs()?.filter_map(of).collect())
 }
 
 /// The interface of an address, which may have a label of its own: `eth0:1`.

@@ -52,7 +52,7 @@ pub use self::{
     capacity::{Draft, ListCapacity, ListSizes},
     census::Corrected,
     counts::ANY_OTHER,
-    defence::{Defence, LeftOut, Listeners, When},
+    defence::{Defence, LeftOut, Listeners, When, addresses},
     drops::{DebugLog, Drops, Samples},
     error::KernelError,
     lists::{Content, InForce, Job, Lists, wait_for_packets},
