@@ -118,9 +118,12 @@ fn is_sampled(knobs: Knobs) -> bool {
         && unsafe { bpf_get_prandom_u32() } & setting!(knobs, sample_mask) == 0
 }
 
-/// Tells of a drop, unless there were too many already.
+/// Tells of a drop, unless there were too many already or none is to be told.
 #[inline(always)]
 fn tell_drop(knobs: Knobs, slot: &Slot, reason: u32) {
+    if setting!(knobs, event_rate).is_off() {
+        return;
+    }
     if may_tell(knobs) {
         tell(&tables::DROPS, DROPS_LOST, 0, slot, reason);
     } else {
@@ -136,12 +139,11 @@ fn may_tell(knobs: Knobs) -> bool {
     let Some(bucket) = tables::DROPS_BUCKET.get_ptr_mut(0) else { return false };
     // SAFETY: an array's value is aligned and there for as long as the program; programs write it by
     // this atomic exchange only. The helper takes no argument and only reads a clock.
-    rate.is_off()
-        || unsafe {
-            let word = tables::peek(bucket);
-            limit::charged(word, rate, bpf_ktime_get_coarse_ns())
-                .is_some_and(|charged| tables::replace(bucket, word, charged))
-        }
+    unsafe {
+        let word = tables::peek(bucket);
+        limit::charged(word, rate, bpf_ktime_get_coarse_ns())
+            .is_some_and(|charged| tables::replace(bucket, word, charged))
+    }
 }
 
 /// Writes an event, unless nobody empties the ring.

@@ -620,6 +620,15 @@ fn drops_are_told_at_their_rate_and_the_rest_is_counted() {
 }
 
 #[test]
+fn no_drop_is_told_at_no_rate_and_none_is_lost() {
+    let mut bench = Bench::new(Policy { event_rate: Rate::OFF, ..UNLIMITED });
+    bench.deny("198.51.100.0/24", FOREVER);
+    assert!(!bench.judge(&v4(DENIED).udp().build()).passes());
+    assert_eq!(bench.kernel.drops.next_drop(), None);
+    assert_eq!(bench.kernel.tables.drops_lost().unwrap(), 0);
+}
+
+#[test]
 fn a_full_ring_loses_events_and_says_how_many() {
     let mut bench = Bench::new(UNLIMITED);
     bench.deny("198.51.100.0/24", FOREVER);

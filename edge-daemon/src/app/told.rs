@@ -1,6 +1,10 @@
 //! Passes on what the kernel programs tell.
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    ops::ControlFlow::{Break, Continue},
+    sync::Arc,
+};
 
 use edge_common::{Reason, map};
 
@@ -21,11 +25,27 @@ pub(super) async fn drops(drops: Drops, edge: Arc<Edge>) -> io::Result<()> {
             _ => Event::PacketWouldDrop { source, reason, port, protocol },
         });
     };
-    kernel::whenever_ready(drops, |drops| std::iter::from_fn(|| drops.next_drop()).for_each(tell))
-        .await
+    kernel::whenever_ready(drops, |drops| {
+        for _ in 0..AT_ONCE {
+            match drops.next_drop() {
+                Some(drop) => tell(drop),
+                None => return Continue(()),
+            }
+        }
+        Break(())
+    })
+    .await
 }
 
 /// Passes the kernel programs' own log on to the daemon's.
 pub(super) async fn debug(log: DebugLog) -> io::Result<()> {
-    kernel::whenever_ready(log, DebugLog::flush).await
+    kernel::whenever_ready(log, |log| {
+        log.flush();
+        Continue(())
+    })
+    .await
 }
+
+/// Events that are passed on before operators, scrapes and signals have their turn: a millisecond's work
+/// or less.
+const AT_ONCE: usize = 1024;

@@ -29,7 +29,7 @@ pub struct Policy {
     pub defence: Defence,
     /// Reasons that drop nothing and are counted as "would drop".
     pub monitored: Vec<Reason>,
-    /// Drop events in all; off is without limit.
+    /// Drop events in all; off is none.
     pub event_rate: Rate,
 }
 
@@ -50,7 +50,7 @@ pub(super) struct Survey {
 }
 
 impl Policy {
-    /// Nothing is limited, and everything is told.
+    /// Nothing is limited, and everything is told: a million events a second.
     pub const UNLIMITED: Self = Self {
         rates: [Rate::OFF; Kind::COUNT],
         prefixes: [None; LEVELS - 1],
@@ -61,7 +61,7 @@ impl Policy {
         signatures: Vec::new(),
         defence: Defence::OFF,
         monitored: Vec::new(),
-        event_rate: Rate::OFF,
+        event_rate: Rate::new(1_000_000, 1_000_000_000, 1_000_000).expect("a rate"),
     };
 
     /// The same with another rate for one kind.
