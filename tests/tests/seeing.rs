@@ -183,6 +183,8 @@ fn explain_names_the_key_of_the_configuration_that_decides() -> Result<()> {
     let lab = Lab::new()?;
     let edged = lab
         .edged()?
+        // As it is shipped: the packets that are asked about are for an address of the interface.
+        .set("server.https", r#"["0.0.0.0:443", "[::]:443"]"#)
         .set("kernel.fragments", r#""drop""#)
         .set("kernel.open_connections_max", "1")
         .set("kernel.connection_rate", r#"{ rate = "1/h", burst = 2 }"#)

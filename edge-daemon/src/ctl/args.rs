@@ -113,7 +113,7 @@ pub struct Explain {
     /// Its protocol [default: tcp]
     #[arg(long)]
     protocol: Option<Protocol>,
-    /// Its destination address [default: that of an HTTPS listener]
+    /// Its destination address [default: that of an HTTPS listener, else one of the interface]
     #[arg(long, value_name = "IP")]
     destination: Option<IpAddr>,
     /// Its destination port [default: that of the first HTTPS listener]

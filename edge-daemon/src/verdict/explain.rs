@@ -48,11 +48,6 @@ impl Writer {
         address: Option<IpAddr>,
         probe: &Probe,
     ) -> anyhow::Result<Explanation> {
-        let (frame, words) = match (&probe.frame, address) {
-            (Some(frame), _) => (read_hex(frame)?, "a frame".to_owned()),
-            (None, Some(address)) => self.frame(address, probe)?,
-            (None, None) => bail!("neither an address nor a frame to ask about"),
-        };
         let interfaces = self.tables.interfaces()?;
         let interface = match &probe.interface {
             None => interfaces.first(),
@@ -64,6 +59,11 @@ impl Writer {
             ),
         };
         let (interface, ifindex) = interface.cloned().unwrap_or_else(|| ("lo".into(), 0));
+        let (frame, words) = match (&probe.frame, address) {
+            (Some(frame), _) => (read_hex(frame)?, "a frame".to_owned()),
+            (None, Some(address)) => self.frame(address, probe, &interface)?,
+            (None, None) => bail!("neither an address nor a frame to ask about"),
+        };
         let facts = self.twin.judge(&frame, ifindex)?;
         let conditions = self.health.interfaces();
         let unfiltered =
@@ -125,16 +125,21 @@ impl Writer {
         self.edge.identities.count(client, within_ns, now_ns) >= settings.shared_by
     }
 
-    /// The frame that is asked about, and in words.
-    fn frame(&self, source: IpAddr, asked: &Probe) -> anyhow::Result<(Vec<u8>, String)> {
+    /// The frame that is asked about, and in words. For this host, unless that was asked otherwise.
+    fn frame(
+        &self,
+        source: IpAddr,
+        asked: &Probe,
+        interface: &str,
+    ) -> anyhow::Result<(Vec<u8>, String)> {
         let protocol = asked.protocol.unwrap_or(Protocol::Tcp);
         let listeners = &self.settings.server.https;
         let is_fit =
             |address: &IpAddr| address.is_ipv4() == source.is_ipv4() && !address.is_unspecified();
         let own = listeners.iter().map(|listener| listener.address.ip()).find(is_fit);
-        let destination = asked.destination.or(own).unwrap_or(match source {
-            IpAddr::V4(_) => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
-            IpAddr::V6(_) => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
+        let destination = asked.destination.or(own).unwrap_or_else(|| {
+            let addresses = kernel::addresses().unwrap_or_default();
+            own_address(&addresses, interface, source)
         });
         if asked.flags.is_some() && protocol != Protocol::Tcp {
             bail!("only TCP has flags");
@@ -222,6 +227,25 @@ impl Writer {
     }
 }
 
+/// The address of this host that such a source most likely asks for: if there is one, the interface's.
+fn own_address(addresses: &[(String, IpAddr)], interface: &str, source: IpAddr) -> IpAddr {
+    let local = |address: &IpAddr| match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    let is_fit =
+        |(_, ip): &&(String, IpAddr)| ip.is_ipv4() == source.is_ipv4() && !ip.is_loopback();
+    let likely = |(on, ip): &&(String, IpAddr)| (on != interface, local(ip) != local(&source));
+    let found = addresses.iter().filter(is_fit).min_by_key(likely);
+    found.map_or_else(
+        || match source {
+            IpAddr::V4(_) => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
+            IpAddr::V6(_) => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
+        },
+        |(_, ip)| *ip,
+    )
+}
+
 fn show_bucket(bucket: &kernel::Bucket, facts: &Facts, client: Source) -> Bucket {
     let of = match bucket.prefix_bits {
         None => client.to_string(),
@@ -254,6 +278,31 @@ const SOURCE_PORT: u16 = 40_000;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_packet_is_for_an_address_of_its_interface() {
+        let addresses = [
+            ("lo", "127.0.0.1"),
+            ("eth1", "192.0.2.9"),
+            ("eth0", "192.0.2.1"),
+            ("eth0", "fe80::1"),
+            ("eth0", "2001:db8::1"),
+        ];
+        let addresses = addresses.map(|(on, ip)| (on.to_owned(), ip.parse().unwrap()));
+        for (interface, source, destination) in [
+            ("eth0", "198.51.100.1", "192.0.2.1"),
+            ("eth1", "198.51.100.1", "192.0.2.9"),
+            ("eth0", "2001:db8:1::5", "2001:db8::1"),
+            ("eth0", "fe80::5", "fe80::1"),
+            // Its addresses are on what stands above it.
+            ("eth2", "2001:db8:1::5", "2001:db8::1"),
+        ] {
+            let found = own_address(&addresses, interface, source.parse().unwrap());
+            assert_eq!(found.to_string(), destination, "{interface} {source}");
+        }
+        let none = own_address(&addresses[..1], "lo", "198.51.100.1".parse().unwrap());
+        assert!(none.is_unspecified());
+    }
 
     #[test]
     fn frames_are_read_from_their_digits() {
