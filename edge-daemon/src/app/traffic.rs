@@ -115,13 +115,7 @@ impl Watched {
         let counted = self.tables.counts_apart()?;
         let now = Instant::now();
         let seconds = (now - self.looked).as_secs_f64();
-        let risen: Vec<(String, Counts)> = counted
-            .iter()
-            .map(|(name, counts)| {
-                let then = self.counted.iter().find(|(known, _)| known == name);
-                (name.clone(), then.map_or(*counts, |(_, then)| traffic::since(counts, then)))
-            })
-            .collect();
+        let risen = risen(&counted, &self.counted);
         (self.counted, self.looked) = (counted, now);
         let sum = sum(&risen);
         if self.mask.is_some() {
@@ -225,6 +219,16 @@ impl Watched {
     }
 }
 
+/// What came in by each interface since the last look. Of one that has another name by now it is not known:
+/// its counters go on from long before.
+fn risen(counted: &[(String, Counts)], before: &[(String, Counts)]) -> Vec<(String, Counts)> {
+    let since = |(name, counts): &(String, Counts)| {
+        let (_, then) = before.iter().find(|(known, _)| known == name)?;
+        Some((name.clone(), traffic::since(counts, then)))
+    };
+    counted.iter().filter_map(since).collect()
+}
+
 fn sum(interfaces: &[(String, Counts)]) -> Counts {
     let mut sum = [Count::default(); Reason::COUNT];
     for (_, counts) in interfaces {
@@ -258,3 +262,18 @@ const WINDOW_MIN_S: f64 = 2.0;
 const SAMPLES_PER_S: f64 = 2000.0;
 /// Packets a second below which nobody is worth a line.
 const TALK_MIN: f64 = 0.1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_name_brings_no_traffic_of_the_past() {
+        let counts = |packets| [Count { packets, bytes: 0 }; Reason::COUNT];
+        let before = [("eth0".into(), counts(1_000)), ("eth1".into(), counts(5))];
+        let now = [("wan".into(), counts(1_010)), ("eth1".into(), counts(7))];
+        let risen = risen(&now, &before);
+        let told: Vec<_> = risen.iter().map(|(name, c)| (name.as_str(), c[0].packets)).collect();
+        assert_eq!(told, [("eth1", 2)]);
+    }
+}
