@@ -449,9 +449,38 @@ mod tests {
         assert_eq!(moot(rate, "rate = \"5/h\"\ntiers = { a = \"4/h\" }"), (true, false));
         let mixed = "rate = \"5/h\"\ntiers = { a = \"4/h\", b = \"6/h\" }";
         assert_eq!(moot(rate, mixed), (false, false));
-        for lines in ["shadow = true", "methods = [\"GET\"]", "algorithm = \"sliding_window\""] {
+        for lines in ["shadow = true", "algorithm = \"sliding_window\""] {
             assert_eq!(moot(rate, &format!("{rate}{lines}")), (false, false), "{lines}");
         }
+        // What counts more with each request fills no later.
+        for (own, its, is) in [
+            ("", "methods = [\"GET\"]", (false, true)),
+            ("methods = [\"GET\"]", "", (true, false)),
+            ("", "routes = [\"/\"]", (false, true)),
+            (
+                "methods = [\"GET\", \"PUT\"]",
+                "methods = [\"GET\"]\nroutes = [\"/\"]",
+                (false, true),
+            ),
+            ("methods = [\"PUT\"]", "methods = [\"GET\"]", (false, false)),
+            ("methods = [\"GET\"]", "routes = [\"/\"]", (false, false)),
+        ] {
+            let found = moot(&format!("{rate}{own}"), &format!("{rate}{its}"));
+            assert_eq!(found, is, "{own} {its}");
+        }
+        let finer = |by: &str, lines: &str| {
+            told(&format!("{rate}{}", other(by, lines))).contains("'b' changes nothing")
+        };
+        assert!(finer("[\"route\", \"source\"]", "rate = \"9/h\"\nroutes = [\"/\"]"));
+        assert!(finer("[\"source\", \"user\"]", rate));
+        assert!(!finer("[\"source\", \"route\"]", "rate = \"4/h\""));
+        assert!(!finer("[\"user\"]", "rate = \"9/h\""));
+        // Its refusals would be nobody's fault.
+        let all = "rate = \"9/h\"\n[[limit]]\nname = \"all\"\nby = []\nrate = \"1/h\"";
+        assert!(!told(all).contains("'a' changes nothing"));
+        // Only the one that does not shall remember is there after a restart.
+        let quota = "algorithm = \"fixed_window\"\nrate = \"5/d\"";
+        assert_eq!(moot(&format!("{quota}\npersist = false"), quota), (true, false));
         // The usual one for sources is a token bucket of 600/m that holds 100.
         assert!(told("rate = \"600/m\"\nburst = 100").contains("'per_source' is never less"));
         assert!(!told("rate = \"600/m\"\nburst = 99").contains("never less strict"));

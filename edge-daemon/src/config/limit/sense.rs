@@ -1,8 +1,9 @@
 //! What no single key of a limit can tell: whether it changes anything, whom it binds, and what can never be
 //! paid.
 
+use edge_common::Reason;
 use edge_identity::principal::Method;
-use edge_policy::limit::{Part, Spec, lease, meter::Meter};
+use edge_policy::limit::{Only, Part, Spec, lease, meter::Meter};
 use toml::de::DeTable;
 
 use crate::config::{
@@ -92,25 +93,21 @@ fn tells(spec: &Spec, route: &Route) -> bool {
     })
 }
 
-/// Whether a limit refuses whatever another one would.
+/// Whether a limit refuses whatever another one would, and holds it against the caller if the other does.
 fn is_as_strict(spec: &Spec, other: &Spec) -> bool {
-    let sorted = |list: &[String]| {
-        let mut list: Vec<_> =
-            list.iter().map(|path| path.trim_end_matches('/').to_owned()).collect();
-        list.sort_unstable();
-        list
-    };
-    let (own, its) = (&spec.only, &other.only);
-    let is_same = spec.by == other.by
-        && (sorted(&own.routes), spec.fleet) == (sorted(&its.routes), other.fleet)
-        && own.methods.len() == its.methods.len()
-        && own.methods.iter().all(|method| its.methods.contains(method));
+    let is_alike = is_wider(spec, other) && is_wider(other, spec);
+    let (is_shared, is_nobody) =
+        (spec.fleet || other.fleet, |s: &Spec| s.reason == Reason::GlobalRate);
     let meter = |spec: &Spec, tier: Option<&str>| {
         let own = spec.tiers.iter().find(|(name, _)| Some(name.as_str()) == tier);
         own.map_or(spec.meter, |(_, meter)| *meter)
     };
     let tiers = spec.tiers.iter().chain(&other.tiers).map(|(name, _)| Some(name.as_str()));
-    is_same
+    is_wider(spec, other)
+        // An edge may have all of one limit and a part of another.
+        && (!is_shared || (spec.fleet == other.fleet && is_alike))
+        && (is_nobody(other) || !is_nobody(spec))
+        && (spec.persist || !other.persist)
         && !spec.shadow
         && !other.shadow
         && tiers.chain([None]).all(|tier| match (meter(spec, tier), meter(other, tier)) {
@@ -118,4 +115,21 @@ fn is_as_strict(spec: &Spec, other: &Spec) -> bool {
             (None, Some(_)) => false,
             (Some(own), Some(other)) => own.is_as_strict_as(&other),
         })
+}
+
+/// Whether a limit counts with each request all that another one counts with it. Whom it counts by nothing, as they
+/// lack a part of its key, the other one does not count either.
+fn is_wider(spec: &Spec, other: &Spec) -> bool {
+    let (own, its) = (&spec.only, &other.only);
+    let routes = |only: &Only| -> Vec<_> {
+        only.routes.iter().map(|path| path.trim_end_matches('/').to_owned()).collect()
+    };
+    has_all(&routes(own), &routes(its))
+        && has_all(&own.methods, &its.methods)
+        && spec.by.iter().all(|part| other.by.contains(part))
+}
+
+/// Whether a choice takes in another one; an empty one is all there is.
+fn has_all<T: PartialEq>(own: &[T], its: &[T]) -> bool {
+    own.is_empty() || (!its.is_empty() && its.iter().all(|one| own.contains(one)))
 }
