@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
+use edge_policy::list::Class;
 use http::{HeaderName, Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::time;
@@ -20,19 +21,20 @@ pub(super) async fn tell(crowdsec: Arc<Crowdsec>, edge: Arc<Edge>) {
 
 async fn tell_every(every: Duration, crowdsec: &Crowdsec, hits: impl Fn() -> Hits) {
     let started_s = clock::unix_ms() / 1_000;
-    let mut former = BTreeMap::new();
-    let mut since_s = started_s;
+    // What came before belongs to a former configuration, which has told of it.
+    let (mut former, mut since_s) = (hits(), started_s);
     loop {
         time::sleep(every).await;
-        let (now_s, dropped) = (clock::unix_ms() / 1_000, dropped(crowdsec, &hits()));
-        let body = report(crowdsec, started_s, (since_s, now_s), &former, &dropped);
+        let (now_s, hits) = (clock::unix_ms() / 1_000, hits());
+        let dropped = dropped(crowdsec, &former, &hits);
+        let body = report(crowdsec, started_s, (since_s, now_s), &dropped);
         match time::timeout(crowdsec.settings.timeout, send(crowdsec, &body)).await {
             Ok(Ok(StatusCode::NOT_FOUND)) => {
                 tracing::info!("this CrowdSec takes no usage metrics");
                 return;
             }
             Ok(Ok(status)) if status.is_success() => {
-                former = dropped;
+                former = hits;
                 since_s = now_s;
             }
             told => tracing::warn!(?told, "CrowdSec cannot be told of usage"),
@@ -47,16 +49,20 @@ async fn send(crowdsec: &Crowdsec, body: &Value) -> io::Result<StatusCode> {
     Ok(crowdsec.ask(Method::POST, "/v1/usage-metrics", headers, body).await?.status)
 }
 
-/// Packets that were dropped so far, by who made the decision.
-fn dropped(crowdsec: &Crowdsec, hits: &Hits) -> BTreeMap<String, u64> {
+/// Packets that were dropped between two looks, by who made the decision; none where they are only counted.
+fn dropped(crowdsec: &Crowdsec, former: &Hits, hits: &Hits) -> BTreeMap<String, u64> {
     let (sheet, state) = (crowdsec.sheet(), lock(&crowdsec.state));
-    let Some(sheet) = sheet else { return BTreeMap::new() };
+    let Some(sheet) = sheet.filter(|sheet| sheet.class == Class::Deny) else {
+        return BTreeMap::new();
+    };
     let mut sums = BTreeMap::new();
-    for ((class, net), hits) in hits {
+    for (entry @ (class, net), hits) in hits {
         if let Some(listed) = sheet.get(net).filter(|_| *class == sheet.class)
             && let Some([origin, _]) = state.decisions.notes().get(listed.place as usize)
         {
-            *sums.entry(origin.clone()).or_default() += hits;
+            // An entry that ended and was made again begins anew.
+            let before = former.get(entry).filter(|before| *before <= hits);
+            *sums.entry(origin.clone()).or_default() += hits - before.unwrap_or(&0);
         }
     }
     sums
@@ -67,7 +73,6 @@ fn report(
     crowdsec: &Crowdsec,
     started_s: u64,
     (since_s, now_s): (u64, u64),
-    former: &BTreeMap<String, u64>,
     dropped: &BTreeMap<String, u64>,
 ) -> Value {
     let mut active = BTreeMap::<String, u64>::new();
@@ -77,16 +82,16 @@ fn report(
             *active.entry(origin.clone()).or_default() += 1;
         }
     }
-    let active = active.into_iter().map(|(origin, value)| {
-        let labels = json!({"origin": origin, "remediation": "ban"});
-        json!({"name": "active_decisions", "unit": "ip", "value": value, "labels": labels})
-    });
-    // An entry that left the list has taken its packets along.
-    let dropped = dropped.iter().map(|(origin, sum)| {
-        let value = sum.saturating_sub(former.get(origin).copied().unwrap_or(0));
-        let labels = json!({"origin": origin, "remediation": "ban"});
-        json!({"name": "dropped", "unit": "packet", "value": value, "labels": labels})
-    });
+    let item = |name: &str, unit: &str, origin: &str, value: u64| {
+        let labels = match crowdsec.settings.counts_only {
+            true => json!({"origin": origin}),
+            false => json!({"origin": origin, "remediation": "ban"}),
+        };
+        json!({"name": name, "unit": unit, "value": value, "labels": labels})
+    };
+    let active =
+        active.iter().map(|(origin, count)| item("active_decisions", "ip", origin, *count));
+    let dropped = dropped.iter().map(|(origin, sum)| item("dropped", "packet", origin, *sum));
     let items: Vec<_> = active.chain(dropped).collect();
     let meta =
         json!({"utc_now_timestamp": now_s, "window_size_seconds": now_s - since_s.min(now_s)});
@@ -113,7 +118,7 @@ mod tests {
     use edge_policy::list::decisions::{Answer, Except};
 
     /// A bouncer of the local API at this URL, with its key in a file of the folder.
-    fn crowdsec(url: &str, dir: &std::path::Path) -> Crowdsec {
+    fn crowdsec(url: &str, dir: &std::path::Path, counts_only: bool) -> Crowdsec {
         let key = dir.join("key");
         std::fs::write(&key, "the-key\n").unwrap();
         std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
@@ -123,7 +128,7 @@ mod tests {
             every: EVERY,
             timeout: EVERY,
             decisions_max: 10,
-            counts_only: false,
+            counts_only,
             authorities: None,
             machine: None,
         };
@@ -157,7 +162,7 @@ mod tests {
             ["500 Oops", "201 Created", "404 Not Found"].map(|status| answer(&listener, status))
         });
         let dir = tempfile::tempdir().unwrap();
-        let crowdsec = crowdsec(&url, dir.path());
+        let crowdsec = crowdsec(&url, dir.path(), false);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let ended = runtime.block_on(async {
             let told = tell_every(Duration::from_millis(5), &crowdsec, Hits::default);
@@ -172,31 +177,69 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_report_tells_of_each_origin() {
+    /// What is reported of packets after two looks, by name, origin and value, and the labels of the first item.
+    fn told(counts_only: bool, looks: [&[(&str, u64)]; 2]) -> (Vec<(String, String, u64)>, Value) {
         let dir = tempfile::tempdir().unwrap();
-        let crowdsec = crowdsec("http://127.0.0.1:8080", dir.path());
-        let text = r#"{"new":[{"duration":"1h","origin":"cscli","scenario":"x","scope":"Ip",
-            "type":"ban","value":"192.0.2.1"}]}"#;
-        let answer: Answer = serde_json::from_str(text).unwrap();
+        let crowdsec = crowdsec("http://127.0.0.1:8080", dir.path(), counts_only);
+        let decision = |origin: &str, value: &str| {
+            json!({"duration": "1h", "origin": origin, "scenario": "x", "scope": "Ip", "type": "ban",
+                "value": value})
+        };
+        let new = [("cscli", "192.0.2.1"), ("CAPI", "192.0.2.2"), ("CAPI", "192.0.2.3")];
+        let new = new.map(|(origin, value)| decision(origin, value));
+        let answer: Answer = serde_json::from_value(json!({"new": new})).unwrap();
         let except = Except { own: &[], scenario: "" };
         let mut state = lock(&crowdsec.state);
         state.decisions.apply(answer, except, 10, clock::boot_ns());
         state.sheet = Some(crowdsec.sheet_of(&state.decisions));
         let class = state.sheet.as_ref().unwrap().class;
         drop(state);
-        let hits = Hits::from([((class, "192.0.2.1/32".parse().unwrap()), 9)]);
-        let dropped = dropped(&crowdsec, &hits);
-        let former = BTreeMap::from([("cscli".to_owned(), 4)]);
-        let report = report(&crowdsec, 100, (900, 1_800), &former, &dropped);
+        let look = |hits: &[(&str, u64)]| -> Hits {
+            hits.iter()
+                .map(|(ip, hits)| ((class, format!("{ip}/32").parse().unwrap()), *hits))
+                .collect()
+        };
+        let dropped = dropped(&crowdsec, &look(looks[0]), &look(looks[1]));
+        let report = report(&crowdsec, 100, (900, 1_800), &dropped);
         let metrics = &report["remediation_components"][0]["metrics"][0];
         assert_eq!(metrics["meta"]["window_size_seconds"], 900);
         let items = metrics["items"].as_array().unwrap();
-        let told = items.iter().map(|item| (item["name"].as_str().unwrap(), &item["value"]));
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let item = |item: &Value| {
+            (text(&item["name"]), text(&item["labels"]["origin"]), item["value"].as_u64().unwrap())
+        };
+        (items.iter().map(item).collect(), items[0]["labels"].clone())
+    }
+
+    fn item(name: &str, origin: &str, value: u64) -> (String, String, u64) {
+        (name.to_owned(), origin.to_owned(), value)
+    }
+
+    #[test]
+    fn the_report_tells_of_each_origin() {
+        // Of those of one origin the one was listed anew meanwhile, and another has ended.
+        let former = [("192.0.2.1", 4), ("192.0.2.2", 90), ("192.0.2.4", 1_000)];
+        let now = [("192.0.2.1", 9), ("192.0.2.2", 3), ("192.0.2.3", 2)];
+        let (items, labels) = told(false, [&former, &now]);
         assert_eq!(
-            told.collect::<Vec<_>>(),
-            [("active_decisions", &1.into()), ("dropped", &5.into())]
+            items,
+            [
+                item("active_decisions", "CAPI", 2),
+                item("active_decisions", "cscli", 1),
+                item("dropped", "CAPI", 5),
+                item("dropped", "cscli", 5)
+            ]
         );
-        assert_eq!(items[1]["labels"]["origin"], "cscli");
+        assert_eq!(labels["remediation"], "ban");
+    }
+
+    #[test]
+    fn what_is_only_counted_is_not_told_as_dropped() {
+        let (items, labels) = told(true, [&[], &[("192.0.2.1", 9)]]);
+        assert_eq!(
+            items,
+            [item("active_decisions", "CAPI", 2), item("active_decisions", "cscli", 1)]
+        );
+        assert!(labels.get("remediation").is_none(), "{labels}");
     }
 }
