@@ -4,7 +4,10 @@
 
 use std::{
     net::Ipv4Addr,
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -428,6 +431,34 @@ fn who_comes_late_misses_no_ban_while_others_end() -> Result<()> {
 }
 
 #[test]
+fn a_server_that_answers_nonsense_at_once_is_not_asked_without_a_pause() -> Result<()> {
+    let lab = Lab::new()?;
+    let hub = Hub::start(&[&lab])?;
+    let section = hub.section(0, &lab, "")?.replace(":6379", &format!(":{BETWEEN}"));
+    let entry = |id: &str| format!("*1\r\n*2\r\n$3\r\n{id}\r\n*2\r\n$1\r\nr\r\n$1\r\nx\r\n");
+    let asked = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&asked);
+    hub.between(move |question| match question {
+        // The stream begins later than what was read of it, again and again; then it has no news.
+        read if read.contains("XREAD") && counted.fetch_add(1, Relaxed) < 10 => {
+            Some(entry("9-0") + "*-1\r\n")
+        }
+        read if read.contains("XREAD") => Some("*0\r\n*-1\r\n".to_owned()),
+        last if last.contains("XREVRANGE") => Some(entry("1-0")),
+        _ => None,
+    })?;
+    let edged = lab.edged()?.append(&section)?.start()?;
+    let times = || asked.load(Relaxed);
+    until("it has begun", Duration::from_secs(10), || Ok(times() > 0))?;
+    let begun = (Instant::now(), times());
+    until("it goes on", Duration::from_secs(10), || Ok(times() >= 20))?;
+    let (paused, rounds) = (begun.0.elapsed(), times() - begun.1);
+    assert!(paused >= Duration::from_millis(100 * (rounds - 1)), "{rounds} in {paused:?}");
+    assert_eq!(edged.log().matches("the fleet's stream was cut").count(), 1);
+    Ok(())
+}
+
+#[test]
 fn what_the_cap_softened_is_lifted_for_all_and_banned_in_its_turn() -> Result<()> {
     let (one, two) = (Lab::new()?, Lab::new()?);
     let hub = Hub::start(&[&one, &two])?;
@@ -759,6 +790,13 @@ fn two_edges_keep_one_limit() -> Result<()> {
     ])?;
     leased(0.0)?;
     keeps(0.9, BURST, || ask_both(&a, &b, Duration::from_secs(3)))?;
+    // Nor does it last, whatever it is.
+    leased(1.0)?;
+    let list = "redis.call('DEL', KEYS[1]) return redis.call('LPUSH', KEYS[1], 'x')";
+    hub.cli(&["EVAL", list, "1", "edged:lease:all"])?;
+    leased(0.0)?;
+    leased(1.0)?;
+    keeps(0.85, 1.5 * BURST, || ask_both(&a, &b, Duration::from_secs(4)))?;
     hub.kill();
     keeps(0.9, BURST, || ask_both(&a, &b, Duration::from_secs(3)))
 }

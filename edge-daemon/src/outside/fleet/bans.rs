@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use edge_identity::fleet::{Act, Change, Record, Seal};
@@ -49,44 +49,49 @@ pub(super) async fn recall(fleet: &Fleet, edge: &Edge) {
 
 /// Follows what the others decide, for ever.
 pub(super) async fn follow(fleet: Arc<Fleet>, edge: Arc<Edge>) {
-    let (mut failures, mut is_told) = (0_u32, false);
+    let mut series = Series::default();
     loop {
         let counts = &fleet.counts;
-        let Err(why) = read(&fleet, &edge, &mut failures, &mut is_told).await;
+        let Err(why) = read(&fleet, &edge, &mut series).await;
         if counts.is_connected.swap(false, Relaxed) {
             counts.lost.fetch_add(1, Relaxed);
         }
-        // Once a series.
-        if !is_told {
-            is_told = true;
+        if !std::mem::replace(&mut series.is_told, true) {
             tracing::error!(why, "the fleet's server is lost; bans and limits are this edge's own");
             edge.decisions.tell(Decision::fleet(format!("its server is lost: {why}")));
             edge.events.tell(Event::Fleet { result: "lost", why: Some(why) });
         }
-        time::sleep(PAUSE.saturating_mul(1 << failures.min(6)).min(PAUSE_MAX)).await;
-        failures += 1;
+        time::sleep(PAUSE.saturating_mul(1 << series.failures.min(6)).min(PAUSE_MAX)).await;
+        series.failures += 1;
     }
+}
+
+/// Failures since the server was last found, and whether they are told of.
+#[derive(Default)]
+struct Series {
+    failures: u32,
+    is_told: bool,
 }
 
 /// Catches up and reads on, until something fails.
 async fn read(
     fleet: &Fleet,
     edge: &Edge,
-    failures: &mut u32,
-    is_told: &mut bool,
+    series: &mut Series,
 ) -> Result<std::convert::Infallible, String> {
     let seal = fleet.seal()?;
     let mut server = connect(fleet, BLOCK).await?;
+    let mut is_cut = false;
     loop {
         let last = catch_up(fleet, edge, &seal, &mut server).await?;
-        if !fleet.counts.is_connected.swap(true, Relaxed) {
-            fleet.found.notify_one();
-            (*failures, *is_told) = (0, false);
-            edge.decisions.tell(Decision::fleet("its server is found".to_owned()));
-            edge.events.tell(Event::Fleet { result: "connected", why: None });
+        let has_read = read_on(fleet, edge, &seal, (&mut server, last), series).await?;
+        // Once a series, and not as fast as a server can say so.
+        if !std::mem::replace(&mut is_cut, true) || has_read {
+            tracing::warn!(
+                "the fleet's stream was cut before it was read; all bans are read again"
+            );
         }
-        read_on(fleet, edge, &seal, (&mut server, last)).await?;
-        tracing::warn!("the fleet's stream was cut before it was read; all bans are read again");
+        time::sleep(PAUSE).await;
     }
 }
 
@@ -124,24 +129,40 @@ async fn catch_up(
     }
 }
 
-/// Reads the stream on from a number, until what comes next is not there any more.
+/// Reads the stream on from a number, until what comes next is not there any more; whether anything came.
 async fn read_on(
     fleet: &Fleet,
     edge: &Edge,
     seal: &Seal,
     (server, mut last): (&mut Server, String),
-) -> Result<(), String> {
-    let stream = fleet.key("stream");
+    series: &mut Series,
+) -> Result<bool, String> {
+    let (stream, mut has_read, mut block) = (fleet.key("stream"), false, SOON);
     loop {
+        let asked = Instant::now();
         let mut next = pipe();
         next.cmd("XRANGE").arg(&stream).arg(&["-", "+", "COUNT", "1"]);
-        next.cmd("XREAD").arg("COUNT").arg(PAGE).arg("BLOCK").arg(BLOCK.as_millis() as u64);
+        next.cmd("XREAD").arg("COUNT").arg(PAGE).arg("BLOCK").arg(block.as_millis() as u64);
         next.arg("STREAMS").arg(&stream).arg(&last);
         let (first, answer) = said(next.query_async::<(Value, Value)>(&mut **server).await)?;
         if entries(first).pop().is_some_and(|(first, _)| is_cut(&last, &first)) {
-            return Ok(());
+            return Ok(has_read);
         }
-        for (id, sealed) in streamed(answer)? {
+        let entries = streamed(answer)?;
+        // Not before: a server may answer one thing and not the next, as fast as it can.
+        if !fleet.counts.is_connected.swap(true, Relaxed) {
+            *series = Series::default();
+            fleet.found.notify_one();
+            edge.decisions.tell(Decision::fleet("its server is found".to_owned()));
+            edge.events.tell(Event::Fleet { result: "connected", why: None });
+        }
+        if entries.is_empty() && asked.elapsed() < block / 2 {
+            // It was to wait, and did not.
+            time::sleep(PAUSE).await;
+        }
+        block = BLOCK;
+        has_read |= !entries.is_empty();
+        for (id, sealed) in entries {
             let at_ms = take(fleet, edge, seal, (&sealed, true)).await?;
             let delay_ms = at_ms.map(|at_ms| clock::unix_ms().saturating_sub(at_ms));
             delay_ms.into_iter().for_each(|ms| fleet.counts.delay_ms.store(ms, Relaxed));
@@ -265,6 +286,8 @@ fn streamed(value: Value) -> Result<Vec<(String, String)>, String> {
 const PAGE: usize = 1_000;
 /// How long the server waits for news before it says that there are none.
 const BLOCK: Duration = Duration::from_secs(1);
+/// As [`BLOCK`], of the first answer: it is known of the server only then that it is there.
+const SOON: Duration = Duration::from_millis(1);
 const PAUSE: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 

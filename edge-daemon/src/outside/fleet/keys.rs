@@ -228,6 +228,7 @@ fn change(
 async fn read(server: &mut Server, list: &str) -> Result<Listed, String> {
     let mut read = cmd("EVAL");
     read.arg(READ).arg(1).arg(list).arg(LISTED.as_millis() as u64).arg(KEYS_MAX);
+    read.arg(LEDGER_KEPT.as_millis() as u64);
     let answer = read.query_async::<(u64, u64, Vec<String>, Vec<String>)>(&mut **server).await;
     let (seconds, micros, keys, ledgers) = said(answer)?;
     let now_ms = seconds.saturating_mul(1_000).saturating_add(micros / 1_000);
@@ -255,12 +256,17 @@ async fn write(
     Ok(swapped.into_iter().map(|swapped| swapped == 1).collect())
 }
 
-/// The time, the keys on the list, and their ledgers.
+/// The time, the keys on the list, and their ledgers. What lasts for longer than a ledger is another hand's.
 const READ: &str = "local t=redis.call('TIME') \
     local now=t[1]*1000+math.floor(t[2]/1000) \
     local keys=redis.call('ZREVRANGEBYSCORE',KEYS[1],'+inf',now-ARGV[1],'LIMIT',0,ARGV[2]) \
     local ledgers={} \
-    for i,key in ipairs(keys) do ledgers[i]=redis.call('GET',KEYS[1]..':'..key) or '' end \
+    for i,key in ipairs(keys) do \
+      local own=KEYS[1]..':'..key \
+      local ttl,most=redis.call('PTTL',own),tonumber(ARGV[3]) \
+      if ttl==-1 or ttl>most then redis.call('PEXPIRE',own,most) end \
+      ledgers[i]=redis.call('GET',own) or '' \
+    end \
     return {tonumber(t[1]),tonumber(t[2]),keys,ledgers}";
 
 /// Writes each ledger if the former is what was read and there is room on the list, on which those stay

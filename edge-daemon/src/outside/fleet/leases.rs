@@ -15,7 +15,7 @@ use edge_policy::limit::{
     lease::{self, Demand, Ledger},
     meter::Meter,
 };
-use redis::{cmd, pipe};
+use redis::cmd;
 use tokio::time;
 
 use super::{
@@ -165,10 +165,10 @@ async fn attempt(
     wanted: u32,
 ) -> Result<Option<(u32, usize)>, String> {
     let (key, purpose) = (fleet.key(&format!("lease:{limit}")), format!("lease {limit}"));
-    let mut look = pipe();
-    look.cmd("TIME").cmd("GET").arg(&key);
-    let answer = look.query_async::<((u64, u64), Option<String>)>(&mut **server).await;
-    let ((seconds, micros), sealed) = said(answer)?;
+    let mut look = cmd("EVAL");
+    look.arg(LOOK).arg(1).arg(&key).arg(LEDGER_KEPT.as_millis() as u64);
+    let answer = look.query_async::<(u64, u64, Option<String>)>(&mut **server).await;
+    let (seconds, micros, sealed) = said(answer)?;
     let now_ms = seconds.saturating_mul(1_000).saturating_add(micros / 1_000);
     let ledger = sealed.as_deref().map(|sealed| {
         let text = seal.open(&purpose, sealed).ok()?;
@@ -194,6 +194,12 @@ async fn attempt(
     Ok((swapped == 1).then_some((parts, ledger.nodes())))
 }
 
+/// The time, and a value. One that lasts for longer than any ledger is another hand's, whatever it is: nobody
+/// would take it away.
+const LOOK: &str = "local ttl,most=redis.call('PTTL',KEYS[1]),tonumber(ARGV[1]) \
+                    if ttl==-1 or ttl>most then redis.call('PEXPIRE',KEYS[1],most) end \
+                    local t=redis.call('TIME') \
+                    return {tonumber(t[1]),tonumber(t[2]),redis.call('GET',KEYS[1])}";
 /// Writes a value if the former is what was read.
 const SWAP: &str = "if (redis.call('GET',KEYS[1]) or '')==ARGV[1] then \
                     redis.call('SET',KEYS[1],ARGV[2],'PX',ARGV[3]) return 1 end return 0";
