@@ -77,13 +77,13 @@ impl<'n> Fail2ban<'n> {
         text("log") + &text("printed")
     }
 
-    /// Has it let an address go.
+    /// Sets something of the jail: `unbanip ADDRESS`, `bantime SECONDS`.
     ///
     /// # Errors
     /// If its client cannot start.
-    pub fn unban(&self, address: &str) -> Result<()> {
+    pub fn set(&self, key: &str, value: &str) -> Result<()> {
         let mut client = self.ns.command("fail2ban-client");
-        client.arg("-c").arg(&self.dir).args(["set", "test", "unbanip", address]).output()?;
+        client.arg("-c").arg(&self.dir).args(["set", "test", key, value]).output()?;
         Ok(())
     }
 }

@@ -233,7 +233,7 @@ fn fail2ban_bans_by_edgectl() -> Result<()> {
         call: &call,
     };
     let fail2ban = Fail2ban::start(&lab.edge, lab.dir(), &jail)?;
-    let attack = || -> Result<()> {
+    let attack = || -> Result<serde_json::Value> {
         let mut file = fs::File::options().append(true).open(&log)?;
         let now = std::process::Command::new("date").arg("+%Y-%m-%d %H:%M:%S").output()?;
         let now = String::from_utf8_lossy(&now.stdout).trim().to_owned();
@@ -243,8 +243,18 @@ fn fail2ban_bans_by_edgectl() -> Result<()> {
         dropped(&lab, true)?;
         let ban = edged.bans()?.remove(0);
         assert_eq!((&ban["reason"], &ban["origin"]), (&"fail2ban test".into(), &"operator".into()));
-        fail2ban.unban(ATTACKER)?;
-        dropped(&lab, false).map(drop)
+        fail2ban.set("unbanip", ATTACKER)?;
+        dropped(&lab, false)?;
+        Ok(ban)
     };
-    attack().with_context(|| fail2ban.log())
+    let length_s = |ban: &serde_json::Value| {
+        let at = |key: &str| ban[key].as_u64().context("a time");
+        anyhow::Ok((at("until_ms")? - at("since_ms")? + 500) / 1_000)
+    };
+    let ban = attack().with_context(|| fail2ban.log())?;
+    assert_eq!(length_s(&ban)?, 600, "{ban}");
+    fail2ban.set("bantime", "-1")?;
+    let ban = attack().with_context(|| fail2ban.log())?;
+    assert_eq!(length_s(&ban)?, 365 * 86_400, "for ever is a year: {ban}");
+    Ok(())
 }
