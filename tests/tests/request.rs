@@ -157,7 +157,9 @@ fn plain_http_is_limited_like_all_else() -> Result<()> {
     let statuses = ask(CLIENT).header("X-API-Key", "x").send_many(4)?;
     assert_eq!(statuses, [400, 400, 400, 429]);
     assert_eq!(ask(CLIENT).send()?.status, 429);
-    assert_eq!(ask(ATTACKER).send()?.status, 308, "another source is untouched");
+    let sent = ask(ATTACKER).send()?;
+    assert_eq!(sent.status, 308, "another source is untouched");
+    assert_eq!(sent.header("x-ratelimit-remaining"), Some("2"), "{sent:?}");
     assert_eq!(edged.metrics()?.requests(Reason::SourceRate), 2.0);
     let is_banned = || {
         // Whoever goes on is banned for it: the last of these may be dropped.

@@ -79,7 +79,8 @@ fn other_sites_read_what_the_list_lets_them() -> Result<()> {
     let listed = "cors = { origins = [\"https://app.test\"], credentials = true, \
                   headers = [\"x-app\"], expose = [\"etag\"] }";
     let routes = route("/api", listed) + &route("/open", "cors = { origins = \"*\" }");
-    let edged = lab.edged()?.append(&routes)?.start()?;
+    let limited = lab.edged()?.set("limits.per_source", "\"600/m\"").append(&routes)?;
+    let edged = limited.start()?;
     let ask = |path: &str, origin: &str, method: &str| {
         let asked = edged.get(FRIEND, path).method("OPTIONS").header("Origin", origin);
         asked.header("Access-Control-Request-Method", method).send()
@@ -97,6 +98,7 @@ fn other_sites_read_what_the_list_lets_them() -> Result<()> {
         assert_eq!(allowed.header(name), Some(value), "{allowed:?}");
     }
     assert!(allowed.header("x-request-id").is_some());
+    assert!(allowed.header("x-ratelimit-remaining").is_some(), "{allowed:?}");
     for (path, origin) in [("/api/x", "https://evil.test"), ("/api/x", "null")] {
         let refused = ask(path, origin, "PUT")?;
         assert_eq!(refused.status, 403, "{refused:?}");

@@ -165,7 +165,7 @@ fn empty(
     ending: Ending,
 ) -> Response<Answer> {
     let mut answer = Answer::whole(Bytes::new(), unread, ending);
-    finish(&mut headers, &mut answer.lines, None, trace);
+    finish(&mut headers, &mut answer.lines, trace.admission.standing, trace);
     let mut response = Response::new(answer);
     (*response.status_mut(), *response.headers_mut()) = (status, headers);
     response
