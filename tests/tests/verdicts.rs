@@ -720,7 +720,9 @@ fn a_replayed_log_spares_what_many_share() -> Result<()> {
     let guess = |_| line(CLIENT, "credential_invalid", 401, "");
     let other = |_| line(ATTACKER, "credential_invalid", 401, "");
     let lines = (0..3).map(served).chain((0..6).map(guess)).chain((0..6).map(other));
-    std::fs::write(&log, lines.collect::<String>())?;
+    // The first line was cut off in the middle of a letter.
+    let cut = [b"{\"time\":\"\xc3\n", lines.collect::<String>().as_bytes()].concat();
+    std::fs::write(&log, cut)?;
     let mut edgectl = Command::new(edge_tests::daemon::binary("edgectl")?);
     edgectl.arg("replay").arg("--log").arg(&log).arg("--config").arg(&config).arg("--json");
     let told = run(&mut edgectl)?;
