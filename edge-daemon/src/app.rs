@@ -112,7 +112,7 @@ impl App {
         feeds.publish(&plan.issuers);
         let outside = Outside::new(&settings);
         let sheets = outside.sheets();
-        let identities = shared::restore(&settings.state.dir).context("no randomness")?;
+        let identities = shared::restore(&settings.state.dir)?;
         let edge = Arc::new(Edge {
             plan: ArcSwap::from_pointee(plan),
             feeds,

@@ -36,14 +36,14 @@ struct Part {
 /// A rule as its file left it, or one that begins anew.
 ///
 /// # Errors
-/// If there is no randomness.
+/// If there is no randomness, or its file cannot be read.
 pub fn restore(settings: &Settings, spec: Spec) -> io::Result<Rule> {
     if !spec.persist {
         let secret = secret(settings, &spec)?;
         return Ok(Rule::new(spec, None, secret));
     }
     let path = file(&settings.state.dir, &spec.name);
-    let kept = saved::read(&path, BYTES_MAX, "a quota", parse);
+    let kept = saved::read(&path, BYTES_MAX, "a quota", parse)?;
     let Some(kept) = kept else {
         let secret = secret(settings, &spec)?;
         return Ok(Rule::new(spec, None, secret));

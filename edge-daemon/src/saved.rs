@@ -29,21 +29,28 @@ pub(crate) fn write(path: &Path, mut content: Vec<u8>) -> io::Result<()> {
 
 /// What `parse` makes of a file of at most so many bytes; `None` if there is none. One that is damaged, or
 /// that `parse` makes nothing of, is set aside with a message that says `what` it was.
+///
+/// # Errors
+/// If what is there cannot be read: it may be sound, and whoever began anew would save over it.
 pub(crate) fn read<T>(
     path: &Path,
     bytes_max: u64,
     what: &str,
     parse: impl FnOnce(&[u8]) -> Option<T>,
-) -> Option<T> {
+) -> io::Result<Option<T>> {
     match parsed(path, bytes_max, parse) {
-        Ok(found) => found,
-        Err(error) => {
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
             let aside = path.with_extension("damaged");
             let moved = fs::rename(path, &aside);
             tracing::error!(file = %path.display(), %error, aside = %aside.display(), ?moved,
                 "{what} is damaged and was set aside: it begins anew");
-            None
+            Ok(None)
         }
+        Err(error) => {
+            let told = format!("{what} in {} cannot be read: {error}", path.display());
+            Err(io::Error::new(error.kind(), told))
+        }
+        found => found,
     }
 }
 
@@ -85,7 +92,7 @@ mod tests {
     fn a_file_is_read_whole_or_set_aside() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("below").join("a.kept");
-        let read = || read(&path, 100, "it", |content| Some(content.to_vec()));
+        let read = || read(&path, 100, "it", |content| Some(content.to_vec())).unwrap();
         assert_eq!(read(), None);
         write(&path, b"one".to_vec()).unwrap();
         write(&path, b"another".to_vec()).unwrap();
@@ -98,5 +105,15 @@ mod tests {
         }
         write(&path, vec![0; 200]).unwrap();
         assert_eq!((read(), path.exists()), (None, false), "longer than it may be");
+    }
+
+    #[test]
+    fn what_cannot_be_read_stays_where_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.kept");
+        // As a disk that fails: there is something, and no byte of it comes.
+        fs::create_dir(&path).unwrap();
+        let error = read(&path, 100, "a quota", |content| Some(content.to_vec())).unwrap_err();
+        assert!(error.to_string().contains("a quota in ") && path.is_dir(), "{error}");
     }
 }

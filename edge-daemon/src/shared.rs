@@ -18,9 +18,9 @@ use crate::{clock, request::Edge, saved};
 /// What is known as the last process left it, or nothing yet.
 ///
 /// # Errors
-/// If there is no randomness.
+/// If there is no randomness, or the file cannot be read.
 pub fn restore(dir: &Path) -> io::Result<Identities> {
-    let kept = saved::read(&file(dir), BYTES_MAX, "what is known of shared sources", parse);
+    let kept = saved::read(&file(dir), BYTES_MAX, "what is known of shared sources", parse)?;
     let Some((secret, saved_ms, notes)) = kept else {
         let mut secret = [0; 16];
         getrandom::fill(&mut secret).map_err(io::Error::other)?;
