@@ -40,7 +40,7 @@ use crate::{
     events::{Event, EventLog, Events},
     handover::{Giver, Predecessor, Remembered},
     issuers::{self, Feeds},
-    kernel::{Attached, DebugLog, Drops, Kernel, LoadSettings, Lock, Upkeep},
+    kernel::{Attached, DebugLog, Drops, Kernel, LoadSettings, Lock, Superseded, Upkeep},
     keys::{
         self, Registry, masters, pepper,
         slow::{Hasher, Slow},
@@ -73,6 +73,8 @@ pub struct App {
     logs: (EventLog, AuditLog),
     /// What one process alone may hold.
     lent: (Arc<Store>, Arc<Lock>),
+    /// What other versions pinned.
+    superseded: Superseded,
     sockets: Sockets,
 }
 
@@ -161,7 +163,7 @@ impl App {
             tracing::info!(interface, %mode, adopted, "attached");
         }
         writer.health = upkeep.health();
-        let Kernel { tables, drops, samples, debug_log, .. } = kernel;
+        let Kernel { tables, drops, samples, debug_log, superseded, .. } = kernel;
         let warden = Warden::new(tables.duplicate()?, Arc::clone(&edge), upkeep.health());
         let told = Told { drops, watch: Watch::new(tables, samples), debug: debug_log };
         Ok(Self {
@@ -177,6 +179,7 @@ impl App {
             told,
             logs: (event_log, audit_log),
             lent,
+            superseded,
             sockets,
         })
     }
@@ -238,7 +241,8 @@ impl App {
         };
         let (stop_giver, giver_stops) = UnixStream::pair()?;
         let giver = spawn("handover", move || giver.run(&giver_stops))?;
-        let office = Office { former, phase: enter.clone(), outcomes };
+        let superseded = self.superseded;
+        let office = Office { former, superseded, phase: enter.clone(), outcomes };
         let operator = Operator::new(self.edge, self.config, self.settings, upstreams);
         let ended = serving::serve(operator, (control, metrics), self.told, resolutions, office)?;
 

@@ -2,12 +2,13 @@
 #![allow(clippy::unwrap_used, reason = "a helper of tests may fail as a test does")]
 
 use std::{
+    collections::BTreeSet,
     ffi::CString,
     fs::File,
     io::{ErrorKind, Read as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::{fd::AsRawFd as _, unix::net::UnixStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
     time::{Duration, Instant},
@@ -349,6 +350,7 @@ fn a_refused_start_moves_no_interface() {
     assert!(matches!(error, KernelError::NoInterface { .. }), "{error}");
     // The successor's lists were empty.
     assert!(!pair.answers());
+    assert!(pair.pin_dir.join(ABI).join("sockets").exists());
 }
 
 #[test]
@@ -502,6 +504,12 @@ fn another_versions_filter_is_taken_over_between_two_packets() {
     std::fs::hard_link(other.join("OPEN"), other.join(CELLS)).unwrap();
     std::fs::hard_link(other.join("OPEN"), other.join("FORMER")).unwrap();
 
+    let names = |folder: &Path| {
+        let entries = std::fs::read_dir(folder).unwrap();
+        entries.map(|entry| entry.unwrap().file_name()).collect::<BTreeSet<_>>()
+    };
+    let former = names(&other);
+    assert!(former.iter().any(|name| name == "sockets"), "{former:?}");
     let socket = pair.within("edge", || UdpSocket::bind((EDGE, 0)).unwrap());
     let to = socket.local_addr().unwrap();
     let stop = AtomicBool::new(false);
@@ -513,7 +521,13 @@ fn another_versions_filter_is_taken_over_between_two_packets() {
                 (0_u64..).take_while(send).count() as u64
             })
         });
-        let kernel = pair.load(AttachMode::Native, UNLIMITED).unwrap();
+        // One that ends before it is in office leaves the other where it was.
+        drop(pair.load(AttachMode::Native, UNLIMITED).unwrap());
+        assert_eq!(names(&other), former);
+        let mut kernel = pair.load(AttachMode::Native, UNLIMITED).unwrap();
+        assert_eq!(names(&other), former);
+        kernel.superseded.remove().unwrap();
+        assert!(!pair.answers());
         stop.store(true, Relaxed);
         (kernel, flood.join().unwrap())
     });
@@ -785,6 +799,8 @@ fn an_interface_that_another_program_holds_is_left_alone() {
     );
     let error = attach("nowhere0");
     assert!(error.to_string().contains("nowhere0"), "{error}");
+    let folder = settings.pin_dir.join(ABI);
+    assert!(!folder.join("sockets").exists() && !folder.join("sockets-too").exists());
     detach(&settings.pin_dir).unwrap();
 }
 

@@ -19,6 +19,7 @@ use crate::{
     events::Event,
     geo,
     handover::{Outcome, Predecessor},
+    kernel::Superseded,
     memory,
     notify::{self, notify, shares_unit},
     request::{Edge, Phase},
@@ -29,6 +30,8 @@ use crate::{
 pub(super) struct Office {
     /// The one that it takes over from.
     pub(super) former: Option<Predecessor>,
+    /// What nobody can come back to then.
+    pub(super) superseded: Superseded,
     /// What the workers go by.
     pub(super) phase: watch::Sender<Phase>,
     /// What becomes of those who ask to take over.
@@ -70,6 +73,10 @@ async fn serve_all(
     let edge = Arc::clone(&operator.edge);
     operator.await_names(&mut resolutions).await;
     take_office(&edge, &operator, office.former)?;
+    if let Err(error) = office.superseded.remove() {
+        let error = &error as &dyn std::error::Error;
+        tracing::error!(error, "what another version pinned stays");
+    }
     office.phase.send_replace(Phase::Serving);
 
     let operator = Rc::new(Mutex::new(operator));

@@ -81,9 +81,8 @@ pub struct Attached {
 pub(super) type Held = (Attached, Link);
 
 /// Attaches to every interface, and lets go of those that a former configuration named. What can be
-/// refused beforehand is, what may still be goes first, and a refusal takes back what was done. Pins
-/// move only when every link has the new program: until then those of another version are all where
-/// it left them.
+/// refused beforehand is, what may still be goes first, and a refusal takes back what was done. Links that
+/// another version pinned have a second pin then: until this daemon is in office, the former may go on.
 pub(super) fn interfaces(
     xdp: &Xdp,
     wanted: &[Wanted],
@@ -102,17 +101,28 @@ pub(super) fn interfaces(
             }
         }
     }
-    let named = |taken: &Taken| folders.own.join(taken.held.0.pin_name());
-    let moves: Vec<_> = taken.iter().map(|taken| (taken.pin.clone(), named(taken))).collect();
-    for (pin, named) in moves.iter().filter(|(pin, named)| pin != named) {
-        fs::rename(pin, named).map_err(path_error("rename", pin))?;
+    for Taken { held: (attached, link), pin, .. } in &taken {
+        let named = folders.own.join(attached.pin_name());
+        if !pin.starts_with(&folders.own) {
+            link.pin(&named).map_err(path_error("pin the filter at", &named))?;
+        } else if *pin != named {
+            fs::rename(pin, &named).map_err(path_error("rename", pin))?;
+        }
     }
     for pin in folders.pins()? {
-        let is_kept = moves.iter().any(|(_, named)| *named == pin);
         let name = pin.file_name().unwrap_or_default().to_string_lossy();
-        if name.starts_with("xdp-") && !is_kept {
-            bpf::release(&pin).map_err(path_error("remove", &pin))?;
-        }
+        let of = parse_pin(&name).map(|(ifindex, _)| ifindex);
+        let guarded = taken.iter().map(|taken| &taken.held.0).find(|a| Some(a.ifindex) == of);
+        let removed = match guarded {
+            _ if !name.starts_with("xdp-") => Ok(()),
+            None => bpf::release(&pin),
+            // The link goes on by its other pin.
+            Some(held) if pin.starts_with(&folders.own) && name != held.pin_name() => {
+                fs::remove_file(&pin)
+            }
+            Some(_) => Ok(()),
+        };
+        removed.map_err(path_error("remove", &pin))?;
     }
     let mut held: Vec<_> = taken.into_iter().map(|taken| taken.held).collect();
     // As they were asked for.

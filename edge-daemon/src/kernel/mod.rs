@@ -32,6 +32,7 @@ mod upkeep;
 mod vlan;
 
 use std::{
+    fs,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     sync::Arc,
@@ -58,7 +59,7 @@ pub use self::{
     lists::{Content, InForce, Job, Lists, wait_for_packets},
     lock::Lock,
     maps::{Explanation, Occupancy, Tables},
-    pins::{Detached, detach},
+    pins::{Detached, Superseded, detach},
     policy::{Policy, Prefix},
     ready::whenever_ready,
     twin::{Bucket, Twin},
@@ -96,8 +97,8 @@ pub struct Kernel {
     attached: Vec<Attached>,
     programs: Ebpf,
     folders: Folders,
-    /// Of the folders that other versions left, until they are taken over.
-    others: Vec<Arc<Lock>>,
+    /// What is to be removed once this daemon is in office.
+    pub superseded: Superseded,
 }
 
 impl Kernel {
@@ -124,8 +125,8 @@ impl Kernel {
     fn try_load(settings: &LoadSettings) -> Result<Self, KernelError> {
         let folders = Folders::prepare(&settings.pin_dir)?;
         let lock = Lock::take(&folders.own)?;
-        let others = folders.others.iter().map(|folder| Lock::take(folder));
-        let others = others.collect::<Result<Vec<_>, _>>()?;
+        let locks = folders.others.iter().map(|folder| Lock::take(folder));
+        let locks = locks.collect::<Result<Vec<_>, _>>()?;
         let survey = settings.policy.survey()?;
         let netns_cookie = netns_cookie()?;
         folders.expect_namespace(netns_cookie)?;
@@ -151,8 +152,8 @@ impl Kernel {
             survey,
             attached,
             programs,
+            superseded: Superseded { folders: folders.others.clone(), locks },
             folders,
-            others,
         })
     }
 
@@ -170,6 +171,15 @@ impl Kernel {
     /// # Errors
     /// [`KernelError`] names the interface that failed. What was filtered before still is.
     pub fn attach(&mut self, interfaces: &[Wanted]) -> Result<Upkeep, KernelError> {
+        let followers = FOLLOWERS.map(|(_, pin)| self.folders.own.join(pin));
+        let new: Vec<_> = followers.into_iter().filter(|pin| !pin.exists()).collect();
+        self.try_attach(interfaces).inspect_err(|_| {
+            // Where nothing filters, nothing is to count.
+            new.iter().for_each(|pin| drop(fs::remove_file(pin)));
+        })
+    }
+
+    fn try_attach(&mut self, interfaces: &[Wanted]) -> Result<Upkeep, KernelError> {
         for (program, pin) in FOLLOWERS {
             attach::sockets(program_named(&mut self.programs, program)?, pin, &self.folders.own)?;
         }
@@ -198,8 +208,6 @@ impl Kernel {
         self.tables.write_policy(&self.policy, &self.survey)?;
         self.attached = held.iter().map(|(attached, _)| attached.clone()).collect();
         self.tables.count_apart(self.attached.iter().map(|attached| attached.ifindex))?;
-        self.folders.retire()?;
-        self.others.clear();
         upkeep.posts = interfaces.iter().cloned().zip(held).map(|(w, h)| Post::new(w, h)).collect();
         upkeep.look();
         Ok(upkeep)

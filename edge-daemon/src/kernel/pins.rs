@@ -5,6 +5,7 @@ use std::{
     fs, io,
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use aya::maps::{MapData, MapInfo, MapType};
@@ -166,13 +167,26 @@ impl Folders {
         }
         Ok(0)
     }
+}
 
-    /// Removes what other versions left, once nothing filters by it any more.
-    pub(super) fn retire(&self) -> Result<(), KernelError> {
-        for folder in &self.others {
-            remove_pins(folder)?;
+/// What other versions left and this one has taken over; nobody else may meanwhile.
+pub struct Superseded {
+    pub(super) folders: Vec<PathBuf>,
+    pub(super) locks: Vec<Arc<Lock>>,
+}
+
+impl Superseded {
+    /// Removes it, once no daemon can come back to it.
+    ///
+    /// # Errors
+    /// If a pin cannot be removed.
+    pub fn remove(&mut self) -> Result<(), KernelError> {
+        for folder in self.folders.drain(..) {
+            // Filters that go on are pinned anew.
+            remove_pins(&folder, |pin| fs::remove_file(pin))?;
             tracing::info!(folder = %folder.display(), "taken over from another version");
         }
+        self.locks.clear();
         Ok(())
     }
 }
@@ -250,24 +264,26 @@ pub fn detach(pin_dir: &Path) -> Result<Detached, KernelError> {
     for folder in abi_folders(pin_dir)? {
         let lock = Lock::take(&folder);
         detached.in_use |= matches!(lock, Err(KernelError::InUse { .. }));
-        let removed = remove_pins(&folder)?;
+        let removed = remove_pins(&folder, bpf::release)?;
         detached.removed.extend(removed.iter().map(|pin| pin.display().to_string()));
     }
     remove_if_empty(pin_dir)?;
     Ok(detached)
 }
 
-/// Removes the daemon's pins from a folder, and the folder with them if nothing else is there; what
-/// was removed.
-fn remove_pins(folder: &Path) -> Result<Vec<PathBuf>, KernelError> {
+/// Removes the daemon's pins from a folder, filters by `release`, and the folder with them if nothing else is
+/// there; what was removed.
+fn remove_pins(
+    folder: &Path,
+    release: fn(&Path) -> io::Result<()>,
+) -> Result<Vec<PathBuf>, KernelError> {
     let mut pins = entries(folder)?;
     pins.retain(|pin| is_named(pin, is_ours));
     // Links first: nothing shall filter by tables that are half gone.
     pins.sort_by_key(|pin| is_named(pin, is_table));
     for pin in &pins {
-        let remove =
-            if is_named(pin, is_filter) { bpf::release } else { |pin: &Path| fs::remove_file(pin) };
-        remove(pin).map_err(path_error("remove", pin))?;
+        let removed = if is_named(pin, is_filter) { release(pin) } else { fs::remove_file(pin) };
+        removed.map_err(path_error("remove", pin))?;
     }
     remove_if_empty(folder)?;
     Ok(pins)
