@@ -51,6 +51,25 @@ pub fn add(word: &AtomicU64, more: u64) {
     }
 }
 
+/// Has the processor bring the line in which this begins, to write to it, without waiting for it.
+#[cfg(not(target_arch = "bpf"))]
+#[inline(always)]
+pub fn fetch<T>(place: &T) {
+    let place = core::ptr::from_ref(place);
+    // SAFETY: a hint, which reads and writes nothing that a program can see; a processor without it
+    // does nothing.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        core::arch::asm!("prefetchw [{}]", in(reg) place, options(nostack, preserves_flags, readonly));
+    }
+    // SAFETY: as above.
+    #[cfg(target_arch = "aarch64")]
+    unsafe {
+        core::arch::asm!("prfm pstl1keep, [{}]", in(reg) place, options(nostack, preserves_flags, readonly));
+    }
+    let _ = place;
+}
+
 #[cfg(test)]
 mod tests {
     use core::sync::atomic::Ordering::Relaxed;

@@ -13,7 +13,8 @@ use std::{
 
 use edge_policy::limit::{
     Counted, Rule, Rules, Spec,
-    meter::{Meter, Now, STATE_BITS, Window},
+    meter::{Meter, Now, Window},
+    table::STATE,
 };
 
 use crate::{clock, config::Settings, request::Edge, saved};
@@ -26,10 +27,12 @@ struct Kept {
 
 /// What it had counted of the callers of a tier.
 struct Part {
-    /// Of whom, and in which window; `None`: the file does not say.
-    of: Option<(Option<String>, u64)>,
-    /// Places for keys: words lie where they do in a table of as many.
-    capacity: u64,
+    /// Of whom.
+    tier: Option<String>,
+    /// In which window.
+    window_ns: u64,
+    /// Words lie where they do in a table of as many sets.
+    sets: u64,
     words: Vec<(u32, u128)>,
 }
 
@@ -66,11 +69,9 @@ pub fn restore(settings: &Settings, spec: Spec) -> io::Result<Rule> {
 
 impl Part {
     fn is_of(&self, tier: Option<&str>, counted: &Counted) -> bool {
-        let of = self.of.as_ref();
-        let is_same = |(name, window): &(Option<String>, u64)| {
-            (name.as_deref(), Some(*window)) == (tier, window_ns(&counted.meter))
-        };
-        self.capacity == counted.table.capacity() as u64 && of.is_none_or(is_same)
+        self.tier.as_deref() == tier
+            && window_ns(&counted.meter) == Some(self.window_ns)
+            && self.sets == counted.table.sets() as u64
     }
 
     /// Puts words back where they were; one of a window that is over would only take a place.
@@ -141,7 +142,7 @@ fn save(dir: &Path, rule: &Rule) -> io::Result<()> {
         bytes.extend(length.to_le_bytes());
         bytes.extend(tier.unwrap_or_default().as_bytes());
         let words: Vec<_> = table.words(meter, now).collect();
-        for number in [window_ns, table.capacity() as u64, words.len() as u64] {
+        for number in [window_ns, table.sets() as u64, words.len() as u64] {
             bytes.extend(number.to_le_bytes());
         }
         for (set, word) in words {
@@ -153,12 +154,6 @@ fn save(dir: &Path, rule: &Rule) -> io::Result<()> {
 }
 
 fn parse(content: &[u8]) -> Option<Kept> {
-    if let Some(content) = content.strip_prefix(FORMER_MAGIC) {
-        let (secret, content) = content.split_first_chunk()?;
-        let (capacity, content) = number(content)?;
-        let part = Part { of: None, capacity, words: words(content)? };
-        return Some(Kept { secret: *secret, parts: vec![part] });
-    }
     let (secret, mut content) = content.strip_prefix(MAGIC)?.split_first_chunk()?;
     let mut parts = Vec::new();
     while !content.is_empty() {
@@ -167,11 +162,11 @@ fn parse(content: &[u8]) -> Option<Kept> {
         let (name, rest) = rest.split_at_checked(named.unwrap_or(0))?;
         let tier = named.map(|_| String::from_utf8(name.to_vec())).transpose().ok()?;
         let (window_ns, rest) = number(rest)?;
-        let (capacity, rest) = number(rest)?;
+        let (sets, rest) = number(rest)?;
         let (count, rest) = number(rest)?;
         let size = usize::try_from(count).ok()?.checked_mul(ENTRY)?;
         let (entries, rest) = rest.split_at_checked(size)?;
-        parts.push(Part { of: Some((tier, window_ns)), capacity, words: words(entries)? });
+        parts.push(Part { tier, window_ns, sets, words: words(entries)? });
         content = rest;
     }
     Some(Kept { secret: *secret, parts })
@@ -197,16 +192,12 @@ fn file(dir: &Path, limit: &str) -> PathBuf {
 
 /// A crash forgets no more than what was counted in this time.
 const SAVE_EVERY: Duration = Duration::from_secs(10);
-const MAGIC: &[u8] = b"edged quota 2\n";
-/// Of files that do not say whose the words are, nor of which window.
-const FORMER_MAGIC: &[u8] = b"edged quota 1\n";
+const MAGIC: &[u8] = b"edged quota 3\n";
 /// In the place of the length of a tier's name: these are of no tier.
 const NO_TIER: u64 = u64::MAX;
-/// The part of a word that says what its key has done.
-const STATE: u128 = (1 << STATE_BITS) - 1;
 const ENTRY: usize = 4 + 16;
-/// Of the largest table that can be configured: of eight words in each set.
-const BYTES_MAX: u64 = (1 << 28) * ENTRY as u64;
+/// Of the largest table that can be configured: of eight words in each set of three keys.
+const BYTES_MAX: u64 = ((1 << 26) / 3 + 1) * 8 * ENTRY as u64;
 
 #[cfg(test)]
 mod tests {
@@ -268,24 +259,6 @@ mod tests {
         ] {
             let again = rule(dir.path(), rate, pro);
             assert_eq!(admitted(again).1, left, "{rate}, {pro}");
-        }
-    }
-
-    #[test]
-    fn files_that_do_not_tell_their_window_are_read_and_lock_nobody_out() {
-        let dir = tempfile::tempdir().unwrap();
-        for (former, rate, left) in [("3/d", "4/d", 1), ("3/d", "3/h", 3), ("3/h", "3/d", 3)] {
-            let (used, _) = admitted(rule(&dir.path().join("none"), former, "off"));
-            let (_, Counted { meter, table }) = used.counted().next().unwrap();
-            let mut bytes = FORMER_MAGIC.to_vec();
-            bytes.extend(used.state().secret);
-            bytes.extend((table.capacity() as u64).to_le_bytes());
-            for (set, word) in table.words(meter, clock::now()) {
-                bytes.extend((set as u32).to_le_bytes());
-                bytes.extend(word.to_le_bytes());
-            }
-            saved::write(&file(dir.path(), "a"), bytes).unwrap();
-            assert_eq!(admitted(rule(dir.path(), rate, "off")).1[0], left, "{former} to {rate}");
         }
     }
 

@@ -27,7 +27,7 @@ pub(super) fn families(rules: &Rules) -> Vec<MetricFamily> {
         ),
         (
             "edged_limit_crowded_total",
-            "Requests charged to the place that the newcomers of a full set share.",
+            "Requests that met the place that the newcomers of a full set share, admitted or refused.",
             |rule| rule.losses().1,
         ),
     ];

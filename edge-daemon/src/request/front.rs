@@ -204,8 +204,11 @@ async fn handshake(
     // A proxy shakes hands for many.
     if !plan.trusted.has(visitor.address) {
         let client = Source::from(visitor.address).client(plan.client);
-        if plan.handshakes.admit_source(client, clock::now()).is_err() {
-            worker.refuse_connection(&visitor, Reason::HandshakeRate);
+        if let Err(denied) = plan.handshakes.admit_source(client, clock::now()) {
+            // Where many share what is left of a limit, it is the edge that has no room.
+            let is_own = denied.reason == Reason::HandshakeRate;
+            let reason = if is_own { denied.reason } else { Reason::HandshakesFull };
+            worker.refuse_connection(&visitor, reason);
             return None;
         }
     }

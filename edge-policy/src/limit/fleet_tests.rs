@@ -70,7 +70,7 @@ impl Edge {
             place: &|_| None,
             cost: 1,
         };
-        self.rule.charge(&facts, 0, Now { boot_ns: now, unix_ns: now }).is_ok()
+        admit([&self.rule], &facts, 0, Now { boot_ns: now, unix_ns: now }).is_ok()
     }
 
     fn renew(&mut self, ledger: &mut Ledger, rate: u64, now: u64) {

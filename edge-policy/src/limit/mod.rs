@@ -207,19 +207,27 @@ impl Rule {
         each.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
     }
 
-    /// Charges a request, if the rule speaks of it, what it costs beyond what is `paid`.
-    fn charge(&self, facts: &Facts<'_>, paid: u64, now: Now) -> Result<Admission, Denied> {
+    /// By what a request is counted, and where its key leads, if the rule speaks of it. What is soon to be
+    /// charged is brought in.
+    fn seek(&self, facts: &Facts<'_>, paid: u64) -> Option<(&Counted, u64)> {
         let tier = facts.caller.and_then(|caller| caller.tier);
-        let cost = facts.cost.saturating_sub(paid);
         // What is in flight counts, whatever it costs.
-        let counts = |counted: &&Counted| cost > 0 || counted.meter.is_concurrent();
-        let counted = self.counts.of(tier).filter(counts);
-        let Some(Counted { meter: whole, table }) =
-            counted.filter(|_| self.spec.only.covers(facts))
-        else {
-            return Ok(Admission::default());
-        };
-        let Some(hash) = self.hash(facts) else { return Ok(Admission::default()) };
+        let counts = |counted: &&Counted| facts.cost > paid || counted.meter.is_concurrent();
+        let counted = self.counts.of(tier).filter(counts)?;
+        let hash = if self.spec.only.covers(facts) { self.hash(facts)? } else { return None };
+        counted.table.fetch(hash);
+        Some((counted, hash))
+    }
+
+    /// Charges a request what it costs beyond what is `paid`.
+    fn charge(
+        &self,
+        (Counted { meter: whole, table }, hash): (&Counted, u64),
+        facts: &Facts<'_>,
+        paid: u64,
+        now: Now,
+    ) -> Result<Admission, Denied> {
+        let cost = facts.cost.saturating_sub(paid);
         let meter = &self.part(*whole, hash, cost);
         let standing = |left: Left| Standing { left, window_s: meter.window_s() };
         match table.charge(meter, hash, cost, now) {
@@ -237,7 +245,7 @@ impl Rule {
                 self.state.would_refuse.fetch_add(1, Relaxed);
                 Ok(Admission::default())
             }
-            Err(Refused { left, wait_ns }) => {
+            Err(Refused { left, wait_ns, is_shared }) => {
                 self.state.refused.fetch_add(1, Relaxed);
                 // Who comes again pays the whole again.
                 let anew = || table.wait_ns(meter, hash, facts.cost, now);
@@ -249,7 +257,9 @@ impl Rule {
                 let left = Left { reset_ns: wait_ns.unwrap_or(left.reset_ns), ..left };
                 let limit = Arc::clone(&self.spec.name);
                 let hit = Some(Box::new(Hit { limit, standing: standing(left) }));
-                Err(Denied { wait_ns, hit, ..Denied::new(self.spec.reason) })
+                // What strangers have used up is not the client's fault.
+                let reason = if is_shared { Reason::GlobalRate } else { self.spec.reason };
+                Err(Denied { wait_ns, hit, ..Denied::new(reason) })
             }
         }
     }
@@ -269,16 +279,12 @@ impl Rule {
     /// Where a request's key leads; `None` if the rule does not speak of such a caller.
     fn hash(&self, facts: &Facts<'_>) -> Option<u64> {
         let mut hash = SipHasher13::new_with_key(&self.state.secret);
-        // A length before each part, so that no two lists of parts run together.
-        let mut write = |part: Option<&[u8]>| {
-            hash.write_u64(part.map_or(u64::MAX, |part| part.len() as u64));
-            hash.write(part.unwrap_or_default());
-        };
         for part in &self.spec.by {
+            let mut write = |part: Option<&[u8]>| feed(&mut hash, part);
             match part {
                 Part::Source => {
-                    let (high, low) = (facts.source.high(), facts.source.low());
-                    write(Some(&(u128::from(high) << 64 | u128::from(low)).to_ne_bytes()));
+                    hash.write_u64(facts.source.high());
+                    hash.write_u64(facts.source.low());
                 }
                 Part::User => facts.caller?.user.iter().for_each(|p| write(Some(p.as_bytes()))),
                 Part::Key => write(Some(facts.caller?.key?.as_bytes())),
@@ -374,9 +380,32 @@ fn admit<'a>(
     paid: u64,
     now: Now,
 ) -> Result<Admission, Denied> {
-    rules.into_iter().try_fold(Admission::default(), |admission, rule| {
-        Ok(admission.and(rule.charge(facts, paid, now)?))
-    })
+    let mut rules = rules.into_iter().filter_map(|rule| Some((rule, rule.seek(facts, paid)?)));
+    let mut admission = Admission::default();
+    loop {
+        // The places of several are brought in together, and then charged one by one.
+        let found: [Option<_>; TOGETHER] = std::array::from_fn(|_| rules.next());
+        for (rule, place) in found.into_iter().flatten() {
+            admission = admission.and(rule.charge(place, facts, paid, now)?);
+        }
+        if found[TOGETHER - 1].is_none() {
+            return Ok(admission);
+        }
+    }
+}
+
+/// Rules whose places are brought in before the first is charged.
+const TOGETHER: usize = 8;
+
+/// Feeds a part to a hash: its length first, so that no two lists of parts run together; and all of it in
+/// whole words, which the hash takes at once.
+fn feed(hash: &mut SipHasher13, part: Option<&[u8]>) {
+    hash.write_u64(part.map_or(u64::MAX, |part| part.len() as u64));
+    let (words, rest) = part.unwrap_or_default().as_chunks();
+    words.iter().for_each(|word| hash.write_u64(u64::from_le_bytes(*word)));
+    if !rest.is_empty() {
+        hash.write_u64(rest.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)));
+    }
 }
 
 /// What a request is charged of which nothing but its source is known.

@@ -135,7 +135,7 @@ fn rule(name: &str, by: &[Part], meter: Meter) -> Rule {
         only: Only::default(),
         meter: Some(meter),
         tiers: Vec::new(),
-        keys_max: if by.is_empty() { 1 } else { 2 * KEYS as usize },
+        keys_max: if by.is_empty() { 1 } else { KEYS as usize },
         shadow: false,
         fleet: false,
         persist: false,
