@@ -4,6 +4,7 @@ mod free;
 
 use std::{
     fs, io,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -130,15 +131,26 @@ fn resident() -> io::Result<u64> {
     Ok(pages * nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)?.unwrap_or(4096) as u64)
 }
 
-/// Three quarters of what the host, or the control group, gives.
+/// Three quarters of what the host, or a control group around the daemon, gives.
 fn of_host() -> u64 {
     let host = fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
         let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
         line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib << 10)
     });
-    let group = fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
-    let group = group.and_then(|text| text.trim().parse::<u64>().ok());
+    let group = fs::read_to_string("/proc/self/cgroup").ok();
+    let group = group.and_then(|own| group_max(Path::new("/sys/fs/cgroup"), &own));
     host.into_iter().chain(group).min().map_or(u64::MAX, |bytes| bytes / 4 * 3)
+}
+
+/// The least that a control group gives, of those that a process is in according to its `/proc/PID/cgroup`: each holds for
+/// all below it.
+fn group_max(root: &Path, own: &str) -> Option<u64> {
+    let path = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let group = root.join(path);
+    let around = group.ancestors().take_while(|group| group.starts_with(root));
+    let max = |group: &Path| fs::read_to_string(group.join("memory.max")).ok();
+    // One without a bound says `max`.
+    around.filter_map(|group| max(group)?.trim().parse().ok()).min()
 }
 
 /// What a request whose client is slow may come to hold while there is enough: what was read last and what waits to be sent.
@@ -202,5 +214,24 @@ mod tests {
     fn what_is_held_and_given_can_be_read() {
         assert!(resident().unwrap() > 1 << 20);
         assert!(of_host() > 1 << 26);
+    }
+
+    #[test]
+    fn the_narrowest_control_group_around_it_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = "4:memory:/other\n0::/system.slice/edged.service\n";
+        let max = || group_max(dir.path(), own);
+        let unit = dir.path().join("system.slice/edged.service");
+        fs::create_dir_all(&unit).unwrap();
+        assert_eq!(max(), None);
+        fs::write(unit.join("memory.max"), "max\n").unwrap();
+        fs::write(dir.path().join("system.slice/memory.max"), "2000\n").unwrap();
+        assert_eq!(max(), Some(2000));
+        fs::write(unit.join("memory.max"), "1000\n").unwrap();
+        assert_eq!(max(), Some(1000));
+        // Within a namespace of its own it is at the top.
+        fs::write(dir.path().join("memory.max"), "3000\n").unwrap();
+        assert_eq!(group_max(dir.path(), "0::/\n"), Some(3000));
+        assert_eq!(group_max(dir.path(), "4:memory:/other\n"), None);
     }
 }

@@ -59,6 +59,15 @@ pub fn rfc3339(unix_ms: u64) -> String {
     text
 }
 
+/// `31/Jan/2026:23:59:59 +0000`, as the lines of the Common Log Format have it.
+#[must_use]
+pub fn common(unix_ms: u64) -> String {
+    let (days, s) = (unix_ms / MS_PER_DAY, unix_ms % MS_PER_DAY / 1000);
+    let (year, month, day) = civil(days);
+    let month = MONTHS[month as usize - 1];
+    format!("{day:02}/{month}/{year}:{:02}:{:02}:{:02} +0000", s / 3600, s / 60 % 60, s % 60)
+}
+
 /// The time in milliseconds since 1970 of a text as [`rfc3339`] writes it.
 #[must_use]
 pub fn unix_ms(text: &str) -> Option<u64> {
@@ -71,6 +80,8 @@ pub fn unix_ms(text: &str) -> Option<u64> {
     is_one.then(|| days(year, month, day) * MS_PER_DAY + in_day)
 }
 
+const MONTHS: [&str; 12] =
+    ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 const MS_PER_DAY: u64 = 86_400_000;
 /// Days in an era.
 const ERA: u64 = 146_097;
@@ -99,6 +110,8 @@ mod tests {
         assert_eq!(rfc3339(951_782_400_000), "2000-02-29T00:00:00.000Z");
         assert_eq!(rfc3339(1_795_305_599_123), "2026-11-21T23:59:59.123Z");
         assert_eq!(rfc3339(4_107_542_400_000), "2100-03-01T00:00:00.000Z");
+        assert_eq!(common(0), "01/Jan/1970:00:00:00 +0000");
+        assert_eq!(common(1_795_305_599_123), "21/Nov/2026:23:59:59 +0000");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use edge_common::Reason;
 use edge_tests::{
     Edged, Lab, Origin,
@@ -407,6 +407,8 @@ fn who_leaves_before_the_answer_has_a_line_in_the_access_log() -> Result<()> {
             ("method", "GET"),
             ("host", HOST),
             ("path", "/slow"),
+            ("upstream", "api"),
+            ("server", "192.0.2.2:8080"),
         ] {
             assert_eq!(line[name], value, "{name}: {line}");
         }
@@ -423,13 +425,28 @@ fn the_access_log_can_be_what_others_read() -> Result<()> {
     let file = lab.dir().join("access.log");
     let log = lab.edged()?.set("log.access", &format!("{file:?}"));
     let edged = log.set("log.access_format", r#""combined""#).start()?;
-    edged.get(CLIENT, "/health").arg("--user-agent", "x\" 200").flag("--http1.1").send()?;
+    let agent = edged.get(CLIENT, "/health").arg("--user-agent", "x\" 200");
+    let answer = agent.flag("--http1.1").send()?;
     let read = || std::fs::read_to_string(&file).unwrap_or_default();
     until("the line is there", Duration::from_secs(10), || Ok(read().ends_with('\n')))?;
     let line = read();
-    assert!(line.starts_with(&format!("{CLIENT} - - [20")), "{line}");
-    assert!(line.contains("] \"GET /health HTTP/1.1\" 200 "), "{line}");
-    assert!(line.contains(" \"-\" \"x\\x22 200\" "), "{line}");
+    // As in Apache's documentation: host, identity, user, [time], "request", status, bytes, "referer", "agent".
+    let (who, rest) = line.split_once(" [").context("a time")?;
+    let (time, rest) = rest.split_once("] \"").context("a request")?;
+    assert_eq!(who, format!("{CLIENT} - -"));
+    let is_like = |(c, like): (char, char)| match like {
+        '0' => c.is_ascii_digit(),
+        'A' => c.is_ascii_uppercase(),
+        'a' => c.is_ascii_lowercase(),
+        like => c == like,
+    };
+    let like = "00/Aaa/0000:00:00:00 +0000";
+    assert!(time.len() == like.len() && time.chars().zip(like.chars()).all(is_like), "{time}");
+    let (said, micros) = rest.trim_end().rsplit_once(' ').context("the time taken")?;
+    let (said, id) = said.rsplit_once(' ').context("an id")?;
+    assert!(micros.parse::<u64>().is_ok() && !id.is_empty(), "{line}");
+    let bytes = answer.text().len();
+    assert_eq!(said, format!("GET /health HTTP/1.1\" 200 {bytes} \"-\" \"x\\x22 200\""));
     Ok(())
 }
 

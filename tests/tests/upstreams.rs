@@ -224,6 +224,25 @@ fn a_dead_server_costs_no_request() -> Result<()> {
     Ok(())
 }
 
+/// Whether there is another one to ask instead is not asked in anybody's turn.
+#[test]
+fn a_server_that_refuses_leaves_the_others_their_equal_shares() -> Result<()> {
+    let lab = Lab::new()?;
+    let origins = origins(&lab, &[8082, 8083])?;
+    let edged = lab
+        .edged()?
+        .set("upstream.0.servers", &servers(&[8081, 8082, 8083]))
+        .set("upstream.0.ejection", "{ failures = 0 }")
+        .set("upstream.0.circuit", "{ failures = \"off\" }")
+        .set("upstream.0.retry_budget", "100")
+        .set("server.workers", "1")
+        .start()?;
+    assert_eq!(edged.get(FRIEND, "/health").send_many(60)?, [200; 60]);
+    let seen: Vec<_> = origins.iter().map(Origin::seen).collect();
+    assert!(seen.iter().all(|seen| (28..=32).contains(seen)), "{seen:?}");
+    Ok(())
+}
+
 #[test]
 fn every_fault_of_a_server_has_its_status_and_leaks_nothing() -> Result<()> {
     let lab = Lab::new()?;
@@ -752,6 +771,57 @@ fn checks_take_servers_out_and_bring_them_back() -> Result<()> {
     Ok(())
 }
 
+/// The status in the log is the one that the client was sent; how it ended, the reason says.
+#[test]
+fn what_fails_is_logged_with_where_it_went_and_what_was_sent() -> Result<()> {
+    let lab = Lab::new()?;
+    let file = lab.dir().join("access.log");
+    let edged = lab
+        .edged()?
+        .set("log.access", &format!("{file:?}"))
+        .set("upstream.0.ejection", "{ failures = 0 }")
+        .start()?;
+    let ask = |path: &str| edged.get(FRIEND, &format!("/health/{path}"));
+    assert_eq!(ask("down").send()?.status, 502);
+    let script = Script::start(&lab.origin, &format!("{ORIGIN}:8080"), |path, stream| {
+        if path != "/health/silent" {
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf");
+        }
+        if path != "/health/cut" {
+            let _ = stream.read(&mut [0]);
+        }
+        false
+    })?;
+    assert!(ask("cut").send().is_err());
+    for path in ["stall", "silent"] {
+        assert!(ask(path).arg("--max-time", "2").send().is_err());
+    }
+    assert_eq!(script.seen(), 3);
+    edged.tell(&format!("upstream drain api {ORIGIN}:8080"))?;
+    assert_eq!(ask("drained").send()?.status, 503);
+    let lines = || -> Result<Vec<serde_json::Value>> {
+        let text = std::fs::read_to_string(&file)?;
+        Ok(text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?)
+    };
+    until("the lines are there", SOON, || Ok(lines()?.len() == 5))?;
+    let (lines, server) = (lines()?, format!("{ORIGIN}:8080"));
+    for (path, status, reason, server) in [
+        ("down", 502, "upstream_unreachable", Some(&*server)),
+        ("cut", 200, "upstream_invalid", Some(&*server)),
+        ("stall", 200, "client_gone", Some(&*server)),
+        ("silent", 408, "client_gone", Some(&*server)),
+        ("drained", 503, "upstream_unhealthy", None),
+    ] {
+        let is_it = |line: &&serde_json::Value| line["path"] == format!("/health/{path}");
+        let line = lines.iter().find(is_it).context("a line")?;
+        assert_eq!((&line["status"], &line["reason"]), (&status.into(), &reason.into()), "{line}");
+        let went = (line["upstream"].as_str(), line["server"].as_str());
+        assert_eq!(went, (Some("api"), server), "{line}");
+        assert!(line["decide_us"].is_u64(), "{line}");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_circuit_opens_and_closes_again() -> Result<()> {
     let lab = Lab::new()?;
@@ -769,6 +839,53 @@ fn a_circuit_opens_and_closes_again() -> Result<()> {
     let _origin = Origin::start(&lab)?;
     until("it closes", SOON, || Ok(ask()?.status == 200))?;
     assert_eq!(metric(&edged, "edged_upstream_circuit_open", &[])?, 0.0);
+    Ok(())
+}
+
+/// A server that sends heads and no whole body serves nobody. What has no end by design is told by its head.
+#[test]
+fn bodies_that_break_off_eject_a_server_and_open_a_circuit() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::listen(&lab.origin, &format!("{ORIGIN}:8081"))?;
+    let _script = Script::start(&lab.origin, &format!("{ORIGIN}:8082"), |path, stream| {
+        let _ = match path.trim_start_matches("/health/") {
+            "events" => stream.write_all(
+                b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n",
+            ),
+            "stall" => {
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf");
+                let _ = stream.read(&mut [0]);
+                Ok(())
+            }
+            _ => stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"),
+        };
+        false
+    })?;
+    let rule = "{ failures = 50, requests_min = 4, window = \"600s\", open = \"60s\" }";
+    let edged = lab
+        .edged()?
+        .set("upstream.0.servers", &servers(&[8081, 8082]))
+        .set("upstream.0.body_timeout", "\"1s\"")
+        .set("upstream.0.ejection", "{ failures = 3, first = \"600s\" }")
+        .start()?;
+    let ask = |path: &str| edged.get(FRIEND, &format!("/health/{path}")).send();
+    let mut broken = 0;
+    until("it is ejected", SOON, || {
+        broken += u32::from(ask(if broken < 2 { "cut" } else { "stall" }).is_err());
+        Ok(state(&edged, ":8082")? == "ejected")
+    })?;
+    assert_eq!(broken, 3);
+
+    edged.edit("upstream.0.servers", &servers(&[8082]))?;
+    edged.edit("upstream.0.circuit", rule)?;
+    edged.tell("reload")?;
+    for path in ["events", "events", "events", "events", "cut", "cut", "cut", "cut"] {
+        assert_eq!(metric(&edged, "edged_upstream_circuit_open", &[])?, 0.0, "{path}");
+        assert!(ask(path).is_err(), "{path}");
+    }
+    let is_open = || Ok(metric(&edged, "edged_upstream_circuit_open", &[])? == 1.0);
+    until("the circuit is open", SOON, is_open)?;
+    assert_eq!(ask("cut")?.status, 503);
     Ok(())
 }
 
@@ -927,6 +1044,29 @@ fn idle_connections_are_closed_in_time() -> Result<()> {
     Ok(())
 }
 
+/// A connection that several share is idle from the end of its last request, not from its begin.
+#[test]
+fn a_shared_connection_outlives_a_request_that_is_longer_than_its_idle_time() -> Result<()> {
+    let lab = Lab::new()?;
+    let count = AtomicU64::new(0);
+    framed(&lab.origin, move |_, stream, client| {
+        if count.fetch_add(1, Relaxed) == 0 {
+            std::thread::sleep(Duration::from_secs(6));
+        }
+        let head = frame(HEADERS, END_HEADERS, stream, &[0x88]);
+        client.write_all(&[head, frame(DATA, END_STREAM, stream, b"fine")].concat()).is_ok()
+    })?;
+    let edged = lab
+        .edged()?
+        .set("server.workers", "1")
+        .set("upstream.0.http2", "true")
+        .set("upstream.0.idle_timeout", "\"5s\"")
+        .start()?;
+    assert_eq!(edged.get(FRIEND, "/health").send_many(2)?, [200; 2]);
+    assert_eq!(metric(&edged, "edged_upstream_connects_total", &[])?, 1.0);
+    Ok(())
+}
+
 #[test]
 fn a_unix_socket_serves() -> Result<()> {
     let lab = Lab::new()?;
@@ -1006,6 +1146,21 @@ fn names_are_looked_up_again_and_what_was_found_last_stays() -> Result<()> {
     let failed = || metric(&edged, "edged_upstream_lookups_total", &[("result", "failed")]);
     until("a lookup fails", Duration::from_secs(20), || Ok(failed()? >= 1.0))?;
     assert_eq!((ask()?, three.seen()), (200, 2));
+
+    // What an operator drained by its name stays so whatever the name means, and whatever a reload makes anew.
+    edged.tell("upstream drain api app.edged.test:8080")?;
+    assert_eq!(ask()?, 503);
+    answer.store(2, Relaxed);
+    until("the name means the first", SOON, || Ok(!state(&edged, "/192.0.2.2")?.is_empty()))?;
+    assert_eq!((state(&edged, "/192.0.2.2")?.as_str(), ask()?), ("drained", 503));
+    edged.edit("upstream.0.connect_timeout", "\"3s\"")?;
+    edged.tell("reload")?;
+    until("it is looked up", SOON, || Ok(!state(&edged, "/192.0.2.2")?.is_empty()))?;
+    assert_eq!((state(&edged, "/192.0.2.2")?.as_str(), ask()?), ("drained", 503));
+    edged.tell("upstream enable api app.edged.test:8080")?;
+    answer.store(3, Relaxed);
+    until("the name means the other", SOON, || Ok(!state(&edged, "/192.0.2.3")?.is_empty()))?;
+    assert_eq!((ask()?, three.seen()), (200, 3));
     Ok(())
 }
 

@@ -89,16 +89,9 @@ fn drain(upstreams: &[Arc<Upstream>], name: &str, server: &str, drained: bool) -
     let Some(upstream) = upstreams.iter().find(|upstream| upstream.settings.name == name) else {
         return Reply::Refused(format!("no upstream is called '{name}'"));
     };
-    let servers = upstream.servers();
-    let named = |label: &str| {
-        label == server || label.strip_prefix(server).is_some_and(|rest| rest.starts_with('/'))
-    };
-    let meant: Vec<_> = servers.iter().filter(|one| named(&one.label)).collect();
-    if meant.is_empty() {
+    let Some(changed) = upstream.drain(server, drained) else {
         return Reply::Refused(format!("'{name}' has no server '{server}'; edgectl upstream list"));
-    }
-    let now_ns = clock::boot_ns();
-    let changed = meant.iter().filter(|server| server.health.drain(drained, now_ns)).count();
+    };
     let word = if drained { "drained" } else { "in the round again" };
     tracing::info!(upstream = name, server, word, changed, "by an operator");
     Reply::Done(match changed {

@@ -13,10 +13,11 @@ use std::{
     },
 };
 
-use serde::Serialize;
+use edge_policy::calendar;
+use serde::{Serialize, Serializer};
 
 use super::sink::{Sink, Torn};
-use crate::{clock, config::settings};
+use crate::config::settings;
 
 /// The way to the access log.
 #[derive(Clone)]
@@ -43,7 +44,8 @@ pub struct Buffer {
 #[derive(Serialize)]
 #[expect(missing_docs, reason = "docs/http.md says it of each")]
 pub struct Line<'a> {
-    pub time: String,
+    #[serde(rename = "time", serialize_with = "rfc3339")]
+    pub time_ms: u64,
     pub request_id: &'a str,
     pub client: IpAddr,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -185,14 +187,22 @@ impl Writer {
 
 /// The line that Apache and nginx call combined, with the request id and the time taken behind it.
 fn combined(out: &mut Vec<u8>, line: &Line<'_>) {
-    let Line { client, time, method, path, protocol, status, bytes_out, request_id, .. } = line;
-    let principal = line.principal.as_deref().unwrap_or("-");
+    let Line { client, method, path, protocol, status, bytes_out, request_id, .. } = line;
     let _ = write!(out, "{client} - ");
-    escape(out, principal);
-    let _ = write!(out, " [{time}] \"");
-    for (text, end) in [(*method, " "), (*path, " "), (*protocol, "")] {
-        escape(out, text);
-        out.extend_from_slice(end.as_bytes());
+    // What reads such lines takes a space for the end of the name.
+    let principal = line.principal.as_deref().unwrap_or("-");
+    for (at, word) in principal.split(' ').enumerate() {
+        out.extend_from_slice(if at == 0 { b"" } else { b"\\x20" });
+        escape(out, word);
+    }
+    let _ = write!(out, " [{}] \"", calendar::common(line.time_ms));
+    if method.is_empty() {
+        out.push(b'-');
+    } else {
+        for (text, end) in [(*method, " "), (*path, " "), (*protocol, "")] {
+            escape(out, text);
+            out.extend_from_slice(end.as_bytes());
+        }
     }
     let _ = write!(out, "\" {status} {bytes_out} \"");
     escape(out, line.referer.unwrap_or("-"));
@@ -211,10 +221,9 @@ fn escape(out: &mut Vec<u8>, text: &str) {
     }
 }
 
-/// The time of a line.
-#[must_use]
-pub fn now() -> String {
-    clock::rfc3339(clock::unix_ms())
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn rfc3339<S: Serializer>(time_ms: &u64, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(&calendar::rfc3339(*time_ms))
 }
 
 /// Buffers that wait for the writer.
@@ -232,7 +241,7 @@ mod tests {
     fn nobody_writes_a_line_of_his_own() {
         let mut out = Vec::new();
         let line = Line {
-            time: "2026-01-02T03:04:05Z".into(),
+            time_ms: 1_767_323_045_678,
             request_id: "id",
             client: IpAddr::from([192, 0, 2, 1]),
             proxy: None,
@@ -249,7 +258,7 @@ mod tests {
             upstream_us: None,
             upstream: None,
             server: None,
-            principal: None,
+            principal: Some("https://a.test:a \"b".into()),
             by: None,
             issuer: None,
             tls: None,
@@ -260,7 +269,7 @@ mod tests {
         combined(&mut out, &line);
         assert_eq!(
             String::from_utf8(out).unwrap(),
-            "192.0.2.1 - - [2026-01-02T03:04:05Z] \"GET /a\\x22b HTTP/1.1\" 200 5 \"-\" \
+            "192.0.2.1 - https://a.test:a\\x20\\x22b [02/Jan/2026:03:04:05 +0000] \"GET /a\\x22b HTTP/1.1\" 200 5 \"-\" \
              \"x\\x0A\\x22 200 y\\x5C\" id 7\n"
         );
     }

@@ -38,7 +38,7 @@ pub(crate) fn pass(
     let (mut parts, body) = response.into_parts();
     // The connection to the client is the edge's own, whatever the upstream speaks.
     parts.version = http::Version::default();
-    ending.status = parts.status;
+    ending.status = Some(parts.status);
     let changes = parts.status == StatusCode::SWITCHING_PROTOCOLS;
     let protocol = parts.headers.remove(header::UPGRADE).filter(|_| changes);
     shield::strip_response(&mut parts.headers);
@@ -76,7 +76,7 @@ fn hide(
     mut ending: Ending,
 ) -> Response<Answer> {
     let (original, mut body) = response.into_parts();
-    ending.status = original.status;
+    ending.status = Some(original.status);
     ending.settle(Reason::Serve);
     // The client's bytes are no other task's to read: those behind this body are the next request.
     let unread = body.abandon_upload();

@@ -148,11 +148,19 @@ impl Answer {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame, Broken>>> {
-        let (incoming, lease, upload) = match &mut self.content {
-            Content::Whole { bytes, .. } => {
-                return Poll::Ready(bytes.take().map(|b| Ok(Frame::Data(b))));
-            }
-            Content::Passed { incoming, lease, upload } => (incoming, lease, upload),
+        let frame = ready!(match &mut self.content {
+            Content::Whole { bytes, .. } => Poll::Ready(bytes.take().map(|b| Ok(Frame::Data(b)))),
+            Content::Passed { .. } => self.poll_passed(cx),
+        });
+        if let Some(Ok(Frame::Data(data))) = &frame {
+            self.ending.bytes += data.len() as u64;
+        }
+        Poll::Ready(frame)
+    }
+
+    fn poll_passed(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, Broken>>> {
+        let Content::Passed { incoming, lease, upload } = &mut self.content else {
+            return Poll::Ready(None);
         };
         let mut frame = ready!(incoming.poll_frame(cx));
         if let Some(Ok(Frame::Trailers(trailers))) = &mut frame {
@@ -160,11 +168,11 @@ impl Answer {
         }
         self.ending.turn.heard();
         match &frame {
-            Some(Err(_)) if self.ending.status == StatusCode::SWITCHING_PROTOCOLS => {}
+            Some(Err(_)) if self.ending.is_tunnel() => {}
             // An upload that breaks off takes its answer along.
             Some(Err(_)) => {
                 let reason = upload.fault.get().unwrap_or(Reason::UpstreamInvalid);
-                lease.iter().for_each(|lease| lease.broke_off(reason));
+                lease.take().into_iter().for_each(|lease| lease.broke_off(reason));
                 self.ending.settle(reason);
             }
             Some(Ok(_)) if !incoming.is_end_stream() => {}
@@ -212,7 +220,7 @@ impl Drop for Answer {
     /// A body of known length is not asked for its end once its last byte is out.
     fn drop(&mut self) {
         let Content::Passed { incoming, lease, .. } = &mut self.content else { return };
-        if self.ending.status == StatusCode::SWITCHING_PROTOCOLS {
+        if self.ending.is_tunnel() {
             // Both who speak another protocol can bring its end about, unless a bound did.
             if self.ending.turn.overdue().is_none() {
                 self.ending.settle(Reason::Serve);
@@ -220,7 +228,7 @@ impl Drop for Answer {
         } else if incoming.is_end_stream() || incoming.length() == Some(0) {
             self.ending.settle(Reason::Serve);
             give_back(lease);
-        } else if let (Some(lease), Some(reason)) = (lease, self.ending.turn.overdue()) {
+        } else if let (Some(lease), Some(reason)) = (lease.take(), self.ending.turn.overdue()) {
             lease.broke_off(reason);
         }
     }
@@ -238,8 +246,10 @@ pub(crate) struct Ending {
     pub(crate) turn: Rc<Turn>,
     /// In boot time.
     started_ns: u64,
-    /// The status of the answer that is passed on.
-    pub(crate) status: StatusCode,
+    /// The status of the upstream's answer, once its head is there.
+    pub(crate) status: Option<StatusCode>,
+    /// Bytes of the answer's body.
+    bytes: u64,
     reason: Option<Reason>,
     /// The client as proven, once it is.
     pub(crate) visitor: Option<Visitor>,
@@ -255,9 +265,14 @@ impl Ending {
     /// Begins a request, and tells how many are in flight with it.
     pub(crate) fn begin(worker: Rc<Worker>, turn: Rc<Turn>, started_ns: u64) -> (Self, usize) {
         let in_flight = worker.edge.metrics.requests.fetch_add(1, Relaxed) + 1;
-        let (reason, visitor, is_led, entry, held) = Default::default();
-        let status = StatusCode::OK;
-        (Self { worker, turn, started_ns, status, reason, visitor, is_led, entry, held }, in_flight)
+        let (status, bytes, reason, visitor, is_led, entry, held) = Default::default();
+        let this =
+            Self { worker, turn, started_ns, status, bytes, reason, visitor, is_led, entry, held };
+        (this, in_flight)
+    }
+
+    fn is_tunnel(&self) -> bool {
+        self.status == Some(StatusCode::SWITCHING_PROTOCOLS)
     }
 
     /// States how the request ended; the first statement counts.
@@ -281,13 +296,13 @@ impl Drop for Ending {
         };
         let reason = self.reason.unwrap_or_else(unstated);
         match reason {
-            Reason::Serve => counters.serve(self.status),
+            Reason::Serve => counters.serve(self.status.unwrap_or_default()),
             reason => counters.count(reason),
         }
         let ended_ns = clock::boot_ns();
         if let (Some(entry), Some(visitor)) = (&self.entry, &self.visitor) {
             let end = (reason, self.status, [self.started_ns, ended_ns]);
-            entry.write(&self.worker, visitor, &self.turn, end);
+            entry.write(&self.worker, visitor, &self.turn, end, self.bytes);
         }
         counters.request.observe(Duration::from_nanos(ended_ns.saturating_sub(self.started_ns)));
         // Last: whoever sees none in flight sees all counted.

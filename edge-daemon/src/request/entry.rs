@@ -11,9 +11,13 @@ use super::{
     Worker,
     front::Visitor,
     path::{Trace, logged},
+    upstream::{Pool, Upstream},
     watch::Turn,
 };
-use crate::events::access::{Line, Tls, now};
+use crate::{
+    clock,
+    events::access::{Line, Tls},
+};
 
 /// A request's entry.
 #[derive(Default)]
@@ -27,7 +31,9 @@ pub(crate) struct Entry {
     trace_id: Option<String>,
     referer: Option<String>,
     user_agent: Option<String>,
-    upstream: Option<(String, Rc<str>)>,
+    upstream: Option<Rc<Upstream>>,
+    /// The server that was asked last.
+    server: Option<Rc<Pool>>,
     /// When its way upstream began, and when the head of the answer was there, in boot time.
     pub(super) stages: [Option<u64>; 2],
 }
@@ -39,20 +45,21 @@ impl Entry {
             return None;
         }
         let text = |name| text(&head.headers, name);
-        let host = head.uri.host().or_else(|| whole(&head.headers, &header::HOST));
+        let whole = |name| whole(&head.headers, name);
+        let host = head.uri.host().map(Cow::Borrowed).or_else(|| whole(&header::HOST));
         Some(Box::new(Self {
             request_id: trace.id.clone(),
             method: trace.method().to_owned(),
             path: logged(head.uri.path()),
-            host: host.map(|host| logged(without_user(host))).unwrap_or_default(),
+            host: host.map(|host| logged(without_user(&host))).unwrap_or_default(),
             protocol: match head.version {
                 Version::HTTP_2 => "HTTP/2",
                 Version::HTTP_10 => "HTTP/1.0",
                 _ => "HTTP/1.1",
             },
             trace_id: text("traceparent").as_deref().and_then(trace_id),
-            referer: whole(&head.headers, &header::REFERER).map(|page| logged(&page_of(page))),
-            user_agent: whole(&head.headers, &header::USER_AGENT).map(logged),
+            referer: whole(&header::REFERER).map(|page| logged(&page_of(&page))),
+            user_agent: whole(&header::USER_AGENT).map(|agent| logged(&agent)),
             ..Self::default()
         }))
     }
@@ -60,17 +67,23 @@ impl Entry {
     /// Of what never became a request.
     pub(super) fn of(trace: &Trace) -> Self {
         let mut entry = Self { protocol: "HTTP/1.1", ..Self::default() };
-        entry.settle(trace, None);
+        entry.settle(trace);
         entry
     }
 
+    /// What is known as it goes to an upstream, and where to note which server is asked.
+    pub(super) fn go(&mut self, trace: &Trace, upstream: &Rc<Upstream>) -> &mut Option<Rc<Pool>> {
+        self.settle(trace);
+        self.upstream = Some(Rc::clone(upstream));
+        &mut self.server
+    }
+
     /// What is known when the answer begins.
-    pub(super) fn settle(&mut self, trace: &Trace, upstream: Option<(String, Rc<str>)>) {
+    pub(super) fn settle(&mut self, trace: &Trace) {
         self.request_id.clone_from(&trace.id);
         trace.method().clone_into(&mut self.method);
         trace.path.clone_into(&mut self.path);
         self.principal.clone_from(&trace.principal);
-        self.upstream = upstream;
         self.stages = trace.stages;
     }
 
@@ -80,14 +93,14 @@ impl Entry {
         worker: &Worker,
         visitor: &Visitor,
         turn: &Turn,
-        (reason, passed, [started, ended]): (Reason, StatusCode, [u64; 2]),
+        (reason, status, [started, ended]): (Reason, Option<StatusCode>, [u64; 2]),
+        bytes_out: u64,
     ) {
         let us = |from: u64, to: u64| to.saturating_sub(from) / 1000;
         let [sent, answered] = self.stages;
-        let status = if reason == Reason::Serve { passed } else { denied::status(reason) };
-        let (bytes_in, bytes_out) = turn.bytes();
+        let status = status.unwrap_or_else(|| denied::status(reason));
         worker.access.add(&Line {
-            time: now(),
+            time_ms: clock::unix_ms(),
             request_id: &self.request_id,
             client: visitor.address,
             proxy: visitor.proxy,
@@ -97,13 +110,13 @@ impl Entry {
             protocol: self.protocol,
             status: status.as_u16(),
             reason: reason.name(),
-            bytes_in,
+            bytes_in: turn.received(),
             bytes_out,
             total_us: us(started, ended),
             decide_us: sent.map(|sent| us(started, sent)),
             upstream_us: sent.zip(answered).map(|(sent, answered)| us(sent, answered)),
-            upstream: self.upstream.as_ref().map(|(name, _)| name.as_str()),
-            server: self.upstream.as_ref().map(|(_, server)| &**server),
+            upstream: self.upstream.as_ref().map(|upstream| &*upstream.shared.settings.name),
+            server: self.server.as_ref().map(|pool| &*pool.server.label),
             principal: self.principal.as_ref().map(Principal::identity),
             by: self.principal.as_ref().map(|who| who.method().name()),
             issuer: self.principal.as_ref().and_then(Principal::issuer),
@@ -128,8 +141,8 @@ fn text(headers: &HeaderMap, name: &str) -> Option<String> {
 }
 
 /// All of a header: a key is to be seen before a part of it is cut off.
-fn whole<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
-    headers.get(name)?.to_str().ok()
+fn whole<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<Cow<'a, str>> {
+    Some(String::from_utf8_lossy(headers.get(name)?.as_bytes()))
 }
 
 /// An address as far as a log may have it: users and queries hold credentials of whoever wrote them.
@@ -164,7 +177,16 @@ const LOGGED_MAX: usize = 256;
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
+
+    #[test]
+    fn what_is_no_text_is_logged_as_far_as_it_is() {
+        let agent = HeaderValue::from_bytes(b"Bj\xf6rn/1 \xc3\xb6").unwrap();
+        let headers = HeaderMap::from_iter([(header::USER_AGENT, agent)]);
+        assert_eq!(whole(&headers, &header::USER_AGENT).as_deref(), Some("Bj\u{fffd}rn/1 \u{f6}"));
+    }
 
     #[test]
     fn a_page_is_logged_without_credentials() {

@@ -9,6 +9,7 @@ use http::{HeaderValue, Response, header, request::Parts};
 use super::{
     View, Worker,
     body::{Upload, UploadState},
+    entry::Entry,
     front::Visitor,
     incoming::Incoming,
     path::Trace,
@@ -52,18 +53,22 @@ impl Going {
         self
     }
 
-    /// Sends it; the head of the answer.
+    /// Sends it; the head of the answer. The log has where it goes, however it ends.
     pub(super) async fn send(
         self: Box<Self>,
         worker: &Worker,
         trace: &mut Trace,
+        entry: Option<&mut Entry>,
     ) -> Result<(Box<Response<Incoming>>, Lease, Rc<UploadState>), Denied> {
         let Self { view, upstream, head, upload, state, key } = *self;
         let sent_ns = clock::boot_ns();
-        let outgoing = Outgoing { head: &head, body: upload, upload: &state, key };
-        let sent = view.upstreams[upstream].send(outgoing).await;
+        trace.stages[0] = Some(sent_ns);
+        let upstream = &view.upstreams[upstream];
+        let asked = entry.map(|entry| entry.go(trace, upstream));
+        let outgoing = Outgoing { head: &head, body: upload, upload: &state, key, asked };
+        let sent = upstream.send(outgoing).await;
         let answered_ns = clock::boot_ns();
-        trace.stages = [Some(sent_ns), Some(answered_ns)];
+        trace.stages[1] = Some(answered_ns);
         let took = Duration::from_nanos(answered_ns.saturating_sub(sent_ns));
         worker.counters.upstream.observe(took);
         let (mut response, lease) = sent?;

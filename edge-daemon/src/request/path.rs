@@ -126,11 +126,10 @@ pub(crate) async fn answer(
             let come = (in_flight, now);
             match decide(&worker, &mut visitor, &turn, come, &mut trace, head, &mut body).await {
                 Ok(Decided::Going(going)) => {
-                    if let Some(entry) = &mut ending.entry {
+                    if ending.entry.is_some() {
                         ending.visitor = Some(visitor.clone());
-                        entry.settle(&trace, None);
                     }
-                    let sent = going.send(&worker, &mut trace).await;
+                    let sent = going.send(&worker, &mut trace, ending.entry.as_deref_mut()).await;
                     sent.map(|(response, lease, state)| Outcome::Passed(response, lease, state))
                 }
                 Ok(Decided::Preflight(headers)) => Ok(Outcome::Preflight(headers)),
@@ -151,9 +150,7 @@ pub(crate) async fn answer(
     ending.held = mem::take(&mut trace.admission.held);
     ending.visitor = Some(visitor.clone());
     if let Some(entry) = &mut ending.entry {
-        let lease =
-            if let Ok(Outcome::Passed(_, lease, _)) = &outcome { Some(lease) } else { None };
-        entry.settle(&trace, lease.map(Lease::names));
+        entry.settle(&trace);
     }
     match outcome {
         Ok(Outcome::Passed(response, lease, upload)) => {

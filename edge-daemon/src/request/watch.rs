@@ -202,9 +202,9 @@ impl Turn {
         })
     }
 
-    /// Bytes of the request's body, and of its answer.
-    pub(crate) fn bytes(&self) -> (u64, u64) {
-        (self.sent.get().bytes(), self.taken.get().bytes())
+    /// Bytes of the request's body.
+    pub(crate) fn received(&self) -> u64 {
+        self.sent.get().bytes()
     }
 
     /// Notes an interim answer of the upstream.

@@ -8,11 +8,12 @@ pub mod names;
 mod tally;
 
 use std::{
+    collections::BTreeSet,
     io,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
 };
@@ -38,6 +39,8 @@ pub struct Upstream {
     pub settings: settings::Upstream,
     /// Its servers of now: names may come to mean others.
     servers: ArcSwap<Vec<Arc<Server>>>,
+    /// What operators drained, in their words: servers as they are labelled, or the names that lead to them.
+    drained: Mutex<BTreeSet<String>>,
     /// Whether it is asked at all.
     pub circuit: Circuit,
     in_flight: AtomicUsize,
@@ -131,8 +134,10 @@ impl Upstream {
     ) -> Result<Arc<Self>, UpstreamTlsError> {
         let tls =
             settings.tls.as_ref().map(|tls| Connector::load(tls, settings.http2)).transpose()?;
+        let drained = former.map(|former| former.drained().clone()).unwrap_or_default();
         let this = Self {
             servers: ArcSwap::default(),
+            drained: Mutex::new(drained),
             circuit: Circuit::default(),
             in_flight: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
@@ -152,20 +157,7 @@ impl Upstream {
             };
             Some(this.server(place, endpoint))
         });
-        let servers = servers.collect::<Vec<_>>();
-        for server in &servers {
-            let same = |other: &&Arc<Server>| other.endpoint == server.endpoint;
-            let before = former.map(Self::servers);
-            if before
-                .iter()
-                .flat_map(|all| all.iter())
-                .find(same)
-                .is_some_and(|s| s.health.is_drained())
-            {
-                server.health.drain(true, clock::boot_ns());
-            }
-        }
-        this.servers.store(Arc::new(servers));
+        this.put(servers.collect());
         Ok(Arc::new(this))
     }
 
@@ -189,6 +181,46 @@ impl Upstream {
     /// Its servers of now.
     pub fn servers(&self) -> Arc<Vec<Arc<Server>>> {
         self.servers.load_full()
+    }
+
+    /// Puts these in the place of its servers. What operators drained stays so, though it was gone meanwhile.
+    fn put(&self, servers: Vec<Arc<Server>>) {
+        let drained = self.drained();
+        let is_meant =
+            |server: &&Arc<Server>| drained.iter().any(|word| is_called(&server.label, word));
+        servers.iter().filter(is_meant).for_each(|one| _ = one.health.drain(true, 0));
+        self.servers.store(Arc::new(servers));
+    }
+
+    /// Takes servers out of the round, or puts them back: one, or all that a name leads to, now and later. How many
+    /// that changes; `None` if none is called so.
+    pub fn drain(&self, word: &str, is_drained: bool) -> Option<usize> {
+        let mut drained = self.drained();
+        let servers = self.servers();
+        let meant: Vec<_> =
+            servers.iter().filter(|server| is_called(&server.label, word)).collect();
+        if meant.is_empty() {
+            return None;
+        }
+        let now_ns = clock::boot_ns();
+        let change = |one: &&&Arc<Server>| one.health.drain(is_drained, now_ns);
+        let changed = meant.iter().filter(change).count();
+        if is_drained {
+            drained.insert(word.to_owned());
+        } else {
+            // Of a wider word, what it still means stays.
+            drained.retain(|other| {
+                let is_wider = meant.iter().any(|server| is_called(&server.label, other));
+                !is_wider && !is_called(other, word)
+            });
+            let left = servers.iter().filter(|server| server.health.is_drained());
+            drained.extend(left.map(|server| server.label.clone()));
+        }
+        Some(changed)
+    }
+
+    fn drained(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.drained.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Opens a connection to one of its servers.
@@ -312,4 +344,9 @@ impl Upstream {
     pub fn waiting(&self) -> u64 {
         self.waiting.load(Relaxed) as u64
     }
+}
+
+/// Whether a server with this label is meant by a word: the label, or the name that led to it.
+fn is_called(label: &str, word: &str) -> bool {
+    label.strip_prefix(word).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }

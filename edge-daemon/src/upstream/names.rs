@@ -68,6 +68,7 @@ pub async fn resolve(upstream: &Upstream) -> bool {
             }
         }
     }
+    let found = after.len();
     after.truncate(ADDRESSES_MAX);
     let same = |a: &[Arc<Server>], b: &[Arc<Server>]| {
         a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
@@ -76,7 +77,10 @@ pub async fn resolve(upstream: &Upstream) -> bool {
     if changes {
         let (name, servers) = (&upstream.settings.name, after.len());
         tracing::info!(upstream = name, servers, "its names mean other addresses");
-        upstream.servers.store(Arc::new(after));
+        if found > servers {
+            tracing::warn!(upstream = name, servers, found, "the other addresses are not asked");
+        }
+        upstream.put(after);
     }
     changes
 }

@@ -62,9 +62,7 @@ impl Upstream {
             only.candidate(0, settings, now_ns).ok_or(Reason::UpstreamUnhealthy)?;
             return if may(0) { Ok(0) } else { Err(Reason::UpstreamBusy) };
         }
-        let untried = servers.iter().enumerate().filter(|(index, _)| tried >> index & 1 == 0);
-        let fit = untried.filter_map(|(index, server)| server.candidate(index, settings, now_ns));
-        let mut fit: Vec<Candidate> = fit.collect();
+        let mut fit: Vec<Candidate> = self.fit(pools, tried, now_ns).collect();
         let mut reason = Reason::UpstreamUnhealthy;
         while let Some(index) = self.pick(&fit, key) {
             if may(index) {
@@ -74,6 +72,19 @@ impl Upstream {
             fit.retain(|candidate| candidate.index != index);
         }
         Err(reason)
+    }
+
+    /// Whether any is fit that was not tried. To ask takes nobody's turn.
+    pub(super) fn has_fit(&self, pools: &Pools, tried: u64) -> bool {
+        self.fit(pools, tried, clock::boot_ns()).next().is_some()
+    }
+
+    fn fit(&self, pools: &Pools, tried: u64, now_ns: u64) -> impl Iterator<Item = Candidate> {
+        let untried = pools.servers.iter().enumerate();
+        let untried = untried.filter(move |(index, _)| tried >> index & 1 == 0);
+        untried.filter_map(move |(index, server)| {
+            server.candidate(index, &self.shared.settings, now_ns)
+        })
     }
 
     fn pick(&self, fit: &[Candidate], key: u64) -> Option<usize> {

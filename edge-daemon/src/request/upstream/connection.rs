@@ -104,6 +104,14 @@ impl Connection {
         }
     }
 
+    /// Whether both are handles on one that several requests share.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Many(one), Self::Many(other)) => one.is_same(other),
+            _ => false,
+        }
+    }
+
     /// One request, to the head of its answer. Whoever's turn it is has a deadline.
     pub(super) async fn exchange(
         &mut self,

@@ -91,6 +91,10 @@ impl Connection {
         !self.is_closed() && self.in_use.get() < self.sender.current_max_send_streams().min(STREAMS)
     }
 
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.is_closed, &other.is_closed)
+    }
+
     pub(super) fn is_in_use(&self) -> bool {
         self.in_use.get() > 0
     }

@@ -28,10 +28,9 @@ use edge_policy::{
 use http::{HeaderMap, Response, request::Parts};
 use tokio::time::timeout;
 
-pub(crate) use self::{connection::Reply, lease::Lease};
+pub(crate) use self::{connection::Reply, lease::Lease, pool::Pool};
 use self::{
     connection::{Connection, Failed, Patience},
-    pool::Pool,
     retry::repeatable,
 };
 use super::{
@@ -78,6 +77,8 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) upload: &'a UploadState,
     /// What the same server is chosen by, where that is how they are chosen.
     pub(crate) key: u64,
+    /// Where it is noted which server was asked last.
+    pub(crate) asked: Option<&'a mut Option<Rc<Pool>>>,
 }
 
 /// An answer's head, and the body once more if its status may be worth another try.
@@ -138,7 +139,8 @@ impl Upstream {
         };
         let sent = self.send_to_any(outgoing, trial.is_some()).await;
         let failed = match &sent {
-            Ok(_) => Some(false),
+            // Others do not wait for the end of a trial's answer; how any other fares, its end tells.
+            Ok(_) => trial.is_some().then_some(false),
             // Nobody was asked: that tells nothing.
             Err(Reason::UpstreamBusy | Reason::UpstreamUnhealthy) => None,
             Err(reason) => (reason.blame() == Blame::Upstream).then_some(true),
@@ -157,7 +159,7 @@ impl Upstream {
         outgoing: Outgoing<'_>,
         on_trial: bool,
     ) -> Result<(Response<Incoming>, Lease), Reason> {
-        let Outgoing { head, mut body, upload, key } = outgoing;
+        let Outgoing { head, mut body, upload, key, mut asked } = outgoing;
         let settings = &self.shared.settings;
         let patience = Patience { upload, answer_max: settings.response_timeout };
         upload.turn.ask(settings.body_timeout, settings.total_timeout);
@@ -170,6 +172,9 @@ impl Upstream {
             // Where nobody else is fit, what the last one made of it is the answer.
             let (index, slot) = slot.map_err(|reason| missed.unwrap_or(reason))?;
             let pool = &pools.pools[index];
+            if let Some(asked) = &mut asked {
+                **asked = Some(Rc::clone(pool));
+            }
             if tried != 0 || fresh {
                 pool.tally().retries.fetch_add(1, Relaxed);
             }
@@ -177,17 +182,18 @@ impl Upstream {
             match self.ask(pool, head, body, &patience, fresh).await {
                 Ok((response, connection, again)) => {
                     if let Some(again) = again
-                        && self.choose(&pools, tried, key, |_| true).is_ok()
+                        && self.has_fit(&pools, tried)
                         && self.may_retry(&mut retries)
                     {
                         fresh = false;
                         body = again;
                         continue;
                     }
-                    return Ok((response, Lease::new(Rc::clone(pool), connection, slot)));
+                    let lease = Lease::new(Rc::clone(pool), connection, slot, &response);
+                    return Ok((response, lease));
                 }
                 Err(Missed { reason, again, is_refused }) => {
-                    let has_other = self.choose(&pools, tried, key, |_| true).is_ok();
+                    let has_other = self.has_fit(&pools, tried);
                     // One that refused it alone may take it over another connection.
                     fresh = is_refused && !has_other && !fresh;
                     let may = |_: &_| (has_other || fresh) && self.may_retry(&mut retries);

@@ -8,6 +8,7 @@ use std::{
 };
 
 use edge_common::Reason;
+use edge_policy::upstream::circuit::Passage;
 use http::StatusCode;
 
 use super::{connection::Connection, failure};
@@ -17,8 +18,8 @@ use crate::{
 };
 
 /// One server, as one worker sees it.
-pub(super) struct Pool {
-    pub(super) server: Arc<Server>,
+pub(crate) struct Pool {
+    pub(crate) server: Arc<Server>,
     upstream: Arc<Upstream>,
     worker: usize,
     /// Connections that wait for a request, the latest last: the warmest is taken first and
@@ -76,10 +77,14 @@ impl Pool {
 
     /// Keeps a connection for the next request, if there may be one. The coldest makes room.
     pub(super) fn put(&self, connection: Connection) {
-        // One that is shared was kept when it was opened.
         if connection.share().is_none() {
-            self.keep(connection);
+            return self.keep(connection);
         }
+        // One that is shared was kept when it was opened, and is idle from now on.
+        let now_ns = clock::boot_ns();
+        let mut idle = self.idle.borrow_mut();
+        let same = idle.iter_mut().filter(|kept| kept.connection.is_same(&connection));
+        same.for_each(|kept| kept.since_ns = now_ns);
     }
 
     fn keep(&self, connection: Connection) {
@@ -112,19 +117,26 @@ impl Pool {
             && !connection.is_stale()
     }
 
-    pub(super) fn names(&self) -> (String, Rc<str>) {
-        (self.upstream.settings.name.clone(), self.server.label.as_str().into())
-    }
-
     pub(super) fn tally(&self) -> &Tally {
         self.server.tally(self.worker)
     }
 
-    /// The server answered.
+    /// The head of an answer is there.
     pub(super) fn answered(&self, status: StatusCode, began_ns: u64) {
-        let now_ns = clock::boot_ns();
-        self.tally().answered(status, Duration::from_nanos(now_ns.saturating_sub(began_ns)));
-        self.server.health.succeeded(&self.upstream.settings.ejection, now_ns);
+        let took = Duration::from_nanos(clock::boot_ns().saturating_sub(began_ns));
+        self.tally().answered(status, took);
+    }
+
+    /// A request was served.
+    pub(super) fn served(&self) {
+        self.server.health.succeeded(&self.upstream.settings.ejection, clock::boot_ns());
+        self.note(false);
+    }
+
+    /// Tells the circuit how a request ended whose head came.
+    pub(super) fn note(&self, failed: bool) {
+        let rule = &self.upstream.settings.circuit;
+        self.upstream.circuit.note(rule, Passage::Free, failed, clock::boot_ns());
     }
 
     /// The server failed, if this reason means that it did.
