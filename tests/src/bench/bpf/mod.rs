@@ -18,7 +18,7 @@ use std::{
 
 use code::Code;
 
-pub(super) use programs::{Action, Sources};
+pub(super) use programs::{Action, Lpm, Sources};
 
 /// A loaded program: XDP, or of an interface's traffic control.
 pub(super) struct Program(OwnedFd);
@@ -68,6 +68,18 @@ impl Map {
             .u64(value.as_ptr() as u64)
             .u64(0);
         call_bpf(MAP_UPDATE, &attr).map(drop)
+    }
+
+    /// What all CPUs have counted at an index of an array of theirs.
+    fn sum(&self, index: u32) -> Result<u64> {
+        let mut each = vec![0_u64; CPUS_MAX];
+        let attr = Attr::default()
+            .u32(self.0.as_raw_fd().cast_unsigned())
+            .u64(&raw const index as u64)
+            .u64(each.as_mut_ptr() as u64)
+            .u64(0);
+        call_bpf(MAP_LOOKUP, &attr)?;
+        Ok(each.iter().sum())
     }
 }
 
@@ -164,6 +176,7 @@ fn call_bpf(command: c_long, attr: &Attr) -> Result<i32> {
 
 // The numbers of linux/bpf.h.
 const MAP_CREATE: c_long = 0;
+const MAP_LOOKUP: c_long = 1;
 const MAP_UPDATE: c_long = 2;
 const PROG_LOAD: c_long = 5;
 const TEST_RUN: c_long = 10;
@@ -181,3 +194,5 @@ const LIVE_FRAMES: u32 = 1 << 1;
 /// Frames at a time: what a driver takes from its ring at once.
 const BATCH: u32 = 64;
 const NO_PREALLOC: u32 = 1;
+/// More than any kernel is built for: it writes a word for each that there may be.
+const CPUS_MAX: usize = 8192;

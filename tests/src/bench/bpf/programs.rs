@@ -31,6 +31,26 @@ pub(in crate::bench) enum Action {
     Pass = 2,
 }
 
+/// A deny list as everybody writes it.
+pub(in crate::bench) struct Lpm {
+    pub(in crate::bench) program: Program,
+    counts: Map,
+}
+
+impl Lpm {
+    /// Packets of sources that were not found, and of those that were.
+    pub(in crate::bench) fn counts(&self) -> Result<[u64; 2]> {
+        Ok([self.counts.sum(0)?, self.counts.sum(1)?])
+    }
+
+    /// The type, the source, an LPM trie, a counter, a drop. Without networks it does all but the lookup.
+    pub(in crate::bench) fn new(networks: &[IpNet], is_v6: bool) -> Result<Self> {
+        let counts = Map::new(Kind::PerCpuArray, 4, 8, 2)?;
+        let program = Program::lpm(networks, is_v6, &counts)?;
+        Ok(Self { program, counts })
+    }
+}
+
 impl Program {
     /// Looks at nothing.
     pub(in crate::bench) fn bare(action: Action) -> Result<Self> {
@@ -92,10 +112,7 @@ impl Program {
         }
     }
 
-    /// A deny list as everybody writes it: the type, the source, an LPM trie, a counter, a drop.
-    /// Without networks it does all but the lookup.
-    pub(in crate::bench) fn lpm(networks: &[IpNet], is_v6: bool) -> Result<Self> {
-        let counter = Map::new(Kind::PerCpuArray, 4, 8, 1)?;
+    fn lpm(networks: &[IpNet], is_v6: bool, counts: &Map) -> Result<Self> {
         let (ether_type, header, bytes) = if is_v6 { (0xdd86, 54, 16) } else { (0x0008, 34, 4) };
         let mut code = bounds(Code::default(), header, "other")
             .load(Half, 2, 7, 12)
@@ -112,6 +129,7 @@ impl Program {
         } else {
             code.load(Word, 2, 7, 26).store(Word, 10, -4, 2)
         };
+        code = code.set(6, 0);
         let trie = if networks.is_empty() { None } else { Some(lpm_trie(networks, bytes)?) };
         if let Some(trie) = &trie {
             let start = -4 - i16::from(bytes);
@@ -121,12 +139,13 @@ impl Program {
                 .copy(2, 10)
                 .add(2, i32::from(start))
                 .call(LOOKUP)
-                .jump_if(0, Equal, 0, "unlisted");
+                .jump_if(0, Equal, 0, "unlisted")
+                .set(6, 1);
         }
         Self::load(
             code.here("unlisted")
-                .store_value(Word, 10, -4, 0)
-                .map(1, &counter)
+                .store(Word, 10, -4, 6)
+                .map(1, counts)
                 .copy(2, 10)
                 .add(2, -4)
                 .call(LOOKUP)

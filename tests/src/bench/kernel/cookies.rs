@@ -23,6 +23,7 @@ use crate::{
         need_two_cores, pin, version,
     },
     daemon::Edged,
+    flood::tcp_counter,
     lab::{EDGE, Lab},
     netns::run,
     packet::{self, SYN},
@@ -77,11 +78,20 @@ pub(in crate::bench) fn answers(effort: Effort, report: &mut Report) -> Result<(
     connects(effort, report)
 }
 
-/// Honest clients connect and ask, while a flood of SYNs goes to the same port.
+/// Honest clients connect and ask, while a flood of SYNs goes to the same port. As host and product are
+/// shipped: cookies while the listener's queue is full, and taken back by what the kernel was asked.
 fn connects(effort: Effort, report: &mut Report) -> Result<()> {
     let lab = lab()?;
     let _answers = Answers::take(&lab)?;
-    let _edged = cookies(&lab)?;
+    let edged = without_lists(lab.edged()?).start()?;
+    let counted = || {
+        let metrics = edged.metrics()?;
+        let [answered, passed] = [Reason::SynCookie, Reason::Pass].map(|r| metrics.packets(r));
+        let [taken, made] =
+            ["SyncookiesRecv", "SyncookiesSent"].map(|name| tcp_counter(&lab.edge, name));
+        anyhow::Ok([answered, passed, taken? as f64, made? as f64])
+    };
+    let before = counted()?;
     let lasts = Duration::from_secs(if effort.is_quick() { 20 } else { 600 });
     let (tried, succeeded) = flood().beside(&lab, Pace::PerSecond(FLOOD), || {
         let (start, mut tried, mut succeeded) = (Instant::now(), 0_u32, 0_u32);
@@ -92,8 +102,16 @@ fn connects(effort: Effort, report: &mut Report) -> Result<()> {
         }
         Ok((tried, succeeded))
     })?;
-    report.note(&format!("{succeeded} of {tried} connects were answered"));
+    let (after, tried_all) = (counted()?, f64::from(tried));
+    let [answered, passed, taken, made] = std::array::from_fn(|i| after[i] - before[i]);
+    report.note(&format!(
+        "{succeeded} of {tried} connects were answered, {taken} of them by cookies; {answered} SYNs were answered, {passed} \
+         packets passed, and the kernel made {made} cookies"
+    ));
     ensure!(tried > 5, "{tried} connects were tried");
+    // What fills the queue again as it empties passes, some thousands a second at whatever rate.
+    ensure!(answered > passed * 4.0, "{answered} SYNs were answered, {passed} packets passed");
+    ensure!(taken > 0.9 * tried_all, "{taken} of {tried} connects came by cookies");
     report.add(&Line {
         measure: 10,
         name: format!("connects that are answered through {} s of {FLOOD} SYN/s", lasts.as_secs()),
@@ -129,6 +147,7 @@ fn lab() -> Result<Lab> {
     Ok(lab)
 }
 
+/// Cookies for every SYN.
 fn cookies(lab: &Lab) -> Result<Edged<'_>> {
     lab.edge.sysctl("ipv4/tcp_syncookies", "2")?;
     without_lists(lab.edged()?).set("kernel.syn_cookies.mode", r#""always""#).start()

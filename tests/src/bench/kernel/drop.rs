@@ -12,7 +12,7 @@ use super::{
 };
 use crate::bench::{
     Effort, Goal, Line, Report,
-    bpf::{Action, Program},
+    bpf::{Action, Lpm, Program},
     flood::Flood,
     need_two_cores, version,
 };
@@ -28,13 +28,13 @@ pub(in crate::bench) fn listed(effort: Effort, report: &mut Report) -> Result<()
     };
     let (all, singles, some) = (trial(&list), trial(&addresses), trial(&few));
     let bare = Program::bare(Action::Drop)?;
-    let lpm = Program::lpm(&list.0, false)?;
+    let lpm = Lpm::new(&list.0, false)?;
     let intervals = nft_rules("flags interval;", &list.joined(", "));
     let hash = nft_rules("", &addresses.joined(", "));
     let turns = [
         turn("edged", || all.edged(Reason::DenyList, |setup, lab| denying(setup, lab, &list))),
         turn("bare XDP_DROP", || all.program(&bare)),
-        turn("LPM trie", || all.program(&lpm)),
+        turn("LPM trie", || all.lpm(&lpm, true)),
         turn("nft interval set", || all.nft("netdev bench", &intervals)),
         turn("iptables ipset hash:net", || all.ipset(&list)),
         turn("nft hash set", || singles.nft("netdev bench", &hash)),
@@ -69,20 +69,20 @@ pub(in crate::bench) fn listed_v6(effort: Effort, report: &mut Report) -> Result
     let inside = Trial { flood: Flood { frame: udp6_frame(8), sources: list.inside() }, effort };
     let outside =
         Trial { flood: Flood { frame: udp6_frame(BROKEN), sources: list.outside() }, effort };
-    let (lpm, none) = (Program::lpm(&list.0, true)?, Program::lpm(&[], true)?);
+    let (lpm, none) = (Lpm::new(&list.0, true)?, Lpm::new(&[], true)?);
     let turns = [
         turn("edged, listed", || {
             inside.edged(Reason::DenyList, |setup, lab| denying(setup, lab, &list))
         }),
-        turn("LPM trie, listed", || inside.program(&lpm)),
+        turn("LPM trie, listed", || inside.lpm(&lpm, true)),
         turn("edged, unlisted", || {
             outside.edged(Reason::MalformedPacket, |setup, lab| denying(setup, lab, &list))
         }),
         turn("edged without lists", || {
             outside.edged(Reason::MalformedPacket, |setup, _| Ok(without_lists(setup)))
         }),
-        turn("LPM trie, unlisted", || outside.program(&lpm)),
-        turn("its twin without lists", || outside.program(&none)),
+        turn("LPM trie, unlisted", || outside.lpm(&lpm, false)),
+        turn("its twin without lists", || outside.lpm(&none, false)),
     ];
     let [ours, lpm, unlisted, base, lpm_unlisted, lpm_base] =
         interleaved(&turns, "ns a packet", effort, report)?;

@@ -12,7 +12,7 @@ use super::networks::List;
 use crate::{
     bench::{
         Effort,
-        bpf::{Map, Program},
+        bpf::{Lpm, Map, Program},
         flood::{Cost, Flood},
     },
     daemon::Setup,
@@ -33,6 +33,17 @@ impl Trial {
         let _link =
             lab.edge.enter(|| Ok::<_, anyhow::Error>(program.attach(if_nametoindex("edge0")?)?))?;
         Ok(self.flood.cost(&lab, self.effort)?.ns)
+    }
+
+    /// A trie in which the sources are, or are not but for one that is by chance.
+    pub(super) fn lpm(&self, lpm: &Lpm, are_listed: bool) -> Result<f64> {
+        let [missed, hit] = lpm.counts()?;
+        let ns = self.program(&lpm.program)?;
+        let now = lpm.counts()?;
+        let [missed, hit] = [now[0] - missed, now[1] - hit].map(|count| count as f64);
+        let right = if are_listed { hit } else { missed };
+        ensure!(right > 0.9 * (hit + missed), "{hit} of {} were listed", hit + missed);
+        Ok(ns)
     }
 
     /// The product, set up like this; each packet must end for this reason.
@@ -218,8 +229,12 @@ mod tests {
             done.map(drop).with_context(|| format!("{last:?}"))
         };
         measured(&|| v4.program(&Program::bare(Action::Drop)?))?;
-        measured(&|| v4.program(&Program::lpm(&list.0, false)?))?;
-        measured(&|| v6.program(&Program::lpm(&list6.0, true)?))?;
+        for (trial, list, is_v6) in [(&v4, &list, false), (&v6, &list6, true)] {
+            measured(&|| trial.lpm(&Lpm::new(&list.0, is_v6)?, true))?;
+            let empty = Lpm::new(&[], is_v6)?;
+            measured(&|| trial.lpm(&empty, false))?;
+            assert!(trial.lpm(&empty, true).is_err(), "a trie that finds nobody");
+        }
         measured(&|| any.program(&Program::lru_limit(1024)?))?;
         if installed("nft") && installed("ethtool") {
             let intervals = nft_rules("flags interval;", &list.joined(", "));

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::bench::{
     Effort, Goal, Line, Report,
-    bpf::{Program, Sources},
+    bpf::{Lpm, Sources},
     flood::Flood,
     need_two_cores,
 };
@@ -25,8 +25,8 @@ pub(in crate::bench) fn lookups(effort: Effort, report: &mut Report) -> Result<(
     let [few, some, many] = &lists;
     let trial =
         Trial { flood: Flood { frame: udp_frame(BROKEN), sources: Sources::AnyV4 }, effort };
-    let lpm_none = Program::lpm(&[], false)?;
-    let (lpm_some, lpm_many) = (Program::lpm(&some.0, false)?, Program::lpm(&many.0, false)?);
+    let lpm_none = Lpm::new(&[], false)?;
+    let (lpm_some, lpm_many) = (Lpm::new(&some.0, false)?, Lpm::new(&many.0, false)?);
     let edged = |list| {
         trial.edged(Reason::MalformedPacket, |setup, lab| denying(without_lists(setup), lab, list))
     };
@@ -37,9 +37,9 @@ pub(in crate::bench) fn lookups(effort: Effort, report: &mut Report) -> Result<(
         turn("1k", || edged(few)),
         turn("100k", || edged(some)),
         turn("1M", || edged(many)),
-        turn("twin without lists", || trial.program(&lpm_none)),
-        turn("LPM 100k", || trial.program(&lpm_some)),
-        turn("LPM 1M", || trial.program(&lpm_many)),
+        turn("twin without lists", || trial.lpm(&lpm_none, false)),
+        turn("LPM 100k", || trial.lpm(&lpm_some, false)),
+        turn("LPM 1M", || trial.lpm(&lpm_many, false)),
     ];
     let [base, few, some, many, lpm_base, lpm_some, lpm_many] =
         interleaved(&turns, "ns a packet", effort, report)?;
