@@ -64,15 +64,18 @@ pub struct Decided {
 pub struct Level {
     /// The scenario.
     pub scenario: String,
+    /// Whose it is, as `ban list` shows culprits.
+    pub of: String,
     /// What is in it.
     pub level: f64,
     /// Beyond this it overflows.
     pub capacity: u64,
 }
 
-impl From<verdict::Level> for Level {
-    fn from(level: verdict::Level) -> Self {
+impl Level {
+    /// A culprit's.
+    pub(crate) fn new(of: &Culprit, level: verdict::Level) -> Self {
         let verdict::Level { scenario, level, capacity } = level;
-        Self { scenario: scenario.to_string(), level, capacity }
+        Self { scenario: scenario.to_string(), of: of.to_string(), level, capacity }
     }
 }

@@ -253,10 +253,11 @@ fn explanation_text(explanation: &Explanation, now_ms: u64) -> String {
     let mut text = pairs(&lines);
     if !told.levels.is_empty() {
         let rows = told.levels.iter().map(|level| {
-            vec![level.scenario.clone(), format!("{:.1}", level.level), level.capacity.to_string()]
+            let (full, capacity) = (format!("{:.1}", level.level), level.capacity.to_string());
+            vec![level.scenario.clone(), level.of.clone(), full, capacity]
         });
         text.push('\n');
-        text += &table(&["SCENARIO", "LEVEL", "CAPACITY"], rows);
+        text += &table(&["SCENARIO", "OF", "LEVEL", "CAPACITY"], rows);
     }
     let of_bans = told.bans.iter().find(|ban| !ban.evidence.is_empty()).map(|ban| &ban.evidence);
     text += &bans::evidence_text(of_bans.unwrap_or(&told.misdeeds));

@@ -102,7 +102,13 @@ impl Writer {
             buckets: buckets.iter().map(|bucket| show_bucket(bucket, &facts, client)).collect(),
             open_connections: found.open.into(),
             open_connections_max: settings.open_max,
-            levels: self.engine.levels(&client, now_ns).into_iter().map(Level::from).collect(),
+            levels: [Culprit::Source(client), Culprit::Led(client, None)]
+                .iter()
+                .flat_map(|of| {
+                    let levels = self.engine.levels(of, now_ns).into_iter();
+                    levels.map(|level| Level::new(of, level))
+                })
+                .collect(),
             strikes: self.engine.strikes(&Culprit::Source(client), now_ns),
             misdeeds: self.engine.misdeeds(&client).iter().map(dated).collect(),
             shared: self.is_shared(&client, now_ns),

@@ -51,7 +51,7 @@ pub struct Verdict {
     place: usize,
 }
 
-/// How full a bucket of a client is.
+/// How full a bucket of a culprit is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Level {
     /// The scenario.
@@ -285,10 +285,10 @@ impl Engine {
         }
     }
 
-    /// How full the buckets of a client are, those that are empty left out.
+    /// How full the buckets of a culprit are, those that are empty left out.
     #[must_use]
-    pub fn levels(&self, source: &Source, now_ns: u64) -> Vec<Level> {
-        let key = self.hash(Culprit::Source(*source));
+    pub fn levels(&self, culprit: &Culprit, now_ns: u64) -> Vec<Level> {
+        let key = self.hash(culprit);
         let level = |(scenario, pool): (&Scenario, &Pool<Bucket>)| {
             let full_ns = pool.get(key)?.drained_ns.checked_sub(now_ns)?;
             let level = full_ns as f64 / scenario.interval_ns as f64;

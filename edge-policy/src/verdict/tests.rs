@@ -102,7 +102,7 @@ fn what_comes_beyond_the_capacity_is_a_verdict_with_its_evidence() {
     assert_eq!(verdict.culprit, Culprit::Source(source(1)));
     assert_eq!(verdict.evidence.len(), 6);
     assert_eq!(&*verdict.evidence[0].request.as_ref().unwrap().path, "/a");
-    assert!(engine.levels(&source(1), 0).is_empty() && engine.levels(&source(2), 0).is_empty());
+    assert!([1, 2].iter().all(|n| engine.levels(&Culprit::Source(source(*n)), 0).is_empty()));
 }
 
 #[test]
@@ -261,6 +261,9 @@ fn who_is_led_bears_it_for_led_requests_alone() {
     }
     // What it does itself is counted apart, and is its first offence.
     (0..5).for_each(|_| assert!(judge(&mut engine, &led(30 * MINUTE)).is_empty()));
+    let full = |culprit| engine.levels(&culprit, 30 * MINUTE).first().map(|level| level.level);
+    assert_eq!(full(Culprit::Led(source(1), None)), Some(5.0));
+    assert_eq!(full(Culprit::Source(source(1))), None);
     let (count, verdict) = until_judged(&mut engine, &signal(1, GUESS, 30 * MINUTE));
     assert_eq!((count, verdict.step, verdict.strikes), (6, Step::Ban, 1));
     assert_eq!(verdict.culprit, Culprit::Source(source(1)));
