@@ -562,7 +562,13 @@ fn two_edges_keep_one_limit_for_each_client() -> Result<()> {
     })?;
     keeps(0.85, BURST, || ask_both(&a, &b, Duration::from_secs(4)))?;
     hub.freeze(false)?;
-    keeps(0.8, BURST, || ask_both(&a, &b, Duration::from_secs(4)))
+    keeps(0.8, BURST, || ask_both(&a, &b, Duration::from_secs(4)))?;
+    // What another hand puts in the place of a key's ledger does not last.
+    let key = hub.cli(&["ZRANGE", "edged:keys:each", "0", "0"])?;
+    let ledger = format!("edged:keys:each:{}", key.trim());
+    hub.cli(&["SET", &ledger, "x"])?;
+    until("it is gone", Duration::from_secs(15), || Ok(hub.cli(&["GET", &ledger])?.trim() != "x"))?;
+    Ok(())
 }
 
 #[test]

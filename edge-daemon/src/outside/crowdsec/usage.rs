@@ -165,7 +165,10 @@ mod tests {
         let crowdsec = crowdsec(&url, dir.path(), false);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let ended = runtime.block_on(async {
-            let told = tell_every(Duration::from_millis(5), &crowdsec, Hits::default);
+            fill(&crowdsec);
+            // From before a reload: a former configuration has told of it.
+            let hits = || look(&crowdsec, &[("192.0.2.1", 9)]);
+            let told = tell_every(Duration::from_millis(5), &crowdsec, hits);
             time::timeout(Duration::from_secs(20), told).await
         });
         ended.expect("it ends at 404");
@@ -174,6 +177,9 @@ mod tests {
             assert!(head.starts_with("post /v1/usage-metrics http/1.1\r\n"), "{head}");
             assert!(head.contains("\r\nx-api-key: the-key\r\n"), "{head}");
             assert_eq!(body["remediation_components"][0]["type"], "edged");
+            let items = &body["remediation_components"][0]["metrics"][0]["items"];
+            let dropped = items.as_array().unwrap().last().unwrap();
+            assert_eq!((&dropped["name"], &dropped["value"]), (&"dropped".into(), &0.into()));
         }
     }
 
@@ -181,6 +187,22 @@ mod tests {
     fn told(counts_only: bool, looks: [&[(&str, u64)]; 2]) -> (Vec<(String, String, u64)>, Value) {
         let dir = tempfile::tempdir().unwrap();
         let crowdsec = crowdsec("http://127.0.0.1:8080", dir.path(), counts_only);
+        fill(&crowdsec);
+        let [former, now] = looks.map(|hits| look(&crowdsec, hits));
+        let dropped = dropped(&crowdsec, &former, &now);
+        let report = report(&crowdsec, 100, (900, 1_800), &dropped);
+        let metrics = &report["remediation_components"][0]["metrics"][0];
+        assert_eq!(metrics["meta"]["window_size_seconds"], 900);
+        let items = metrics["items"].as_array().unwrap();
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let item = |item: &Value| {
+            (text(&item["name"]), text(&item["labels"]["origin"]), item["value"].as_u64().unwrap())
+        };
+        (items.iter().map(item).collect(), items[0]["labels"].clone())
+    }
+
+    /// Three decisions of two origins.
+    fn fill(crowdsec: &Crowdsec) {
         let decision = |origin: &str, value: &str| {
             json!({"duration": "1h", "origin": origin, "scenario": "x", "scope": "Ip", "type": "ban",
                 "value": value})
@@ -192,23 +214,13 @@ mod tests {
         let mut state = lock(&crowdsec.state);
         state.decisions.apply(answer, except, 10, clock::boot_ns());
         state.sheet = Some(crowdsec.sheet_of(&state.decisions));
-        let class = state.sheet.as_ref().unwrap().class;
-        drop(state);
-        let look = |hits: &[(&str, u64)]| -> Hits {
-            hits.iter()
-                .map(|(ip, hits)| ((class, format!("{ip}/32").parse().unwrap()), *hits))
-                .collect()
-        };
-        let dropped = dropped(&crowdsec, &look(looks[0]), &look(looks[1]));
-        let report = report(&crowdsec, 100, (900, 1_800), &dropped);
-        let metrics = &report["remediation_components"][0]["metrics"][0];
-        assert_eq!(metrics["meta"]["window_size_seconds"], 900);
-        let items = metrics["items"].as_array().unwrap();
-        let text = |value: &Value| value.as_str().unwrap().to_owned();
-        let item = |item: &Value| {
-            (text(&item["name"]), text(&item["labels"]["origin"]), item["value"].as_u64().unwrap())
-        };
-        (items.iter().map(item).collect(), items[0]["labels"].clone())
+    }
+
+    /// The hits of networks on its sheet.
+    fn look(crowdsec: &Crowdsec, hits: &[(&str, u64)]) -> Hits {
+        let class = crowdsec.sheet().unwrap().class;
+        let hit = |(ip, hits): &(&str, u64)| ((class, format!("{ip}/32").parse().unwrap()), *hits);
+        hits.iter().map(hit).collect()
     }
 
     fn item(name: &str, origin: &str, value: u64) -> (String, String, u64) {
