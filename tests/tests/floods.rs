@@ -82,12 +82,19 @@ fn every_flood_of_frames_is_noticed_closed_and_signalled() -> Result<()> {
 fn more_streams_than_there_may_be_are_refused_and_counted() -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;
-    let edged = lab.edged()?.set("bounds.streams_max", "5").start()?;
+    let file = lab.dir().join("access.log");
+    let log = lab.edged()?.set("log.access", &format!("{file:?}"));
+    let edged = log.set("bounds.streams_max", "5").start()?;
     let mut talk = h2(&lab, &edged)?;
     let open = |n: u32| frame(HEADERS, END_HEADERS, 2 * n + 1, &get("edge.test", "/health"));
     talk.say(&(0..8).flat_map(open).collect::<Vec<_>>())?;
     let full = || Ok(edged.metrics()?.connections(Reason::StreamsFull) == 3.0);
     until("the rest is refused", SOON, full)?;
+    // Each has its line in the access log, with as much as is known of it.
+    let lines = || std::fs::read_to_string(&file).unwrap_or_default();
+    let refused = || Ok(lines().matches("\"reason\":\"streams_full\"").count() == 3);
+    until("the lines are there", SOON, refused)?;
+    assert!(lines().contains("\"protocol\":\"HTTP/2\""), "{}", lines());
     Ok(())
 }
 

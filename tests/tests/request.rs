@@ -1,6 +1,10 @@
 //! The request path, as curl and openssl see it.
 
-use std::time::Duration;
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpListener,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use edge_common::Reason;
@@ -447,6 +451,52 @@ fn the_access_log_can_be_what_others_read() -> Result<()> {
     assert!(micros.parse::<u64>().is_ok() && !id.is_empty(), "{line}");
     let bytes = answer.text().len();
     assert_eq!(said, format!("GET /health HTTP/1.1\" 200 {bytes} \"-\" \"x\\x22 200\""));
+    Ok(())
+}
+
+/// Client and server agree on it; the edge looks into nothing.
+#[test]
+fn compressed_bodies_are_passed_on_as_they_are() -> Result<()> {
+    const PACKED: &[u8] = b"\x1f\x8b\x08\x00\x00 not text \x00\xff\r\n0\r\n\r\n";
+    let lab = Lab::new()?;
+    let listener = lab.origin.enter(|| TcpListener::bind(format!("{ORIGIN}:8080")))?;
+    let (told, heard) = std::sync::mpsc::channel();
+    std::thread::spawn(move || -> Option<()> {
+        for mut client in listener.incoming().flatten() {
+            let (mut head, mut byte) = (Vec::new(), [0]);
+            while !head.ends_with(b"\r\n\r\n") {
+                client.read_exact(&mut byte).ok()?;
+                head.extend(byte);
+            }
+            let head = String::from_utf8(head).ok()?;
+            let status = if head.contains("/health/broken ") { 500 } else { 200 };
+            told.send(head).ok()?;
+            let length = PACKED.len();
+            let head = format!(
+                "HTTP/1.1 {status} S\r\nContent-Encoding: gzip\r\nVary: Accept-Encoding\r\nETag: \"a\"\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+            );
+            client.write_all(&[head.as_bytes(), PACKED].concat()).ok()?;
+        }
+        None
+    });
+    let edged = lab.edged()?.start()?;
+    let ask = |path: &str| edged.get(FRIEND, path).header("Accept-Encoding", "br;q=0.5, gzip");
+    for flag in ["--http1.1", "--http2"] {
+        let answer = ask("/health/packed").flag(flag).send()?;
+        assert_eq!((answer.status, &*answer.body), (200, PACKED), "{flag}");
+        for (name, value) in
+            [("content-encoding", "gzip"), ("vary", "Accept-Encoding"), ("etag", "\"a\"")]
+        {
+            assert_eq!(answer.header(name), Some(value), "{flag}");
+        }
+        let head = heard.recv_timeout(Duration::from_secs(10))?.to_ascii_lowercase();
+        assert!(head.contains("\r\naccept-encoding: br;q=0.5, gzip\r\n"), "{head}");
+    }
+    // Of an error page that is kept back, the log has no noise.
+    assert_eq!(ask("/health/broken").send()?.status, 500);
+    let is_named = || Ok(edged.log().contains("encoding=\"gzip\""));
+    until("it is named", Duration::from_secs(10), is_named)?;
+    assert!(!edged.log().contains("not text"), "{}", edged.log());
     Ok(())
 }
 

@@ -81,7 +81,8 @@ fn hide(
     // The client's bytes are no other task's to read: those behind this body are the next request.
     let unread = body.abandon_upload();
     let id = ending.worker.originals.may_log().then(|| trace.id.clone());
-    spawn_local(log_original(original.status, body, lease, id));
+    let encoding = original.headers.get(header::CONTENT_ENCODING).cloned();
+    spawn_local(log_original((original.status, encoding), body, lease, id));
     let (mut parts, page) = denied::page(original.status, &trace.id).into_parts();
     // When to come back is the one thing that the client should hear from the upstream.
     if let Some(wait) = original.headers.get(header::RETRY_AFTER) {
@@ -95,28 +96,38 @@ fn hide(
 /// Logs the beginning of an error page under an id, if it has one; keeps the connection if that was all
 /// of it.
 async fn log_original(
-    status: StatusCode,
+    (status, encoding): (StatusCode, Option<HeaderValue>),
     mut body: Incoming,
     lease: Lease,
     request_id: Option<String>,
 ) {
     let mut text = Vec::new();
-    let whole = timeout(ORIGINAL_WAIT, async {
+    let read = timeout(ORIGINAL_WAIT, async {
         while text.len() < ORIGINAL_BYTES_MAX {
             match poll_fn(|cx| body.poll_frame(cx)).await {
                 Some(Ok(Frame::Data(data))) => text.extend_from_slice(&data),
                 Some(Ok(Frame::Trailers(_))) => {}
-                end => return end.is_none(),
+                Some(Err(broken)) => return Err(broken),
+                None => return Ok(true),
             }
         }
-        false
+        Ok(false)
     });
-    if whole.await == Ok(true) {
-        lease.give_back();
+    match read.await {
+        Ok(Ok(true)) => lease.give_back(),
+        Ok(Ok(false)) => lease.leave(),
+        // It may have broken off as what it was sent did.
+        Ok(Err(_)) | Err(_) => {}
     }
     let Some(request_id) = request_id else { return stderr::lose() };
     text.truncate(ORIGINAL_BYTES_MAX);
-    let (status, body) = (status.as_u16(), String::from_utf8_lossy(&text));
+    let status = status.as_u16();
+    if let Some(encoding) = encoding.filter(|encoding| encoding != "identity") {
+        // Nobody reads it so, and the application's own log has it.
+        tracing::warn!(request_id, status, ?encoding, "an upstream's error page was kept back");
+        return;
+    }
+    let body = String::from_utf8_lossy(&text);
     tracing::warn!(request_id, status, ?body, "an upstream's error page was kept back");
 }
 

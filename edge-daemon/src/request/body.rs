@@ -302,7 +302,7 @@ impl Drop for Ending {
         let ended_ns = clock::boot_ns();
         if let (Some(entry), Some(visitor)) = (&self.entry, &self.visitor) {
             let end = (reason, self.status, [self.started_ns, ended_ns]);
-            entry.write(&self.worker, visitor, &self.turn, end, self.bytes);
+            entry.write(&self.worker, visitor, end, [self.turn.received(), self.bytes]);
         }
         counters.request.observe(Duration::from_nanos(ended_ns.saturating_sub(self.started_ns)));
         // Last: whoever sees none in flight sees all counted.

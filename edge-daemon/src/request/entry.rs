@@ -12,7 +12,6 @@ use super::{
     front::Visitor,
     path::{Trace, logged},
     upstream::{Pool, Upstream},
-    watch::Turn,
 };
 use crate::{
     clock,
@@ -87,14 +86,22 @@ impl Entry {
         self.stages = trace.stages;
     }
 
+    /// Writes that of a stream that was reset: all that is known of it is whose it was.
+    pub(super) fn write_reset(worker: &Worker, visitor: &Visitor, reason: Reason) {
+        if worker.access.is_on() {
+            let request_id = worker.request_id();
+            let entry = Self { request_id, protocol: "HTTP/2", ..Self::default() };
+            entry.write(worker, visitor, (reason, None, [0; 2]), [0; 2]);
+        }
+    }
+
     /// Writes it, at the end of the request.
     pub(super) fn write(
         &self,
         worker: &Worker,
         visitor: &Visitor,
-        turn: &Turn,
         (reason, status, [started, ended]): (Reason, Option<StatusCode>, [u64; 2]),
-        bytes_out: u64,
+        [bytes_in, bytes_out]: [u64; 2],
     ) {
         let us = |from: u64, to: u64| to.saturating_sub(from) / 1000;
         let [sent, answered] = self.stages;
@@ -110,7 +117,7 @@ impl Entry {
             protocol: self.protocol,
             status: status.as_u16(),
             reason: reason.name(),
-            bytes_in: turn.received(),
+            bytes_in,
             bytes_out,
             total_us: us(started, ended),
             decide_us: sent.map(|sent| us(started, sent)),

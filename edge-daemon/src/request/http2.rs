@@ -23,6 +23,7 @@ use tokio::{
 
 use super::{
     Worker,
+    entry::Entry,
     exchange::Exchange,
     front::Visitor,
     observed::{Observed, Outbox},
@@ -246,13 +247,23 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Client<IO> {
         self.connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
     }
 
-    /// Counts what the library refused by itself.
+    /// Counts what the library refused by itself, and tells the access log.
     fn note(&self) {
         let Noted { refused, oversized, malformed } = self.conduct.borrow_mut().take_noted();
         let (worker, visitor) = (&self.worker, &self.visitor);
-        (0..refused).for_each(|_| worker.counters.count(Reason::StreamsFull));
-        (0..oversized).for_each(|_| worker.refuse_connection(visitor, Reason::HeadersTooLarge));
-        (0..malformed).for_each(|_| worker.refuse_connection(visitor, Reason::MalformedRequest));
+        for (count, reason) in [
+            (refused, Reason::StreamsFull),
+            (oversized, Reason::HeadersTooLarge),
+            (malformed, Reason::MalformedRequest),
+        ] {
+            for _ in 0..count {
+                match reason {
+                    Reason::StreamsFull => worker.counters.count(reason),
+                    reason => worker.refuse_connection(visitor, reason),
+                }
+                Entry::write_reset(worker, visitor, reason);
+            }
+        }
     }
 
     fn begin(&mut self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
@@ -266,6 +277,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Client<IO> {
         let open = self.open.get();
         if open > 0 && metrics.memory.refuses_request(in_flight) {
             self.worker.counters.count(Reason::MemoryFull);
+            Entry::write_reset(&self.worker, &self.visitor, Reason::MemoryFull);
             self.conduct.borrow_mut().turned_away(respond.stream_id().as_u32());
             return respond.send_reset(h2::Reason::REFUSED_STREAM);
         }

@@ -26,19 +26,28 @@ impl Lease {
         slot: Slot,
         answer: &Response<T>,
     ) -> Self {
-        let is_served = is_endless(answer);
-        if is_served {
-            pool.served();
+        let mut this = Self { pool, connection, _slot: slot, is_served: false };
+        if is_endless(answer) {
+            this.serve();
         }
-        Self { pool, connection, _slot: slot, is_served }
+        this
     }
 
     /// The answer is complete: the connection may serve another request.
-    pub(crate) fn give_back(self) {
-        if !self.is_served {
+    pub(crate) fn give_back(mut self) {
+        self.serve();
+        self.pool.put(self.connection);
+    }
+
+    /// The answer is as good as complete: nobody wants the rest.
+    pub(crate) fn leave(mut self) {
+        self.serve();
+    }
+
+    fn serve(&mut self) {
+        if !std::mem::replace(&mut self.is_served, true) {
             self.pool.served();
         }
-        self.pool.put(self.connection);
     }
 
     /// The answer broke off, or did not come in time; the server may be to blame.

@@ -28,7 +28,9 @@ impl Client {
         keeps &= !answer.is_last && !self.worker.stopping.get();
         keeps &= framing != Framing::Close || bodiless;
         let inbound = &mut *self.inbound.borrow_mut();
-        keeps &= inbound.body.is_done() || answer.reads_on();
+        // Who refuses early hardly waits for the rest of the body; an answer that is none may be given to it as it comes.
+        let is_refusal = parts.status.as_u16() >= 400;
+        keeps &= inbound.body.is_done() || answer.reads_on() && !is_refusal;
         inbound.awaits_continue = false;
         let connection = match (keeps, version) {
             _ if changes => Some("upgrade"),
