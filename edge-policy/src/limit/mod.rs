@@ -1,10 +1,11 @@
 //! Request limits: rules that say whose requests are counted together, how, and how many may pass.
 //!
-//! `meter` has the algorithms, `table` the keys of a meter, `counted` those of a rule, `standing` what the
-//! client is told.
+//! `meter` has the algorithms, `key` says whose requests are one key's, `table` has the keys of a meter, `counted`
+//! those of a rule, `standing` what the client is told.
 
 mod admission;
 mod counted;
+mod key;
 pub mod keyed;
 pub mod lease;
 pub mod meter;
@@ -12,17 +13,16 @@ pub mod standing;
 mod state;
 pub mod table;
 
-use std::hash::Hasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use edge_common::{Reason, Source};
 use http::Method;
 use http::header::HeaderName;
-use siphasher::sip::SipHasher13;
 
 pub use self::admission::{Admission, Held};
 pub use self::counted::Counted;
+pub use self::key::Part;
 pub use self::standing::{Standing, retry_after_s};
 pub use self::state::State;
 use self::{
@@ -61,34 +61,6 @@ pub struct Spec {
     pub persist: bool,
     /// What its refusals are counted as.
     pub reason: Reason,
-}
-
-/// A part of what a rule counts by.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Part {
-    /// The client's address, or its prefix.
-    Source,
-    /// Who the caller is, however that was proven. Such a rule speaks of known callers alone.
-    User,
-    /// The API key. Such a rule speaks of its holders alone.
-    Key,
-    /// The caller's tier.
-    Tier,
-    /// A claim of the caller; those without it are counted together.
-    Claim(String),
-    /// The route.
-    Route,
-    /// The method.
-    Method,
-    /// The host.
-    Host,
-    /// A header; requests without it are counted together.
-    Header(HeaderName),
-    /// The fingerprint of the TLS client.
-    Ja4,
-    /// Where the client's address is from, or whose it is; those of which nobody knows are counted
-    /// together.
-    Place(Place),
 }
 
 /// Which requests a rule speaks of.
@@ -214,7 +186,11 @@ impl Rule {
         // What is in flight counts, whatever it costs.
         let counts = |counted: &&Counted| facts.cost > paid || counted.meter.is_concurrent();
         let counted = self.counts.of(tier).filter(counts)?;
-        let hash = if self.spec.only.covers(facts) { self.hash(facts)? } else { return None };
+        let hash = if self.spec.only.covers(facts) {
+            key::hash(&self.spec.by, &self.state.secret, facts)?
+        } else {
+            return None;
+        };
         counted.table.fetch(hash);
         Some((counted, hash))
     }
@@ -274,37 +250,6 @@ impl Rule {
         }
         self.state.share.ask(cost);
         meter.part(self.state.share.parts())
-    }
-
-    /// Where a request's key leads; `None` if the rule does not speak of such a caller.
-    fn hash(&self, facts: &Facts<'_>) -> Option<u64> {
-        let mut hash = SipHasher13::new_with_key(&self.state.secret);
-        for part in &self.spec.by {
-            let mut write = |part: Option<&[u8]>| feed(&mut hash, part);
-            match part {
-                Part::Source => {
-                    hash.write_u64(facts.source.high());
-                    hash.write_u64(facts.source.low());
-                }
-                Part::User => facts.caller?.user.iter().for_each(|p| write(Some(p.as_bytes()))),
-                Part::Key => write(Some(facts.caller?.key?.as_bytes())),
-                Part::Tier => write(facts.caller.and_then(|c| c.tier).map(str::as_bytes)),
-                Part::Claim(name) => {
-                    let claim = facts.caller.and_then(|caller| (caller.claim)(name));
-                    write(claim.as_deref().map(str::as_bytes));
-                }
-                Part::Route => write(Some(facts.route.as_bytes())),
-                Part::Method => write(Some(facts.method.as_str().as_bytes())),
-                Part::Host => write(Some(facts.host.as_bytes())),
-                Part::Header(name) => write((facts.header)(name)),
-                Part::Ja4 => write(facts.ja4.map(str::as_bytes)),
-                Part::Place(place) => {
-                    let known = (facts.place)(*place).map(u64::to_ne_bytes);
-                    write(known.as_ref().map(<[u8; 8]>::as_slice));
-                }
-            }
-        }
-        Some(hash.finish())
     }
 }
 
@@ -396,17 +341,6 @@ fn admit<'a>(
 
 /// Rules whose places are brought in before the first is charged.
 const TOGETHER: usize = 8;
-
-/// Feeds a part to a hash: its length first, so that no two lists of parts run together; and all of it in
-/// whole words, which the hash takes at once.
-fn feed(hash: &mut SipHasher13, part: Option<&[u8]>) {
-    hash.write_u64(part.map_or(u64::MAX, |part| part.len() as u64));
-    let (words, rest) = part.unwrap_or_default().as_chunks();
-    words.iter().for_each(|word| hash.write_u64(u64::from_le_bytes(*word)));
-    if !rest.is_empty() {
-        hash.write_u64(rest.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)));
-    }
-}
 
 /// What a request is charged of which nothing but its source is known.
 const ASKED: u64 = 1;
