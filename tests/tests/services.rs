@@ -151,6 +151,19 @@ fn what_the_host_asked_for_comes_back() -> Result<()> {
     udp(&lab.client, &format!("{CLIENT}:53000"))?.send_to(b"in", (EDGE, 1901))?;
     assert_eq!(received(&service), None);
     assert_eq!(refused(&edged)?, 5.0);
+    // A resolver that takes its ports from wherever it likes has to keep to the host's range, or the host to its.
+    let server = udp(&lab.client, &format!("{CLIENT}:5300"))?;
+    let answered = |port: u16| -> Result<bool> {
+        let asking = udp(&lab.edge, &format!("{EDGE}:{port}"))?;
+        asking.send_to(b"question", (CLIENT, 5300))?;
+        let (_, from) = server.recv_from(&mut [0; 64])?;
+        server.send_to(b"answer", from)?;
+        Ok(received(&asking).is_some())
+    };
+    assert!(answered(40_000)? && !answered(2_000)?);
+    lab.edge.sysctl("ipv4/ip_local_port_range", "1024 65535")?;
+    edged.tell("reload")?;
+    assert!(answered(40_000)? && answered(2_000)?);
     Ok(())
 }
 
