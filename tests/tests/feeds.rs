@@ -66,6 +66,7 @@ fn a_feed_is_in_force_and_every_line_is_accounted_for() -> Result<()> {
     assert!(!reaches(&lab, ATTACKER, 443) && reaches(&lab, CLIENT, 443));
     let why = edged.ask(&format!("explain {ATTACKER}"))?;
     assert_eq!((&why["verdict"], &why["source"]), (&"deny_list".into(), &"feed one:2".into()));
+    assert!(why["since_ms"].as_u64() > Some(0), "{why}");
     assert!(one(&edged)?["hits"].as_u64() > Some(0));
     let metrics = edged.metrics()?;
     assert_eq!(metrics.sum("edged_feed_networks", &[("feed", "one")]), 3.0);

@@ -140,6 +140,7 @@ fn explain_names_what_decides() -> Result<()> {
     let denied = ask(LISTED)?;
     assert_eq!((&denied["verdict"], &denied["rule"]), (&"deny_list".into(), &DENIED.into()));
     assert_eq!((&denied["source"], &denied["passes"]), (&"config".into(), &false.into()));
+    assert!(denied["since_ms"].as_u64() > Some(0), "{denied}");
     let packet = denied["packet"].as_str().unwrap_or_default();
     let wanted = format!("tcp syn from {LISTED} port 40000 to {EDGE} port 443, 54 bytes, by edge0");
     assert_eq!(packet, wanted);

@@ -1,9 +1,9 @@
 //! The files that a configuration names: whether they are there, and what the lists hold.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, Read as _},
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -18,7 +18,7 @@ use super::{
     text as values, upstream,
     whole::{place_in, place_nth, place_of_text},
 };
-use crate::{issuers::Fault, secret::Origin};
+use crate::{clock, issuers::Fault, secret::Origin};
 
 /// Reads a file of at most `most` bytes; bytes that are not UTF-8 are replaced.
 pub(super) fn text(path: &Path, most: u64) -> io::Result<String> {
@@ -34,6 +34,13 @@ pub(super) fn text(path: &Path, most: u64) -> io::Result<String> {
     }
     Ok(String::from_utf8(bytes)
         .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
+}
+
+/// When a file was put there as it is, in unix seconds: its name or its content changed last. Of one that is
+/// gone: now.
+pub(super) fn changed_s(path: &Path) -> u64 {
+    let changed = fs::metadata(path).ok().and_then(|metadata| metadata.ctime().try_into().ok());
+    changed.unwrap_or_else(|| clock::unix_ms() / 1000)
 }
 
 /// Takes relative paths from the folder of the configuration.

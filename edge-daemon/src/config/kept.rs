@@ -31,7 +31,8 @@ fn counted(head: &str, path: &Path) -> Option<usize> {
 
 /// The file as it was last taken, if anything is known of it.
 pub(super) fn former(state: &Path, path: &Path) -> Option<ListFile> {
-    let text = files::text(&place(state, path), KEPT_BYTES_MAX).ok()?;
+    let kept = place(state, path);
+    let text = files::text(&kept, KEPT_BYTES_MAX).ok()?;
     let mut lines = text.lines();
     let count = counted(lines.next()?, path)?;
     let nets: Option<Vec<Line>> = lines
@@ -42,7 +43,8 @@ pub(super) fn former(state: &Path, path: &Path) -> Option<ListFile> {
         .collect();
     // A copy may have been cut short.
     let nets = nets.filter(|nets| nets.len() == count)?;
-    Some(ListFile { path: path.to_owned(), nets: nets.into(), ..ListFile::default() })
+    let (path, changed_s) = (path.to_owned(), files::changed_s(&kept));
+    Some(ListFile { path, nets: nets.into(), changed_s, ..ListFile::default() })
 }
 
 /// Keeps what the list files hold that are now in force.
@@ -99,7 +101,9 @@ mod tests {
         lists.deny.files = vec![file.clone()];
         assert_eq!(former(folder.path(), &path), None);
         keep(folder.path(), &lists).unwrap();
-        assert_eq!(former(folder.path(), &path), Some(file));
+        let back = former(folder.path(), &path).unwrap();
+        assert!(back.changed_s > 0);
+        assert_eq!(ListFile { changed_s: 0, ..back }, file);
         assert_eq!(count(folder.path(), &path), Some(2));
         assert_eq!(count(folder.path(), Path::new("/etc/edged/other.txt")), None);
         // What is in force in the place of a bad file is no news.

@@ -231,8 +231,8 @@ impl Told<'_> {
             self.read.warnings.push(Mistake::of_file(path.to_owned(), what, help));
         }
         let read_s = clock::unix_ms() / 1000;
-        let path = path.to_owned();
-        self.read.file = ListFile { path, nets: nets.into(), skipped, read_s, is_stale: false };
+        let (path, changed_s, nets) = (path.to_owned(), files::changed_s(path), nets.into());
+        self.read.file = ListFile { path, nets, skipped, read_s, changed_s, is_stale: false };
         self.read
     }
 }

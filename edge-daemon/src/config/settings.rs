@@ -195,6 +195,8 @@ pub struct ListFile {
     pub skipped: usize,
     /// When it was read, in unix seconds.
     pub read_s: u64,
+    /// When it was put there as it is, in unix seconds.
+    pub changed_s: u64,
     /// Whether these are the networks of an earlier reading, because the last one was not good.
     pub is_stale: bool,
 }

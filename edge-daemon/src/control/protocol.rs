@@ -323,8 +323,8 @@ pub struct ListEntry {
     pub source: String,
     /// Packets it decided since the daemon started.
     pub hits: u64,
-    /// When an operator added it.
-    pub added_ms: Option<u64>,
+    /// Since when it is there, as far as is known.
+    pub since_ms: u64,
     /// Which operator.
     pub by: Option<String>,
     /// Whether its packets are only counted as if they were dropped.

@@ -376,7 +376,7 @@ mod tests {
             reason: reason.map(str::to_owned),
             source: "operator".to_owned(),
             hits,
-            added_ms: Some(0),
+            since_ms: 0,
             by: None,
             monitor: hits > 0,
         };

@@ -102,7 +102,7 @@ impl Crowdsec {
         }
         let mut state = lock(&self.state);
         state.success_ms = head.at_ms;
-        state.sheet = Some(self.sheet_of(&decisions));
+        state.sheet = Some(self.sheet_of(&decisions, None, head.at_ms));
         state.decisions = decisions;
     }
 
@@ -124,16 +124,17 @@ impl Crowdsec {
         )
     }
 
-    fn sheet_of(&self, decisions: &Decisions) -> Arc<Sheet> {
+    fn sheet_of(&self, decisions: &Decisions, former: Option<&Sheet>, at_ms: u64) -> Arc<Sheet> {
         let class = if self.settings.counts_only { Class::Watch } else { Class::Deny };
         let entries = decisions.iter().map(|(net, held)| Listed {
             net: *net,
             until_ns: held.until_ns,
             place: held.note,
+            since_s: (at_ms / 1000) as u32,
         });
         let note = |[origin, scenario]: &[String; 2]| Arc::from(format!("{scenario} ({origin})"));
         let notes = decisions.notes().iter().map(note).collect();
-        Arc::new(Sheet::new(NAME.into(), class, entries.collect(), notes))
+        Arc::new(Sheet::new(NAME.into(), class, entries.collect(), notes).after(former))
     }
 
     /// How it is doing.
@@ -172,7 +173,8 @@ impl Crowdsec {
         let (decisions, changed) = judged.map_err(|error| format!("its answer: {error}"))?;
         let networks = decisions.len();
         if whole || !changed.is_empty() {
-            let sheet = self.sheet_of(&decisions);
+            let former = lock(&self.state).sheet.clone();
+            let sheet = self.sheet_of(&decisions, former.as_deref(), clock::unix_ms());
             put(edge, Arc::clone(&sheet), (!whole).then(|| changed.clone())).await?;
             lock(&self.state).sheet = Some(sheet);
         }

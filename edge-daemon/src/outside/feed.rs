@@ -77,7 +77,8 @@ impl Feed {
         if let Some((head, content)) = kept::load(dir, &settings.name, &place, settings.bytes_max) {
             let reading = this.read(&content, own);
             if reading.check(None, 100).is_ok() {
-                this.adopt(head, this.sheet_of(&reading), &reading);
+                let sheet = this.sheet_of(&reading, head.at_ms);
+                this.adopt(head, sheet, &reading);
             }
         }
         this
@@ -99,11 +100,14 @@ impl Feed {
         feed::read(self.settings.format, content, own)
     }
 
-    fn sheet_of(&self, reading: &Reading) -> Arc<Sheet> {
-        let entry = |(net, line): &(_, u32)| Listed { net: *net, until_ns: FOREVER, place: *line };
+    fn sheet_of(&self, reading: &Reading, at_ms: u64) -> Arc<Sheet> {
+        let since_s = (at_ms / 1000) as u32;
+        let entry =
+            |(net, line): &_| Listed { net: *net, until_ns: FOREVER, place: *line, since_s };
         let entries = reading.nets.iter().map(entry).collect();
         let from = format!("feed {}", self.settings.name).into();
-        Arc::new(Sheet::new(from, self.class(), entries, Vec::new()))
+        let sheet = Sheet::new(from, self.class(), entries, Vec::new());
+        Arc::new(sheet.after(self.sheet().as_deref()))
     }
 
     fn adopt(&self, head: Head, sheet: Arc<Sheet>, reading: &Reading) {
@@ -158,7 +162,7 @@ impl Feed {
         let shrink_max = if force { 100 } else { self.settings.shrink_max };
         let checked = reading.check(self.networks(), shrink_max);
         checked.map_err(|refused| Trouble::Refused(refused.to_string()))?;
-        let sheet = self.sheet_of(&reading);
+        let sheet = self.sheet_of(&reading, head.at_ms);
         put(edge, Arc::clone(&sheet), None).await.map_err(Trouble::Refused)?;
         self.adopt(head.clone(), sheet, &reading);
         lock(&self.state).account.succeed(true);

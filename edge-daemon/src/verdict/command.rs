@@ -184,7 +184,7 @@ impl Writer {
             reason: operator.and_then(|entry| entry.record.reason.clone()),
             source,
             hits: self.tables.lists.entry(class, &net).map_or(0, |entry| entry.hits),
-            added_ms: operator.map(|entry| entry.record.added_ms),
+            since_ms: origin.since_ms(),
             by: operator.map(|entry| entry.record.by.clone()),
             monitor: class == Class::Watch,
         }

@@ -192,7 +192,7 @@ impl Writer {
                     name: Some(net.to_string()),
                     source: told.as_ref().map(|entry| entry.source.clone()),
                     reason: told.as_ref().and_then(|entry| entry.reason.clone()),
-                    since_ms: told.and_then(|entry| entry.added_ms),
+                    since_ms: told.map(|entry| entry.since_ms),
                     until_ns: Some(entry.until_ns),
                     hits: entry.hits,
                 }

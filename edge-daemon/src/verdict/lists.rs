@@ -2,13 +2,16 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use edge_policy::list::{Class, FOREVER, Nets};
+use edge_policy::list::{Class, FOREVER};
 use ipnet::IpNet;
 
-use super::sheets::{Listed, Sheet, Sheets};
+use super::{
+    named::{Configured, Place},
+    sheets::{Listed, Sheet, Sheets},
+};
 use crate::{
     clock,
-    config::settings::{self, Settings},
+    config::Settings,
     control::ListName,
     kernel::{Draft, ListCapacity},
     store::{Contents, ListRecord, Store},
@@ -24,19 +27,6 @@ pub(crate) struct List {
     /// Networks of the sheets that `never_ban` leaves out.
     spared: usize,
 }
-
-/// The configuration's networks, in order.
-#[derive(Default)]
-pub(crate) struct Configured {
-    nets: Vec<Place>,
-    /// What they are from, in words: "config", "file NAME", "upstream NAME".
-    from: Vec<Arc<str>>,
-    /// `never_ban`: what others list of it, or around it, is left out.
-    never: Nets,
-}
-
-/// A network, the index of what it is from, and its line there; 0: none.
-type Place = (IpNet, u32, u32);
 
 /// What an operator said of a network.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,75 +53,12 @@ impl Entry {
 
 /// Who put a network on a list.
 pub(crate) enum Origin<'a> {
-    /// The configuration, in these words, and in this line if it is not 0.
-    Configuration(&'a str, u32),
+    /// The configuration, in these words, and in this line if it is not 0; since this unix second.
+    Configuration(&'a str, u32, u32),
     /// An operator.
     Operator(&'a Entry),
     /// Somebody else, on a sheet.
     Outside(&'a Sheet, &'a Listed),
-}
-
-impl Configured {
-    /// The networks of a list in the configuration and, if they are to be on it, the servers
-    /// behind the edge: no limit may cut off their answers, however many packets those take.
-    pub(crate) fn new<'a>(
-        list: &settings::List,
-        servers: impl Iterator<Item = (&'a str, std::net::IpAddr)>,
-    ) -> Self {
-        let mut this = Self::default();
-        this.add("config".into(), list.nets.iter().map(|net| (*net, 0)));
-        for file in &list.files {
-            let from = format!("file {}", file.path.display());
-            this.add(from, file.nets.iter().map(|line| (line.net, line.number)));
-        }
-        for (upstream, address) in servers {
-            this.add(format!("upstream {upstream}"), std::iter::once((address.into(), 0)));
-        }
-        // Many files are in order, and this sort merges what is.
-        this.nets.sort();
-        this
-    }
-
-    /// Both lists of a configuration: the allow list and the deny list.
-    pub(crate) fn both(settings: &Settings) -> [Self; 2] {
-        let lists = &settings.lists;
-        let mut allow = Self::new(&lists.allow, settings.upstream_addresses());
-        let proxies = settings.server.trusted_proxies.iter().map(|net| (*net, 0));
-        // They stand for many clients, each of which is judged by itself behind them.
-        allow.add("trusted_proxies".to_owned(), proxies);
-        allow.nets.sort_unstable();
-        let mut deny = Self::new(&lists.deny, std::iter::empty());
-        deny.never = settings.verdicts.never_ban.iter().copied().collect();
-        [allow, deny]
-    }
-
-    fn add(&mut self, from: String, nets: impl Iterator<Item = (IpNet, u32)>) {
-        let index = self.from.len() as u32;
-        self.from.push(from.into());
-        self.nets.extend(nets.map(|(net, line)| (net, index, line)));
-    }
-
-    /// Whether others may not deny a network, because somebody in it is never banned.
-    pub(super) fn spares(&self, net: &IpNet) -> bool {
-        self.never.overlap(*net)
-    }
-
-    /// How many networks of these sheets it spares.
-    pub(super) fn count_spared(&self, sheets: &Sheets) -> usize {
-        let listed = sheets.values().flat_map(|sheet| sheet.entries());
-        listed.filter(|listed| self.spares(&listed.net)).count()
-    }
-
-    /// Every network, some of them several times.
-    pub(crate) fn nets(&self) -> impl Iterator<Item = IpNet> + '_ {
-        self.nets.iter().map(|(net, ..)| *net)
-    }
-
-    fn of(&self, net: &IpNet) -> &[Place] {
-        let from = self.nets.partition_point(|place| place.0 < *net);
-        let len = self.nets[from..].iter().take_while(|place| place.0 == *net).count();
-        &self.nets[from..from + len]
-    }
 }
 
 impl List {
@@ -258,8 +185,9 @@ impl List {
         operator.into_iter().chain(configured).chain(outside).collect()
     }
 
-    fn told(&self, (net, from, line): &Place) -> (IpNet, Origin<'_>) {
-        (*net, Origin::Configuration(&self.configured.from[*from as usize], *line))
+    fn told(&self, (net, from, line, since_s): &Place) -> (IpNet, Origin<'_>) {
+        let from = &self.configured.from[*from as usize];
+        (*net, Origin::Configuration(from, *line, *since_s))
     }
 }
 
@@ -280,12 +208,21 @@ impl Origin<'_> {
         }
     }
 
+    /// Since when it is listed by whoever lists it, in unix milliseconds.
+    pub(super) fn since_ms(&self) -> u64 {
+        match self {
+            Self::Configuration(.., since_s) => u64::from(*since_s) * 1000,
+            Self::Operator(entry) => entry.record.added_ms,
+            Self::Outside(_, listed) => u64::from(listed.since_s) * 1000,
+        }
+    }
+
     /// In words: "config", "file PATH:LINE", "upstream NAME", "feed NAME:LINE",
     /// "crowdsec: SCENARIO" or "operator".
     pub(crate) fn words(&self) -> String {
         match self {
-            Self::Configuration(from, 0) => (*from).to_owned(),
-            Self::Configuration(from, line) => format!("{from}:{line}"),
+            Self::Configuration(from, 0, _) => (*from).to_owned(),
+            Self::Configuration(from, line, _) => format!("{from}:{line}"),
             Self::Operator(_) => "operator".to_owned(),
             Self::Outside(sheet, listed) => sheet.words(listed),
         }
@@ -354,7 +291,7 @@ impl Prepared {
                 "bans or list entries begin in the future, and last from now on: the clock is behind, or was ahead"
             );
         }
-        let [allow, deny] = Configured::both(settings).map(Arc::new);
+        let [allow, deny] = Configured::both(settings, None).map(Arc::new);
         let allow = List { configured: allow, ..List::new(std::mem::take(&mut past.allow)) };
         let mut deny =
             List { configured: deny, sheets, ..List::new(std::mem::take(&mut past.deny)) };
@@ -377,6 +314,7 @@ impl Prepared {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::settings;
 
     fn net(text: &str) -> IpNet {
         text.parse().unwrap()
@@ -449,7 +387,7 @@ mod tests {
         let never = [net("10.1.2.3/32")].into_iter().collect();
         list.configured = Arc::new(Configured { never, ..Configured::default() });
         let nets = ["10.0.0.0/8", "10.1.2.0/24", "192.0.2.0/24"].map(net);
-        let listed = nets.map(|net| Listed { net, until_ns: FOREVER, place: 1 });
+        let listed = nets.map(|net| Listed { net, until_ns: FOREVER, place: 1, since_s: 5 });
         let from: Arc<str> = "feed a".into();
         let sheet = Sheet::new(Arc::clone(&from), Class::Deny, listed.into(), Vec::new());
         list.change(Arc::new(sheet), &nets);
@@ -459,8 +397,9 @@ mod tests {
         assert!(list.origins(&net("10.0.0.0/8")).is_empty());
         assert_eq!(list.origins(&net("192.0.2.0/24")).len(), 1);
         // What changes is counted by what changes.
-        let listed = vec![Listed { net: nets[0], until_ns: 7, place: 1 }];
-        let sheet = Sheet::new("feed a".into(), Class::Deny, listed, Vec::new());
+        let listed = [nets[0], net("11.0.0.0/8")];
+        let listed = listed.map(|net| Listed { net, until_ns: 7, place: 1, since_s: 9 });
+        let sheet = Sheet::new("feed a".into(), Class::Deny, listed[..1].into(), Vec::new());
         list.change(Arc::new(sheet), &nets);
         assert_eq!((list.len(), list.spared), (0, 1));
     }

@@ -17,6 +17,7 @@ mod fold;
 mod held;
 mod keeper;
 mod lists;
+mod named;
 mod prompt;
 mod renew;
 mod room;

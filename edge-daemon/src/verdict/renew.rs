@@ -9,7 +9,8 @@ use tokio::sync::oneshot;
 
 use super::{
     Order, Writer,
-    lists::{Configured, entries, put},
+    lists::{entries, put},
+    named::Configured,
     sheets::{Sheet, Sheets, Update},
 };
 use crate::{config::Settings, control::ListName, kernel::Content, plan};
@@ -73,7 +74,7 @@ impl Writer {
         let configured = [&self.allow, &self.deny].map(|list| Arc::clone(&list.configured));
         let compile = move || {
             let configured = match &settings {
-                Some((settings, _)) => Configured::both(settings).map(Arc::new),
+                Some((settings, _)) => Configured::both(settings, Some(&configured)).map(Arc::new),
                 None => configured,
             };
             let made = job.make(Content::Entries(entries(&configured, &sheets, operators)));

@@ -27,6 +27,8 @@ pub struct Listed {
     pub until_ns: u64,
     /// Its line, or the number of its note if the sheet has notes.
     pub place: u32,
+    /// When its source first listed it, in unix seconds, as far as this daemon knows.
+    pub since_s: u32,
 }
 
 /// The sheets in force, by whom they are from.
@@ -56,6 +58,17 @@ impl Sheet {
         entries.sort_unstable_by_key(|entry| (entry.net, std::cmp::Reverse(entry.until_ns)));
         entries.dedup_by_key(|entry| entry.net);
         Self { from, class, entries, notes }
+    }
+
+    /// The sheet that follows a former one: what that listed already is listed since then.
+    #[must_use]
+    pub fn after(mut self, former: Option<&Self>) -> Self {
+        for entry in &mut self.entries {
+            if let Some(listed) = former.and_then(|former| former.get(&entry.net)) {
+                entry.since_s = listed.since_s;
+            }
+        }
+        self
     }
 
     /// Its entries, by network.

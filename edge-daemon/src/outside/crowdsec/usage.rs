@@ -213,7 +213,7 @@ mod tests {
         let except = Except { own: &[], scenario: "" };
         let mut state = lock(&crowdsec.state);
         state.decisions.apply(answer, except, 10, clock::boot_ns());
-        state.sheet = Some(crowdsec.sheet_of(&state.decisions));
+        state.sheet = Some(crowdsec.sheet_of(&state.decisions, None, 0));
     }
 
     /// The hits of networks on its sheet.

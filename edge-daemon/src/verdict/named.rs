@@ -1,0 +1,156 @@
+//! What the configuration lists, itself and by its files: each network with its place, and since when it is
+//! named there.
+
+use std::sync::Arc;
+
+use edge_policy::list::Nets;
+use ipnet::IpNet;
+
+use super::sheets::Sheets;
+use crate::{
+    clock,
+    config::settings::{self, Settings},
+};
+
+/// The configuration's networks, in order.
+#[derive(Default)]
+pub(crate) struct Configured {
+    pub(super) nets: Vec<Place>,
+    /// What they are from, in words: "config", "file NAME", "upstream NAME".
+    pub(super) from: Vec<Arc<str>>,
+    /// `never_ban`: what others list of it, or around it, is left out.
+    pub(super) never: Nets,
+}
+
+/// A network, the index of what it is from, its line there, 0 for none, and since when it is named there, in
+/// unix seconds and as far as this daemon knows.
+pub(super) type Place = (IpNet, u32, u32, u32);
+
+impl Configured {
+    /// The networks of a list in the configuration and, if they are to be on it, the servers
+    /// behind the edge: no limit may cut off their answers, however many packets those take.
+    pub(crate) fn new<'a>(
+        list: &settings::List,
+        servers: impl Iterator<Item = (&'a str, std::net::IpAddr)>,
+    ) -> Self {
+        let (mut this, now_s) = (Self::default(), clock::unix_ms() / 1000);
+        this.add("config".into(), now_s, list.nets.iter().map(|net| (*net, 0)));
+        for file in &list.files {
+            let from = format!("file {}", file.path.display());
+            this.add(from, file.changed_s, file.nets.iter().map(|line| (line.net, line.number)));
+        }
+        for (upstream, address) in servers {
+            let from = format!("upstream {upstream}");
+            this.add(from, now_s, std::iter::once((address.into(), 0)));
+        }
+        // Many files are in order, and this sort merges what is.
+        this.nets.sort();
+        this
+    }
+
+    /// Both lists of a configuration, the allow list and the deny list; what the former ones had from the same
+    /// place is named there since then.
+    pub(crate) fn both(settings: &Settings, former: Option<&[Arc<Self>; 2]>) -> [Self; 2] {
+        let lists = &settings.lists;
+        let mut allow = Self::new(&lists.allow, settings.upstream_addresses());
+        let proxies = settings.server.trusted_proxies.iter().map(|net| (*net, 0));
+        // They stand for many clients, each of which is judged by itself behind them.
+        allow.add("trusted_proxies".to_owned(), clock::unix_ms() / 1000, proxies);
+        allow.nets.sort_unstable();
+        let mut deny = Self::new(&lists.deny, std::iter::empty());
+        deny.never = settings.verdicts.never_ban.iter().copied().collect();
+        if let Some([allowed, denied]) = former {
+            allow.date_by(allowed);
+            deny.date_by(denied);
+        }
+        [allow, deny]
+    }
+
+    fn add(&mut self, from: String, since_s: u64, nets: impl Iterator<Item = (IpNet, u32)>) {
+        let index = self.from.len() as u32;
+        self.from.push(from.into());
+        self.nets.extend(nets.map(|(net, line)| (net, index, line, since_s as u32)));
+    }
+
+    fn date_by(&mut self, former: &Self) {
+        let mut rest = &former.nets[..];
+        for (net, from, _, since_s) in &mut self.nets {
+            let passed = rest.iter().take_while(|place| place.0 < *net).count();
+            rest = &rest[passed..];
+            let from = &self.from[*from as usize];
+            let mut same = rest.iter().take_while(|place| place.0 == *net);
+            if let Some(known) = same.find(|place| former.from[place.1 as usize] == *from) {
+                *since_s = known.3;
+            }
+        }
+    }
+
+    /// Whether others may not deny a network, because somebody in it is never banned.
+    pub(super) fn spares(&self, net: &IpNet) -> bool {
+        self.never.overlap(*net)
+    }
+
+    /// How many networks of these sheets it spares.
+    pub(super) fn count_spared(&self, sheets: &Sheets) -> usize {
+        let listed = sheets.values().flat_map(|sheet| sheet.entries());
+        listed.filter(|listed| self.spares(&listed.net)).count()
+    }
+
+    /// Every network, some of them several times.
+    pub(crate) fn nets(&self) -> impl Iterator<Item = IpNet> + '_ {
+        self.nets.iter().map(|(net, ..)| *net)
+    }
+
+    pub(super) fn of(&self, net: &IpNet) -> &[Place] {
+        let from = self.nets.partition_point(|place| place.0 < *net);
+        let len = self.nets[from..].iter().take_while(|place| place.0 == *net).count();
+        &self.nets[from..from + len]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use edge_policy::list::{Class, FOREVER};
+
+    use super::*;
+    use crate::verdict::sheets::{Listed, Sheet};
+
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn an_entry_is_listed_since_its_source_first_named_it() {
+        let configured = |nets: &[&str], changed_s, lines: &[&str], former: Option<&Configured>| {
+            let line = |text: &&str| settings::Line { net: net(text), number: 1 };
+            let nets = nets.iter().map(|text| net(text)).collect();
+            let file = settings::ListFile {
+                path: "feed.txt".into(),
+                nets: lines.iter().map(line).collect(),
+                changed_s,
+                ..settings::ListFile::default()
+            };
+            let list = settings::List { nets, files: vec![file] };
+            let mut this = Configured::new(&list, std::iter::empty());
+            former.into_iter().for_each(|former| this.date_by(former));
+            this
+        };
+        let since = |configured: &Configured, text: &str, from: u32| {
+            let places = configured.of(&net(text)).iter();
+            places.filter(|place| place.1 == from).map(|place| place.3).collect::<Vec<_>>()
+        };
+        let first = configured(&["10.0.0.0/8"], 5, &["10.0.0.0/8", "192.0.2.0/24"], None);
+        let nets = ["10.0.0.0/8", "192.0.2.0/24", "2001:db8::/32"];
+        let second = configured(&["192.0.2.0/24"], 9, &nets, Some(&first));
+        assert_eq!(nets.map(|text| since(&second, text, 1)), [[5], [5], [9]]);
+        // Named by the one and the other.
+        assert!(since(&second, "192.0.2.0/24", 0)[0] > 9);
+        let sheet = |since_s, nets: &[&str]| {
+            let entry =
+                |text: &&str| Listed { net: net(text), until_ns: FOREVER, place: 1, since_s };
+            Sheet::new("feed".into(), Class::Deny, nets.iter().map(entry).collect(), Vec::new())
+        };
+        let after = sheet(9, &nets).after(Some(&sheet(5, &nets[..2])));
+        assert_eq!(after.entries().iter().map(|e| e.since_s).collect::<Vec<_>>(), [5, 5, 9]);
+    }
+}
