@@ -172,6 +172,19 @@ impl Meter {
         }
     }
 
+    /// After how long nothing is left of what was charged to a key.
+    #[must_use]
+    pub fn memory_ns(&self) -> u64 {
+        match *self {
+            Self::TokenBucket(bucket) | Self::LeakyBucket(bucket) => bucket.fill_ns(),
+            Self::FixedWindow { window: Window::Ns(length), .. } => length,
+            Self::FixedWindow { window: Window::Month, .. } => 31 * DAY_NS,
+            Self::SlidingWindow { window_ns, .. } => window_ns.saturating_mul(2),
+            // Requests are given back.
+            Self::Concurrent { .. } => 0,
+        }
+    }
+
     /// The state after a request that was admitted has ended.
     #[must_use]
     pub fn release(&self, state: State) -> State {

@@ -230,9 +230,8 @@ impl Set {
             let word = cell.load(Ordering::Acquire);
             words[way] = word;
             if word & MARK == mark {
-                // Nothing is left of others in one that is idle.
-                let is_own = word & SHARED == 0 || meter.fullness(word & STATE, now) == 0;
-                let tag = if is_own { mark } else { mark | SHARED };
+                let is_shared = word & SHARED != 0 && is_shared_still(word, meter, now);
+                let tag = if is_shared { word & !STATE } else { mark };
                 return Place { way, word, tag, state: word & STATE };
             }
         }
@@ -240,7 +239,8 @@ impl Set {
         match (0..WAYS).map(|way| (fullness(way), way)).min() {
             Some((0, way)) => Place { way, word: words[way], tag: mark, state: 0 },
             Some((fullness, way)) if fullness < FULL => {
-                Place { way, word: words[way], tag: mark | SHARED, state: words[way] & STATE }
+                let tag = mark | SHARED | age(meter, now);
+                Place { way, word: words[way], tag, state: words[way] & STATE }
             }
             _ => {
                 let word = self.rest.load(Ordering::Acquire);
@@ -257,6 +257,18 @@ impl Place {
     }
 }
 
+/// When a place is taken over, by a clock that the meter's memory is one turn of.
+fn age(meter: &Meter, now: Now) -> u128 {
+    u128::from(now.boot_ns / meter.memory_ns().max(1) % AGES) << (STATE_BITS + 1)
+}
+
+/// Whether anything may be left of what others used up: a whole turn of the clock is over when its hand has
+/// moved on twice.
+fn is_shared_still(word: u128, meter: &Meter, now: Now) -> bool {
+    let turns = age(meter, now).wrapping_sub(word & AGE) & AGE;
+    turns < 2 << (STATE_BITS + 1) && meter.fullness(word & STATE, now) > 0
+}
+
 /// The upper bits of the hash, in their place; never zero, which is an empty cell's, nor [`REST`].
 const fn mark(hash: u64) -> u128 {
     let mark = (hash as u128 >> (64 - MARK_BITS)) << (128 - MARK_BITS);
@@ -267,9 +279,12 @@ const fn mark(hash: u64) -> u128 {
 pub const STATE: u128 = (1 << STATE_BITS) - 1;
 /// The bit of a word that says that others may have done a part of it.
 const SHARED: u128 = 1 << STATE_BITS;
-const MARK_BITS: u32 = 128 - STATE_BITS - 1;
+/// The bits of a word that say since when, where others may.
+const AGE: u128 = (AGES as u128 - 1) << (STATE_BITS + 1);
+const AGES: u64 = 16;
+const MARK_BITS: u32 = 128 - STATE_BITS - 1 - AGES.ilog2();
 /// The bits of a word that hold the mark.
-const MARK: u128 = !(STATE | SHARED);
+const MARK: u128 = !(STATE | SHARED | AGE);
 /// The mark of what is shared.
 const REST: u128 = 1 << (128 - MARK_BITS);
 
@@ -405,6 +420,28 @@ mod tests {
         // Once all of that is over, what is used up is its own.
         assert!(ask(103, 9 * SECOND).is_ok() && ask(103, 9 * SECOND).is_ok());
         assert!(!ask(103, 9 * SECOND).unwrap_err().is_shared);
+    }
+
+    #[test]
+    fn who_never_pauses_is_not_taken_for_a_stranger_for_ever() {
+        let meters = [
+            bucket(10, 100),
+            Meter::SlidingWindow { limit: 100, window_ns: 10 * SECOND },
+            Meter::FixedWindow { limit: 100, window: Window::Ns(10 * SECOND) },
+        ];
+        for meter in meters {
+            let table = Table::new(KEYS);
+            let ask = |key, ns| table.charge(&meter, hash(key), 1, now(ns));
+            for key in 0..WAYS as u64 {
+                (0..50).for_each(|_| _ = ask(key, 0));
+            }
+            let refused = |from: u64, to: u64| {
+                (from..to).filter_map(|ns| ask(99, ns * SECOND / 100).err()).collect::<Vec<_>>()
+            };
+            let (soon, later) = (refused(100, 900), refused(4_100, 20_000));
+            assert!(!soon.is_empty() && soon.iter().all(|refused| refused.is_shared), "{meter:?}");
+            assert!(later.len() > 9_000 && later.iter().all(|refused| !refused.is_shared));
+        }
     }
 
     #[test]

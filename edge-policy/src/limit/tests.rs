@@ -174,6 +174,21 @@ fn only_what_a_rule_speaks_of_is_charged() {
 }
 
 #[test]
+fn whom_strangers_leave_nothing_is_not_blamed() {
+    let mut narrow = spec(&[Part::Source], bucket(2));
+    narrow.keys_max = 1;
+    let rules = [rule(narrow)];
+    let reason = |host: u8| {
+        let ask = Ask { source: [192, 0, 2, host], ..ASK };
+        (0..3).find_map(|_| ask.of(&rules, 0).err()).map(|denied| denied.reason)
+    };
+    // As many as have places of their own, and then those that share one.
+    assert!((0..7).all(|host| reason(host) == Some(Reason::RequestLimit)));
+    assert!((7..20).all(|host| reason(host) == Some(Reason::GlobalRate)));
+    assert_eq!(reason(3), Some(Reason::RequestLimit));
+}
+
+#[test]
 fn a_shadow_counts_and_refuses_nothing() {
     let rules = [rule(Spec { shadow: true, ..spec(&[Part::Source], bucket(3)) })];
     assert_eq!(ASK.admitted(&rules), 100);
