@@ -13,7 +13,7 @@ use arc_swap::ArcSwap;
 use edge_policy::place::{Place, Places};
 use maxminddb::{MaxMindDbError, PathElement, Reader};
 
-use crate::{config::settings, request::Edge};
+use crate::{config::settings, regular, request::Edge};
 
 /// The databases of a configuration.
 #[derive(Default)]
@@ -147,7 +147,8 @@ fn open(path: &Path, place: Place) -> Result<(Stamp, Reader<Vec<u8>>), Fault> {
     if stamp.1 > FILE_BYTES_MAX {
         return Err(Fault::Large(path.to_owned()));
     }
-    let reader = Reader::from_source(fs::read(path).map_err(unread)?).map_err(broken)?;
+    let reader = Reader::from_source(regular::read(path, FILE_BYTES_MAX).map_err(unread)?)
+        .map_err(broken)?;
     reader.verify().map_err(broken)?;
     let kind = &reader.metadata().database_type;
     let (marks, what): (&[&str], _) = match place {

@@ -25,6 +25,7 @@ pub mod penalties;
 pub mod plan;
 pub mod privilege;
 pub mod quota;
+mod regular;
 pub mod replay;
 pub mod request;
 mod saved;

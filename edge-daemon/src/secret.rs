@@ -3,14 +3,16 @@
 
 use std::{
     env, fmt,
-    fs::{File, OpenOptions},
+    fs::File,
     io::{self, Read as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     str::FromStr,
 };
 
 use zeroize::Zeroizing;
+
+use crate::regular;
 
 /// The least length of a secret that signs or keys anything, in bytes (RFC 7518, 3.2).
 pub const BYTES_MIN: usize = 32;
@@ -157,17 +159,12 @@ impl Origin {
 pub struct Stamp([u64; 3], [i64; 2]);
 
 fn read_file(path: &Path) -> Result<Secret, Fault> {
-    // A pipe in the place of the file would be waited for.
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Err(io::Error::other("not a regular file").into());
-    }
+    let file = regular::open(path)?;
     if is_public(&file)? {
         return Err(Fault::Public);
     }
     // Room for all of it at once: a vector that grows leaves copies behind.
-    let room = usize::try_from(metadata.len()).unwrap_or(usize::MAX).min(BYTES_MAX) + 1;
+    let room = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX).min(BYTES_MAX) + 1;
     let mut bytes = Zeroizing::new(Vec::with_capacity(room));
     file.take(room as u64).read_to_end(&mut bytes)?;
     Ok(Secret(bytes))

@@ -1,9 +1,8 @@
 //! The files that a configuration names: whether they are there, and what the lists hold.
 
 use std::{
-    fs::{self, File},
-    io::{self, Read as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    fs,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -15,26 +14,10 @@ use super::{
     policy,
     reader::Notes,
     settings::{Events, FeedPlace, KeySource, List, Lists, Settings, Upstream},
-    text as values, upstream,
+    upstream,
     whole::{place_in, place_nth, place_of_text},
 };
 use crate::{clock, issuers::Fault, secret::Origin};
-
-/// Reads a file of at most `most` bytes; bytes that are not UTF-8 are replaced.
-pub(super) fn text(path: &Path, most: u64) -> io::Result<String> {
-    // A pipe in the place of the file would be waited for.
-    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("not a regular file"));
-    }
-    let mut bytes = Vec::new();
-    file.take(most + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > most {
-        return Err(io::Error::other(format!("larger than {}", values::show_size(most))));
-    }
-    Ok(String::from_utf8(bytes)
-        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
-}
 
 /// When a file was put there as it is, in unix seconds: its name or its content changed last. Of one that is
 /// gone: now.

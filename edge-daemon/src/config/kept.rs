@@ -14,6 +14,7 @@ use super::{
     files,
     settings::{Line, ListFile, Lists},
 };
+use crate::regular;
 
 /// How many networks the file had when it was last taken, as far as anything is known of it.
 pub(super) fn count(state: &Path, path: &Path) -> Option<usize> {
@@ -32,7 +33,7 @@ fn counted(head: &str, path: &Path) -> Option<usize> {
 /// The file as it was last taken, if anything is known of it.
 pub(super) fn former(state: &Path, path: &Path) -> Option<ListFile> {
     let kept = place(state, path);
-    let text = files::text(&kept, KEPT_BYTES_MAX).ok()?;
+    let text = regular::text(&kept, KEPT_BYTES_MAX).ok()?;
     let mut lines = text.lines();
     let count = counted(lines.next()?, path)?;
     let nets: Option<Vec<Line>> = lines

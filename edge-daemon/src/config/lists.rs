@@ -20,7 +20,7 @@ use super::{
     settings::{Line, ListFile},
     text as values,
 };
-use crate::clock;
+use crate::{clock, regular};
 
 /// The largest list file that is read, in bytes: millions of lines of IPv6 and comments.
 const LIST_BYTES_MAX: u64 = 256 << 20;
@@ -93,7 +93,7 @@ pub(super) fn read(
         let file = ListFile { is_stale: true, ..former };
         Read { file, warnings, ..Read::default() }
     };
-    let text = match files::text(path, LIST_BYTES_MAX) {
+    let text = match regular::text(path, LIST_BYTES_MAX) {
         Ok(text) => text,
         Err(fault) => {
             return match former.whole(path) {

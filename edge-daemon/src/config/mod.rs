@@ -49,6 +49,8 @@ use reader::{Notes, Table};
 pub use settings::Settings;
 use toml::de::DeTable;
 
+use crate::regular;
+
 /// The largest configuration file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 4 << 20;
 
@@ -83,7 +85,7 @@ fn load_after(path: &Path, former: Option<&Settings>) -> Result<(Settings, Warni
 
 /// The text of the file.
 fn text_of(path: &Path) -> Result<String, Mistakes> {
-    files::text(path, FILE_BYTES_MAX).map_err(|fault| {
+    regular::text(path, FILE_BYTES_MAX).map_err(|fault| {
         Mistakes(vec![Mistake::of_file(
             path.to_owned(),
             format!("cannot read the configuration: {fault}"),
@@ -99,14 +101,6 @@ fn text_of(path: &Path) -> Result<String, Mistakes> {
 pub fn outline(path: &Path) -> Result<(Settings, Warnings), Mistakes> {
     let base = path.parent().unwrap_or(Path::new(""));
     read(path, &text_of(path)?, |settings, _, _| files::resolve(settings, base))
-}
-
-/// Reads a file that the configuration names, of at most `most` bytes.
-///
-/// # Errors
-/// If it is larger or cannot be read.
-pub fn read_text(path: &Path, most: u64) -> std::io::Result<String> {
-    files::text(path, most)
 }
 
 /// Checks a configuration's text alone; the files it names are neither read nor missed.

@@ -10,13 +10,13 @@ use toml::de::DeTable;
 
 use super::{
     access::name,
-    files,
     mistake::Source,
     reader::{Item, Notes, Table},
     sections::some_of,
     settings::{PolicyFile, PolicySet, Settings},
     whole::place_nth,
 };
+use crate::regular;
 
 /// The largest policy file or schema that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 16 << 20;
@@ -63,7 +63,7 @@ pub(super) fn inspect(settings: &mut Settings, document: &DeTable<'_>, notes: &N
         let mut is_read = true;
         let of_files = set.files.iter_mut().map(|file| ("files", file));
         for (key, file) in of_files.chain(set.schema.iter_mut().map(|file| ("schema", file))) {
-            match files::text(&file.path, FILE_BYTES_MAX) {
+            match regular::text(&file.path, FILE_BYTES_MAX) {
                 Ok(text) => file.text = text.into(),
                 Err(fault) => {
                     is_read = false;

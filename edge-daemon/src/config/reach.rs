@@ -12,17 +12,18 @@ use std::{
 use toml::de::DeTable;
 
 use super::{
-    FILE_BYTES_MAX, Warnings, files,
+    FILE_BYTES_MAX, Warnings,
     mistake::Source,
     reader::Notes,
     settings::{Address, Settings},
     whole::place_of_server,
 };
+use crate::regular;
 
 /// Tries every server once, all at a time; a doubt for each that cannot be reached.
 #[must_use]
 pub fn reach(path: &Path, settings: &Settings) -> Warnings {
-    let Ok(text) = files::text(path, FILE_BYTES_MAX) else { return Warnings::default() };
+    let Ok(text) = regular::text(path, FILE_BYTES_MAX) else { return Warnings::default() };
     let (document, syntax) = DeTable::parse_recoverable(&text);
     let notes = Notes::new(Source::new(path, &text), &syntax);
     thread::scope(|scope| {

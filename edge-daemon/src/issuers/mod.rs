@@ -153,7 +153,7 @@ impl KeyFiles {
 /// The keys of a file. Of one's own file a key that is no good is a mistake, but one of a kind that
 /// nobody here knows is not.
 fn read_public(path: &Path) -> Result<Vec<VerifyingKey>, Fault> {
-    let text = crate::config::read_text(path, FILE_BYTES_MAX)
+    let text = crate::regular::text(path, FILE_BYTES_MAX)
         .map_err(|fault| Fault::Read(path.to_owned(), fault))?;
     if !text.trim_start().starts_with('{') {
         return VerifyingKey::from_pem(&text).map_err(|fault| Fault::Pem(path.to_owned(), fault));

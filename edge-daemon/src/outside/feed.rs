@@ -35,6 +35,7 @@ use crate::{
     control::feeds::{FaultLine, FeedEntry},
     events::Event,
     fetch::{self, Ask},
+    regular,
     request::Edge,
     tls::client,
     verdict::{Listed, Sheet},
@@ -248,7 +249,7 @@ fn read_file(path: &Path, most: usize, head: &Head, place: String) -> io::Result
         return Ok(Fetched::Unchanged);
     }
     let mut bytes = Vec::new();
-    fs::File::open(path)?.take(most as u64 + 1).read_to_end(&mut bytes)?;
+    regular::open(path)?.take(most as u64 + 1).read_to_end(&mut bytes)?;
     if bytes.len() > most {
         return Err(io::Error::other("larger than 'bytes_max'"));
     }

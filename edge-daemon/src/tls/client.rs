@@ -18,6 +18,7 @@ use rustls::{
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
+use super::pair::pem;
 use crate::secret::Origin;
 
 /// A client that trusts the authorities of a PEM file, or those that the host trusts: they are kept
@@ -57,7 +58,7 @@ pub fn bare(
 }
 
 fn certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
-    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
+    let read = pem(path).and_then(|text| CertificateDer::pem_slice_iter(&text).collect());
     read.map_err(|error| io::Error::other(format!("{}: {error}", path.display())))
 }
 

@@ -1,7 +1,7 @@
 //! A certificate with its key, as it is read from files.
 
 use std::{
-    fmt, fs,
+    fmt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -17,9 +17,10 @@ use rustls::{
     sign::CertifiedKey,
 };
 use x509_parser::{extensions::GeneralName, prelude::FromDer as _};
+use zeroize::Zeroizing;
 
 use super::Expiry;
-use crate::{clock, config::settings};
+use crate::{clock, config::settings, regular};
 
 /// A certificate that can be served.
 #[derive(Clone, Debug)]
@@ -84,7 +85,8 @@ impl Pair {
         };
         let chain_fault = fault(Part::Chain, &files.chain);
         let chain = certificates(&files.chain).map_err(&chain_fault)?;
-        let key = PrivateKeyDer::from_pem_file(&files.key)
+        let key = pem(&files.key)
+            .and_then(|text| PrivateKeyDer::from_pem_slice(&text))
             .map_err(|error| pem_words(&error))
             .map_err(fault(Part::Key, &files.key))?;
         let mut pair = Self::new(chain, key).map_err(|(part, why)| match part {
@@ -227,12 +229,21 @@ impl Pair {
 
 /// The certificates in a PEM file, which are some.
 pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let all = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let all = pem(path)
+        .and_then(|text| CertificateDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>());
     match all {
         Ok(all) if all.is_empty() => Err("holds no certificate".to_owned()),
         Ok(all) => Ok(all),
         Err(error) => Err(pem_words(&error)),
     }
+}
+
+/// The largest of the files that TLS goes by, in bytes: lists of what authorities revoked are long.
+const FILE_BYTES_MAX: u64 = 64 << 20;
+
+/// A PEM file.
+pub(super) fn pem(path: &Path) -> Result<Zeroizing<Vec<u8>>, pem::Error> {
+    regular::read(path, FILE_BYTES_MAX).map(Zeroizing::new).map_err(pem::Error::Io)
 }
 
 /// What is wrong with a PEM file.
@@ -247,7 +258,8 @@ pub(super) fn pem_words(error: &pem::Error) -> String {
 impl Staple {
     /// Reads a response, which is one; whether it is for this certificate is told later.
     fn read(path: &Path, pair: &Arc<CertifiedKey>) -> Result<Self, String> {
-        let bytes = fs::read(path).map_err(|error| format!("cannot be read: {error}"))?;
+        let read = regular::read(path, FILE_BYTES_MAX);
+        let bytes = read.map_err(|error| format!("cannot be read: {error}"))?;
         let chain: Vec<&[u8]> = pair.cert.iter().map(AsRef::as_ref).collect();
         let term = match revocation::response(&bytes, &chain) {
             Err(fault @ ResponseFault::Malformed) => return Err(fault.to_string()),

@@ -23,7 +23,7 @@ use sha2::{Digest as _, Sha256};
 use super::{
     Expiry,
     facts::spki_sha256,
-    pair::{certificates, date, pem_words},
+    pair::{certificates, date, pem, pem_words},
 };
 use crate::config::settings::Clients;
 
@@ -87,8 +87,10 @@ pub(super) fn read(clients: &Clients) -> Result<Option<Trust>, TrustFault> {
     let enforce = !clients.expired_crl_accepted;
     for path in &clients.crl {
         let fault = |why| TrustFault::Crl { path: path.clone(), why };
-        let read = CertificateRevocationListDer::pem_file_iter(path)
-            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        let read = pem(path)
+            .and_then(|text| {
+                CertificateRevocationListDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>()
+            })
             .map_err(|error| fault(pem_words(&error)))?;
         if read.is_empty() {
             return Err(fault("holds no revocation list".to_owned()));
