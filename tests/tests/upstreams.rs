@@ -24,6 +24,7 @@ use edge_tests::{
     },
     lab::{FRIEND, ORIGIN},
     netns::{Netns, run},
+    talk::Dial,
     upstream::Upstream,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
@@ -886,6 +887,112 @@ fn bodies_that_break_off_eject_a_server_and_open_a_circuit() -> Result<()> {
     let is_open = || Ok(metric(&edged, "edged_upstream_circuit_open", &[])? == 1.0);
     until("the circuit is open", SOON, is_open)?;
     assert_eq!(ask("cut")?.status, 503);
+    Ok(())
+}
+
+/// What begins well, and what becomes of it.
+fn begun(path: &str, stream: &mut TcpStream) -> Option<()> {
+    let mut head = |head: &str| write!(stream, "HTTP/1.1 {head}\r\n\r\n").ok();
+    match path.trim_start_matches("/health/") {
+        "events" => head("200 OK\r\nContent-Type: text/event-stream")?,
+        "calls" => head("200 OK\r\nContent-Type: application/grpc+proto")?,
+        "busy" => return respond(stream, 503, "").then_some(()),
+        "page" => return respond(stream, 500, &"x".repeat(1 << 20)).then_some(()),
+        "long" => {
+            head("200 OK\r\nContent-Length: 9")?;
+            stream.write_all(b"a").ok()?;
+            std::thread::sleep(Duration::from_millis(1_200));
+            stream.write_all(b"b").ok()?;
+        }
+        "untaken" => {
+            head("200 OK\r\nContent-Length: 99999999")?;
+            stream.set_write_timeout(Some(Duration::from_millis(500))).ok()?;
+            while stream.write_all(&[b'x'; 1 << 16]).is_ok() {}
+        }
+        _ => head("200 OK\r\nContent-Length: 9")?,
+    }
+    None
+}
+
+#[test]
+fn what_did_well_for_long_or_was_done_with_counts_for_its_server() -> Result<()> {
+    let lab = Lab::new()?;
+    let start = |port| {
+        Script::start(&lab.origin, &format!("{ORIGIN}:{port}"), |path, stream| {
+            begun(path, stream).is_some()
+        })
+    };
+    let _scripts = [start(8081)?, start(8082)?];
+    let edged = lab
+        .edged()?
+        .set("upstream.0.servers", &servers(&[8081, 8082]))
+        .set("upstream.0.balance", "\"hash\"")
+        .set("upstream.0.hash_by", "\"source\"")
+        .set("upstream.0.retry_statuses", "[503]")
+        .set("upstream.0.ejection", "{ failures = 3, first = \"600s\" }")
+        .set("upstream.0.circuit", "{ failures = \"off\" }")
+        .start()?;
+    let ask = |path: &str| edged.get(FRIEND, &format!("/health/{path}")).send();
+    let is_ejected = |at| Ok::<_, anyhow::Error>(state(&edged, at)? == "ejected");
+    let ejected = || Ok::<_, anyhow::Error>(is_ejected(":8081")? || is_ejected(":8082")?);
+    for endless in ["events", "calls"] {
+        for _ in 0..4 {
+            let _ = ask(endless);
+        }
+        assert!(!ejected()?, "{endless}");
+    }
+    for done in ["busy", "page"] {
+        for path in ["cut", "cut", done, "cut", "cut", done] {
+            let _ = ask(path);
+        }
+        assert!(!ejected()?, "{done}");
+    }
+    (0..3).for_each(|_| _ = ask("cut"));
+    until("it is ejected", SOON, ejected)?;
+    Ok(())
+}
+
+#[test]
+fn a_break_after_long_or_after_the_client_paused_opens_no_circuit() -> Result<()> {
+    let lab = Lab::new()?;
+    let script = Script::start(&lab.origin, &format!("{ORIGIN}:8080"), |path, stream| {
+        begun(path, stream).is_some()
+    })?;
+    let circuit = "{ failures = 50, requests_min = 4, window = \"1s\", open = \"600s\" }";
+    let edged = lab.edged()?.set("upstream.0.circuit", circuit).start()?;
+    let invalid = [("outcome", "invalid")];
+    let broken = || metric(&edged, "edged_upstream_requests_total", &invalid);
+    let is_open = || Ok(metric(&edged, "edged_upstream_circuit_open", &[])? == 1.0);
+    std::thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| edged.get(FRIEND, "/health/long").send());
+        }
+    });
+    until("all have broken off", SOON, || Ok(broken()? == 6.0))?;
+    assert!(!is_open()?);
+
+    edged.edit("upstream.0.circuit", &circuit.replace("1s", "600s"))?;
+    edged.tell("reload")?;
+    let seen = script.seen();
+    let mut talks = Vec::new();
+    for _ in 0..6 {
+        let mut talk = Dial::new(&edged.ca, "edge.test")?.alpn("http/1.1").connect(&lab, FRIEND)?;
+        talk.say(b"GET /health/untaken HTTP/1.1\r\nHost: edge.test\r\n\r\n")?;
+        talks.push(talk);
+    }
+    until("all are asked", SOON, || Ok(script.seen() == seen + 6))?;
+    // Longer than the server lets its write take.
+    std::thread::sleep(Duration::from_millis(2_500));
+    for talk in &mut talks {
+        talk.hear(SOON, |_| false)?;
+    }
+    let count = || Ok(edged.metrics()?.requests(Reason::UpstreamInvalid) == 12.0);
+    until("all have broken off", SOON, count)?;
+    assert!(!is_open()?);
+    until("it opens", SOON, || {
+        let _ = edged.get(FRIEND, "/health/cut").send();
+        is_open()
+    })?;
     Ok(())
 }
 

@@ -172,10 +172,12 @@ impl Answer {
             // An upload that breaks off takes its answer along.
             Some(Err(_)) => {
                 let reason = upload.fault.get().unwrap_or(Reason::UpstreamInvalid);
-                lease.take().into_iter().for_each(|lease| lease.broke_off(reason));
+                break_off(lease, reason, &self.ending.turn);
                 self.ending.settle(reason);
             }
-            Some(Ok(_)) if !incoming.is_end_stream() => {}
+            Some(Ok(_)) if !incoming.is_end_stream() => {
+                lease.iter_mut().for_each(Lease::goes_on);
+            }
             // The upstream has done its part, however long the client takes over his.
             Some(Ok(_)) => give_back(lease),
             None => {
@@ -228,8 +230,8 @@ impl Drop for Answer {
         } else if incoming.is_end_stream() || incoming.length() == Some(0) {
             self.ending.settle(Reason::Serve);
             give_back(lease);
-        } else if let (Some(lease), Some(reason)) = (lease.take(), self.ending.turn.overdue()) {
-            lease.broke_off(reason);
+        } else if let Some(reason) = self.ending.turn.overdue() {
+            break_off(lease, reason, &self.ending.turn);
         }
     }
 }
@@ -237,6 +239,13 @@ impl Drop for Answer {
 fn give_back(lease: &mut Option<Lease>) {
     if let Some(lease) = lease.take() {
         lease.give_back();
+    }
+}
+
+/// Blames the server if it may be to blame.
+fn break_off(lease: &mut Option<Lease>, reason: Reason, turn: &Turn) {
+    if let Some(lease) = lease.take().filter(|_| !turn.is_held_up()) {
+        lease.broke_off(reason);
     }
 }
 

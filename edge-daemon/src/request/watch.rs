@@ -37,6 +37,8 @@ pub(crate) struct Turn {
     waits: Cell<Option<(Who, u64)>>,
     sent: Cell<Pace>,
     taken: Cell<Pace>,
+    /// For how long the client kept the answer waiting.
+    held_up_ms: Cell<u64>,
     overdue: Cell<Option<Reason>>,
     interims: RefCell<Vec<Response<()>>>,
 }
@@ -68,6 +70,7 @@ impl Turn {
             waits: Cell::new(None),
             sent: Cell::default(),
             taken: Cell::default(),
+            held_up_ms: Cell::default(),
             overdue: Cell::new(None),
             interims: RefCell::default(),
         }
@@ -90,6 +93,7 @@ impl Turn {
         self.waits.set(None);
         self.sent.set(Pace::default());
         self.taken.set(Pace::default());
+        self.held_up_ms.set(0);
         self.overdue.set(None);
         self.interims.take();
     }
@@ -117,8 +121,7 @@ impl Turn {
             Some((waited_for, since))
                 if waited_for == who || (waited_for, who) == (Who::Listener, Who::Sender) =>
             {
-                self.waits.set(None);
-                self.alarm.now_ms().saturating_sub(since)
+                self.waited(waited_for, since)
             }
             _ => 0,
         };
@@ -132,10 +135,27 @@ impl Turn {
 
     /// Notes that a part of the answer came: whoever listens to it has all of his time anew.
     pub(crate) fn heard(&self) {
-        if let Some((Who::Upstream | Who::Listener | Who::Either, _)) = self.waits.get() {
-            self.waits.set(None);
+        if let Some((who @ (Who::Upstream | Who::Listener | Who::Either), since)) = self.waits.get()
+        {
+            self.waited(who, since);
         }
         self.sent.set(self.sent.get().forgiven());
+    }
+
+    /// Ends a wait. How long it was.
+    fn waited(&self, who: Who, since: u64) -> u64 {
+        self.waits.set(None);
+        let waited_ms = self.alarm.now_ms().saturating_sub(since);
+        if matches!(who, Who::Taker | Who::Listener) {
+            self.held_up_ms.set(self.held_up_ms.get().saturating_add(waited_ms));
+        }
+        waited_ms
+    }
+
+    /// Whether the client kept the answer waiting for so long that its end tells nothing of the server: that may
+    /// have given up what could not go on.
+    pub(crate) fn is_held_up(&self) -> bool {
+        self.held_up_ms.get() >= HELD_UP_MS
     }
 
     /// Waits for somebody's move, for as long as the bounds let any pause take.
@@ -227,6 +247,8 @@ impl Turn {
 pub(crate) const SHORT_MS: u64 = 2_000;
 /// and how long at once, whatever they have.
 const SHORT_PAUSE_MS: u64 = 10_000;
+/// How long an answer may be kept waiting in all before a server may have given it up for that.
+const HELD_UP_MS: u64 = 1_000;
 const UNASKED: Asked = Asked { pause_ms: u64::MAX, until_ms: u64::MAX };
 
 #[cfg(test)]
@@ -249,6 +271,27 @@ mod tests {
         assert!(turn.poll(Who::Listener, &mut cx).is_pending());
         turn.waits.set(Some((Who::Sender, since)));
         assert_eq!(turn.poll(Who::Sender, &mut cx), Poll::Ready(Reason::Overload));
+    }
+
+    #[test]
+    fn waits_for_the_client_add_up_and_others_do_not() {
+        let timers = Timers::new();
+        let turn = Turn::new(timers.alarm());
+        let waited = |who| turn.waits.set(Some((who, turn.alarm.now_ms().saturating_sub(600))));
+        for who in [Who::Upstream, Who::Either] {
+            waited(who);
+            turn.heard();
+        }
+        for _ in 0..2 {
+            waited(Who::Sender);
+            turn.moved(Who::Sender, 1);
+        }
+        waited(Who::Taker);
+        turn.moved(Who::Taker, 1);
+        assert!(!turn.is_held_up());
+        waited(Who::Listener);
+        turn.heard();
+        assert!(turn.is_held_up());
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub struct Circuit {
     window: AtomicU64,
     /// Until when nothing passes; 0 is closed.
     until_ns: AtomicU64,
+    /// When a trial closed it last.
+    closed_ns: AtomicU64,
     /// How often it opened.
     opened: AtomicU64,
 }
@@ -65,12 +67,19 @@ impl Circuit {
         let _ = self.until_ns.compare_exchange(trial_ns, now_ns.max(1), Relaxed, Relaxed);
     }
 
-    /// Notes how a request ended that passed.
-    pub fn note(&self, rule: &Rule, passage: Passage, failed: bool, now_ns: u64) {
+    /// Notes how a request ended that passed, and when it began. What began before a trial went well tells nothing
+    /// of now by its failure.
+    pub fn note(&self, rule: &Rule, passage: Passage, failed: bool, [began_ns, now_ns]: [u64; 2]) {
         if matches!(passage, Passage::Trial(_)) {
             let until = if failed { now_ns.saturating_add(rule.open_ns).max(1) } else { 0 };
             self.window.store(0, Relaxed);
+            if !failed {
+                self.closed_ns.store(now_ns, Relaxed);
+            }
             self.until_ns.store(until, Relaxed);
+            return;
+        }
+        if failed && began_ns < self.closed_ns.load(Relaxed) {
             return;
         }
         let number = (now_ns / rule.window_ns.max(1)) & 0xffff;
@@ -116,7 +125,7 @@ mod tests {
     fn pass(circuit: &Circuit, now_ns: u64, failed: bool) -> Passage {
         let passage = circuit.enter(&RULE, now_ns);
         if !matches!(passage, Passage::Shut(_)) {
-            circuit.note(&RULE, passage, failed, now_ns);
+            circuit.note(&RULE, passage, failed, [now_ns; 2]);
         }
         passage
     }
@@ -134,7 +143,7 @@ mod tests {
         // Half open: one at a time.
         assert_eq!(circuit.enter(&RULE, 540), Passage::Trial(1_040));
         assert_eq!(circuit.enter(&RULE, 541), Passage::Shut(499));
-        circuit.note(&RULE, Passage::Trial(1_040), true, 550);
+        circuit.note(&RULE, Passage::Trial(1_040), true, [540, 550]);
         assert_eq!(circuit.enter(&RULE, 600), Passage::Shut(450));
         assert_eq!(pass(&circuit, 1_050, false), Passage::Trial(1_550));
         assert!(!circuit.is_open());
@@ -175,6 +184,17 @@ mod tests {
         assert_eq!(circuit.enter(&RULE, 600), Passage::Trial(1_100));
         assert!(matches!(circuit.enter(&RULE, 1_099), Passage::Shut(_)));
         assert_eq!(circuit.enter(&RULE, 1_100), Passage::Trial(1_600));
+    }
+
+    #[test]
+    fn what_began_before_it_closed_does_not_open_it_again() {
+        let circuit = Circuit::default();
+        assert!((0..4).all(|now_ns| pass(&circuit, now_ns, true) == Passage::Free));
+        assert_eq!(pass(&circuit, 600, false), Passage::Trial(1_100));
+        (0..9).for_each(|_| circuit.note(&RULE, Passage::Free, true, [4, 700]));
+        assert!(!circuit.is_open());
+        (0..4).for_each(|_| circuit.note(&RULE, Passage::Free, true, [600, 710]));
+        assert!(circuit.is_open());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use edge_common::Reason;
 use http::{Response, StatusCode, header::CONTENT_TYPE};
 
 use super::{connection::Connection, failure, pool::Pool};
-use crate::upstream::Slot;
+use crate::{clock, upstream::Slot};
 
 /// A connection in use, with its place among the requests in flight. Given back when its answer is
 /// complete, closed when dropped.
@@ -14,7 +14,9 @@ pub(crate) struct Lease {
     pool: Rc<Pool>,
     connection: Connection,
     _slot: Slot,
-    /// Whether its answer was served with its head, as no end of it is to be waited for.
+    /// When its head was there, in boot time.
+    began_ns: u64,
+    /// Whether its answer counts as served already, as no end of it is to be waited for.
     is_served: bool,
 }
 
@@ -26,11 +28,19 @@ impl Lease {
         slot: Slot,
         answer: &Response<T>,
     ) -> Self {
-        let mut this = Self { pool, connection, _slot: slot, is_served: false };
+        let began_ns = clock::boot_ns();
+        let mut this = Self { pool, connection, _slot: slot, began_ns, is_served: false };
         if is_endless(answer) {
             this.serve();
         }
         this
+    }
+
+    /// A part of the answer came. Once that goes on for longer than what the circuit goes by, the answer did well.
+    pub(crate) fn goes_on(&mut self) {
+        if !self.is_served && self.pool.is_past_window(self.began_ns) {
+            self.serve();
+        }
     }
 
     /// The answer is complete: the connection may serve another request.
@@ -46,23 +56,28 @@ impl Lease {
 
     fn serve(&mut self) {
         if !std::mem::replace(&mut self.is_served, true) {
-            self.pool.served();
+            self.pool.served(self.began_ns);
         }
     }
 
     /// The answer broke off, or did not come in time; the server may be to blame.
     pub(crate) fn broke_off(self, reason: Reason) {
-        self.pool.failed(reason);
-        if !self.is_served && failure(reason).is_some() {
-            self.pool.note(true);
+        let Some(failure) = failure(reason) else { return };
+        self.pool.tally().failed(failure);
+        if !self.is_served {
+            self.pool.failed();
+            self.pool.note(true, self.began_ns);
         }
     }
 }
 
-/// Whether an answer goes on until somebody leaves: another protocol, or events.
+/// Whether an answer goes on until somebody leaves: another protocol, events, or calls that stream.
 fn is_endless<T>(answer: &Response<T>) -> bool {
     let kind = answer.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     let kind = kind.and_then(|kind| kind.split(';').next());
     answer.status() == StatusCode::SWITCHING_PROTOCOLS
-        || kind.is_some_and(|kind| kind.trim().eq_ignore_ascii_case("text/event-stream"))
+        || kind.is_some_and(|kind| {
+            let kind = kind.trim().to_ascii_lowercase();
+            kind == "text/event-stream" || kind.starts_with("application/grpc")
+        })
 }

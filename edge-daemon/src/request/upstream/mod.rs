@@ -126,7 +126,8 @@ impl Upstream {
         outgoing: Outgoing<'_>,
     ) -> Result<(Response<Incoming>, Lease), Denied> {
         let rule = &self.shared.settings.circuit;
-        let passage = match self.shared.circuit.enter(rule, clock::recent_ns()) {
+        let began_ns = clock::recent_ns();
+        let passage = match self.shared.circuit.enter(rule, began_ns) {
             Passage::Shut(wait_ns) => {
                 let wait_ns = Some(wait_ns);
                 return Err(Denied { wait_ns, ..Denied::new(Reason::CircuitOpen) });
@@ -147,7 +148,7 @@ impl Upstream {
         };
         if let Some(failed) = failed {
             std::mem::forget(trial);
-            self.shared.circuit.note(rule, passage, failed, clock::boot_ns());
+            self.shared.circuit.note(rule, passage, failed, [began_ns, clock::boot_ns()]);
         }
         Ok(sent?)
     }
@@ -181,15 +182,16 @@ impl Upstream {
             tried |= 1 << index;
             match self.ask(pool, head, body, &patience, fresh).await {
                 Ok((response, connection, again)) => {
+                    let lease = Lease::new(Rc::clone(pool), connection, slot, &response);
                     if let Some(again) = again
                         && self.has_fit(&pools, tried)
                         && self.may_retry(&mut retries)
                     {
+                        lease.leave();
                         fresh = false;
                         body = again;
                         continue;
                     }
-                    let lease = Lease::new(Rc::clone(pool), connection, slot, &response);
                     return Ok((response, lease));
                 }
                 Err(Missed { reason, again, is_refused }) => {
@@ -230,7 +232,7 @@ impl Upstream {
                 Ok((response, connection, copy.filter(|_| again)))
             }
             Err(Failed { reason, unsent }) => {
-                pool.failed(reason);
+                pool.failed_for(reason);
                 // Whoever let it wait too long may still be at work on it.
                 let copy = copy.filter(|_| reason == Reason::UpstreamInvalid);
                 let is_refused = unsent.is_some() && !connection.is_closed();
@@ -258,7 +260,7 @@ impl Upstream {
         let mut connection = match self.connect(pool, patience.upload, fresh).await {
             Ok(connection) => connection,
             Err(reason) => {
-                pool.failed(reason);
+                pool.failed_for(reason);
                 return Err(Missed { reason, again: Some(body), is_refused: false });
             }
         };

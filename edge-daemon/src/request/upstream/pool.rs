@@ -128,22 +128,34 @@ impl Pool {
     }
 
     /// A request was served.
-    pub(super) fn served(&self) {
+    pub(super) fn served(&self, began_ns: u64) {
         self.server.health.succeeded(&self.upstream.settings.ejection, clock::boot_ns());
-        self.note(false);
+        self.note(false, began_ns);
     }
 
-    /// Tells the circuit how a request ended whose head came.
-    pub(super) fn note(&self, failed: bool) {
+    /// Tells the circuit how a request went whose head came then.
+    pub(super) fn note(&self, failed: bool, began_ns: u64) {
         let rule = &self.upstream.settings.circuit;
-        self.upstream.circuit.note(rule, Passage::Free, failed, clock::boot_ns());
+        let times = [began_ns, clock::boot_ns()];
+        self.upstream.circuit.note(rule, Passage::Free, failed, times);
+    }
+
+    /// Whether it was longer ago than the circuit's window.
+    pub(super) fn is_past_window(&self, began_ns: u64) -> bool {
+        let ago_ns = clock::boot_ns().saturating_sub(began_ns);
+        ago_ns > self.upstream.settings.circuit.window_ns
+    }
+
+    /// The server failed.
+    pub(super) fn failed(&self) {
+        self.upstream.failed(&self.server);
     }
 
     /// The server failed, if this reason means that it did.
-    pub(super) fn failed(&self, reason: Reason) {
+    pub(super) fn failed_for(&self, reason: Reason) {
         if let Some(failure) = failure(reason) {
             self.tally().failed(failure);
-            self.upstream.failed(&self.server);
+            self.failed();
         }
     }
 }
