@@ -34,7 +34,7 @@ impl Writer {
         let now_ms = clock::unix_ms();
         let mut stored: Vec<_> = stored.into_iter().flat_map(apart).collect();
         // What is over goes first, so that what is in force has the last word.
-        stored.sort_by_key(|record| match record.until_ms {
+        stored.sort_by_key(|record| match record.ends_ms(now_ms) {
             until_ms if until_ms <= now_ms => (false, until_ms),
             until_ms => (true, u64::MAX - until_ms),
         });
@@ -42,10 +42,11 @@ impl Writer {
         for mut record in stored {
             // Another prefix may have stood for a client when it was banned.
             record.culprit = self.of_client(&record.culprit);
-            let until_ns = clock::boot_ns_at(record.until_ms);
+            let until_ms = record.ends_ms(now_ms);
+            let until_ns = clock::boot_ns_at(until_ms);
             self.engine.restore(&record.culprit, record.strikes, record.step, until_ns);
             match (&record.culprit, record.step) {
-                _ if record.until_ms <= now_ms => {}
+                _ if until_ms <= now_ms => {}
                 (Culprit::Source(client), Step::Ban) => {
                     if self.tables.bans.lookup(*client)?.is_none() {
                         match self.tables.bans.ban(*client, in_kernel(&record, until_ns)) {
@@ -77,8 +78,11 @@ impl Writer {
                 evidence: Vec::new(),
                 milder: Vec::new(),
             });
-            record.since_ms = dated_since(record.since_ms, clock::unix_ms_at(ban.since_ns));
-            record.until_ms = corrected(record.until_ms, clock::unix_ms_at(ban.until_ns));
+            // A clock that is behind knows no better date than the disk.
+            if !record.is_future(now_ms) {
+                record.since_ms = dated_since(record.since_ms, clock::unix_ms_at(ban.since_ns));
+                record.until_ms = corrected(record.until_ms, clock::unix_ms_at(ban.until_ns));
+            }
             record.strikes = ban.strikes;
             self.hold(Held::new(record, ban.until_ns));
             self.save(&culprit);
@@ -336,7 +340,7 @@ fn both(one: &map::Ban, other: &map::Ban) -> map::Ban {
 /// A ban as the kernel has it.
 pub(super) fn in_kernel(record: &BanRecord, until_ns: u64) -> map::Ban {
     map::Ban {
-        since_ns: clock::boot_ns_at(record.since_ms),
+        since_ns: clock::boot_ns_at(record.since_ms).min(clock::boot_ns()),
         until_ns,
         hits: 0,
         first_hit_ns: 0,

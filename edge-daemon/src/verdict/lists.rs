@@ -39,7 +39,7 @@ pub(crate) struct Entry {
 
 impl From<ListRecord> for Entry {
     fn from(record: ListRecord) -> Self {
-        let until_ns = record.until_ms.map_or(FOREVER, clock::boot_ns_at);
+        let until_ns = record.ends_ms(clock::unix_ms()).map_or(FOREVER, clock::boot_ns_at);
         Self { record, until_ns }
     }
 }
@@ -284,10 +284,10 @@ impl Prepared {
     /// If the store cannot be read.
     pub fn new(settings: &Settings, sheets: Sheets, store: &Store) -> anyhow::Result<Self> {
         let mut past = store.load_all()?;
-        let redated = store.redate(&mut past, clock::unix_ms())?;
-        if redated > 0 {
+        let future = past.count_future(clock::unix_ms());
+        if future > 0 {
             tracing::warn!(
-                redated,
+                future,
                 "bans or list entries begin in the future, and last from now on: the clock is behind, or was ahead"
             );
         }
