@@ -481,4 +481,22 @@ mod tests {
         assert!(told("/api").contains("'a' speaks against"));
         assert_eq!((told("/"), told("/apis")), (String::new(), String::new()));
     }
+
+    #[test]
+    fn what_an_ordinary_client_never_does_may_be_a_verdict_at_once() {
+        let minimal = MINIMAL.replace("path = \"/\"", "path = \"/api\"");
+        let is_read = |lines: &str| {
+            let own = format!(
+                "\n[[scenario]]\nname = \"a\"\nsignals = [\"served\"]\npaths = [\"/api\"]\n\
+                 capacity = 0\nleak = \"1/m\"\nstep = \"403\"\nduration = \"10m\"\n{lines}\n"
+            );
+            parse(Path::new("edged.toml"), &(minimal.clone() + &own)).is_ok()
+        };
+        for lines in ["methods = [\"DELETE\"]", "statuses = [500]"] {
+            assert!(is_read(lines), "{lines}");
+        }
+        for lines in ["", "methods = [\"DELETE\", \"GET\"]", "statuses = [200]"] {
+            assert!(!is_read(lines), "{lines}");
+        }
+    }
 }

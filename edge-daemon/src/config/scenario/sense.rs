@@ -151,7 +151,7 @@ pub(super) fn faults(
         faults.push(("leak", fault(what, "a smaller capacity, or a faster leak")));
     }
     let served = u64::from(own.filter.weights[Kind::Served.index()]);
-    if served > own.capacity && is_for_all(own, routes) && own.step > Step::Observe {
+    if served > own.capacity && takes_ordinary(own, routes) && own.step > Step::Observe {
         let what = format!("'{name}' speaks against every client at its first request");
         faults.push(("capacity", fault(what, "a capacity well above what clients do")));
     }
@@ -206,6 +206,15 @@ fn is_for_all(own: &Scenario, routes: &[Route]) -> bool {
     own.filter.takes("/") || (!routes.is_empty() && routes.iter().all(takes))
 }
 
+/// Whether it takes what an ordinary client does, wherever it is from: a `GET` that is answered.
+fn takes_ordinary(own: &Scenario, routes: &[Route]) -> bool {
+    let Filter { methods, statuses, places, .. } = &own.filter;
+    (methods.is_empty() || methods.contains(&http::Method::GET))
+        && (statuses.is_empty() || statuses.contains(&200))
+        && places.is_empty()
+        && is_for_all(own, routes)
+}
+
 /// Whether one of the operator's tables has this name.
 fn names(tables: &DeArray<'_>, name: &str) -> bool {
     tables.iter().any(|table| {
@@ -216,14 +225,10 @@ fn names(tables: &DeArray<'_>, name: &str) -> bool {
 /// Whether what an ordinary client does within a minute, again and again, gets it refused or banned in the end.
 pub(super) fn is_hasty(own: &Scenario, routes: &[Route]) -> bool {
     let served = u64::from(own.filter.weights[Kind::Served.index()]);
-    let Filter { methods, statuses, places, .. } = &own.filter;
-    let is_any = (methods.is_empty() || methods.contains(&http::Method::GET))
-        && (statuses.is_empty() || statuses.contains(&200))
-        && places.is_empty()
-        && is_for_all(own, routes);
     let drained = 60 * SECOND_NS / own.interval_ns.max(1);
     let room = own.capacity.saturating_add(drained);
     let is_each = matches!(own.distinct, None | Some(Distinct::Path));
+    let is_any = takes_ordinary(own, routes);
     served * ORDINARY > room && is_any && is_each && own.up_to >= Step::Refuse
 }
 
