@@ -446,7 +446,12 @@ mod tests {
             moot(rate, "rate = \"5/h\"\ntiers = { a = \"6/h\", b = \"off\" }"),
             (false, true)
         );
-        assert_eq!(moot(rate, "rate = \"5/h\"\ntiers = { a = \"4/h\" }"), (true, false));
+        // An early one counts more than a late one, and of two late ones that is stricter which has no more tiers.
+        let tiers = |tiers: &str| format!("rate = \"5/h\"\ntiers = {{ {tiers} }}");
+        assert_eq!(moot(rate, &tiers("a = \"4/h\"")), (false, false));
+        assert_eq!(moot(&tiers("a = \"5/h\""), &tiers("a = \"4/h\"")), (true, false));
+        let of_two = tiers("a = \"4/h\", b = \"4/h\"");
+        assert_eq!(moot(&tiers("a = \"5/h\""), &of_two), (false, false));
         let mixed = "rate = \"5/h\"\ntiers = { a = \"4/h\", b = \"6/h\" }";
         assert_eq!(moot(rate, mixed), (false, false));
         for lines in ["shadow = true", "algorithm = \"sliding_window\""] {

@@ -102,8 +102,15 @@ fn is_as_strict(spec: &Spec, other: &Spec) -> bool {
         let own = spec.tiers.iter().find(|(name, _)| Some(name.as_str()) == tier);
         own.map_or(spec.meter, |(_, meter)| *meter)
     };
+    let has_tier = |spec: &Spec, tier: &str| spec.tiers.iter().any(|(name, _)| name == tier);
+    // A source whose callers are of several tiers has a meter for each.
+    let is_of_one_tier =
+        spec.by.iter().any(|part| matches!(part, Part::User | Part::Key | Part::Tier));
     let tiers = spec.tiers.iter().chain(&other.tiers).map(|(name, _)| Some(name.as_str()));
     is_wider(spec, other)
+        // What fails to authenticate is counted early alone.
+        && (spec.is_early() || !other.is_early())
+        && (is_of_one_tier || spec.tiers.iter().all(|(tier, _)| has_tier(other, tier)))
         // An edge may have all of one limit and a part of another.
         && (!is_shared || (spec.fleet == other.fleet && is_alike))
         && (is_nobody(other) || !is_nobody(spec))
