@@ -104,6 +104,8 @@ pub const fn status(reason: Reason) -> StatusCode {
         Reason::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
         Reason::Overload
         | Reason::ConnectionsFull
+        | Reason::StreamsFull
+        | Reason::MemoryFull
         | Reason::NoncesFull
         | Reason::UpstreamUnhealthy
         | Reason::UpstreamBusy

@@ -64,7 +64,7 @@ impl Trusted {
             return Ok(proven);
         }
         for line in headers.get_all(naming.header()).iter().rev() {
-            for part in naming.parts(line.as_bytes())?.into_iter().rev() {
+            for part in naming.parts(line.as_bytes())? {
                 let text = trim(std::str::from_utf8(part).map_err(|_| Meaningless)?);
                 let hop = match naming {
                     _ if text.is_empty() => continue,
@@ -90,12 +90,12 @@ impl Naming {
         }
     }
 
-    /// What each proxy wrote into a line, in its order.
-    fn parts(self, line: &[u8]) -> Result<Vec<&[u8]>, Meaningless> {
-        match self {
-            Self::Forwarded => elements(line),
-            _ => Ok(line.split(|byte| *byte == b',').collect()),
-        }
+    /// What each proxy wrote into a line, the last one first.
+    fn parts(self, line: &[u8]) -> Result<Box<dyn Iterator<Item = &[u8]> + '_>, Meaningless> {
+        Ok(match self {
+            Self::Forwarded => Box::new(elements(line)?.into_iter().rev()),
+            _ => Box::new(line.rsplit(|byte| *byte == b',')),
+        })
     }
 }
 

@@ -95,6 +95,7 @@ fn more_streams_than_there_may_be_are_refused_and_counted() -> Result<()> {
     let refused = || Ok(lines().matches("\"reason\":\"streams_full\"").count() == 3);
     until("the lines are there", SOON, refused)?;
     assert!(lines().contains("\"protocol\":\"HTTP/2\""), "{}", lines());
+    assert_eq!(lines().matches("\"status\":503").count(), 3, "{}", lines());
     Ok(())
 }
 

@@ -1159,6 +1159,7 @@ fn a_shared_connection_outlives_a_request_that_is_longer_than_its_idle_time() ->
     framed(&lab.origin, move |_, stream, client| {
         if count.fetch_add(1, Relaxed) == 0 {
             std::thread::sleep(Duration::from_secs(6));
+            return client.write_all(&frame(RESET, 0, stream, &[0, 0, 0, 2])).is_ok();
         }
         let head = frame(HEADERS, END_HEADERS, stream, &[0x88]);
         client.write_all(&[head, frame(DATA, END_STREAM, stream, b"fine")].concat()).is_ok()
@@ -1169,7 +1170,7 @@ fn a_shared_connection_outlives_a_request_that_is_longer_than_its_idle_time() ->
         .set("upstream.0.http2", "true")
         .set("upstream.0.idle_timeout", "\"5s\"")
         .start()?;
-    assert_eq!(edged.get(FRIEND, "/health").send_many(2)?, [200; 2]);
+    assert_eq!(edged.get(FRIEND, "/health").send_many(2)?, [502, 200]);
     assert_eq!(metric(&edged, "edged_upstream_connects_total", &[])?, 1.0);
     Ok(())
 }
@@ -1268,6 +1269,17 @@ fn names_are_looked_up_again_and_what_was_found_last_stays() -> Result<()> {
     answer.store(3, Relaxed);
     until("the name means the other", SOON, || Ok(!state(&edged, "/192.0.2.3")?.is_empty()))?;
     assert_eq!((ask()?, three.seen()), (200, 3));
+
+    // What is gone for now can be told to come back to the round.
+    let other = "app.edged.test:8080/192.0.2.3";
+    edged.tell(&format!("upstream drain api {other}"))?;
+    answer.store(2, Relaxed);
+    until("the name means the first", SOON, || Ok(!state(&edged, "/192.0.2.2")?.is_empty()))?;
+    edged.tell(&format!("upstream enable api {other}"))?;
+    assert!(edged.tell(&format!("upstream enable api {other}")).is_err(), "it is forgotten");
+    answer.store(3, Relaxed);
+    until("the name means the other", SOON, || Ok(!state(&edged, "/192.0.2.3")?.is_empty()))?;
+    assert_eq!(state(&edged, "/192.0.2.3")?, "up");
     Ok(())
 }
 

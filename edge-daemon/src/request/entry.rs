@@ -1,6 +1,6 @@
 //! What the access log will tell of a request, gathered on its way.
 
-use std::{borrow::Cow, rc::Rc};
+use std::{borrow::Cow, sync::Arc};
 
 use edge_common::Reason;
 use edge_identity::principal::Principal;
@@ -11,11 +11,11 @@ use super::{
     Worker,
     front::Visitor,
     path::{Trace, logged},
-    upstream::{Pool, Upstream},
 };
 use crate::{
     clock,
     events::access::{Line, Tls},
+    upstream::{Server, Upstream},
 };
 
 /// A request's entry.
@@ -30,9 +30,9 @@ pub(crate) struct Entry {
     trace_id: Option<String>,
     referer: Option<String>,
     user_agent: Option<String>,
-    upstream: Option<Rc<Upstream>>,
+    upstream: Option<Arc<Upstream>>,
     /// The server that was asked last.
-    server: Option<Rc<Pool>>,
+    server: Option<Arc<Server>>,
     /// When its way upstream began, and when the head of the answer was there, in boot time.
     pub(super) stages: [Option<u64>; 2],
 }
@@ -71,9 +71,13 @@ impl Entry {
     }
 
     /// What is known as it goes to an upstream, and where to note which server is asked.
-    pub(super) fn go(&mut self, trace: &Trace, upstream: &Rc<Upstream>) -> &mut Option<Rc<Pool>> {
+    pub(super) fn go(
+        &mut self,
+        trace: &Trace,
+        upstream: &Arc<Upstream>,
+    ) -> &mut Option<Arc<Server>> {
         self.settle(trace);
-        self.upstream = Some(Rc::clone(upstream));
+        self.upstream = Some(Arc::clone(upstream));
         &mut self.server
     }
 
@@ -122,8 +126,8 @@ impl Entry {
             total_us: us(started, ended),
             decide_us: sent.map(|sent| us(started, sent)),
             upstream_us: sent.zip(answered).map(|(sent, answered)| us(sent, answered)),
-            upstream: self.upstream.as_ref().map(|upstream| &*upstream.shared.settings.name),
-            server: self.server.as_ref().map(|pool| &*pool.server.label),
+            upstream: self.upstream.as_ref().map(|upstream| &*upstream.settings.name),
+            server: self.server.as_ref().map(|server| &*server.label),
             principal: self.principal.as_ref().map(Principal::identity),
             by: self.principal.as_ref().map(|who| who.method().name()),
             issuer: self.principal.as_ref().and_then(Principal::issuer),
@@ -149,7 +153,10 @@ fn text(headers: &HeaderMap, name: &str) -> Option<String> {
 
 /// All of a header: a key is to be seen before a part of it is cut off.
 fn whole<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<Cow<'a, str>> {
-    Some(String::from_utf8_lossy(headers.get(name)?.as_bytes()))
+    let text = String::from_utf8_lossy(headers.get(name)?.as_bytes());
+    // To some readers of a log these end a line.
+    let is_break = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
+    Some(if text.contains(is_break) { text.replace(is_break, "\u{fffd}").into() } else { text })
 }
 
 /// An address as far as a log may have it: users and queries hold credentials of whoever wrote them.
@@ -190,9 +197,14 @@ mod tests {
 
     #[test]
     fn what_is_no_text_is_logged_as_far_as_it_is() {
-        let agent = HeaderValue::from_bytes(b"Bj\xf6rn/1 \xc3\xb6").unwrap();
-        let headers = HeaderMap::from_iter([(header::USER_AGENT, agent)]);
-        assert_eq!(whole(&headers, &header::USER_AGENT).as_deref(), Some("Bj\u{fffd}rn/1 \u{f6}"));
+        for (agent, logged) in [
+            (&b"Bj\xf6rn/1 \xc3\xb6"[..], "Bj\u{fffd}rn/1 \u{f6}"),
+            ("a\u{85}b\u{9b}c\u{2028}d\u{2029}".as_bytes(), "a\u{fffd}b\u{fffd}c\u{fffd}d\u{fffd}"),
+        ] {
+            let agent = HeaderValue::from_bytes(agent).unwrap();
+            let headers = HeaderMap::from_iter([(header::USER_AGENT, agent)]);
+            assert_eq!(whole(&headers, &header::USER_AGENT).as_deref(), Some(logged));
+        }
     }
 
     #[test]

@@ -64,7 +64,7 @@ impl Going {
         let sent_ns = clock::boot_ns();
         trace.stages[0] = Some(sent_ns);
         let upstream = &view.upstreams[upstream];
-        let asked = entry.map(|entry| entry.go(trace, upstream));
+        let asked = entry.map(|entry| entry.go(trace, &upstream.shared));
         let outgoing = Outgoing { head: &head, body: upload, upload: &state, key, asked };
         let sent = upstream.send(outgoing).await;
         let answered_ns = clock::boot_ns();

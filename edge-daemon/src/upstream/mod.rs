@@ -14,7 +14,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
 };
 
@@ -53,6 +53,8 @@ pub struct Upstream {
     pub retries_refused: AtomicU64,
     resolutions: AtomicU64,
     resolutions_failed: AtomicU64,
+    /// Whether its names led to more addresses than are asked.
+    is_over: AtomicBool,
 }
 
 /// One server.
@@ -147,6 +149,7 @@ impl Upstream {
             retries_refused: AtomicU64::new(0),
             resolutions: AtomicU64::new(0),
             resolutions_failed: AtomicU64::new(0),
+            is_over: AtomicBool::new(false),
             settings,
         };
         let servers = this.settings.servers.iter().enumerate().filter_map(|(place, server)| {
@@ -193,13 +196,14 @@ impl Upstream {
     }
 
     /// Takes servers out of the round, or puts them back: one, or all that a name leads to, now and later. How many
-    /// that changes; `None` if none is called so.
+    /// that changes; `None` if none is called so, nor was when it was drained.
     pub fn drain(&self, word: &str, is_drained: bool) -> Option<usize> {
         let mut drained = self.drained();
         let servers = self.servers();
         let meant: Vec<_> =
             servers.iter().filter(|server| is_called(&server.label, word)).collect();
-        if meant.is_empty() {
+        let is_remembered = || drained.iter().any(|other| is_called(other, word));
+        if meant.is_empty() && (is_drained || !is_remembered()) {
             return None;
         }
         let now_ns = clock::boot_ns();

@@ -68,18 +68,21 @@ pub async fn resolve(upstream: &Upstream) -> bool {
             }
         }
     }
-    let found = after.len();
+    let (name, found) = (&upstream.settings.name, after.len());
     after.truncate(ADDRESSES_MAX);
+    let is_over = found > after.len();
+    let was_over = upstream.is_over.swap(is_over, Relaxed);
+    if is_over && !was_over {
+        let servers = after.len();
+        tracing::warn!(upstream = name, servers, found, "the other addresses are not asked");
+    }
     let same = |a: &[Arc<Server>], b: &[Arc<Server>]| {
         a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
     };
     let changes = !same(&before, &after);
     if changes {
-        let (name, servers) = (&upstream.settings.name, after.len());
+        let servers = after.len();
         tracing::info!(upstream = name, servers, "its names mean other addresses");
-        if found > servers {
-            tracing::warn!(upstream = name, servers, found, "the other addresses are not asked");
-        }
         upstream.put(after);
     }
     changes

@@ -96,19 +96,19 @@ impl Connection {
         }
     }
 
+    /// When a request on it ended last, in boot time, if it is shared.
+    pub(super) fn used_ns(&self) -> u64 {
+        match self {
+            Self::One(_) => 0,
+            Self::Many(many) => many.used_ns(),
+        }
+    }
+
     /// Another handle on it, if there may be several.
     pub(super) fn share(&self) -> Option<Self> {
         match self {
             Self::One(_) => None,
             Self::Many(many) => Some(Self::Many(many.clone())),
-        }
-    }
-
-    /// Whether both are handles on one that several requests share.
-    pub(super) fn is_same(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Many(one), Self::Many(other)) => one.is_same(other),
-            _ => false,
         }
     }
 

@@ -34,8 +34,7 @@ use crate::{clock, upstream::dial::Stream};
 pub(super) struct Connection {
     sender: SendRequest<Bytes>,
     scheme: &'static str,
-    /// Requests under way.
-    in_use: Rc<Cell<usize>>,
+    usage: Rc<Usage>,
     /// Whether it takes no further request: it is closed, or was silent for too long.
     is_closed: Rc<Cell<bool>>,
     pub(super) opened_ns: u64,
@@ -50,8 +49,17 @@ pub(crate) struct Reply {
     _use: InUse,
 }
 
+/// How much a connection is used.
+#[derive(Default)]
+struct Usage {
+    /// Requests under way.
+    requests: Cell<usize>,
+    /// When the last one ended, in boot time.
+    ended_ns: Cell<u64>,
+}
+
 /// A request that is counted as under way.
-struct InUse(Rc<Cell<usize>>);
+struct InUse(Rc<Usage>);
 
 /// A request's body on its way.
 struct Sending {
@@ -80,7 +88,7 @@ impl Connection {
             }
             closes.set(true);
         });
-        Ok(Self { sender, scheme, in_use: Rc::default(), is_closed, opened_ns: clock::boot_ns() })
+        Ok(Self { sender, scheme, usage: Rc::default(), is_closed, opened_ns: clock::boot_ns() })
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -88,15 +96,16 @@ impl Connection {
     }
 
     pub(super) fn is_ready(&self) -> bool {
-        !self.is_closed() && self.in_use.get() < self.sender.current_max_send_streams().min(STREAMS)
-    }
-
-    pub(super) fn is_same(&self, other: &Self) -> bool {
-        Rc::ptr_eq(&self.is_closed, &other.is_closed)
+        !self.is_closed()
+            && self.usage.requests.get() < self.sender.current_max_send_streams().min(STREAMS)
     }
 
     pub(super) fn is_in_use(&self) -> bool {
-        self.in_use.get() > 0
+        self.usage.requests.get() > 0
+    }
+
+    pub(super) fn used_ns(&self) -> u64 {
+        self.usage.ended_ns.get()
     }
 
     /// One request, to the head of its answer. One that gets none in time is the last: whether only
@@ -120,8 +129,7 @@ impl Connection {
         upload: Upload,
         patience: &Patience<'_>,
     ) -> Result<Response<Incoming>, Failed> {
-        self.in_use.set(self.in_use.get() + 1);
-        let in_use = InUse(Rc::clone(&self.in_use));
+        let in_use = InUse::new(&self.usage);
         let spare = upload.again();
         let (turn, answer_ms) = (&patience.upload.turn, ms(patience.answer_max));
         let ready = std::future::poll_fn(|cx| match self.sender.poll_ready(cx) {
@@ -274,9 +282,17 @@ impl Reply {
     }
 }
 
+impl InUse {
+    fn new(usage: &Rc<Usage>) -> Self {
+        usage.requests.set(usage.requests.get() + 1);
+        Self(Rc::clone(usage))
+    }
+}
+
 impl Drop for InUse {
     fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+        self.0.requests.set(self.0.requests.get() - 1);
+        self.0.ended_ns.set(clock::boot_ns());
     }
 }
 

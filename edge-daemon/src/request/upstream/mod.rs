@@ -28,9 +28,10 @@ use edge_policy::{
 use http::{HeaderMap, Response, request::Parts};
 use tokio::time::timeout;
 
-pub(crate) use self::{connection::Reply, lease::Lease, pool::Pool};
+pub(crate) use self::{connection::Reply, lease::Lease};
 use self::{
     connection::{Connection, Failed, Patience},
+    pool::Pool,
     retry::repeatable,
 };
 use super::{
@@ -78,7 +79,7 @@ pub(crate) struct Outgoing<'a> {
     /// What the same server is chosen by, where that is how they are chosen.
     pub(crate) key: u64,
     /// Where it is noted which server was asked last.
-    pub(crate) asked: Option<&'a mut Option<Rc<Pool>>>,
+    pub(crate) asked: Option<&'a mut Option<Arc<servers::Server>>>,
 }
 
 /// An answer's head, and the body once more if its status may be worth another try.
@@ -174,7 +175,7 @@ impl Upstream {
             let (index, slot) = slot.map_err(|reason| missed.unwrap_or(reason))?;
             let pool = &pools.pools[index];
             if let Some(asked) = &mut asked {
-                **asked = Some(Rc::clone(pool));
+                **asked = Some(Arc::clone(&pool.server));
             }
             if tried != 0 || fresh {
                 pool.tally().retries.fetch_add(1, Relaxed);

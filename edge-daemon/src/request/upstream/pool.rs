@@ -18,8 +18,8 @@ use crate::{
 };
 
 /// One server, as one worker sees it.
-pub(crate) struct Pool {
-    pub(crate) server: Arc<Server>,
+pub(super) struct Pool {
+    pub(super) server: Arc<Server>,
     upstream: Arc<Upstream>,
     worker: usize,
     /// Connections that wait for a request, the latest last: the warmest is taken first and
@@ -51,12 +51,11 @@ impl Pool {
     pub(super) fn take(&self, now_ns: u64) -> Option<Connection> {
         let mut idle = self.idle.borrow_mut();
         for at in (0..idle.len()).rev() {
-            let kept = &mut idle[at];
+            let kept = &idle[at];
             if !kept.connection.is_ready() {
                 continue;
             }
             if let Some(shared) = kept.connection.share().filter(|_| self.is_fit(kept, now_ns)) {
-                kept.since_ns = now_ns;
                 return Some(shared);
             }
             let taken = idle.remove(at);
@@ -77,14 +76,10 @@ impl Pool {
 
     /// Keeps a connection for the next request, if there may be one. The coldest makes room.
     pub(super) fn put(&self, connection: Connection) {
+        // One that is shared was kept when it was opened.
         if connection.share().is_none() {
-            return self.keep(connection);
+            self.keep(connection);
         }
-        // One that is shared was kept when it was opened, and is idle from now on.
-        let now_ns = clock::boot_ns();
-        let mut idle = self.idle.borrow_mut();
-        let same = idle.iter_mut().filter(|kept| kept.connection.is_same(&connection));
-        same.for_each(|kept| kept.since_ns = now_ns);
     }
 
     fn keep(&self, connection: Connection) {
@@ -112,7 +107,8 @@ impl Pool {
         let Idle { connection, since_ns } = kept;
         let settings = &self.upstream.settings;
         let since = |then_ns: u64| Duration::from_nanos(now_ns.saturating_sub(then_ns));
-        (since(*since_ns) < settings.idle_timeout || connection.is_in_use())
+        (since(connection.used_ns().max(*since_ns)) < settings.idle_timeout
+            || connection.is_in_use())
             && since(connection.opened_ns()) < settings.age_max
             && !connection.is_stale()
     }
