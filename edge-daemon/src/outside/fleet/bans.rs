@@ -126,6 +126,9 @@ async fn catch_up(
         if is_last {
             return Ok(last);
         }
+        if from > SET_MAX {
+            return Err("its set of bans has no end".to_owned());
+        }
     }
 }
 
@@ -156,18 +159,21 @@ async fn read_on(
             edge.decisions.tell(Decision::fleet("its server is found".to_owned()));
             edge.events.tell(Event::Fleet { result: "connected", why: None });
         }
-        if entries.is_empty() && asked.elapsed() < block / 2 {
-            // It was to wait, and did not.
-            time::sleep(PAUSE).await;
-        }
-        block = BLOCK;
         has_read |= !entries.is_empty();
+        let mut is_news = false;
         for (id, sealed) in entries {
-            let at_ms = take(fleet, edge, seal, (&sealed, true)).await?;
-            let delay_ms = at_ms.map(|at_ms| clock::unix_ms().saturating_sub(at_ms));
-            delay_ms.into_iter().for_each(|ms| fleet.counts.delay_ms.store(ms, Relaxed));
+            if let Some(at_ms) = take(fleet, edge, seal, (&sealed, true)).await? {
+                let delay_ms = clock::unix_ms().saturating_sub(at_ms);
+                fleet.counts.delay_ms.store(delay_ms, Relaxed);
+                is_news = true;
+            }
             last = id;
         }
+        if !is_news {
+            // It was to wait for news, and may not have.
+            time::sleep(PAUSE.min(block).saturating_sub(asked.elapsed())).await;
+        }
+        block = BLOCK;
     }
 }
 
@@ -284,6 +290,8 @@ fn streamed(value: Value) -> Result<Vec<(String, String)>, String> {
 }
 
 const PAGE: usize = 1_000;
+/// Records in the server's set: a client's is there anew each time that its ban gets longer.
+const SET_MAX: usize = 2 * CLIENTS_MAX;
 /// How long the server waits for news before it says that there are none.
 const BLOCK: Duration = Duration::from_secs(1);
 /// As [`BLOCK`], of the first answer: it is known of the server only then that it is there.
