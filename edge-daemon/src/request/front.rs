@@ -205,10 +205,12 @@ async fn handshake(
     if !plan.trusted.has(visitor.address) {
         let client = Source::from(visitor.address).client(plan.client);
         if let Err(denied) = plan.handshakes.admit_source(client, clock::now()) {
-            // Where many share what is left of a limit, it is the edge that has no room.
-            let is_own = denied.reason == Reason::HandshakeRate;
-            let reason = if is_own { denied.reason } else { Reason::HandshakesFull };
-            worker.refuse_connection(&visitor, reason);
+            if denied.reason == Reason::HandshakeRate {
+                worker.refuse_connection(&visitor, denied.reason);
+            } else {
+                // Where many share what is left of a limit, it is the edge that has no room.
+                worker.counters.count(Reason::HandshakesFull);
+            }
             return None;
         }
     }
