@@ -1,7 +1,7 @@
 //! Quotas on disk: what the limits that outlive a restart have counted.
 //!
 //! Each such limit has a file in the state folder, saved every ten seconds and at the end. A crash forgets
-//! what was counted since the last time; where a file is damaged its limit begins anew. A file says of
+//! what was counted since the last time; where a file is damaged, or another version's, its limit begins anew. A file says of
 //! which tier and window its words are, as they mean nothing to another.
 
 use std::{
@@ -94,7 +94,7 @@ const fn window_ns(meter: &Meter) -> Option<u64> {
 /// A rule as its former self left it, or as its file did.
 ///
 /// # Errors
-/// If there is no randomness.
+/// If there is no randomness, the fleet's secret cannot be read, or its file cannot be.
 pub fn carry(former: &Rules, settings: &Settings, spec: Spec) -> io::Result<Rule> {
     match former.get(&spec.name) {
         Some(former) => {

@@ -27,8 +27,8 @@ pub(crate) fn write(path: &Path, mut content: Vec<u8>) -> io::Result<()> {
     fs::rename(&fresh, path)
 }
 
-/// What `parse` makes of a file of at most so many bytes; `None` if there is none. One that is damaged, or
-/// that `parse` makes nothing of, is set aside with a message that says `what` it was.
+/// What `parse` makes of a file of at most so many bytes; `None` if there is none. One that is damaged, or of
+/// another version, so that `parse` makes nothing of it, is set aside with a message that says `what` it was.
 ///
 /// # Errors
 /// If what is there cannot be read: it may be sound, and whoever began anew would save over it.
@@ -39,11 +39,17 @@ pub(crate) fn read<T>(
     parse: impl FnOnce(&[u8]) -> Option<T>,
 ) -> io::Result<Option<T>> {
     match parsed(path, bytes_max, parse) {
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+        Err(error) if matches!(error.kind(), DAMAGED | OTHER) => {
             let aside = path.with_extension("damaged");
             let moved = fs::rename(path, &aside);
-            tracing::error!(file = %path.display(), %error, aside = %aside.display(), ?moved,
-                "{what} is damaged and was set aside: it begins anew");
+            let (file, aside) = (path.display(), aside.display());
+            if error.kind() == OTHER {
+                tracing::warn!(%file, %aside, ?moved,
+                    "{what} is of another version and was set aside: it begins anew");
+            } else {
+                tracing::error!(%file, %error, %aside, ?moved,
+                    "{what} is damaged and was set aside: it begins anew");
+            }
             Ok(None)
         }
         Err(error) => {
@@ -80,9 +86,13 @@ fn parsed<T>(
     };
     let content = bytes.split_last_chunk::<32>();
     let content = content.filter(|(content, sum)| blake3::hash(content).as_bytes() == *sum);
-    let found = content.and_then(|(content, _)| parse(content));
-    found.map(Some).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    let (content, _) = content.ok_or(DAMAGED)?;
+    parse(content).map(Some).ok_or_else(|| OTHER.into())
 }
+
+const DAMAGED: io::ErrorKind = io::ErrorKind::InvalidData;
+/// Whole, and means nothing here.
+const OTHER: io::ErrorKind = io::ErrorKind::Unsupported;
 
 #[cfg(test)]
 mod tests {
@@ -105,6 +115,17 @@ mod tests {
         }
         write(&path, vec![0; 200]).unwrap();
         assert_eq!((read(), path.exists()), (None, false), "longer than it may be");
+    }
+
+    #[test]
+    fn what_is_of_another_version_is_not_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.kept");
+        write(&path, b"of former days".to_vec()).unwrap();
+        let nothing = |_: &[u8]| None::<()>;
+        assert_eq!(parsed(&path, 100, nothing).unwrap_err().kind(), OTHER);
+        assert_eq!(parsed(&path, 9, nothing).unwrap_err().kind(), DAMAGED);
+        assert_eq!((read(&path, 100, "it", nothing).unwrap(), path.exists()), (None, false));
     }
 
     #[test]
