@@ -386,6 +386,57 @@ fn what_is_from_the_future_lasts_for_no_longer_than_it_was_to() -> Result<()> {
     Ok(())
 }
 
+/// What has lasted its time is over, however often the daemon starts before its dates have come.
+#[test]
+fn what_is_from_the_future_comes_once() -> Result<()> {
+    use edge_daemon::{
+        clock,
+        control::ListName,
+        store::{BanRecord, ListRecord, Store},
+    };
+    use edge_policy::verdict::{Culprit, Origin, Step};
+    let lab = Lab::new()?;
+    let later_ms = clock::unix_ms() + 90 * 24 * 3_600_000;
+    let until_ms = later_ms + 4_000;
+    let ban = BanRecord {
+        culprit: Culprit::Source(ATTACKER.parse::<std::net::IpAddr>()?.into()),
+        step: Step::Ban,
+        since_ms: later_ms,
+        until_ms,
+        strikes: 1,
+        reason: "source_rate".into(),
+        scenario: "flood".into(),
+        origin: Origin::Scenario,
+        spared: None,
+        evidence: Vec::new(),
+        milder: Vec::new(),
+    };
+    let listed = ListRecord {
+        net: "203.0.113.0/24".parse()?,
+        until_ms: Some(until_ms),
+        reason: None,
+        added_ms: later_ms,
+        by: "uid 0".into(),
+        monitor: false,
+    };
+    let (store, _) = Store::open(&lab.dir().join("state"), 7)?;
+    store.put_bans(&[ban])?;
+    store.put_list(ListName::Deny, &listed)?;
+    drop(store);
+    let mut edged = lab.edged()?.start()?;
+    let in_force = |edged: &Edged| {
+        let (bans, listed) = (edged.bans()?, edged.ask("deny list")?);
+        let all = bans.iter().chain(listed["entries"].as_array().context("a list")?);
+        anyhow::Ok(all.filter(|entry| entry["until_ms"].is_u64()).count())
+    };
+    assert_eq!(in_force(&edged)?, 2);
+    until("both are over", Duration::from_secs(15), || Ok(in_force(&edged)? == 0))?;
+    assert!(edged.terminate()?.success());
+    edged.start_again()?;
+    assert_eq!(in_force(&edged)?, 0);
+    Ok(())
+}
+
 /// More bans than the kernel holds, as a host has them that was attacked from everywhere and booted.
 #[test]
 fn more_bans_than_there_is_room_for_keep_nobody_from_starting() -> Result<()> {

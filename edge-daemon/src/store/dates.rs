@@ -12,9 +12,21 @@ impl ListRecord {
     pub fn ends_ms(&self, now_ms: u64) -> Option<u64> {
         self.until_ms.map(|until_ms| ends_ms(self.added_ms, until_ms, now_ms))
     }
+
+    /// Whether it begins later than a clock may be wrong.
+    #[must_use]
+    pub const fn is_future(&self, now_ms: u64) -> bool {
+        is_future(self.added_ms, now_ms)
+    }
 }
 
 impl BanRecord {
+    /// It has lasted its time, whatever its dates say: it is over by any clock.
+    pub fn settle(&mut self) {
+        self.until_ms = self.since_ms;
+        self.milder.clear();
+    }
+
     /// When it ends by a clock that shows `now_ms`.
     #[must_use]
     pub fn ends_ms(&self, now_ms: u64) -> u64 {
@@ -33,8 +45,7 @@ impl Contents {
     #[must_use]
     pub fn count_future(&self, now_ms: u64) -> usize {
         let listed = self.allow.iter().chain(&self.deny);
-        let listed =
-            listed.filter(|record| record.until_ms.is_some() && is_future(record.added_ms, now_ms));
+        let listed = listed.filter(|record| record.until_ms.is_some() && record.is_future(now_ms));
         listed.count() + self.bans.iter().filter(|ban| ban.is_future(now_ms)).count()
     }
 }

@@ -356,10 +356,15 @@ impl Writer {
     }
 
     /// Forgets the entries that operators made for a time that is over. The kernel has not been
-    /// minding them since; from the disk the next purge takes them.
+    /// minding them since; from the disk the next purge takes them, unless their dates are of the future.
     fn expire(&mut self, list: ListName, now_ns: u64) {
         for entry in self.list_mut(list).expire(now_ns) {
             let (class, net) = (entry.class(list), entry.record.net);
+            if entry.record.is_future(clock::unix_ms())
+                && let Err(error) = self.store.remove_list(list, net)
+            {
+                tracing::error!(%net, %error, "cannot take an entry that has ended from the disk");
+            }
             // The configuration under way may list it for good.
             if let Some(meanwhile) = &mut self.meanwhile {
                 meanwhile.push((list, net));
