@@ -472,8 +472,11 @@ fn a_set_without_an_end_is_not_read_for_ever() -> Result<()> {
     let page = format!("*100000\r\n{}", "$1\r\nx\r\n".repeat(100_000));
     hub.between(move |question| question.contains("ZREVRANGEBYSCORE").then(|| page.clone()))?;
     let edged = lab.edged()?.append(&section)?.start()?;
-    let is_told = || Ok(edged.log().contains("its set of bans has no end"));
-    until("it gives up", Duration::from_secs(60), is_told)?;
+    let is_told = || Ok(edged.log().contains("set of bans is larger than an edge reads"));
+    until("it reads no more of it", Duration::from_secs(60), is_told)?;
+    until("it goes on with the stream", Duration::from_secs(10), || {
+        Ok(edged.metrics()?.value("edged_fleet_connected") == 1.0)
+    })?;
     Ok(())
 }
 
