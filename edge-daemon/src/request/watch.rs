@@ -217,6 +217,7 @@ impl Turn {
                 Who::Sender if left < pause_ms => Reason::BodyTooSlow,
                 Who::Sender => Reason::RequestTimeout,
             };
+            self.waited(who, since);
             self.overdue.set(Some(reason));
             reason
         })
@@ -291,6 +292,18 @@ mod tests {
         assert!(!turn.is_held_up());
         waited(Who::Listener);
         turn.heard();
+        assert!(turn.is_held_up());
+    }
+
+    #[test]
+    fn a_wait_for_the_client_that_the_upstreams_time_ends_adds_up_too() {
+        let timers = Timers::new();
+        let turn = Turn::new(timers.alarm());
+        turn.patience.set(Patience { pause_ms: 9_000, ..Patience::default() });
+        turn.waits.set(Some((Who::Listener, turn.alarm.now_ms().saturating_sub(1_500))));
+        turn.upstream.set(Asked { pause_ms: 9_000, until_ms: turn.alarm.now_ms() });
+        let mut cx = Context::from_waker(Waker::noop());
+        assert_eq!(turn.poll(Who::Listener, &mut cx), Poll::Ready(Reason::UpstreamTimeout));
         assert!(turn.is_held_up());
     }
 

@@ -16,8 +16,10 @@ pub(crate) struct Lease {
     _slot: Slot,
     /// When its head was there, in boot time.
     began_ns: u64,
-    /// Whether its answer counts as served already, as no end of it is to be waited for.
+    /// Whether its answer counts for its server already, as no end of it is to be waited for.
     is_served: bool,
+    /// Whether it counts for the circuit.
+    is_noted: bool,
 }
 
 impl Lease {
@@ -29,17 +31,19 @@ impl Lease {
         answer: &Response<T>,
     ) -> Self {
         let began_ns = clock::boot_ns();
-        let mut this = Self { pool, connection, _slot: slot, began_ns, is_served: false };
+        let (is_served, is_noted) = (false, false);
+        let mut this = Self { pool, connection, _slot: slot, began_ns, is_served, is_noted };
         if is_endless(answer) {
             this.serve();
         }
         this
     }
 
-    /// A part of the answer came. Once that goes on for longer than what the circuit goes by, the answer did well.
+    /// A part of the answer came. What goes on for longer than the circuit's window did well for the circuit, which
+    /// is about what happens now; for the server it is the end that counts.
     pub(crate) fn goes_on(&mut self) {
-        if !self.is_served && self.pool.is_past_window(self.began_ns) {
-            self.serve();
+        if !self.is_noted && self.pool.is_past_window(self.began_ns) {
+            self.note(false);
         }
     }
 
@@ -54,19 +58,36 @@ impl Lease {
         self.serve();
     }
 
+    /// Another server is asked instead, as this one's answer has a status for which that is done: it answered, and the
+    /// request is not at its end.
+    pub(super) fn pass_by(mut self) {
+        self.succeed();
+    }
+
     fn serve(&mut self) {
+        self.succeed();
+        self.note(false);
+    }
+
+    fn succeed(&mut self) {
         if !std::mem::replace(&mut self.is_served, true) {
-            self.pool.served(self.began_ns);
+            self.pool.succeeded();
+        }
+    }
+
+    fn note(&mut self, failed: bool) {
+        if !std::mem::replace(&mut self.is_noted, true) {
+            self.pool.note(failed, self.began_ns);
         }
     }
 
     /// The answer broke off, or did not come in time; the server may be to blame.
-    pub(crate) fn broke_off(self, reason: Reason) {
+    pub(crate) fn broke_off(mut self, reason: Reason) {
         let Some(failure) = failure(reason) else { return };
         self.pool.tally().failed(failure);
         if !self.is_served {
             self.pool.failed();
-            self.pool.note(true, self.began_ns);
+            self.note(true);
         }
     }
 }

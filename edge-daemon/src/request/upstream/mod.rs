@@ -188,7 +188,7 @@ impl Upstream {
                         && self.has_fit(&pools, tried)
                         && self.may_retry(&mut retries)
                     {
-                        lease.leave();
+                        lease.pass_by();
                         fresh = false;
                         body = again;
                         continue;

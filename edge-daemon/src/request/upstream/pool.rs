@@ -123,10 +123,9 @@ impl Pool {
         self.tally().answered(status, took);
     }
 
-    /// A request was served.
-    pub(super) fn served(&self, began_ns: u64) {
+    /// The server did its part of a request.
+    pub(super) fn succeeded(&self) {
         self.server.health.succeeded(&self.upstream.settings.ejection, clock::boot_ns());
-        self.note(false, began_ns);
     }
 
     /// Tells the circuit how a request went whose head came then.
