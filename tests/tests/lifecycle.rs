@@ -1,7 +1,7 @@
 //! The daemon may crash, restart, reload and end: the filter holds and nothing is forgotten.
 
 use std::{
-    net::UdpSocket,
+    net::{IpAddr, Ipv4Addr, UdpSocket},
     path::Path,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::Duration,
@@ -12,11 +12,19 @@ use edge_common::{
     Reason,
     map::{ABI, BANS, OPEN},
 };
+use edge_daemon::{
+    clock,
+    control::ListName,
+    store::{BanRecord, ListRecord, Store},
+};
+use edge_policy::verdict::{self, Culprit, Step};
 use edge_tests::{
     Edged, Lab, Origin,
     client::{reaches, until},
     lab::{ATTACKER, CLIENT, EDGE, LISTED},
 };
+
+const HOUR_MS: u64 = 3_600_000;
 
 fn ban(edged: &Edged<'_>) -> Result<()> {
     until("a ban", Duration::from_secs(5), || {
@@ -314,53 +322,59 @@ fn an_interface_that_is_switched_off_is_told_of() -> Result<()> {
     Ok(())
 }
 
+/// A ban from a moment on, for so long.
+fn ban_of(client: &str, step: Step, [since_ms, for_ms]: [u64; 2]) -> Result<BanRecord> {
+    Ok(BanRecord {
+        culprit: Culprit::Source(client.parse::<IpAddr>()?.into()),
+        step,
+        since_ms,
+        until_ms: since_ms + for_ms,
+        strikes: 1,
+        reason: "source_rate".into(),
+        scenario: "flood".into(),
+        origin: verdict::Origin::Scenario,
+        spared: None,
+        evidence: Vec::new(),
+        milder: Vec::new(),
+    })
+}
+
+/// An entry of the deny list from a moment on, for so long.
+fn entry_of(net: &str, [added_ms, for_ms]: [u64; 2]) -> Result<ListRecord> {
+    Ok(ListRecord {
+        net: net.parse()?,
+        until_ms: Some(added_ms + for_ms),
+        reason: None,
+        added_ms,
+        by: "uid 0".into(),
+        monitor: false,
+    })
+}
+
+/// When what is held and listed for a time ends, in order.
+fn ends_ms(edged: &Edged<'_>) -> Result<Vec<u64>> {
+    let (bans, listed) = (edged.bans()?, edged.ask("deny list")?);
+    let all = bans.iter().chain(listed["entries"].as_array().context("a list")?);
+    let mut ends_ms: Vec<_> = all.filter_map(|entry| entry["until_ms"].as_u64()).collect();
+    ends_ms.sort_unstable();
+    Ok(ends_ms)
+}
+
 /// A host without a battery for its clock boots months before everything that it has on disk. The dates there
 /// are true, and what lasts for a year must not be over once the clock is set.
 #[test]
 fn what_is_from_the_future_lasts_for_no_longer_than_it_was_to() -> Result<()> {
-    use edge_daemon::{
-        clock,
-        control::ListName,
-        store::{BanRecord, ListRecord, Store},
-    };
-    use edge_policy::verdict::{Culprit, Origin, Step};
-    const HOUR_MS: u64 = 3_600_000;
     let lab = Lab::new()?;
     let later_ms = clock::unix_ms() + 90 * 24 * HOUR_MS;
-    let record = |client: &str, step, milder| {
-        anyhow::Ok(BanRecord {
-            culprit: Culprit::Source(client.parse::<std::net::IpAddr>()?.into()),
-            step,
-            since_ms: later_ms,
-            until_ms: later_ms + HOUR_MS,
-            strikes: 1,
-            reason: "source_rate".into(),
-            scenario: "flood".into(),
-            origin: Origin::Scenario,
-            spared: None,
-            evidence: Vec::new(),
-            milder,
-        })
-    };
-    let longer = BanRecord {
-        until_ms: later_ms + 2 * HOUR_MS,
-        ..record(ATTACKER, Step::Refuse, Vec::new())?
-    };
-    let listed = ListRecord {
-        net: "203.0.113.0/24".parse()?,
-        until_ms: Some(later_ms + HOUR_MS),
-        reason: None,
-        added_ms: later_ms,
-        by: "uid 0".into(),
-        monitor: false,
-    };
+    let longer = ban_of(ATTACKER, Step::Refuse, [later_ms, 2 * HOUR_MS])?;
     let state = lab.dir().join("state");
     let (store, _) = Store::open(&state, 7)?;
+    let both = ban_of(ATTACKER, Step::Ban, [later_ms, HOUR_MS])?;
     store.put_bans(&[
-        record(ATTACKER, Step::Ban, vec![longer])?,
-        record("198.51.100.201", Step::Refuse, Vec::new())?,
+        BanRecord { milder: vec![longer], ..both },
+        ban_of("198.51.100.201", Step::Refuse, [later_ms, HOUR_MS])?,
     ])?;
-    store.put_list(ListName::Deny, &listed)?;
+    store.put_list(ListName::Deny, &entry_of("203.0.113.0/24", [later_ms, HOUR_MS])?)?;
     drop(store);
     let on_disk = || {
         let kept = Store::open(&state, 7)?.0.load_all()?;
@@ -369,13 +383,10 @@ fn what_is_from_the_future_lasts_for_no_longer_than_it_was_to() -> Result<()> {
     let before = on_disk()?;
     let mut edged = lab.edged()?.start()?;
     for _ in 0..2 {
-        let (bans, listed) = (edged.bans()?, edged.ask("deny list")?);
-        let lasting = bans.iter().chain(listed["entries"].as_array().context("a list")?);
-        let mut ends_ms: Vec<_> = lasting.filter_map(|entry| entry["until_ms"].as_u64()).collect();
-        ends_ms.sort_unstable();
+        let ends_ms = ends_ms(&edged)?;
         let now_ms = clock::unix_ms();
         let most = [1, 1, 1, 2].map(|hours| now_ms + hours * HOUR_MS + 10);
-        assert_eq!(ends_ms.len(), most.len(), "{bans:?}, {listed}");
+        assert_eq!(ends_ms.len(), most.len(), "{ends_ms:?}");
         for (end_ms, most_ms) in ends_ms.into_iter().zip(most) {
             assert!((now_ms..=most_ms).contains(&end_ms), "{end_ms} and {most_ms}");
         }
@@ -389,51 +400,18 @@ fn what_is_from_the_future_lasts_for_no_longer_than_it_was_to() -> Result<()> {
 /// What has lasted its time is over, however often the daemon starts before its dates have come.
 #[test]
 fn what_is_from_the_future_comes_once() -> Result<()> {
-    use edge_daemon::{
-        clock,
-        control::ListName,
-        store::{BanRecord, ListRecord, Store},
-    };
-    use edge_policy::verdict::{Culprit, Origin, Step};
     let lab = Lab::new()?;
-    let later_ms = clock::unix_ms() + 90 * 24 * 3_600_000;
-    let until_ms = later_ms + 4_000;
-    let ban = BanRecord {
-        culprit: Culprit::Source(ATTACKER.parse::<std::net::IpAddr>()?.into()),
-        step: Step::Ban,
-        since_ms: later_ms,
-        until_ms,
-        strikes: 1,
-        reason: "source_rate".into(),
-        scenario: "flood".into(),
-        origin: Origin::Scenario,
-        spared: None,
-        evidence: Vec::new(),
-        milder: Vec::new(),
-    };
-    let listed = ListRecord {
-        net: "203.0.113.0/24".parse()?,
-        until_ms: Some(until_ms),
-        reason: None,
-        added_ms: later_ms,
-        by: "uid 0".into(),
-        monitor: false,
-    };
+    let lasts = [clock::unix_ms() + 90 * 24 * HOUR_MS, 4_000];
     let (store, _) = Store::open(&lab.dir().join("state"), 7)?;
-    store.put_bans(&[ban])?;
-    store.put_list(ListName::Deny, &listed)?;
+    store.put_bans(&[ban_of(ATTACKER, Step::Ban, lasts)?])?;
+    store.put_list(ListName::Deny, &entry_of("203.0.113.0/24", lasts)?)?;
     drop(store);
     let mut edged = lab.edged()?.start()?;
-    let in_force = |edged: &Edged| {
-        let (bans, listed) = (edged.bans()?, edged.ask("deny list")?);
-        let all = bans.iter().chain(listed["entries"].as_array().context("a list")?);
-        anyhow::Ok(all.filter(|entry| entry["until_ms"].is_u64()).count())
-    };
-    assert_eq!(in_force(&edged)?, 2);
-    until("both are over", Duration::from_secs(15), || Ok(in_force(&edged)? == 0))?;
+    assert_eq!(ends_ms(&edged)?.len(), 2);
+    until("both are over", Duration::from_secs(15), || Ok(ends_ms(&edged)?.is_empty()))?;
     assert!(edged.terminate()?.success());
     edged.start_again()?;
-    assert_eq!(in_force(&edged)?, 0);
+    assert!(ends_ms(&edged)?.is_empty());
     Ok(())
 }
 
@@ -441,29 +419,15 @@ fn what_is_from_the_future_comes_once() -> Result<()> {
 #[test]
 fn more_bans_than_there_is_room_for_keep_nobody_from_starting() -> Result<()> {
     use edge_common::map::BANS_MAX;
-    use edge_daemon::{
-        clock,
-        store::{BanRecord, Store},
-    };
-    use edge_policy::verdict::{Culprit, Origin, Step};
     let lab = Lab::new()?;
     let now_ms = clock::unix_ms();
-    let record = |n: u32| BanRecord {
-        culprit: Culprit::Source(std::net::IpAddr::from((0x0b00_0000 + n).to_be_bytes()).into()),
-        step: Step::Ban,
-        since_ms: now_ms,
-        // The later, the longer.
-        until_ms: now_ms + 3_600_000 + u64::from(n),
-        strikes: 1,
-        reason: "source_rate".into(),
-        scenario: "flood".into(),
-        origin: Origin::Scenario,
-        spared: None,
-        evidence: Vec::new(),
-        milder: Vec::new(),
+    // The later, the longer.
+    let record = |n: u32| {
+        let client = Ipv4Addr::from(0x0b00_0000 + n).to_string();
+        ban_of(&client, Step::Ban, [now_ms, HOUR_MS + u64::from(n)])
     };
     let (store, _) = Store::open(&lab.dir().join("state"), 7)?;
-    store.put_bans(&(0..BANS_MAX + 100).map(record).collect::<Vec<_>>())?;
+    store.put_bans(&(0..BANS_MAX + 100).map(record).collect::<Result<Vec<_>>>()?)?;
     drop(store);
     let edged = lab.edged()?.start()?;
     let metrics = edged.metrics()?;
