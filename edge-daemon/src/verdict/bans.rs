@@ -260,7 +260,9 @@ impl Writer {
 
     /// Ends what is in force against a culprit; from now on it is what is milder and outlasts it.
     pub(super) fn end(&mut self, culprit: &Culprit, why: &'static str) -> anyhow::Result<()> {
-        let ended = self.held(culprit).map(Held::on_disk);
+        let now_ms = clock::unix_ms();
+        let future = self.held(culprit).filter(|held| held.record.is_future(now_ms));
+        let future = future.map(Held::on_disk);
         let milder = self.held(culprit).map(|held| held.milder.clone()).unwrap_or_default();
         self.lift(culprit, why)?;
         let now_ns = clock::boot_ns();
@@ -272,7 +274,7 @@ impl Writer {
             return room;
         }
         // By its dates it would begin once more at the next start.
-        if let Some(mut ended) = ended.filter(|record| record.is_future(clock::unix_ms())) {
+        if let Some(mut ended) = future {
             ended.settle();
             self.unsaved.put(ended);
         }

@@ -43,7 +43,7 @@ impl Lease {
     /// is about what happens now; for the server it is the end that counts.
     pub(crate) fn goes_on(&mut self) {
         if !self.is_noted && self.pool.is_past_window(self.began_ns) {
-            self.note(false);
+            self.note(false, clock::boot_ns());
         }
     }
 
@@ -61,23 +61,24 @@ impl Lease {
     /// Another server is asked instead, as this one's answer has a status for which that is done: it answered, and the
     /// request is not at its end.
     pub(super) fn pass_by(mut self) {
-        self.succeed();
+        self.succeed(clock::boot_ns());
     }
 
     fn serve(&mut self) {
-        self.succeed();
-        self.note(false);
+        let now_ns = clock::boot_ns();
+        self.succeed(now_ns);
+        self.note(false, now_ns);
     }
 
-    fn succeed(&mut self) {
+    fn succeed(&mut self, now_ns: u64) {
         if !std::mem::replace(&mut self.is_served, true) {
-            self.pool.succeeded();
+            self.pool.succeeded(now_ns);
         }
     }
 
-    fn note(&mut self, failed: bool) {
+    fn note(&mut self, failed: bool, now_ns: u64) {
         if !std::mem::replace(&mut self.is_noted, true) {
-            self.pool.note(failed, self.began_ns);
+            self.pool.note(failed, [self.began_ns, now_ns]);
         }
     }
 
@@ -87,7 +88,7 @@ impl Lease {
         self.pool.tally().failed(failure);
         if !self.is_served {
             self.pool.failed();
-            self.note(true);
+            self.note(true, clock::boot_ns());
         }
     }
 }

@@ -124,14 +124,13 @@ impl Pool {
     }
 
     /// The server did its part of a request.
-    pub(super) fn succeeded(&self) {
-        self.server.health.succeeded(&self.upstream.settings.ejection, clock::boot_ns());
+    pub(super) fn succeeded(&self, now_ns: u64) {
+        self.server.health.succeeded(&self.upstream.settings.ejection, now_ns);
     }
 
-    /// Tells the circuit how a request went whose head came then.
-    pub(super) fn note(&self, failed: bool, began_ns: u64) {
+    /// Tells the circuit how a request went: when its head came, and now.
+    pub(super) fn note(&self, failed: bool, times: [u64; 2]) {
         let rule = &self.upstream.settings.circuit;
-        let times = [began_ns, clock::boot_ns()];
         self.upstream.circuit.note(rule, Passage::Free, failed, times);
     }
 
