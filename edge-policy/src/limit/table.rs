@@ -316,6 +316,15 @@ mod tests {
         Meter::TokenBucket(Bucket::new(count, SECOND, size).unwrap())
     }
 
+    /// One of each kind that holds 100 and gets 10 a second.
+    fn ten_a_second() -> [Meter; 3] {
+        [
+            bucket(10, 100),
+            Meter::SlidingWindow { limit: 100, window_ns: 10 * SECOND },
+            Meter::FixedWindow { limit: 100, window: Window::Ns(10 * SECOND) },
+        ]
+    }
+
     /// Hashes that differ in every bit that matters.
     fn hash(n: u64) -> u64 {
         n.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
@@ -370,13 +379,8 @@ mod tests {
 
     #[test]
     fn keys_that_come_back_and_drive_each_other_out_have_no_more_than_their_places() {
-        // One of each kind holds 100 and gets 10 a second, for which 100 are asked.
-        let meters = [
-            bucket(10, 100),
-            Meter::SlidingWindow { limit: 100, window_ns: 10 * SECOND },
-            Meter::FixedWindow { limit: 100, window: Window::Ns(10 * SECOND) },
-        ];
-        for meter in meters {
+        // A hundred are asked for each second.
+        for meter in ten_a_second() {
             for keys in [WAYS as u64 + 1, 2 * WAYS as u64] {
                 let (table, mut admitted) = (Table::new(KEYS), vec![0; keys as usize]);
                 for tick in 0..6_000 {
@@ -424,12 +428,7 @@ mod tests {
 
     #[test]
     fn who_never_pauses_is_not_taken_for_a_stranger_for_ever() {
-        let meters = [
-            bucket(10, 100),
-            Meter::SlidingWindow { limit: 100, window_ns: 10 * SECOND },
-            Meter::FixedWindow { limit: 100, window: Window::Ns(10 * SECOND) },
-        ];
-        for meter in meters {
+        for meter in ten_a_second() {
             let table = Table::new(KEYS);
             let ask = |key, ns| table.charge(&meter, hash(key), 1, now(ns));
             for key in 0..WAYS as u64 {
