@@ -4,25 +4,21 @@ use std::{
     net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use edge_common::{Reason, Source};
 use edge_policy::{denied::Denied, forwarded::Naming, ja4::Ja4, proxy};
 use http::HeaderMap;
-use tokio::{
-    io::AsyncReadExt as _,
-    net::TcpStream,
-    time::{error::Elapsed, timeout},
-};
+use tokio::{io::AsyncReadExt as _, net::TcpStream, time::timeout};
 
-use super::{Plan, Worker, bear, certificate::Client};
+use super::{Plan, Worker, bear, certificate::Client, shaking};
 use crate::{
     clock,
     crowd::Place,
     events::Event,
     metrics::Metrics,
-    tls::{self, Facts, Failure, Greeted, Refusal, Shaken},
+    tls::{self, Facts, Failure, Refusal},
 };
 
 /// The client of one connection, or of one request if a trusted proxy told of it.
@@ -221,7 +217,7 @@ async fn handshake(
     let shaken = match greeted {
         Ok(Ok(greeted)) => {
             let left = within.saturating_sub(started.elapsed());
-            let Some(shaken) = shake(worker, &plan, greeted, left).await else {
+            let Some(shaken) = shaking::shake(&plan, greeted, left).await else {
                 // That took us too long, and not the client.
                 worker.counters.count(Reason::HandshakesFull);
                 return None;
@@ -269,37 +265,6 @@ async fn handshake(
     }
     None
 }
-
-/// Shakes hands with a client that may take so long, each long step in its turn. `None`: its turns did not come in time.
-async fn shake(
-    worker: &Worker,
-    plan: &Plan,
-    greeted: Greeted,
-    mut left: Duration,
-) -> Option<Result<Result<Shaken, Refusal>, Elapsed>> {
-    let mut wait_left = plan.bounds.handshake_timeout;
-    let mut pass = async || {
-        let began = Instant::now();
-        let passed = timeout(wait_left, worker.turnstile.pass()).await;
-        wait_left = wait_left.saturating_sub(began.elapsed());
-        passed.ok()
-    };
-    pass().await?;
-    let mut shaking = greeted.answer();
-    loop {
-        let began = Instant::now();
-        let stepped = timeout(left, shaking.step()).await;
-        left = left.saturating_sub(began.elapsed().max(STEP_MIN));
-        match stepped {
-            Ok(true) => pass().await?,
-            Ok(false) => return Some(timeout(left, shaking.finish(&plan.tls)).await),
-            Err(late) => return Some(Err(late)),
-        }
-    }
-}
-
-/// What a step takes of a client's time at the least, so that they are not without end.
-const STEP_MIN: Duration = Duration::from_millis(1);
 
 /// One of the handshakes that go on at once.
 struct Handshake<'a>(&'a Metrics);

@@ -27,12 +27,12 @@ mod path;
 mod plain;
 mod report;
 mod serve;
+mod shaking;
 mod signed;
 mod tend;
 mod throttle;
 mod timers;
 mod token;
-mod turnstile;
 mod upstream;
 mod watch;
 
@@ -75,7 +75,7 @@ pub use self::{
 };
 use self::{
     assertion::Assertions, front::Visitor, report::Reports, throttle::Throttle, timers::Timers,
-    token::Tokens, turnstile::Turnstile, upstream::Upstream,
+    token::Tokens, upstream::Upstream,
 };
 use crate::{
     audit::{Audit, Grants},
@@ -246,8 +246,6 @@ pub(crate) struct Worker {
     access: log::Buffer,
     /// Deadlines.
     pub(crate) timers: Rc<Timers>,
-    /// By which TLS handshakes pass.
-    turnstile: Turnstile,
     /// Whether connections are to end with their next answer.
     pub(crate) stopping: Cell<bool>,
     /// Whether HTTP/1 connections without a request are to end as well: not at once, because their
@@ -296,7 +294,6 @@ impl Worker {
             reports: Reports::default(),
             tokens,
             timers: Timers::new(),
-            turnstile: Turnstile::new(),
             stopping: Cell::new(false),
             ends_idle: Cell::new(false),
         })
@@ -366,6 +363,7 @@ pub fn run(
     drain_timeout: Duration,
 ) -> io::Result<()> {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
+    shaking::beside(&mut runtime, index);
     let runtime = runtime.enable_all().build_local(LocalOptions::default())?;
     let worker = Rc::new(Worker::new(edge, index)?);
     let _guard = runtime.enter();
@@ -375,8 +373,6 @@ pub fn run(
     }
     let tended = Rc::clone(&worker);
     runtime.spawn_local(async move { tended.tend().await });
-    let turning = Rc::clone(&worker);
-    runtime.spawn_local(async move { turning.turnstile.turn().await });
     let drained = runtime.block_on(async {
         let _ = phase.wait_for(|phase| *phase == Phase::Draining).await;
         worker.stopping.set(true);

@@ -6,7 +6,7 @@ use std::{
     io,
     pin::Pin,
     sync::Arc,
-    task::{Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use edge_policy::ja4::{Hello, Ja4};
@@ -225,21 +225,32 @@ impl Greeted {
 }
 
 impl Shaking {
-    /// Takes a step, and waits until the client has said what may make the next one long: the caller waits for its turn
-    /// then, and comes again. It bounds the time. False: no long step is to come.
-    pub async fn step(&mut self) -> bool {
-        let mut has_turn = true;
+    /// Waits until a client that was asked for another key share has said something, which may make the next step long.
+    /// The caller bounds the time. False: no long step is to come.
+    pub async fn hear(&mut self) -> bool {
+        let mut is_told = false;
         poll_fn(|cx| {
             let stream = self.accept.get_ref().filter(|_| self.is_retried);
             let Some(stream) = stream else { return Poll::Ready(false) };
-            if !std::mem::take(&mut has_turn) && stream.poll_read_ready(cx).is_ready() {
+            if is_told && stream.poll_read_ready(cx).is_ready() {
                 return Poll::Ready(true);
             }
+            // What it is told goes out, and whatever comes wakes us.
+            is_told = true;
             self.done = Some(ready!(Pin::new(&mut self.accept).poll(cx)));
             self.is_retried = false;
             Poll::Ready(false)
         })
         .await
+    }
+
+    /// Takes the step that what was heard makes possible, which may take long.
+    pub fn step(mut self) -> Self {
+        let mut nobody = Context::from_waker(Waker::noop());
+        if let Poll::Ready(done) = Pin::new(&mut self.accept).poll(&mut nobody) {
+            (self.done, self.is_retried) = (Some(done), false);
+        }
+        self
     }
 
     /// Goes on to the end. The caller bounds the time.
@@ -378,9 +389,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_key_share_that_fits_late_is_answered_in_its_turn() {
+    async fn a_key_share_that_fits_late_is_answered_by_a_step() {
         let (_, _, greeted) = meet(&[aws_lc_rs::kx_group::X25519]).await;
-        assert!(!greeted.answer().step().await, "the long step is done");
+        assert!(!greeted.answer().hear().await, "the long step is done");
 
         let groups: &Groups = &[aws_lc_rs::kx_group::SECP256R1, aws_lc_rs::kx_group::X25519];
         let (mut tls, mut client, greeted) = meet(groups).await;
@@ -393,18 +404,21 @@ mod tests {
             tls.write_tls(&mut client).unwrap();
             (tls, client)
         });
-        assert!(shaking.step().await, "it has shown another");
+        assert!(shaking.hear().await, "it has shown another");
         let (mut tls, mut client) = said.join().unwrap();
         client.set_nonblocking(true).unwrap();
         let silent = client.read(&mut [0; 1]).unwrap_err();
-        assert_eq!(silent.kind(), ErrorKind::WouldBlock, "it waits for its turn");
+        assert_eq!(silent.kind(), ErrorKind::WouldBlock, "it waits for the step");
         let said = std::thread::spawn(move || {
             client.set_nonblocking(false).unwrap();
             while tls.is_handshaking() {
                 tls.complete_io(&mut client).unwrap();
             }
         });
-        while shaking.step().await {}
+        shaking = tokio::task::spawn_blocking(|| shaking.step()).await.unwrap();
+        while shaking.hear().await {
+            shaking = shaking.step();
+        }
         said.join().unwrap();
         assert!(matches!(shaking.done, Some(Ok(_))));
     }
