@@ -8,13 +8,13 @@ mod keys;
 mod overview;
 pub(crate) mod print;
 mod replay;
+mod session;
 mod sign;
 mod tokens;
 mod top;
 mod watch;
 
 use std::{
-    env,
     io::{self, Write as _},
     net::IpAddr,
     path::Path,
@@ -55,7 +55,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> u8 {
-    let command = match args.verb.act(ssh_peer) {
+    let command = match args.verb.act(session::peer) {
         Act::Ask(command) => command,
         Act::Overview => return overview::run(args),
         Act::Key(verb) => return keys::run(args, &verb),
@@ -156,19 +156,6 @@ fn complain(what: &dyn std::fmt::Display, code: u8) -> u8 {
     code
 }
 
-/// Where the caller's SSH session comes from, if there is one.
-fn ssh_peer() -> Option<IpAddr> {
-    let told = |name| env::var(name).ok().as_deref().and_then(parse_ssh_peer);
-    told("SSH_CONNECTION").or_else(|| told("SSH_CLIENT"))
-}
-
-/// Both variables begin with the client's address; IPv6 may carry a zone.
-fn parse_ssh_peer(value: &str) -> Option<IpAddr> {
-    let address = value.split_whitespace().next()?;
-    let address = address.split('%').next()?;
-    address.parse::<IpAddr>().ok().map(|address| address.to_canonical())
-}
-
 fn now_ms() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
@@ -203,19 +190,5 @@ impl Verb {
             Self::Reload => Command::Reload,
         };
         Act::Ask(command)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_ssh_peer_is_the_first_word() {
-        let peer = |value| parse_ssh_peer(value).map(|address| address.to_string());
-        assert_eq!(peer("198.51.100.7 50000 192.0.2.1 22").as_deref(), Some("198.51.100.7"));
-        assert_eq!(peer("fe80::1%eth0 50000 22").as_deref(), Some("fe80::1"));
-        assert_eq!(peer("::ffff:192.0.2.1 1 22").as_deref(), Some("192.0.2.1"));
-        assert_eq!((peer(""), peer("nobody 1 2")), (None, None));
     }
 }

@@ -180,19 +180,22 @@ fn nobody_is_allowed_everything_by_mistake() -> Result<()> {
 fn the_callers_own_ssh_peer_is_protected() -> Result<()> {
     let lab = Lab::new()?;
     let _edged = lab.edged()?.start()?;
-    let ctl = |network: &str| {
-        lab.edge
-            .command(binary("edgectl")?)
-            .env("SSH_CONNECTION", "198.51.100.66 50000 198.51.100.1 22")
-            .arg("--socket")
-            .arg(lab.dir().join("control.sock"))
-            .args(["deny", "add", network])
-            .output()
-            .map_err(anyhow::Error::from)
+    // As over SSH; and as under sudo, which hands no such variable on.
+    let ctl = |env: &str, network: &str| {
+        let mut shell = lab.edge.command("sh");
+        shell.env("SSH_CONNECTION", format!("{ATTACKER} 50000 198.51.100.1 22"));
+        shell.args(["-c", "env $0 \"$@\"; exit $?", env]).arg(binary("edgectl")?);
+        shell.arg("--socket").arg(lab.dir().join("control.sock"));
+        let done = shell.args(["deny", "add", network]).output()?;
+        anyhow::Ok((done.status.code(), String::from_utf8_lossy(&done.stderr).into_owned()))
     };
-    assert_eq!(ctl("198.51.100.64/28")?.status.code(), Some(1));
-    assert!(reaches(&lab, ATTACKER, 443));
-    assert_eq!(ctl("203.0.113.0/25")?.status.code(), Some(0));
+    for env in ["", "-i"] {
+        let (code, why) = ctl(env, "198.51.100.64/28")?;
+        assert_eq!(code, Some(1), "{env}: {why}");
+        assert!(why.contains("your own SSH session (198.51.100.66)"), "{env}: {why}");
+        assert!(reaches(&lab, ATTACKER, 443));
+        assert_eq!(ctl(env, "203.0.113.0/25")?.0, Some(0));
+    }
     Ok(())
 }
 

@@ -329,6 +329,41 @@ fn says(hub: &Hub, lab: &Lab, record: &Record) -> Result<()> {
 }
 
 #[test]
+fn a_secret_that_was_changed_is_the_one_that_counts() -> Result<()> {
+    let (one, two) = (Lab::new()?, Lab::new()?);
+    let hub = Hub::start(&[&one, &two])?;
+    let (a, b) = (start(&hub, 0, &one, "")?, start(&hub, 1, &two, "")?);
+    connected(&a, 1.0)?;
+    connected(&b, 1.0)?;
+    a.tell("ban add 198.51.100.201 --ttl 1h")?;
+    until("it is known", Duration::from_secs(5), || Ok(b.bans()?.len() == 1))?;
+    let leaked = std::fs::read(one.dir().join("fleet.secret"))?;
+    for lab in [&one, &two] {
+        std::fs::write(lab.dir().join("fleet.secret"), "another that all edges have: 32 bytes")?;
+    }
+    // What was decided before is there under the new one as well.
+    let secret = std::fs::read(one.dir().join("fleet.secret"))?;
+    let (seal, now_ms) = (Seal::new("edged", &secret), edge_daemon::clock::unix_ms());
+    until("it is sealed anew", Duration::from_secs(10), || {
+        let kept = hub.cli(&["ZRANGE", "edged:bans", "0", "-1"])?;
+        Ok(kept.lines().any(|sealed| Record::open(sealed, &seal, now_ms).is_ok()))
+    })?;
+    a.tell(&format!("ban add {ATTACKER} --ttl 1h"))?;
+    dropped(&two, true)?;
+    // Whoever has the former one bans nobody with it.
+    let forged = records(&b, "forged")?;
+    let act = Act::Ban { strikes: 1, reason: "leaked".to_owned() };
+    let (client, node) = (CLIENT.parse()?, "thief".to_owned());
+    let (at_ms, until_ms) = (now_ms, now_ms + 3_600_000);
+    let sealed = Record { client, act, at_ms, until_ms, node }.seal(&Seal::new("edged", &leaked));
+    hub.cli(&["XADD", "edged:stream", "*", "r", &sealed])?;
+    until("it has come", Duration::from_secs(5), || Ok(records(&b, "forged")? > forged))?;
+    assert_eq!(b.bans()?.len(), 2, "{:?}", b.bans()?);
+    assert_eq!(a.metrics()?.value("edged_fleet_connected"), 1.0);
+    Ok(())
+}
+
+#[test]
 fn a_ban_after_a_lift_by_a_faster_clock_is_one_everywhere() -> Result<()> {
     let (one, two) = (Lab::new()?, Lab::new()?);
     let hub = Hub::start(&[&one, &two])?;

@@ -79,20 +79,40 @@ async fn read(
     edge: &Edge,
     series: &mut Series,
 ) -> Result<std::convert::Infallible, String> {
-    let seal = fleet.seal()?;
     let mut server = connect(fleet, BLOCK).await?;
     let mut is_cut = false;
     loop {
+        let seal = fleet.seal()?;
         let last = catch_up(fleet, edge, &seal, &mut server).await?;
-        let has_read = read_on(fleet, edge, &seal, (&mut server, last), series).await?;
-        // Once a series, and not as fast as a server can say so.
-        if !std::mem::replace(&mut is_cut, true) || has_read {
-            tracing::warn!(
-                "the fleet's stream was cut before it was read; all bans are read again"
-            );
+        match read_on(fleet, edge, &seal, (&mut server, last), series).await? {
+            Ended::Resealed => {
+                tracing::info!("the fleet's secret is another one; all bans are read again");
+                // What this edge has sealed is worth nothing any more, there and on disk.
+                fleet.found.notify_one();
+                fleet.is_unsaved.store(true, Relaxed);
+            }
+            // Once a series, and not as fast as a server can say so.
+            Ended::Cut { has_read } => {
+                if !std::mem::replace(&mut is_cut, true) || has_read {
+                    tracing::warn!(
+                        "the fleet's stream was cut before it was read; all bans are read again"
+                    );
+                }
+            }
         }
         time::sleep(PAUSE).await;
     }
+}
+
+/// Why the stream is not read on.
+enum Ended {
+    /// What comes next is not there any more.
+    Cut {
+        /// Whether anything came before that.
+        has_read: bool,
+    },
+    /// The secret is another one.
+    Resealed,
 }
 
 /// Reads the set, page by page; the number in the stream to read on from. What ends last comes first: what is
@@ -132,14 +152,14 @@ async fn catch_up(
     }
 }
 
-/// Reads the stream on from a number, until what comes next is not there any more; whether anything came.
+/// Reads the stream on from a number for as long as that makes sense.
 async fn read_on(
     fleet: &Fleet,
     edge: &Edge,
     seal: &Seal,
     (server, mut last): (&mut Server, String),
     series: &mut Series,
-) -> Result<bool, String> {
+) -> Result<Ended, String> {
     let (stream, mut has_read, mut block) = (fleet.key("stream"), false, SOON);
     loop {
         let asked = Instant::now();
@@ -149,9 +169,12 @@ async fn read_on(
         next.arg("STREAMS").arg(&stream).arg(&last);
         let (first, answer) = said(next.query_async::<(Value, Value)>(&mut **server).await)?;
         if entries(first).pop().is_some_and(|(first, _)| is_cut(&last, &first)) {
-            return Ok(has_read);
+            return Ok(Ended::Cut { has_read });
         }
         let entries = streamed(answer)?;
+        if fleet.seal()? != *seal {
+            return Ok(Ended::Resealed);
+        }
         // Not before: a server may answer one thing and not the next, as fast as it can.
         if !fleet.counts.is_connected.swap(true, Relaxed) {
             *series = Series::default();
