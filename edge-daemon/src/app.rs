@@ -73,17 +73,19 @@ pub struct App {
     logs: (EventLog, AuditLog),
     /// What one process alone may hold.
     lent: (Arc<Store>, Arc<Lock>),
-    /// What other versions pinned.
+    /// What goes once this daemon is in office.
     superseded: Superseded,
     sockets: Sockets,
 }
 
 impl App {
-    /// Does everything that can fail or needs a privilege. Listeners that are `given` are used.
+    /// Does everything that can fail or needs a privilege. Listeners that are `given` are used; a daemon may be
+    /// `in_office` until this one is.
     pub fn build(
         config: PathBuf,
         settings: Settings,
         mut given: Inherited,
+        in_office: bool,
     ) -> anyhow::Result<Self> {
         let feeds = Feeds::default();
         let restore = |spec| quota::restore(&settings, spec);
@@ -148,7 +150,7 @@ impl App {
             lists: lists.capacity(),
         })?;
         let interfaces = plan::interfaces(&settings.kernel);
-        kernel.find(&interfaces)?;
+        kernel.find(&interfaces, in_office)?;
         let kernels = (kernel.tables.duplicate()?, kernel.take_twin()?);
         let registry = Registry::new(Arc::clone(&store), Arc::clone(&edge));
         let lent = (Arc::clone(&store), kernel.tables.lock());
@@ -156,7 +158,9 @@ impl App {
         let (mut writer, keeper) =
             Writer::new(kernels, store, config.clone(), settings.clone(), lists, edge_too)?;
         edge.outside.follow_hits(kernel.tables.lists.clone());
-        let mut upkeep = kernel.attach(&interfaces)?;
+        let attached = kernel.attach(&interfaces);
+        writer.settle_clients(attached.is_ok())?;
+        let mut upkeep = attached?;
         upkeep.reign = Arc::clone(&edge.reign);
         for attached in kernel.attached() {
             let Attached { interface, mode, adopted, .. } = attached;

@@ -91,7 +91,7 @@ pub fn main() -> ExitCode {
 fn run(config: &Path, settings: &Settings) -> anyhow::Result<()> {
     log_to_stderr(settings.log.level);
     let given = Inherited::of_environment().context("a listener that was given")?;
-    App::build(config.to_owned(), settings.clone(), given)?.run(None)
+    App::build(config.to_owned(), settings.clone(), given, false)?.run(None)
 }
 
 fn take_over(config: &Path, settings: &Settings) -> anyhow::Result<()> {
@@ -102,7 +102,7 @@ fn take_over(config: &Path, settings: &Settings) -> anyhow::Result<()> {
     };
     log_to_stderr(settings.log.level);
     former.release()?;
-    App::build(config.to_owned(), settings.clone(), given)?.run(Some(former))
+    App::build(config.to_owned(), settings.clone(), given, true)?.run(Some(former))
 }
 
 /// Makes of the settings what requests are judged by. Reads no quota: a damaged one is the daemon's to

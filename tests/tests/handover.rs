@@ -195,6 +195,8 @@ fn a_successor_that_cannot_start_changes_nothing() -> Result<()> {
         ("verdicts.facter", "3", 78),
         ("tls.key", r#""nowhere.pem""#, 78),
         ("kernel.interfaces", r#"["nowhere0"]"#, 1),
+        // The former would have lost its link.
+        ("kernel.attach", r#""generic""#, 1),
     ] {
         edged.edit(path, value)?;
         let status = edged.successor()?.wait()?;

@@ -84,6 +84,37 @@ fn a_start_that_is_refused_leaves_a_running_filter_as_it_was() -> Result<()> {
 }
 
 #[test]
+fn a_start_that_is_refused_leaves_bans_under_what_stands_for_a_client() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut edged = lab.edged()?.start()?;
+    ban(&edged)?;
+    let bans = |edged: &Edged<'_>| -> Result<Vec<String>> {
+        let all = edged.bans()?;
+        Ok(all.iter().map(|ban| ban["culprit"].to_string()).collect())
+    };
+    let before = bans(&edged)?;
+    edged.kill9()?;
+    edged.edit("kernel.ipv4_prefix", "24")?;
+    // The loopback device has no driver to be native in.
+    edged.edit("kernel.interfaces", r#"["edge0", "lo"]"#)?;
+    assert!(edged.start_again().is_err());
+    assert!(edged.log().contains("cannot attach to interface lo"), "{}", edged.log());
+    assert!(!reaches(&lab, ATTACKER, 443), "the filter goes by addresses");
+    edged.edit("kernel.interfaces", r#"["edge0"]"#)?;
+    edged.edit("kernel.ipv4_prefix", "32")?;
+    edged.start_again()?;
+    assert_eq!(bans(&edged)?, before, "and by nothing else");
+    edged.kill9()?;
+    edged.edit("kernel.ipv4_prefix", "24")?;
+    edged.start_again()?;
+    assert!(!reaches(&lab, ATTACKER, 443) && !reaches(&lab, CLIENT, 443));
+    assert_eq!(bans(&edged)?.len(), 1);
+    edged.tell(&format!("ban remove {ATTACKER}"))?;
+    assert!(reaches(&lab, ATTACKER, 443) && reaches(&lab, CLIENT, 443));
+    Ok(())
+}
+
+#[test]
 fn a_ban_ends_while_the_daemon_is_dead() -> Result<()> {
     let lab = Lab::new()?;
     // Long enough to see it, also for a test that waits for its turn at a processor.

@@ -15,7 +15,7 @@ use std::{
 };
 
 use edge_common::{
-    Reason, Source,
+    ClientWidth, Reason, Source,
     map::{ABI, Ban, CELLS, FOREVER},
 };
 use edge_daemon::kernel::{
@@ -274,6 +274,22 @@ fn connections_from_before_the_filter_are_counted_too() {
 }
 
 #[test]
+fn connections_are_counted_by_what_stands_for_a_client_now() {
+    let pair = Pair::new();
+    let kernel = pair.load(AttachMode::Native, UNLIMITED).unwrap();
+    let listener = pair.listen();
+    let to = listener.local_addr().unwrap();
+    let _ends = [(); 2].map(|()| (pair.connect(to).unwrap(), listener.accept().unwrap()));
+    expect_open(&kernel, 2);
+    drop(kernel);
+    let client = ClientWidth { v4: 24, ..ClientWidth::USUAL };
+    let wide = Policy { open_max: 2, client, ..UNLIMITED };
+    let kernel = pair.load(AttachMode::Native, wide).unwrap();
+    assert_eq!(kernel.tables.explain(CLIENT.into()).unwrap().open, 2);
+    assert!(pair.connect(to).is_err(), "a third connection");
+}
+
+#[test]
 fn a_count_that_is_wrong_is_put_right() {
     let pair = Pair::new();
     let (kernel, upkeep) = pair.load_whole(AttachMode::Native, UNLIMITED).unwrap();
@@ -344,7 +360,7 @@ fn a_refused_start_moves_no_interface() {
     let lenient = Policy { monitored: vec![Reason::DenyList], ..UNLIMITED };
     let error = pair.within("edge", || {
         let mut kernel = Kernel::load(&pair.settings(lenient)).unwrap();
-        assert!(kernel.find(&wanted).is_err());
+        assert!(kernel.find(&wanted, false).is_err());
         kernel.attach(&wanted).err().unwrap()
     });
     assert!(matches!(error, KernelError::NoInterface { .. }), "{error}");
@@ -610,32 +626,37 @@ fn several_interfaces_each_have_a_mode_of_their_own() {
             let mut kernel = Kernel::load(&settings).unwrap();
             kernel.attach(wanted).unwrap();
             let attached = kernel.attached().iter();
-            attached.map(|a| (a.interface.clone(), a.mode, a.adopted)).collect::<Vec<_>>()
+            let told = attached.map(|a| (a.interface.clone(), a.mode, a.adopted));
+            (told.collect::<Vec<_>>(), kernel.superseded)
         })
     };
-    let both = [wanted("guarded", AttachMode::Generic), wanted("lo", AttachMode::Auto)];
+    let both = [wanted("guarded", AttachMode::Auto), wanted("lo", AttachMode::Auto)];
     let expected = |adopted| {
         vec![
-            ("guarded".to_owned(), Mode::Generic, adopted),
+            ("guarded".to_owned(), Mode::Native, adopted),
             ("lo".to_owned(), Mode::Generic, adopted),
         ]
     };
-    assert_eq!(load(&both), expected(false));
-    assert_eq!(load(&both), expected(true));
-    // One that is named no longer is let go.
-    assert_eq!(load(&both[1..]), expected(true)[1..]);
-    let pins = std::fs::read_dir(pair.pin_dir.join(ABI)).unwrap();
-    let pins =
-        pins.filter(|pin| pin.as_ref().unwrap().file_name().to_string_lossy().starts_with("xdp-"));
-    assert_eq!(pins.count(), 1);
+    let pins = || {
+        let pins = std::fs::read_dir(pair.pin_dir.join(ABI)).unwrap();
+        let names = pins.map(|pin| pin.unwrap().file_name());
+        names.filter(|name| name.to_string_lossy().starts_with("xdp-")).count()
+    };
+    assert_eq!(load(&both).0, expected(false));
+    assert_eq!(load(&both).0, expected(true));
+    // One that is named no longer is let go, once the former daemon cannot go on.
+    let (attached, mut superseded) = load(&both[1..]);
+    assert_eq!((attached.as_slice(), pins()), (&expected(true)[1..], 2));
+    superseded.remove().unwrap();
+    assert_eq!(pins(), 1);
 }
 
 #[test]
 fn a_mode_that_the_interface_cannot_do_leaves_the_former_filter() {
     let pair = Pair::new();
-    let load = |mode| pair.load_denying("lo", mode, "127.0.0.0/8");
+    let load = |mode, network| pair.load_denying("lo", mode, network);
     // The loopback device has no driver to be native in.
-    let kernel = load(AttachMode::Auto).unwrap();
+    let kernel = load(AttachMode::Auto, "127.0.0.0/8").unwrap();
     assert_eq!(kernel.attached()[0].mode, Mode::Generic);
     drop(kernel);
     let answers = || {
@@ -646,13 +667,37 @@ fn a_mode_that_the_interface_cannot_do_leaves_the_former_filter() {
         refused.kind() == ErrorKind::ConnectionRefused
     };
     assert!(!answers());
-    let error = load(AttachMode::Native).err().expect("refused");
+    let error = load(AttachMode::Native, "192.0.2.0/24").err().expect("refused");
     let is_named = matches!(&error, KernelError::Attach { mode: Mode::Native, .. });
     assert!(is_named, "{error}");
-    assert!(!answers(), "the failure took the filter off");
-    let kernel = load(AttachMode::Auto).unwrap();
+    assert!(!answers(), "the former's lists are in force");
+    let kernel = load(AttachMode::Auto, "127.0.0.0/8").unwrap();
     assert_eq!(kernel.attached()[0].mode, Mode::Generic);
     assert!(kernel.attached()[0].adopted);
+}
+
+#[test]
+fn a_mode_that_changed_changes_back_when_another_interface_refuses() {
+    let pair = Pair::new();
+    ip(&format!("-n {}-edge link add other type veth peer name elsewhere", pair.name));
+    let kernel = pair.load_denying("guarded", AttachMode::Generic, "10.99.0.2/32").unwrap();
+    let wanted = ["guarded", "other"]
+        .map(|interface| Wanted { interface: interface.to_owned(), mode: AttachMode::Native });
+    let find = |in_office| pair.within("edge", || kernel.find(&wanted[..1], in_office));
+    assert!(matches!(find(true), Err(KernelError::OtherMode { mode: Mode::Generic, .. })));
+    find(false).unwrap();
+    let pin_of = |interface: &str, mode| {
+        let index = pair.within("edge", || nix::net::if_::if_nametoindex(interface).unwrap());
+        pair.pin_dir.join(ABI).join(format!("xdp-{index}-{mode}-{interface}"))
+    };
+    drop(kernel);
+    // A pin that says that it holds the link of the second, and holds a program.
+    pin_program(&pin_of("other", "native"), b"stranger");
+    let attach = || Kernel::load(&pair.settings(UNLIMITED)).unwrap().attach(&wanted).err();
+    let error = pair.within("edge", attach).expect("refused");
+    assert!(matches!(error, KernelError::Path { .. }), "{error}");
+    assert!(!pair.answers(), "the former's lists are in force");
+    assert!(pin_of("guarded", "generic").exists() && !pin_of("guarded", "native").exists());
 }
 
 #[test]

@@ -292,6 +292,38 @@ fn explain_tells_of_signatures_limits_and_bans() -> Result<()> {
 }
 
 #[test]
+fn a_guarded_interface_has_one_name_everywhere() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut edged = lab.edged()?.set("kernel.interfaces", r#"["back0", "edge0"]"#).start()?;
+    edged.tell(&format!("explain {CLIENT} --interface back0"))?;
+    edged.kill9()?;
+    edged.edit("kernel.interfaces", r#"["edge0"]"#)?;
+    edged.start_again()?;
+    let refused = |edged: &Edged<'_>, name: &str| -> Result<bool> {
+        let done = edged.ctl(&format!("explain {CLIENT} --interface {name}"))?;
+        let words = String::from_utf8_lossy(&done.stderr).into_owned();
+        Ok(words.contains(&format!("no interface named {name} is guarded")))
+    };
+    assert!(refused(&edged, "back0")?, "it was guarded once");
+    assert!(edged.tell(&format!("explain {CLIENT}"))?.contains("by edge0"));
+    lab.edge.ip("link set edge0 down\nlink set edge0 name wan0\nlink set wan0 up")?;
+    until("its new name is told", Duration::from_secs(5), || {
+        Ok(edged.scrape()?.contains(r#"edged_interface_filtered{interface="wan0","#))
+    })?;
+    connect(&lab, CLIENT, 443, Duration::from_secs(5))?;
+    let status = edged.ask("status")?;
+    let [interface] = status["interfaces"].as_array().context("a list")?.as_slice() else {
+        panic!("one interface: {status}");
+    };
+    assert_eq!(interface["name"], "wan0");
+    assert!(interface["traffic"]["packets"].as_u64() > Some(0), "{interface}");
+    assert!(edged.scrape()?.contains(r#"interface="wan0"} "#));
+    assert!(edged.tell(&format!("explain {CLIENT} --interface wan0"))?.contains("by wan0"));
+    assert!(refused(&edged, "edge0")?);
+    Ok(())
+}
+
+#[test]
 fn senseless_questions_are_refused_with_the_reason() -> Result<()> {
     let lab = Lab::new()?;
     let edged = lab.edged()?.start()?;

@@ -75,7 +75,7 @@ async fn serve_all(
     take_office(&edge, &operator, office.former)?;
     if let Err(error) = office.superseded.remove() {
         let error = &error as &dyn std::error::Error;
-        tracing::error!(error, "what another version pinned stays");
+        tracing::error!(error, "what a former daemon pinned stays");
     }
     office.phase.send_replace(Phase::Serving);
 

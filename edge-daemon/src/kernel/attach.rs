@@ -6,24 +6,24 @@
 //! for people: an interface may be renamed while its filter runs.
 
 use std::{
-    fmt, fs,
-    os::fd::{AsFd, BorrowedFd},
+    fmt, fs, io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     time::Instant,
 };
 
 use aya::programs::{BtfTracePoint, Xdp, links::FdLink};
-use nix::{net::if_::if_nametoindex, sys::socket::SockProtocol};
+use nix::net::if_::if_nametoindex;
 
 pub(super) use super::asked::is_up;
 use super::{
     KernelError,
     asked::ask,
-    bpf::{self, Link},
+    bpf::Link,
     error::error_chain,
-    netlink::{Netlink, attributes, word},
+    holder::holder,
     pins::{Folders, path_error},
-    taken::{Former, Taken},
+    taken::{Former, Taken, put_back},
 };
 
 /// An interface that the configuration wants guarded.
@@ -80,17 +80,21 @@ pub struct Attached {
 /// An interface's link, beside what there is to tell of it.
 pub(super) type Held = (Attached, Link);
 
-/// Attaches to every interface, and lets go of those that a former configuration named. What can be
-/// refused beforehand is, what may still be goes first, and a refusal takes back what was done. Links that
+/// Attaches to every interface; which pins hold the filter on others, that a former configuration named.
+/// What can be refused beforehand is, what may still be goes first, and a refusal takes back what was done. Links that
 /// another version pinned have a second pin then: until this daemon is in office, the former may go on.
 pub(super) fn interfaces(
     xdp: &Xdp,
     wanted: &[Wanted],
     folders: &Folders,
-) -> Result<Vec<Held>, KernelError> {
+) -> Result<(Vec<Held>, Vec<PathBuf>), KernelError> {
     let mut places: Vec<_> =
         wanted.iter().map(|wanted| Place::find(wanted, folders)).collect::<Result<_, _>>()?;
-    places.sort_by_cached_key(|place| place.pins().map_or(0, |pins| pins.len()));
+    places.sort_by_cached_key(|place| match place.pins().unwrap_or_default().as_slice() {
+        [] => 0,
+        pins if pins.iter().any(|(_, mode)| !place.wanted.takes(*mode)) => 1,
+        _ => 2,
+    });
     let mut taken: Vec<Taken> = Vec::new();
     for place in places {
         match place.adopt_or_attach(program(xdp)?) {
@@ -109,30 +113,43 @@ pub(super) fn interfaces(
             fs::rename(pin, &named).map_err(path_error("rename", pin))?;
         }
     }
+    let mut unwanted = Vec::new();
     for pin in folders.pins()? {
         let name = pin.file_name().unwrap_or_default().to_string_lossy();
         let of = parse_pin(&name).map(|(ifindex, _)| ifindex);
         let guarded = taken.iter().map(|taken| &taken.held.0).find(|a| Some(a.ifindex) == of);
-        let removed = match guarded {
-            _ if !name.starts_with("xdp-") => Ok(()),
-            None => bpf::release(&pin),
+        match guarded {
+            _ if !name.starts_with("xdp-") => {}
+            None => unwanted.push(pin),
             // The link goes on by its other pin.
             Some(held) if pin.starts_with(&folders.own) && name != held.pin_name() => {
-                fs::remove_file(&pin)
+                fs::remove_file(&pin).map_err(path_error("remove", &pin))?;
             }
-            Some(_) => Ok(()),
-        };
-        removed.map_err(path_error("remove", &pin))?;
+            Some(_) => {}
+        }
     }
     let mut held: Vec<_> = taken.into_iter().map(|taken| taken.held).collect();
     // As they were asked for.
     held.sort_by_key(|(held, _)| wanted.iter().position(|w| w.interface == held.interface));
-    Ok(held)
+    Ok((held, unwanted))
 }
 
-/// Whether all interfaces are there, and may be guarded.
-pub(super) fn find(wanted: &[Wanted], folders: &Folders) -> Result<(), KernelError> {
-    wanted.iter().try_for_each(|wanted| Place::find(wanted, folders).map(drop))
+/// Whether all interfaces are there, and may be guarded: beside a daemon `in_office` in no other mode, as
+/// that one would have lost its link if it went on.
+pub(super) fn find(
+    wanted: &[Wanted],
+    folders: &Folders,
+    in_office: bool,
+) -> Result<(), KernelError> {
+    for wanted in wanted {
+        let place = Place::find(wanted, folders)?;
+        let leads = |pin: &Path| matches!(Link::open(pin).and_then(|l| l.ifindex()), Ok(Some(_)));
+        let others = place.pins()?.into_iter().filter(|(_, mode)| !wanted.mode.takes(*mode));
+        if let Some((_, mode)) = others.into_iter().find(|(pin, _)| in_office && leads(pin)) {
+            return Err(KernelError::OtherMode { interface: wanted.interface.clone(), mode });
+        }
+    }
+    Ok(())
 }
 
 /// Attaches to an interface that came back after the one of its name had gone, or that has its name
@@ -197,7 +214,7 @@ impl<'a> Place<'a> {
             let adoption = Link::open(&pin).and_then(|link| {
                 let former = link.program();
                 link.update(program)?;
-                Ok((link, Former::Program(former)))
+                Ok((link, former))
             });
             match adoption {
                 // Another interface had this index, and is gone: the link leads nowhere.
@@ -207,11 +224,12 @@ impl<'a> Place<'a> {
                 // Whatever it is, the program of before goes on filtering.
                 Err(error) => return Err(path_error("adopt the filter", &pin)(error)),
                 Ok((link, former)) if self.wanted.takes(mode) => {
-                    return Ok(Taken { held: (self.attached(mode, true), link), pin, former });
+                    let (held, former) =
+                        ((self.attached(mode, true), link), Former::Program(former));
+                    return Ok(Taken { held, pin, former });
                 }
-                Ok((link, _)) => {
-                    let (held, pin) = self.change_mode(program, &link, &pin, mode)?;
-                    return Ok(Taken { held, pin, former: Former::Mode });
+                Ok((link, former)) => {
+                    return self.change_mode(program, &link, (former, mode, pin));
                 }
             }
         }
@@ -225,25 +243,28 @@ impl<'a> Place<'a> {
         &self,
         program: BorrowedFd<'_>,
         link: &Link,
-        pin: &Path,
-        former: Mode,
-    ) -> Result<(Held, PathBuf), KernelError> {
+        (former, mode, pin): (io::Result<OwnedFd>, Mode, PathBuf),
+    ) -> Result<Taken, KernelError> {
         let since = Instant::now();
-        link.detach().map_err(path_error("detach", pin))?;
+        link.detach().map_err(path_error("detach", &pin))?;
         let attached = self.create(program);
         let (interface, unfiltered) = (self.interface, since.elapsed());
         tracing::warn!(%interface, ?unfiltered, "unfiltered while its mode changed");
-        fs::remove_file(pin).map_err(path_error("remove", pin))?;
-        let error = match attached {
-            Ok((mode, link)) => return self.pinned(mode, link),
-            Err(error) => error,
-        };
-        let restored =
-            self.create_in(program, former).and_then(|(mode, link)| self.pinned(mode, link));
-        if let Err(lost) = restored {
-            tracing::error!(%interface, error = %lost, "the filter is off, and not to be restored");
+        fs::remove_file(&pin).map_err(path_error("remove", &pin))?;
+        match attached {
+            Ok((new, link)) => {
+                let (held, new) = self.pinned(new, link)?;
+                Ok(Taken { held, pin: new, former: Former::Mode(former, mode, pin) })
+            }
+            Err(error) => {
+                // The new one is better than none.
+                let former = former.as_ref().map_or(program, AsFd::as_fd);
+                if let Err(lost) = put_back(former, self.ifindex, mode, &pin) {
+                    tracing::error!(%interface, error = %lost, "the filter is off, and not to be restored");
+                }
+                Err(error)
+            }
         }
-        Err(error)
     }
 
     fn attach(&self, program: BorrowedFd<'_>) -> Result<(Held, PathBuf), KernelError> {
@@ -345,42 +366,9 @@ fn expect_ethernet(interface: &str) -> Result<(), KernelError> {
     }
 }
 
-/// The XDP programs on an interface, in words, and what `ip link set` calls the mode of the first;
-/// best effort, for a message.
-fn holder(ifindex: u32) -> Option<(String, &'static str)> {
-    let mut found = Vec::new();
-    let netlink = Netlink::open(SockProtocol::NetlinkRoute, 0).ok()?;
-    let asked = netlink.dump(RTM_GETLINK, &[0; IFINFO], |answer| {
-        if word(answer, 4) == Some(ifindex) {
-            found.extend(programs_of(answer));
-        }
-    });
-    asked.ok()?;
-    let (off, _) = *found.first()?;
-    let words = found.iter().map(|(_, id)| match bpf::program_name(*id) {
-        name if name.is_empty() => format!("id {id}"),
-        name => format!("{name}, id {id}"),
-    });
-    Some((words.collect::<Vec<_>>().join("; "), off))
-}
-
-/// The mode and the id of each XDP program that a link message tells of.
-fn programs_of(answer: &[u8]) -> Vec<(&'static str, u32)> {
-    let Some(about) = answer.get(IFINFO..) else { return Vec::new() };
-    let xdp = attributes(about).filter(|(kind, _)| *kind == IFLA_XDP);
-    let ids = xdp.flat_map(|(_, nested)| attributes(nested)).filter_map(|(kind, value)| {
-        let (_, mode) = IFLA_XDP_IDS.iter().find(|(of, _)| *of == kind)?;
-        Some((*mode, word(value, 0)?))
-    });
-    ids.collect()
-}
-
 pub(super) const RTM_GETLINK: u16 = 18;
 /// Bytes of an `ifinfomsg`.
 pub(super) const IFINFO: usize = 16;
-const IFLA_XDP: u16 = 43;
-/// `IFLA_XDP_DRV_PROG_ID` and so on.
-const IFLA_XDP_IDS: [(u16, &str); 3] = [(5, "xdpdrv"), (6, "xdpgeneric"), (7, "xdpoffload")];
 
 #[cfg(test)]
 mod tests {

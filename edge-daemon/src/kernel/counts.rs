@@ -57,26 +57,17 @@ impl Tables {
     /// [`KernelError::Table`] if the kernel refuses.
     pub fn counts_apart(&self) -> Result<Vec<(String, Counts)>, KernelError> {
         let mut apart = Vec::new();
-        for (place, name, _) in self.places()? {
+        for (place, name) in self.places()? {
             apart.push((name, self.counts_at(place, false)?));
         }
         apart.push((ANY_OTHER.to_owned(), self.counts_at(INTERFACES_MAX - 1, false)?));
         Ok(apart)
     }
 
-    /// The interfaces whose packets are counted apart, by name and index.
-    ///
-    /// # Errors
-    /// [`KernelError::Table`] if the kernel refuses.
-    pub fn interfaces(&self) -> Result<Vec<(String, u32)>, KernelError> {
-        Ok(self.places()?.into_iter().map(|(_, name, ifindex)| (name, ifindex)).collect())
-    }
-
-    /// Each place, with the name of now and the index of its interface.
-    fn places(&self) -> Result<Vec<(u32, String, u32)>, KernelError> {
+    /// Each place, with the name of now of its interface.
+    fn places(&self) -> Result<Vec<(u32, String)>, KernelError> {
         let places = self.settings()?.interfaces.into_iter().zip(0..);
-        let named = places.filter_map(|(ifindex, place)| Some((place, name_of(ifindex)?, ifindex)));
-        Ok(named.collect())
+        Ok(places.filter_map(|(ifindex, place)| Some((place, name_of(ifindex)?))).collect())
     }
 
     fn counts_at(&self, place: u32, would: bool) -> Result<Counts, KernelError> {
@@ -154,7 +145,8 @@ fn packet_reasons() -> impl Iterator<Item = u32> {
     Reason::ALL.iter().filter(|reason| reason.plane() == Plane::Packet).map(|r| *r as u32)
 }
 
-fn name_of(ifindex: u32) -> Option<String> {
+/// The name of now of an interface.
+pub(super) fn name_of(ifindex: u32) -> Option<String> {
     if ifindex == 0 {
         return None;
     }

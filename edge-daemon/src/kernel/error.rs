@@ -157,6 +157,17 @@ pub enum KernelError {
         /// Why it failed.
         source: io::Error,
     },
+    /// The daemon in office would lose its link to the interface.
+    #[error(
+        "interface {interface} is filtered in {mode} mode, and attach says otherwise: a takeover does not change \
+         that, a restart does"
+    )]
+    OtherMode {
+        /// The interface.
+        interface: String,
+        /// The mode that it is filtered in.
+        mode: super::Mode,
+    },
     /// The kernel does not tell what the interface's frames begin with.
     #[error("cannot read the link type of interface {interface}")]
     LinkType {

@@ -16,6 +16,7 @@ mod defence;
 mod drops;
 mod error;
 mod features;
+mod holder;
 mod lists;
 mod lock;
 mod mapped;
@@ -97,7 +98,7 @@ pub struct Kernel {
     attached: Vec<Attached>,
     programs: Ebpf,
     folders: Folders,
-    /// What is to be removed once this daemon is in office.
+    /// What is to go once this daemon is in office.
     pub superseded: Superseded,
 }
 
@@ -152,17 +153,18 @@ impl Kernel {
             survey,
             attached,
             programs,
-            superseded: Superseded { folders: folders.others.clone(), locks },
+            superseded: Superseded { unwanted: Vec::new(), folders: folders.others.clone(), locks },
             folders,
         })
     }
 
-    /// Looks for the interfaces, before anything is changed that a running filter goes by.
+    /// Looks for the interfaces, before anything is changed that a running filter goes by, or a daemon that is
+    /// `in_office` still.
     ///
     /// # Errors
     /// [`KernelError`] names the one that is not there, or that cannot be guarded.
-    pub fn find(&self, interfaces: &[Wanted]) -> Result<(), KernelError> {
-        attach::find(interfaces, &self.folders)
+    pub fn find(&self, interfaces: &[Wanted], in_office: bool) -> Result<(), KernelError> {
+        attach::find(interfaces, &self.folders, in_office)
     }
 
     /// Attaches to every interface. A program that is there from before, of this version or
@@ -203,9 +205,15 @@ impl Kernel {
         // Before the filter needs it. Without it the count begins at what opens from now on; that
         // is logged and counted.
         let _ = upkeep.take_census();
-        let held = attach::interfaces(xdp, interfaces, &self.folders)?;
+        let (held, unwanted) = attach::interfaces(xdp, interfaces, &self.folders)?;
+        self.superseded.unwanted = unwanted;
         // Not before: who is refused has changed nothing of what a running filter does.
+        let former = self.tables.settings()?.client;
         self.tables.write_policy(&self.policy, &self.survey)?;
+        if self.tables.settings()?.client != former {
+            // Connections were counted by what stood for a client until now.
+            let _ = upkeep.take_census();
+        }
         self.attached = held.iter().map(|(attached, _)| attached.clone()).collect();
         self.tables.count_apart(self.attached.iter().map(|attached| attached.ifindex))?;
         upkeep.posts = interfaces.iter().cloned().zip(held).map(|(w, h)| Post::new(w, h)).collect();

@@ -169,8 +169,11 @@ impl Folders {
     }
 }
 
-/// What other versions left and this one has taken over; nobody else may meanwhile.
+/// What is to go once this daemon is in office: until then the former may go on with it.
 pub struct Superseded {
+    /// What holds the filter on interfaces that the configuration names no more.
+    pub(super) unwanted: Vec<PathBuf>,
+    /// What other versions left and this one has taken over; nobody else may meanwhile.
     pub(super) folders: Vec<PathBuf>,
     pub(super) locks: Vec<Arc<Lock>>,
 }
@@ -181,6 +184,10 @@ impl Superseded {
     /// # Errors
     /// If a pin cannot be removed.
     pub fn remove(&mut self) -> Result<(), KernelError> {
+        for pin in self.unwanted.drain(..) {
+            bpf::release(&pin).map_err(path_error("remove", &pin))?;
+            tracing::info!(pin = %pin.display(), "its interface is guarded no more");
+        }
         for folder in self.folders.drain(..) {
             // Filters that go on are pinned anew.
             remove_pins(&folder, |pin| fs::remove_file(pin))?;

@@ -2,11 +2,15 @@
 
 use std::{
     io,
-    os::fd::{AsFd as _, OwnedFd},
-    path::PathBuf,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
 };
 
-use super::{attach::Held, bpf};
+use super::{
+    Mode,
+    attach::Held,
+    bpf::{self, Link},
+};
 
 /// An interface that has the new program, while another may still refuse it.
 pub(super) struct Taken {
@@ -21,8 +25,8 @@ pub(super) enum Former {
     Nothing,
     /// The same link, with this program, if the kernel gave it.
     Program(io::Result<OwnedFd>),
-    /// A link in another mode, which is gone.
-    Mode,
+    /// A link in another mode, which is gone: with this program, at this pin.
+    Mode(io::Result<OwnedFd>, Mode, PathBuf),
 }
 
 impl Taken {
@@ -36,7 +40,11 @@ impl Taken {
                 bpf::release(&pin)
             }
             Former::Program(program) => program.and_then(|program| link.update(program.as_fd())),
-            Former::Mode => Err(io::Error::other("its mode has changed")),
+            Former::Mode(program, mode, former) => program.and_then(|program| {
+                drop(link);
+                bpf::release(&pin)?;
+                put_back(program.as_fd(), attached.ifindex, mode, &former)
+            }),
         };
         let interface = attached.interface;
         match done {
@@ -46,4 +54,14 @@ impl Taken {
             }
         }
     }
+}
+
+/// Attaches a program where no other is, as it was attached before.
+pub(super) fn put_back(
+    program: BorrowedFd<'_>,
+    ifindex: u32,
+    mode: Mode,
+    pin: &Path,
+) -> io::Result<()> {
+    Link::create(program, ifindex, mode)?.pin(pin)
 }

@@ -27,6 +27,7 @@ use super::{
     attach::{self, Held},
     bpf::Link,
     census::{Census, Corrected},
+    counts::name_of,
     error::error_chain,
     netlink::{Netlink, word},
     pins::Folders,
@@ -67,8 +68,10 @@ pub struct Health {
 /// A guarded interface's condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
-    /// Its name in the configuration.
+    /// Its name of now, or, without it, that of the configuration.
     pub name: String,
+    /// Its index of now; 0 if it is not there.
+    pub ifindex: u32,
     /// How the program is attached, or last was.
     pub mode: Mode,
     /// Whether the program judges its packets.
@@ -130,19 +133,13 @@ impl Post {
         let interface = &self.wanted.interface;
         let is_up = |name: &str| attach::is_up(name).unwrap_or(false);
         let named = if_nametoindex(interface.as_str()).ok();
-        let seen = match self.link.ifindex() {
+        let name = |ifindex| name_of(ifindex).unwrap_or_default();
+        let sight = |name: String| Sight::Guarded { is_up: is_up(&name), name };
+        let seen = match (named, self.link.ifindex()) {
             // Names may be given in turn to interfaces that are guarded as one and as the other.
-            _ if named.is_some_and(|named| guarded.contains(&named)) => {
-                Sight::Guarded { is_up: is_up(interface), name: interface.clone() }
-            }
-            Ok(Some(ifindex)) => {
-                let name = if_indextoname(ifindex).ok().and_then(|name| name.into_string().ok());
-                let name = name.unwrap_or_default();
-                match named {
-                    Some(_) => Sight::Renamed { name },
-                    None => Sight::Guarded { is_up: is_up(&name), name },
-                }
-            }
+            (Some(named), _) if guarded.contains(&named) => sight(name(named)),
+            (Some(_), Ok(Some(ifindex))) => Sight::Renamed { name: name(ifindex) },
+            (None, Ok(Some(ifindex))) => sight(name(ifindex)),
             // Who is to take the filter off removes its pin (`edged detach`).
             _ if !folder.join(self.attached.pin_name()).exists() => Sight::Detached,
             _ if self.is_deleted || if_indextoname(self.attached.ifindex).is_err() => Sight::Gone,
@@ -184,8 +181,13 @@ impl Post {
 
     fn condition(&self) -> Interface {
         let is_guarded = matches!(self.seen, Sight::Guarded { .. });
+        let name = match &self.seen {
+            Sight::Guarded { name, .. } => name,
+            _ => &self.wanted.interface,
+        };
         Interface {
-            name: self.wanted.interface.clone(),
+            name: name.clone(),
+            ifindex: if_nametoindex(name.as_str()).unwrap_or_default(),
             mode: self.attached.mode,
             is_guarded,
             is_bare: !is_guarded && if_nametoindex(self.wanted.interface.as_str()).is_ok(),

@@ -39,6 +39,7 @@ impl Writer {
             until_ms => (true, u64::MAX - until_ms),
         });
         let mut known = BTreeMap::new();
+        let found = self.tables.bans.entries()?.into_iter().map(|(client, _)| client).collect();
         for mut record in stored {
             // Another prefix may have stood for a client when it was banned.
             record.culprit = self.of_client(&record.culprit);
@@ -63,7 +64,7 @@ impl Writer {
                 _ => self.hold(Held::new(record, until_ns)),
             }
         }
-        for (client, ban) in self.rekey()? {
+        for (client, ban) in self.rekey(&found)? {
             let culprit = Culprit::Source(client);
             let mut record = known.remove(&client).unwrap_or_else(|| BanRecord {
                 culprit: culprit.clone(),
@@ -89,24 +90,6 @@ impl Writer {
         }
         self.free_exempt();
         Ok(())
-    }
-
-    /// The kernel's bans, each under what stands for a client now. Those that have become one client's
-    /// are one ban: the longest, with all hits and the most strikes.
-    fn rekey(&mut self) -> anyhow::Result<BTreeMap<Source, map::Ban>> {
-        let (mut bans, mut moved) = (BTreeMap::<_, map::Ban>::new(), Vec::new());
-        for (found, ban) in self.tables.bans.entries()? {
-            let client = found.client(self.settings.kernel.client);
-            if client != found {
-                moved.push((found, client));
-            }
-            bans.entry(client).and_modify(|known| *known = both(known, &ban)).or_insert(ban);
-        }
-        for (found, client) in moved {
-            self.tables.bans.unban(found)?;
-            self.tables.bans.ban(client, bans[&client])?;
-        }
-        Ok(bans)
     }
 
     /// Takes a signal in, and carries out what it leads to.
@@ -332,19 +315,6 @@ fn dated_since(record_ms: u64, kernel_ms: u64) -> u64 {
     if record_ms <= since_ms.saturating_add(SKEW_MS) { since_ms.max(record_ms) } else { since_ms }
 }
 
-/// Two bans of one client.
-fn both(one: &map::Ban, other: &map::Ban) -> map::Ban {
-    let longer = if other.until_ns > one.until_ns { other } else { one };
-    let first_hits = [one.first_hit_ns, other.first_hit_ns].into_iter().filter(|ns| *ns != 0);
-    map::Ban {
-        since_ns: one.since_ns.min(other.since_ns),
-        hits: one.hits.saturating_add(other.hits),
-        first_hit_ns: first_hits.min().unwrap_or_default(),
-        strikes: one.strikes.max(other.strikes),
-        ..*longer
-    }
-}
-
 /// A ban as the kernel has it.
 pub(super) fn in_kernel(record: &BanRecord, until_ns: u64) -> map::Ban {
     map::Ban {
@@ -382,21 +352,6 @@ pub(super) const PENALTIES_MAX: usize = 65_536;
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn two_bans_of_one_client_are_one_that_takes_nothing_back() {
-        let ban = |since_ns, until_ns, hits, first_hit_ns, reason, strikes| map::Ban {
-            since_ns,
-            until_ns,
-            hits,
-            first_hit_ns,
-            reason,
-            strikes,
-        };
-        let (long, short) = (ban(5, 90, 2, 0, 7, 1), ban(3, 60, 4, 8, 9, 3));
-        let one = ban(3, 90, 6, 8, 7, 3);
-        assert_eq!((both(&long, &short), both(&short, &long)), (one, one));
-    }
 
     #[test]
     fn a_date_from_before_the_clock_was_set_back_is_none() {

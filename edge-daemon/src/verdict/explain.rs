@@ -48,26 +48,26 @@ impl Writer {
         address: Option<IpAddr>,
         probe: &Probe,
     ) -> anyhow::Result<Explanation> {
-        let interfaces = self.tables.interfaces()?;
+        let mut guarded = self.health.interfaces();
+        guarded.retain(|interface| interface.ifindex != 0);
         let interface = match &probe.interface {
-            None => interfaces.first(),
+            None => guarded.first(),
             Some(name) => Some(
-                interfaces
+                guarded
                     .iter()
-                    .find(|(guarded, _)| guarded == name)
+                    .find(|guarded| guarded.name == *name)
                     .with_context(|| format!("no interface named {name} is guarded"))?,
             ),
         };
-        let (interface, ifindex) = interface.cloned().unwrap_or_else(|| ("lo".into(), 0));
+        let unfiltered = interface.is_some_and(|interface| !interface.is_guarded);
+        let (interface, ifindex) =
+            interface.map_or(("lo", 0), |found| (found.name.as_str(), found.ifindex));
         let (frame, words) = match (&probe.frame, address) {
             (Some(frame), _) => (read_hex(frame)?, "a frame".to_owned()),
-            (None, Some(address)) => self.frame(address, probe, &interface)?,
+            (None, Some(address)) => self.frame(address, probe, interface)?,
             (None, None) => bail!("neither an address nor a frame to ask about"),
         };
         let facts = self.twin.judge(&frame, ifindex)?;
-        let conditions = self.health.interfaces();
-        let unfiltered =
-            conditions.iter().any(|known| known.name == interface && !known.is_guarded);
         let settings = self.tables.settings()?;
         let address = facts.source.into();
         let mut found = self.tables.explain(address)?;

@@ -18,6 +18,7 @@ mod held;
 mod keeper;
 mod lists;
 mod named;
+mod rekey;
 mod renew;
 mod room;
 mod sheets;
@@ -133,6 +134,8 @@ pub struct Writer {
     bans: Book<Source>,
     /// Milder verdicts in force, which the request plane enforces.
     penalties: Book<Culprit>,
+    /// Clients as they were banned before another prefix stood for one, and as they are since.
+    moved: (Vec<Source>, Vec<Source>),
     /// Clients that other edges ban and the cap has spared so far, the first first.
     capped: VecDeque<Source>,
     /// Whom no scenario may cut off.
@@ -190,6 +193,7 @@ impl Writer {
             told: None,
             bans: Book::new(),
             penalties: Book::new(),
+            moved: (Vec::new(), Vec::new()),
             capped: VecDeque::new(),
             vital: Vital::default(),
             cap: Cap::default(),
