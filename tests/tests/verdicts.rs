@@ -101,7 +101,9 @@ fn an_attacker_behind_a_nat_costs_its_neighbours_nothing() -> Result<()> {
         explained.contains("by several identities") && explained.contains("403"),
         "{explained}"
     );
-    edged.tell(&format!("ban remove {CLIENT}")).expect_err("the client is not banned");
+    let told = edged.ctl(&format!("ban remove {CLIENT}"))?;
+    assert!(!told.status.success(), "the client is not banned");
+    assert!(words(&told).contains(&format!("\"{who}\" is held to \"403\" still")), "{told:?}");
     let socket = lab.dir().join("control.sock");
     let mut ctl = lab.edge.command(edge_tests::daemon::binary("edgectl")?);
     run(ctl.arg("--socket").arg(socket).args(["ban", "remove", who]))?;
@@ -398,6 +400,74 @@ fn a_short_ban_takes_nothing_from_a_longer_milder_order() -> Result<()> {
     edged.start_again()?;
     assert_eq!(steps(&edged, CLIENT)?, ["403"]);
     assert_eq!(ask(&edged, CLIENT)?, 403);
+    Ok(())
+}
+
+fn words(output: &std::process::Output) -> String {
+    String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned()
+}
+
+#[test]
+fn who_takes_back_its_own_ban_takes_back_nothing_else() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let mut edged = lab.edged()?.start()?;
+    let strikes = |edged: &Edged<'_>| -> Result<u64> {
+        edged.bans()?[0]["strikes"].as_u64().context("a count")
+    };
+    until("a scenario bans it", SOON, || {
+        let _ = edged.get(ATTACKER, "/").key("edged_x").arg("--max-time", "1").send();
+        edged.banned(ATTACKER)
+    })?;
+    // Another has less to say, and nothing to take back.
+    edged.tell(&format!("ban add {ATTACKER} --ttl 1s --reason jail"))?;
+    edged.tell(&format!("ban remove {ATTACKER} --reason jail"))?;
+    assert_eq!(edged.bans()?[0]["origin"], "scenario");
+    assert!(!reaches(&lab, ATTACKER, 443));
+    edged.tell(&format!("ban remove {ATTACKER}"))?;
+    // What is milder is in force again.
+    edged.tell(&format!("ban add {ATTACKER} --step 403 --ttl 2h --reason manual"))?;
+    edged.tell(&format!("ban add {ATTACKER} --ttl 1h --reason jail"))?;
+    assert!(!reaches(&lab, ATTACKER, 443));
+    edged.tell(&format!("ban remove {ATTACKER} --reason nobody"))?;
+    assert!(!reaches(&lab, ATTACKER, 443));
+    let told = edged.tell(&format!("ban remove {ATTACKER} --reason jail"))?;
+    assert!(told.contains("held to \"403\" still"), "{told}");
+    assert!(reaches(&lab, ATTACKER, 443));
+    assert_eq!((edged.bans()?.len(), &edged.bans()?[0]["reason"]), (1, &"manual".into()));
+    // Nor is what is milder taken from under what is in force.
+    let before = strikes(&edged)?;
+    edged.tell(&format!("ban add {ATTACKER} --ttl 1h --reason jail"))?;
+    edged.tell(&format!("ban remove {ATTACKER} --reason manual"))?;
+    assert!(!reaches(&lab, ATTACKER, 443));
+    edged.tell(&format!("ban remove {ATTACKER} --reason jail"))?;
+    assert!(reaches(&lab, ATTACKER, 443) && edged.bans()?.is_empty());
+    // It stays so, and is not forgotten.
+    assert!(edged.terminate()?.success());
+    edged.start_again()?;
+    assert!(reaches(&lab, ATTACKER, 443) && edged.bans()?.is_empty());
+    edged.tell(&format!("ban add {ATTACKER} --ttl 1h --reason jail"))?;
+    assert!(strikes(&edged)? > before, "{:?}", edged.bans()?);
+    Ok(())
+}
+
+#[test]
+fn who_is_freed_and_is_not_is_told_of() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab.edged()?.start()?;
+    edged.tell(&format!("deny add {ATTACKER}"))?;
+    let told = words(&edged.ctl(&format!("ban remove {ATTACKER}"))?);
+    assert!(
+        told.contains("is not banned") && told.contains("of the deny list (operator)"),
+        "{told}"
+    );
+    edged.tell(&format!("ban add {ATTACKER} --ttl 1h"))?;
+    let told = edged.tell(&format!("ban remove {ATTACKER}"))?;
+    assert!(told.contains(&format!("{ATTACKER}/32 of the deny list (operator)")), "{told}");
+    edged.tell(&format!("allow add {ATTACKER}"))?;
+    let told = words(&edged.ctl(&format!("ban remove {ATTACKER}"))?);
+    assert!(!told.contains("deny list"), "{told}");
     Ok(())
 }
 

@@ -98,6 +98,8 @@ pub enum Command {
     BanRemove {
         /// Whom it is about: an address of a client will do.
         culprit: Culprit,
+        /// Ends only what operators decided for it, and forgets nothing.
+        reason: Option<String>,
     },
     /// What would happen to a packet, and why. Answer: [`Reply::Explanation`].
     Explain {
@@ -358,6 +360,7 @@ impl Command {
         match self {
             Self::ListAdd { reason, .. } => text_fault(reason),
             Self::BanAdd { ban, .. } => text_fault(&ban.reason),
+            Self::BanRemove { reason, .. } => text_fault(reason),
             Self::Key(command) => command.fault(),
             Self::Token(command) => command.fault(),
             _ => None,

@@ -469,7 +469,14 @@ mod tests {
             ("edgectl ban list", Command::BanList),
             (
                 "edgectl ban remove 2001:db8::1",
-                Command::BanRemove { culprit: Culprit::Source(address.into()) },
+                Command::BanRemove { culprit: Culprit::Source(address.into()), reason: None },
+            ),
+            (
+                "edgectl ban remove 2001:db8::1 --reason jail",
+                Command::BanRemove {
+                    culprit: Culprit::Source(address.into()),
+                    reason: Some("jail".to_owned()),
+                },
             ),
             ("edgectl explain 2001:db8::1", explain(Some(address), Probe::default())),
             ("edgectl key create --name ci", create(plain.clone())),

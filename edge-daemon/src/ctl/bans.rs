@@ -49,6 +49,9 @@ pub enum BanVerb {
         /// A client's address, or whatever `ban list` shows
         #[arg(value_name = "WHO")]
         culprit: Culprit,
+        /// End only what was added by hand for this reason, and forget nothing; not having it is no fault
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
     },
 }
 
@@ -67,7 +70,9 @@ impl BanVerb {
                 force: *force,
                 ssh_peer: ssh_peer(),
             },
-            Self::Remove { culprit } => Command::BanRemove { culprit: culprit.clone() },
+            Self::Remove { culprit, reason } => {
+                Command::BanRemove { culprit: culprit.clone(), reason: reason.clone() }
+            }
         }
     }
 }

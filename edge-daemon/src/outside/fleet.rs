@@ -116,11 +116,16 @@ impl Fleet {
         until_ms.filter(|until_ms| *until_ms > clock::unix_ms())
     }
 
-    /// Dates and notes a lift of this edge's, of what was decided at `ban_ms` and would have lasted until
+    /// When to date a lift that ends all that is known of a client.
+    #[must_use]
+    pub fn after(&self, client: &IpAddr) -> u64 {
+        lock(&self.bans).after(client, clock::unix_ms())
+    }
+
+    /// Notes a lift of this edge's, of what was decided at `at_ms` or before and would have lasted until
     /// `until_ms`. At once, and not when it is shared: what its client does next is later, and to be
     /// dated so.
-    pub fn lift(&self, client: IpAddr, ban_ms: u64, until_ms: u64) -> u64 {
-        let at_ms = lock(&self.bans).after(&client, clock::unix_ms()).max(ban_ms);
+    pub fn lift(&self, client: IpAddr, at_ms: u64, until_ms: u64) -> u64 {
         let lift = self.lift_at(client, at_ms, until_ms);
         self.note_lift(&lift);
         lock(&self.own).put(lift.clone(), CLIENTS_MAX);

@@ -197,14 +197,10 @@ impl Writer {
 
     /// Notes a verdict beside those that are held against its culprit, for this thread, for those that
     /// serve and for the engine.
-    fn hold(&mut self, held: Held) {
+    pub(super) fn hold(&mut self, held: Held) {
         self.note_capped(&held.record);
         let culprit = held.record.culprit.clone();
-        let banned = match &culprit {
-            Culprit::Source(client) => self.bans.remove(client),
-            _ => None,
-        };
-        let former = banned.or_else(|| self.penalties.remove(&culprit));
+        let former = self.release(&culprit);
         let Some(held) = Held::of(std::iter::once(held).chain(former)) else { return };
         let (step, until_ns) = (held.record.step, held.until_ns);
         self.edge.penalties.put(&culprit, Penalty { step, until_ns });
@@ -214,6 +210,14 @@ impl Writer {
             _ => self.penalties.insert(culprit, held),
         }
         self.count_held();
+    }
+
+    pub(super) fn release(&mut self, culprit: &Culprit) -> Option<Held> {
+        let banned = match culprit {
+            Culprit::Source(client) => self.bans.remove(client),
+            _ => None,
+        };
+        banned.or_else(|| self.penalties.remove(culprit))
     }
 
     /// Has what is held against a culprit saved.

@@ -58,7 +58,10 @@ impl Writer {
             Command::BanAdd { ban, force, ssh_peer } => {
                 self.ban_by_hand(ban, force, ssh_peer, peer)?
             }
-            Command::BanRemove { culprit } => self.unban(&culprit)?,
+            Command::BanRemove { culprit, reason: None } => self.unban(&culprit)?,
+            Command::BanRemove { culprit, reason: Some(reason) } => {
+                self.unban_for(&culprit, &reason)?
+            }
             Command::SignatureList => Reply::Signatures(Entries::of(self.show_signatures()?)),
             Command::Explain { address, packet } => {
                 Reply::Explanation(Box::new(self.explain(address, &packet)?))

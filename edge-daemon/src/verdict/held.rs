@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use super::{Writer, bans::apart, book::Held, exempt};
+use super::{Writer, book::Held, exempt};
 use crate::{
     clock,
     control::{
@@ -84,39 +84,6 @@ impl Writer {
             milder: Vec::new(),
         };
         self.admit(record, true).map(Reply::Done)
-    }
-
-    pub(super) fn unban(&mut self, culprit: &Culprit) -> anyhow::Result<Reply> {
-        let culprit = self.of_client(culprit);
-        if self.held(&culprit).is_none() {
-            if self.tell_freed(&culprit) {
-                return Ok(Reply::Done(format!("{culprit} is free on the other edges, too")));
-            }
-            bail!("{culprit} is not banned");
-        }
-        self.free(&culprit, "operator")?;
-        Ok(Reply::Done(format!("{culprit} is free and its misdeeds are forgotten")))
-    }
-
-    /// Lifts what is in force, and forgets what led to it.
-    fn free(&mut self, culprit: &Culprit, why: &'static str) -> anyhow::Result<()> {
-        let Some(record) = self.held(culprit).map(Held::on_disk) else {
-            return Ok(());
-        };
-        self.unsaved.forget(culprit);
-        let lifted = match self.store.remove_ban(culprit) {
-            Ok(_) => self.lift(culprit, why),
-            Err(error) => Err(error.into()),
-        };
-        if let Err(error) = lifted {
-            // It stays in force, and so it is to be on disk.
-            self.unsaved.put(record);
-            return Err(error);
-        }
-        let is_ours = why == Origin::Operator.name();
-        apart(record).for_each(|record| self.tell_lifted(&record, is_ours));
-        self.engine.pardon(culprit);
-        Ok(())
     }
 
     /// A source as the client that it is part of.

@@ -24,6 +24,7 @@ mod room;
 mod sheets;
 mod tell;
 mod tokens;
+mod unban;
 mod view;
 mod vital;
 mod warden;

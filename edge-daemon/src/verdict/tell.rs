@@ -131,19 +131,24 @@ impl Writer {
     /// Tells others that an operator set a client free, whoever had banned it; or `CrowdSec` alone that
     /// one of another edge did, as nobody else takes back what this edge told there. What another edge banned
     /// they know of, however much milder it was here.
-    pub(super) fn tell_lifted(&self, record: &BanRecord, is_ours: bool) {
+    pub(super) fn tell_lifted(&self, record: &BanRecord, lifted: Lifted) {
         let is_known = record.step == Step::Ban || record.origin == Origin::Fleet;
         let Some((source, bits)) = self.prefix(&record.culprit).filter(|_| is_known) else {
             return;
         };
         let (reason, until_ms) = (record.reason.clone(), record.until_ms);
-        let fleet = self.fleet().filter(|_| is_ours);
-        let at_ms = fleet.map_or(0, |fleet| fleet.lift(source, record.since_ms, until_ms));
+        let fleet = self.fleet().filter(|_| lifted != Lifted::Elsewhere);
+        let at_ms = fleet.map_or(0, |fleet| {
+            let since_ms = record.since_ms;
+            let is_alone = lifted == Lifted::Alone;
+            let at_ms = if is_alone { since_ms } else { fleet.after(&source).max(since_ms) };
+            fleet.lift(source, at_ms, until_ms)
+        });
         let told = Told::Lift { source, bits, reason, at_ms, until_ms };
-        if is_ours {
-            self.edge.outside.tell(&told);
-        } else {
+        if lifted == Lifted::Elsewhere {
             self.edge.outside.tell_crowdsec(&told);
+        } else {
+            self.edge.outside.tell(&told);
         }
         if record.origin != Origin::Fleet {
             return;
@@ -160,7 +165,7 @@ impl Writer {
             return false;
         };
         let Some(until_ms) = fleet.banned_until(&source) else { return false };
-        let at_ms = fleet.lift(source, 0, until_ms);
+        let at_ms = fleet.lift(source, fleet.after(&source), until_ms);
         let reason = "operator".into();
         self.edge.outside.tell(&Told::Lift { source, bits, reason, at_ms, until_ms });
         true
@@ -187,6 +192,17 @@ fn told_before(record: &BanRecord) -> BTreeSet<String> {
     let kinds = record.evidence.iter().filter(|it| !it.kind.starts_with("edge "));
     let words = kinds.map(|it| it.kind.strip_prefix(BY_HAND).unwrap_or(&it.kind).to_owned());
     words.filter(|word| *word != record.reason).collect()
+}
+
+/// What is lifted, and by whom.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lifted {
+    /// By an operator: all that was decided so far.
+    Wholly,
+    /// By an operator: this, and nothing that was decided later.
+    Alone,
+    /// By an operator of another edge.
+    Elsewhere,
 }
 
 /// What asks for a person as long as it goes on.

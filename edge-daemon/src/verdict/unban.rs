@@ -1,0 +1,120 @@
+//! Bans that somebody ends, and what is left against their clients.
+
+use anyhow::bail;
+use edge_policy::{
+    list::Class,
+    verdict::{Culprit, Origin},
+};
+
+use super::{Writer, bans::apart, book::Held, tell::Lifted};
+use crate::{clock, control::Reply};
+
+impl Writer {
+    pub(super) fn unban(&mut self, asked: &Culprit) -> anyhow::Result<Reply> {
+        let culprit = self.of_client(asked);
+        if self.held(&culprit).is_none() {
+            if self.tell_freed(&culprit) {
+                return Ok(Reply::Done(format!("{culprit} is free on the other edges, too")));
+            }
+            bail!("{culprit} is not banned{}", self.still(asked, &culprit));
+        }
+        self.free(&culprit, "operator")?;
+        let still = self.still(asked, &culprit);
+        Ok(Reply::Done(format!("{culprit} is banned no more, its misdeeds are forgotten{still}")))
+    }
+
+    /// Ends what operators decided for a reason, and nothing else; where there is nothing of it, nothing is to be done.
+    pub(super) fn unban_for(&mut self, asked: &Culprit, reason: &str) -> anyhow::Result<Reply> {
+        let culprit = self.of_client(asked);
+        let is_meant =
+            |held: &Held| held.record.origin == Origin::Operator && held.record.reason == reason;
+        let all = self.held(&culprit).into_iter().flat_map(Held::all);
+        let meant: Vec<_> = all.filter(|held| is_meant(held)).map(|it| it.record.clone()).collect();
+        if meant.is_empty() {
+            return Ok(Reply::Done(format!("nobody holds {culprit} for \"{reason}\" by hand")));
+        }
+        self.end_of(&culprit, "operator", is_meant)?;
+        let now_ms = clock::unix_ms();
+        let left = self.held(&culprit).map(|held| held.record.step.name());
+        // The others end by themselves what is nearly over. They know one kind of lift alone, and are not told
+        // of it where it might end more than was asked for.
+        for record in meant.iter().filter(|it| left.is_none() && it.until_ms > now_ms + NEARLY_MS) {
+            self.tell_lifted(record, Lifted::Alone);
+        }
+        let left = left.map_or(String::new(), |step| format!("; it is held to \"{step}\" still"));
+        let still = self.still(asked, &culprit);
+        Ok(Reply::Done(format!("{culprit} is held for \"{reason}\" no more{left}{still}")))
+    }
+
+    /// What else is against a client: a list, and what holds a part of what comes from it.
+    fn still(&self, asked: &Culprit, culprit: &Culprit) -> String {
+        let Culprit::Source(address) = *asked else { return String::new() };
+        let (lists, now_ns) = (&self.tables.lists, clock::boot_ns());
+        let decides = |class| lists.decides(class, address.into(), now_ns);
+        let denied = decides(Class::Deny).filter(|_| decides(Class::Allow).is_none());
+        let denied = denied.map(|(net, _)| {
+            let by = self.told(Class::Deny, &net).map_or(String::new(), |entry| entry.source);
+            format!("; {net} of the deny list ({by}) drops it still")
+        });
+        let is_part = |(of, held): &(&Culprit, &Held)| {
+            of.source() == culprit.source() && *of != culprit && held.until_ns > now_ns
+        };
+        let parts = self.penalties.iter().filter(is_part).take(PARTS_MAX);
+        let parts = parts.map(|(of, held)| {
+            format!("; \"{of}\" is held to \"{}\" still", held.record.step.name())
+        });
+        denied.into_iter().chain(parts).collect()
+    }
+
+    /// Lifts what is in force, and forgets what led to it.
+    pub(super) fn free(&mut self, culprit: &Culprit, why: &'static str) -> anyhow::Result<()> {
+        let Some(record) = self.held(culprit).map(Held::on_disk) else {
+            return Ok(());
+        };
+        self.unsaved.forget(culprit);
+        let lifted = match self.store.remove_ban(culprit) {
+            Ok(_) => self.lift(culprit, why),
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = lifted {
+            // It stays in force, and so it is to be on disk.
+            self.unsaved.put(record);
+            return Err(error);
+        }
+        let is_ours = why == Origin::Operator.name();
+        let lifted = if is_ours { Lifted::Wholly } else { Lifted::Elsewhere };
+        apart(record).for_each(|record| self.tell_lifted(&record, lifted));
+        self.engine.pardon(culprit);
+        Ok(())
+    }
+
+    /// Ends those verdicts on a culprit that are meant, and nothing else: what is left is in force, and strikes are
+    /// kept.
+    fn end_of(
+        &mut self,
+        culprit: &Culprit,
+        why: &'static str,
+        is_meant: impl Fn(&Held) -> bool,
+    ) -> anyhow::Result<()> {
+        let Some(mut held) = self.held(culprit).cloned() else { return Ok(()) };
+        held.milder.retain(|milder| !is_meant(milder));
+        let ended = is_meant(&held).then(|| held.record.clone());
+        self.release(culprit);
+        self.hold(held);
+        if ended.is_some() {
+            self.end(culprit, why)?;
+        }
+        if self.held(culprit).is_some() {
+            self.save(culprit);
+        } else if let Some(mut ended) = ended {
+            ended.settle();
+            self.unsaved.put(ended);
+        }
+        Ok(())
+    }
+}
+
+/// Longer than whoever bans by `edgectl` may be ahead of this edge with an end.
+const NEARLY_MS: u64 = 60_000;
+/// Verdicts on parts of a client that an operator is told of.
+const PARTS_MAX: usize = 8;
