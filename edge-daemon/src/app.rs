@@ -21,7 +21,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use edge_identity::jwt::denylist::Denylist;
 use tokio::sync::{mpsc::unbounded_channel, watch};
@@ -97,8 +96,7 @@ impl App {
         provide_descriptors(&settings, workers);
         let metrics_of = Arc::new(Metrics::new(workers));
         let (audit, audit_log) = Audit::open(&settings.audit, Arc::clone(&metrics_of.audit))?;
-        let (events, event_log) =
-            Events::open(&settings.log, audit.clone()).context("cannot open the event log")?;
+        let (events, event_log) = Events::open(&settings.log, audit.clone())?;
         let (store, damage) = Store::open(&settings.state.dir, clock::unix_ms() / 1000)?;
         if let Some(damage) = damage {
             tracing::error!(damage, "the store was damaged");

@@ -19,8 +19,10 @@ use edge_policy::{
         lease::{self, WHOLE},
     },
     route::{Access, Route, Routes},
+    shield::{Overrides, Secured},
     verdict::{self, Wanted},
 };
+use http::header::STRICT_TRANSPORT_SECURITY;
 
 use crate::{
     config::{
@@ -32,7 +34,7 @@ use crate::{
     kernel,
     request::{Listener, Lures, Plan, Tally, bear::Terms, proof_nonces},
     secret::{BYTES_MIN, Fault, Secret},
-    tls::{self, TlsError, UpstreamTlsError},
+    tls::{self, Connector, TlsError, UpstreamTlsError},
     upstream::Upstream,
 };
 
@@ -49,6 +51,8 @@ pub fn plan(
     let mut rule = |spec| rule(spec).inspect(|rule| rule.state().begin(alone));
     let bounds = settings.bounds.clone();
     let routes = settings.routes.iter().map(route).collect();
+    let former_upstreams = former.map_or(&[][..], |plan| &plan.upstreams);
+    let (upstreams, connectors) = upstreams(settings, former_upstreams)?;
     Ok(Plan {
         head: head::Bounds {
             uri_bytes_max: bounds.uri_bytes_max,
@@ -63,7 +67,8 @@ pub fn plan(
         issuers: Issuers::new(&settings.issuers, feeds)?,
         tokens: settings.tokens.clone(),
         proof_nonces: nonces(&settings.tokens, former)?,
-        upstreams: upstreams(settings, former.map_or(&[], |plan| &plan.upstreams))?,
+        upstreams,
+        connectors,
         tallies: settings.policies.iter().map(|_| Tally::default()).collect(),
         rules: rules(settings)?,
         certificates: settings.client_certificates.clone(),
@@ -87,6 +92,7 @@ pub fn plan(
         },
         client: settings.kernel.client,
         aborts_on_close: settings.server.aborts_on_close,
+        secured: secured(&settings.server.security_headers),
         https_port: settings.server.https.first().map_or(443, |listener| listener.address.port()),
     })
 }
@@ -99,6 +105,14 @@ fn nonces(tokens: &settings::Tokens, former: Option<&Plan>) -> Result<Arc<Nonces
         Some(former) => Ok(Arc::clone(&former.proof_nonces)),
         None => proof_nonces(tokens).map(Arc::new).map_err(PlanError::Randomness),
     }
+}
+
+/// The security headers where no route has a word: over plain HTTP, which must promise no TLS (RFC 6797, 7.2), and over
+/// TLS.
+fn secured(usual: &Overrides) -> [Secured; 2] {
+    let others = usual.iter().filter(|(name, _)| *name != STRICT_TRANSPORT_SECURITY);
+    let in_clear = others.cloned().chain([(STRICT_TRANSPORT_SECURITY, None)]).collect();
+    [Secured::new(&in_clear), Secured::new(usual)]
 }
 
 /// Who signs what upstreams are told, if anybody.
@@ -213,25 +227,24 @@ fn listener(settings: &Settings, listener: &settings::Listener) -> Listener {
     }
 }
 
-/// The upstreams. One that did not change goes on, with its connections and what is known of its
-/// servers.
-fn upstreams(
-    settings: &Settings,
-    former: &[Arc<Upstream>],
-) -> Result<Vec<Arc<Upstream>>, UpstreamTlsError> {
+/// The upstreams, and the certificates of those that go on. One that did not change does, with its connections and what is
+/// known of its servers.
+fn upstreams(settings: &Settings, former: &[Arc<Upstream>]) -> Result<Upstreams, UpstreamTlsError> {
     let workers = match settings.server.workers {
         0 => std::thread::available_parallelism().map_or(1, NonZero::get),
         workers => workers,
     };
     let upstream = |wanted: &settings::Upstream| {
         let former = former.iter().find(|former| former.settings.name == wanted.name);
-        match former {
-            Some(same) if same.settings == *wanted => same.reread().map(|()| Arc::clone(same)),
-            former => Upstream::new(wanted.clone(), workers, former.map(Arc::as_ref)),
-        }
+        Ok(match former {
+            Some(same) if same.settings == *wanted => (Arc::clone(same), same.reread()?),
+            former => (Upstream::new(wanted.clone(), workers, former.map(Arc::as_ref))?, None),
+        })
     };
     settings.upstreams.iter().map(upstream).collect()
 }
+
+type Upstreams = (Vec<Arc<Upstream>>, Vec<Option<Connector>>);
 
 fn route(route: &settings::Route) -> Route {
     Route {

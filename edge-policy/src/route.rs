@@ -206,13 +206,24 @@ impl Routes {
         Err(Denied { allow, ..Denied::new(Reason::MethodNotAllowed) })
     }
 
-    /// The CORS policy of the route that a request with this method would go to. A browser asks
-    /// ahead without the header fields of the request itself, so no rule about them is asked.
+    /// What a browser is told that asks ahead of a request with this method, and by which route, if one of the
+    /// place shares its answers. It asks without the header fields of the request itself, so no rule about
+    /// them is asked: the first route that lets it answers.
     #[must_use]
-    pub fn cors(&self, host: &str, path: &str, method: &Method) -> Option<(&Route, &Cors)> {
+    pub fn preflight(
+        &self,
+        host: &str,
+        path: &str,
+        method: &Method,
+        asked: &HeaderMap,
+    ) -> Option<Result<(&Route, HeaderMap), Reason>> {
         let place = self.place(host, path).ok()?;
-        let mut routes = place.filter(|route| route.at.methods.contains(method));
-        routes.find_map(|route| Some((route, route.answers.cors.as_ref()?)))
+        let routes = place.filter(|route| route.at.methods.contains(method));
+        let answers = routes.filter_map(|route| {
+            let cors = route.answers.cors.as_ref()?;
+            Some(cors.answer(asked, &route.at.methods).map(|headers| (route, headers)))
+        });
+        answers.reduce(Result::or)
     }
 
     /// Every route.

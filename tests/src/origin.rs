@@ -2,7 +2,7 @@
 //!
 //! `/echo` answers with the request head as JSON, `/slow?ms=` late, `/status/NNN` and what is below with a status,
 //! `/big?bytes=` at length, `/upload` with the count of bytes it read, `/early` before it reads any, `/drop` and `/quiet`
-//! not to the end,
+//! not to the end, `/cached/WORDS` with these in `Cache-Control`,
 //! `/garbage` with what is not HTTP, and anything else with `hello`.
 
 use std::{
@@ -136,6 +136,10 @@ fn answer(to: &mut TcpStream, head: &Head, body_bytes: u64) -> Result<bool> {
     if let Some(status) = head.path.strip_prefix("/status/") {
         let status = status.split('/').next().unwrap_or_default();
         respond(to, head, status, "text/plain", status.as_bytes())?;
+        return Ok(true);
+    }
+    if let Some(control) = head.path.strip_prefix("/cached/") {
+        write!(to, "HTTP/1.1 200 OK\r\nCache-Control: {control}\r\nContent-Length: 0\r\n\r\n")?;
         return Ok(true);
     }
     match head.path.as_str() {

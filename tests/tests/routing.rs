@@ -126,6 +126,61 @@ fn other_sites_read_what_the_list_lets_them() -> Result<()> {
 }
 
 #[test]
+fn operators_say_what_is_usual_and_routes_what_is_not() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let usual = "{ strict-transport-security = \"max-age=300\", x-frame-options = \"SAMEORIGIN\" }";
+    let own = "security_headers = { x-frame-options = \"DENY\" }\ncors = { origins = \"*\" }";
+    let routes = route("/own", own) + &route("/usual", "");
+    let edged = lab.edged()?.set("server.security_headers", usual).append(&routes)?.start()?;
+    let preflight = edged.get(FRIEND, "/own").method("OPTIONS").header("Origin", "https://a.test");
+    let preflight = preflight.header("Access-Control-Request-Method", "PUT");
+    for (what, request, status, framed) in [
+        ("served", edged.get(FRIEND, "/usual"), 200, "SAMEORIGIN"),
+        ("served", edged.get(FRIEND, "/own"), 200, "DENY"),
+        ("preflight", preflight, 204, "DENY"),
+        ("no method", edged.get(FRIEND, "/own").method("DELETE"), 405, "SAMEORIGIN"),
+        ("no target", edged.get(FRIEND, "/%zz"), 400, "SAMEORIGIN"),
+        ("no key", edged.get(FRIEND, "/"), 401, "SAMEORIGIN"),
+        ("redirect", edged.get(FRIEND, "http://edge.test/"), 308, "SAMEORIGIN"),
+    ] {
+        let answer = request.send()?;
+        assert_eq!(answer.status, status, "{what}: {answer:?}");
+        let promised = (what != "redirect").then_some("max-age=300");
+        assert_eq!(answer.header("strict-transport-security"), promised, "{what}");
+        assert_eq!(answer.header("x-frame-options"), Some(framed), "{what}");
+        assert_eq!(answer.header("x-content-type-options"), Some("nosniff"), "{what}");
+    }
+    let usual = "{ strict-transport-security = \"max-age=600\" }";
+    edged.edit("server.security_headers", usual)?;
+    edged.tell("reload")?;
+    let changed = edged.get(FRIEND, "/own").method("DELETE").send()?;
+    assert_eq!(changed.header("strict-transport-security"), Some("max-age=600"));
+    Ok(())
+}
+
+#[test]
+fn no_shared_cache_keeps_an_answer_to_who_is_known() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab.edged()?.append(&route("/open", "rewrite = \"/\""))?.start()?;
+    let key = edged.key("k")?;
+    for (path, kept) in [
+        ("/", Some("no-store")),
+        ("/cached/max-age=60", Some("no-store")),
+        ("/cached/private,max-age=60", Some("private,max-age=60")),
+    ] {
+        let answer = edged.get(FRIEND, path).key(&key).send()?;
+        assert_eq!((answer.status, answer.header("cache-control")), (200, kept), "{path}");
+    }
+    for (path, kept) in [("/open", None), ("/open/cached/max-age=60", Some("max-age=60"))] {
+        let answer = edged.get(FRIEND, path).send()?;
+        assert_eq!((answer.status, answer.header("cache-control")), (200, kept), "{path}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_question_of_the_last_hop_is_answered_by_the_edge() -> Result<()> {
     let lab = Lab::new()?;
     let origin = Origin::start(&lab)?;

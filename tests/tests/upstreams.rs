@@ -1036,6 +1036,29 @@ fn requests_wait_for_their_turn_or_are_told_to_come_back() -> Result<()> {
 }
 
 #[test]
+fn time_that_a_request_waits_for_its_turn_is_not_the_servers() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab
+        .edged()?
+        .set("upstream.0.requests_max", "1")
+        .set("upstream.0.queue_timeout", "\"20s\"")
+        .set("upstream.0.total_timeout", "\"5s\"")
+        .start()?;
+    let key = edged.key("k")?;
+    let slow = |ms: u64| edged.get(FRIEND, &format!("/slow?ms={ms}")).key(&key).send();
+    std::thread::scope(|scope| -> Result<()> {
+        let both = [scope.spawn(|| slow(3000)), scope.spawn(|| slow(3000))];
+        for one in both {
+            assert_eq!(one.join().expect("no panic")?.status, 200);
+        }
+        Ok(())
+    })?;
+    assert_eq!(slow(8000)?.status, 504);
+    Ok(())
+}
+
+#[test]
 fn whoever_vanishes_takes_all_of_it_along() -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;
@@ -1195,6 +1218,18 @@ fn a_unix_socket_serves() -> Result<()> {
     Ok(())
 }
 
+/// Has the edge's questions for addresses answered as [`name_server`] does.
+fn resolver(lab: &Lab, answer: &Arc<AtomicU64>) -> Result<()> {
+    let resolv = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let server = resolv.lines().find_map(|line| line.strip_prefix("nameserver ")).map(str::trim);
+    let server = server.filter(|server| server.parse::<std::net::Ipv4Addr>().is_ok());
+    let server = server.unwrap_or("127.0.0.1");
+    if !server.starts_with("127.") {
+        lab.edge.ip(&format!("addr add {server}/32 dev lo"))?;
+    }
+    name_server(&lab.edge, &format!("{server}:53"), Arc::clone(answer))
+}
+
 /// Answers every question for an address with this one, or not at all while it is 0.
 fn name_server(ns: &Netns, address: &str, answer: Arc<AtomicU64>) -> Result<()> {
     let socket = ns.enter(|| UdpSocket::bind(address))?;
@@ -1221,18 +1256,37 @@ fn name_server(ns: &Netns, address: &str, answer: Arc<AtomicU64>) -> Result<()> 
 }
 
 #[test]
+fn a_name_without_an_address_is_looked_up_again_soon() -> Result<()> {
+    let lab = Lab::new()?;
+    let answer = Arc::new(AtomicU64::new(0));
+    resolver(&lab, &answer)?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab
+        .edged()?
+        .set("upstream.0.servers", "[\"app.edged.test:8080\"]")
+        .set("upstream.0.resolve_every", "\"1h\"")
+        .start()?;
+    let failed = || metric(&edged, "edged_upstream_lookups_total", &[("result", "failed")]);
+    until("a lookup fails", Duration::from_secs(20), || Ok(failed()? >= 1.0))?;
+    assert_eq!(edged.get(FRIEND, "/health").send()?.status, 503);
+    answer.store(2, Relaxed);
+    let ask = || Ok(edged.get(FRIEND, "/health").send()?.status == 200);
+    until("it is looked up", Duration::from_secs(30), ask)?;
+
+    // A name beside servers that are there.
+    let both = format!("[\"{ORIGIN}:8080\", \"other.edged.test:8080\"]");
+    edged.edit("upstream.0.servers", &both)?;
+    edged.tell("reload")?;
+    assert_eq!(state(&edged, "other.edged.test:8080/192.0.2.2")?, "up");
+    Ok(())
+}
+
+#[test]
 fn names_are_looked_up_again_and_what_was_found_last_stays() -> Result<()> {
     let lab = Lab::new()?;
-    let resolv = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    let server = resolv.lines().find_map(|line| line.strip_prefix("nameserver ")).map(str::trim);
-    let server = server.filter(|server| server.parse::<std::net::Ipv4Addr>().is_ok());
-    let server = server.unwrap_or("127.0.0.1");
-    if !server.starts_with("127.") {
-        lab.edge.ip(&format!("addr add {server}/32 dev lo"))?;
-    }
     lab.origin.ip("addr add 192.0.2.3/24 dev eth0")?;
     let answer = Arc::new(AtomicU64::new(2));
-    name_server(&lab.edge, &format!("{server}:53"), Arc::clone(&answer))?;
+    resolver(&lab, &answer)?;
     let two = Origin::listen(&lab.origin, "192.0.2.2:8080")?;
     let three = Origin::listen(&lab.origin, "192.0.2.3:8080")?;
     let edged = lab
@@ -1254,6 +1308,9 @@ fn names_are_looked_up_again_and_what_was_found_last_stays() -> Result<()> {
     let failed = || metric(&edged, "edged_upstream_lookups_total", &[("result", "failed")]);
     until("a lookup fails", Duration::from_secs(20), || Ok(failed()? >= 1.0))?;
     assert_eq!((ask()?, three.seen()), (200, 2));
+    edged.edit("upstream.0.idle_max", "7")?;
+    edged.tell("reload")?;
+    assert_eq!((ask()?, three.seen()), (200, 3), "nor does a reload forget it");
 
     // What an operator drained by its name stays so whatever the name means, and whatever a reload makes anew.
     edged.tell("upstream drain api app.edged.test:8080")?;
@@ -1268,7 +1325,7 @@ fn names_are_looked_up_again_and_what_was_found_last_stays() -> Result<()> {
     edged.tell("upstream enable api app.edged.test:8080")?;
     answer.store(3, Relaxed);
     until("the name means the other", SOON, || Ok(!state(&edged, "/192.0.2.3")?.is_empty()))?;
-    assert_eq!((ask()?, three.seen()), (200, 3));
+    assert_eq!((ask()?, three.seen()), (200, 4));
 
     // What is gone for now can be told to come back to the round.
     let other = "app.edged.test:8080/192.0.2.3";
@@ -1367,6 +1424,19 @@ fn a_server_proves_who_it_is_or_is_not_asked() -> Result<()> {
     edged.edit("upstream.0.tls", &tls(&format!("ca = \"{dir}/key.pem\", {shown}")))?;
     assert!(!edged.ctl("reload")?.status.success());
     assert_eq!(ask()?.status, 200);
+    // Nor does one that a reload has read which is refused for something else.
+    let at = |name: &str| lab.dir().join(name);
+    std::fs::copy(at("ca.pem"), at("own.pem"))?;
+    let own = format!("ca = \"{dir}/own.pem\", server_name = \"edge.test\", {shown}");
+    edged.edit("upstream.0.tls", &tls(&own))?;
+    edged.tell("reload")?;
+    std::fs::copy(at("other.pem"), at("own.pem"))?;
+    std::fs::rename(at("pepper"), at("pepper.away"))?;
+    assert!(!edged.ctl("reload")?.status.success());
+    assert_eq!(ask()?.status, 200);
+    std::fs::rename(at("pepper.away"), at("pepper"))?;
+    edged.tell("reload")?;
+    assert_eq!(ask()?.status, 502);
     Ok(())
 }
 

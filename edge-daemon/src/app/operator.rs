@@ -36,6 +36,8 @@ pub(super) struct Operator {
     upstreams: watch::Sender<Vec<Arc<Upstream>>>,
     /// The files of the secrets, as they were when these were read.
     stamps: Vec<Option<Stamp>>,
+    /// As they were when these could not be used last.
+    refused: Vec<Option<Stamp>>,
 }
 
 /// A state of each file that holds a secret.
@@ -51,7 +53,7 @@ impl Operator {
         upstreams: watch::Sender<Vec<Arc<Upstream>>>,
     ) -> Self {
         let stamps = stamps(&settings);
-        Self { edge, config, settings, upstreams, stamps }
+        Self { edge, config, settings, upstreams, stamps, refused: Vec::new() }
     }
 
     /// Waits, bounded, until servers that are known by name have addresses.
@@ -205,7 +207,6 @@ impl Operator {
         if stamps == self.stamps {
             return;
         }
-        self.stamps = stamps;
         let read = || {
             let (keys, signing) = (&self.settings.keys, &self.settings.signing);
             anyhow::Ok((self.plan(&self.settings)?, pepper::load(keys)?, masters::load(signing)?))
@@ -216,8 +217,12 @@ impl Operator {
                 self.edge.peppers.store(Arc::new(peppers));
                 self.edge.masters.store(Arc::new(masters));
                 tracing::info!("a secret has changed; the new one is in use");
+                self.stamps = stamps;
             }
+            // It is read until it can be used, which may be another file's fault, and told of once.
+            Err(_) if self.refused == stamps => {}
             Err(error) => {
+                self.refused = stamps;
                 let error = format!("{error:#}");
                 tracing::error!(error, "a secret has changed and cannot be used; the former stays");
             }
@@ -300,9 +305,9 @@ pub(super) async fn send(orders: &SyncSender<Order>, mut order: Order) -> anyhow
 
 const KEYS_GONE: &str = "the thread of the keys is gone";
 
-/// Looks up the names of upstreams that have none of their addresses yet. Waits a while at most.
+/// Looks up the names of upstreams of which one has no address yet. Waits a while at most.
 async fn look_up(upstreams: &[Arc<Upstream>]) {
-    let new = upstreams.iter().filter(|upstream| upstream.servers().is_empty());
+    let new = upstreams.iter().filter(|upstream| names::lacks_addresses(upstream));
     let all = async {
         for upstream in new {
             names::resolve(upstream).await;

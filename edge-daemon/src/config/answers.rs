@@ -1,5 +1,5 @@
-//! Reads what a route does about browsers: cross-origin sharing, requests with cookies, security
-//! headers.
+//! Reads what is done about browsers, by a route: cross-origin sharing, requests with cookies; and by any:
+//! security headers.
 
 use std::time::Duration;
 
@@ -13,17 +13,21 @@ use http::{HeaderName, HeaderValue};
 
 use super::reader::{Item, Table};
 
-pub(super) fn answers(table: &Table<'_>) -> Answers {
+/// What a route does; `usual` are the security headers of those that say nothing of them.
+pub(super) fn answers(table: &Table<'_>, usual: &shield::Overrides) -> Answers {
     let cors = table.or("cors", None, |item| Some(Some(sharing(item)?)));
     // Whose scripts may send cookies along may well change something with them.
     let trusted = cors.as_ref().filter(|cors| cors.credentials);
     let trusted = trusted.and_then(|cors| cors.origins.clone()).unwrap_or_default();
     let mut csrf = table.or("csrf", Csrf::default(), csrf);
     csrf.origins.extend(trusted);
+    let mut headers = security_headers(table);
+    let unnamed = usual.iter().filter(|(name, _)| headers.iter().all(|(own, _)| own != name));
+    headers.extend(unnamed.cloned().collect::<Vec<_>>());
     Answers {
         cors,
         csrf,
-        headers: Secured::new(&table.or("security_headers", Vec::new(), security_headers)),
+        headers: Secured::new(&headers),
         show_errors: table.or("show_errors", false, Item::flag),
     }
 }
@@ -106,16 +110,19 @@ pub(super) fn header_name(item: &Item<'_>) -> Option<HeaderName> {
 }
 
 /// `security_headers = { content-security-policy = "default-src 'self'", x-frame-options = false }`
-fn security_headers(item: &Item<'_>) -> Option<shield::Overrides> {
-    let read = item.inline(|table| {
-        let value = |name: &'static str| {
-            let name_of = HeaderName::from_static(name);
-            let value = table.item(name).and_then(|item| header_value(&item))?;
-            Some((name_of, value))
-        };
-        shield::secured().filter_map(value).collect()
-    });
-    read.or_else(|| item.wrong_kind("a table: { x-frame-options = \"SAMEORIGIN\" }"))
+pub(super) fn security_headers(table: &Table<'_>) -> shield::Overrides {
+    let wanted = "a table: { x-frame-options = \"SAMEORIGIN\" }";
+    table.or("security_headers", Vec::new(), |item| {
+        let read = item.inline(|table| {
+            let value = |name: &'static str| {
+                let name_of = HeaderName::from_static(name);
+                let value = table.item(name).and_then(|item| header_value(&item))?;
+                Some((name_of, value))
+            };
+            shield::secured().filter_map(value).collect()
+        });
+        read.or_else(|| item.wrong_kind(wanted))
+    })
 }
 
 /// A value, or `false` to leave the header to the upstream.

@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::fs::{Access, access as access_of};
 use toml::de::DeTable;
 
 use super::{
@@ -15,7 +16,7 @@ use super::{
     reader::Notes,
     settings::{Events, FeedPlace, KeySource, List, Lists, Settings, Upstream},
     upstream,
-    whole::{place_in, place_nth, place_of_text},
+    whole::{place, place_in, place_nth, place_of_text},
 };
 use crate::{clock, issuers::Fault, secret::Origin};
 
@@ -30,10 +31,11 @@ pub(super) fn changed_s(path: &Path) -> u64 {
 pub(super) fn resolve(settings: &mut Settings, base: &Path) {
     let lists = &mut settings.lists;
     let files = lists.allow.files.iter_mut().chain(&mut lists.deny.files);
-    let events = match &mut settings.log.events {
+    let logs = settings.log.access.iter_mut().chain([&mut settings.log.events]);
+    let logs = logs.filter_map(|log| match log {
         Events::File(path) => Some(path),
         Events::Stdout => None,
-    };
+    });
     let paths: [&mut PathBuf; 5] = [
         &mut settings.kernel.pin_dir,
         &mut settings.state.dir,
@@ -44,7 +46,7 @@ pub(super) fn resolve(settings: &mut Settings, base: &Path) {
     for path in paths
         .into_iter()
         .chain(files.map(|file| &mut file.path))
-        .chain(events)
+        .chain(logs)
         .chain(settings.tls.files_mut())
     {
         // An empty path stands for a missing key, which is noted already.
@@ -98,6 +100,7 @@ pub(super) fn inspect(
     notes: &Notes<'_>,
 ) {
     inspect_secrets(settings, base, document, notes);
+    inspect_logs(settings, document, notes);
     inspect_issuers(settings, document, notes);
     upstream::inspect(settings, document, notes);
     fleet::inspect(settings, document, notes);
@@ -119,6 +122,21 @@ pub(super) fn inspect(
     };
     read_list(allow, (Kind::Allow, "allow_files"), *shrink_max, former(|l| &l.allow), place);
     read_list(deny, (Kind::Deny, "deny_files"), *shrink_max, former(|l| &l.deny), place);
+}
+
+/// Whether the logs can be written where they are to lie. What is missing may come before the start.
+fn inspect_logs(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'_>) {
+    let access = settings.log.access.iter().map(|log| ("access", log));
+    for (key, log) in access.chain([("events", &settings.log.events)]) {
+        let Events::File(path) = log else { continue };
+        let written = if path.exists() { Some(&**path) } else { path.parent() };
+        let Some(Err(error)) = written.map(|path| access_of(path, Access::WRITE_OK)) else {
+            continue;
+        };
+        let what = format!("'{}' cannot be written: {error}", path.display());
+        let help = "a folder that is there and is the daemon's; under the unit's sandbox, /var/log/edged is";
+        notes.doubt(place(document, "log", key), what, help);
+    }
 }
 
 /// Reads every secret once, to tell now what would fail later. Some are made at the first

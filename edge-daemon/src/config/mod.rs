@@ -130,7 +130,10 @@ fn settings(document: &Table<'_>) -> Settings {
     let upstreams = document.tables("upstream", upstream::upstream);
     let (limits, handshakes) = limit::limits(document);
     let policies = document.tables("policy", policy::policy);
-    let mut routes = document.tables("route", |table| route::route(table, &upstreams, &policies));
+    let server = document.table("server", sections::server);
+    let usual = &server.security_headers;
+    let mut routes =
+        document.tables("route", |table| route::route(table, &upstreams, &policies, usual));
     number(&mut routes);
     Settings {
         kernel: document.table("kernel", kernel::kernel),
@@ -140,7 +143,7 @@ fn settings(document: &Table<'_>) -> Settings {
         fleet: document.table("fleet", fleet::fleet),
         webhooks: document.tables("webhook", webhook::webhook),
         geo: document.table("geo", geo::geo),
-        server: document.table("server", sections::server),
+        server,
         tls: document.table("tls", tls::tls),
         bounds: document.table("bounds", sections::bounds),
         limits,

@@ -3,7 +3,7 @@
 use edge_policy::{
     head::Host,
     route::{HeaderRule, HostPattern, Match, PathFault, PathPattern, Rewrite, RewriteFault, Test},
-    shield::may_keep,
+    shield::{Overrides, may_keep},
 };
 use http::{HeaderName, Method};
 
@@ -16,8 +16,13 @@ use super::{
     settings::{PolicySet, Route, Upstream},
 };
 
-/// A route; `upstreams` are the names it may use.
-pub(super) fn route(table: &Table<'_>, upstreams: &[Upstream], policies: &[PolicySet]) -> Route {
+/// A route; `upstreams` are the names it may use, `usual` the security headers that it has unless it says otherwise.
+pub(super) fn route(
+    table: &Table<'_>,
+    upstreams: &[Upstream],
+    policies: &[PolicySet],
+    usual: &Overrides,
+) -> Route {
     let exact = [("prefix", false), ("exact", true)];
     let exact = table.or("match", false, |item| item.choice(&exact));
     let path = table.need("path", "\"/\"", None, |item| path(item, exact).map(Some));
@@ -48,7 +53,7 @@ pub(super) fn route(table: &Table<'_>, upstreams: &[Upstream], policies: &[Polic
             item.list("an array of names of headers: [\"x-user-id\"]", kept_header)
         }),
         login: table.or("login", None, login::login),
-        answers: answers(table),
+        answers: answers(table, usual),
         at: Match {
             host: host.unwrap_or_default(),
             path,

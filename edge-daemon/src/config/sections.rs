@@ -7,6 +7,7 @@ use edge_identity::key::PREFIX_LENGTH_MAX;
 use edge_policy::{forwarded::Naming, list::feed::is_wide};
 
 use super::{
+    answers,
     files::{NOTHING_PROTECTED, WIDE},
     reader::{Item, Table},
     settings::{
@@ -73,6 +74,7 @@ pub(super) fn server(table: &Table<'_>) -> Server {
             item.list("an array of networks: [\"192.0.2.0/24\"]", proxies)
         }),
         forwarded_header: table.or("forwarded_header", Naming::Off, |item| item.choice(&naming)),
+        security_headers: answers::security_headers(table),
     }
 }
 

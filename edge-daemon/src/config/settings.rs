@@ -24,7 +24,7 @@ use std::{
 
 pub use edge_identity::{certificate::Mapping, roles::Role};
 pub use edge_policy::route::{Answers, Match, Requirement, Rewrite};
-use edge_policy::{forwarded::Naming, limit, login::Login};
+use edge_policy::{forwarded::Naming, limit, login::Login, shield::Overrides};
 use ipnet::IpNet;
 
 pub use self::access::{Audit, Granted, HashPolicy, Keys, PolicyFile, PolicySet, UpstreamIdentity};
@@ -236,6 +236,8 @@ pub struct Server {
     pub trusted_proxies: Vec<IpNet>,
     /// The header in which they name it.
     pub forwarded_header: Naming,
+    /// The security headers of all answers, where a route does not say otherwise.
+    pub security_headers: Overrides,
 }
 
 impl Server {

@@ -10,7 +10,10 @@ use edge_common::{
 };
 
 use super::{Mistakes, Settings, Warnings, load, parse};
-use super::{settings::Offer, signature::action};
+use super::{
+    settings::{Events, Offer},
+    signature::action,
+};
 
 const ANNOTATED: &str = include_str!("../../../config/edged.toml");
 const MINIMAL: &str = include_str!("../../../config/minimal.toml");
@@ -842,6 +845,21 @@ fn files_are_found_beside_the_configuration() {
     assert_eq!(settings.lists.deny.iter().count(), 2);
     let told = warnings.to_string();
     assert!(told.contains("deny.txt:2:1") && told.contains("read as 203.0.113.0/24"), "{told}");
+}
+
+#[test]
+fn logs_lie_beside_the_configuration_and_are_doubted_where_they_cannot_be_written() {
+    let folder = folder();
+    let path = folder.path().join("edged.toml");
+    let plain = fs::read_to_string(&path).unwrap();
+    fs::write(&path, plain + "\n[log]\naccess = \"./access.log\"\nevents = \"gone/events.log\"\n")
+        .unwrap();
+    let (settings, warnings) = load(&path).unwrap();
+    let own = folder.path().join("./access.log");
+    assert_eq!(settings.log.access, Some(Events::File(own)));
+    let told = warnings.to_string();
+    assert!(told.contains("edged.toml:27:10") && told.contains("cannot be written"), "{told}");
+    assert!(!told.contains("edged.toml:26"), "{told}");
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use std::{
     borrow::Cow,
     cell::RefCell,
-    io::{self, Write as _},
+    io::Write as _,
     net::IpAddr,
     sync::{
         Arc,
@@ -101,10 +101,10 @@ impl AccessLog {
     pub(super) fn open(
         log: &settings::Log,
         lost: &Arc<AtomicU64>,
-    ) -> io::Result<Option<(Self, Writer)>> {
+    ) -> anyhow::Result<Option<(Self, Writer)>> {
         let Some(to) = &log.access else { return Ok(None) };
         let (queue, lines) = sync_channel(QUEUE);
-        let writer = Writer { lines, sink: Sink::open(to)?, lost: Arc::clone(lost) };
+        let writer = Writer { lines, sink: Sink::open("access", to)?, lost: Arc::clone(lost) };
         Ok(Some((Self { queue, format: log.access_format, lost: Arc::clone(lost) }, writer)))
     }
 }

@@ -41,8 +41,11 @@ pub struct Events {
 
 impl Events {
     /// Opens the destination. The log writes once it is [`EventLog::run`].
-    pub fn open(to: &settings::Log, audit: Audit) -> io::Result<(Self, EventLog)> {
-        let sink = Sink::open(&to.events)?;
+    ///
+    /// # Errors
+    /// If one cannot be opened: which, and why.
+    pub fn open(to: &settings::Log, audit: Audit) -> anyhow::Result<(Self, EventLog)> {
+        let sink = Sink::open("events", &to.events)?;
         let (queue, events) = sync_channel(QUEUE);
         let lost = Arc::new(AtomicU64::new(0));
         let (access, writer) = AccessLog::open(to, &lost)?.unzip();

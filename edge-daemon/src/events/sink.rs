@@ -8,6 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Context as _;
+
 use crate::config::settings;
 
 /// The destination, and whether what it holds ends in the middle of a line.
@@ -29,13 +31,17 @@ pub(super) struct Torn {
 }
 
 impl Sink {
-    pub(super) fn open(to: &settings::Events) -> io::Result<Self> {
+    /// Opens the destination that `key` of `[log]` names.
+    pub(super) fn open(key: &str, to: &settings::Events) -> anyhow::Result<Self> {
         let (file, path) = match to {
             // Past the standard library's buffer, which would hide what was written.
             settings::Events::Stdout => {
                 (File::from(io::stdout().as_fd().try_clone_to_owned()?), None)
             }
-            settings::Events::File(path) => (append(path)?, Some(path.clone())),
+            settings::Events::File(path) => {
+                let place = || format!("[log] {key}: cannot open {}", path.display());
+                (append(path).with_context(place)?, Some(path.clone()))
+            }
         };
         Ok(Self { file, is_torn: false, path, next_check: Instant::now() + CHECK_EVERY })
     }
@@ -51,7 +57,10 @@ impl Sink {
         match append(path) {
             Ok(file) => (self.file, self.is_torn) = (file, false),
             // The old file still takes what there is to tell.
-            Err(error) => tracing::error!(%error, "cannot open the moved event log again"),
+            Err(error) => {
+                let path = path.display();
+                tracing::error!(%path, %error, "a log that was moved cannot be opened again");
+            }
         }
     }
 
@@ -149,7 +158,7 @@ mod tests {
     fn a_rotated_file_is_left_for_the_new_one() {
         let dir = tempfile::tempdir().unwrap();
         let (path, moved) = (dir.path().join("events"), dir.path().join("events.1"));
-        let mut sink = Sink::open(&settings::Events::File(path.clone())).unwrap();
+        let mut sink = Sink::open("events", &settings::Events::File(path.clone())).unwrap();
         sink.write(b"old\n").unwrap();
         fs::rename(&path, &moved).unwrap();
         sink.follow();

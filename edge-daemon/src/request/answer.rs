@@ -1,6 +1,6 @@
 //! What leaves: the only file that makes a response for a client.
 
-use std::{future::poll_fn, rc::Rc, sync::LazyLock, time::Duration};
+use std::{future::poll_fn, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use edge_common::Reason;
@@ -8,8 +8,7 @@ use edge_policy::{
     denied::{self, Denied},
     limit::Standing,
     lines::Lines,
-    route::Answers,
-    shield::{self, Secured},
+    shield,
 };
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use tokio::{task::spawn_local, time::timeout};
@@ -50,7 +49,8 @@ pub(crate) fn pass(
         parts.headers.remove(header::CONTENT_LENGTH);
     }
     let mut answer = Answer::passed(body, lease, upload, ending);
-    finish(&mut parts.headers, &mut answer.lines, trace.admission.standing, trace);
+    share(&mut parts.headers, trace);
+    finish(&mut parts.headers, &mut answer, trace.admission.standing, trace);
     Response::from_parts(parts, answer)
 }
 
@@ -89,7 +89,8 @@ fn hide(
         parts.headers.insert(header::RETRY_AFTER, wait.clone());
     }
     let mut answer = Answer::whole(Bytes::from(page), unread, ending);
-    finish(&mut parts.headers, &mut answer.lines, trace.admission.standing, trace);
+    share(&mut parts.headers, trace);
+    finish(&mut parts.headers, &mut answer, trace.admission.standing, trace);
     Response::from_parts(parts, answer)
 }
 
@@ -151,7 +152,8 @@ pub(crate) fn refuse(
     let (mut parts, body) = denied::problem(denied, &trace.id).into_parts();
     let mut answer = Answer::whole(Bytes::from(body), unread, ending);
     let standing = denied.hit.as_ref().map(|hit| hit.standing).or(trace.admission.standing);
-    finish(&mut parts.headers, &mut answer.lines, standing, trace);
+    share(&mut parts.headers, trace);
+    finish(&mut parts.headers, &mut answer, standing, trace);
     // Where a request without one meaning ends, and what comes behind it, nobody can know.
     answer.is_last = denied.reason == Reason::MalformedRequest;
     Response::from_parts(parts, answer)
@@ -176,20 +178,22 @@ fn empty(
     ending: Ending,
 ) -> Response<Answer> {
     let mut answer = Answer::whole(Bytes::new(), unread, ending);
-    finish(&mut headers, &mut answer.lines, trace.admission.standing, trace);
+    finish(&mut headers, &mut answer, trace.admission.standing, trace);
     let mut response = Response::new(answer);
     (*response.status_mut(), *response.headers_mut()) = (status, headers);
     response
 }
 
+/// What other sites' scripts are told, if the route has a word on it. A preflight is told so already.
+fn share(headers: &mut HeaderMap, trace: &Trace) {
+    if let Some(cors) = trace.answers.as_ref().and_then(|answers| answers.cors.as_ref()) {
+        cors.stamp(headers, trace.origin.as_ref());
+    }
+}
+
 /// What the edge says in the head of every answer.
-fn finish(headers: &mut HeaderMap, lines: &mut Lines, standing: Option<Standing>, trace: &Trace) {
-    static USUAL: LazyLock<Answers> = LazyLock::new(Answers::default);
-    // No promise of TLS where there is none (RFC 6797, 7.2).
-    static IN_CLEAR: LazyLock<Answers> = LazyLock::new(|| Answers {
-        headers: Secured::new(&vec![(header::STRICT_TRANSPORT_SECURITY, None)]),
-        ..Answers::default()
-    });
+fn finish(headers: &mut HeaderMap, answer: &mut Answer, standing: Option<Standing>, trace: &Trace) {
+    let Answer { lines, ending, .. } = answer;
     *lines = Lines::with_capacity(LINES_BYTES);
     if !headers.contains_key(header::DATE) {
         clock::date(|date| lines.add(header::DATE.as_str(), date));
@@ -199,12 +203,14 @@ fn finish(headers: &mut HeaderMap, lines: &mut Lines, standing: Option<Standing>
         Standing::strip(headers);
         standing.write(lines, clock::unix_ms());
     }
-    let usual = if trace.over_tls { &USUAL } else { &IN_CLEAR };
-    let answers = trace.answers.as_deref().unwrap_or(usual);
-    if let Some(cors) = &answers.cors {
-        cors.stamp(headers, trace.origin.as_ref());
+    let is_authenticated = trace.principal.is_some();
+    match &trace.answers {
+        Some(answers) => answers.headers.stamp(headers, lines, is_authenticated),
+        None => {
+            let secured = &ending.worker.view().plan.secured[usize::from(trace.over_tls)];
+            secured.stamp(headers, lines, is_authenticated);
+        }
     }
-    answers.headers.stamp(headers, lines, trace.principal.is_some());
 }
 
 /// What the edge usually says takes up so many bytes.

@@ -1,7 +1,6 @@
 //! The request plane: from the accepted socket to the last byte of the answer.
 //!
-//! It never touches the kernel's tables. What it sees of abuse it reports as a
-//! [`Signal`](edge_policy::verdict::Signal);
+//! It never touches the kernel's tables. What it sees of abuse it reports as a [`Signal`](edge_policy::verdict::Signal);
 //! `verdict` decides and writes.
 
 mod access;
@@ -60,6 +59,7 @@ use edge_policy::{
     limit::Rules,
     list::View as Listed,
     route::Routes,
+    shield::Secured,
     verdict::{Identities, Wanted},
 };
 use tokio::{
@@ -146,7 +146,9 @@ pub struct Edge {
 
 impl Edge {
     /// Puts a plan in force, and has the keys fetched that it needs.
-    pub fn adopt(&self, plan: Plan) {
+    pub fn adopt(&self, mut plan: Plan) {
+        let read = std::mem::take(&mut plan.connectors);
+        plan.upstreams.iter().zip(read).for_each(|(upstream, read)| upstream.renew(read));
         self.feeds.publish(&plan.issuers);
         self.plan.store(Arc::new(plan));
         self.changed.send_replace(());
@@ -173,6 +175,8 @@ pub struct Plan {
     pub proof_nonces: Arc<Nonces>,
     /// Where they go, in the order that `routes` knows them by.
     pub upstreams: Vec<Arc<servers::Upstream>>,
+    /// The certificates of those that go on, until they are taken up.
+    pub connectors: Vec<Option<tls::Connector>>,
     /// Who signs what upstreams are told of a request's sender, if anybody.
     pub signer: Option<Signer>,
     /// Whom client certificates stand for.
@@ -207,6 +211,8 @@ pub struct Plan {
     pub client: ClientWidth,
     /// Whether a client that ends its connection gives up the request it waits for.
     pub aborts_on_close: bool,
+    /// The security headers of answers that no route has a word on, over plain HTTP and over TLS.
+    pub secured: [Secured; 2],
     /// The port that plain HTTP is sent to.
     pub https_port: u16,
 }

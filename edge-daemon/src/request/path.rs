@@ -239,9 +239,12 @@ async fn decide(
 
     let key = identify::shown_key(worker, visitor, plan, &head, &target)?;
     if let Some(method) = cors::preflight(&head.method, &head.headers)?
-        && let Some((route, cors)) = plan.routes.cors(&host.name, &target.path, &method)
+        && let Some(answer) =
+            plan.routes.preflight(&host.name, &target.path, &method, &head.headers)
     {
-        return Ok(Decided::Preflight(cors.answer(&head.headers, &route.at.methods)?));
+        let (route, headers) = answer?;
+        trace.answers = Some(Arc::clone(&route.answers));
+        return Ok(Decided::Preflight(headers));
     }
     let route = plan.routes.find(&host.name, &target.path, &head.method, &head.headers)?;
     trace.answers = Some(Arc::clone(&route.answers));

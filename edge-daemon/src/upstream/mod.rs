@@ -125,7 +125,7 @@ impl Drop for Waiting<'_> {
 }
 
 impl Upstream {
-    /// An upstream whose names are not looked up yet; `former` tells what operators drained.
+    /// An upstream that knows of its names what `former` has found, and what operators drained.
     ///
     /// # Errors
     /// If its certificates cannot be used.
@@ -152,27 +152,40 @@ impl Upstream {
             is_over: AtomicBool::new(false),
             settings,
         };
-        let servers = this.settings.servers.iter().enumerate().filter_map(|(place, server)| {
-            let endpoint = match &server.address {
-                Address::Ip(address) => Endpoint::Tcp(*address),
-                Address::Unix(path) => Endpoint::Unix(path.clone()),
-                Address::Name(..) => return None,
+        let servers = this.settings.servers.iter().enumerate().map(|(place, server)| {
+            let endpoints = match &server.address {
+                Address::Ip(address) => vec![Endpoint::Tcp(*address)],
+                Address::Unix(path) => vec![Endpoint::Unix(path.clone())],
+                name @ Address::Name(..) => former.map_or_else(Vec::new, |all| all.found(name)),
             };
-            Some(this.server(place, endpoint))
+            endpoints.into_iter().map(|endpoint| this.server(place, endpoint)).collect()
         });
-        this.put(servers.collect());
+        this.put(names::shared(servers.collect(), names::ADDRESSES_MAX));
         Ok(Arc::new(this))
     }
 
-    /// Takes up what is new under an unchanged configuration: its certificates.
+    /// Where a name of its servers leads to now.
+    fn found(&self, name: &Address) -> Vec<Endpoint> {
+        let place = self.settings.servers.iter().position(|server| server.address == *name);
+        let servers = self.servers();
+        let found = servers.iter().filter(|server| Some(server.place) == place);
+        found.map(|server| server.endpoint.clone()).collect()
+    }
+
+    /// What is new under an unchanged configuration: its certificates.
     ///
     /// # Errors
-    /// If they cannot be used; the former stay.
-    pub fn reread(&self) -> Result<(), UpstreamTlsError> {
-        if let (Some(connector), Some(settings)) = (&self.tls, &self.settings.tls) {
-            connector.store(Arc::new(Connector::load(settings, self.settings.http2)?));
+    /// If they cannot be used.
+    pub fn reread(&self) -> Result<Option<Connector>, UpstreamTlsError> {
+        let tls = self.settings.tls.as_ref();
+        tls.map(|tls| Connector::load(tls, self.settings.http2)).transpose()
+    }
+
+    /// Takes up what was read again.
+    pub fn renew(&self, read: Option<Connector>) {
+        if let (Some(former), Some(connector)) = (&self.tls, read) {
+            former.store(Arc::new(connector));
         }
-        Ok(())
     }
 
     /// When its certificates end.

@@ -267,3 +267,33 @@ fn thousands_of_routes_are_not_looked_at_one_by_one() {
         );
     }
 }
+
+#[test]
+fn a_preflight_is_answered_by_the_first_route_that_lets_the_browser() {
+    let only = |name: &'static str| [(name, Test::Present)];
+    let shared = |headers: &[(&str, Test)], origin: &str, upstream| {
+        let cors = Cors {
+            origins: Some(vec![origin.to_owned()]),
+            headers: Vec::new(),
+            expose: Vec::new(),
+            credentials: false,
+            max_age_s: 1,
+        };
+        let answers = Arc::new(Answers { cors: Some(cors), ..Answers::default() });
+        Route { answers, ..route(("*", "/a"), &[Method::GET], headers, upstream) }
+    };
+    let closed = route(("*", "/a"), &[Method::GET], &only("x-c"), 3);
+    let narrow = shared(&only("x-a"), "https://one.test", 1);
+    let wide = shared(&[], "https://two.test", 2);
+    let routes = Routes::new(vec![wide, narrow, closed]).unwrap();
+    let ask = |origin: &'static str, method| {
+        let mut asked = HeaderMap::new();
+        asked.insert(http::header::ORIGIN, origin.parse().unwrap());
+        let answer = routes.preflight("a", "/a/b", &method, &asked);
+        answer.map(|answer| answer.map(|(route, _)| route.upstream))
+    };
+    assert_eq!(ask("https://one.test", Method::GET), Some(Ok(1)));
+    assert_eq!(ask("https://two.test", Method::GET), Some(Ok(2)));
+    assert_eq!(ask("https://three.test", Method::GET), Some(Err(Reason::PreflightRefused)));
+    assert_eq!(ask("https://two.test", Method::PUT), None);
+}

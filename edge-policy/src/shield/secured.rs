@@ -1,7 +1,7 @@
 //! The security headers of answers.
 //!
-//! An upstream knows its own pages and may set its own policies, but not do without HSTS, `nosniff`, or
-//! `no-store` on an authenticated answer, unless the route says so.
+//! An upstream knows its own pages and may set its own policies, but not do without HSTS and `nosniff`, nor let
+//! shared caches keep an authenticated answer, unless the route says so.
 
 use http::HeaderMap;
 use http::header::{CACHE_CONTROL, HeaderName, HeaderValue};
@@ -27,7 +27,7 @@ pub struct Secured {
     unless_set: Vec<(HeaderName, Lines)>,
     /// All of them: most upstreams say nothing of any.
     all: Lines,
-    /// Whether an authenticated answer is the edge's to forbid to store.
+    /// Whether the edge keeps authenticated answers out of shared caches.
     no_store: bool,
 }
 
@@ -71,11 +71,21 @@ impl Secured {
         } else {
             lines.extend(&self.all);
         }
-        if is_authenticated && self.no_store {
+        if is_authenticated && self.no_store && !is_private(headers) {
             headers.remove(CACHE_CONTROL);
             lines.add(CACHE_CONTROL.as_str(), "no-store");
         }
     }
+}
+
+/// Whether the upstream itself keeps an answer out of shared caches (RFC 9111, 5.2.2). What is private in part alone,
+/// or public as well, is not.
+fn is_private(headers: &HeaderMap) -> bool {
+    let values = || headers.get_all(CACHE_CONTROL).iter().map(HeaderValue::as_bytes);
+    let words = || values().flat_map(|value| value.split(|byte| *byte == b','));
+    let has = |name: &[u8]| words().any(|word| word.trim_ascii().eq_ignore_ascii_case(name));
+    let is_quoted = || values().any(|value| value.contains(&b'"'));
+    (has(b"private") || has(b"no-store")) && !has(b"public") && !is_quoted()
 }
 
 fn field(name: HeaderName, value: &str) -> (HeaderName, Lines) {
@@ -149,6 +159,25 @@ mod tests {
         assert!(overrides.iter().all(|(name, _)| secured().any(|own| own == name.as_str())));
         let framed = stamped(&[("x-frame-options", "SAMEORIGIN")], true, &overrides);
         assert_eq!(framed["x-frame-options"], "SAMEORIGIN");
+    }
+
+    #[test]
+    fn an_upstream_keeps_shared_caches_out_itself_or_nobody_stores_the_answer() {
+        for (own, is_kept) in [
+            ("private, max-age=60", true),
+            ("max-age=0, Private", true),
+            ("no-store", true),
+            ("no-cache", false),
+            ("max-age=60", false),
+            ("public, private", false),
+            ("private=\"set-cookie\"", false),
+            ("x=\"a, private, b\", max-age=60", false),
+        ] {
+            let given = stamped(&[("cache-control", own)], true, &Vec::new());
+            assert_eq!(given["cache-control"], if is_kept { own } else { "no-store" });
+        }
+        let both = [("cache-control", "private"), ("cache-control", "public")];
+        assert_eq!(stamped(&both, true, &Vec::new())["cache-control"], "no-store");
     }
 
     #[test]

@@ -70,13 +70,16 @@ impl Circuit {
     /// Notes how a request ended that passed, and when it began. What began before a trial went well tells nothing
     /// of now by its failure.
     pub fn note(&self, rule: &Rule, passage: Passage, failed: bool, [began_ns, now_ns]: [u64; 2]) {
-        if matches!(passage, Passage::Trial(_)) {
-            let until = if failed { now_ns.saturating_add(rule.open_ns).max(1) } else { 0 };
-            self.window.store(0, Relaxed);
-            if !failed {
+        if let Passage::Trial(trial_ns) = passage {
+            if failed {
+                // One that fails late tells nothing of what a later one finds out.
+                let until = now_ns.saturating_add(rule.open_ns).max(1);
+                let _ = self.until_ns.compare_exchange(trial_ns, until, Relaxed, Relaxed);
+            } else {
+                self.window.store(0, Relaxed);
                 self.closed_ns.store(now_ns, Relaxed);
+                self.until_ns.store(0, Relaxed);
             }
-            self.until_ns.store(until, Relaxed);
             return;
         }
         if failed && began_ns < self.closed_ns.load(Relaxed) {
@@ -175,6 +178,21 @@ mod tests {
             let after = if failed { Passage::Shut(489) } else { Passage::Free };
             assert_eq!(circuit.enter(&RULE, 1_111), after);
         }
+    }
+
+    #[test]
+    fn a_trial_that_ends_late_closes_but_does_not_open() {
+        let circuit = Circuit::default();
+        assert!((0..4).all(|now_ns| pass(&circuit, now_ns, true) == Passage::Free));
+        let trials = [600, 1_100, 1_600].map(|now_ns| circuit.enter(&RULE, now_ns));
+        assert_eq!(trials, [1_100, 1_600, 2_100].map(Passage::Trial));
+        circuit.note(&RULE, trials[0], true, [600, 1_610]);
+        assert_eq!(circuit.enter(&RULE, 2_099), Passage::Shut(1), "the last one has the word");
+        // An upstream that takes longer than the circuit stays open is well all the same.
+        circuit.note(&RULE, trials[1], false, [1_100, 1_620]);
+        assert!(!circuit.is_open());
+        circuit.note(&RULE, trials[2], true, [1_600, 1_700]);
+        assert!(!circuit.is_open());
     }
 
     #[test]

@@ -164,7 +164,6 @@ impl Upstream {
         let Outgoing { head, mut body, upload, key, mut asked } = outgoing;
         let settings = &self.shared.settings;
         let patience = Patience { upload, answer_max: settings.response_timeout };
-        upload.turn.ask(settings.body_timeout, settings.total_timeout);
         let pools = self.pools();
         let mut retries = if on_trial { 0 } else { settings.retries_max };
         let (mut tried, mut missed, mut fresh) = (0_u64, None, false);
@@ -179,6 +178,13 @@ impl Upstream {
             }
             if tried != 0 || fresh {
                 pool.tally().retries.fetch_add(1, Relaxed);
+            } else {
+                // Not while it waited for its turn: others have had that time.
+                upload.turn.ask(settings.body_timeout, settings.total_timeout);
+            }
+            if upload.turn.left().is_zero() {
+                // This one was not asked, and is not to blame.
+                return Err(missed.unwrap_or(Reason::UpstreamTimeout));
             }
             tried |= 1 << index;
             match self.ask(pool, head, body, &patience, fresh).await {
