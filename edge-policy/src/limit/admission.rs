@@ -40,6 +40,13 @@ impl Drop for Held {
 }
 
 impl Admission {
+    /// Counts in what one more rule admitted.
+    #[inline]
+    pub(super) fn add(&mut self, standing: Standing, delay_ns: u64) {
+        self.standing = Standing::tighter(self.standing, Some(standing));
+        self.delay_ns = self.delay_ns.max(delay_ns);
+    }
+
     /// Both together.
     #[must_use]
     pub fn and(mut self, other: Self) -> Self {

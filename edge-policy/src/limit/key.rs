@@ -70,6 +70,7 @@ pub(super) fn hash(by: &[Part], secret: &[u8; 16], facts: &Facts<'_>) -> Option<
 
 /// Feeds a part to a hash: its length first, so that no two lists of parts run together; and all of it in
 /// whole words, which the hash takes at once.
+#[inline(always)]
 fn feed(hash: &mut SipHasher13, part: Option<&[u8]>) {
     hash.write_u64(part.map_or(u64::MAX, |part| part.len() as u64));
     let (words, rest) = part.unwrap_or_default().as_chunks();

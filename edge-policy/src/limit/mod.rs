@@ -186,11 +186,10 @@ impl Rule {
         // What is in flight counts, whatever it costs.
         let counts = |counted: &&Counted| facts.cost > paid || counted.meter.is_concurrent();
         let counted = self.counts.of(tier).filter(counts)?;
-        let hash = if self.spec.only.covers(facts) {
-            key::hash(&self.spec.by, &self.state.secret, facts)?
-        } else {
+        if !self.spec.only.covers(facts) {
             return None;
-        };
+        }
+        let hash = key::hash(&self.spec.by, &self.state.secret, facts)?;
         counted.table.fetch(hash);
         Some((counted, hash))
     }
@@ -202,24 +201,24 @@ impl Rule {
         facts: &Facts<'_>,
         paid: u64,
         now: Now,
-    ) -> Result<Admission, Denied> {
+        admission: &mut Admission,
+    ) -> Result<(), Denied> {
         let cost = facts.cost.saturating_sub(paid);
         let meter = &self.part(*whole, hash, cost);
         let standing = |left: Left| Standing { left, window_s: meter.window_s() };
         match table.charge(meter, hash, cost, now) {
             Ok(Admitted { left, delay_ns, hold }) => {
-                let hold = meter.is_concurrent().then_some(hold);
-                let held = hold.map(|hold| Held::new(Arc::clone(table), *meter, hold));
-                let held = held.into_iter().collect();
-                Ok(if self.spec.shadow {
-                    Admission { held, ..Admission::default() }
-                } else {
-                    Admission { standing: Some(standing(left)), delay_ns, held }
-                })
+                if meter.is_concurrent() {
+                    admission.held.push(Held::new(Arc::clone(table), *meter, hold));
+                }
+                if !self.spec.shadow {
+                    admission.add(standing(left), delay_ns);
+                }
+                Ok(())
             }
             Err(_) if self.spec.shadow => {
                 self.state.would_refuse.fetch_add(1, Relaxed);
-                Ok(Admission::default())
+                Ok(())
             }
             Err(Refused { left, wait_ns, is_shared }) => {
                 self.state.refused.fetch_add(1, Relaxed);
@@ -329,9 +328,10 @@ fn admit<'a>(
     let mut admission = Admission::default();
     loop {
         // The places of several are brought in together, and then charged one by one.
-        let found: [Option<_>; TOGETHER] = std::array::from_fn(|_| rules.next());
+        let mut found = [None; TOGETHER];
+        found.iter_mut().zip(&mut rules).for_each(|(place, rule)| *place = Some(rule));
         for (rule, place) in found.into_iter().flatten() {
-            admission = admission.and(rule.charge(place, facts, paid, now)?);
+            rule.charge(place, facts, paid, now, &mut admission)?;
         }
         if found[TOGETHER - 1].is_none() {
             return Ok(admission);
