@@ -260,18 +260,12 @@ fn extensions(frame: &mut Frame, facts: &mut Facts) -> ControlFlow<Reason, Fragm
     }
 }
 
+/// The headers that the kernel itself follows; it takes any other, of mobility or host identity, for a transport's.
 #[inline(always)]
 fn is_extension(protocol: u8) -> bool {
     matches!(
         protocol,
-        IPPROTO_HOPOPTS
-            | IPPROTO_ROUTING
-            | IPPROTO_FRAGMENT
-            | IPPROTO_AH
-            | IPPROTO_DSTOPTS
-            | IPPROTO_MH
-            | IPPROTO_HIP
-            | IPPROTO_SHIM6
+        IPPROTO_HOPOPTS | IPPROTO_ROUTING | IPPROTO_FRAGMENT | IPPROTO_AH | IPPROTO_DSTOPTS
     )
 }
 
@@ -346,9 +340,6 @@ const IPPROTO_FRAGMENT: u8 = 44;
 const IPPROTO_AH: u8 = 51;
 pub const IPPROTO_ICMPV6: u8 = 58;
 const IPPROTO_DSTOPTS: u8 = 60;
-const IPPROTO_MH: u8 = 135;
-const IPPROTO_HIP: u8 = 139;
-const IPPROTO_SHIM6: u8 = 140;
 
 pub const TCP_FIN: u8 = 0x01;
 pub const TCP_SYN: u8 = 0x02;

@@ -15,6 +15,7 @@ use edge_common::{
 
 use crate::{
     boot_ns, is_monitored, note,
+    packet::{IPPROTO_TCP, IPPROTO_UDP},
     tables::{self, Knobs, Slot, fact, set_fact, setting},
 };
 
@@ -149,14 +150,19 @@ fn may_tell(knobs: Knobs) -> bool {
 /// Writes an event, unless nobody empties the ring.
 #[inline(always)]
 fn tell(ring: &'static RingBuf, lost: u32, flags: u64, slot: &Slot, reason: u32) {
+    let protocol = fact!(slot, protocol);
     let event = Packet {
         at_ns: boot_ns(),
         source: fact!(slot, source),
         reason,
         ifindex: fact!(slot, ifindex),
         length: fact!(slot, length),
-        port: fact!(slot, port),
-        protocol: fact!(slot, protocol),
+        port: match protocol {
+            IPPROTO_TCP | IPPROTO_UDP => fact!(slot, port),
+            // An ICMP type and code.
+            _ => 0,
+        },
+        protocol,
         would: u8::from(fact!(slot, would) == reason + 1),
     };
     if ring.output::<Packet>(event, flags).is_err() {

@@ -229,6 +229,7 @@ const VLANS: [u16; 4] = [0, 0, 0, 5];
 /// First, overlapping it, later, last of all.
 const FRAGMENT_OFFSETS: [u16; 6] = [0, 0, 1, 2, 100, 0x1fff];
 
+/// The last ones are protocols to the stack.
 const EXTENSIONS: [u8; 10] = [0, 43, 44, 44, 51, 60, 60, 135, 139, 140];
 
 /// Bytes of the longest frame: a jumbo frame's.

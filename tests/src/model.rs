@@ -169,7 +169,7 @@ fn v6(packet: &[u8], start: usize) -> Result<Payload<'_>, Reason> {
     let (mut is_later, mut has_more) = (false, false);
     for followed in 0.. {
         let kind = protocol;
-        if is_later || !matches!(kind, 0 | 43 | 44 | 51 | 60 | 135 | 139 | 140) {
+        if is_later || !matches!(kind, 0 | 43 | 44 | 51 | 60) {
             break;
         }
         if followed == 8 {

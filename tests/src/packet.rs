@@ -45,8 +45,6 @@ pub const DESTINATION: u8 = 60;
 pub const MOBILITY: u8 = 135;
 /// IPv6's host identity header.
 pub const HOST_IDENTITY: u8 = 139;
-/// IPv6's shim6 header.
-pub const SHIM6: u8 = 140;
 
 /// An Ethernet header.
 #[must_use]

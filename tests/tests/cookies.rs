@@ -110,6 +110,34 @@ fn cookies_end_with_the_flood() -> Result<()> {
 }
 
 #[test]
+fn what_a_reload_protects_is_protected_while_its_lists_are_compiled() -> Result<()> {
+    let lab = Lab::new()?;
+    let path = lab.dir().join("deny.txt");
+    std::fs::write(&path, "192.0.2.7\n")?;
+    let edged = lab
+        .edged()?
+        .set("lists.networks_max", "1000000")
+        .set("lists.deny_files", &format!("[{path:?}]"))
+        .start()?;
+    let listeners = || {
+        Ok::<_, anyhow::Error>(edged.metrics()?.sum("edged_map_entries", &[("map", "LISTENERS")]))
+    };
+    let before = listeners()?;
+    let address = |i: u32| format!("{}\n", std::net::Ipv4Addr::from(0x0b00_0000 + 2 * i));
+    std::fs::write(&path, (0..400_000).map(address).collect::<String>())?;
+    edged.edit("kernel.syn_cookies.ports", "[22]")?;
+    std::thread::scope(|scope| {
+        let reload = scope.spawn(|| edged.tell("reload"));
+        until("it is protected", WAIT, || Ok(listeners()? > before))?;
+        let protected = listeners()?;
+        while !reload.is_finished() {
+            assert!(listeners()? >= protected, "the settings of before are followed");
+        }
+        reload.join().expect("no panic").map(drop)
+    })
+}
+
+#[test]
 fn listeners_on_a_vlan_are_left_out_while_the_card_hides_its_tags() -> Result<()> {
     let lab = Lab::new()?;
     let ip = |line: &str| run(lab.edge.command("ip").args(line.split(' '))).map(drop);

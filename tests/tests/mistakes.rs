@@ -305,7 +305,10 @@ fn bad_lists_are_told_and_what_was_listed_stays() -> Result<()> {
     let raised = |name: &str| Ok::<_, anyhow::Error>(edged.metrics()?.value(name));
     let config = fs::read_to_string(&edged.config)?;
     for (told, series) in [
-        ("the kernel's table ENTRIES is full", "edged_list_failures_total"),
+        (
+            "the kernel's table ENTRIES is full: a larger lists.networks_max and a restart make room",
+            "edged_list_failures_total",
+        ),
         ("kernel.interfaces", REFUSED),
     ] {
         let (refused, before) = (raised(REFUSED)?, raised(series)?);

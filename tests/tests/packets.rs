@@ -18,8 +18,7 @@ use edge_daemon::{
 };
 use edge_policy::list::Class;
 use edge_tests::packet::{
-    ACK, DESTINATION, HOP_BY_HOP, HOST_IDENTITY, MOBILITY, Packet, ROUTING, RST, SHIM6, SYN, ether,
-    v4, v6,
+    ACK, DESTINATION, HOP_BY_HOP, MOBILITY, Packet, ROUTING, RST, SYN, ether, v4, v6,
 };
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
@@ -385,9 +384,6 @@ fn all_extensions(source: &str) -> Packet {
         .extension(ROUTING, 2)
         .v6_fragment(0, false)
         .authentication(4)
-        .extension(MOBILITY, 0)
-        .extension(HOST_IDENTITY, 4)
-        .extension(SHIM6, 0)
 }
 
 fn padded(mut frame: Vec<u8>, length: usize) -> Vec<u8> {
@@ -617,6 +613,17 @@ fn drops_are_told_at_their_rate_and_the_rest_is_counted() {
     assert_eq!((second.port, second.protocol, second.would), (53, 17, 0));
     assert_eq!(bench.kernel.drops.next_drop(), None);
     assert_eq!(bench.kernel.tables.drops_lost().unwrap(), 3);
+}
+
+#[test]
+fn what_has_no_port_is_told_of_without_one() {
+    let policy = Policy { services: Some(Vec::new()), ..UNLIMITED };
+    let mut bench = Bench::new(policy);
+    for (frame, protocol) in [(v4(GOOD).icmp().build(), 1), (v6(GOOD6).icmpv6(128).build(), 58)] {
+        assert_eq!(bench.judge(&frame), Reason::NoService);
+        let told = bench.kernel.drops.next_drop().unwrap();
+        assert_eq!((told.protocol, told.port), (protocol, 0), "an ICMP type and code are no port");
+    }
 }
 
 #[test]

@@ -17,7 +17,7 @@ use edge_tests::{
     client::{connect, reaches, until},
     lab::{ATTACKER, CLIENT, CLIENT6, EDGE},
     netns::Netns,
-    packet::{ACK, RST, SYN, v4, v6},
+    packet::{ACK, HOST_IDENTITY, MOBILITY, RST, SYN, v4, v6},
     plane::{Plane, Verdict},
 };
 use nix::sys::socket::{
@@ -322,7 +322,9 @@ fn a_reload_that_the_host_cannot_follow_changes_no_service() -> Result<()> {
 
 #[test]
 fn each_protocol_is_offered_by_itself() {
-    let services = vec![Service::Tcp(443), Service::Udp(53), Service::Protocol(47)];
+    let services =
+        [Service::Tcp(443), Service::Udp(53), Service::Protocol(47), Service::Protocol(139)]
+            .to_vec();
     let policy = Policy { services: Some(services), ..Policy::UNLIMITED };
     let mut plane = Plane::new(policy.clone());
     const GOOD: &str = "192.0.2.10";
@@ -342,6 +344,12 @@ fn each_protocol_is_offered_by_itself() {
         ("another UDP port", ports(40_000, 54).0, false),
         ("GRE", v4(GOOD).protocol(47, &[0; 8]).build(), true),
         ("ESP", v6(GOOD6).protocol(50, &[0; 8]).build(), false),
+        (
+            "host identity",
+            v6(GOOD6).protocol(HOST_IDENTITY, &[59, 0, 0, 0, 0, 0, 0, 0]).build(),
+            true,
+        ),
+        ("mobility", v6(GOOD6).extension(MOBILITY, 0).tcp(SYN).build(), false),
         ("IPIP", v4(GOOD).protocol(4, &[0; 20]).build(), false),
         ("IGMP", v4(GOOD).protocol(2, &[0x11, 0, 0, 0, 0, 0, 0, 0]).build(), true),
         ("IGMP in IPv6", v6(GOOD6).protocol(2, &[0; 8]).build(), false),

@@ -17,6 +17,8 @@ use super::vlan::{Link, links};
 pub(super) struct Above {
     /// By name.
     pub(super) devices: BTreeSet<String>,
+    /// Those that are guarded themselves: the programs on both charge and count what comes by them.
+    pub(super) twice: BTreeSet<String>,
     /// Whether one of them is a VRF.
     pub(super) has_vrf: bool,
 }
@@ -42,10 +44,12 @@ impl Above {
                 break;
             }
         }
-        let found = || above.iter().filter_map(|index| links.get(index));
+        let found = || above.iter().filter_map(|index| Some((index, links.get(index)?)));
+        let name = |(_, link): (&u32, &Link)| link.name.clone();
         Self {
-            devices: found().map(|link| link.name.clone()).collect(),
-            has_vrf: found().any(|link| link.kind == "vrf"),
+            devices: found().map(name).collect(),
+            twice: found().filter(|(index, _)| guarded.contains(index)).map(name).collect(),
+            has_vrf: found().any(|(_, link)| link.kind == "vrf"),
         }
     }
 
@@ -86,6 +90,8 @@ mod tests {
         assert_eq!(above(&[3]), ("mac0".into(), false));
         // One that is guarded itself is no less above another.
         assert_eq!(above(&[3, 7]), ("mac0".into(), false));
+        assert_eq!(Above::of(&links, &[3, 7]).twice, BTreeSet::from(["mac0".to_owned()]));
+        assert!(Above::of(&links, &[3, 9]).twice.is_empty());
         assert_eq!(above(&[9]), (String::new(), false));
         assert_eq!(Above::default().flags(), 0);
     }

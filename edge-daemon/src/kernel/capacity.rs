@@ -66,8 +66,8 @@ impl Draft {
     }
 }
 
-/// Lines for so many networks, at half a line each: a lone address needs an eighth of one, a
-/// network that lies among others in a /18 may need four.
+/// Lines for so many networks, at half a line each: a lone IPv4 address needs an eighth of one, an IPv6 address
+/// nearly one and a half, a network that lies among others in a /18 may need four.
 fn lines_of(networks: u32) -> usize {
     FIXED as usize + 1_024 + networks as usize / 2
 }
@@ -95,7 +95,7 @@ pub struct ListSizes {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{IpAddr, Ipv4Addr};
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
     use super::*;
 
@@ -111,5 +111,16 @@ mod tests {
         let used = next.table.compile(&mut vec![[0; 8]; 1 << 18]).unwrap().lines();
         let lines = capacity.lines as usize;
         assert!(lines >= 2 * used - FIXED as usize, "{lines} for {used}");
+    }
+
+    /// As config/edged.toml says.
+    #[test]
+    fn a_lone_address_of_ipv6_takes_the_room_of_three() {
+        let lone = |i: u128| Ipv6Addr::from_bits(0x2 << 124 | (i * 0x9e37_79b9_7f4a_7c15) << 30);
+        let listed = (1..=10_000).map(|i| (Class::Deny, IpAddr::from(lone(i)).into(), u64::MAX));
+        let mut next = Table::succeed(&Table::default(), listed);
+        next.number(1..);
+        let mut image = vec![[0; 8]; ListCapacity::of(30_000, []).lines as usize];
+        next.table.compile(&mut image).unwrap();
     }
 }

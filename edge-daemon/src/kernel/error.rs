@@ -3,6 +3,7 @@
 use std::{io, path::PathBuf};
 
 use aya::{EbpfError, maps::MapError, programs::ProgramError};
+use edge_common::map;
 
 /// A failure of the kernel plane. Each names what it was about.
 #[derive(Debug, thiserror::Error)]
@@ -188,7 +189,7 @@ pub enum KernelError {
         found: u16,
     },
     /// A table has no room for more.
-    #[error("the kernel's table {table} is full")]
+    #[error("the kernel's table {table} is full{}", how_to_make_room(table))]
     Full {
         /// The table.
         table: &'static str,
@@ -255,6 +256,13 @@ impl KernelError {
                 | Self::Object(_)
                 | Self::Program { .. }
         )
+    }
+}
+
+fn how_to_make_room(table: &str) -> &'static str {
+    match table {
+        map::LISTS | map::ENTRIES => ": a larger lists.networks_max and a restart make room",
+        _ => "",
     }
 }
 

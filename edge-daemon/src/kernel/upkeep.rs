@@ -336,6 +336,13 @@ impl Upkeep {
         if above.has_vrf && !self.above.has_vrf {
             tracing::warn!("packets of no connection are not refused: a VRF hides its connections");
         }
+        if above.twice != self.above.twice && !above.twice.is_empty() {
+            let devices = &above.twice;
+            tracing::warn!(
+                ?devices,
+                "above another guarded interface: what comes by both is charged and counted twice"
+            );
+        }
         if above != self.above {
             let devices = &above.devices;
             tracing::info!(?devices, "above the guarded interfaces: sockets may be bound to them");

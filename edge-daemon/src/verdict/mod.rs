@@ -332,7 +332,10 @@ impl Writer {
             self.expire(list, now_ns);
         }
         self.folding.look(&self.tables.lists, now);
-        self.follow_addresses();
+        // While lists are compiled, the policy in force is ahead of the settings.
+        if self.meanwhile.is_none() {
+            self.follow_addresses();
+        }
         let now_ms = clock::unix_ms();
         self.expire_denials(now_ms);
         if now >= self.next_purge && self.unsaved.purge(now_ms, self.forget_after()) {
