@@ -245,19 +245,25 @@ impl App {
         let giver = spawn("handover", move || giver.run(&giver_stops))?;
         let superseded = self.superseded;
         let office = Office { former, superseded, phase: enter.clone(), outcomes };
+        let drain_timeout = self.settings.server.drain_timeout;
         let operator = Operator::new(self.edge, self.config, self.settings, upstreams);
-        let ended = serving::serve(operator, (control, metrics), self.told, resolutions, office)?;
+        let (ended, former) =
+            serving::serve(operator, (control, metrics), self.told, resolutions, office)?;
 
         serving::say_farewell(ended);
         edge.events.tell(Event::Stopped);
+        let deadline = Instant::now() + drain_timeout;
         // It holds the listeners as well: with them open, clients would wait for nobody.
         drop(stop_giver);
-        join(giver)?;
         stop.send_replace(true);
         enter.send_replace(Phase::Draining);
         for worker in workers {
             join(worker)??;
         }
+        // Somebody who makes ready may take longer than the drain.
+        join(giver)?;
+        // The one before this may drain still, and has nobody else to tell its audit entries to.
+        former.map_or(Ok(()), |former| join_until(former, deadline))?;
         drop((stop_quotas, stop_sources, stop_warden));
         join(quotas)?;
         join(sources)?;

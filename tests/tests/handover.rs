@@ -185,6 +185,71 @@ fn a_successor_that_ends_on_its_way_leaves_the_former_in_office() -> Result<()> 
 }
 
 #[test]
+fn an_end_that_is_asked_for_waits_for_no_successor() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let mut edged = lab.edged()?.start()?;
+    let mut talk = Dial::new(&edged.ca, HOST)?.alpn("http/1.1").connect(&lab, CLIENT)?;
+    assert_eq!(talk.get(HOST, "/health", &[])?.status, 200);
+    let pretender = pretend(&edged, &[r#"{"ask":{"version":"0"}}"#, r#""release""#])?;
+    edged.signal(Signal::SIGTERM)?;
+    assert!(talk.hear(Duration::from_secs(30), |_| false)?.closed, "it drains");
+    drop(pretender);
+    assert!(edged.terminate()?.success());
+    Ok(())
+}
+
+#[test]
+fn what_the_first_of_three_has_to_say_is_heard() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let mut edged = lab
+        .edged()?
+        .set("server.drain_timeout", "\"60s\"")
+        .set("bounds.header_timeout", "\"60s\"")
+        .start()?;
+    let key = edged.key("k")?;
+    let mut talk = Dial::new(&edged.ca, HOST)?.alpn("http/1.1").connect(&lab, CLIENT)?;
+    talk.say(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\nX-Api-Key: {key}\r\n").as_bytes())?;
+    let mut first = edged.succeed()?;
+    let mut second = edged.succeed()?;
+    talk.say(b"\r\n")?;
+    let heard = talk.hear(Duration::from_secs(30), |_| false)?;
+    assert_eq!(heard.statuses(), [200]);
+    for former in [&mut first, &mut second] {
+        let mut status = None;
+        until("it ends", Duration::from_secs(30), || {
+            status = former.try_wait()?;
+            Ok(status.is_some())
+        })?;
+        assert!(status.is_some_and(|status| status.success()));
+    }
+    let text = String::from_utf8_lossy(&heard.bytes).into_owned();
+    let id = text.lines().find_map(|line| line.strip_prefix("x-request-id: ")).context("an id")?;
+    let mut audited = false;
+    for file in std::fs::read_dir(lab.dir().join("audit"))? {
+        audited |= std::fs::read_to_string(file?.path())?.contains(id);
+    }
+    assert!(audited, "{id}");
+    audit_is_whole(&lab, &edged)
+}
+
+#[test]
+fn listeners_may_change_at_a_takeover() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let mut edged = lab.edged()?.start()?;
+    let open = || [80, 443, 8443].map(|port| connect(&lab, CLIENT, port, SOON).is_ok());
+    assert_eq!(open(), [true, true, false]);
+    edged.edit("server.https", &format!("[\"{EDGE}:443\", \"{EDGE}:8443\"]"))?;
+    edged.edit("server.http", "[]")?;
+    assert!(!edged.ctl("reload")?.status.success(), "a reload cannot");
+    assert!(edged.take_over()?.success());
+    assert_eq!(open(), [false, true, true]);
+    Ok(())
+}
+
+#[test]
 fn a_successor_that_cannot_start_changes_nothing() -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;

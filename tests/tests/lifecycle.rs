@@ -209,6 +209,8 @@ fn a_reload_under_load_loses_no_request() -> Result<()> {
         });
         for factor in 21..31 {
             edged.edit("verdicts.factor", &factor.to_string())?;
+            // An upstream that changes is made anew, under those that ask it.
+            edged.edit("upstream.0.idle_timeout", &format!("\"{factor}s\""))?;
             edged.tell("reload")?;
         }
         stop.store(true, Relaxed);

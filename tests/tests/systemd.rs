@@ -245,6 +245,28 @@ fn the_watchdog_is_told_by_whoever_is_in_office() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_manager_is_told_when_a_reload_begins_and_ends() -> Result<()> {
+    let lab = Lab::new()?;
+    let config = lab.edged()?.write()?;
+    certify(lab.dir())?;
+    let manager = Manager::new(&lab)?;
+    let mut daemon = service(&lab, &config, "run", |_| ())?;
+    manager.await_ready(daemon.id())?;
+    kill(Pid::from_raw(i32::try_from(daemon.id())?), Signal::SIGHUP)?;
+    let mut told = Vec::new();
+    until("it has reloaded", Duration::from_secs(20), || {
+        told.extend(manager.hear()?.map(|(_, text)| text));
+        Ok(told.last().is_some_and(|text| text == "READY=1"))
+    })?;
+    // With the time, as `Type=notify-reload` asks.
+    assert!(told[0].starts_with("RELOADING=1\nMONOTONIC_USEC="), "{told:?}");
+    kill(Pid::from_raw(i32::try_from(daemon.id())?), Signal::SIGTERM)?;
+    ended(&mut daemon)?;
+    detach(&lab.edge, &config);
+    Ok(())
+}
+
 fn ended(daemon: &mut Child) -> Result<()> {
     let mut status = None;
     until("the former daemon ends", Duration::from_secs(15), || {

@@ -601,6 +601,33 @@ fn a_connection_that_goes_away_ends_what_it_began_and_takes_no_more() -> Result<
 }
 
 #[test]
+fn what_a_server_that_goes_away_did_not_look_at_goes_elsewhere() -> Result<()> {
+    let lab = Lab::new()?;
+    framed(&lab.origin, move |n, stream, client| {
+        let head = frame(HEADERS, END_HEADERS, stream, &[0x88]);
+        let whole = [head, frame(DATA, END_STREAM, stream, b"fine")].concat();
+        // The first connection's first stream was its last.
+        let away = frame(GOAWAY, 0, 0, &[0, 0, 0, 1, 0, 0, 0, 0]);
+        client.write_all(if n == 0 && stream > 1 { &away } else { &whole }).is_ok()
+    })?;
+    let edged = lab
+        .edged()?
+        .set("server.workers", "1")
+        .set("upstream.0.http2", "true")
+        .set("upstream.0.retries_max", "0")
+        .start()?;
+    let key = edged.key("k")?;
+    for _ in 0..3 {
+        let posted = edged.get(FRIEND, "/").key(&key).method("POST").send()?;
+        assert_eq!((posted.status, posted.text()), (200, "fine".into()));
+    }
+    assert_eq!(metric(&edged, "edged_upstream_connects_total", &[])?, 2.0);
+    let invalid = [("outcome", "invalid")];
+    assert_eq!(metric(&edged, "edged_upstream_requests_total", &invalid)?, 0.0);
+    Ok(())
+}
+
+#[test]
 fn a_stream_that_is_refused_goes_to_another_server_or_once_over_a_fresh_connection() -> Result<()> {
     let lab = Lab::new()?;
     let (refuses, seen) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));

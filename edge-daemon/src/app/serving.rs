@@ -2,7 +2,7 @@
 
 use std::{
     future::Future, net::TcpListener, os::unix::net::UnixListener, rc::Rc, sync::Arc,
-    time::Duration,
+    thread::JoinHandle, time::Duration,
 };
 
 use tokio::{
@@ -47,14 +47,14 @@ pub(super) enum End {
     Succeeded(Option<i32>),
 }
 
-/// Answers operators and scrapes until the daemon is to end.
+/// Answers operators and scrapes until the daemon is to end; why, and the thread that hears its former.
 pub(super) fn serve(
     operator: Operator,
     listeners: (UnixListener, TcpListener),
     told: Told,
     resolutions: watch::Receiver<()>,
     office: Office,
-) -> anyhow::Result<End> {
+) -> anyhow::Result<(End, Option<JoinHandle<()>>)> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let served = serve_all(operator, listeners, told, resolutions, office);
     runtime.block_on(LocalSet::new().run_until(served))
@@ -66,13 +66,13 @@ async fn serve_all(
     told: Told,
     mut resolutions: watch::Receiver<()>,
     mut office: Office,
-) -> anyhow::Result<End> {
+) -> anyhow::Result<(End, Option<JoinHandle<()>>)> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     let edge = Arc::clone(&operator.edge);
     operator.await_names(&mut resolutions).await;
-    take_office(&edge, &operator, office.former)?;
+    let former = take_office(&edge, &operator, office.former)?;
     if let Err(error) = office.superseded.remove() {
         let error = &error as &dyn std::error::Error;
         tracing::error!(error, "what a former daemon pinned stays");
@@ -142,8 +142,8 @@ async fn serve_all(
     notify("READY=1");
     loop {
         tokio::select! {
-            _ = terminate.recv() => return Ok(End::Told),
-            _ = interrupt.recv() => return Ok(End::Told),
+            _ = terminate.recv() => return Ok((End::Told, former)),
+            _ = interrupt.recv() => return Ok((End::Told, former)),
             outcome = office.outcomes.recv() => match outcome {
                 Some(Outcome::Begun) => _ = open.send_replace(false),
                 Some(Outcome::Lapsed) => {
@@ -151,8 +151,8 @@ async fn serve_all(
                     let operator = Rc::clone(&operator);
                     spawn_local(async move { operator.lock().await.insist().await });
                 }
-                Some(Outcome::Succeeded(pid)) => return Ok(End::Succeeded(pid)),
-                None => return Ok(End::Told),
+                Some(Outcome::Succeeded(pid)) => return Ok((End::Succeeded(pid), former)),
+                None => return Ok((End::Told, former)),
             },
         }
     }
@@ -163,16 +163,15 @@ fn take_office(
     edge: &Arc<Edge>,
     operator: &Operator,
     former: Option<Predecessor>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Option<JoinHandle<()>>> {
     if let Some(former) = &former {
         former.yield_nonces()?;
     }
     edge.replays.open(&operator.settings)?;
-    if let Some(former) = former {
-        former.succeed(Arc::clone(edge))?;
-        tracing::info!("taken over: the former daemon drains");
-    }
-    Ok(())
+    let Some(former) = former else { return Ok(None) };
+    let heard = former.succeed(Arc::clone(edge))?;
+    tracing::info!("taken over: the former daemon drains");
+    Ok(heard)
 }
 
 /// Runs a server for as long as it is to answer, again and again.

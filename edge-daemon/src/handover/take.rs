@@ -6,6 +6,7 @@ use std::{
     os::unix::net::UnixStream,
     path::Path,
     sync::Arc,
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -60,25 +61,25 @@ impl Predecessor {
         self.step(&Step::YieldNonces, &Step::NoncesYielded)
     }
 
-    /// Takes over. What the former still has to say is heard on a thread of its own.
+    /// Takes over. What the former still has to say is heard on a thread of its own, which ends with it.
     ///
     /// # Errors
     /// If it has decided to stay; no request may be taken then.
-    pub fn succeed(self, edge: Arc<Edge>) -> anyhow::Result<()> {
+    pub fn succeed(self, edge: Arc<Edge>) -> anyhow::Result<Option<JoinHandle<()>>> {
         if let Err(error) = self.step(&Step::Ready, &Step::Yours) {
             // It died: there is nobody left to serve but this process.
             if error.downcast_ref::<io::Error>().is_none() {
                 return Err(error);
             }
             tracing::warn!(%error, "the former daemon is gone");
-            return Ok(());
+            return Ok(None);
         }
         self.0.set_read_timeout(None)?;
-        std::thread::Builder::new().name("former".to_owned()).spawn(move || {
+        let hear = move || {
             hear_errands(&self.0, |errand| run(&edge, errand, &self.0));
             tracing::info!("the former daemon has ended");
-        })?;
-        Ok(())
+        };
+        Ok(Some(thread::Builder::new().name("former".to_owned()).spawn(hear)?))
     }
 
     fn step(&self, step: &Step, wanted: &Step) -> anyhow::Result<()> {

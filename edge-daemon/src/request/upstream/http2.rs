@@ -168,8 +168,10 @@ impl Connection {
                 Poll::Ready(answer) => Poll::Ready(answer.map_err(|error| {
                     // Whatever is no fault of this stream alone, none can be begun after.
                     self.is_closed.set(self.is_closed() || !error.is_reset());
-                    // What the server did not look at had no effect (RFC 9113, 8.7).
-                    let untouched = error.reason() == Some(h2::Reason::REFUSED_STREAM);
+                    // What the server did not look at had no effect (RFC 9113, 8.7): a GOAWAY is the end of those
+                    // streams alone that came after the last that it did.
+                    let untouched = error.reason() == Some(h2::Reason::REFUSED_STREAM)
+                        || error.is_go_away() && error.is_remote();
                     (Reason::UpstreamInvalid, untouched)
                 })),
                 Poll::Pending if sent.is_pending() && sending.is_starved() => {
