@@ -12,6 +12,7 @@ use std::{
 
 use edge_common::{
     Rate, Reason, Signature, Source,
+    cookie::{LISTENERS_MAX, Listener},
     map::{self, Ban, Count, FOREVER, Kind},
     service::Service,
     signature::{Action, Ask},
@@ -25,7 +26,7 @@ use edge_daemon::{
 use edge_policy::list::Class;
 use edge_tests::{
     netns::Netns,
-    packet::{ACK, RST, SYN, ether, v4, v6},
+    packet::{ACK, DESTINATION, MOBILITY, ROUTING, RST, SYN, ether, v4, v6},
 };
 
 const HOUR: u64 = 3600 * 1_000_000_000;
@@ -132,14 +133,18 @@ const LISTED: [(Class, &str); 4] = [
 ];
 
 /// Tables that only the program writes: name, entries, and bytes of a value on all CPUs at most.
-const TABLES: [(&str, u32, usize); 5] = [
+const TABLES: [(&str, u32, usize); 7] = [
     ("CELLS", map::CELLS_MAX, 32),
     ("OPEN", map::OPEN_SETS, 64),
     ("DROPS_BUCKET", 1, 8),
+    ("ALARM", 2, 8),
+    ("LISTENERS", LISTENERS_MAX, 16),
     ("COUNTS", map::INTERFACES_MAX * 2 * map::REASONS_MAX, 16 * CPUS_MAX),
     ("SIGNATURE_HITS", 2 * map::SIGNATURES_MAX, 8 * CPUS_MAX),
 ];
 const CPUS_MAX: usize = 64;
+/// Bytes of the longest key: a listener's.
+const KEY_MAX: usize = size_of::<Listener>();
 
 impl Drop for Bench {
     fn drop(&mut self) {
@@ -151,7 +156,7 @@ fn source(text: &str) -> Source {
     text.parse::<std::net::IpAddr>().unwrap().into()
 }
 
-/// All words of a pinned array, in one call.
+/// All words of a pinned table, in one call.
 fn dump(pin: &Path, entries: usize, bytes: usize) -> std::io::Result<Vec<u64>> {
     const OBJ_GET: libc::c_long = 7;
     const MAP_LOOKUP_BATCH: libc::c_long = 24;
@@ -165,7 +170,7 @@ fn dump(pin: &Path, entries: usize, bytes: usize) -> std::io::Result<Vec<u64>> {
         if done < 0 { Err(Error::last_os_error()) } else { Ok(done as u64) }
     };
     let table = call(OBJ_GET, &mut [pin.as_ptr() as u64, 0, 0, 0, 0, 0, 0])?;
-    let (mut next, mut keys) = (0_u64, vec![0_u32; entries]);
+    let (mut next, mut keys) = (0_u64, vec![0_u8; entries * KEY_MAX]);
     let mut values = vec![0_u64; entries * bytes / 8];
     let count_and_table = entries as u64 | table << 32;
     let mut words = [
@@ -257,17 +262,26 @@ impl Dice {
         let packet = if self.one_in(2) {
             let near = format!("192.0.2.{}", 60 + self.roll(9));
             let source = self.pick(&["198.51.100.9", "198.51.100.7", "192.0.2.66", &near, &near]);
-            let packet = if self.one_in(8) { ether().vlan(3).v4(source) } else { v4(source) };
-            if self.one_in(8) { packet.v4_fragment(0, true) } else { packet }
+            let packet = match self.roll(16) {
+                0 => ether().vlan(3).v4(source),
+                1 => ether().vlan(3).vlan(7).v4(source),
+                _ => v4(source),
+            };
+            if self.one_in(8) { packet.v4_fragment(self.pick(&[0, 9]), true) } else { packet }
         } else {
             let near = format!("2001:db8:1:{:x}::5", self.roll(0x400));
-            v6(self.pick(&["2001:db8:bad::5", "fe80::7", &near, &near]))
+            let packet = v6(self.pick(&["2001:db8:bad::5", "fe80::7", &near, &near]));
+            match self.roll(8) {
+                0 => packet.extension(self.pick(&[DESTINATION, ROUTING, MOBILITY]), 0),
+                1 => packet.v6_fragment(self.pick(&[0, 9]), true),
+                _ => packet,
+            }
         };
-        let packet = match self.roll(6) {
+        let packet = match self.roll(8) {
             0 => packet.icmp(),
             1 => packet.icmpv6(128),
             2 => packet.udp(),
-            3 => packet.tcp(self.pick(&[ACK, RST])),
+            3..6 => packet.tcp(self.pick(&[ACK, RST])),
             _ => packet.tcp(SYN),
         };
         let length = self.pick(&[0, 0, 9, 1400, 3000, 8000]);
