@@ -671,6 +671,47 @@ fn a_stream_that_is_refused_goes_to_another_server_or_once_over_a_fresh_connecti
 }
 
 #[test]
+fn each_server_and_the_body_of_an_answer_have_all_of_their_time() -> Result<()> {
+    let lab = Lab::new()?;
+    let _one = Script::start(&lab.origin, &format!("{ORIGIN}:8081"), |_, stream| {
+        std::thread::sleep(LONG);
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n");
+        std::thread::sleep(SHORT);
+        let _ = stream.write_all(b"fine");
+        false
+    })?;
+    let asked = AtomicU64::new(0);
+    framed(&lab.origin, move |_, stream, client| {
+        std::thread::sleep(LONG);
+        if asked.fetch_add(1, Relaxed) == 0 {
+            return client.write_all(&frame(RESET, 0, stream, &[0, 0, 0, 7])).is_ok();
+        }
+        let head = frame(HEADERS, END_HEADERS, stream, &[0x88]);
+        let begun = client.write_all(&head).is_ok();
+        std::thread::sleep(SHORT);
+        begun && client.write_all(&frame(DATA, END_STREAM, stream, b"fine")).is_ok()
+    })?;
+    let edged = lab
+        .edged()?
+        .set("upstream.0.servers", &servers(&[8081]))
+        .set("upstream.0.response_timeout", "\"4s\"")
+        .set("upstream.0.body_timeout", "\"2s\"")
+        .start()?;
+    assert_eq!(edged.get(FRIEND, "/health").send()?.text(), "fine");
+    edged.edit("upstream.0.servers", &servers(&[8080]))?;
+    edged.edit("upstream.0.http2", "true")?;
+    edged.tell("reload")?;
+    assert_eq!(edged.get(FRIEND, "/health").send()?.text(), "fine", "refused once, over HTTP/2");
+    assert_eq!(metric(&edged, "edged_upstream_retries_total", &[])?, 1.0);
+    Ok(())
+}
+
+/// More than a part of a body may take, and more than half of what a head may.
+const LONG: Duration = Duration::from_millis(2_500);
+/// Enough for a head and what follows it to come apart.
+const SHORT: Duration = Duration::from_millis(50);
+
+#[test]
 fn interim_answers_over_http2_reach_the_client_and_are_bounded() -> Result<()> {
     let lab = Lab::new()?;
     let script = Arc::new(Mutex::new(("", 0)));

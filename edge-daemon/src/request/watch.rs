@@ -111,6 +111,11 @@ impl Turn {
         Duration::from_millis(until_ms.saturating_sub(self.alarm.now_ms()))
     }
 
+    /// Turns to a server, which has all of its time, however long another was waited for.
+    pub(crate) fn turn_to_upstream(&self) {
+        self.waits.set(None);
+    }
+
     /// Notes that so many bytes moved, from or to `who`.
     pub(crate) fn moved(&self, who: Who, bytes: usize) {
         let waited_ms = match self.waits.get() {
@@ -133,7 +138,7 @@ impl Turn {
         pace.set(pace.get().moved(bytes as u64, waited_ms));
     }
 
-    /// Notes that a part of the answer came: whoever listens to it has all of his time anew.
+    /// Notes that a part of the answer came, be it its head: whoever listens to it has all of his time anew.
     pub(crate) fn heard(&self) {
         if let Some((who @ (Who::Upstream | Who::Listener | Who::Either), since)) = self.waits.get()
         {

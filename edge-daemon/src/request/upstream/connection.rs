@@ -119,10 +119,14 @@ impl Connection {
         body: Upload,
         patience: &Patience<'_>,
     ) -> Result<Response<Incoming>, Failed> {
-        match self {
-            Self::One(one) => one.exchange(head, body, patience).await,
-            Self::Many(many) => Box::pin(many.exchange(head, body, patience)).await,
-        }
+        let turn = &patience.upload.turn;
+        turn.turn_to_upstream();
+        let answer = match self {
+            Self::One(one) => one.exchange(head, body, patience).await?,
+            Self::Many(many) => Box::pin(many.exchange(head, body, patience)).await?,
+        };
+        turn.heard();
+        Ok(answer)
     }
 }
 
