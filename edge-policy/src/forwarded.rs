@@ -166,7 +166,11 @@ fn word(text: &str) -> Result<(String, &str), Meaningless> {
 fn node(text: &str) -> Result<Hop, Meaningless> {
     // The port may be hidden as well.
     let name = text.rsplit_once(":_").map_or(text, |(name, _)| name);
-    if text.starts_with('_') || name.eq_ignore_ascii_case("unknown") {
+    let is_port =
+        |port: &str| matches!(port.len(), 1..=5) && port.bytes().all(|b| b.is_ascii_digit());
+    let told =
+        name.split_once(':').filter(|(_, port)| is_port(port)).map_or(name, |(told, _)| told);
+    if text.starts_with('_') || told.eq_ignore_ascii_case("unknown") {
         return Ok(Hop::Hidden);
     }
     let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
@@ -241,6 +245,7 @@ mod tests {
             ("for=192.0.2.1, for=_hidden, for=10.0.0.2", "10.0.0.2"),
             ("for=unknown", "10.0.0.1"),
             ("for=\"unknown:_port\", for=10.0.0.2", "10.0.0.2"),
+            ("for=\"unknown:4711\", for=10.0.0.2", "10.0.0.2"),
             (" ,for=\"192.0.2.\\1\" , ", "192.0.2.1"),
             // What the client made up need not be well-formed, as long as no quote is left open.
             ("for=203.0.113.9:80, for=192.0.2.1", "192.0.2.1"),
