@@ -7,7 +7,7 @@ use edge_common::Reason;
 use edge_tests::{
     Edged, Lab, Origin,
     client::{HOST, connect, handshake, installed, until},
-    lab::{ATTACKER, CLIENT, FRIEND},
+    lab::{ATTACKER, CLIENT, EDGE, FRIEND},
     pki::{Authority, DAY, Leaf},
     talk::{Answer, Dial},
 };
@@ -276,6 +276,57 @@ fn a_route_may_ask_for_a_certificate_and_a_host_for_its_own_handshake() -> Resul
     let metrics = asking.edged.metrics()?;
     assert_eq!(metrics.requests(Reason::CertificateRequired), 1.0);
     assert_eq!(metrics.requests(Reason::MisdirectedRequest), 1.0);
+
+    // A proxy's own is not that of the clients for which it speaks.
+    asking.edged.edit("server.trusted_proxies", &format!("[\"{FRIEND}/32\"]"))?;
+    asking.edged.edit("server.forwarded_header", "\"x-forwarded-for\"")?;
+    asking.edged.tell("reload")?;
+    let mut proxy = Dial::with(&asking.edged.ca, HOST, Some(&good), &[])?.connect(&lab, FRIEND)?;
+    assert_eq!(proxy.get(HOST, "/health", &["X-Forwarded-For: 192.0.2.1"])?.status, 403);
+    assert_eq!(proxy.get(HOST, "/health", &[])?.status, 200);
+    Ok(())
+}
+
+#[test]
+fn each_listener_asks_for_itself_and_from_a_reload_on() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let authority = Authority::new(lab.dir(), "clients")?;
+    let own = authority.sign("own", &["own"], -60, DAY)?;
+    let https = |second: &str| {
+        format!("[\"{EDGE}:443\", {{ address = \"{EDGE}:8443\", client_auth = {second:?} }}]")
+    };
+    let edged = lab
+        .edged()?
+        .set("tls.clients.auth", "\"off\"")
+        .set("tls.clients.ca", &format!("{:?}", authority.ca))
+        .set("server.https", &https("required"))
+        .start()?;
+    let visit = |dial: &Dial| -> Result<(u16, bool)> {
+        let mut talk = dial.connect(&lab, FRIEND)?;
+        Ok((talk.get(HOST, "/health", &[])?.status, talk.is_resumed()))
+    };
+    // A session from where nobody is asked opens nothing where everybody is.
+    let stranger = Dial::new(&edged.ca, HOST)?;
+    assert_eq!(visit(&stranger)?, (200, false));
+    assert_eq!(visit(&stranger)?, (200, true));
+    let stranger = stranger.port(8443);
+    assert!(visit(&stranger).is_err());
+    let member = Dial::with(&edged.ca, HOST, Some(&own), &[])?.port(8443);
+    assert_eq!(visit(&member)?.0, 200);
+
+    edged.edit("server.https", &https("optional"))?;
+    edged.tell("reload")?;
+    assert_eq!(visit(&stranger)?.0, 200);
+    let mut before = [stranger.connect(&lab, FRIEND)?, member.connect(&lab, FRIEND)?];
+    edged.edit("server.https", &https("required"))?;
+    edged.tell("reload")?;
+    let mut ask = |n: usize| Ok::<_, anyhow::Error>(before[n].get(HOST, "/health", &[])?.status);
+    assert_eq!((ask(0)?, ask(1)?), (421, 200));
+    assert!(visit(&stranger).is_err());
+    assert_eq!(visit(&member)?.0, 200);
+    assert_eq!(visit(&Dial::new(&edged.ca, HOST)?)?.0, 200, "the other listener asks nobody");
+    assert_eq!(edged.metrics()?.requests(Reason::MisdirectedRequest), 1.0);
     Ok(())
 }
 

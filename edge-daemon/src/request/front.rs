@@ -15,6 +15,7 @@ use tokio::{io::AsyncReadExt as _, net::TcpStream, time::timeout};
 use super::{Plan, Worker, bear, certificate::Client, shaking};
 use crate::{
     clock,
+    config::settings::ClientAuth,
     crowd::Place,
     events::Event,
     metrics::Metrics,
@@ -33,7 +34,8 @@ pub(crate) struct Visitor {
     /// Whether the peer may name its client in the head of a request. Who comes by a proxy that names
     /// nobody before TLS may not: it speaks to that client itself.
     may_name: bool,
-    /// The port that it came to, by HTTPS.
+    /// The listener that it came to, by HTTPS, and its port.
+    listener: usize,
     pub(crate) port: u16,
     /// What the TLS handshake told; `None` on plain HTTP.
     pub(crate) tls: Option<Rc<Facts>>,
@@ -46,7 +48,8 @@ impl Visitor {
     pub(super) fn new(peer: SocketAddr) -> Self {
         let address = peer.ip().to_canonical();
         let (proxy, tls, certificate, place) = Default::default();
-        Self { address, proxy, may_name: true, port: 443, tls, certificate, place }
+        let (listener, port) = (0, 443);
+        Self { address, proxy, may_name: true, listener, port, tls, certificate, place }
     }
 
     /// Takes a place among the connections of this client, if it may have one more. A proxy connects
@@ -89,7 +92,7 @@ impl Visitor {
     /// was for: what was judged for one name opens no other.
     pub(super) fn check_host(&self, host: &str) -> Result<(), Denied> {
         let Some(facts) = &self.tls else { return Ok(()) };
-        let is_asked = facts.asked != crate::config::settings::ClientAuth::Off;
+        let is_asked = facts.asked != ClientAuth::Off;
         match &facts.server_name {
             Some(name) if is_asked && !name.eq_ignore_ascii_case(host) => {
                 Err(Reason::MisdirectedRequest.into())
@@ -98,10 +101,21 @@ impl Visitor {
         }
     }
 
-    /// Refuses who came without a client certificate, where the route asks for one. The connection
+    /// Where a listener requires certificates by now, a connection from before that came without one is good for no more:
+    /// the next one will be asked.
+    pub(super) fn check_listener(&self, plan: &Plan) -> Result<(), Denied> {
+        let auth = plan.listeners.get(self.listener).map(|listener| listener.client_auth);
+        let is_certified = self.tls.as_ref().is_some_and(|facts| facts.peer.is_some());
+        if auth == Some(ClientAuth::Required) && !is_certified {
+            return Err(Reason::MisdirectedRequest.into());
+        }
+        Ok(())
+    }
+
+    /// Refuses a client without a certificate of its own, where the route asks for one. The connection
     /// is not asked again: TLS 1.3 has no renegotiation, and HTTP/2 forbids what took its place.
     pub(super) fn check_certificate(&self, is_needed: bool) -> Result<(), Denied> {
-        if is_needed && self.tls.as_ref().is_none_or(|facts| facts.peer.is_none()) {
+        if is_needed && self.certificate.is_none() {
             return Err(Reason::CertificateRequired.into());
         }
         Ok(())
@@ -137,6 +151,7 @@ async fn greet(
 ) -> Option<Guest> {
     let plan = Arc::clone(&worker.view().plan);
     let mut guest = Guest { visitor: Visitor::new(peer), early: Vec::new() };
+    guest.visitor.listener = listener;
     let listener = plan.listeners.get(listener);
     guest.visitor.port = listener.map_or(443, |listener| listener.port);
     if !listener.is_some_and(|listener| listener.proxy_protocol) {

@@ -233,6 +233,7 @@ async fn decide(
 
     let host = head::check(&head.method, &head.uri, head.version, &head.headers, &plan.head)?;
     visitor.check_host(&host.name)?;
+    visitor.check_listener(plan)?;
     let target = target(&head, plan.bounds.uri_bytes_max)?;
     trace.path = logged(&target.path);
     plan.lures.check(&head.headers, &target, trace.is_led)?;
