@@ -8,7 +8,11 @@ use std::{
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use edge_policy::limit::Rule;
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::{
+    filter::{LevelFilter, Targets},
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
 
 use crate::{
     app::App,
@@ -137,7 +141,16 @@ fn log_to_stderr(level: Level) {
         Level::Debug => LevelFilter::DEBUG,
         Level::Trace => LevelFilter::TRACE,
     };
-    tracing_subscriber::fmt().with_max_level(level).with_writer(|| stderr::Log).init();
+    // Of what libraries say, some is said of every frame that a client sends.
+    let theirs = if level < LevelFilter::DEBUG { LevelFilter::ERROR } else { level };
+    let targets =
+        Targets::new().with_default(theirs).with_targets([("edge_", level), ("edged", level)]);
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(|| stderr::Log)
+        .finish()
+        .with(targets)
+        .init();
 }
 
 const BAD_CONFIGURATION: u8 = 78;

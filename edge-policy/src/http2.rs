@@ -25,7 +25,7 @@ pub enum Abuse {
     Resets,
     /// Frames for which the edge has to break a request off.
     Mistakes,
-    /// `PING`.
+    /// `PING`, and answers to none.
     Pings,
     /// `SETTINGS`.
     Settings,
@@ -66,6 +66,8 @@ pub struct Conduct {
     most: u64,
     refilled_ms: u64,
     abuse: Option<Abuse>,
+    /// Since when a head has come of which a part is missing.
+    head_since_ms: Option<u64>,
     /// Whether the client has begun.
     has_begun: bool,
     faults: Faults,
@@ -80,6 +82,8 @@ pub struct Conduct {
     begun: u32,
     /// Streams that the edge refuses for reasons of its own and whose resets are on their way.
     turned_away: Vec<u32>,
+    /// Pings of the edge that the client has not answered.
+    pings: u32,
     noted: Noted,
 }
 
@@ -106,6 +110,7 @@ impl Conduct {
             most,
             refilled_ms: now_ms,
             abuse: None,
+            head_since_ms: None,
             has_begun: false,
             faults: Faults::default(),
             fault: None,
@@ -114,6 +119,7 @@ impl Conduct {
             given_up: VecDeque::new(),
             begun: 0,
             turned_away: Vec::new(),
+            pings: 0,
             noted: Noted::default(),
         }
     }
@@ -129,12 +135,15 @@ impl Conduct {
             if self.fault.is_some() {
                 break;
             }
+            if frame.ends_head() {
+                self.head_since_ms = None;
+            }
             begins = bytes.len() - rest.len() + self.received.ahead;
             match frame.kind {
-                DATA if frame.length == 0 && !frame.has(END) => {
+                DATA if frame.content == 0 && !frame.has(END) => {
                     self.spend(2, Abuse::EmptyData, now_ms);
                 }
-                DATA => self.earn(frame.length),
+                DATA => self.earn(frame.content),
                 RESET => {
                     let was_open = self.close(frame.stream);
                     // Both may reset it: then the edge's own need not go out.
@@ -149,16 +158,25 @@ impl Conduct {
                     }
                     self.spend(2, Abuse::Resets, now_ms);
                 }
-                // What it acknowledges, it was asked for.
+                // The library takes no acknowledgement that it has not asked for.
                 SETTINGS if !frame.has(END) => self.spend(5, Abuse::Settings, now_ms),
-                PING if !frame.has(END) => self.spend(2, Abuse::Pings, now_ms),
-                HEADERS | SETTINGS | PING => {}
+                PING if frame.has(END) && self.pings > 0 => self.pings -= 1,
+                PING => self.spend(2, Abuse::Pings, now_ms),
+                HEADERS | SETTINGS => {}
                 WINDOW => self.spend(1, Abuse::Windows, now_ms),
                 CONTINUATION => self.spend(5, Abuse::Continuations, now_ms),
                 _ => self.spend(1, Abuse::Others, now_ms),
             }
         }
+        let is_within = self.received.is_within_head() || self.faults.is_within_head();
+        self.head_since_ms = is_within.then(|| self.head_since_ms.unwrap_or(now_ms));
         if self.fault.is_some() { begins } else { bytes.len() }
+    }
+
+    /// Since when a head has come of which a part is missing, if one has.
+    #[must_use]
+    pub const fn head_since_ms(&self) -> Option<u64> {
+        self.head_since_ms
     }
 
     fn look(&mut self, frame: &Frame) {
@@ -187,7 +205,8 @@ impl Conduct {
                 continue;
             }
             match (frame.kind, code) {
-                (DATA, _) => self.earn(frame.length),
+                (DATA, _) => self.earn(frame.content),
+                (PING, _) if !frame.has(END) => self.pings += 1,
                 (HEADERS, _) => self.credit = (self.credit + FRAME).min(self.most),
                 (RESET, REFUSED_STREAM) => {
                     self.noted.refused += 1;
@@ -319,7 +338,7 @@ const REFILL_MS: u64 = 10_000;
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{frames::PADDED, *};
 
     fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
         let mut out = (payload.len() as u32).to_be_bytes()[1..].to_vec();
@@ -363,8 +382,11 @@ mod tests {
         for (kind, flags, payload, abuse) in [
             (RESET, 0, &[0, 0, 0, 8][..], Abuse::Resets),
             (PING, 0, &[0; 8], Abuse::Pings),
+            (PING, END, &[0; 8], Abuse::Pings),
             (SETTINGS, 0, &[], Abuse::Settings),
             (DATA, 0, &[], Abuse::EmptyData),
+            (DATA, PADDED, &[2, 0, 0], Abuse::EmptyData),
+            (DATA, PADDED, &[0], Abuse::EmptyData),
             (CONTINUATION, 0, &[1], Abuse::Continuations),
             (WINDOW, 0, &[0, 0, 0, 1], Abuse::Windows),
             (2, 0, &[0; 5], Abuse::Others),
@@ -377,6 +399,34 @@ mod tests {
             conduct.received(&one.repeat(101), 0);
             assert_eq!(conduct.abuse(), Some(abuse));
         }
+    }
+
+    #[test]
+    fn a_head_is_open_from_its_first_byte_to_its_last_and_none_stands_for_another() {
+        let mut conduct = begun();
+        let parts = [frame(HEADERS, 1, 1, &[0x82]), frame(CONTINUATION, 4, 1, &[0x84])].concat();
+        for (at, byte) in parts.iter().enumerate() {
+            conduct.received(&[*byte], 10 + at as u64);
+            // Of what a frame is, its own head tells.
+            let is_open = at >= 8 && at + 1 < parts.len();
+            assert_eq!(conduct.head_since_ms(), is_open.then_some(18), "{at}");
+        }
+        let (begin, end) = parts.split_at(9);
+        conduct.received(begin, 50);
+        conduct.received(&[end, begin].concat(), 60);
+        assert_eq!(conduct.head_since_ms(), Some(60));
+    }
+
+    #[test]
+    fn an_answer_to_a_ping_of_the_edge_is_free_once() {
+        let mut conduct = begun();
+        conduct.credit = 0;
+        conduct.sent(&frame(PING, 0, 0, &[7; 8]), 0);
+        conduct.sent(&frame(PING, END, 0, &[7; 8]), 0);
+        conduct.received(&frame(PING, END, 0, &[7; 8]), 0);
+        assert_eq!(conduct.abuse(), None);
+        conduct.received(&frame(PING, END, 0, &[7; 8]), 0);
+        assert_eq!(conduct.abuse(), Some(Abuse::Pings));
     }
 
     #[test]

@@ -70,3 +70,7 @@ pub const CONTINUATION: u8 = 9;
 pub const END_STREAM: u8 = 1;
 /// The head is complete.
 pub const END_HEADERS: u8 = 4;
+/// `ACK` of pings and settings.
+pub const ACK: u8 = 1;
+/// `PADDED` of data and heads.
+pub const PADDED: u8 = 8;

@@ -214,6 +214,14 @@ impl Talk {
         Ok(sent)
     }
 
+    /// Sends bytes beside the session, as nobody would who has its keys.
+    ///
+    /// # Errors
+    /// If the server has closed.
+    pub fn say_raw(&mut self, bytes: &[u8]) -> Result<()> {
+        Ok(self.0.get_mut().sock.write_all(bytes)?)
+    }
+
     /// Says that nothing more will be sent: by the alert of TLS, and by TCP as well if it `shuts` its side.
     ///
     /// # Errors

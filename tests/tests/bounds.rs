@@ -40,6 +40,35 @@ fn the_first_byte_of_a_head_sets_its_deadline_and_no_wake_up_another() -> Result
 }
 
 #[test]
+fn a_head_that_stays_open_over_http2_is_cut_off_whatever_else_goes_on() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab
+        .edged()?
+        .set("bounds.header_timeout", r#""1s""#)
+        .set("route.0.methods", r#"["GET", "POST"]"#)
+        .start()?;
+    // Its upstream waits for the end of the body.
+    let mut post = get("edge.test", "/health");
+    post[0] = 0x83;
+    let upload = frame(HEADERS, END_HEADERS, 1, &post);
+    let open = |stream| frame(HEADERS, END_STREAM, stream, &get("edge.test", "/health"));
+    for (n, bytes) in
+        [open(1), open(1)[..12].to_vec(), [upload, open(3)].concat()].iter().enumerate()
+    {
+        let mut talk = Dial::new(&edged.ca, "edge.test")?.alpn("h2").connect(&lab, CLIENT)?;
+        talk.say(&[&preface()[..], bytes].concat())?;
+        assert!(talk.hear(SOON, |_| false)?.closed, "{n}");
+        let counted = n as f64 + 1.0;
+        until("it is counted", SOON, || {
+            Ok(edged.metrics()?.requests(Reason::RequestTimeout) == counted)
+        })?;
+    }
+    assert_eq!(edged.metrics()?.value(r#"edged_signals_total{reason="request_timeout"}"#), 3.0);
+    Ok(())
+}
+
+#[test]
 fn a_body_that_stops_is_the_clients_fault() -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;

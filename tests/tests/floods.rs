@@ -11,8 +11,8 @@ use edge_tests::{
     Edged, Lab, Origin,
     client::until,
     frames::{
-        CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, PRIORITY, RESET, SETTINGS,
-        WINDOW, frame, get, length, preface,
+        ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PADDED, PING, PRIORITY, RESET,
+        SETTINGS, WINDOW, frame, get, length, preface,
     },
     lab::{CLIENT, EDGE, FRIEND},
     talk::{Dial, Talk},
@@ -42,7 +42,8 @@ fn every_flood_of_frames_is_noticed_closed_and_signalled() -> Result<()> {
     post[0] = 0x83;
     let upload = frame(HEADERS, END_HEADERS, 1, &post);
     let numbers = || (0..1_000_u32).map(|n| 2 * n + 1);
-    let floods: [(&str, Vec<u8>); 9] = [
+    let padded = |stream| frame(DATA, PADDED, stream, &[3, 0, 0, 0]);
+    let floods: [(&str, Vec<u8>); 11] = [
         (
             "resets",
             numbers().flat_map(|n| [open(n), frame(RESET, 0, n, &[0, 0, 0, 8])].concat()).collect(),
@@ -54,8 +55,10 @@ fn every_flood_of_frames_is_noticed_closed_and_signalled() -> Result<()> {
                 .collect(),
         ),
         ("pings", frame(PING, 0, 0, &[7; 8]).repeat(1_000)),
+        ("answers to no ping", frame(PING, ACK, 0, &[7; 8]).repeat(1_000)),
         ("settings", frame(SETTINGS, 0, 0, &[]).repeat(1_000)),
-        ("empty data", [upload, frame(DATA, 0, 1, &[]).repeat(1_000)].concat()),
+        ("empty data", [&upload[..], &frame(DATA, 0, 1, &[]).repeat(1_000)].concat()),
+        ("padding alone", [&upload[..], &padded(1).repeat(1_000)].concat()),
         (
             "continuations",
             [ask(1, 0), frame(CONTINUATION, 0, 1, &[0, 1, b'a', 1, b'b']).repeat(20_000)].concat(),
@@ -74,7 +77,44 @@ fn every_flood_of_frames_is_noticed_closed_and_signalled() -> Result<()> {
     }
     let signals = edged.metrics()?.value(r#"edged_signals_total{reason="protocol_abuse"}"#);
     assert_eq!(signals, floods.len() as f64);
+    assert!(!edged.log().contains("PING ack"), "what the library says of a client is no warning");
     assert_eq!(edged.get(FRIEND, "/health").flag("--http2").send()?.status, 200);
+    Ok(())
+}
+
+#[test]
+fn whoever_breaks_tls_behind_the_handshake_is_noticed_and_nobody_who_only_leaves() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab.edged()?.start()?;
+    let record = [&[23, 3, 3, 0, 32][..], &[7; 32]].concat();
+    for (n, protocol) in ["http/1.1", "h2"].iter().enumerate() {
+        let dial = Dial::new(&edged.ca, "edge.test")?.alpn(protocol);
+        let connect = || -> Result<Talk> {
+            let mut talk = dial.connect(&lab, FRIEND)?;
+            // An answer to either comes when the server is done with the handshake as well.
+            if *protocol == "h2" {
+                talk.say(&preface())?;
+                talk.hear(SOON, |bytes| bytes.len() >= 9)?;
+            } else {
+                talk.get("edge.test", "/health", &[])?;
+            }
+            Ok(talk)
+        };
+        drop(connect()?);
+        connect()?.end_sending(true)?;
+        let mut talk = connect()?;
+        talk.say_raw(&record)?;
+        assert!(talk.hear(SOON, |_| false)?.closed, "{protocol}");
+        let counted = n as f64 + 1.0;
+        until(protocol, SOON, || {
+            Ok(edged.metrics()?.connections(Reason::ProtocolAbuse) == counted)
+        })?;
+    }
+    until("all are gone", SOON, || Ok(edged.metrics()?.value("edged_connections_open") <= 1.0))?;
+    let metrics = edged.metrics()?;
+    assert_eq!(metrics.connections(Reason::ProtocolAbuse), 2.0);
+    assert_eq!(metrics.value(r#"edged_signals_total{reason="protocol_abuse"}"#), 2.0);
     Ok(())
 }
 
@@ -338,6 +378,30 @@ fn a_connection_carries_so_many_requests() -> Result<()> {
     let metrics = edged.metrics()?;
     assert_eq!(metrics.connections(Reason::ConnectionSpent), 2.0);
     assert_eq!(metrics.requests(Reason::Serve), 8.0);
+    Ok(())
+}
+
+#[test]
+fn whoever_does_not_hear_that_a_connection_ends_is_turned_away_and_pays_nothing() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let setup = lab.edged()?.set("bounds.requests_per_connection", "1");
+    let edged = setup.set("bounds.streams_max", "2").start()?;
+    let mut talk = h2(&lab, &edged)?;
+    let ask =
+        |n: u32| frame(HEADERS, END_HEADERS | END_STREAM, 2 * n + 1, &get("edge.test", "/health"));
+    for n in 0..3 {
+        talk.say(&ask(n))?;
+        let heard = talk.hear(SOON, |bytes| bytes.windows(5).any(|part| part == b"hello"))?;
+        assert!(!heard.closed, "{n} is answered");
+    }
+    talk.say(&ask(3))?;
+    let refused = frame(RESET, 0, 7, &[0, 0, 0, 7]);
+    let heard = talk.hear(SOON, |_| false)?;
+    assert!(heard.bytes.windows(refused.len()).any(|part| part == refused), "{heard:?}");
+    let metrics = edged.metrics()?;
+    let told = [Reason::ConnectionSpent, Reason::StreamsFull].map(|r| metrics.connections(r));
+    assert_eq!((told, metrics.requests(Reason::Serve)), ([2.0, 0.0], 3.0));
     Ok(())
 }
 

@@ -16,34 +16,32 @@ use h2::{
     server::{Connection, SendResponse},
 };
 use http::Request;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    task::spawn_local,
-};
+use tokio::task::spawn_local;
 
 use super::{
     Worker,
     entry::Entry,
     exchange::Exchange,
     front::Visitor,
+    http1::Stream,
     observed::{Observed, Outbox},
     serve::Entrance,
-    timers::ms,
-    watch::{Turn, Who},
+    timers::{Alarm, ms},
+    watch::{SHORT_MS, Turn, Who},
 };
 
 /// Serves a client until one side has had enough.
-pub(crate) async fn serve<IO: AsyncRead + AsyncWrite + Unpin>(
+pub(crate) async fn serve(
     worker: Rc<Worker>,
     visitor: Visitor,
     entrance: Entrance,
-    io: IO,
+    io: Box<dyn Stream>,
 ) {
     let bounds = worker.view().plan.bounds.clone();
     let turn = Rc::new(Turn::new(worker.timers.alarm()));
     turn.begin(&bounds);
     let alarm = turn.alarm();
-    alarm.set(alarm.now_ms() + ms(bounds.header_timeout));
+    alarm.set_with_short(alarm.now_ms() + ms(bounds.header_timeout), alarm.now_ms() + SHORT_MS);
     let (memory, in_flight) = (&worker.edge.metrics.memory, &worker.edge.metrics.requests);
     let is_scarce = memory.is_scarce(in_flight.load(Relaxed));
     let windows = if is_scarce { 1 } else { BODIES };
@@ -80,6 +78,7 @@ pub(crate) async fn serve<IO: AsyncRead + AsyncWrite + Unpin>(
     match connection {
         Ok(connection) => {
             let mut client = Client {
+                head: worker.timers.alarm(),
                 worker,
                 visitor,
                 entrance,
@@ -93,20 +92,26 @@ pub(crate) async fn serve<IO: AsyncRead + AsyncWrite + Unpin>(
             };
             client.accept().await;
             client.note();
+            note_end(&client.worker, &client.visitor, &client.outbox);
         }
-        Err(error) => broken_off(&worker, &visitor, &error),
+        Err(error) => {
+            broken_off(&worker, &visitor, &error);
+            note_end(&worker, &visitor, &outbox);
+        }
     }
 }
 
-struct Client<IO: AsyncRead + AsyncWrite + Unpin> {
+struct Client {
     worker: Rc<Worker>,
     visitor: Visitor,
     entrance: Entrance,
-    connection: Connection<Observed<IO>, Bytes>,
-    outbox: Rc<RefCell<Outbox<IO>>>,
+    connection: Connection<Observed<Box<dyn Stream>>, Bytes>,
+    outbox: Rc<RefCell<Outbox<Box<dyn Stream>>>>,
     conduct: Rc<RefCell<Conduct>>,
     /// The deadline of a connection without a request, and of answers that nobody takes.
     turn: Rc<Turn>,
+    /// The deadline of a head of which a part has come.
+    head: Alarm,
     /// Requests between head and end of answer, as far as their tasks go: what is left of an answer
     /// may be with `h2`.
     open: Rc<Cell<usize>>,
@@ -127,18 +132,20 @@ enum Idle {
     Untaken,
     /// Its client abuses the protocol.
     Abused,
+    /// Its client does not end a head.
+    Late,
     /// Its client cannot be told anything.
     Gone,
 }
 
-impl<IO: AsyncRead + AsyncWrite + Unpin> Client<IO> {
+impl Client {
     async fn accept(&mut self) {
         let mut asked = None;
         loop {
             let next = std::future::poll_fn(|cx| {
                 // The connection first: whatever else is due, it was most likely what woke us.
                 let next = self.connection.poll_accept(cx);
-                if asked != Some(Idle::Abused) && self.is_misbehaving() {
+                if !is_given_up(asked) && self.is_misbehaving() {
                     return Poll::Ready(Err(Idle::Abused));
                 }
                 if let Poll::Ready(next) = next {
@@ -152,8 +159,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Client<IO> {
             });
             match next.await {
                 Ok(Some(Ok((request, respond)))) => self.begin(request, respond),
-                // Of abuse, it was told when it was noticed.
-                Ok(Some(Err(_))) if self.is_misbehaving() => return,
+                // It was told of when it was noticed.
+                Ok(Some(Err(_))) if is_given_up(asked) || self.is_misbehaving() => return,
                 Ok(Some(Err(error))) => return broken_off(&self.worker, &self.visitor, &error),
                 Ok(None) | Err(Idle::Cut | Idle::Gone) => return,
                 Err(Idle::Untaken) => {
@@ -167,10 +174,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Client<IO> {
                 }
                 Err(idle) => {
                     asked = Some(idle);
-                    if idle == Idle::Abused {
-                        self.give_up();
-                    } else {
-                        self.connection.graceful_shutdown();
+                    match idle {
+                        Idle::Abused => self.give_up(),
+                        Idle::Late => self.time_out(),
+                        _ => self.connection.graceful_shutdown(),
                     }
                     self.wait(STOP_GRACE_MS);
                 }
@@ -197,8 +204,14 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Client<IO> {
         if asked.is_none() && (worker.stopping.get() || is_shed) {
             return Poll::Ready(Idle::Stop);
         }
-        if asked == Some(Idle::Abused) {
+        if is_given_up(asked) {
             return alarm.poll(cx).map(|()| Idle::Cut);
+        }
+        let head_since = self.conduct.borrow().head_since_ms().filter(|_| asked.is_none());
+        if let Some(since) = head_since {
+            // Until it is whole, no other stream can go on.
+            self.head.set_with_short(since + ms(bounds.header_timeout), since + SHORT_MS);
+            return self.head.poll(cx).map(|()| Idle::Late);
         }
         // Answers whose tasks are done with them are with the library until the client takes them, and then here.
         if self.conduct.borrow().unanswered() > open || self.outbox.borrow().is_waiting() {
@@ -247,6 +260,14 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Client<IO> {
         self.connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
     }
 
+    /// Closes the connection of a client whose head has not come in time, with all that it asked for.
+    fn time_out(&mut self) {
+        let reason = if self.head.is_early() { Reason::Overload } else { Reason::RequestTimeout };
+        self.worker.refuse_connection(&self.visitor, reason);
+        Entry::write_reset(&self.worker, &self.visitor, reason);
+        self.connection.abrupt_shutdown(h2::Reason::NO_ERROR);
+    }
+
     /// Counts what the library refused by itself, and tells the access log.
     fn note(&self) {
         let Noted { refused, oversized, malformed } = self.conduct.borrow_mut().take_noted();
@@ -276,10 +297,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Client<IO> {
         // At the ceiling of memory a refusal in words is kept for whoever reads it: one at a time.
         let open = self.open.get();
         if open > 0 && metrics.memory.refuses_request(in_flight) {
-            self.worker.counters.count(Reason::MemoryFull);
-            Entry::write_reset(&self.worker, &self.visitor, Reason::MemoryFull);
-            self.conduct.borrow_mut().turned_away(respond.stream_id().as_u32());
-            return respond.send_reset(h2::Reason::REFUSED_STREAM);
+            return self.turn_away(respond, Reason::MemoryFull);
         }
         self.served += 1;
         let view = self.worker.view();
@@ -287,7 +305,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Client<IO> {
         let late = u64::from(bounds.streams_max);
         if self.served > bounds.requests_per_connection.saturating_add(late) {
             // What was under way when it heard that the connection ends was still answered.
-            return respond.send_reset(h2::Reason::REFUSED_STREAM);
+            return self.turn_away(respond, Reason::ConnectionSpent);
         }
         let turn = Rc::new(Turn::new(self.worker.timers.alarm()));
         turn.begin(bounds);
@@ -302,6 +320,19 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Client<IO> {
             drop(open);
         });
     }
+
+    /// Refuses a request for a reason of the edge's own, which a client may repeat as it was.
+    fn turn_away(&self, mut respond: SendResponse<Bytes>, reason: Reason) {
+        self.worker.counters.count(reason);
+        Entry::write_reset(&self.worker, &self.visitor, reason);
+        self.conduct.borrow_mut().turned_away(respond.stream_id().as_u32());
+        respond.send_reset(h2::Reason::REFUSED_STREAM);
+    }
+}
+
+/// Whether a connection is at its end, whatever its client has asked for.
+const fn is_given_up(asked: Option<Idle>) -> bool {
+    matches!(asked, Some(Idle::Abused | Idle::Late))
 }
 
 /// A request that is counted as open.
@@ -310,6 +341,13 @@ struct Open(Rc<Cell<usize>>);
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
+    }
+}
+
+/// Counts and tells of a client that broke the protocol below.
+fn note_end(worker: &Worker, visitor: &Visitor, outbox: &RefCell<Outbox<Box<dyn Stream>>>) {
+    if outbox.borrow_mut().is_abused() {
+        worker.refuse_connection(visitor, Reason::ProtocolAbuse);
     }
 }
 

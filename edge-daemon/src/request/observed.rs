@@ -12,7 +12,10 @@ use std::{
 use edge_policy::http2::Conduct;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::watch::{Turn, Who};
+use super::{
+    http1::Stream,
+    watch::{Turn, Who},
+};
 
 /// The stream as `h2` has it. Its frames are counted as they pass, and its bytes as the client takes them. What is
 /// written stays here until [`Outbox::poll_send`], or until it is enough for a record.
@@ -31,6 +34,13 @@ pub(super) struct Outbox<IO> {
 impl<IO> Outbox<IO> {
     pub(super) fn new(io: IO, turn: Rc<Turn>) -> Self {
         Self { io, waiting: Vec::new(), turn }
+    }
+}
+
+impl Outbox<Box<dyn Stream>> {
+    /// Whether the client broke the protocol below.
+    pub(super) fn is_abused(&mut self) -> bool {
+        self.io.is_abused()
     }
 }
 

@@ -131,6 +131,12 @@ impl From<io::Error> for Failure {
     }
 }
 
+/// Whether a session ended because its client broke the protocol: what has failed says so again.
+pub fn is_abused(session: &mut rustls::ServerConnection) -> bool {
+    let broken = session.process_new_packets().err();
+    broken.is_some_and(|error| Failure::from(&error) == Failure::Misbehaved)
+}
+
 /// A handshake that did not complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refusal {

@@ -21,7 +21,7 @@ use std::path::PathBuf;
 pub use tokio_rustls::server::TlsStream;
 
 pub use self::{
-    accept::{Failure, Greeted, Refusal, Shaken, greet},
+    accept::{Failure, Greeted, Refusal, Shaken, greet, is_abused},
     expiry::Expiry,
     facts::{Facts, Peer},
     front::Front,

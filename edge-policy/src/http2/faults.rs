@@ -100,6 +100,11 @@ impl Faults {
         })
     }
 
+    /// Whether another part of a head is to come.
+    pub(super) const fn is_within_head(&self) -> bool {
+        self.open.is_some()
+    }
+
     /// Whether the head of a stream that is handed on is no request's; of none up to it will be asked again.
     pub(super) fn is_malformed(&mut self, stream: u32) -> bool {
         let is_malformed = self.malformed.contains(&stream);

@@ -3,7 +3,8 @@
 /// Finds frames.
 #[derive(Debug)]
 pub(super) struct Frames {
-    head: [u8; HEAD_BYTES],
+    /// And the length of the padding, where it decides how much content there is.
+    head: [u8; HEAD_BYTES + 1],
     filled: usize,
     /// Bytes that are still to come ahead of the next frame.
     pub(super) ahead: usize,
@@ -20,12 +21,14 @@ pub(super) struct Frame {
     pub(super) flags: u8,
     pub(super) stream: u32,
     pub(super) length: u32,
+    /// What of the payload of data is no padding.
+    pub(super) content: u32,
 }
 
 impl Frames {
     /// Behind so many bytes. Of frames of these types the payload is kept.
     pub(super) const fn new(ahead: usize, kinds: &'static [u8]) -> Self {
-        let head = [0; HEAD_BYTES];
+        let head = [0; HEAD_BYTES + 1];
         Self { head, filled: 0, ahead, kinds, begun: None, payload: Vec::new() }
     }
 
@@ -44,18 +47,19 @@ impl Frames {
             if let Some(whole) = self.begun.take() {
                 return Some(whole);
             }
-            let (part, rest) = bytes.split_at((HEAD_BYTES - self.filled).min(bytes.len()));
-            *bytes = rest;
-            self.head[self.filled..self.filled + part.len()].copy_from_slice(part);
-            self.filled += part.len();
-            if self.filled < HEAD_BYTES {
-                return None;
-            }
-            let [a, b, c, kind, flags, d, e, f, g] = self.head;
+            self.fill(HEAD_BYTES, bytes)?;
+            let [a, b, c, kind, flags, d, e, f, g, _] = self.head;
             let length = u32::from_be_bytes([0, a, b, c]);
-            (self.filled, self.ahead) = (0, length as usize);
+            let is_padded = kind == DATA && flags & PADDED != 0 && length > 0;
+            let (mut ahead, mut content) = (length, length);
+            if is_padded {
+                self.fill(HEAD_BYTES + 1, bytes)?;
+                ahead -= 1;
+                content = ahead.saturating_sub(self.head[HEAD_BYTES].into());
+            }
+            (self.filled, self.ahead) = (0, ahead as usize);
             let stream = u32::from_be_bytes([d & 0x7f, e, f, g]);
-            let frame = Frame { kind, flags, stream, length };
+            let frame = Frame { kind, flags, stream, length, content };
             if !self.kinds.contains(&kind) {
                 return Some(frame);
             }
@@ -63,6 +67,21 @@ impl Frames {
             self.payload.shrink_to(PAYLOAD_BYTES);
             self.begun = Some(frame);
         }
+    }
+
+    /// Whether a part of a frame is missing that belongs to a head.
+    pub(super) fn is_within_head(&self) -> bool {
+        self.begun.is_some_and(|frame| matches!(frame.kind, HEADERS | CONTINUATION))
+    }
+
+    /// Takes as many bytes of a head as are missing; `None` if more are to come first.
+    fn fill(&mut self, wanted: usize, bytes: &mut &[u8]) -> Option<()> {
+        let missing = wanted.saturating_sub(self.filled);
+        let (part, rest) = bytes.split_at(missing.min(bytes.len()));
+        *bytes = rest;
+        self.head[self.filled..self.filled + part.len()].copy_from_slice(part);
+        self.filled += part.len();
+        (self.filled >= wanted).then_some(())
     }
 
     /// The payload of the last frame whose payload is kept.
@@ -79,6 +98,11 @@ impl Frames {
 impl Frame {
     pub(super) const fn has(&self, flag: u8) -> bool {
         self.flags & flag != 0
+    }
+
+    /// Whether it is the last part of a head.
+    pub(super) const fn ends_head(&self) -> bool {
+        matches!(self.kind, HEADERS | CONTINUATION) && self.has(END_HEADERS)
     }
 }
 

@@ -45,7 +45,10 @@ pub(crate) fn serve(
         inbound: Rc::new(RefCell::new(inbound)),
         served: 0,
     };
-    async move { client.converse().await }
+    async move {
+        client.converse().await;
+        client.note_end();
+    }
 }
 
 struct Client {
@@ -118,6 +121,13 @@ impl Client {
                 After::Close => return self.linger().await,
                 After::Gone => return,
             }
+        }
+    }
+
+    /// Counts and tells of a client that broke the protocol below.
+    fn note_end(&self) {
+        if self.inbound.borrow_mut().wire.is_abused() {
+            self.worker.refuse_connection(&self.visitor, Reason::ProtocolAbuse);
         }
     }
 

@@ -15,7 +15,10 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::{tls::TlsStream, upstream::dial};
+use crate::{
+    tls::{self, TlsStream},
+    upstream::dial,
+};
 
 /// What a connection's bytes come and go by.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin {
@@ -29,6 +32,11 @@ pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin {
     /// with it and not in a packet of its own. `None`: the stream does not take it so, or not now.
     fn write_last(&mut self, _last: &[IoSlice<'_>]) -> Option<io::Result<usize>> {
         None
+    }
+
+    /// Whether it ended because the other side broke the protocol of the stream itself, TLS.
+    fn is_abused(&mut self) -> bool {
+        false
     }
 }
 
@@ -52,6 +60,10 @@ impl Stream for TlsStream<TcpStream> {
             _ => {}
         }
         Some(written)
+    }
+
+    fn is_abused(&mut self) -> bool {
+        tls::is_abused(self.get_mut().1)
     }
 }
 
@@ -116,6 +128,11 @@ impl Wire {
             Poll::Pending => self.rest(),
         }
         read
+    }
+
+    /// Whether it ended because the other side broke the protocol of the stream itself.
+    pub(crate) fn is_abused(&mut self) -> bool {
+        self.io.is_abused()
     }
 
     /// Ready when the other side, which has ended what it sends, is gone altogether.
