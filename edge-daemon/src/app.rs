@@ -87,7 +87,7 @@ impl App {
         in_office: bool,
     ) -> anyhow::Result<Self> {
         let feeds = Feeds::default();
-        let restore = |spec| quota::restore(&settings, spec);
+        let restore = |spec| quota::restore(&settings, spec, clock::now());
         let plan = plan::plan(&settings, None, &feeds, restore)?;
         let workers = match settings.server.workers {
             0 => thread::available_parallelism()?.get(),

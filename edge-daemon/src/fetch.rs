@@ -6,12 +6,9 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::rt::TokioIo;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::tls::client;
+use crate::{lookup, tls::client};
 
 /// An `https` URL, or an `http` one of this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,7 +146,7 @@ pub async fn ask(
     tls: &Arc<client::ClientConfig>,
     question: Ask<'_>,
 ) -> io::Result<Answer> {
-    let stream = TcpStream::connect((url.host.as_str(), url.port)).await?;
+    let stream = lookup::connect(&url.host, url.port).await?;
     if url.is_secure {
         exchange(url, question, client::connect(Arc::clone(tls), &url.host, stream).await?).await
     } else {

@@ -17,6 +17,7 @@ pub mod issuers;
 pub mod kernel;
 pub mod keys;
 pub mod listen;
+mod lookup;
 pub mod memory;
 pub mod metrics;
 pub mod notify;

@@ -2,7 +2,8 @@
 //!
 //! Each such limit has a file in the state folder, saved every ten seconds and at the end. A crash forgets
 //! what was counted since the last time; where a file is damaged, or another version's, its limit begins anew. A file says of
-//! which tier and window its words are, as they mean nothing to another.
+//! which tier and window its words are, as they mean nothing to another. Those of a window that is yet to come are kept: the clock
+//! may be behind until it is set.
 
 use std::{
     io,
@@ -14,7 +15,6 @@ use std::{
 use edge_policy::limit::{
     Counted, Rule, Rules, Spec,
     meter::{Meter, Now, Window},
-    table::STATE,
 };
 
 use crate::{clock, config::Settings, request::Edge, saved};
@@ -40,7 +40,7 @@ struct Part {
 ///
 /// # Errors
 /// If there is no randomness, or its file cannot be read.
-pub fn restore(settings: &Settings, spec: Spec) -> io::Result<Rule> {
+pub fn restore(settings: &Settings, spec: Spec, now: Now) -> io::Result<Rule> {
     if !spec.persist {
         let secret = secret(settings, &spec)?;
         return Ok(Rule::new(spec, None, secret));
@@ -52,11 +52,13 @@ pub fn restore(settings: &Settings, spec: Spec) -> io::Result<Rule> {
         return Ok(Rule::new(spec, None, secret));
     };
     let rule = Rule::new(spec, None, kept.secret);
-    let now = clock::now();
     for (tier, counted) in rule.counted() {
         let is_same = |part: &&Part| part.is_of(tier, counted);
         match kept.parts.iter().find(is_same) {
-            Some(part) => part.restore(counted, now),
+            Some(part) => {
+                let words = part.words.iter().map(|(set, word)| (*set as usize, *word));
+                counted.restore(words, now);
+            }
             None => tracing::warn!(
                 limit = &*rule.spec.name,
                 tier,
@@ -72,13 +74,6 @@ impl Part {
         self.tier.as_deref() == tier
             && window_ns(&counted.meter) == Some(self.window_ns)
             && self.sets == counted.table.sets() as u64
-    }
-
-    /// Puts words back where they were; one of a window that is over would only take a place.
-    fn restore(&self, counted: &Counted, now: Now) {
-        let is_current = |word: u128| counted.meter.fullness(word & STATE, now) > 0;
-        let words = self.words.iter().filter(|(_, word)| is_current(*word));
-        words.for_each(|(set, word)| counted.table.restore(*set as usize, *word));
     }
 }
 
@@ -101,7 +96,7 @@ pub fn carry(former: &Rules, settings: &Settings, spec: Spec) -> io::Result<Rule
             let secret = secret(settings, &spec)?;
             Ok(Rule::new(spec, Some(former), secret))
         }
-        None => restore(settings, spec),
+        None => restore(settings, spec, clock::now()),
     }
 }
 
@@ -125,24 +120,23 @@ pub fn keep(dir: &Path, edge: &Edge, stop: &Receiver<()>) {
 pub fn save_all(dir: &Path, edge: &Edge) {
     let plan = edge.plan.load();
     for rule in plan.limits.iter().filter(|rule| rule.spec.persist) {
-        if let Err(error) = save(dir, rule) {
+        if let Err(error) = save(dir, rule, clock::now()) {
             edge.metrics.quotas_unsaved.fetch_add(1, Relaxed);
             tracing::error!(limit = &*rule.spec.name, %error, "cannot save the quota");
         }
     }
 }
 
-fn save(dir: &Path, rule: &Rule) -> io::Result<()> {
+fn save(dir: &Path, rule: &Rule, now: Now) -> io::Result<()> {
     let mut bytes = MAGIC.to_vec();
     bytes.extend(rule.state().secret);
-    let now = clock::now();
-    for (tier, Counted { meter, table }) in rule.counted() {
-        let Some(window_ns) = window_ns(meter) else { continue };
+    for (tier, counted) in rule.counted() {
+        let Some(window_ns) = window_ns(&counted.meter) else { continue };
         let length = tier.map_or(NO_TIER, |tier| tier.len() as u64);
         bytes.extend(length.to_le_bytes());
         bytes.extend(tier.unwrap_or_default().as_bytes());
-        let words: Vec<_> = table.words(meter, now).collect();
-        for number in [window_ns, table.sets() as u64, words.len() as u64] {
+        let words = counted.words(now);
+        for number in [window_ns, counted.table.sets() as u64, words.len() as u64] {
             bytes.extend(number.to_le_bytes());
         }
         for (set, word) in words {
@@ -203,7 +197,7 @@ const BYTES_MAX: u64 = ((1 << 26) / 3 + 1) * 8 * ENTRY as u64;
 mod tests {
     use std::fs;
 
-    use edge_policy::limit::{Caller, Facts};
+    use edge_policy::limit::{Admission, Caller, Facts};
     use http::Method;
 
     use super::*;
@@ -211,6 +205,10 @@ mod tests {
 
     /// A rule by user whose numbers these are, as its file in this folder left it.
     fn rule(dir: &Path, rate: &str, pro: &str) -> Rule {
+        rule_at(dir, (rate, pro), clock::now())
+    }
+
+    fn rule_at(dir: &Path, (rate, pro): (&str, &str), now: Now) -> Rule {
         let text = format!(
             "{}\n[[limit]]\nname = \"a\"\nby = [\"user\"]\nalgorithm = \"fixed_window\"\n\
              rate = \"{rate}\"\ntiers = {{ pro = \"{pro}\" }}\npersist = true\nkeys_max = 100\n",
@@ -219,11 +217,15 @@ mod tests {
         let (mut settings, _) = config::parse(Path::new("edged.toml"), &text).unwrap();
         settings.state.dir = dir.to_owned();
         let spec = settings.limits.iter().find(|spec| &*spec.name == "a").unwrap();
-        restore(&settings, spec.clone()).unwrap()
+        restore(&settings, spec.clone(), now).unwrap()
     }
 
     /// How many of a hundred requests are admitted, of a caller without a tier and of one with.
     fn admitted(rule: Rule) -> (Rule, [usize; 2]) {
+        admitted_at(rule, clock::now())
+    }
+
+    fn admitted_at(rule: Rule, now: Now) -> (Rule, [usize; 2]) {
         let rules: Rules = [rule].into_iter().collect();
         let counts = [None, Some("pro")].map(|tier| {
             let claim = |_: &str| None;
@@ -238,7 +240,8 @@ mod tests {
                 place: &|_| None,
                 cost: 1,
             };
-            (0..100).filter(|_| rules.admit(&facts, clock::now()).is_ok()).count()
+            let none = Admission::default();
+            (0..100).filter(|_| rules.admit(&facts, &none, now).is_ok()).count()
         });
         let former = rules.get("a").unwrap();
         (Rule::new(former.spec.clone(), Some(former), [0; 16]), counts)
@@ -249,7 +252,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (used, counts) = admitted(rule(dir.path(), "3/d", "5/month"));
         assert_eq!(counts, [3, 5]);
-        save(dir.path(), &used).unwrap();
+        save(dir.path(), &used, clock::now()).unwrap();
         for (rate, pro, left) in [
             ("3/d", "5/month", [0, 0]),
             ("4/d", "7/month", [1, 2]),
@@ -263,9 +266,28 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_that_is_behind_at_first_costs_nothing() {
+        let (dir, rates) = (tempfile::tempdir().unwrap(), ("3/d", "5/month"));
+        let right = clock::now();
+        let behind = Now { unix_ns: right.unix_ns / 2, ..right };
+        let (used, _) = admitted_at(rule_at(dir.path(), rates, right), right);
+        save(dir.path(), &used, right).unwrap();
+        // Through a save, a reload and another restart before the clock is set.
+        for _ in 0..2 {
+            let (early, _) = admitted_at(rule_at(dir.path(), rates, behind), behind);
+            save(dir.path(), &early, behind).unwrap();
+        }
+        let (late, _) = admitted_at(rule_at(dir.path(), rates, behind), behind);
+        save(dir.path(), &late, right).unwrap();
+        assert_eq!(admitted_at(late, right).1, [0, 0]);
+        assert_eq!(admitted_at(rule_at(dir.path(), rates, right), right).1, [0, 0]);
+    }
+
+    #[test]
     fn what_is_cut_off_is_damaged() {
         let dir = tempfile::tempdir().unwrap();
-        save(dir.path(), &admitted(rule(dir.path(), "3/d", "5/month")).0).unwrap();
+        let used = admitted(rule(dir.path(), "3/d", "5/month")).0;
+        save(dir.path(), &used, clock::now()).unwrap();
         let whole = fs::read(file(dir.path(), "a")).unwrap();
         let content = &whole[..whole.len() - 32];
         let is_read = |length: usize| parse(&content[..length]).is_some();

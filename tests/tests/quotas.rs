@@ -110,7 +110,8 @@ fn a_shadow_refuses_nothing_and_a_dear_route_costs_more() -> Result<()> {
     }
     assert_eq!(seen, [200, 200, 429]);
     assert_eq!(edged.get(FRIEND, "/health").send()?.status, 200);
-    assert!(refused_by(&edged, "shadow", "edged_limit_would_refuse_total")? >= 2.0);
+    // The first for what it costs, the others as soon as they ask.
+    assert_eq!(refused_by(&edged, "shadow", "edged_limit_would_refuse_total")?, 4.0);
     assert_eq!(refused_by(&edged, "priced", "edged_limit_refused_total")?, 1.0);
     assert_eq!(edged.metrics()?.requests(Reason::GlobalRate), 1.0, "nobody is to blame for it");
     assert_eq!(edged.event("request_refused", FRIEND)?["limit"], "priced");

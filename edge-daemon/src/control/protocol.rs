@@ -358,9 +358,8 @@ impl Command {
             return Some("only a deny entry can be monitored: an allow entry drops nothing".into());
         }
         match self {
-            Self::ListAdd { reason, .. } => text_fault(reason),
+            Self::ListAdd { reason, .. } | Self::BanRemove { reason, .. } => text_fault(reason),
             Self::BanAdd { ban, .. } => text_fault(&ban.reason),
-            Self::BanRemove { reason, .. } => text_fault(reason),
             Self::Key(command) => command.fault(),
             Self::Token(command) => command.fault(),
             _ => None,

@@ -3,9 +3,9 @@
 
 use std::{
     fs::File,
-    io::{BufRead as _, BufReader},
+    io::{BufRead, BufReader, Read as _},
     net::IpAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
 };
 
@@ -75,12 +75,21 @@ pub(super) fn run(args: &Args, asked: &Replay) -> u8 {
     };
     let mut engine = Engine::new(rules, [0; 16]);
     let mut found = Vec::new();
-    let signals = match read(&asked.log, settings.kernel.client) {
-        Ok(signals) => signals,
+    let log =
+        File::open(&asked.log).and_then(|file| read(BufReader::new(file), settings.kernel.client));
+    let log = match log {
+        Ok(log) if log.is_one() => log,
+        Ok(Log { lines, unread, .. }) => {
+            let file = asked.log.display();
+            return complain(
+                &format_args!("{file}: {unread} of {lines} lines are {NO_LINES}"),
+                REFUSED,
+            );
+        }
         Err(error) => return complain(&format_args!("{}: {error}", asked.log.display()), REFUSED),
     };
-    let count = signals.len();
-    for mut signal in signals {
+    let (count, unread) = (log.signals.len(), log.unread);
+    for mut signal in log.signals {
         signal.places = geo.as_ref().map_or_else(Places::default, |geo| geo.places(signal.address));
         if let Some(who) = succeeded(&signal) {
             identities.succeed(signal.source, identities.mark(who), signal.at_ns);
@@ -89,7 +98,7 @@ pub(super) fn run(args: &Args, asked: &Replay) -> u8 {
         let found_one = |verdict: Verdict| Found { at_ms: verdict.last.1 / 1_000_000, verdict };
         found.extend(verdicts.map(found_one));
     }
-    let text = if args.json { json(&found) } else { words(&found, count) };
+    let text = if args.json { json(&found) } else { words(&found, count, unread) };
     let code = say(text.as_bytes());
     if code == DONE { DONE } else { code }
 }
@@ -101,16 +110,45 @@ fn succeeded(signal: &Signal) -> Option<&str> {
     signal.principal.as_deref().filter(|_| is_served && is_good)
 }
 
-/// The signals of a log, those that it has.
-fn read(path: &Path, width: edge_common::ClientWidth) -> std::io::Result<Vec<Signal>> {
-    let mut signals = Vec::new();
-    for line in BufReader::new(File::open(path)?).split(b'\n') {
-        // A line that was cut off tells nothing, wherever it was.
-        let Ok(event) = serde_json::from_slice::<Value>(&line?) else { continue };
-        signals.extend(signal(&event, width).or_else(|| of_access(&event, width)));
+/// What was read.
+struct Log {
+    signals: Vec<Signal>,
+    lines: u64,
+    /// Those that are no JSON, or too long.
+    unread: u64,
+}
+
+impl Log {
+    /// Whether it is a log of ours at all: of those, a line may have been cut off here and there.
+    const fn is_one(&self) -> bool {
+        self.unread <= self.lines / 2
     }
-    signals.sort_by_key(|signal| signal.at_ns);
-    Ok(signals)
+}
+
+/// The signals of a log, those that it has.
+fn read(mut log: impl BufRead, width: edge_common::ClientWidth) -> std::io::Result<Log> {
+    let (mut found, mut line) = (Log { signals: Vec::new(), lines: 0, unread: 0 }, Vec::new());
+    loop {
+        line.clear();
+        if log.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line)? == 0 {
+            break;
+        }
+        found.lines += 1;
+        if line.len() as u64 == LINE_BYTES_MAX && !line.ends_with(b"\n") {
+            log.skip_until(b'\n')?;
+            line.clear();
+        }
+        // A line that was cut off tells nothing, wherever it was.
+        match serde_json::from_slice::<Value>(&line) {
+            Ok(event @ Value::Object(_)) => {
+                let signal = signal(&event, width).or_else(|| of_access(&event, width));
+                found.signals.extend(signal);
+            }
+            _ => found.unread += 1,
+        }
+    }
+    found.signals.sort_by_key(|signal| signal.at_ns);
+    Ok(found)
 }
 
 fn signal(event: &Value, width: edge_common::ClientWidth) -> Option<Signal> {
@@ -181,7 +219,7 @@ fn of_access(line: &Value, width: edge_common::ClientWidth) -> Option<Signal> {
     })
 }
 
-fn words(found: &[Found], signals: usize) -> String {
+fn words(found: &[Found], signals: usize, unread: u64) -> String {
     let rows = found.iter().map(|Found { at_ms, verdict }| {
         let last = verdict.evidence.first();
         let request = last.and_then(|signal| signal.request.as_ref());
@@ -199,7 +237,11 @@ fn words(found: &[Found], signals: usize) -> String {
         ]
     });
     let head = ["WHEN", "WHO", "STEP", "FOR", "STRIKES", "SCENARIO", "SIGNAL", "REQUEST"];
-    format!("{}{} verdicts, of {signals} signals\n", table(&head, rows), found.len())
+    let unread = match unread {
+        0 => String::new(),
+        unread => format!("; {unread} lines could not be read"),
+    };
+    format!("{}{} verdicts, of {signals} signals{unread}\n", table(&head, rows), found.len())
 }
 
 fn json(found: &[Found]) -> String {
@@ -218,4 +260,33 @@ fn json(found: &[Found]) -> String {
             + "\n"
     };
     found.iter().map(one).collect()
+}
+
+/// Many times the longest that is written.
+const LINE_BYTES_MAX: u64 = 1 << 20;
+const NO_LINES: &str = "not of the event log, nor of the access log as JSON; one that is packed is to be unpacked first";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_log_is_told_from_one_with_a_line_cut_off() {
+        let line = "{\"time\":\"2026-01-01T00:00:00.000Z\",\"event\":\"request_refused\",\
+                    \"reason\":\"not_found\",\"source\":\"192.0.2.1\"}\n";
+        let long = format!("{}\n", "x".repeat(3 << 20));
+        let of = |text: &[u8]| {
+            let log = read(text, edge_common::ClientWidth { v4: 32, v6: 64 }).unwrap();
+            (log.lines, log.unread, log.signals.len(), log.is_one())
+        };
+        assert_eq!(of(b""), (0, 0, 0, true));
+        assert_eq!(of(line.as_bytes()), (1, 0, 1, true));
+        let cut = ["{\"time\":\"20", "\n", line, &long, line].concat();
+        assert_eq!(of(cut.as_bytes()), (4, 2, 2, true));
+        let combined = "192.0.2.1 - - [01/Jan/2026:00:00:00 +0000] \"GET / HTTP/1.1\" 200 3\n";
+        assert_eq!(of(combined.as_bytes()), (1, 1, 0, false));
+        assert_eq!(of(b"\x1f\x8b\x08\0\0\n\0"), (2, 2, 0, false));
+        // Another file of JSON has no lines like ours.
+        assert!(!of(b"[\n1,\n2\n]\n").3);
+    }
 }

@@ -61,6 +61,8 @@ struct State {
     account: Account,
     /// When it was last kept on disk.
     saved: Option<Instant>,
+    /// When all of it last came.
+    whole: Option<Instant>,
 }
 
 impl Crowdsec {
@@ -184,6 +186,9 @@ impl Crowdsec {
         let mut state = lock(&self.state);
         state.decisions = decisions;
         state.success_ms = clock::unix_ms();
+        if whole {
+            state.whole = Some(Instant::now());
+        }
         state.account.succeed(!changed.is_empty());
         Ok(format!("{networks} networks are in force"))
     }
@@ -282,9 +287,8 @@ impl Polled for Crowdsec {
     }
 
     async fn poll(self: &Arc<Self>, edge: &Edge, turn: Turn) -> Result<String, Trouble> {
-        // After any trouble it is asked for everything: what it had deleted meanwhile it may not tell
-        // again.
-        let done = self.ask_for(edge, turn.is_afresh || turn.is_wish).await;
+        let last = lock(&self.state).whole;
+        let done = self.ask_for(edge, is_whole(turn, last.map(|last| last.elapsed()))).await;
         let told = done.map_err(Trouble::Failed)?;
         let saved = lock(&self.state).saved;
         if turn.is_afresh || saved.is_none_or(|saved| saved.elapsed() > SAVE_EVERY) {
@@ -299,6 +303,12 @@ impl Polled for Crowdsec {
         let kept = state.decisions.len() as u64;
         state.account.fail(edge, NAME, trouble, kept);
     }
+}
+
+/// Whether it is asked for everything. After any trouble: what it had deleted meanwhile it may not tell again. And
+/// now and then: it tells each key a change once, whoever asks with it, and whether that arrives or not.
+fn is_whole(turn: Turn, since: Option<Duration>) -> bool {
+    turn.is_afresh || turn.is_wish || since.is_none_or(|since| since >= WHOLE_EVERY)
 }
 
 /// A secret as it is now: it may have been changed.
@@ -320,8 +330,29 @@ fn sealed(scheme: &str, secret: &Secret) -> io::Result<HeaderValue> {
 const ANSWER_BYTES_MAX: usize = 256 << 20;
 const KEPT: &str = "decisions";
 const KEPT_BYTES_MAX: usize = 1 << 30;
+const WHOLE_EVERY: Duration = Duration::from_secs(3_600);
 const SAVE_EVERY: Duration = Duration::from_secs(60);
 const PAUSE_FIRST: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Bans that wait to be told; more are not.
 const TOLD_MAX: usize = 1_024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_is_asked_for_at_first_after_trouble_at_a_wish_and_every_hour() {
+        let turn = |is_afresh, is_wish| Turn { is_afresh, is_wish, force: false };
+        let minutes = |minutes: u64| Some(Duration::from_secs(60 * minutes));
+        for (turn, since, wanted) in [
+            (turn(false, false), minutes(59), false),
+            (turn(false, false), minutes(60), true),
+            (turn(false, false), None, true),
+            (turn(true, false), minutes(1), true),
+            (turn(false, true), minutes(1), true),
+        ] {
+            assert_eq!(is_whole(turn, since), wanted, "{since:?}");
+        }
+    }
+}

@@ -323,7 +323,7 @@ impl Keeper {
                 }
             }
         });
-        // A look-up of a name may hang in a thread of its own; nobody waits for it.
+        // What is still being judged or saved comes too late.
         runtime.shutdown_background();
         Ok(())
     }

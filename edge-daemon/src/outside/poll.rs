@@ -137,30 +137,38 @@ pub(super) struct Account {
     pub(super) refused: u64,
     /// Why the last time brought nothing; `None`: it did.
     pub(super) trouble: Option<String>,
+    /// What kind of trouble was told of since it brought anything.
+    told: Option<&'static str>,
 }
 
 impl Account {
     /// Notes an answer that was taken.
     pub(super) fn succeed(&mut self, has_changed: bool) {
         *(if has_changed { &mut self.updated } else { &mut self.unchanged }) += 1;
-        self.trouble = None;
+        (self.trouble, self.told) = (None, None);
     }
 
     /// Notes that there is none, and tells of it once a series: a source that is away for a week is told
-    /// of once. So many networks stay in force.
+    /// of once, however many ways there are to be away. So many networks stay in force.
     pub(super) fn fail(&mut self, edge: &Edge, feed: &str, trouble: &Trouble, kept: u64) {
+        let (result, why, is_news) = self.count(trouble);
+        if is_news {
+            tracing::error!(feed, why, kept, "the feed brought nothing; what was there stays");
+            edge.decisions.tell(Decision::feed(feed, why));
+            let (feed, why) = (feed.to_owned(), why.to_owned());
+            edge.events.tell(Event::FeedFailed { feed, result, why, networks: kept });
+        }
+    }
+
+    /// The kind of a trouble, why it is there, and whether it is news.
+    fn count<'t>(&mut self, trouble: &'t Trouble) -> (&'static str, &'t str, bool) {
         let (result, why, count) = match trouble {
             Trouble::Failed(why) => ("failed", why, &mut self.failed),
             Trouble::Refused(why) => ("refused", why, &mut self.refused),
         };
         *count += 1;
-        if self.trouble.as_ref() != Some(why) {
-            tracing::error!(feed, why, kept, "the feed brought nothing; what was there stays");
-            edge.decisions.tell(Decision::feed(feed, why));
-            let (feed, why) = (feed.to_owned(), why.clone());
-            edge.events.tell(Event::FeedFailed { feed, result, why, networks: kept });
-        }
         self.trouble = Some(why.clone());
+        (result, why, self.told.replace(result) != Some(result))
     }
 }
 
@@ -169,6 +177,31 @@ const WISHES_MAX: usize = 4;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_series_of_troubles_is_news_once() {
+        let mut account = Account::default();
+        let [away, late] = ["502", "it took too long"].map(|why| Trouble::Failed(why.to_owned()));
+        let shrunk = Trouble::Refused("it shrank".to_owned());
+        let mut news = |trouble: Option<&Trouble>| match trouble {
+            Some(trouble) => account.count(trouble).2,
+            None => {
+                account.succeed(true);
+                false
+            }
+        };
+        let series = [
+            Some(&away),
+            Some(&late),
+            Some(&away),
+            Some(&shrunk),
+            Some(&shrunk),
+            None,
+            Some(&late),
+        ];
+        assert_eq!(series.map(&mut news), [true, false, false, true, false, false, true]);
+        assert_eq!((account.failed, account.refused), (4, 2));
+    }
 
     #[test]
     fn pauses_double_up_to_the_longest() {

@@ -71,7 +71,7 @@ pub(super) async fn charge(
         place: &|place| plan.geo.find(place, client.into()),
         cost: route.cost,
     };
-    let late = plan.limits.admit(&facts, now)?;
+    let late = plan.limits.admit(&facts, admission, now)?;
     *admission = mem::take(admission).and(late);
     if admission.delay_ns > 0 {
         tokio::time::sleep(Duration::from_nanos(admission.delay_ns)).await;

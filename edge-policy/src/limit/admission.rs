@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{
+    State,
     meter::Meter,
     standing::Standing,
     table::{Hold, Table},
@@ -17,6 +18,8 @@ pub struct Admission {
     pub delay_ns: u64,
     /// What it holds until it ends.
     pub held: Vec<Held>,
+    /// The limits in the shadow that would have refused it, and have counted that.
+    pub(super) would_refuse: Vec<Arc<State>>,
 }
 
 /// A place among the requests in flight, given back when it is dropped.
@@ -53,6 +56,7 @@ impl Admission {
         self.standing = Standing::tighter(self.standing, other.standing);
         self.delay_ns = self.delay_ns.max(other.delay_ns);
         self.held.extend(other.held);
+        self.would_refuse.extend(other.would_refuse);
         self
     }
 }

@@ -172,6 +172,14 @@ impl Meter {
         }
     }
 
+    /// Whether it is of a window that is yet to come: the clock was ahead then, or is behind now.
+    #[must_use]
+    pub fn is_ahead(&self, state: State, now: Now) -> bool {
+        let Self::FixedWindow { window, .. } = *self else { return false };
+        let (number, ..) = window.at(now.unix_ns);
+        narrow(state >> COUNT_BITS) > number + window.step()
+    }
+
     /// After how long nothing is left of what was charged to a key.
     #[must_use]
     pub fn memory_ns(&self) -> u64 {

@@ -197,7 +197,7 @@ impl Rule {
     /// Charges a request what it costs beyond what is `paid`.
     fn charge(
         &self,
-        (Counted { meter: whole, table }, hash): (&Counted, u64),
+        (Counted { meter: whole, table, .. }, hash): (&Counted, u64),
         facts: &Facts<'_>,
         paid: u64,
         now: Now,
@@ -218,6 +218,7 @@ impl Rule {
             }
             Err(_) if self.spec.shadow => {
                 self.state.would_refuse.fetch_add(1, Relaxed);
+                admission.would_refuse.push(Arc::clone(&self.state));
                 Ok(())
             }
             Err(Refused { left, wait_ns, is_shared }) => {
@@ -287,16 +288,25 @@ impl Rules {
     }
 
     /// Charges a request to all other rules, and to those by its source what it costs beyond the one
-    /// that they were charged; none of them makes it wait once more.
+    /// that they were charged, as `admitted` says; none of them makes it wait once more.
     ///
     /// # Errors
     /// If a rule refuses; what the others in flight held is given back.
-    pub fn admit(&self, facts: &Facts<'_>, now: Now) -> Result<Admission, Denied> {
+    pub fn admit(
+        &self,
+        facts: &Facts<'_>,
+        admitted: &Admission,
+        now: Now,
+    ) -> Result<Admission, Denied> {
         if facts.cost <= ASKED {
             return admit(&self.late, facts, 0, now);
         }
         let is_concurrent = |rule: &&Rule| rule.spec.meter.is_some_and(|m| m.is_concurrent());
-        let early = self.early.iter().filter(|rule| !is_concurrent(rule));
+        // Of one that would have refused it this would not have been asked.
+        let is_settled = |rule: &&Rule| {
+            admitted.would_refuse.iter().any(|state| Arc::ptr_eq(state, &rule.state))
+        };
+        let early = self.early.iter().filter(|rule| !is_concurrent(rule) && !is_settled(rule));
         let early = Admission { delay_ns: 0, ..admit(early, facts, ASKED, now)? };
         Ok(early.and(admit(&self.late, facts, 0, now)?))
     }

@@ -189,18 +189,29 @@ impl Table {
         })
     }
 
-    /// Puts a word back where it was. Before the table is in use: what is there already is replaced
-    /// if it is the same key's, and else kept.
-    pub fn restore(&self, index: usize, word: u128) {
+    /// How many words it holds.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.sets.len() * (WAYS + 1)
+    }
+
+    /// Puts a word back where it was: in the place of the same key's, or of one that is idle.
+    pub fn restore(&self, meter: &Meter, now: Now, (index, word): (usize, u128)) {
         let Some(set) = self.sets.get(index) else { return };
-        let is_free = |cell: &&AtomicU128| {
+        let found = |cell: &AtomicU128| {
             let kept = cell.load(Ordering::Acquire);
-            kept == 0 || kept & MARK == word & MARK
+            let is_same = kept & MARK == word & MARK;
+            Some((kept, is_same)).filter(|_| is_same || meter.fullness(kept & STATE, now) == 0)
         };
-        let is_shared = word & MARK == REST;
-        let cell = if is_shared { Some(&set.rest) } else { set.keys.iter().find(is_free) };
-        if let Some(cell) = cell {
-            cell.store(word, Ordering::Release);
+        let free = set.keys.iter().filter_map(|cell| Some((cell, found(cell)?)));
+        let place = if word & MARK == REST {
+            Some((&set.rest, set.rest.load(Ordering::Acquire)))
+        } else {
+            free.max_by_key(|(_, (_, is_same))| *is_same).map(|(cell, (kept, _))| (cell, kept))
+        };
+        if let Some((cell, kept)) = place {
+            // Whoever is charged at this moment keeps the place.
+            let _ = cell.compare_exchange(kept, word, Ordering::AcqRel, Ordering::Acquire);
         }
     }
 
@@ -498,7 +509,7 @@ mod tests {
         }
         let kept: Vec<_> = old.words(&meter, now(0)).collect();
         assert_eq!(kept.iter().map(|(_, word)| word).collect::<HashSet<_>>().len(), 500);
-        kept.iter().for_each(|(set, word)| new.restore(*set, *word));
+        kept.iter().for_each(|kept| new.restore(&meter, now(0), *kept));
         for key in 0..500 {
             let (was, is) =
                 (old.look(&meter, hash(key), 1, now(1)), new.look(&meter, hash(key), 1, now(1)));
@@ -515,7 +526,7 @@ mod tests {
         };
         assert!((0..=WAYS as u64).all(|key| admitted(&old, key) == 3), "the last one shares");
         assert_eq!(admitted(&old, 100), 0);
-        old.words(&meter, now(0)).for_each(|(set, word)| new.restore(set, word));
+        old.words(&meter, now(0)).for_each(|kept| new.restore(&meter, now(0), kept));
         assert!((0..200).all(|key| admitted(&new, key) == 0), "nobody begins anew");
     }
 }

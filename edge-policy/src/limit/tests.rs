@@ -143,7 +143,7 @@ fn what_a_route_costs_is_charged_to_the_sources_own_limit_as_well() {
             cost,
         };
         let early = rules.admit_source(facts.source, now(0))?;
-        rules.admit(&facts, now(0)).map(|late| early.and(late))
+        rules.admit(&facts, &early, now(0)).map(|late| early.and(late))
     };
     let asked = [10, 10, 10, 1, 1, 1, 0, 1, 0].map(|cost| ask(cost).is_ok());
     // The third is refused for its cost, once it has taken one to ask; so does what costs nothing.
@@ -194,6 +194,30 @@ fn a_shadow_counts_and_refuses_nothing() {
     assert_eq!(ASK.admitted(&rules), 100);
     assert_eq!(rules[0].state().would_refuse.load(Relaxed), 97);
     assert_eq!(ASK.of(&rules, 0).unwrap().standing, None);
+}
+
+#[test]
+fn a_shadow_counts_a_dear_request_once() {
+    let shadow = Spec { shadow: true, ..spec(&[Part::Source], bucket(3)) };
+    let rules: Rules = [rule(shadow)].into_iter().collect();
+    let facts = Facts {
+        source: Source::v4(ASK.source),
+        caller: None,
+        route: "/",
+        method: &Method::GET,
+        host: "",
+        header: &|_| None,
+        ja4: None,
+        place: &|_| None,
+        cost: 10,
+    };
+    let would_refuse = || {
+        let early = rules.admit_source(facts.source, now(0)).unwrap();
+        drop(rules.admit(&facts, &early, now(0)).unwrap());
+        rules.iter().map(|rule| rule.state().would_refuse.load(Relaxed)).sum::<u64>()
+    };
+    // First for what it costs, and then to ask.
+    assert_eq!([(); 5].map(|()| would_refuse()), [1, 2, 3, 4, 5]);
 }
 
 #[test]

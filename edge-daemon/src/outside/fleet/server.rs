@@ -12,13 +12,12 @@ use std::{
 use redis::{AsyncConnectionConfig, RedisConnectionInfo, RedisResult, aio::MultiplexedConnection};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
     task::JoinHandle,
     time,
 };
 
 use super::Fleet;
-use crate::tls::client;
+use crate::{lookup, tls::client};
 
 /// A connection; with it ends the task that drives it, whatever is still owed.
 pub(super) struct Server {
@@ -57,7 +56,7 @@ pub(super) async fn connect(fleet: &Fleet, more: Duration) -> Result<Server, Str
         let login = login(fleet)?;
         let server = &fleet.settings.server;
         let failed = |error: io::Error| error.to_string();
-        let stream = TcpStream::connect((&*server.host, server.port)).await.map_err(failed)?;
+        let stream = lookup::connect(&server.host, server.port).await.map_err(failed)?;
         stream.set_nodelay(true).map_err(failed)?;
         if !server.is_secure {
             return begin(stream, &login, config).await;

@@ -87,9 +87,9 @@ fn core_ns(
         let source = key.unwrap_or_else(|| random.next() % asked) as u32;
         let source = Source::v4((0x0a00_0000 | source).to_be_bytes());
         let now = Now { boot_ns: at, unix_ns: 1_700_000_000 * SECOND_NS + at };
-        let early = rules.admit_source(source, now).is_ok();
+        let Ok(early) = rules.admit_source(source, now) else { return false };
         if !late {
-            return early;
+            return true;
         }
         let user = users[random.next() as usize % users.len()].as_str();
         let caller = Some(Caller { user: ["key", user], key: None, tier: None, claim: &claim });
@@ -104,7 +104,7 @@ fn core_ns(
             place: &|_| None,
             cost: 1,
         };
-        early && rules.admit(&facts, now).is_ok()
+        rules.admit(&facts, &early, now).is_ok()
     };
     // Every key is known before.
     (0..KEYS).for_each(|key| _ = black_box(ask(begin_ns, Some(key))));
