@@ -4,6 +4,7 @@ use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpListener,
     os::unix::net::UnixStream,
+    path::Path,
     process::Stdio,
     sync::atomic::Ordering::Relaxed,
     thread,
@@ -11,6 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use edge_daemon::kernel::{AttachMode, Kernel, ListCapacity, LoadSettings, Policy, Wanted};
 use edge_tests::{
     Edged, Lab, Origin,
     client::{HOST, connect, reaches, until},
@@ -274,6 +276,36 @@ fn a_successor_that_cannot_start_changes_nothing() -> Result<()> {
     edged.tell(&format!("deny add {ATTACKER}"))?;
     assert!(!reaches(&lab, ATTACKER, 443));
     audit_is_whole(&lab, &edged)
+}
+
+#[test]
+fn what_a_successor_guarded_that_did_not_come_into_office_is_let_go() -> Result<()> {
+    let lab = Lab::new()?;
+    let edged = lab.edged()?.start()?;
+    let filters = || -> Result<Vec<String>> {
+        let pins = std::fs::read_dir(Path::new(&lab.pin_dir()).join(edge_common::map::ABI))?;
+        let names = pins.map(|pin| Ok(pin?.file_name().to_string_lossy().into_owned()));
+        let names: Vec<_> = names.collect::<Result<_>>()?;
+        Ok(names.into_iter().filter(|name| name.starts_with("xdp-")).collect())
+    };
+    let before = filters()?;
+    let pretender = pretend(&edged, &[r#"{"ask":{"version":"0"}}"#, r#""release""#])?;
+    // Its lists are empty.
+    let settings = LoadSettings {
+        pin_dir: lab.pin_dir().into(),
+        debug: false,
+        policy: Policy::UNLIMITED,
+        lists: ListCapacity::of(1_000, []),
+    };
+    let wanted = ["edge0", "back0"]
+        .map(|interface| Wanted { interface: interface.into(), mode: AttachMode::Native });
+    lab.edge.enter(|| Kernel::load(&settings)?.attach(&wanted).map(drop))?;
+    assert_eq!(filters()?.len(), 2);
+    assert!(reaches(&lab, LISTED, 443));
+    drop(pretender);
+    until("it is let go", SOON, || Ok(filters()? == before))?;
+    until("the filter is this daemon's", SOON, || Ok(!reaches(&lab, LISTED, 443)))?;
+    Ok(())
 }
 
 #[test]

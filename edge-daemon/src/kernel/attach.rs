@@ -19,7 +19,7 @@ pub(super) use super::asked::is_up;
 use super::{
     KernelError,
     asked::ask,
-    bpf::Link,
+    bpf::{self, Link},
     error::error_chain,
     holder::holder,
     pins::{Folders, path_error},
@@ -168,6 +168,17 @@ pub(super) fn again(
         fs::remove_file(&pin).map_err(path_error("remove", &pin))?;
     }
     Ok(place.pinned(mode, link)?.0)
+}
+
+/// Takes the filter off all interfaces but these: off what another daemon guarded that did not come into office.
+pub(super) fn release_others(guarded: &[u32], folders: &Folders) -> Result<(), KernelError> {
+    for pin in folders.pins()? {
+        let name = pin.file_name().unwrap_or_default().to_string_lossy();
+        if parse_pin(&name).is_some_and(|(ifindex, _)| !guarded.contains(&ifindex)) {
+            bpf::release(&pin).map_err(path_error("remove", &pin))?;
+        }
+    }
+    Ok(())
 }
 
 /// Attaches to the tracepoint that tells of sockets. The new program is there before the old one

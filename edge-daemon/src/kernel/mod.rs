@@ -197,6 +197,7 @@ impl Kernel {
             tables: self.tables.duplicate()?,
             census,
             posts: Vec::new(),
+            renamed: Vec::new(),
             above: Above::default(),
             room: Room::new(self.tables.uncounted()?),
             health: Arc::default(),

@@ -42,6 +42,8 @@ pub struct Upkeep {
     pub(super) tables: Tables,
     pub(super) census: Census,
     pub(super) posts: Vec<Post>,
+    /// Interfaces that go on under other names, while others have theirs.
+    pub(super) renamed: Vec<u32>,
     /// What stands above them.
     pub(super) above: Above,
     /// Whether open connections find room to be counted.
@@ -263,13 +265,20 @@ impl Upkeep {
         }
     }
 
-    /// Puts this daemon's program back in the place of another's, which was to succeed and did not.
+    /// Puts this daemon's program back in the place of another's, which was to succeed and did not, and takes
+    /// that off what it guarded besides.
     fn insist(&self) {
         for post in &self.posts {
             if let Err(error) = post.link.update(self.program.as_fd()) {
                 let interface = &post.wanted.interface;
                 tracing::error!(interface, %error, "filtered by the program of a daemon that is gone");
             }
+        }
+        let guarded = self.posts.iter().map(|post| post.attached.ifindex);
+        let guarded: Vec<_> = guarded.chain(self.renamed.iter().copied()).collect();
+        if let Err(error) = attach::release_others(&guarded, &self.folders) {
+            let error = error_chain(&error);
+            tracing::error!(error, "an interface is filtered for a daemon that is gone");
         }
     }
 
@@ -291,6 +300,9 @@ impl Upkeep {
             match again {
                 Ok(held) => {
                     self.health.mended.fetch_add(u64::from(post.seen == Sight::Cut), Relaxed);
+                    if matches!(post.seen, Sight::Renamed { .. }) {
+                        self.renamed.push(post.attached.ifindex);
+                    }
                     *post = Post::new(post.wanted.clone(), held);
                     is_any_back = true;
                     tracing::warn!(interface, "guarded again");
