@@ -96,6 +96,8 @@ pub struct Noted {
     pub oversized: u32,
     /// Requests that were none.
     pub malformed: u32,
+    /// Requests that it did not read, through no fault of their client.
+    pub unread: u32,
 }
 
 impl Conduct {
@@ -148,6 +150,7 @@ impl Conduct {
                     let was_open = self.close(frame.stream);
                     // Both may reset it: then the edge's own need not go out.
                     self.takes_leave(frame.stream);
+                    self.faults.is_unread(frame.stream);
                     if was_open {
                         self.given_up.truncate(GIVEN_UP_MAX - 1);
                         self.given_up.push_front(frame.stream);
@@ -213,9 +216,13 @@ impl Conduct {
                     self.spend(2, Abuse::Mistakes, now_ms);
                 }
                 (RESET, PROTOCOL_ERROR) => {
+                    let (noted, cost) = match self.faults.is_unread(frame.stream) {
+                        true => (&mut self.noted.unread, 2),
+                        false => (&mut self.noted.malformed, 5),
+                    };
                     // Of the others, somebody hears that they broke off.
-                    self.noted.malformed += u32::from(!was_open);
-                    self.spend(5, Abuse::Mistakes, now_ms);
+                    *noted += u32::from(!was_open);
+                    self.spend(cost, Abuse::Mistakes, now_ms);
                 }
                 (RESET, FLOW_CONTROL_ERROR | STREAM_CLOSED | FRAME_SIZE_ERROR | CALM) => {
                     self.spend(5, Abuse::Mistakes, now_ms);
@@ -491,6 +498,19 @@ mod tests {
     }
 
     #[test]
+    fn a_path_that_the_library_does_not_read_is_no_fault_of_its_client() {
+        let mut conduct = begun();
+        let path = |stream| frame(HEADERS, 5, stream, &[4, 2, b'/', b'<']);
+        conduct.received(&[path(1), path(3), path(5)].concat(), 0);
+        conduct.received(&frame(RESET, 0, 3, &[0, 0, 0, 8]), 0);
+        for stream in [1, 3, 1] {
+            conduct.sent(&frame(RESET, 0, stream, &[0, 0, 0, 1]), 0);
+        }
+        let noted = conduct.take_noted();
+        assert_eq!((noted.unread, noted.malformed, conduct.fault()), (1, 2, None));
+    }
+
+    #[test]
     fn trailers_that_are_none_cost_only_their_own_stream() {
         let mut conduct = begun();
         let head = |stream| frame(HEADERS, 4, stream, &[0x83, 0x84]);
@@ -587,7 +607,7 @@ mod tests {
         conduct.begun(6);
         conduct.sent(&frame(RESET, 0, 6, &[0, 0, 0, 1]), 0);
         conduct.sent(&frame(RESET, 0, 7, &[0, 0, 0, 8]), 0);
-        let noted = Noted { refused: 1, oversized: 1, malformed: 1 };
+        let noted = Noted { refused: 1, oversized: 1, malformed: 1, unread: 0 };
         assert_eq!(conduct.take_noted(), noted);
         conduct.sent(&frame(RESET, 0, 9, &[0, 0, 0, 5]).repeat(20), 0);
         assert_eq!(conduct.abuse(), Some(Abuse::Mistakes));

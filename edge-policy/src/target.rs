@@ -4,7 +4,7 @@
 //! are decoded, the hex of all others is in upper case, characters that should have been escaped
 //! are, repeated slashes are merged and then dot segments removed. What different servers would
 //! read differently is refused, and so are escapes that have the form of a character of UTF-8 and are none. The query is
-//! checked, and passed on as it came.
+//! checked, and passed on as it came, but that quotes and angle brackets are escaped.
 
 use std::fmt::Write;
 
@@ -51,6 +51,41 @@ impl Target {
     pub fn bare(&self) -> Option<Self> {
         Some(Self { path: bare(&self.path)?, query: self.query.clone() })
     }
+}
+
+/// Whether a target has signs that are none of a URI though their meaning is plain, as clients do send them.
+#[must_use]
+pub fn has_bare_signs(target: &[u8]) -> bool {
+    target.starts_with(b"/") && signs(target).any(|(_, is_bare)| is_bare)
+}
+
+/// The target with such signs escaped; `None` if it has none.
+#[must_use]
+pub fn escaped(target: &[u8]) -> Option<String> {
+    has_bare_signs(target).then(|| {
+        signs(target).fold(String::new(), |mut out, (byte, is_bare)| {
+            if is_bare {
+                escape(byte, &mut out);
+            } else {
+                out.push(char::from(byte));
+            }
+            out
+        })
+    })
+}
+
+/// The bytes of a target, and of each whether the library of URIs misses its escape.
+fn signs(target: &[u8]) -> impl Iterator<Item = (u8, bool)> {
+    let query = target.iter().position(|byte| *byte == b'?').unwrap_or(target.len());
+    target.iter().enumerate().map(move |(at, byte)| {
+        let is_bare = match byte {
+            b'<' | b'>' => true,
+            b'"' => at > query,
+            b'`' => at < query,
+            _ => false,
+        };
+        (*byte, is_bare)
+    })
 }
 
 /// A path in normal form as servers read it that drop the parameters of its segments
@@ -213,6 +248,21 @@ mod tests {
 
     fn normal(text: &str) -> Result<String, Reason> {
         Target::parse(text, 1000).map(|target| target.path_and_query())
+    }
+
+    #[test]
+    fn signs_that_are_none_of_a_uri_are_escaped_where_it_misses_that() {
+        for (given, expected) in [
+            ("/a<b>`c\"d?e=\"<f>`", Some("/a%3Cb%3E%60c\"d?e=%22%3Cf%3E`")),
+            ("/?\"", Some("/?%22")),
+            ("/a\"{b}?`'[]", None),
+            ("http://a/<", None),
+            ("*", None),
+        ] {
+            assert_eq!(escaped(given.as_bytes()).as_deref(), expected, "{given}");
+            let taken = escaped(given.as_bytes()).unwrap_or_else(|| given.to_owned());
+            assert!(taken.parse::<http::Uri>().is_ok() || !given.starts_with('/'), "{given}");
+        }
     }
 
     #[test]

@@ -51,6 +51,23 @@ fn every_frame_of_the_corpus_has_its_verdict() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn signs_that_are_none_of_a_uri_are_taken_or_held_against_nobody() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab.edged()?.set("route.1.auth", "\"none\"").start()?;
+    let ask = |path: &str, flag: &str| edged.get(FRIEND, path).flag("--globoff").flag(flag).send();
+    let echo = ask("/echo?q=\"x\"<y>`z`", "--http1.1")?;
+    assert!(echo.text().contains("/echo?q=%22x%22%3Cy%3E`z`"), "{}", echo.text());
+    for path in ["/echo?q=\"x\"", "/echo?<y>", "/echo/<y>", "/echo/`z`"] {
+        assert!(ask(path, "--http2").is_err(), "{path}");
+    }
+    let metrics = edged.metrics()?;
+    assert_eq!(metrics.requests(Reason::MalformedRequest), 4.0);
+    assert_eq!(metrics.value(r#"edged_signals_total{reason="malformed_request"}"#), 0.0);
+    Ok(())
+}
+
 fn check(lab: &Lab, dial: &Dial, case: &Case) -> Result<()> {
     let mut talk = dial.connect(lab, FRIEND)?;
     let outcome = case.run(&mut talk, PATIENCE)?;

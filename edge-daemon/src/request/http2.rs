@@ -270,17 +270,19 @@ impl Client {
 
     /// Counts what the library refused by itself, and tells the access log.
     fn note(&self) {
-        let Noted { refused, oversized, malformed } = self.conduct.borrow_mut().take_noted();
+        let Noted { refused, oversized, malformed, unread } =
+            self.conduct.borrow_mut().take_noted();
         let (worker, visitor) = (&self.worker, &self.visitor);
-        for (count, reason) in [
-            (refused, Reason::StreamsFull),
-            (oversized, Reason::HeadersTooLarge),
-            (malformed, Reason::MalformedRequest),
+        for (count, reason, is_clients) in [
+            (refused, Reason::StreamsFull, false),
+            (oversized, Reason::HeadersTooLarge, true),
+            (malformed, Reason::MalformedRequest, true),
+            (unread, Reason::MalformedRequest, false),
         ] {
             for _ in 0..count {
-                match reason {
-                    Reason::StreamsFull => worker.counters.count(reason),
-                    reason => worker.refuse_connection(visitor, reason),
+                match is_clients {
+                    true => worker.refuse_connection(visitor, reason),
+                    false => worker.counters.count(reason),
                 }
                 Entry::write_reset(worker, visitor, reason);
             }

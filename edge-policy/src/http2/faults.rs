@@ -1,5 +1,7 @@
 //! Faults of a client's frames for which the library has another word than RFC 9113, or none.
 
+use std::collections::VecDeque;
+
 use super::{
     frames::{
         CONTINUATION, DATA, END, END_HEADERS, Frame, GOAWAY, HEADERS, PADDED, PING, PRIORITY,
@@ -33,6 +35,8 @@ pub(super) struct Faults {
     last: u32,
     /// Streams whose heads are no request's (RFC 9113, 8.1.1), until they are handed on.
     malformed: Vec<u32>,
+    /// Streams whose heads the library does not read though they mean something, until it has reset them.
+    unread: VecDeque<u32>,
     /// Streams whose trailers are none, until somebody comes to them.
     cut: Vec<u32>,
 }
@@ -89,6 +93,12 @@ impl Faults {
         let block = if gathered.is_empty() { part } else { &gathered };
         self.table.read(block, self.is_trailers).or_else(|fault| match fault {
             hpack::Fault::Compression => Err(Fault::Compression),
+            hpack::Fault::Unread if self.is_trailers => Ok(()),
+            hpack::Fault::Unread => {
+                self.unread.truncate(MALFORMED_MAX - 1);
+                self.unread.push_front(frame.stream);
+                Ok(())
+            }
             hpack::Fault::Malformed => {
                 let streams = if self.is_trailers { &mut self.cut } else { &mut self.malformed };
                 if streams.len() == MALFORMED_MAX {
@@ -110,6 +120,12 @@ impl Faults {
         let is_malformed = self.malformed.contains(&stream);
         self.malformed.retain(|malformed| *malformed > stream);
         is_malformed
+    }
+
+    /// Whether the library did not read the head of a stream though it means something; it is forgotten.
+    pub(super) fn is_unread(&mut self, stream: u32) -> bool {
+        let found = self.unread.iter().position(|unread| *unread == stream);
+        found.and_then(|at| self.unread.remove(at)).is_some()
     }
 
     /// Whether the trailers of a stream, to which somebody has come, are none; it is forgotten.

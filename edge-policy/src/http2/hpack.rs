@@ -5,6 +5,8 @@ mod huffman;
 
 use std::{borrow::Cow, collections::VecDeque};
 
+use crate::target;
+
 /// What is wrong with a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
@@ -12,6 +14,8 @@ pub(super) enum Fault {
     Compression,
     /// It has a fragment in its path, or is of trailers and has a pseudo-field (RFC 9113, 8.1, 8.3.1).
     Malformed,
+    /// It has signs in its path for which the library has no reading, plain as they are.
+    Unread,
 }
 
 /// One direction's table, as large as it is unless somebody agrees on another size.
@@ -29,6 +33,7 @@ struct Entry {
     name: Name,
     value_bytes: u32,
     has_fragment: bool,
+    has_bare_signs: bool,
 }
 
 /// What is known of a name.
@@ -45,7 +50,8 @@ impl Table {
     /// # Errors
     /// If it does not decode, or is not what it should be.
     pub(super) fn read(&mut self, block: &[u8], is_trailers: bool) -> Result<(), Fault> {
-        let (mut rest, mut has_begun, mut is_malformed) = (block, false, false);
+        let (mut rest, mut has_begun) = (block, false);
+        let (mut is_malformed, mut is_unread) = (false, false);
         while let Some(first) = rest.first().copied() {
             let entry = match first {
                 0x80.. => self.entry(number(&mut rest, 7)?)?,
@@ -69,8 +75,13 @@ impl Table {
             has_begun = true;
             is_malformed |= entry.name.is_pseudo && is_trailers;
             is_malformed |= entry.name.is_path && entry.has_fragment;
+            is_unread |= entry.name.is_path && entry.has_bare_signs;
         }
-        if is_malformed { Err(Fault::Malformed) } else { Ok(()) }
+        match (is_malformed, is_unread) {
+            (true, _) => Err(Fault::Malformed),
+            (false, true) => Err(Fault::Unread),
+            (false, false) => Ok(()),
+        }
     }
 
     fn literal(&self, rest: &mut &[u8], prefix: u32) -> Result<Entry, Fault> {
@@ -79,7 +90,9 @@ impl Table {
             index => self.entry(index)?.name,
         };
         let value = text(rest)?;
-        Ok(Entry { name, value_bytes: length(&value), has_fragment: value.contains(&b'#') })
+        let has_fragment = value.contains(&b'#');
+        let has_bare_signs = name.is_path && target::has_bare_signs(&value);
+        Ok(Entry { name, value_bytes: length(&value), has_fragment, has_bare_signs })
     }
 
     /// A field of either table, by its number.
@@ -87,7 +100,8 @@ impl Table {
         let at = index.checked_sub(1).ok_or(Fault::Compression)?;
         if let Some(name) = NAMES.get(at) {
             let name = Name::of(name.as_bytes());
-            return Ok(Entry { name, value_bytes: 0, has_fragment: false });
+            let (value_bytes, has_fragment, has_bare_signs) = Default::default();
+            return Ok(Entry { name, value_bytes, has_fragment, has_bare_signs });
         }
         self.entries.get(at - NAMES.len()).copied().ok_or(Fault::Compression)
     }
@@ -312,6 +326,11 @@ mod tests {
         let mut table = Table::default();
         assert_eq!(table.read(&bytes("44 03 2f2361"), false), Err(Fault::Malformed));
         assert_eq!(table.read(&bytes("82 be"), false), Err(Fault::Malformed));
+        // "/<", plain, kept, and with a fragment.
+        let mut table = Table::default();
+        assert_eq!(table.read(&bytes("44 02 2f3c"), false), Err(Fault::Unread));
+        assert_eq!(table.read(&bytes("82 be"), false), Err(Fault::Unread));
+        assert_eq!(table.read(&bytes("be 04 03 2f2361"), false), Err(Fault::Malformed));
         // The same sign elsewhere is nobody's.
         assert_eq!(Table::default().read(&bytes("0f25 02 2361"), false), Ok(()));
         for block in ["82", "88", "00 02 3a78 00", "41 01 61", "04 01 2f"] {

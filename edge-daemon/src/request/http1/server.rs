@@ -11,7 +11,10 @@ use std::{
 
 use bytes::{Buf as _, Bytes};
 use edge_common::Reason;
-use edge_policy::http1::{self, Framing, Head, RequestLine, RequestReader, Version};
+use edge_policy::{
+    http1::{self, Framing, Head, RequestLine, RequestReader, Version},
+    target,
+};
 use http::{Method, Request, Response, Uri, header};
 
 use self::sending::Sending;
@@ -237,11 +240,13 @@ impl Client {
             Framing::Empty if !headers.contains_key(header::UPGRADE) => Incoming::Empty,
             _ => Incoming::Http1(Rc::clone(&self.inbound)),
         };
-        let malformed = |_| Reason::MalformedRequest;
         let mut request = Request::new(body);
-        *request.method_mut() = Method::from_bytes(method.of(&bytes)).map_err(malformed)?;
+        *request.method_mut() =
+            Method::from_bytes(method.of(&bytes)).map_err(|_| Reason::MalformedRequest)?;
+        let target = target.slice(&bytes);
+        let target = target::escaped(&target).map_or(target, Bytes::from);
         *request.uri_mut() =
-            Uri::from_maybe_shared(target.slice(&bytes)).map_err(|_| Reason::MalformedRequest)?;
+            Uri::from_maybe_shared(target).map_err(|_| Reason::MalformedRequest)?;
         *request.version_mut() = version.into();
         *request.headers_mut() = headers;
         let to_head = request.method() == Method::HEAD;
