@@ -155,6 +155,15 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_opened_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("gone/access.log");
+        let told = Sink::open("access", &settings::Events::File(path.clone())).err().unwrap();
+        let told = format!("{told:#}");
+        assert!(told.contains("[log] access") && told.contains(path.to_str().unwrap()), "{told}");
+    }
+
+    #[test]
     fn a_rotated_file_is_left_for_the_new_one() {
         let dir = tempfile::tempdir().unwrap();
         let (path, moved) = (dir.path().join("events"), dir.path().join("events.1"));

@@ -71,11 +71,24 @@ impl Secured {
         } else {
             lines.extend(&self.all);
         }
-        if is_authenticated && self.no_store && !is_private(headers) {
-            headers.remove(CACHE_CONTROL);
-            lines.add(CACHE_CONTROL.as_str(), "no-store");
+        if is_authenticated && self.no_store {
+            let targeted: Vec<_> =
+                headers.keys().filter(|name| is_targeted(name)).cloned().collect();
+            for name in targeted {
+                headers.remove(name);
+            }
+            if !is_private(headers) {
+                headers.remove(CACHE_CONTROL);
+                lines.add(CACHE_CONTROL.as_str(), "no-store");
+            }
         }
     }
+}
+
+/// Whether a header is a word to some shared caches alone, which they take before `Cache-Control` (RFC 9213).
+fn is_targeted(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    name.ends_with("cdn-cache-control") || matches!(name, "surrogate-control" | "x-accel-expires")
 }
 
 /// Whether the upstream itself keeps an answer out of shared caches (RFC 9111, 5.2.2). What is private in part alone,
@@ -175,6 +188,17 @@ mod tests {
         ] {
             let given = stamped(&[("cache-control", own)], true, &Vec::new());
             assert_eq!(given["cache-control"], if is_kept { own } else { "no-store" });
+        }
+        let targeted =
+            ["cdn-cache-control", "a-cdn-cache-control", "surrogate-control", "x-accel-expires"];
+        for name in targeted {
+            let own = [("cache-control", "private"), (name, "max-age=60")];
+            let given = stamped(&own, true, &Vec::new());
+            assert_eq!(
+                (&given["cache-control"], given.get(name)),
+                (&"private".parse().unwrap(), None)
+            );
+            assert!(stamped(&own, false, &Vec::new()).contains_key(name));
         }
         let both = [("cache-control", "private"), ("cache-control", "public")];
         assert_eq!(stamped(&both, true, &Vec::new())["cache-control"], "no-store");
