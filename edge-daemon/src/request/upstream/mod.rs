@@ -172,6 +172,10 @@ impl Upstream {
             let slot = self.acquire(&pools, tried, key).await;
             // Where nobody else is fit, what the last one made of it is the answer.
             let (index, slot) = slot.map_err(|reason| missed.unwrap_or(reason))?;
+            if upload.turn.left().is_zero() {
+                // This one was not asked, and is not to blame.
+                return Err(missed.unwrap_or(Reason::UpstreamTimeout));
+            }
             let pool = &pools.pools[index];
             if let Some(asked) = &mut asked {
                 **asked = Some(Arc::clone(&pool.server));
@@ -181,10 +185,6 @@ impl Upstream {
             } else {
                 // Not while it waited for its turn: others have had that time.
                 upload.turn.ask(settings.body_timeout, settings.total_timeout);
-            }
-            if upload.turn.left().is_zero() {
-                // This one was not asked, and is not to blame.
-                return Err(missed.unwrap_or(Reason::UpstreamTimeout));
             }
             tried |= 1 << index;
             match self.ask(pool, head, body, &patience, fresh).await {
