@@ -9,6 +9,7 @@ mod own;
 
 use std::{collections::BTreeMap, fmt, net::IpAddr};
 
+use edge_common::ClientWidth;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use subtle::ConstantTimeEq as _;
 
@@ -56,12 +57,14 @@ pub enum Fault {
     Over,
     /// There is no room for another client.
     Full,
+    /// Its edge tells clients apart by another width.
+    Width,
 }
 
 impl Fault {
     /// Every fault.
-    pub const ALL: [Self; 5] =
-        [Self::Malformed, Self::Forged, Self::Future, Self::Over, Self::Full];
+    pub const ALL: [Self; 6] =
+        [Self::Malformed, Self::Forged, Self::Future, Self::Over, Self::Full, Self::Width];
 
     /// The word for it, in metrics.
     #[must_use]
@@ -72,13 +75,18 @@ impl Fault {
             Self::Future => "future",
             Self::Over => "over",
             Self::Full => "full",
+            Self::Width => "width",
         }
     }
 }
 
 /// What seals a fleet's records, and what leases of its limits are written in.
 #[derive(Clone)]
-pub struct Seal(blake3::Hasher);
+pub struct Seal {
+    hasher: blake3::Hasher,
+    /// How wide a client is.
+    width: ClientWidth,
+}
 
 impl PartialEq for Seal {
     fn eq(&self, other: &Self) -> bool {
@@ -98,7 +106,15 @@ impl Seal {
     pub fn new(fleet: &str, secret: &[u8]) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key("edged 2026 fleet seal v1");
         hasher.update(&(fleet.len() as u64).to_le_bytes()).update(fleet.as_bytes()).update(secret);
-        Self(blake3::Hasher::new_keyed(hasher.finalize().as_bytes()))
+        let hasher = blake3::Hasher::new_keyed(hasher.finalize().as_bytes());
+        Self { hasher, width: ClientWidth::USUAL }
+    }
+
+    /// As that of an edge to which clients are so wide: records of others mean others to it.
+    #[must_use]
+    pub const fn of_clients(mut self, width: ClientWidth) -> Self {
+        self.width = width;
+        self
     }
 
     /// A secret of the fleet's that leads to nothing else; the same on every edge.
@@ -126,7 +142,7 @@ impl Seal {
     }
 
     fn mac(&self, purpose: &str, text: &str) -> blake3::Hash {
-        let mut hasher = self.0.clone();
+        let mut hasher = self.hasher.clone();
         hasher.update(purpose.as_bytes()).update(b"\n").update(text.as_bytes()).finalize()
     }
 }
@@ -134,16 +150,20 @@ impl Seal {
 impl Record {
     /// The record as it is shared: `ban ADDRESS AT UNTIL NODE STRIKES REASON SEAL`, or
     /// `lift ADDRESS AT UNTIL NODE SEAL`. A reason may be of any words: what is no [`is_word`] in it
-    /// is percent-encoded.
+    /// is percent-encoded. An address has its prefix length behind it, `/48`, unless that is the usual one.
     #[must_use]
     pub fn seal(&self, seal: &Seal) -> String {
         let Self { client, act, at_ms, until_ms, node } = self;
+        let bits = match bits(client, seal.width) {
+            own if own == bits(client, ClientWidth::USUAL) => String::new(),
+            own => format!("/{own}"),
+        };
         let text = match act {
             Act::Ban { strikes, reason } => {
                 let reason = utf8_percent_encode(reason, NO_WORD);
-                format!("ban {client} {at_ms} {until_ms} {node} {strikes} {reason}")
+                format!("ban {client}{bits} {at_ms} {until_ms} {node} {strikes} {reason}")
             }
-            Act::Lift => format!("lift {client} {at_ms} {until_ms} {node}"),
+            Act::Lift => format!("lift {client}{bits} {at_ms} {until_ms} {node}"),
         };
         seal.seal(PURPOSE, &text)
     }
@@ -156,7 +176,11 @@ impl Record {
         if sealed.len() > RECORD_BYTES_MAX {
             return Err(Fault::Malformed);
         }
-        let record = Self::parse(seal.open(PURPOSE, sealed)?).ok_or(Fault::Malformed)?;
+        let text = seal.open(PURPOSE, sealed)?;
+        let (record, width) = Self::parse(text).ok_or(Fault::Malformed)?;
+        if width != bits(&record.client, seal.width) {
+            return Err(Fault::Width);
+        }
         let latest_ms = now_ms.saturating_add(SKEW_MS);
         if record.at_ms > latest_ms || record.until_ms > latest_ms.saturating_add(LENGTH_MS_MAX) {
             return Err(Fault::Future);
@@ -167,10 +191,14 @@ impl Record {
         Ok(record)
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    /// And how wide its client is.
+    fn parse(text: &str) -> Option<(Self, u32)> {
         let mut words = text.split(' ');
         let kind = words.next()?;
-        let client = words.next()?.parse::<IpAddr>().ok()?.to_canonical();
+        let client = words.next()?;
+        let (client, width) = client.split_once('/').map_or((client, None), |(a, b)| (a, Some(b)));
+        let client = client.parse::<IpAddr>().ok()?.to_canonical();
+        let width = width.map_or(Some(bits(&client, ClientWidth::USUAL)), |it| it.parse().ok())?;
         let (at_ms, until_ms) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
         let node = word(words.next()?)?;
         let act = match kind {
@@ -186,8 +214,13 @@ impl Record {
             "lift" => Act::Lift,
             _ => return None,
         };
-        words.next().is_none().then_some(Self { client, act, at_ms, until_ms, node })
+        words.next().is_none().then_some((Self { client, act, at_ms, until_ms, node }, width))
     }
+}
+
+/// How wide a client of this address's family is.
+const fn bits(client: &IpAddr, width: ClientWidth) -> u32 {
+    if client.is_ipv4() { width.v4 } else { width.v6 }
 }
 
 /// A name of a node or a fleet.
@@ -397,6 +430,23 @@ mod tests {
         for cut in 0..sealed.len() {
             assert!(Record::open(&sealed[..cut], &seal(), NOW).is_err(), "{cut}");
         }
+    }
+
+    #[test]
+    fn clients_of_another_width_are_others() {
+        let seal = |v4, v6| seal().of_clients(ClientWidth { v4, v6 });
+        let (v4, v6) = (ban("192.0.2.0", 1, 9, "a"), lift("2001:db8::", 1, 9));
+        let open = |record: &Record, by: &Seal, at: &Seal| Record::open(&record.seal(by), at, NOW);
+        for record in [&v4, &v6] {
+            for (own, other) in [(seal(24, 48), seal(32, 64)), (seal(32, 64), seal(24, 48))] {
+                assert_eq!(open(record, &own, &own), Ok(record.clone()));
+                assert_eq!(open(record, &own, &other), Err(Fault::Width));
+            }
+        }
+        // What families do not differ in, or is usual, is said as it always was.
+        assert_eq!(open(&v4, &seal(32, 48), &seal(32, 64)), Ok(v4.clone()));
+        assert!(v4.seal(&seal(32, 64)).starts_with("ban 192.0.2.0 "));
+        assert!(v6.seal(&seal(24, 48)).starts_with("lift 2001:db8::/48 "));
     }
 
     #[test]

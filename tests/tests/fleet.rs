@@ -364,6 +364,25 @@ fn a_secret_that_was_changed_is_the_one_that_counts() -> Result<()> {
 }
 
 #[test]
+fn edges_to_which_a_client_is_not_the_same_share_no_bans() -> Result<()> {
+    let (one, two) = (Lab::new()?, Lab::new()?);
+    let hub = Hub::start(&[&one, &two])?;
+    let a = start(&hub, 0, &one, "")?;
+    let section = hub.section(1, &two, "")?;
+    let b = two.edged()?.set("kernel.ipv4_prefix", "24").append(&section)?.start()?;
+    connected(&a, 1.0)?;
+    connected(&b, 1.0)?;
+    a.tell(&format!("ban add {ATTACKER} --ttl 1h"))?;
+    b.tell("ban add 203.0.113.9 --ttl 1h --force")?;
+    for edged in [&a, &b] {
+        until("it has come", Duration::from_secs(5), || Ok(records(edged, "width")? >= 1.0))?;
+        assert_eq!(edged.bans()?.len(), 1, "{:?}", edged.bans()?);
+    }
+    assert!(reaches(&two, ATTACKER, 443));
+    Ok(())
+}
+
+#[test]
 fn a_ban_after_a_lift_by_a_faster_clock_is_one_everywhere() -> Result<()> {
     let (one, two) = (Lab::new()?, Lab::new()?);
     let hub = Hub::start(&[&one, &two])?;

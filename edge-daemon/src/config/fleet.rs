@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use edge_common::ClientWidth;
 use edge_identity::fleet::is_word;
 use edge_policy::limit::{lease::NODES_MAX, meter::Meter};
 use toml::de::DeTable;
@@ -14,7 +15,7 @@ use super::{
 use crate::tls::client;
 
 /// What is said of a fleet; `None` without a `server`.
-pub(super) fn fleet(table: &Table<'_>) -> Option<Fleet> {
+pub(super) fn fleet(table: &Table<'_>, width: ClientWidth) -> Option<Fleet> {
     let server = table.or("server", None, |item| server(item).map(Some));
     let secret = table.or("secret", None, |item| item.secret().map(Some));
     let user = table.or("user", None, |item| name(item).map(Some));
@@ -47,6 +48,7 @@ pub(super) fn fleet(table: &Table<'_>) -> Option<Fleet> {
             item.duration(Duration::from_secs(2))
         }),
         bans: table.or("bans", true, Item::flag),
+        client: width,
     };
     if !is_word(&fleet.node) {
         let what = format!("this host's name, '{}', cannot be the edge's", fleet.node);

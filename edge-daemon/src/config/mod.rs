@@ -135,12 +135,14 @@ fn settings(document: &Table<'_>) -> Settings {
     let mut routes =
         document.tables("route", |table| route::route(table, &upstreams, &policies, usual));
     number(&mut routes);
+    let kernel = document.table("kernel", kernel::kernel);
+    let client = kernel.client;
     Settings {
-        kernel: document.table("kernel", kernel::kernel),
+        kernel,
         lists: document.table("lists", sections::lists),
         feeds: document.tables("feed", feed::feed),
         crowdsec: document.table("crowdsec", crowdsec::crowdsec),
-        fleet: document.table("fleet", fleet::fleet),
+        fleet: document.table("fleet", |table| fleet::fleet(table, client)),
         webhooks: document.tables("webhook", webhook::webhook),
         geo: document.table("geo", geo::geo),
         server,

@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use edge_common::ClientWidth;
 use edge_identity::fleet::Seal;
 
 use crate::secret::{BYTES_MIN, Origin};
@@ -25,6 +26,8 @@ pub struct Fleet {
     pub timeout: Duration,
     /// Whether bans are shared.
     pub bans: bool,
+    /// How wide a client is, by what `[kernel]` says.
+    pub client: ClientWidth,
 }
 
 /// The server of a fleet.
@@ -60,7 +63,7 @@ impl Fleet {
         let origin = &self.secret;
         let secret = origin.read().and_then(|secret| secret.at_least(BYTES_MIN));
         let secret = secret.map_err(|fault| format!("{origin}: {fault}"))?.without_line_end();
-        Ok(Seal::new(&self.name, secret.expose()))
+        Ok(Seal::new(&self.name, secret.expose()).of_clients(self.client))
     }
 
     pub(super) fn secrets(&self) -> impl Iterator<Item = &Origin> {

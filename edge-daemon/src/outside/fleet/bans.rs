@@ -354,6 +354,6 @@ mod tests {
 
     #[test]
     fn faults_have_a_count_each() {
-        assert_eq!(Fault::ALL.map(|fault| fault as usize), [0, 1, 2, 3, 4]);
+        assert_eq!(Fault::ALL.map(|fault| fault as usize), [0, 1, 2, 3, 4, 5]);
     }
 }

@@ -109,6 +109,7 @@ mod tests {
             login: (None, None),
             timeout: Duration::from_secs(1),
             bans: true,
+            client: edge_common::ClientWidth::USUAL,
         };
         Fleet::new(&settings, dir)
     }
