@@ -373,6 +373,8 @@ pub fn run(
     let runtime = runtime.enable_all().build_local(LocalOptions::default())?;
     let worker = Rc::new(Worker::new(edge, index)?);
     let _guard = runtime.enter();
+    // What could be refused is refused now: the thread stays.
+    runtime.spawn_blocking(|| ());
     for (listener, entrance) in listeners {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         runtime.spawn_local(serve::accept(Rc::clone(&worker), listener, entrance, phase.clone()));

@@ -234,15 +234,13 @@ impl Shaking {
     /// Waits until a client that was asked for another key share has said something, which may make the next step long.
     /// The caller bounds the time. False: no long step is to come.
     pub async fn hear(&mut self) -> bool {
-        let mut is_told = false;
         poll_fn(|cx| {
             let stream = self.accept.get_ref().filter(|_| self.is_retried);
             let Some(stream) = stream else { return Poll::Ready(false) };
-            if is_told && stream.poll_read_ready(cx).is_ready() {
+            // First of all: it may not have waited for what it is told.
+            if stream.poll_read_ready(cx).is_ready() {
                 return Poll::Ready(true);
             }
-            // What it is told goes out, and whatever comes wakes us.
-            is_told = true;
             self.done = Some(ready!(Pin::new(&mut self.accept).poll(cx)));
             self.is_retried = false;
             Poll::Ready(false)
@@ -427,5 +425,19 @@ mod tests {
         }
         said.join().unwrap();
         assert!(matches!(shaking.done, Some(Ok(_))));
+    }
+
+    #[tokio::test]
+    async fn what_is_said_too_early_waits_for_its_step_as_well() {
+        let groups: &Groups = &[aws_lc_rs::kx_group::SECP256R1, aws_lc_rs::kx_group::X25519];
+        let (_, mut client, greeted) = meet(groups).await;
+        let mut shaking = greeted.answer();
+        let change_cipher_spec = [20, 3, 3, 0, 1, 1];
+        std::io::Write::write_all(&mut client, &change_cipher_spec).unwrap();
+        shaking.accept.get_ref().unwrap().readable().await.unwrap();
+        assert!(shaking.hear().await);
+        client.set_nonblocking(true).unwrap();
+        let silent = client.read(&mut [0; 1]).unwrap_err();
+        assert_eq!(silent.kind(), ErrorKind::WouldBlock, "nothing is done but beside the worker");
     }
 }
