@@ -34,6 +34,8 @@ use crate::config::settings::{self, SYSTEM_CA};
 pub struct Connector {
     tls: TlsConnector,
     expiries: Arc<[Expiry]>,
+    /// Of the certificates that were read.
+    digest: [u8; 32],
 }
 
 /// Why an upstream cannot be spoken to over TLS.
@@ -67,6 +69,8 @@ impl Connector {
             true => Vec::new(),
             false => Expiry::of_bundle("upstream_ca", &bundle),
         };
+        let mut digest = Sha256::new();
+        bundle.iter().for_each(|certificate| digest.update(certificate));
         roots.add_parsable_certificates(bundle);
         if roots.is_empty() {
             return Err(fault("holds no authority".to_owned()));
@@ -86,6 +90,7 @@ impl Connector {
             None => config.with_no_client_auth(),
             Some(files) => {
                 let pair = Pair::read(files)?;
+                pair.key.cert.iter().for_each(|certificate| digest.update(certificate));
                 expiries.extend(
                     pair.key.cert.first().and_then(|der| Expiry::of("upstream_client", der)),
                 );
@@ -94,7 +99,14 @@ impl Connector {
             }
         };
         config.alpn_protocols = vec![if http2 { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
-        Ok(Self { tls: TlsConnector::from(Arc::new(config)), expiries: expiries.into() })
+        let (tls, digest) = (TlsConnector::from(Arc::new(config)), digest.finalize().into());
+        Ok(Self { tls, expiries: expiries.into(), digest })
+    }
+
+    /// Whether it goes by the same certificates as another of the same settings.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.digest == other.digest
     }
 
     /// When the edge's own certificate and the authorities end.

@@ -48,6 +48,7 @@ pub struct Upstream {
     waiting: AtomicUsize,
     freed: Notify,
     tls: Option<ArcSwap<Connector>>,
+    renewed_ns: AtomicU64,
     workers: usize,
     /// Retries that the budget refused.
     pub retries_refused: AtomicU64,
@@ -145,6 +146,7 @@ impl Upstream {
             waiting: AtomicUsize::new(0),
             freed: Notify::new(),
             tls: tls.map(ArcSwap::from_pointee),
+            renewed_ns: AtomicU64::new(0),
             workers,
             retries_refused: AtomicU64::new(0),
             resolutions: AtomicU64::new(0),
@@ -183,9 +185,17 @@ impl Upstream {
 
     /// Takes up what was read again.
     pub fn renew(&self, read: Option<Connector>) {
-        if let (Some(former), Some(connector)) = (&self.tls, read) {
-            former.store(Arc::new(connector));
+        if let (Some(tls), Some(connector)) = (&self.tls, read) {
+            let former = tls.swap(Arc::new(connector));
+            if !tls.load().is_same(&former) {
+                self.renewed_ns.store(clock::boot_ns(), Relaxed);
+            }
         }
+    }
+
+    /// When its certificates became others, in boot time; what was opened before is not asked again.
+    pub fn renewed_ns(&self) -> u64 {
+        self.renewed_ns.load(Relaxed)
     }
 
     /// When its certificates end.

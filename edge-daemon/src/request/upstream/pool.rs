@@ -110,6 +110,7 @@ impl Pool {
         (since(connection.used_ns().max(*since_ns)) < settings.idle_timeout
             || connection.is_in_use())
             && since(connection.opened_ns()) < settings.age_max
+            && connection.opened_ns() >= self.upstream.renewed_ns()
             && !connection.is_stale()
     }
 
