@@ -198,7 +198,6 @@ mod tests {
     use std::fs;
 
     use edge_policy::limit::{Admission, Caller, Facts};
-    use http::Method;
 
     use super::*;
     use crate::config;
@@ -229,17 +228,9 @@ mod tests {
         let rules: Rules = [rule].into_iter().collect();
         let counts = [None, Some("pro")].map(|tier| {
             let claim = |_: &str| None;
-            let facts = Facts {
-                source: edge_common::Source::v4([192, 0, 2, 1]),
-                caller: Some(Caller { user: ["key", "ann"], key: None, tier, claim: &claim }),
-                route: "/",
-                method: &Method::GET,
-                host: "",
-                header: &|_| None,
-                ja4: None,
-                place: &|_| None,
-                cost: 1,
-            };
+            let source = edge_common::Source::v4([192, 0, 2, 1]);
+            let caller = Some(Caller { user: ["key", "ann"], key: None, tier, claim: &claim });
+            let facts = Facts { caller, ..Facts::of(source, 1) };
             let none = Admission::default();
             (0..100).filter(|_| rules.admit(&facts, &none, now).is_ok()).count()
         });

@@ -1,8 +1,6 @@
 //! What edges that share a limit admit together, however what they are asked for is split: the whole
 //! limit, and no more. Edges, ledger and clock are all in one place.
 
-use http::Method;
-
 use super::{
     lease::{Demand, Ledger, WHOLE},
     meter::Bucket,
@@ -59,17 +57,7 @@ fn edge(n: usize, rate: u64, offset: f64) -> Edge {
 
 impl Edge {
     fn admits(&self, now: u64) -> bool {
-        let facts = Facts {
-            source: "192.0.2.1".parse::<std::net::IpAddr>().unwrap().into(),
-            caller: None,
-            route: "/",
-            method: &Method::GET,
-            host: "",
-            header: &|_| None,
-            ja4: None,
-            place: &|_| None,
-            cost: 1,
-        };
+        let facts = Facts::of(Source::v4([192, 0, 2, 1]), 1);
         admit([&self.rule], &facts, 0, Now { boot_ns: now, unix_ns: now }).is_ok()
     }
 

@@ -94,6 +94,25 @@ pub struct Facts<'a> {
     pub cost: u64,
 }
 
+impl Facts<'_> {
+    /// Those of a request of which nothing is known but its source, and what it costs.
+    #[must_use]
+    pub fn of(source: Source, cost: u64) -> Self {
+        static GET: Method = Method::GET;
+        Self {
+            source,
+            caller: None,
+            route: "",
+            method: &GET,
+            host: "",
+            header: &|_| None,
+            ja4: None,
+            place: &|_| None,
+            cost,
+        }
+    }
+}
+
 /// Who sends a request.
 #[derive(Clone, Copy)]
 pub struct Caller<'a> {
@@ -273,18 +292,7 @@ impl Rules {
     /// # Errors
     /// If a rule refuses.
     pub fn admit_source(&self, source: Source, now: Now) -> Result<Admission, Denied> {
-        let facts = Facts {
-            source,
-            caller: None,
-            route: "",
-            method: &Method::GET,
-            host: "",
-            header: &|_| None,
-            ja4: None,
-            place: &|_| None,
-            cost: ASKED,
-        };
-        admit(&self.early, &facts, 0, now)
+        admit(&self.early, &Facts::of(source, ASKED), 0, now)
     }
 
     /// Charges a request to all other rules, and to those by its source what it costs beyond the one

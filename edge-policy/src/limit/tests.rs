@@ -59,15 +59,10 @@ impl Ask {
             claim: &claim,
         });
         let facts = Facts {
-            source: Source::v4(self.source),
             caller,
             route: self.route,
-            method: &Method::GET,
-            host: "api.example",
             header: &header,
-            ja4: None,
-            place: &|_| None,
-            cost: self.cost,
+            ..Facts::of(Source::v4(self.source), self.cost)
         };
         admit(rules, &facts, 0, now(ns))
     }
@@ -131,17 +126,7 @@ fn what_a_route_costs_is_charged_to_the_sources_own_limit_as_well() {
     let rules: Rules =
         [spec(&[Part::Source], bucket(25)), at_once, later].map(rule).into_iter().collect();
     let ask = |cost| {
-        let facts = Facts {
-            source: Source::v4([192, 0, 2, 1]),
-            caller: None,
-            route: "/",
-            method: &Method::GET,
-            host: "",
-            header: &|_| None,
-            ja4: None,
-            place: &|_| None,
-            cost,
-        };
+        let facts = Facts::of(Source::v4([192, 0, 2, 1]), cost);
         let early = rules.admit_source(facts.source, now(0))?;
         rules.admit(&facts, &early, now(0)).map(|late| early.and(late))
     };
@@ -200,17 +185,7 @@ fn a_shadow_counts_and_refuses_nothing() {
 fn a_shadow_counts_a_dear_request_once() {
     let shadow = Spec { shadow: true, ..spec(&[Part::Source], bucket(3)) };
     let rules: Rules = [rule(shadow)].into_iter().collect();
-    let facts = Facts {
-        source: Source::v4(ASK.source),
-        caller: None,
-        route: "/",
-        method: &Method::GET,
-        host: "",
-        header: &|_| None,
-        ja4: None,
-        place: &|_| None,
-        cost: 10,
-    };
+    let facts = Facts::of(Source::v4(ASK.source), 10);
     let would_refuse = || {
         let early = rules.admit_source(facts.source, now(0)).unwrap();
         drop(rules.admit(&facts, &early, now(0)).unwrap());
@@ -376,19 +351,8 @@ proptest! {
         let rules = [rule(spec(&[Part::User, Part::Route], bucket(1)))];
         let ask = |user: &str, route: &str| {
             let claim = |_: &str| None;
-            let header = |_: &HeaderName| None;
             let caller = Some(Caller { user: ["key", user], key: None, tier: None, claim: &claim });
-            let facts = Facts {
-                source: Source::v4([192, 0, 2, 1]),
-                caller,
-                route,
-                method: &Method::GET,
-                host: "",
-                header: &header,
-                ja4: None,
-                place: &|_| None,
-                cost: 1,
-            };
+            let facts = Facts { caller, route, ..Facts::of(Source::v4([192, 0, 2, 1]), 1) };
             admit(&rules, &facts, 0, now(0)).is_ok()
         };
         prop_assert!(ask(&a, &b));

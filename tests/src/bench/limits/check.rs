@@ -8,7 +8,6 @@ use edge_policy::limit::{
     Caller, Facts, Only, Part, Rule, Rules, Spec,
     meter::{Bucket, Meter, Now, Window},
 };
-use http::Method;
 use nix::time::{ClockId, clock_gettime};
 
 use crate::{
@@ -82,7 +81,6 @@ fn core_ns(
     let mut random = Random::new(core as u64 + 1);
     let users: Vec<String> = (0..1_024).map(|n| format!("user-{core}-{n}")).collect();
     let claim = |_: &str| None;
-    let header = |_: &http::HeaderName| None;
     let mut ask = |at: u64, key: Option<u64>| {
         let source = key.unwrap_or_else(|| random.next() % asked) as u32;
         let source = Source::v4((0x0a00_0000 | source).to_be_bytes());
@@ -93,17 +91,7 @@ fn core_ns(
         }
         let user = users[random.next() as usize % users.len()].as_str();
         let caller = Some(Caller { user: ["key", user], key: None, tier: None, claim: &claim });
-        let facts = Facts {
-            source,
-            caller,
-            route: "/api/orders",
-            method: &Method::GET,
-            host: "api.example",
-            header: &header,
-            ja4: None,
-            place: &|_| None,
-            cost: 1,
-        };
+        let facts = Facts { caller, route: "/api/orders", ..Facts::of(source, 1) };
         rules.admit(&facts, &early, now).is_ok()
     };
     // Every key is known before.
