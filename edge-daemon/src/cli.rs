@@ -141,18 +141,44 @@ fn log_to_stderr(level: Level) {
         Level::Debug => LevelFilter::DEBUG,
         Level::Trace => LevelFilter::TRACE,
     };
-    // Of what libraries say, some is said of every frame that a client sends.
-    let theirs = if level < LevelFilter::DEBUG { LevelFilter::ERROR } else { level };
-    let targets =
-        Targets::new().with_default(theirs).with_targets([("edge_", level), ("edged", level)]);
     tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(|| stderr::Log)
         .finish()
-        .with(targets)
+        .with(targets(level))
         .init();
+}
+
+/// Who may say what: `h2` warns of every frame with a mistake that a client sends.
+fn targets(level: LevelFilter) -> Targets {
+    let of_frames = if level < LevelFilter::DEBUG { LevelFilter::ERROR } else { level };
+    Targets::new().with_default(level).with_target("h2", of_frames)
 }
 
 const BAD_CONFIGURATION: u8 = 78;
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage, 78 the configuration is wrong.";
+
+#[cfg(test)]
+mod tests {
+    use tracing::Level;
+
+    use super::*;
+
+    #[test]
+    fn what_h2_says_of_frames_is_for_who_looks_closer_and_all_others_warn() {
+        for (level, of_h2, of_others) in [
+            (LevelFilter::INFO, Level::ERROR, Level::INFO),
+            (LevelFilter::DEBUG, Level::DEBUG, Level::DEBUG),
+        ] {
+            let targets = targets(level);
+            for target in ["h2::proto", "edge_daemon::cli", "hyper"] {
+                let most = if target.starts_with("h2") { of_h2 } else { of_others };
+                let told = [Level::ERROR, Level::WARN, Level::INFO, Level::DEBUG, Level::TRACE];
+                let told = told.map(|level| targets.would_enable(target, &level));
+                let expected = [Level::ERROR, Level::WARN, Level::INFO, Level::DEBUG, Level::TRACE];
+                assert_eq!(told, expected.map(|level| level <= most), "{target} at {level}");
+            }
+        }
+    }
+}

@@ -165,11 +165,14 @@ fn word(text: &str) -> Result<(String, &str), Meaningless> {
 /// An address with or without port, `unknown`, or a name that hides one.
 fn node(text: &str) -> Result<Hop, Meaningless> {
     // The port may be hidden as well.
-    let name = text.rsplit_once(":_").map_or(text, |(name, _)| name);
+    let hidden = text.rsplit_once(":_");
+    let name = hidden.map_or(text, |(name, _)| name);
     let is_port =
         |port: &str| matches!(port.len(), 1..=5) && port.bytes().all(|b| b.is_ascii_digit());
-    let told =
-        name.split_once(':').filter(|(_, port)| is_port(port)).map_or(name, |(told, _)| told);
+    let told = match name.split_once(':') {
+        Some((told, port)) if hidden.is_none() && is_port(port) => told,
+        _ => name,
+    };
     if text.starts_with('_') || told.eq_ignore_ascii_case("unknown") {
         return Ok(Hop::Hidden);
     }
@@ -178,7 +181,7 @@ fn node(text: &str) -> Result<Hop, Meaningless> {
         Some(bare) => bare.parse::<Ipv6Addr>().map(IpAddr::from).ok(),
         None => name.parse().ok(),
     };
-    let address = address.or_else(|| Some(name.parse::<SocketAddr>().ok()?.ip()));
+    let address = address.or_else(|| Some(text.parse::<SocketAddr>().ok()?.ip()));
     Ok(Hop::Address(address.ok_or(Meaningless)?.to_canonical()))
 }
 
@@ -263,6 +266,9 @@ mod tests {
             "for=192.0.2.1:80",
             "for=nonsense",
             "for=\"192.0.2.1:_a:_b\"",
+            "for=\"192.0.2.1:4711:_x\"",
+            "for=\"unknown:4711:_x\"",
+            "for=\"unknown:_a:_b\"",
             // A quote that the client left open would swallow what the proxy added.
             "for=\"x, for=192.0.2.1",
             "=x",

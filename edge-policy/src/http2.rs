@@ -72,8 +72,8 @@ pub struct Conduct {
     has_begun: bool,
     faults: Faults,
     fault: Option<Fault>,
-    /// Streams whose requests were handed on and are not answered to their end.
-    open: Vec<u32>,
+    /// Streams whose requests were handed on and are not answered to their end, and whether their answers are made.
+    open: Vec<(u32, bool)>,
     /// Streams that the client reset before they were handed on: both may come at once.
     reset: Vec<u32>,
     /// Streams that the client reset later, the latest of them: their answers may be on their way.
@@ -194,8 +194,8 @@ impl Conduct {
     /// Bytes that went to the client.
     pub fn sent(&mut self, mut bytes: &[u8], now_ms: u64) {
         while let Some(frame) = self.sent.next(&mut bytes) {
-            let is_known = |stream| self.open.contains(stream) || self.given_up.contains(stream);
-            if frame.kind == HEADERS && !is_known(&frame.stream) {
+            let is_known = |stream| self.at(stream).is_some() || self.given_up.contains(&stream);
+            if frame.kind == HEADERS && !is_known(frame.stream) {
                 // The library answers by itself what has too many fields.
                 self.noted.oversized += 1;
                 self.spend(5, Abuse::Mistakes, now_ms);
@@ -249,9 +249,22 @@ impl Conduct {
     /// A request was handed on.
     pub fn begun(&mut self, stream: u32) {
         if !self.reset.contains(&stream) {
-            self.open.push(stream);
+            self.open.push((stream, false));
         }
         self.pass(stream);
+    }
+
+    /// All of a stream's answer is made: what is not out yet waits for the client.
+    pub fn made(&mut self, stream: u32) {
+        if let Some(at) = self.at(stream) {
+            self.open[at].1 = true;
+        }
+    }
+
+    /// Whether the client is to take the rest of an answer that is made.
+    #[must_use]
+    pub fn has_untaken(&self) -> bool {
+        self.open.iter().any(|(_, is_made)| *is_made)
     }
 
     /// No stream up to this one is still to be handed on.
@@ -269,23 +282,25 @@ impl Conduct {
         self.pass(stream);
     }
 
+    /// A request came long after its client had to know that the connection ends.
+    pub fn overstays(&mut self, now_ms: u64) {
+        self.spend(2, Abuse::Mistakes, now_ms);
+    }
+
     /// Whether the edge has turned such a stream away; it is forgotten.
     fn takes_leave(&mut self, stream: u32) -> bool {
         let found = self.turned_away.iter().position(|turned| *turned == stream);
         found.map(|at| self.turned_away.swap_remove(at)).is_some()
     }
 
-    /// Requests that were handed on and whose answers are not out to their end.
-    #[must_use]
-    pub const fn unanswered(&self) -> usize {
-        self.open.len()
-    }
-
     fn close(&mut self, stream: u32) -> bool {
         // Nobody comes to what is behind it any more.
         self.faults.is_cut(stream);
-        let found = self.open.iter().position(|open| *open == stream);
-        found.map(|at| self.open.swap_remove(at)).is_some()
+        self.at(stream).map(|at| self.open.swap_remove(at)).is_some()
+    }
+
+    fn at(&self, stream: u32) -> Option<usize> {
+        self.open.iter().position(|(open, _)| *open == stream)
     }
 
     /// Why the connection cannot go on, if it cannot. It may have begun with anything but settings
@@ -378,7 +393,7 @@ mod tests {
         conduct.received(&frame(RESET, 0, 1, &[0, 0, 0, 8]), 0);
         conduct.sent(&frame(HEADERS, 4, 1, &[0x88]), 0);
         assert_eq!(conduct.take_noted(), Noted::default());
-        assert_eq!(conduct.unanswered(), 1);
+        assert_eq!(conduct.open, [(3, false)]);
         // What was never handed on is answered by the library.
         conduct.sent(&frame(HEADERS, 5, 5, &[0x88]), 0);
         assert_eq!(conduct.take_noted().oversized, 1);
@@ -554,10 +569,44 @@ mod tests {
             conduct.received(&both.concat(), now_ms);
             conduct.begun(stream);
             conduct.begun(stream + 2);
-            assert_eq!(conduct.open, [stream + 2]);
+            assert_eq!(conduct.open, [(stream + 2, false)]);
             conduct.sent(&frame(HEADERS, 5, stream + 2, &[0x88]), now_ms);
         }
-        assert_eq!((conduct.unanswered(), conduct.reset.len(), conduct.abuse()), (0, 0, None));
+        assert_eq!((conduct.open.len(), conduct.reset.len(), conduct.abuse()), (0, 0, None));
+    }
+
+    #[test]
+    fn an_answer_waits_for_its_client_from_when_it_is_made_until_it_is_out_or_unwanted() {
+        let mut conduct = begun();
+        let block = |stream| frame(HEADERS, 5, stream, &[0x82]);
+        let reset = |stream| frame(RESET, 0, stream, &[0, 0, 0, 8]);
+        for (stream, bytes, is_out) in [(1, frame(DATA, END, 1, &[7]), true), (5, reset(5), false)]
+        {
+            conduct.received(&block(stream), 0);
+            conduct.begun(stream);
+            assert!(!conduct.has_untaken());
+            conduct.made(stream);
+            assert!(conduct.has_untaken());
+            // However many requests come and go beside it.
+            conduct.received(&[block(stream + 2), reset(stream + 2)].concat(), 0);
+            conduct.begun(stream + 2);
+            assert!(conduct.has_untaken());
+            match is_out {
+                true => conduct.sent(&bytes, 0),
+                false => _ = conduct.received(&bytes, 0),
+            }
+            conduct.made(stream + 2);
+            assert!(!conduct.has_untaken() && conduct.open.is_empty());
+        }
+    }
+
+    #[test]
+    fn who_overstays_uses_up_the_credit() {
+        let mut conduct = fresh();
+        (0..50).for_each(|_| conduct.overstays(0));
+        assert_eq!(conduct.abuse(), None);
+        conduct.overstays(0);
+        assert_eq!(conduct.abuse(), Some(Abuse::Mistakes));
     }
 
     #[test]

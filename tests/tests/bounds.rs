@@ -7,7 +7,7 @@ use edge_common::Reason;
 use edge_tests::{
     Lab, Origin,
     client::{connect, raw_https, read_all, until},
-    frames::{DATA, END_HEADERS, END_STREAM, HEADERS, frame, get, literal, preface},
+    frames::{DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, frame, get, literal, preface},
     lab::{CLIENT, FRIEND},
     talk::Dial,
 };
@@ -65,6 +65,29 @@ fn a_head_that_stays_open_over_http2_is_cut_off_whatever_else_goes_on() -> Resul
         })?;
     }
     assert_eq!(edged.metrics()?.value(r#"edged_signals_total{reason="request_timeout"}"#), 3.0);
+    Ok(())
+}
+
+#[test]
+fn a_head_is_cut_off_on_a_connection_that_was_asked_to_end() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab
+        .edged()?
+        .set("bounds.header_timeout", r#""1s""#)
+        .set("bounds.requests_per_connection", "1")
+        .set("route.0.methods", r#"["GET", "POST"]"#)
+        .start()?;
+    let mut post = get("edge.test", "/health");
+    post[0] = 0x83;
+    let mut talk = Dial::new(&edged.ca, "edge.test")?.alpn("h2").connect(&lab, CLIENT)?;
+    talk.say(&[preface(), frame(HEADERS, END_HEADERS, 1, &post)].concat())?;
+    // The last stream that it still takes is any.
+    let last = frame(GOAWAY, 0, 0, &[0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0]);
+    talk.hear(SOON, |bytes| bytes.windows(last.len()).any(|part| part == last))?;
+    talk.say(&frame(HEADERS, END_STREAM, 3, &get("edge.test", "/health"))[..9])?;
+    assert!(talk.hear(SOON, |_| false)?.closed);
+    until("it is counted", SOON, || Ok(edged.metrics()?.requests(Reason::RequestTimeout) == 1.0))?;
     Ok(())
 }
 

@@ -357,6 +357,49 @@ fn small_answers_that_nobody_takes_are_given_up() -> Result<()> {
 }
 
 #[test]
+fn heads_that_come_and_go_keep_no_answers_that_nobody_takes() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    lab.edge.sysctl("ipv4/tcp_wmem", "16384 16384 16384")?;
+    lab.home(FRIEND).sysctl("ipv4/tcp_rmem", "16384 16384 16384")?;
+    let edged = lab
+        .edged()?
+        .set("bounds.idle_timeout", r#""2s""#)
+        .set("bounds.http2_waste_max", "1000000")
+        .start()?;
+    let key = edged.key("k")?;
+    let head = |path: &str, n: u32| {
+        let block =
+            [get("edge.test", path), edge_tests::frames::literal("x-api-key", &key)].concat();
+        frame(HEADERS, END_HEADERS | END_STREAM, 2 * n + 1, &block)
+    };
+    let mut talk = h2(&lab, &edged)?;
+    talk.say(&frame(WINDOW, 0, 0, &[0x7f, 0, 0, 0]))?;
+    talk.say(&(0..10).flat_map(|n| head("/big?bytes=64000", n)).collect::<Vec<_>>())?;
+    until("all are made", SOON, || {
+        Ok(edged.metrics()?.requests(Reason::Serve) == 10.0
+            && edged.metrics()?.value("edged_requests_in_flight") == 0.0)
+    })?;
+    // More requests than that come and are taken back, and there is always the begin of a head.
+    let mut bytes = (10..).flat_map(|n| {
+        [head("/slow?ms=9000", n), frame(RESET, 0, 2 * n + 1, &[0, 0, 0, 8])].concat()
+    });
+    let piece = 12 * (head("/slow?ms=9000", 10).len() + 13);
+    talk.say(&bytes.by_ref().take(9).collect::<Vec<_>>())?;
+    let mut came = 0.0;
+    until("it is told of", SOON, || {
+        let metrics = edged.metrics()?;
+        if metrics.requests(Reason::ClientGone) >= came {
+            came += 12.0;
+            let _ = talk.say(&bytes.by_ref().take(piece).collect::<Vec<_>>());
+        }
+        Ok(metrics.value(r#"edged_signals_total{reason="answer_not_taken"}"#) == 1.0)
+    })?;
+    assert!(came > 12.0, "{came}");
+    Ok(())
+}
+
+#[test]
 fn a_connection_carries_so_many_requests() -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;
@@ -386,7 +429,8 @@ fn whoever_does_not_hear_that_a_connection_ends_is_turned_away_and_pays_nothing(
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;
     let setup = lab.edged()?.set("bounds.requests_per_connection", "1");
-    let edged = setup.set("bounds.streams_max", "2").start()?;
+    let setup = setup.set("bounds.streams_max", "2").set("bounds.http2_waste_max", "10");
+    let edged = setup.start()?;
     let mut talk = h2(&lab, &edged)?;
     let ask =
         |n: u32| frame(HEADERS, END_HEADERS | END_STREAM, 2 * n + 1, &get("edge.test", "/health"));
@@ -402,6 +446,20 @@ fn whoever_does_not_hear_that_a_connection_ends_is_turned_away_and_pays_nothing(
     let metrics = edged.metrics()?;
     let told = [Reason::ConnectionSpent, Reason::StreamsFull].map(|r| metrics.connections(r));
     assert_eq!((told, metrics.requests(Reason::Serve)), ([2.0, 0.0], 3.0));
+    // Who goes on and on has heard. Its first request stays open.
+    let mut talk = h2(&lab, &edged)?;
+    talk.say(&frame(HEADERS, END_HEADERS, 1, &get("edge.test", "/health")))?;
+    for n in 1..40 {
+        let refused = frame(RESET, 0, 2 * n + 1, &[0, 0, 0, 7]);
+        let has = |bytes: &[u8], part: &[u8]| bytes.windows(part.len()).any(|own| own == part);
+        let settled = |bytes: &[u8]| has(bytes, b"hello") || has(bytes, &refused);
+        if talk.say(&ask(n)).is_err() || talk.hear(SOON, settled)?.closed {
+            break;
+        }
+    }
+    let metrics = edged.metrics()?;
+    let told = [Reason::ProtocolAbuse, Reason::StreamsFull].map(|r| metrics.connections(r));
+    assert_eq!(told, [1.0, 0.0]);
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use edge_common::Reason;
 use edge_tests::{
     Edged, Lab, Origin,
     client::{HOST, connect, handshake, installed, until},
+    frames,
     lab::{ATTACKER, CLIENT, EDGE, FRIEND},
     pki::{Authority, DAY, Leaf},
     talk::{Answer, Dial},
@@ -17,6 +18,8 @@ use rustls::{
     crypto::aws_lc_rs,
     pki_types::{CertificateDer, pem::PemObject as _},
 };
+
+const SOON: Duration = Duration::from_secs(10);
 
 /// Certificates as an array of tables, written inline.
 fn certificates(all: &[(&Leaf, &str)]) -> String {
@@ -319,14 +322,27 @@ fn each_listener_asks_for_itself_and_from_a_reload_on() -> Result<()> {
     edged.tell("reload")?;
     assert_eq!(visit(&stranger)?.0, 200);
     let mut before = [stranger.connect(&lab, FRIEND)?, member.connect(&lab, FRIEND)?];
+    let many = Dial::new(&edged.ca, HOST)?.port(8443).alpn("h2");
+    let mut many = many.connect(&lab, FRIEND)?;
+    many.say(&frames::preface())?;
+    let heard = frames::frame(frames::SETTINGS, frames::ACK, 0, &[]);
+    many.hear(SOON, |bytes| bytes.windows(heard.len()).any(|part| part == heard))?;
     edged.edit("server.https", &https("required"))?;
     edged.tell("reload")?;
     let mut ask = |n: usize| Ok::<_, anyhow::Error>(before[n].get(HOST, "/health", &[])?.status);
     assert_eq!((ask(0)?, ask(1)?), (421, 200));
+    assert_eq!(ask(1)?, 200);
+    assert!(before[0].hear(SOON, |_| false)?.closed, "it is good for no more");
+    let flags = frames::END_HEADERS | frames::END_STREAM;
+    many.say(&frames::frame(frames::HEADERS, flags, 1, &frames::get(HOST, "/health")))?;
+    let heard = many.hear(SOON, |_| false)?;
+    let refused = b"\"status\":421";
+    let is_answered = heard.bytes.windows(refused.len()).any(|part| part == refused);
+    assert!(is_answered && heard.closed, "{heard:?}");
     assert!(visit(&stranger).is_err());
     assert_eq!(visit(&member)?.0, 200);
     assert_eq!(visit(&Dial::new(&edged.ca, HOST)?)?.0, 200, "the other listener asks nobody");
-    assert_eq!(edged.metrics()?.requests(Reason::MisdirectedRequest), 1.0);
+    assert_eq!(edged.metrics()?.requests(Reason::MisdirectedRequest), 2.0);
     Ok(())
 }
 

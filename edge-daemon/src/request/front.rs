@@ -101,15 +101,16 @@ impl Visitor {
         }
     }
 
-    /// Where a listener requires certificates by now, a connection from before that came without one is good for no more:
-    /// the next one will be asked.
-    pub(super) fn check_listener(&self, plan: &Plan) -> Result<(), Denied> {
+    /// Whether it came by TLS without a certificate to where certificates are required by now: such a connection from
+    /// before is good for no more, and the next one will be asked.
+    pub(super) fn is_uncertified(&self, plan: &Plan) -> bool {
         let auth = plan.listeners.get(self.listener).map(|listener| listener.client_auth);
-        let is_certified = self.tls.as_ref().is_some_and(|facts| facts.peer.is_some());
-        if auth == Some(ClientAuth::Required) && !is_certified {
-            return Err(Reason::MisdirectedRequest.into());
-        }
-        Ok(())
+        let is_bare = self.tls.as_ref().is_some_and(|facts| facts.peer.is_none());
+        auth == Some(ClientAuth::Required) && is_bare
+    }
+
+    pub(super) fn check_listener(&self, plan: &Plan) -> Result<(), Denied> {
+        if self.is_uncertified(plan) { Err(Reason::MisdirectedRequest.into()) } else { Ok(()) }
     }
 
     /// Refuses a client without a certificate of its own, where the route asks for one. The connection

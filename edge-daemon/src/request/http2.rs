@@ -201,24 +201,30 @@ impl Client {
             worker.counters.count(Reason::ConnectionSpent);
             return Poll::Ready(Idle::Stop);
         }
-        if asked.is_none() && (worker.stopping.get() || is_shed) {
+        let is_over = worker.stopping.get() || self.visitor.is_uncertified(&view.plan);
+        if asked.is_none() && (is_over || is_shed) {
             return Poll::Ready(Idle::Stop);
         }
         if is_given_up(asked) {
             return alarm.poll(cx).map(|()| Idle::Cut);
         }
-        let head_since = self.conduct.borrow().head_since_ms().filter(|_| asked.is_none());
+        let head_since = self.conduct.borrow().head_since_ms();
         if let Some(since) = head_since {
             // Until it is whole, no other stream can go on.
             self.head.set_with_short(since + ms(bounds.header_timeout), since + SHORT_MS);
-            return self.head.poll(cx).map(|()| Idle::Late);
+            if self.head.poll(cx).is_ready() {
+                return Poll::Ready(Idle::Late);
+            }
         }
         // Answers whose tasks are done with them are with the library until the client takes them, and then here.
-        if self.conduct.borrow().unanswered() > open || self.outbox.borrow().is_waiting() {
+        if self.conduct.borrow().has_untaken() || self.outbox.borrow().is_waiting() {
             self.was_busy.set(true);
             return self.turn.poll(Who::Taker, cx).map(|_| Idle::Untaken);
         }
         self.turn.begin(bounds);
+        if head_since.is_some() && asked.is_none() {
+            return Poll::Pending;
+        }
         let is_busy = open > 0;
         // Every other stream has a deadline of its own. When the last one ends, it begins anew.
         if self.was_busy.replace(is_busy) || is_busy {
@@ -305,13 +311,19 @@ impl Client {
         let view = self.worker.view();
         let bounds = &view.plan.bounds;
         let late = u64::from(bounds.streams_max);
-        if self.served > bounds.requests_per_connection.saturating_add(late) {
-            // What was under way when it heard that the connection ends was still answered.
+        let beyond = self.served.saturating_sub(bounds.requests_per_connection);
+        if beyond > late {
+            // What was under way when it heard that the connection ends was still answered. As much again may have been
+            // asked for upon answers from before.
+            if beyond > 2 * late {
+                self.conduct.borrow_mut().overstays(self.turn.alarm().now_ms());
+            }
             return self.turn_away(respond, Reason::ConnectionSpent);
         }
         let turn = Rc::new(Turn::new(self.worker.timers.alarm()));
         turn.begin(bounds);
-        self.conduct.borrow_mut().begun(respond.stream_id().as_u32());
+        let id = respond.stream_id().as_u32();
+        self.conduct.borrow_mut().begun(id);
         self.open.set(open + 1);
         let open = Open(Rc::clone(&self.open));
         let (entrance, conduct) = (self.entrance, Rc::clone(&self.conduct));
@@ -319,6 +331,7 @@ impl Client {
         spawn_local(async move {
             let mut stream = Exchange { entrance, turn, respond, conduct };
             stream.run(worker, visitor, request).await;
+            stream.conduct.borrow_mut().made(id);
             drop(open);
         });
     }

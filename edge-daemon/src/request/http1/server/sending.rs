@@ -26,6 +26,7 @@ impl Client {
         let framing = if changes { Framing::Close } else { framing(&answer, version) };
         let bodiless = to_head || matches!(parts.status.as_u16(), 204 | 304);
         keeps &= !answer.is_last && !self.worker.stopping.get();
+        keeps &= !self.visitor.is_uncertified(&self.worker.view().plan);
         keeps &= framing != Framing::Close || bodiless;
         let inbound = &mut *self.inbound.borrow_mut();
         // Who refuses early hardly waits for the rest of the body; an answer that is none may be given to it as it comes.
