@@ -254,8 +254,14 @@ struct Client {
 pub enum Change {
     /// The client is banned, or for longer than before.
     Ban(Record),
-    /// The client is free.
-    Lift(IpAddr),
+    /// The client is free; of what other edges told alone, where the lift has the date of a ban: one that ends
+    /// all that was decided is later.
+    Lift {
+        /// Who.
+        client: IpAddr,
+        /// Whether what an edge decided itself stays.
+        is_alone: bool,
+    },
 }
 
 impl Bans {
@@ -269,7 +275,7 @@ impl Bans {
             return Err(Fault::Full);
         }
         let client = self.clients.entry(ip).or_default();
-        let before = client.effective().cloned();
+        let (before, at_ms) = (client.effective().cloned(), record.at_ms);
         match record.act {
             Act::Ban { .. } => client.add(record),
             Act::Lift => {
@@ -280,7 +286,10 @@ impl Bans {
         let after = client.effective();
         Ok(match (before, after) {
             (before, Some(now)) if before.as_ref() != Some(now) => Some(Change::Ban(now.clone())),
-            (Some(_), None) => Some(Change::Lift(ip)),
+            (Some(_), None) => {
+                let is_alone = client.bans.iter().any(|ban| ban.at_ms == at_ms);
+                Some(Change::Lift { client: ip, is_alone })
+            }
             _ => None,
         })
     }
@@ -479,10 +488,14 @@ mod tests {
             merge(lift("192.0.2.1", 15, 100)),
             Some(Change::Ban(ban("192.0.2.1", 20, 50, "b")))
         );
-        assert_eq!(merge(lift("192.0.2.1", 30, 100)), Some(Change::Lift(first.client)));
+        let free = |is_alone| Some(Change::Lift { client: first.client, is_alone });
+        assert_eq!(merge(lift("192.0.2.1", 30, 100)), free(false));
         // Repeated by whoever holds the server.
         assert_eq!(merge(first), None);
         let again = ban("192.0.2.1", 31, 90, "a");
+        assert_eq!(merge(again.clone()), Some(Change::Ban(again)));
+        assert_eq!(merge(lift("192.0.2.1", 31, 100)), free(true));
+        let again = ban("192.0.2.1", 32, 90, "a");
         assert_eq!(merge(again.clone()), Some(Change::Ban(again)));
         assert_eq!(merge(lift("192.0.2.1", 30, 100)), None);
         bans.expire(NOW + 90);

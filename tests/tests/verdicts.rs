@@ -448,6 +448,44 @@ fn who_takes_back_its_own_ban_takes_back_nothing_else() -> Result<()> {
     assert!(reaches(&lab, ATTACKER, 443) && edged.bans()?.is_empty());
     edged.tell(&format!("ban add {ATTACKER} --ttl 1h --reason jail"))?;
     assert!(strikes(&edged)? > before, "{:?}", edged.bans()?);
+    // Nor is who was let go by a jail immune to the scenarios.
+    edged.tell(&format!("ban remove {ATTACKER} --reason jail"))?;
+    until("a scenario bans it once more", SOON, || {
+        let _ = edged.get(ATTACKER, "/").key("edged_x").arg("--max-time", "1").send();
+        edged.banned(ATTACKER)
+    })?;
+    assert_eq!(edged.bans()?[0]["origin"], "scenario");
+    Ok(())
+}
+
+#[test]
+fn a_longer_ban_by_hand_takes_nothing_from_a_shorter_one() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let mut edged = lab.edged()?.start()?;
+    until("a scenario bans it", SOON, || {
+        let _ = edged.get(ATTACKER, "/").key("edged_x").arg("--max-time", "1").send();
+        edged.banned(ATTACKER)
+    })?;
+    let until_ms = edged.bans()?[0]["until_ms"].clone();
+    edged.tell(&format!("ban add {ATTACKER} --ttl 48h --reason jail"))?;
+    edged.tell(&format!("ban add {ATTACKER} --ttl 24h --reason other"))?;
+    assert!(edged.terminate()?.success());
+    edged.start_again()?;
+    let reasons = |edged: &Edged<'_>| -> Result<Vec<String>> {
+        let all = edged.bans()?;
+        Ok(all.iter().map(|ban| ban["reason"].as_str().unwrap_or_default().to_owned()).collect())
+    };
+    assert_eq!(reasons(&edged)?, ["jail", "other", "credential_invalid"]);
+    let told = edged.tell(&format!("ban remove {ATTACKER} --reason jail"))?;
+    assert!(told.contains("held to \"ban\" still"), "{told}");
+    assert!(!reaches(&lab, ATTACKER, 443));
+    edged.tell(&format!("ban remove {ATTACKER} --reason other"))?;
+    assert!(!reaches(&lab, ATTACKER, 443));
+    assert_eq!(reasons(&edged)?, ["credential_invalid"]);
+    assert_eq!(edged.bans()?[0]["until_ms"], until_ms);
+    edged.tell(&format!("ban remove {ATTACKER}"))?;
+    assert!(reaches(&lab, ATTACKER, 443) && edged.bans()?.is_empty());
     Ok(())
 }
 
@@ -801,9 +839,13 @@ fn a_replayed_log_spares_what_many_share() -> Result<()> {
     std::fs::write(&log, cut)?;
     let mut edgectl = Command::new(edge_tests::daemon::binary("edgectl")?);
     edgectl.arg("replay").arg("--log").arg(&log).arg("--config").arg(&config).arg("--json");
-    let told = run(&mut edgectl)?;
-    let told: Vec<serde_json::Value> =
-        told.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    let done = edgectl.output()?;
+    let complaints = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success() && complaints.contains("1 of 16 lines"), "{complaints}");
+    let told: Vec<serde_json::Value> = String::from_utf8(done.stdout)?
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()?;
     let of = |n: usize| (told[n]["step"].clone(), told[n]["spared"].clone());
     assert_eq!(told.len(), 2, "{told:?}");
     assert_eq!(of(0), ("403".into(), "shared_source".into()), "{told:?}");

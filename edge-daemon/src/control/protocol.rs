@@ -98,7 +98,9 @@ pub enum Command {
     BanRemove {
         /// Whom it is about: an address of a client will do.
         culprit: Culprit,
-        /// Ends only what operators decided for it, and forgets nothing.
+        /// Ends only what operators decided for it, and forgets nothing. A daemon that does not know of it is
+        /// told nothing where it is not asked for.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
     },
     /// What would happen to a packet, and why. Answer: [`Reply::Explanation`].
@@ -373,4 +375,18 @@ pub(super) fn text_fault<'a>(texts: impl IntoIterator<Item = &'a String>) -> Opt
         text.is_empty() || text.len() > TEXT_BYTES_MAX || text.chars().any(char::is_control)
     })?;
     Some(format!("not 1 to {TEXT_BYTES_MAX} bytes without control characters: {bad:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_older_daemon_is_told_nothing_that_is_not_asked_for() {
+        let culprit = Culprit::Account("anna".into());
+        let remove = Command::BanRemove { culprit, reason: None };
+        let line = serde_json::to_string(&remove).unwrap();
+        assert!(!line.contains("reason"), "{line}");
+        assert_eq!(serde_json::from_str::<Command>(&line).unwrap(), remove);
+    }
 }

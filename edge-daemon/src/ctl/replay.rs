@@ -98,7 +98,11 @@ pub(super) fn run(args: &Args, asked: &Replay) -> u8 {
         let found_one = |verdict: Verdict| Found { at_ms: verdict.last.1 / 1_000_000, verdict };
         found.extend(verdicts.map(found_one));
     }
-    let text = if args.json { json(&found) } else { words(&found, count, unread) };
+    if unread > 0 {
+        let (file, lines) = (asked.log.display(), log.lines);
+        complain(&format_args!("{file}: {unread} of {lines} lines could not be read"), DONE);
+    }
+    let text = if args.json { json(&found) } else { words(&found, count) };
     let code = say(text.as_bytes());
     if code == DONE { DONE } else { code }
 }
@@ -219,7 +223,7 @@ fn of_access(line: &Value, width: edge_common::ClientWidth) -> Option<Signal> {
     })
 }
 
-fn words(found: &[Found], signals: usize, unread: u64) -> String {
+fn words(found: &[Found], signals: usize) -> String {
     let rows = found.iter().map(|Found { at_ms, verdict }| {
         let last = verdict.evidence.first();
         let request = last.and_then(|signal| signal.request.as_ref());
@@ -237,11 +241,7 @@ fn words(found: &[Found], signals: usize, unread: u64) -> String {
         ]
     });
     let head = ["WHEN", "WHO", "STEP", "FOR", "STRIKES", "SCENARIO", "SIGNAL", "REQUEST"];
-    let unread = match unread {
-        0 => String::new(),
-        unread => format!("; {unread} lines could not be read"),
-    };
-    format!("{}{} verdicts, of {signals} signals{unread}\n", table(&head, rows), found.len())
+    format!("{}{} verdicts, of {signals} signals\n", table(&head, rows), found.len())
 }
 
 fn json(found: &[Found]) -> String {

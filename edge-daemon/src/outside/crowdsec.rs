@@ -174,10 +174,14 @@ impl Crowdsec {
         let judged = tokio::task::spawn_blocking(judge).await.map_err(|error| error.to_string())?;
         let (decisions, changed) = judged.map_err(|error| format!("its answer: {error}"))?;
         let networks = decisions.len();
-        if whole || !changed.is_empty() {
-            let former = lock(&self.state).sheet.clone();
+        let (is_first, former) = {
+            let state = lock(&self.state);
+            (state.whole.is_none(), state.sheet.clone())
+        };
+        if is_first || !changed.is_empty() {
             let sheet = self.sheet_of(&decisions, former.as_deref(), clock::unix_ms());
-            put(edge, Arc::clone(&sheet), (!whole).then(|| changed.clone())).await?;
+            // What is on disk may not be in force.
+            put(edge, Arc::clone(&sheet), (!is_first).then(|| changed.clone())).await?;
             lock(&self.state).sheet = Some(sheet);
         }
         let took = begun.elapsed();
@@ -201,12 +205,15 @@ impl Crowdsec {
         own: &[IpAddr],
     ) -> Result<(Decisions, Vec<ipnet::IpNet>), serde_json::Error> {
         let answer: Answer = serde_json::from_slice(bytes)?;
-        let mut decisions =
-            if whole { Decisions::default() } else { lock(&self.state).decisions.clone() };
+        let former = lock(&self.state).decisions.clone();
+        let mut decisions = if whole { Decisions::default() } else { former.clone() };
         let scenario = self.settings.machine.as_ref().map(|(machine, _)| alerts::ours(machine));
         let except = Except { own, scenario: scenario.as_deref().unwrap_or_default() };
         let most = self.settings.decisions_max;
-        let changed = decisions.apply(answer, except, most, clock::boot_ns());
+        let mut changed = decisions.apply(answer, except, most, clock::boot_ns());
+        if whole {
+            changed = decisions.follow(&former);
+        }
         Ok((decisions, changed.into_iter().collect()))
     }
 

@@ -137,15 +137,15 @@ pub(super) struct Account {
     pub(super) refused: u64,
     /// Why the last time brought nothing; `None`: it did.
     pub(super) trouble: Option<String>,
-    /// What kind of trouble was told of since it brought anything.
-    told: Option<&'static str>,
+    /// Whether a failure was told of since it brought anything, and whether a refusal was.
+    told: [bool; 2],
 }
 
 impl Account {
     /// Notes an answer that was taken.
     pub(super) fn succeed(&mut self, has_changed: bool) {
         *(if has_changed { &mut self.updated } else { &mut self.unchanged }) += 1;
-        (self.trouble, self.told) = (None, None);
+        (self.trouble, self.told) = (None, [false; 2]);
     }
 
     /// Notes that there is none, and tells of it once a series: a source that is away for a week is told
@@ -162,13 +162,14 @@ impl Account {
 
     /// The kind of a trouble, why it is there, and whether it is news.
     fn count<'t>(&mut self, trouble: &'t Trouble) -> (&'static str, &'t str, bool) {
-        let (result, why, count) = match trouble {
-            Trouble::Failed(why) => ("failed", why, &mut self.failed),
-            Trouble::Refused(why) => ("refused", why, &mut self.refused),
+        let [failed, refused] = &mut self.told;
+        let (result, why, count, told) = match trouble {
+            Trouble::Failed(why) => ("failed", why, &mut self.failed, failed),
+            Trouble::Refused(why) => ("refused", why, &mut self.refused, refused),
         };
         *count += 1;
         self.trouble = Some(why.clone());
-        (result, why, self.told.replace(result) != Some(result))
+        (result, why, !std::mem::replace(told, true))
     }
 }
 
@@ -195,12 +196,13 @@ mod tests {
             Some(&late),
             Some(&away),
             Some(&shrunk),
+            Some(&away),
             Some(&shrunk),
             None,
             Some(&late),
         ];
-        assert_eq!(series.map(&mut news), [true, false, false, true, false, false, true]);
-        assert_eq!((account.failed, account.refused), (4, 2));
+        assert_eq!(series.map(&mut news), [true, false, false, true, false, false, false, true]);
+        assert_eq!((account.failed, account.refused), (5, 2));
     }
 
     #[test]

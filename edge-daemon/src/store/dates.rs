@@ -21,9 +21,10 @@ impl ListRecord {
 }
 
 impl BanRecord {
-    /// It has lasted its time, whatever its dates say: it is over by any clock.
-    pub fn settle(&mut self) {
-        self.until_ms = self.since_ms;
+    /// It is over by any clock from `now_ms` on, whatever its dates say.
+    pub fn settle(&mut self, now_ms: u64) {
+        let is_future = self.is_future(now_ms);
+        self.until_ms = if is_future { self.since_ms } else { self.until_ms.min(now_ms) };
         self.milder.clear();
     }
 
@@ -61,4 +62,38 @@ fn ends_ms(since_ms: u64, until_ms: u64, now_ms: u64) -> u64 {
 
 const fn is_future(since_ms: u64, now_ms: u64) -> bool {
     since_ms > now_ms.saturating_add(SKEW_MS)
+}
+
+#[cfg(test)]
+mod tests {
+    use edge_policy::verdict::{Culprit, Origin, Step};
+
+    use super::*;
+
+    #[test]
+    fn what_is_settled_is_over_and_no_older_than_it_is() {
+        let now_ms = 1_800_000_000_000;
+        for (since_ms, until_ms, settled_ms) in [
+            (now_ms - 9_000, now_ms + 9_000, now_ms),
+            (now_ms - 9_000, now_ms - 1_000, now_ms - 1_000),
+            (now_ms + 2 * SKEW_MS, now_ms + 3 * SKEW_MS, now_ms + 2 * SKEW_MS),
+        ] {
+            let mut record = BanRecord {
+                culprit: Culprit::Account("anna".into()),
+                step: Step::Ban,
+                since_ms,
+                until_ms,
+                strikes: 1,
+                reason: "jail".into(),
+                scenario: String::new(),
+                origin: Origin::Operator,
+                spared: None,
+                evidence: Vec::new(),
+                milder: Vec::new(),
+            };
+            record.settle(now_ms);
+            assert_eq!(record.until_ms, settled_ms);
+            assert!(record.ends_ms(now_ms) <= now_ms);
+        }
+    }
 }

@@ -42,8 +42,8 @@ impl Writer {
             bail!("a ban of {culprit} that is over");
         }
         let until_ns = clock::boot_ns_at(record.until_ms);
-        let stays = |held: &Held| held.until_ns >= until_ns && held.record.step >= record.step;
-        if self.held(&culprit).is_some_and(|held| held.all().any(stays)) {
+        let new = Held::new(record.clone(), until_ns);
+        if self.held(&culprit).is_some_and(|held| held.all().any(|known| known.covers(&new))) {
             return Ok(format!("{culprit} is held already, and for longer"));
         }
         if self.is_shared_here(&record) {

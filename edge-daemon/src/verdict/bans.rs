@@ -1,6 +1,10 @@
 //! Verdicts in force: from the signal that makes a bucket overflow to the end of the time.
 
-use std::{collections::BTreeMap, sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    sync::atomic::Ordering::Relaxed,
+    time::Duration,
+};
 
 use edge_common::{Reason, Source, map};
 use edge_identity::fleet::SKEW_MS;
@@ -59,7 +63,10 @@ impl Writer {
                         }
                     }
                     // What ends last came first.
-                    known.entry(*client).or_insert(record);
+                    match known.entry(*client) {
+                        Entry::Vacant(entry) => drop(entry.insert(record)),
+                        Entry::Occupied(_) => self.hold(Held::new(record, until_ns)),
+                    }
                 }
                 _ => self.hold(Held::new(record, until_ns)),
             }
@@ -165,12 +172,16 @@ impl Writer {
             let client = *client;
             let longest_ns = self.bans.get(&client).map_or(0, |held| held.until_ns).max(until_ns);
             let ban = in_kernel(&record, longest_ns);
-            match self.tables.bans.ban(client, ban) {
-                Err(KernelError::Full { .. }) => {
-                    self.make_room()?;
-                    self.tables.bans.ban(client, ban)?;
+            // One that lasts as long stays, with its hits.
+            let known = self.tables.bans.lookup(client)?;
+            if known.is_none_or(|known| known.until_ns < longest_ns || longest_ns == until_ns) {
+                match self.tables.bans.ban(client, ban) {
+                    Err(KernelError::Full { .. }) => {
+                        self.make_room()?;
+                        self.tables.bans.ban(client, ban)?;
+                    }
+                    written => written?,
                 }
-                written => written?,
             }
             let metrics = &self.edge.metrics;
             metrics.bans.fetch_add(1, Relaxed);
@@ -245,7 +256,7 @@ impl Writer {
         }
     }
 
-    /// Ends what is in force against a culprit; from now on it is what is milder and outlasts it.
+    /// Ends what is in force against a culprit; from now on it is what is beneath it and not over.
     pub(super) fn end(&mut self, culprit: &Culprit, why: &'static str) -> anyhow::Result<()> {
         let now_ms = clock::unix_ms();
         let future = self.held(culprit).filter(|held| held.record.is_future(now_ms));
@@ -254,15 +265,21 @@ impl Writer {
         self.lift(culprit, why)?;
         let now_ns = clock::boot_ns();
         if let Some(held) = Held::of(milder.into_iter().filter(|held| now_ns < held.until_ns)) {
-            let room = self.make_room_for_milder();
-            self.tell(What::Penalty, &held.record, None);
+            let (what, done) = match (culprit, held.record.step) {
+                (Culprit::Source(client), Step::Ban) => {
+                    let ban = in_kernel(&held.record, held.until_ns);
+                    (What::Ban, self.tables.bans.ban(*client, ban).map_err(Into::into))
+                }
+                _ => (What::Penalty, self.make_room_for_milder()),
+            };
+            self.tell(what, &held.record, None);
             self.hold(held);
             self.save(culprit);
-            return room;
+            return done;
         }
         // By its dates it would begin once more at the next start.
         if let Some(mut ended) = future {
-            ended.settle();
+            ended.settle(now_ms);
             self.unsaved.put(ended);
         }
         Ok(())

@@ -5,6 +5,8 @@ use std::{
     collections::{BTreeMap, BTreeSet},
 };
 
+use edge_policy::verdict::Origin;
+
 use super::admit::is_capped;
 use crate::store::BanRecord;
 
@@ -15,7 +17,8 @@ pub(super) struct Held {
     pub(super) record: BanRecord,
     /// When it ends in boot time, which no correction of the calendar moves.
     pub(super) until_ns: u64,
-    /// Milder verdicts that outlast it, the harshest first: each is in force when those before it are over.
+    /// What is in force once those before it are over or taken back, the harshest first: what is milder and
+    /// outlasts them, and what an operator's verdict does not cover.
     pub(super) milder: Vec<Held>,
 }
 
@@ -24,8 +27,9 @@ impl Held {
         Self { record, until_ns, milder: Vec::new() }
     }
 
-    /// Several verdicts on one culprit, the latest first: the harshest, and what outlasts it. Of each step
-    /// the longest is kept, and one that the cap made milder, so that they are few. `None`: there is none.
+    /// Several verdicts on one culprit, the latest first: the harshest, and what it does not cover. Of each step
+    /// the longest is kept, one that the cap made milder, and some beneath operators', so that they are few.
+    /// `None`: there is none.
     pub(super) fn of(verdicts: impl IntoIterator<Item = Self>) -> Option<Self> {
         let apart = |mut held: Self| {
             let milder = std::mem::take(&mut held.milder);
@@ -36,19 +40,31 @@ impl Held {
         let rank = |held: &Self| (held.record.step, is_capped(&held.record), held.until_ns);
         all.sort_by_key(|held| Reverse(rank(held)));
         let strikes = all.iter().map(|held| held.record.strikes).max().unwrap_or_default();
-        let mut until_ns = 0;
-        all.retain_mut(|held| {
+        let (mut kept, mut until_ns) = (Vec::<Self>::new(), 0);
+        for mut held in all {
             held.record.strikes = strikes;
-            let outlasts = held.until_ns > until_ns;
+            let has_room = held.until_ns > until_ns || kept.len() < BENEATH_MAX;
             until_ns = until_ns.max(held.until_ns);
-            outlasts
-        });
-        let mut all = all.into_iter();
-        let first = all.next()?;
-        Some(Self { milder: all.collect(), ..first })
+            if has_room && !kept.iter().any(|harsher| harsher.covers(&held)) {
+                kept.push(held);
+            }
+        }
+        let mut kept = kept.into_iter();
+        let first = kept.next()?;
+        Some(Self { milder: kept.collect(), ..first })
     }
 
-    /// Itself and what is milder.
+    /// Whether another means nothing beside it. What an operator says may be taken back by itself, and covers
+    /// its like alone.
+    pub(super) fn covers(&self, other: &Self) -> bool {
+        let (own, others) = (&self.record, &other.record);
+        let is_like = own.origin == others.origin && own.reason == others.reason;
+        self.until_ns >= other.until_ns
+            && own.step >= others.step
+            && (own.origin != Origin::Operator || is_like)
+    }
+
+    /// Itself and what is beneath it.
     pub(super) fn all(&self) -> impl Iterator<Item = &Self> {
         std::iter::once(self).chain(&self.milder)
     }
@@ -59,6 +75,9 @@ impl Held {
         BanRecord { milder, ..self.record.clone() }
     }
 }
+
+/// Verdicts on one culprit beyond which none is kept that others outlast.
+const BENEATH_MAX: usize = 8;
 
 /// Verdicts in force.
 #[derive(Debug)]
@@ -111,7 +130,7 @@ impl<K: Clone + Ord> Book<K> {
 #[cfg(test)]
 mod tests {
     use edge_common::Source;
-    use edge_policy::verdict::{Culprit, Origin, Spared, Step};
+    use edge_policy::verdict::{Culprit, Spared, Step};
 
     use super::*;
 
@@ -155,6 +174,24 @@ mod tests {
             [(Step::Ban, 1, 1), (Step::Refuse, 2, 1), (Step::Throttle, 3, 1), (Step::Delay, 4, 1)];
         assert_eq!(of(&all), all);
         assert_eq!(Held::of([]), None);
+        // What an operator takes back takes nothing else with it, and he may say much.
+        let by_hand = |reason: &str, until_ns| {
+            let mut held = held((Step::Ban, until_ns, 1));
+            (held.record.origin, held.record.reason) = (Origin::Operator, reason.to_owned());
+            held
+        };
+        let of = |verdicts: &[Held]| {
+            let all = verdicts.iter().cloned();
+            let all = all.fold(None, |former, next| Held::of(std::iter::once(next).chain(former)));
+            all.unwrap().all().map(|held| held.until_ns).collect::<Vec<_>>()
+        };
+        let (jail, short) = (by_hand("jail", 90), held((Step::Ban, 40, 1)));
+        let expected = vec![90, 40];
+        assert_eq!(of(&[jail.clone(), short.clone()]), expected);
+        assert_eq!(of(&[short, jail.clone(), by_hand("jail", 60)]), expected);
+        assert_eq!(of(&[jail, held((Step::Ban, 90, 1)), by_hand("other", 60)]), [90]);
+        let many: Vec<_> = (1..99).map(|n| by_hand(&n.to_string(), n)).collect();
+        assert_eq!(of(&many).len(), BENEATH_MAX);
         // A ban that waits for its turn is not lost to an order that lasts longer.
         let order = held(order);
         let mut capped = held((Step::Refuse, 40, 1));

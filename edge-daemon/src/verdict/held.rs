@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use super::{Writer, book::Held, exempt};
+use super::{Writer, book::Held, exempt, tell::Lifted};
 use crate::{
     clock,
     control::{
@@ -38,14 +38,17 @@ impl Writer {
         bans.chain(milder).filter_map(told).collect()
     }
 
-    /// Ends what an origin has decided, and nothing that anybody else has; but the fleet's word is that
-    /// of an operator of another edge, and ends whatever is in force.
-    pub(super) fn lift_of(&mut self, culprit: &Culprit, origin: Origin) {
-        let culprit = self.of_client(culprit);
-        let ends = |held: &Held| origin == Origin::Fleet || held.record.origin == origin;
-        if self.held(&culprit).is_some_and(ends)
-            && let Err(error) = self.free(&culprit, origin.name())
-        {
+    /// Carries out what an operator of another edge lifts: whatever is in force, or what other edges
+    /// decided alone.
+    pub(super) fn lift_of(&mut self, culprit: &Culprit, is_alone: bool) {
+        let (culprit, why) = (self.of_client(culprit), Origin::Fleet.name());
+        let lifted = if is_alone {
+            let ended = self.end_of(&culprit, why, |held| held.record.origin == Origin::Fleet);
+            ended.map(|ended| ended.iter().for_each(|it| self.tell_lifted(it, Lifted::Elsewhere)))
+        } else {
+            self.free(&culprit, why)
+        };
+        if let Err(error) = lifted {
             let error = format!("{error:#}");
             tracing::error!(%culprit, error, "a ban cannot be lifted");
         }

@@ -45,7 +45,7 @@ use anyhow::Context as _;
 use edge_common::Source;
 use edge_policy::{
     list::Class,
-    verdict::{Cap, Culprit, Engine, Origin, Signal},
+    verdict::{Cap, Culprit, Engine, Signal},
 };
 use ipnet::IpNet;
 use tokio::sync::oneshot;
@@ -88,8 +88,8 @@ pub enum Order {
     Recall(oneshot::Sender<Vec<(Told, Option<String>)>>),
     /// Look once more at what may differ between what was decided and the kernel.
     Heal(Box<Suspects>),
-    /// End what is in force against a culprit, if this origin has decided it.
-    Lift(Culprit, Origin),
+    /// End what is in force against a culprit, as another edge says; or what other edges decided alone.
+    Lift(Culprit, bool),
     /// Do what an operator says. The audit log's line of it, if there is one to wait for, goes with the
     /// answer: the writer waits for no log.
     Command(Command, Peer, oneshot::Sender<(Reply, Option<Kept>)>),
@@ -258,7 +258,7 @@ impl Writer {
             }
             Order::Ban(record, is_news) => self.ban(*record, is_news),
             Order::Recall(answer) => drop(answer.send(self.recall())),
-            Order::Lift(culprit, origin) => self.lift_of(&culprit, origin),
+            Order::Lift(culprit, is_alone) => self.lift_of(&culprit, is_alone),
             Order::Heal(suspects) => self.heal(&suspects),
             Order::Command(command, peer, answer) => {
                 // An operator who has gone away is not told; the work is done all the same.

@@ -26,6 +26,11 @@ impl Writer {
     /// Ends what is in force against a culprit because there is no room for it.
     fn evict(&mut self, culprit: &Culprit) -> anyhow::Result<()> {
         let record = self.held(culprit).map(|held| held.record.clone());
+        // All bans of a client have one place.
+        if let Some(mut held) = self.release(culprit) {
+            held.milder.retain(|beneath| beneath.record.step < held.record.step);
+            self.hold(held);
+        }
         self.end(culprit, "no_room")?;
         record.into_iter().for_each(|record| self.note_evicted(record));
         Ok(())

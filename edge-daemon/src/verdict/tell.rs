@@ -141,7 +141,7 @@ impl Writer {
         let at_ms = fleet.map_or(0, |fleet| {
             let since_ms = record.since_ms;
             let is_alone = lifted == Lifted::Alone;
-            let at_ms = if is_alone { since_ms } else { fleet.after(&source).max(since_ms) };
+            let at_ms = if is_alone { since_ms } else { fleet.after(&source).max(since_ms + 1) };
             fleet.lift(source, at_ms, until_ms)
         });
         let told = Told::Lift { source, bits, reason, at_ms, until_ms };
@@ -199,7 +199,7 @@ fn told_before(record: &BanRecord) -> BTreeSet<String> {
 pub(super) enum Lifted {
     /// By an operator: all that was decided so far.
     Wholly,
-    /// By an operator: this, and nothing that was decided later.
+    /// By an operator: this, and nothing that was decided later or by another edge.
     Alone,
     /// By an operator of another edge.
     Elsewhere,

@@ -3,11 +3,11 @@
 use anyhow::bail;
 use edge_policy::{
     list::Class,
-    verdict::{Culprit, Origin},
+    verdict::{Culprit, Origin, Step},
 };
 
 use super::{Writer, bans::apart, book::Held, tell::Lifted};
-use crate::{clock, control::Reply};
+use crate::{clock, control::Reply, store::BanRecord};
 
 impl Writer {
     pub(super) fn unban(&mut self, asked: &Culprit) -> anyhow::Result<Reply> {
@@ -28,19 +28,20 @@ impl Writer {
         let culprit = self.of_client(asked);
         let is_meant =
             |held: &Held| held.record.origin == Origin::Operator && held.record.reason == reason;
-        let all = self.held(&culprit).into_iter().flat_map(Held::all);
-        let meant: Vec<_> = all.filter(|held| is_meant(held)).map(|it| it.record.clone()).collect();
-        if meant.is_empty() {
+        let ended = self.end_of(&culprit, "operator", is_meant)?;
+        if ended.is_empty() {
             return Ok(Reply::Done(format!("nobody holds {culprit} for \"{reason}\" by hand")));
         }
-        self.end_of(&culprit, "operator", is_meant)?;
         let now_ms = clock::unix_ms();
-        let left = self.held(&culprit).map(|held| held.record.step.name());
-        // The others end by themselves what is nearly over. They know one kind of lift alone, and are not told
-        // of it where it might end more than was asked for.
-        for record in meant.iter().filter(|it| left.is_none() && it.until_ms > now_ms + NEARLY_MS) {
-            self.tell_lifted(record, Lifted::Alone);
+        let left = self.held(&culprit);
+        // The others end by themselves what is nearly over. A lift would end what else they were told before.
+        let is_told = |held: &Held| self.shared(&held.record).is_some();
+        if !left.into_iter().flat_map(Held::all).any(is_told) {
+            for record in ended.iter().filter(|it| it.until_ms > now_ms + NEARLY_MS) {
+                self.tell_lifted(record, Lifted::Alone);
+            }
         }
+        let left = left.map(|held| held.record.step.name());
         let left = left.map_or(String::new(), |step| format!("; it is held to \"{step}\" still"));
         let still = self.still(asked, &culprit);
         Ok(Reply::Done(format!("{culprit} is held for \"{reason}\" no more{left}{still}")))
@@ -89,28 +90,32 @@ impl Writer {
     }
 
     /// Ends those verdicts on a culprit that are meant, and nothing else: what is left is in force, and strikes are
-    /// kept.
-    fn end_of(
+    /// kept. Those that it ended.
+    pub(super) fn end_of(
         &mut self,
         culprit: &Culprit,
         why: &'static str,
         is_meant: impl Fn(&Held) -> bool,
-    ) -> anyhow::Result<()> {
-        let Some(mut held) = self.held(culprit).cloned() else { return Ok(()) };
+    ) -> anyhow::Result<Vec<BanRecord>> {
+        let Some(mut held) = self.held(culprit).cloned() else { return Ok(Vec::new()) };
+        let meant = held.all().filter(|held| is_meant(held)).map(|held| held.record.clone());
+        let ended: Vec<_> = meant.collect();
         held.milder.retain(|milder| !is_meant(milder));
-        let ended = is_meant(&held).then(|| held.record.clone());
+        let is_first = is_meant(&held);
         self.release(culprit);
         self.hold(held);
-        if ended.is_some() {
+        if is_first {
             self.end(culprit, why)?;
         }
         if self.held(culprit).is_some() {
             self.save(culprit);
-        } else if let Some(mut ended) = ended {
-            ended.settle();
-            self.unsaved.put(ended);
+        } else if let Some(mut first) = ended.first().cloned() {
+            // What it does next is judged as after the end of any verdict.
+            self.engine.restore(culprit, first.strikes, Step::Observe, clock::boot_ns());
+            first.settle(clock::unix_ms());
+            self.unsaved.put(first);
         }
-        Ok(())
+        Ok(ended)
     }
 }
 

@@ -172,6 +172,18 @@ impl Meter {
         }
     }
 
+    /// What a key has used up by two states: in one window both together, else the fuller.
+    #[must_use]
+    pub fn both(&self, one: State, other: State, now: Now) -> State {
+        match *self {
+            Self::FixedWindow { limit, .. } if one >> COUNT_BITS == other >> COUNT_BITS => {
+                let count = narrow(one & COUNT) + narrow(other & COUNT);
+                one & !COUNT | u128::from(count.min(limit))
+            }
+            _ => std::cmp::max_by_key(one, other, |state| self.fullness(*state, now)),
+        }
+    }
+
     /// Whether it is of a window that is yet to come: the clock was ahead then, or is behind now.
     #[must_use]
     pub fn is_ahead(&self, state: State, now: Now) -> bool {

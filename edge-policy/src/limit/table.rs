@@ -195,7 +195,8 @@ impl Table {
         self.sets.len() * (WAYS + 1)
     }
 
-    /// Puts a word back where it was: in the place of the same key's, or of one that is idle.
+    /// Puts a word back where it was: with what the same key has used up since, or in the place of one that is
+    /// idle.
     pub fn restore(&self, meter: &Meter, now: Now, (index, word): (usize, u128)) {
         let Some(set) = self.sets.get(index) else { return };
         let found = |cell: &AtomicU128| {
@@ -210,8 +211,10 @@ impl Table {
             free.max_by_key(|(_, (_, is_same))| *is_same).map(|(cell, (kept, _))| (cell, kept))
         };
         if let Some((cell, kept)) = place {
+            let state = meter.both(word & STATE, kept & STATE, now);
             // Whoever is charged at this moment keeps the place.
-            let _ = cell.compare_exchange(kept, word, Ordering::AcqRel, Ordering::Acquire);
+            let put = word & !STATE | state;
+            let _ = cell.compare_exchange(kept, put, Ordering::AcqRel, Ordering::Acquire);
         }
     }
 
@@ -514,6 +517,23 @@ mod tests {
             let (was, is) =
                 (old.look(&meter, hash(key), 1, now(1)), new.look(&meter, hash(key), 1, now(1)));
             assert_eq!(was, is, "{key}");
+        }
+    }
+
+    #[test]
+    fn what_comes_back_late_takes_nothing_from_what_was_counted_since() {
+        let key = hash(7);
+        for (meter, used) in [
+            (Meter::FixedWindow { limit: 10, window: Window::Month }, 7),
+            (Meter::FixedWindow { limit: 6, window: Window::Month }, 6),
+            (bucket(1, 10), 4),
+        ] {
+            let (old, new) = (Table::new(1_000), Table::new(1_000));
+            (0..3).for_each(|_| _ = old.charge(&meter, key, 1, now(0)).unwrap());
+            (0..4).for_each(|_| _ = new.charge(&meter, key, 1, now(0)).unwrap());
+            old.words(&meter, now(0)).for_each(|kept| new.restore(&meter, now(0), kept));
+            let left = (0..20).filter(|_| new.charge(&meter, key, 1, now(0)).is_ok()).count();
+            assert_eq!(left as u64, meter.most() - used, "{meter:?}");
         }
     }
 

@@ -169,6 +169,25 @@ impl Decisions {
         changed
     }
 
+    /// Takes the place of a former answer's: what is said again stays as it was, as each answer counts an end
+    /// from its own time. The networks that changed.
+    pub fn follow(&mut self, former: &Self) -> BTreeSet<IpNet> {
+        let is_over = |net: &&IpNet| !self.held.contains_key(*net);
+        let mut changed: BTreeSet<_> = former.held.keys().filter(is_over).copied().collect();
+        for (net, held) in &mut self.held {
+            let note = &self.notes[held.note as usize];
+            let is_same = |known: &&Held| {
+                known.until_ns.abs_diff(held.until_ns) < ALIKE_NS
+                    && former.notes[known.note as usize] == *note
+            };
+            match former.held.get(net).filter(is_same) {
+                Some(known) => held.until_ns = known.until_ns,
+                None => drop(changed.insert(*net)),
+            }
+        }
+        changed
+    }
+
     /// Puts a network back as it was kept.
     pub fn restore(&mut self, net: IpNet, until_ns: u64, note: [String; 2]) {
         let note = self.note(note);
@@ -253,6 +272,9 @@ fn part_ns(number: &str, unit_ns: u64) -> Option<u64> {
     let fraction_ns = u128::from(parts) * u128::from(unit_ns) / u128::from(scale);
     whole.checked_mul(unit_ns)?.checked_add(u64::try_from(fraction_ns).ok()?)
 }
+
+/// Two ends that are nearer than this are one.
+const ALIKE_NS: u64 = 5_000_000_000;
 
 /// Pairs of origin and scenario that are told apart.
 const NOTES_MAX: usize = 4_096;
@@ -340,6 +362,31 @@ mod tests {
         assert_eq!(all.expire(8 + 3 * HOUR - 1).len(), 1);
         assert_eq!(all.expire(8 + 3 * HOUR).len(), 1);
         assert!(all.is_empty());
+    }
+
+    #[test]
+    fn what_is_said_again_changes_nothing() {
+        let of = |new, now_ns| {
+            let mut all = Decisions::default();
+            all.apply(answer(new, vec![]), EXCEPT, 9, now_ns);
+            all
+        };
+        let ban = |value, duration| decision("Ip", "ban", value, duration);
+        let other = |it| Decision { scenario: "t".into(), ..it };
+        let all = ["192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"];
+        let former = of(all.map(|value| ban(value, "1h")).into(), 7);
+        let (mut again, now_ns) = (of(all.map(|it| ban(it, "59m")).into(), 61 * HOUR / 3_600), 7);
+        assert!(again.follow(&former).is_empty());
+        assert!(again.iter().all(|(_, held)| held.until_ns == HOUR + now_ns));
+        let new = vec![
+            other(ban("192.0.2.1", "1h")),
+            ban("192.0.2.2", "4h"),
+            ban("192.0.2.3", "1h"),
+            ban("192.0.2.5", "1h"),
+        ];
+        let changed = of(new, 7).follow(&former);
+        let changed: Vec<_> = changed.iter().map(ToString::to_string).collect();
+        assert_eq!(changed, ["192.0.2.1/32", "192.0.2.2/32", "192.0.2.4/32", "192.0.2.5/32"]);
     }
 
     #[test]

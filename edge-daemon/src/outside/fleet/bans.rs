@@ -30,6 +30,10 @@ pub(super) async fn recall(fleet: &Fleet, edge: &Edge) {
     }
     for (told, node) in held.await.unwrap_or_default() {
         let client = told.source();
+        let since_ms = match &told {
+            Told::Ban { since_ms, .. } => *since_ms,
+            Told::Lift { at_ms, .. } => *at_ms,
+        };
         if let (Told::Ban { reason, since_ms: at_ms, until_ms, strikes, .. }, Some(node)) =
             (&told, node)
         {
@@ -40,9 +44,10 @@ pub(super) async fn recall(fleet: &Fleet, edge: &Edge) {
             record(fleet, told);
         }
         // Lifted just before the end, and not off the disk yet.
-        let is_lifted = lock(&fleet.lifted).contains_key(&client);
-        if is_lifted && fleet.banned_until(&client).is_none() {
-            let _ = super::super::send(edge, order(Change::Lift(client), false)).await;
+        let lifted = lock(&fleet.lifted).get(&client).map(|(lifted_ms, _)| *lifted_ms);
+        if let Some(lifted_ms) = lifted.filter(|_| fleet.banned_until(&client).is_none()) {
+            let lift = Change::Lift { client, is_alone: since_ms == lifted_ms };
+            let _ = super::super::send(edge, order(lift, false)).await;
         }
     }
 }
@@ -172,13 +177,16 @@ async fn read_on(
             return Ok(Ended::Cut { has_read });
         }
         let entries = streamed(answer)?;
-        if fleet.seal()? != *seal {
+        // One that cannot be read for a moment is no other.
+        if fleet.seal().is_ok_and(|now| now != *seal) {
             return Ok(Ended::Resealed);
         }
         // Not before: a server may answer one thing and not the next, as fast as it can.
         if !fleet.counts.is_connected.swap(true, Relaxed) {
             *series = Series::default();
             fleet.found.notify_one();
+            // The secret may have changed while it was gone.
+            fleet.is_unsaved.store(true, Relaxed);
             edge.decisions.tell(Decision::fleet("its server is found".to_owned()));
             edge.events.tell(Event::Fleet { result: "connected", why: None });
         }
@@ -250,7 +258,7 @@ async fn take(
 /// What the verdict writer is to do about a change.
 fn order(change: Change, is_news: bool) -> Order {
     match change {
-        Change::Lift(client) => Order::Lift(Culprit::Source(client.into()), Origin::Fleet),
+        Change::Lift { client, is_alone } => Order::Lift(Culprit::Source(client.into()), is_alone),
         Change::Ban(Record { client, act, at_ms: since_ms, until_ms, node }) => {
             let (strikes, reason) = match act {
                 Act::Ban { strikes, reason } => (strikes, reason),
