@@ -255,13 +255,12 @@ impl App {
         let deadline = Instant::now() + drain_timeout;
         // It holds the listeners as well: with them open, clients would wait for nobody.
         drop(stop_giver);
+        join(giver)?;
         stop.send_replace(true);
         enter.send_replace(Phase::Draining);
         for worker in workers {
             join(worker)??;
         }
-        // Somebody who makes ready may take longer than the drain.
-        join(giver)?;
         // The one before this may drain still, and has nobody else to tell its audit entries to.
         former.map_or(Ok(()), |former| join_until(former, deadline))?;
         drop((stop_quotas, stop_sources, stop_warden));

@@ -196,8 +196,10 @@ fn an_end_that_is_asked_for_waits_for_no_successor() -> Result<()> {
     let pretender = pretend(&edged, &[r#"{"ask":{"version":"0"}}"#, r#""release""#])?;
     edged.signal(Signal::SIGTERM)?;
     assert!(talk.hear(Duration::from_secs(30), |_| false)?.closed, "it drains");
-    drop(pretender);
     assert!(edged.terminate()?.success());
+    let mut last = String::new();
+    (&pretender).read_to_string(&mut last)?;
+    assert!(last.contains("told to end"), "{last}");
     Ok(())
 }
 
@@ -228,11 +230,13 @@ fn what_the_first_of_three_has_to_say_is_heard() -> Result<()> {
     }
     let text = String::from_utf8_lossy(&heard.bytes).into_owned();
     let id = text.lines().find_map(|line| line.strip_prefix("x-request-id: ")).context("an id")?;
-    let mut audited = false;
-    for file in std::fs::read_dir(lab.dir().join("audit"))? {
-        audited |= std::fs::read_to_string(file?.path())?.contains(id);
-    }
-    assert!(audited, "{id}");
+    until("it is in the audit log", SOON, || {
+        let mut audited = false;
+        for file in std::fs::read_dir(lab.dir().join("audit"))? {
+            audited |= std::fs::read_to_string(file?.path())?.contains(id);
+        }
+        Ok(audited)
+    })?;
     audit_is_whole(&lab, &edged)
 }
 

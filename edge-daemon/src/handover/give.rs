@@ -15,6 +15,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use nix::{
+    errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{getsockopt, sockopt::PeerCredentials},
 };
@@ -86,11 +87,11 @@ impl Giver {
                 return;
             }
             let Ok((stream, _)) = self.listener.accept() else { continue };
-            match self.give(&stream) {
+            match self.give(&stream, stop) {
                 Ok(()) => return,
                 Err(error) => {
                     let error = format!("{error:#}");
-                    tracing::error!(error, "not handed over: this daemon goes on");
+                    tracing::error!(error, "not handed over");
                     self.edge.metrics.handovers_failed.fetch_add(1, Relaxed);
                     let _ = say(&stream, &Step::Kept(error));
                 }
@@ -98,7 +99,8 @@ impl Giver {
         }
     }
 
-    fn give(&self, stream: &UnixStream) -> anyhow::Result<()> {
+    fn give(&self, stream: &UnixStream, stop: &UnixStream) -> anyhow::Result<()> {
+        let expect = |step: &Step| expect(stream, stop, step);
         stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(FIRST_WORDS))?;
         stream.set_write_timeout(Some(FIRST_WORDS))?;
@@ -106,17 +108,17 @@ impl Giver {
         if !peer.may_command(nix::unistd::geteuid().as_raw()) {
             bail!("user {} may not take over from this daemon; root may", peer.uid);
         }
-        let Step::Ask { version } = hear(stream)? else { bail!("no question") };
+        let Step::Ask { version } = await_step(stream, stop)? else { bail!("no question") };
         tracing::info!(version, pid = peer.pid, "a successor asks");
         let unit = peer.pid.and_then(Unit::shared_with);
         send_sockets(stream, &self.heritage.tcp, &self.heritage.unix, unit)?;
-        expect(stream, &Step::Release)?;
+        expect(&Step::Release)?;
         let _ = self.told.send(Outcome::Begun);
         // From here to the end nothing that outlives the daemon changes by this one, but for what is
         // made durable.
         let turn = self.edge.reign.pause();
         self.edge.outside.finish();
-        let lent = self.lend(stream);
+        let lent = self.lend(stream, expect);
         match lent {
             Ok(successor) => {
                 self.edge.audit.resume(Resumption::Relay(successor));
@@ -138,7 +140,11 @@ impl Giver {
     }
 
     /// Lends everything, until the other is ready.
-    fn lend(&self, stream: &UnixStream) -> anyhow::Result<Arc<Successor>> {
+    fn lend(
+        &self,
+        stream: &UnixStream,
+        expect: impl Fn(&Step) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Arc<Successor>> {
         let metrics = &self.edge.metrics;
         let unsaved = [&metrics.keys.unsaved_revocations, &metrics.verdicts.denials.unsaved];
         if unsaved.iter().any(|count| count.load(Relaxed) > 0) {
@@ -151,13 +157,13 @@ impl Giver {
         self.tables.lend().context("the kernel's tables")?;
         say(stream, &Step::Released)?;
         stream.set_read_timeout(Some(MAKING_READY))?;
-        expect(stream, &Step::YieldNonces)?;
+        expect(&Step::YieldNonces)?;
         stream.set_read_timeout(Some(FIRST_WORDS))?;
         // Requests that need the memory of nonces wait, no longer than the other reads a file.
         let nonces = self.edge.replays.hold();
         self.keep_nonces()?;
         say(stream, &Step::NoncesYielded)?;
-        expect(stream, &Step::Ready)?;
+        expect(&Step::Ready)?;
         stream.set_read_timeout(Some(ERRAND))?;
         stream.set_write_timeout(Some(ERRAND))?;
         let successor = Arc::new(Successor::new(stream.try_clone()?));
@@ -199,12 +205,26 @@ fn former(settings: &Settings) -> PathBuf {
     file.with_extension("former")
 }
 
-fn expect(stream: &UnixStream, wanted: &Step) -> anyhow::Result<()> {
-    let said: Step = hear(stream).context("the successor is gone, or took too long")?;
+fn expect(stream: &UnixStream, stop: &UnixStream, wanted: &Step) -> anyhow::Result<()> {
+    let said = await_step(stream, stop)?;
     if said != *wanted {
         bail!("the successor said {said:?} in the place of {wanted:?}");
     }
     Ok(())
+}
+
+/// The successor's next step, if it comes in time and before `stop` is closed.
+fn await_step(stream: &UnixStream, stop: &UnixStream) -> anyhow::Result<Step> {
+    let patience = stream.read_timeout()?.map_or(Ok(PollTimeout::NONE), TryInto::try_into)?;
+    let mut waited = [stop, stream].map(|one| PollFd::new(one.as_fd(), PollFlags::POLLIN));
+    while poll(&mut waited, patience) == Err(Errno::EINTR) {}
+    if waited[0].any() == Some(true) {
+        bail!("this daemon is told to end");
+    }
+    if waited[1].any() != Some(true) {
+        bail!("the successor took too long");
+    }
+    hear(stream).context("the successor is gone, or took too long")
 }
 
 fn peer(stream: &UnixStream) -> nix::Result<Peer> {
