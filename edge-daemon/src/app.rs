@@ -89,6 +89,7 @@ impl App {
         let feeds = Feeds::default();
         let restore = |spec| quota::restore(&settings, spec, clock::now());
         let plan = plan::plan(&settings, None, &feeds, restore)?;
+        plan.limits.begin(plan.alone);
         let workers = match settings.server.workers {
             0 => thread::available_parallelism()?.get(),
             workers => workers,

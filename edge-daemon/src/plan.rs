@@ -48,7 +48,6 @@ pub fn plan(
 ) -> Result<Plan, PlanError> {
     // No edge has the whole of a fleet's limit before the first lease.
     let alone = settings.fleet.as_ref().map_or(WHOLE, |fleet| lease::alone(fleet.nodes));
-    let mut rule = |spec| rule(spec).inspect(|rule| rule.state().begin(alone));
     let bounds = settings.bounds.clone();
     let routes = settings.routes.iter().map(route).collect();
     let former_upstreams = former.map_or(&[][..], |plan| &plan.upstreams);
@@ -62,6 +61,7 @@ pub fn plan(
         bounds,
         handshakes: std::iter::once(rule(settings.handshakes.clone())?).collect(),
         geo: Geo::new(&settings.geo, former.map(|plan| &plan.geo))?,
+        alone,
         limits: settings.limits.iter().cloned().map(rule).collect::<Result<_, _>>()?,
         routes: Routes::new(routes).map_err(|_| PlanError::Routes)?,
         issuers: Issuers::new(&settings.issuers, feeds)?,

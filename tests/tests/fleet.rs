@@ -914,6 +914,14 @@ fn two_edges_keep_one_limit() -> Result<()> {
     hub.freeze(true)?;
     leased(0.0)?;
     assert!((share(&a)?.0 - 0.5).abs() < 0.01 && (share(&b)?.0 - 0.5).abs() < 0.01);
+    // Nor does a reload that is refused take any of it.
+    let at = |name: &str| one.dir().join(name);
+    a.edit("fleet.nodes", "4")?;
+    std::fs::rename(at("pepper"), at("pepper.away"))?;
+    assert!(a.tell("reload").is_err());
+    std::fs::rename(at("pepper.away"), at("pepper"))?;
+    a.edit("fleet.nodes", "2")?;
+    assert!((share(&a)?.0 - 0.5).abs() < 0.01);
     // One that waited would do so until curl has no more patience: it is frozen for longer.
     assert!(matches!(a.get(CLIENT, "/health").send()?.status, 200 | 429));
     keeps(0.9, BURST, || ask_both(&a, &b, Duration::from_secs(4)))?;

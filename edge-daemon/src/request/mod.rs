@@ -149,6 +149,7 @@ impl Edge {
     pub fn adopt(&self, mut plan: Plan) {
         let read = std::mem::take(&mut plan.connectors);
         plan.upstreams.iter().zip(read).for_each(|(upstream, read)| upstream.renew(read));
+        plan.limits.begin(plan.alone);
         self.feeds.publish(&plan.issuers);
         self.plan.store(Arc::new(plan));
         self.changed.send_replace(());
@@ -163,6 +164,8 @@ pub struct Plan {
     pub head: head::Bounds,
     /// Request rates.
     pub limits: Rules,
+    /// What this edge may use of a fleet's limit before its first lease.
+    pub alone: u32,
     /// Where addresses are from.
     pub geo: Arc<Geo>,
     /// Where requests go and who may send them there.
@@ -320,9 +323,8 @@ impl Worker {
     fn request_id(&self) -> String {
         let (number, secret) = self.next_request.get();
         self.next_request.set((number + 1, secret));
-        let nibble = |nibble: u8| char::from(b"0123456789abcdef"[usize::from(nibble)]);
-        let nibbles = blake3_of(secret, number).into_iter().flat_map(|byte| [byte >> 4, byte & 15]);
-        nibbles.map(nibble).collect()
+        let hidden = [secret.to_le_bytes(), number.to_le_bytes()];
+        blake3::hash(hidden.as_flattened()).to_hex()[..32].to_owned()
     }
 
     /// Waits until every client has had its last answer, which tells it to connect anew. Who asks for
@@ -348,16 +350,6 @@ impl Worker {
         self.edge.events.refused(visitor.address, reason);
         self.report_connection(visitor, reason, visitor.ja4());
     }
-}
-
-/// Sixteen bytes that look random and differ for each number.
-fn blake3_of(secret: u64, number: u64) -> [u8; 16] {
-    let mut input = [0; 16];
-    input[..8].copy_from_slice(&secret.to_le_bytes());
-    input[8..].copy_from_slice(&number.to_le_bytes());
-    let mut id = [0; 16];
-    id.copy_from_slice(&blake3::hash(&input).as_bytes()[..16]);
-    id
 }
 
 /// One worker's life, on a thread of its own: accept while it is time to; then drain.

@@ -319,6 +319,11 @@ impl Rules {
         Ok(early.and(admit(&self.late, facts, 0, now)?))
     }
 
+    /// What an edge without a lease may use of each at the most, until the next look at all of them.
+    pub fn begin(&self, alone: u32) {
+        self.iter().for_each(|rule| rule.state.begin(alone));
+    }
+
     /// Every rule.
     pub fn iter(&self) -> impl Iterator<Item = &Rule> {
         self.early.iter().chain(&self.late)
