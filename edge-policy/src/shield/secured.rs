@@ -98,7 +98,9 @@ fn is_private(headers: &HeaderMap) -> bool {
     let words = || values().flat_map(|value| value.split(|byte| *byte == b','));
     let has = |name: &[u8]| words().any(|word| word.trim_ascii().eq_ignore_ascii_case(name));
     let is_quoted = || values().any(|value| value.contains(&b'"'));
-    (has(b"private") || has(b"no-store")) && !has(b"public") && !is_quoted()
+    // Caches that know `must-understand` pass over a `no-store` beside it.
+    let is_not_stored = || has(b"no-store") && !has(b"must-understand");
+    (has(b"private") || is_not_stored()) && !has(b"public") && !is_quoted()
 }
 
 fn field(name: HeaderName, value: &str) -> (HeaderName, Lines) {
@@ -180,6 +182,8 @@ mod tests {
             ("private, max-age=60", true),
             ("max-age=0, Private", true),
             ("no-store", true),
+            ("must-understand, no-store", false),
+            ("must-understand, no-store, private", true),
             ("no-cache", false),
             ("max-age=60", false),
             ("public, private", false),
