@@ -628,6 +628,32 @@ fn what_a_server_that_goes_away_did_not_look_at_goes_elsewhere() -> Result<()> {
 }
 
 #[test]
+fn a_server_that_goes_away_unasked_is_asked_once_more_unless_it_names_a_fault() -> Result<()> {
+    let lab = Lab::new()?;
+    let next = Arc::new(Mutex::new(Some(0)));
+    let told = Arc::clone(&next);
+    framed(&lab.origin, move |_, stream, client| {
+        let head = frame(HEADERS, END_HEADERS, stream, &[0x88]);
+        let whole = [head, frame(DATA, END_STREAM, stream, b"fine")].concat();
+        let code = told.lock().expect("nobody panics").take();
+        // No stream was its last.
+        let away = code.map(|code| frame(GOAWAY, 0, 0, &[0, 0, 0, 0, 0, 0, 0, code]));
+        client.write_all(&away.unwrap_or(whole)).is_ok()
+    })?;
+    let edged = lab.edged()?.set("server.workers", "1").set("upstream.0.http2", "true").start()?;
+    let key = edged.key("k")?;
+    let post =
+        || Ok::<_, anyhow::Error>(edged.get(FRIEND, "/").key(&key).method("POST").send()?.status);
+    let connects = || metric(&edged, "edged_upstream_connects_total", &[]);
+    assert_eq!((post()?, connects()?), (200, 2.0));
+    assert_eq!(metric(&edged, "edged_upstream_retries_total", &[])?, 1.0);
+    *next.lock().expect("nobody panics") = Some(2);
+    assert_eq!((post()?, connects()?), (502, 2.0));
+    assert_eq!((post()?, connects()?), (200, 3.0));
+    Ok(())
+}
+
+#[test]
 fn a_stream_that_is_refused_goes_to_another_server_or_once_over_a_fresh_connection() -> Result<()> {
     let lab = Lab::new()?;
     let (refuses, seen) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));

@@ -41,10 +41,12 @@ pub(super) struct Patience<'a> {
     pub(super) answer_max: Duration,
 }
 
-/// Why one exchange failed, and the request's body if the request never left.
+/// Why one exchange failed, and the request's body if the request had no effect.
 pub(super) struct Failed {
     pub(super) reason: Reason,
     pub(super) unsent: Option<Upload>,
+    /// Whether the server said that it did not look at it.
+    pub(super) is_refused: bool,
 }
 
 impl Connection {

@@ -140,7 +140,7 @@ impl Connection {
                 link.state = State::Closed;
                 let whole = std::mem::replace(&mut link.sending, Sending::Refused).whole();
                 let unsent = whole.or(spare).filter(|_| link.sent == 0);
-                Err(Failed { reason, unsent })
+                Err(Failed { reason, unsent, is_refused: false })
             }
         }
     }

@@ -133,22 +133,26 @@ impl Connection {
         let spare = upload.again();
         let (turn, answer_ms) = (&patience.upload.turn, ms(patience.answer_max));
         let ready = std::future::poll_fn(|cx| match self.sender.poll_ready(cx) {
-            Poll::Ready(ready) => Poll::Ready(ready.map_err(|_| {
+            Poll::Ready(ready) => Poll::Ready(ready.map_err(|error| {
                 // It broke off, or goes away: what it has begun may still come to its end.
                 self.is_closed.set(true);
-                Reason::UpstreamInvalid
+                (Reason::UpstreamInvalid, is_untouched(&error))
             })),
-            Poll::Pending => turn.poll_for(Who::Upstream, answer_ms, cx).map(Err),
+            Poll::Pending => {
+                let overdue = turn.poll_for(Who::Upstream, answer_ms, cx);
+                overdue.map(|reason| Err((reason, false)))
+            }
         });
-        if let Err(reason) = ready.await {
-            return Err(Failed { reason, unsent: Some(upload) });
+        if let Err((reason, is_refused)) = ready.await {
+            return Err(Failed { reason, unsent: Some(upload), is_refused });
         }
         let is_end = upload.length() == Some(0);
         let asked = asked(head, self.scheme);
         let Some((response, stream)) =
             asked.and_then(|asked| self.sender.send_request(asked, is_end).ok())
         else {
-            return Err(Failed { reason: Reason::UpstreamInvalid, unsent: Some(upload) });
+            let reason = Reason::UpstreamInvalid;
+            return Err(Failed { reason, unsent: Some(upload), is_refused: false });
         };
         let upload = Some(upload).filter(|_| !is_end);
         let mut sending = Sending { stream, upload, waiting: Bytes::new() };
@@ -168,11 +172,7 @@ impl Connection {
                 Poll::Ready(answer) => Poll::Ready(answer.map_err(|error| {
                     // Whatever is no fault of this stream alone, none can be begun after.
                     self.is_closed.set(self.is_closed() || !error.is_reset());
-                    // What the server did not look at had no effect (RFC 9113, 8.7): a GOAWAY is the end of those
-                    // streams alone that came after the last that it did.
-                    let untouched = error.reason() == Some(h2::Reason::REFUSED_STREAM)
-                        || error.is_go_away() && error.is_remote();
-                    (Reason::UpstreamInvalid, untouched)
+                    (Reason::UpstreamInvalid, is_untouched(&error))
                 })),
                 Poll::Pending if sent.is_pending() && sending.is_starved() => {
                     turn.poll(Who::Sender, cx).map(|reason| Err((reason, false)))
@@ -185,14 +185,15 @@ impl Connection {
         });
         let (parts, body) = match answer.await {
             Ok(answer) => answer.into_parts(),
-            Err((reason, untouched)) => {
-                return Err(Failed { reason, unsent: spare.filter(|_| untouched) });
+            Err((reason, is_refused)) => {
+                return Err(Failed { reason, unsent: spare.filter(|_| is_refused), is_refused });
             }
         };
         // A status beyond 599 means nothing (RFC 9110, 15).
         let valid = declared(&parts.headers).ok().filter(|_| parts.status.as_u16() < 600);
         let Some(mut left) = valid else {
-            return Err(Failed { reason: Reason::UpstreamInvalid, unsent: None });
+            let reason = Reason::UpstreamInvalid;
+            return Err(Failed { reason, unsent: None, is_refused: false });
         };
         if head.parts.method == Method::HEAD || matches!(parts.status.as_u16(), 204 | 304) {
             // The length is that of what does not come (RFC 9110, 8.6).
@@ -296,6 +297,15 @@ impl Drop for InUse {
         self.0.requests.set(self.0.requests.get() - 1);
         self.0.ended_ns.set(clock::boot_ns());
     }
+}
+
+/// Whether the server says that it did not look at a request, which had no effect then (RFC 9113, 8.7). A GOAWAY is the
+/// end of those streams alone that came after the last that it did look at; one that names a fault may be that of the
+/// request, which is not taken on to the next connection.
+fn is_untouched(error: &h2::Error) -> bool {
+    let is = |reason| error.reason() == Some(reason);
+    error.is_reset() && is(h2::Reason::REFUSED_STREAM)
+        || error.is_go_away() && error.is_remote() && is(h2::Reason::NO_ERROR)
 }
 
 /// The request's head as HTTP/2 has it; `None` if it cannot be written so.

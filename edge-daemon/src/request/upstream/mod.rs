@@ -89,7 +89,7 @@ type Answered = (Response<Incoming>, Connection, Option<Upload>);
 struct Missed {
     reason: Reason,
     again: Option<Upload>,
-    /// Whether the server did not look at it, and goes on with others.
+    /// Whether the server said that it did not look at it.
     is_refused: bool,
 }
 
@@ -238,11 +238,10 @@ impl Upstream {
                 let again = self.shared.settings.retry_statuses.contains(&status);
                 Ok((response, connection, copy.filter(|_| again)))
             }
-            Err(Failed { reason, unsent }) => {
+            Err(Failed { reason, unsent, is_refused }) => {
                 pool.failed_for(reason);
                 // Whoever let it wait too long may still be at work on it.
                 let copy = copy.filter(|_| reason == Reason::UpstreamInvalid);
-                let is_refused = unsent.is_some() && !connection.is_closed();
                 Err(Missed { reason, again: unsent.or(copy), is_refused })
             }
         };
