@@ -50,6 +50,7 @@ use crate::{
     penalties::Penalties,
     plan, privilege, quota,
     request::{self, Edge, Phase},
+    secret::Stamp,
     shared,
     signals::Signals,
     store::Store,
@@ -72,6 +73,8 @@ pub struct App {
     logs: (EventLog, AuditLog),
     /// What one process alone may hold.
     lent: (Arc<Store>, Arc<Lock>),
+    /// The files of secrets as they were before these were read.
+    stamps: Vec<Option<Stamp>>,
     /// What goes once this daemon is in office.
     superseded: Superseded,
     sockets: Sockets,
@@ -86,6 +89,7 @@ impl App {
         mut given: Inherited,
         in_office: bool,
     ) -> anyhow::Result<Self> {
+        let stamps = operator::stamps(&settings);
         let feeds = Feeds::default();
         let restore = |spec| quota::restore(&settings, spec, clock::now());
         let plan = plan::plan(&settings, None, &feeds, restore)?;
@@ -182,6 +186,7 @@ impl App {
             told,
             logs: (event_log, audit_log),
             lent,
+            stamps,
             superseded,
             sockets,
         })
@@ -247,7 +252,7 @@ impl App {
         let superseded = self.superseded;
         let office = Office { former, superseded, phase: enter.clone(), outcomes };
         let drain_timeout = self.settings.server.drain_timeout;
-        let operator = Operator::new(self.edge, self.config, self.settings, upstreams);
+        let operator = Operator::new(self.edge, self.config, self.settings, upstreams, self.stamps);
         let (ended, former) =
             serving::serve(operator, (control, metrics), self.told, resolutions, office)?;
 

@@ -2,6 +2,7 @@
 //! when one of them fails in any of the ways that servers fail.
 
 use std::{
+    collections::BTreeSet,
     io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream, UdpSocket},
     os::unix::net::UnixListener,
@@ -27,6 +28,7 @@ use edge_tests::{
     talk::Dial,
     upstream::Upstream,
 };
+use nix::sys::signal::Signal;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 
 const SOON: Duration = Duration::from_secs(8);
@@ -1313,7 +1315,7 @@ fn a_unix_socket_serves() -> Result<()> {
 }
 
 /// Has the edge's questions for addresses answered as [`name_server`] does.
-fn resolver(lab: &Lab, answer: &Arc<AtomicU64>) -> Result<()> {
+fn resolver(lab: &Lab, answer: &Arc<AtomicU64>) -> Result<Unanswered> {
     let resolv = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let server = resolv.lines().find_map(|line| line.strip_prefix("nameserver ")).map(str::trim);
     let server = server.filter(|server| server.parse::<std::net::Ipv4Addr>().is_ok());
@@ -1324,13 +1326,24 @@ fn resolver(lab: &Lab, answer: &Arc<AtomicU64>) -> Result<()> {
     name_server(&lab.edge, &format!("{server}:53"), Arc::clone(answer))
 }
 
-/// Answers every question for an address with this one, or not at all while it is 0.
-fn name_server(ns: &Netns, address: &str, answer: Arc<AtomicU64>) -> Result<()> {
+/// Names that were asked for and never answered.
+type Unanswered = Arc<Mutex<BTreeSet<Vec<u8>>>>;
+
+/// Answers every question for an address with this one, and with a failure while it is 0: late for names that begin
+/// with `late`, and never for those that begin with `never`.
+fn name_server(ns: &Netns, address: &str, answer: Arc<AtomicU64>) -> Result<Unanswered> {
     let socket = ns.enter(|| UdpSocket::bind(address))?;
+    let unanswered = Unanswered::default();
+    let noted = Arc::clone(&unanswered);
     std::thread::spawn(move || -> Option<()> {
         let mut packet = [0; 512];
         loop {
             let (length, from) = socket.recv_from(&mut packet).ok()?;
+            if packet[13..].starts_with(b"never") {
+                let label = packet[13..].split(|byte| *byte < b'-').next()?;
+                noted.lock().ok()?.insert(label.to_vec());
+                continue;
+            }
             let last = answer.load(Relaxed);
             let name = packet.get(12..length)?.iter().position(|byte| *byte == 0)? + 13;
             let is_a = packet[name..name + 2] == [0, 1];
@@ -1343,9 +1356,74 @@ fn name_server(ns: &Netns, address: &str, answer: Arc<AtomicU64>) -> Result<()> 
                 // The name of the question, A, IN, a second of life, four bytes.
                 reply.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4, 192, 0, 2, last as u8]);
             }
-            socket.send_to(&reply, from).ok()?;
+            if !packet[13..].starts_with(b"late") {
+                socket.send_to(&reply, from).ok()?;
+                continue;
+            }
+            let socket = socket.try_clone().ok()?;
+            std::thread::spawn(move || {
+                std::thread::sleep(SHORT * 10);
+                socket.send_to(&reply, from)
+            });
         }
     });
+    Ok(unanswered)
+}
+
+#[test]
+fn a_start_waits_for_the_names_of_every_upstream() -> Result<()> {
+    let lab = Lab::new()?;
+    resolver(&lab, &Arc::new(AtomicU64::new(2)))?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab
+        .edged()?
+        .set("upstream.0.servers", "[\"app.edged.test:8080\"]")
+        .append("[[upstream]]\nname = \"other\"\nservers = [\"late.edged.test:8080\"]")?
+        .start()?;
+    assert_eq!(state(&edged, "late.edged.test:8080/192.0.2.2")?, "up");
+    let allowed = edged.ask("allow list")?.to_string();
+    assert!(allowed.contains("192.0.2.2"), "{allowed}");
+    Ok(())
+}
+
+#[test]
+fn a_name_that_is_never_answered_holds_up_nothing_else() -> Result<()> {
+    let lab = Lab::new()?;
+    let unanswered = resolver(&lab, &Arc::new(AtomicU64::new(2)))?;
+    let _origin = Origin::start(&lab)?;
+    let mut edged = lab.edged()?.set("upstream.0.servers", "[\"app.edged.test:8080\"]").start()?;
+    let asked = |count| {
+        let is = || Ok(unanswered.lock().expect("nobody panics").len() == count);
+        until("it is asked for", SOON, is)
+    };
+    let with = |name: &str| -> Result<()> {
+        let servers = format!("[\"{name}.edged.test:8080\", \"other.edged.test:8080\"]");
+        edged.edit("upstream.0.servers", &servers)
+    };
+    with("never")?;
+    std::thread::scope(|scope| -> Result<()> {
+        let reload = scope.spawn(|| edged.tell("reload"));
+        asked(1)?;
+        // By now the reload has read it.
+        std::fs::write(lab.dir().join("signing"), "thirty-two bytes and more, all of them new")?;
+        reload.join().expect("nobody panics").map(drop)
+    })?;
+    assert_eq!(state(&edged, "other.edged.test:8080/192.0.2.2")?, "up", "its neighbour");
+    assert_eq!(edged.get(FRIEND, "/health").send()?.status, 200);
+    until("the secret is read again", SOON, || Ok(edged.log().contains("a secret has changed")))?;
+
+    with("never-either")?;
+    let ended = std::thread::scope(|scope| -> Result<Instant> {
+        scope.spawn(|| edged.tell("reload"));
+        asked(2)?;
+        edged.signal(Signal::SIGTERM)?;
+        Ok(Instant::now())
+    })?;
+    assert!(edged.terminate()?.success());
+    // The resolver gives up after ten seconds.
+    assert!(ended.elapsed() < SOON, "nor does an end wait for it: {:?}", ended.elapsed());
+    let changes = edged.log().matches("a secret has changed").count();
+    assert_eq!(changes, 1, "what a start makes is no change");
     Ok(())
 }
 

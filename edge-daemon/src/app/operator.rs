@@ -9,7 +9,10 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use edge_common::Reason;
-use tokio::sync::{oneshot, watch};
+use tokio::{
+    sync::{oneshot, watch},
+    task::JoinSet,
+};
 
 use super::{certificates, overview::overview};
 use crate::{
@@ -41,8 +44,13 @@ pub(super) struct Operator {
 }
 
 /// A state of each file that holds a secret.
-fn stamps(settings: &Settings) -> Vec<Option<Stamp>> {
+pub(super) fn stamps(settings: &Settings) -> Vec<Option<Stamp>> {
     settings.secrets().iter().map(|(origin, _)| origin.stamp()).collect()
+}
+
+/// The states that files had `before` they were read; of one that was made since, its first.
+fn as_read(before: Vec<Option<Stamp>>, settings: &Settings) -> Vec<Option<Stamp>> {
+    before.into_iter().zip(stamps(settings)).map(|(before, made)| before.or(made)).collect()
 }
 
 impl Operator {
@@ -51,17 +59,19 @@ impl Operator {
         config: PathBuf,
         settings: Settings,
         upstreams: watch::Sender<Vec<Arc<Upstream>>>,
+        stamps: Vec<Option<Stamp>>,
     ) -> Self {
-        let stamps = stamps(&settings);
+        let stamps = as_read(stamps, &settings);
         Self { edge, config, settings, upstreams, stamps, refused: Vec::new() }
     }
 
     /// Waits, bounded, until servers that are known by name have addresses.
     pub(super) async fn await_names(&mut self, resolutions: &mut watch::Receiver<()>) {
-        if self.edge.plan.load().upstreams.iter().any(|upstream| names::has_names(upstream)) {
-            let _ = tokio::time::timeout(FIRST_LOOKUPS, resolutions.changed()).await;
-            self.follow_names().await;
-        }
+        let upstreams = self.edge.plan.load().upstreams.clone();
+        let lacks = || upstreams.iter().any(|upstream| names::lacks_addresses(upstream));
+        let all = async { while lacks() && resolutions.changed().await.is_ok() {} };
+        let _ = tokio::time::timeout(FIRST_LOOKUPS, all).await;
+        self.follow_names().await;
     }
 
     /// Puts the addresses that names mean now on the allow list: no limit may cut off their answers.
@@ -143,6 +153,10 @@ impl Operator {
     pub(super) async fn reload(&mut self) -> anyhow::Result<()> {
         notify::reloading();
         let result = self.try_reload().await;
+        if result.is_err() {
+            // What was looked up for it serves all the same.
+            self.follow_names().await;
+        }
         let metrics = &self.edge.metrics;
         let (count, word) = match &result {
             Ok(()) => (&metrics.reloads_ok, "ok"),
@@ -181,6 +195,8 @@ impl Operator {
             tracing::warn!("{warnings}");
         }
         refuse_what_needs_a_restart(&self.settings, &settings)?;
+        // Before any is read: one that changes meanwhile is read again.
+        let stamps = stamps(&settings);
         // Another pepper may be made; one that was lost must not be.
         let is_same = settings.keys.pepper == self.settings.keys.pepper;
         let peppers = if is_same { pepper::load } else { pepper::make };
@@ -195,7 +211,7 @@ impl Operator {
         certificates::look(&self.edge, true);
         self.edge.peppers.store(Arc::new(peppers));
         self.edge.masters.store(Arc::new(masters));
-        self.stamps = stamps(&settings);
+        self.stamps = as_read(stamps, &settings);
         keep_lists(&settings);
         self.settings = settings;
         Ok(())
@@ -308,11 +324,12 @@ const KEYS_GONE: &str = "the thread of the keys is gone";
 /// Looks up the names of upstreams of which one has no address yet. Waits a while at most.
 async fn look_up(upstreams: &[Arc<Upstream>]) {
     let new = upstreams.iter().filter(|upstream| names::lacks_addresses(upstream));
-    let all = async {
-        for upstream in new {
-            names::resolve(upstream).await;
-        }
-    };
+    let mut looks = JoinSet::new();
+    for upstream in new {
+        let upstream = Arc::clone(upstream);
+        looks.spawn(async move { names::resolve(&upstream, || ()).await });
+    }
+    let all = async { while looks.join_next().await.is_some() {} };
     if tokio::time::timeout(FIRST_LOOKUPS, all).await.is_err() {
         tracing::warn!("names of servers are not looked up yet");
     }

@@ -57,7 +57,10 @@ pub(super) fn serve(
 ) -> anyhow::Result<(End, Option<JoinHandle<()>>)> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let served = serve_all(operator, listeners, told, resolutions, office);
-    runtime.block_on(LocalSet::new().run_until(served))
+    let ended = runtime.block_on(LocalSet::new().run_until(served));
+    // A resolver that hangs is not waited for.
+    runtime.shutdown_background();
+    ended
 }
 
 async fn serve_all(

@@ -10,6 +10,7 @@ use std::{
 use tokio::{
     net::lookup_host,
     sync::watch,
+    task::JoinSet,
     time::{sleep, timeout},
 };
 
@@ -34,9 +35,7 @@ pub(super) async fn resolve_on_and_on(upstream: Arc<Upstream>, resolved: Arc<wat
     let every = upstream.settings.resolve_every;
     let mut soon = FIRST_RETRY;
     loop {
-        if resolve(&upstream).await {
-            let _ = resolved.send(());
-        }
+        resolve(&upstream, || _ = resolved.send(())).await;
         // Nothing found earlier can stand in for a name that has no address.
         let pause = if lacks_addresses(&upstream) { soon.min(every) } else { every };
         soon = (pause * 2).max(FIRST_RETRY);
@@ -44,33 +43,28 @@ pub(super) async fn resolve_on_and_on(upstream: Arc<Upstream>, resolved: Arc<wat
     }
 }
 
-/// Looks every name up. Whether that changed anything.
-pub async fn resolve(upstream: &Upstream) -> bool {
-    let before = upstream.servers();
-    let mut after = Vec::new();
-    for (place, server) in upstream.settings.servers.iter().enumerate() {
-        let known = before.iter().filter(|server| server.place == place);
-        let Address::Name(name, port) = &server.address else {
-            after.push(known.cloned().collect());
-            continue;
-        };
-        match timeout(LOOKUP_MAX, lookup_host((name.as_str(), *port))).await {
-            Ok(Ok(found)) => {
+/// Looks every name up, all at once: one that hangs holds up no other. Calls `changed` as soon as one means others.
+pub async fn resolve(upstream: &Upstream, changed: impl Fn()) {
+    let servers = &upstream.settings.servers;
+    let mut lookups = JoinSet::new();
+    for (place, server) in servers.iter().enumerate() {
+        if let Address::Name(name, port) = &server.address {
+            let (name, port) = (name.clone(), *port);
+            lookups.spawn(async move { (place, look_up(&name, port).await, name) });
+        }
+    }
+    let mut found: Vec<_> = by_place(upstream).iter().map(Vec::len).collect();
+    while let Some(Ok((place, result, name))) = lookups.join_next().await {
+        match result {
+            Ok(addresses) => {
                 upstream.resolutions.fetch_add(1, Relaxed);
-                let known: Vec<_> = known.collect();
-                let servers = addresses(found).into_iter().map(|address| {
-                    let endpoint = Endpoint::Tcp(address);
-                    let same = known.iter().find(|server| server.endpoint == endpoint);
-                    same.map_or_else(|| upstream.server(place, endpoint), |same| Arc::clone(same))
-                });
-                after.push(servers.collect());
+                found[place] = addresses.len();
+                if lead(upstream, place, addresses) {
+                    changed();
+                }
             }
-            failed => {
+            Err(why) => {
                 upstream.resolutions_failed.fetch_add(1, Relaxed);
-                let why = match failed {
-                    Ok(Err(error)) => error.to_string(),
-                    _ => "the resolver did not answer in time".to_owned(),
-                };
                 let upstream = &upstream.settings.name;
                 tracing::warn!(
                     upstream,
@@ -78,28 +72,50 @@ pub async fn resolve(upstream: &Upstream) -> bool {
                     why,
                     "cannot be looked up; what was found last stays"
                 );
-                after.push(known.cloned().collect());
             }
         }
     }
-    let (name, found) = (&upstream.settings.name, after.iter().map(Vec::len).sum::<usize>());
-    let after = shared(after, ADDRESSES_MAX);
-    let is_over = found > after.len();
-    let was_over = upstream.is_over.swap(is_over, Relaxed);
-    if is_over && !was_over {
-        let servers = after.len();
-        tracing::warn!(upstream = name, servers, found, "the other addresses are not asked");
+    let found: usize = found.iter().sum();
+    let is_over = found > ADDRESSES_MAX;
+    if !upstream.is_over.swap(is_over, Relaxed) && is_over {
+        let (upstream, servers) = (&upstream.settings.name, ADDRESSES_MAX);
+        tracing::warn!(upstream, servers, found, "the other addresses are not asked");
     }
-    let same = |a: &[Arc<Server>], b: &[Arc<Server>]| {
-        a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
-    };
-    let changes = !same(&before, &after);
-    if changes {
-        let servers = after.len();
+}
+
+async fn look_up(name: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
+    match timeout(LOOKUP_MAX, lookup_host((name, port))).await {
+        Ok(found) => found.map(addresses).map_err(|error| error.to_string()),
+        Err(_) => Err("the resolver did not answer in time".to_owned()),
+    }
+}
+
+/// Has the name in a place lead to these addresses. Whether that changes anything.
+fn lead(upstream: &Upstream, place: usize, found: Vec<SocketAddr>) -> bool {
+    let (before, mut places) = (upstream.servers(), by_place(upstream));
+    let known = std::mem::take(&mut places[place]);
+    let servers = found.into_iter().map(|address| {
+        let endpoint = Endpoint::Tcp(address);
+        let same = known.iter().find(|server| server.endpoint == endpoint);
+        same.map_or_else(|| upstream.server(place, endpoint), Arc::clone)
+    });
+    places[place] = servers.collect();
+    let after = shared(places, ADDRESSES_MAX);
+    let is_same = before.len() == after.len()
+        && before.iter().zip(&after).all(|(one, other)| Arc::ptr_eq(one, other));
+    if !is_same {
+        let (name, servers) = (&upstream.settings.name, after.len());
         tracing::info!(upstream = name, servers, "its names mean other addresses");
         upstream.put(after);
     }
-    changes
+    !is_same
+}
+
+/// The servers of now, by their places in the configuration.
+fn by_place(upstream: &Upstream) -> Vec<Vec<Arc<Server>>> {
+    let mut places = vec![Vec::new(); upstream.settings.servers.len()];
+    upstream.servers().iter().for_each(|server| places[server.place].push(Arc::clone(server)));
+    places
 }
 
 /// Each address once, in an order of their own: resolvers turn them round for every question.
