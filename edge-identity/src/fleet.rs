@@ -488,7 +488,8 @@ mod tests {
             merge(lift("192.0.2.1", 15, 100)),
             Some(Change::Ban(ban("192.0.2.1", 20, 50, "b")))
         );
-        let free = |is_alone| Some(Change::Lift { client: first.client, is_alone });
+        let client = first.client;
+        let free = |is_alone| Some(Change::Lift { client, is_alone });
         assert_eq!(merge(lift("192.0.2.1", 30, 100)), free(false));
         // Repeated by whoever holds the server.
         assert_eq!(merge(first), None);
