@@ -162,7 +162,8 @@ impl App {
             Writer::new(kernels, store, config.clone(), settings.clone(), lists, edge_too)?;
         edge.outside.follow_hits(kernel.tables.lists.clone());
         let attached = kernel.attach(&interfaces);
-        writer.settle_clients(attached.is_ok())?;
+        // What fails behind that leaves the new program where it is.
+        writer.settle_clients(attached.is_ok() || !kernel.attached().is_empty())?;
         let mut upkeep = attached?;
         upkeep.reign = Arc::clone(&edge.reign);
         for attached in kernel.attached() {

@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr, UdpSocket},
     path::Path,
+    process::Command,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::Duration,
 };
@@ -22,6 +23,8 @@ use edge_tests::{
     Edged, Lab, Origin,
     client::{reaches, until},
     lab::{ATTACKER, CLIENT, EDGE, LISTED},
+    netns::run,
+    tamper::pinned,
 };
 
 const HOUR_MS: u64 = 3_600_000;
@@ -111,6 +114,35 @@ fn a_start_that_is_refused_leaves_bans_under_what_stands_for_a_client() -> Resul
     assert_eq!(bans(&edged)?.len(), 1);
     edged.tell(&format!("ban remove {ATTACKER}"))?;
     assert!(reaches(&lab, ATTACKER, 443) && reaches(&lab, CLIENT, 443));
+    Ok(())
+}
+
+#[test]
+fn bans_that_made_room_for_those_of_a_refused_start_are_back() -> Result<()> {
+    use edge_common::map::BANS_MAX;
+    use std::fmt::Write as _;
+    let lab = Lab::new()?;
+    let mut edged = lab.edged()?.start()?;
+    edged.tell(&format!("ban add {ATTACKER}"))?;
+    edged.kill9()?;
+    // For IPv6 the same stands for a client as before; there is no room for one more.
+    let table = pinned(Path::new(&lab.pin_dir()), BANS)?;
+    let value = [1_u64, 1 << 60, 0, 0, 1 << 32].map(u64::to_le_bytes).concat();
+    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(" ");
+    let (table, value, mut batch) = (table.display(), hex(&value), String::new());
+    for n in 1..BANS_MAX {
+        let key = hex(&(0x2001_0db8_u128 << 96 | u128::from(n) << 64).to_be_bytes());
+        writeln!(batch, "map update pinned {table} key hex {key} value hex {value}")?;
+    }
+    let file = lab.dir().join("batch");
+    std::fs::write(&file, batch)?;
+    run(Command::new("bpftool").args(["batch", "file"]).arg(&file))?;
+    edged.edit("kernel.ipv4_prefix", "24")?;
+    // The loopback device has no driver to be native in.
+    edged.edit("kernel.interfaces", r#"["edge0", "lo"]"#)?;
+    assert!(edged.start_again().is_err());
+    assert!(edged.log().contains("cannot attach to interface lo"), "{}", edged.log());
+    assert!(!reaches(&lab, ATTACKER, 443) && reaches(&lab, CLIENT, 443));
     Ok(())
 }
 

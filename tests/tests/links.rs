@@ -596,7 +596,14 @@ fn an_interface_that_comes_back_is_guarded_again() {
         ip(&format!("-n {}-edge link set guarded up", pair.name));
         expect("up", || condition() == (true, true));
         ip(&format!("-n {}-edge link del guarded", pair.name));
+        let counts = || pair.within("edge", || kernel.tables.counts().unwrap());
+        let dropped = || counts()[Reason::DenyList as usize].packets;
+        let before = dropped();
+        assert!(before > 0);
         expect("gone", || condition() == (false, false));
+        assert_eq!(dropped(), before, "what it had counted is in the sum");
+        let apart = pair.within("edge", || kernel.tables.counts_apart().unwrap());
+        assert!(apart.iter().all(|(name, _)| !name.is_empty()), "it is told of without a name");
         pair.wire();
         expect("back", || condition() == (true, true));
         assert!(!pair.answers());
@@ -701,6 +708,26 @@ fn a_mode_that_changed_changes_back_when_another_interface_refuses() {
 }
 
 #[test]
+fn a_changed_mode_that_cannot_be_pinned_changes_back() {
+    let pair = Pair::new();
+    let kernel = pair.load_denying("guarded", AttachMode::Generic, "10.99.0.2/32").unwrap();
+    let ifindex = kernel.attached()[0].ifindex;
+    let pin = |mode| pair.pin_dir.join(ABI).join(format!("xdp-{ifindex}-{mode}-guarded"));
+    drop(kernel);
+    // What its own pin leads to is found before.
+    pin_program(&pin("native"), b"stranger");
+    let error = pair.load(AttachMode::Native, UNLIMITED).err().expect("refused");
+    assert!(error.to_string().contains("pin the filter at"), "{error}");
+    // The successor's lists were empty.
+    assert!(!pair.answers(), "the former's lists are in force");
+    std::fs::remove_file(pin("native")).unwrap();
+    let kernel = pair.load_denying("guarded", AttachMode::Auto, "10.99.0.2/32").unwrap();
+    let attached = &kernel.attached()[0];
+    assert_eq!((attached.mode, attached.adopted), (Mode::Generic, true));
+    assert!(!pair.answers());
+}
+
+#[test]
 fn a_pin_that_cannot_be_adopted_is_not_touched() {
     let pair = Pair::new();
     let kernel = pair.load(AttachMode::Auto, UNLIMITED).unwrap();
@@ -795,6 +822,37 @@ fn interfaces_that_trade_their_names_stay_guarded() {
         std::thread::sleep(Duration::from_secs(3));
         assert!(health.interfaces().iter().all(|one| one.is_guarded) && !health.is_any_bare());
         assert!(!pair.answers());
+        // One has the other's name, and nobody its own.
+        for change in ["spare down", "spare name old", "old up"] {
+            ip(&format!("-n {}-edge link set {change}", pair.name));
+        }
+        expect("each is told of by its own name", || {
+            let interfaces = health.interfaces();
+            let mut names: Vec<_> = interfaces.iter().map(|one| one.name.as_str()).collect();
+            names.sort_unstable();
+            names == ["guarded", "old"] && interfaces.iter().all(|one| one.is_guarded && one.is_up)
+        });
+        // And where one is gone, the other is told of once.
+        ip(&format!("-n {}-edge link del old", pair.name));
+        expect("one is left", || {
+            let interfaces = health.interfaces();
+            interfaces.len() == 1 && interfaces[0].name == "guarded" && interfaces[0].is_guarded
+        });
+        drop(stop);
+    });
+}
+
+#[test]
+fn an_interface_that_moves_to_another_namespace_is_told_of_by_the_name_it_had() {
+    let pair = Pair::new();
+    let (_kernel, upkeep) = pair.load_whole(AttachMode::Generic, UNLIMITED).unwrap();
+    let health = upkeep.health();
+    let (stop, stopped) = UnixStream::pair().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| unprivileged(&pair, || upkeep.run(&stopped)));
+        ip(&format!("-n {0}-edge link set guarded netns {0}-client", pair.name));
+        expect("it is not up here", || !health.interfaces()[0].is_up);
+        assert_eq!(health.interfaces()[0].name, "guarded");
         drop(stop);
     });
 }

@@ -100,7 +100,8 @@ pub(super) fn interfaces(
         match place.adopt_or_attach(program(xdp)?) {
             Ok(new) => taken.push(new),
             Err(error) => {
-                taken.into_iter().rev().for_each(Taken::give_back);
+                let program = program(xdp)?;
+                taken.into_iter().rev().for_each(|taken| taken.give_back(program));
                 return Err(error);
             }
         }
@@ -261,17 +262,16 @@ impl<'a> Place<'a> {
         let attached = self.create(program);
         let (interface, unfiltered) = (self.interface, since.elapsed());
         tracing::warn!(%interface, ?unfiltered, "unfiltered while its mode changed");
-        fs::remove_file(&pin).map_err(path_error("remove", &pin))?;
-        match attached {
-            Ok((new, link)) => {
-                let (held, new) = self.pinned(new, link)?;
+        match attached.and_then(|(new, link)| self.pinned(new, link)) {
+            // The former pin, which leads nowhere, goes with all others of the interface.
+            Ok((held, new)) => {
                 Ok(Taken { held, pin: new, former: Former::Mode(former, mode, pin) })
             }
             Err(error) => {
-                // The new one is better than none.
                 let former = former.as_ref().map_or(program, AsFd::as_fd);
-                if let Err(lost) = put_back(former, self.ifindex, mode, &pin) {
-                    tracing::error!(%interface, error = %lost, "the filter is off, and not to be restored");
+                let ways = [former, program].map(|program| (program, mode, &*pin));
+                if let Err(error) = put_back(interface, self.ifindex, ways) {
+                    tracing::warn!(%interface, %error, "not filtered by the former program");
                 }
                 Err(error)
             }

@@ -30,11 +30,7 @@ impl Tables {
     /// # Errors
     /// [`KernelError::Table`] if the kernel refuses.
     pub fn counts(&self) -> Result<Counts, KernelError> {
-        let mut sum = [Count::default(); Reason::COUNT];
-        for (_, counts) in self.counts_apart()? {
-            add(&mut sum, &counts);
-        }
-        Ok(sum)
+        self.sum(false)
     }
 
     /// Packets and bytes that would have been dropped but for monitor mode, as [`Self::counts`].
@@ -42,12 +38,7 @@ impl Tables {
     /// # Errors
     /// [`KernelError::Table`] if the kernel refuses.
     pub fn would_drop(&self) -> Result<Counts, KernelError> {
-        let places = self.places()?.into_iter().map(|(place, ..)| place);
-        let mut sum = [Count::default(); Reason::COUNT];
-        for place in places.chain([INTERFACES_MAX - 1]) {
-            add(&mut sum, &self.counts_at(place, true)?);
-        }
-        Ok(sum)
+        self.sum(true)
     }
 
     /// Packets and bytes by reason, of each interface with a place of its own by its name of now, and
@@ -57,17 +48,29 @@ impl Tables {
     /// [`KernelError::Table`] if the kernel refuses.
     pub fn counts_apart(&self) -> Result<Vec<(String, Counts)>, KernelError> {
         let mut apart = Vec::new();
-        for (place, name) in self.places()? {
-            apart.push((name, self.counts_at(place, false)?));
+        for (ifindex, place) in self.places()? {
+            if let Some(name) = name_of(ifindex) {
+                apart.push((name, self.counts_at(place, false)?));
+            }
         }
         apart.push((ANY_OTHER.to_owned(), self.counts_at(INTERFACES_MAX - 1, false)?));
         Ok(apart)
     }
 
-    /// Each place, with the name of now of its interface.
-    fn places(&self) -> Result<Vec<(u32, String)>, KernelError> {
+    /// Each interface with a place of its own, and the place.
+    fn places(&self) -> Result<Vec<(u32, u32)>, KernelError> {
         let places = self.settings()?.interfaces.into_iter().zip(0..);
-        Ok(places.filter_map(|(ifindex, place)| Some((place, name_of(ifindex)?))).collect())
+        Ok(places.filter(|(ifindex, _)| *ifindex != 0).collect())
+    }
+
+    /// Of every interface together, those included that are gone.
+    fn sum(&self, would: bool) -> Result<Counts, KernelError> {
+        let mut sum = [Count::default(); Reason::COUNT];
+        let places = self.places()?.into_iter().map(|(_, place)| place);
+        for place in places.chain([INTERFACES_MAX - 1]) {
+            add(&mut sum, &self.counts_at(place, would)?);
+        }
+        Ok(sum)
     }
 
     fn counts_at(&self, place: u32, would: bool) -> Result<Counts, KernelError> {
@@ -150,7 +153,8 @@ pub(super) fn name_of(ifindex: u32) -> Option<String> {
     if ifindex == 0 {
         return None;
     }
-    if_indextoname(ifindex).ok()?.into_string().ok()
+    // For none it has no error, but an empty one.
+    if_indextoname(ifindex).ok()?.into_string().ok().filter(|name| !name.is_empty())
 }
 
 /// Gives every interface a place, and tells which of the places are to begin at zero: those that

@@ -1,7 +1,7 @@
 //! An interface that has the new program while another may still refuse it, and the way back.
 
 use std::{
-    io,
+    fs, io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
@@ -30,38 +30,50 @@ pub(super) enum Former {
 }
 
 impl Taken {
-    /// Puts back what the interface had before. Where that cannot be, the new program goes on
+    /// Puts back what the interface had before. Where that cannot be, the new `program` goes on
     /// filtering.
-    pub(super) fn give_back(self) {
+    pub(super) fn give_back(self, program: BorrowedFd<'_>) {
         let Self { held: (attached, link), pin, former } = self;
         let done = match former {
             Former::Nothing => {
                 drop(link);
                 bpf::release(&pin)
             }
-            Former::Program(program) => program.and_then(|program| link.update(program.as_fd())),
-            Former::Mode(program, mode, former) => program.and_then(|program| {
+            Former::Program(former) => former.and_then(|former| link.update(former.as_fd())),
+            Former::Mode(former, mode, place) => former.and_then(|former| {
                 drop(link);
                 bpf::release(&pin)?;
-                put_back(program.as_fd(), attached.ifindex, mode, &former)
+                let ways = [(former.as_fd(), mode, &*place), (program, attached.mode, &*pin)];
+                put_back(&attached.interface, attached.ifindex, ways)
             }),
         };
         let interface = attached.interface;
         match done {
             Ok(()) => tracing::info!(%interface, "as it was before"),
             Err(error) => {
-                tracing::warn!(%interface, %error, "filtered by the new program, not by the former");
+                tracing::warn!(%interface, %error, "not filtered by the former program");
             }
         }
     }
 }
 
-/// Attaches a program where no other is, as it was attached before.
-pub(super) fn put_back(
-    program: BorrowedFd<'_>,
-    ifindex: u32,
-    mode: Mode,
-    pin: &Path,
-) -> io::Result<()> {
-    Link::create(program, ifindex, mode)?.pin(pin)
+/// A program, its mode and its pin.
+pub(super) type Way<'a> = (BorrowedFd<'a>, Mode, &'a Path);
+
+/// Attaches where nothing is attached what was there before, or else what is better than none; why it is not what
+/// was there before.
+pub(super) fn put_back(interface: &str, ifindex: u32, ways: [Way<'_>; 2]) -> io::Result<()> {
+    let [former, other] = ways.map(|(program, mode, pin)| {
+        move || {
+            // It leads nowhere, if it is there.
+            let _ = fs::remove_file(pin);
+            Link::create(program, ifindex, mode)?.pin(pin)
+        }
+    });
+    former().inspect_err(|_| match other() {
+        Ok(()) => tracing::warn!(%interface, "filtered by the new program"),
+        Err(error) => {
+            tracing::error!(%interface, %error, "the filter is off, and not to be restored");
+        }
+    })
 }

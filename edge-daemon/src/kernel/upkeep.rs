@@ -2,6 +2,7 @@
 //! of open connections stays exact. On a thread of its own, which holds no capability.
 
 use std::{
+    collections::HashSet,
     os::{
         fd::{AsFd as _, OwnedFd},
         unix::net::UnixStream,
@@ -16,7 +17,7 @@ use std::{
 
 use edge_common::map::PolicyFlag;
 use nix::{
-    net::if_::{if_indextoname, if_nametoindex},
+    net::if_::if_nametoindex,
     poll::{PollFd, PollFlags, poll},
     sys::socket::SockProtocol,
 };
@@ -135,16 +136,19 @@ impl Post {
         let interface = &self.wanted.interface;
         let is_up = |name: &str| attach::is_up(name).unwrap_or(false);
         let named = if_nametoindex(interface.as_str()).ok();
-        let name = |ifindex| name_of(ifindex).unwrap_or_default();
+        // One that has moved to another namespace has no name here.
+        let name = |ifindex| name_of(ifindex).unwrap_or_else(|| interface.clone());
         let sight = |name: String| Sight::Guarded { is_up: is_up(&name), name };
         let seen = match (named, self.link.ifindex()) {
             // Names may be given in turn to interfaces that are guarded as one and as the other.
-            (Some(named), _) if guarded.contains(&named) => sight(name(named)),
+            (Some(named), own) if guarded.contains(&named) => {
+                sight(name(own.ok().flatten().unwrap_or(named)))
+            }
             (Some(_), Ok(Some(ifindex))) => Sight::Renamed { name: name(ifindex) },
             (None, Ok(Some(ifindex))) => sight(name(ifindex)),
             // Who is to take the filter off removes its pin (`edged detach`).
             _ if !folder.join(self.attached.pin_name()).exists() => Sight::Detached,
-            _ if self.is_deleted || if_indextoname(self.attached.ifindex).is_err() => Sight::Gone,
+            _ if self.is_deleted || name_of(self.attached.ifindex).is_none() => Sight::Gone,
             _ => Sight::Cut,
         };
         if seen == self.seen {
@@ -319,7 +323,10 @@ impl Upkeep {
             }
         }
         self.look_above();
-        let conditions = self.posts.iter().map(Post::condition).collect();
+        let mut conditions: Vec<_> = self.posts.iter().map(Post::condition).collect();
+        let mut told = HashSet::new();
+        // One may guard what has the name of another that is gone.
+        conditions.retain(|condition| told.insert(condition.name.clone()));
         *self.health.interfaces.lock().unwrap_or_else(PoisonError::into_inner) = conditions;
     }
 

@@ -42,7 +42,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use edge_common::Source;
+use edge_common::{Source, map};
 use edge_policy::{
     list::Class,
     verdict::{Cap, Culprit, Engine, Signal},
@@ -136,7 +136,7 @@ pub struct Writer {
     /// Milder verdicts in force, which the request plane enforces.
     penalties: Book<Culprit>,
     /// Clients as they were banned before another prefix stood for one, and as they are since.
-    moved: (Vec<Source>, Vec<Source>),
+    moved: (Vec<(Source, map::Ban)>, Vec<Source>),
     /// Clients that other edges ban and the cap has spared so far, the first first.
     capped: VecDeque<Source>,
     /// Whom no scenario may cut off.
@@ -208,10 +208,12 @@ impl Writer {
             last_reload: None,
             next_purge: Instant::now(),
         };
-        writer.restore(past.bans)?;
+        let filled = writer
+            .restore(past.bans)
+            .and_then(|()| writer.tables.lists.fill(draft).context("cannot write the lists"));
+        filled.or_else(|error| writer.settle_clients(false).and(Err(error)))?;
         writer.restore_denials(past.denials);
         writer.tell_loss();
-        writer.tables.lists.fill(draft).context("cannot write the lists")?;
         writer.tell_listed();
         Ok((writer, keeper))
     }

@@ -19,34 +19,43 @@ impl Writer {
         for (found, ban) in self.tables.bans.entries()? {
             let client = found.client(self.settings.kernel.client);
             if client != found {
-                moved.push((found, client));
+                moved.push((found, client, ban));
             }
             bans.entry(client).and_modify(|known| *known = both(known, &ban)).or_insert(ban);
         }
-        for (found, client) in moved {
+        for (found, client, ban) in moved {
+            self.moved.0.push((found, ban));
+            if !known.contains(&client) {
+                self.moved.1.push(client);
+            }
             match self.tables.bans.ban(client, bans[&client]) {
                 Err(KernelError::Full { .. }) => {
                     self.tables.bans.unban(found)?;
                     self.tables.bans.ban(client, bans[&client])?;
                 }
-                written => {
-                    written?;
-                    self.moved.0.push(found);
-                }
-            }
-            if !known.contains(&client) {
-                self.moved.1.push(client);
+                written => written?,
             }
         }
         Ok(bans)
     }
 
     /// Takes the bans away that are under what stands for a client no more; or, if no filter `goes_by` what does now,
-    /// those that are under that.
+    /// those that are under that, and puts back what had to make room for them.
     pub fn settle_clients(&mut self, goes_by: bool) -> anyhow::Result<()> {
         let (former, new) = std::mem::take(&mut self.moved);
-        for client in if goes_by { former } else { new } {
+        if goes_by {
+            for (client, _) in former {
+                self.tables.bans.unban(client)?;
+            }
+            return Ok(());
+        }
+        for client in new {
             self.tables.bans.unban(client)?;
+        }
+        for (client, ban) in former {
+            if self.tables.bans.lookup(client)?.is_none() {
+                self.tables.bans.ban(client, ban)?;
+            }
         }
         Ok(())
     }
