@@ -101,11 +101,15 @@ fn run(config: &Path, settings: &Settings) -> anyhow::Result<()> {
 fn take_over(config: &Path, settings: &Settings) -> anyhow::Result<()> {
     // What cannot work does not trouble the daemon that runs.
     try_plan(settings)?;
-    let Some((former, given)) = Predecessor::ask(&handover::socket(settings))? else {
+    let Some((mut former, given)) = Predecessor::ask(&handover::socket(settings))? else {
         return run(config, settings);
     };
     log_to_stderr(settings.log.level);
-    former.release()?;
+    // It waits for the end of this process, whatever that is doing.
+    former.release(|why| {
+        eprintln!("edged: the daemon that runs stays: {why}");
+        std::process::exit(1);
+    })?;
     App::build(config.to_owned(), settings.clone(), given, true)?.run(Some(former))
 }
 

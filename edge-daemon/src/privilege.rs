@@ -2,8 +2,8 @@
 
 use caps::{CapSet, errors::CapsError};
 
-/// Drops every capability and the way back to them. Call it before the first thread starts:
-/// capabilities belong to threads.
+/// Drops every capability and the way back to them. Call it before the first thread starts, or in each that
+/// has: capabilities belong to threads.
 ///
 /// Root without capabilities still owns its files, so that the store, the certificates and the
 /// pinned maps stay within reach; it can no longer load programs, bind low ports or override

@@ -204,6 +204,27 @@ fn an_end_that_is_asked_for_waits_for_no_successor() -> Result<()> {
 }
 
 #[test]
+fn an_end_that_is_asked_for_ends_a_successor_on_its_way() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let mut edged = lab.edged()?.start()?;
+    let told = |edged: &Edged<'_>| edged.log().matches("keys are loaded").count();
+    let before = told(&edged);
+    let mut successor = edged.successor()?;
+    until("it has the store", SOON, || Ok(told(&edged) > before))?;
+    assert!(edged.terminate()?.success());
+    assert_eq!(successor.wait()?.code(), Some(1));
+    let log = edged.log();
+    assert!(log.contains("the daemon that runs stays: this daemon is told to end"), "{log}");
+    // All was taken back before the end.
+    for lost in ["cannot be opened again", "writes the kernel's tables as well"] {
+        assert!(!log.contains(lost), "{log}");
+    }
+    edged.start_again()?;
+    audit_is_whole(&lab, &edged)
+}
+
+#[test]
 fn what_the_first_of_three_has_to_say_is_heard() -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;

@@ -58,7 +58,7 @@ pub(super) fn serve(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let served = serve_all(operator, listeners, told, resolutions, office);
     let ended = runtime.block_on(LocalSet::new().run_until(served));
-    // A resolver that hangs is not waited for.
+    // Who still waits for a disk is not waited for.
     runtime.shutdown_background();
     ended
 }
@@ -165,9 +165,9 @@ async fn serve_all(
 fn take_office(
     edge: &Arc<Edge>,
     operator: &Operator,
-    former: Option<Predecessor>,
+    mut former: Option<Predecessor>,
 ) -> anyhow::Result<Option<JoinHandle<()>>> {
-    if let Some(former) = &former {
+    if let Some(former) = &mut former {
         former.yield_nonces()?;
     }
     edge.replays.open(&operator.settings)?;

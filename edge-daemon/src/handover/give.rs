@@ -87,20 +87,16 @@ impl Giver {
                 return;
             }
             let Ok((stream, _)) = self.listener.accept() else { continue };
-            match self.give(&stream, stop) {
-                Ok(()) => return,
-                Err(error) => {
-                    let error = format!("{error:#}");
-                    tracing::error!(error, "not handed over");
-                    self.edge.metrics.handovers_failed.fetch_add(1, Relaxed);
-                    let _ = say(&stream, &Step::Kept(error));
-                }
+            match self.hear_out(&stream, stop) {
+                Ok(peer) if self.give(&stream, stop, peer.pid) => return,
+                Ok(_) => {}
+                Err(error) => self.stay(&stream, &error),
             }
         }
     }
 
-    fn give(&self, stream: &UnixStream, stop: &UnixStream) -> anyhow::Result<()> {
-        let expect = |step: &Step| expect(stream, stop, step);
+    /// Hears who asks, up to its wish for what one process alone can hold.
+    fn hear_out(&self, stream: &UnixStream, stop: &UnixStream) -> anyhow::Result<Peer> {
         stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(FIRST_WORDS))?;
         stream.set_write_timeout(Some(FIRST_WORDS))?;
@@ -112,31 +108,45 @@ impl Giver {
         tracing::info!(version, pid = peer.pid, "a successor asks");
         let unit = peer.pid.and_then(Unit::shared_with);
         send_sockets(stream, &self.heritage.tcp, &self.heritage.unix, unit)?;
-        expect(&Step::Release)?;
+        expect(stream, stop, &Step::Release)?;
+        Ok(peer)
+    }
+
+    /// Lends it all, and gives it for good to who makes ready with it. Whether somebody did.
+    fn give(&self, stream: &UnixStream, stop: &UnixStream, pid: Option<i32>) -> bool {
         let _ = self.told.send(Outcome::Begun);
         // From here to the end nothing that outlives the daemon changes by this one, but for what is
         // made durable.
         let turn = self.edge.reign.pause();
         self.edge.outside.finish();
-        let lent = self.lend(stream, expect);
-        match lent {
+        match self.lend(stream, |step| expect(stream, stop, step)) {
             Ok(successor) => {
                 self.edge.audit.resume(Resumption::Relay(successor));
                 self.store.give_up();
                 self.edge.reign.end();
                 drop(turn);
                 let _ = fs::remove_file(former(&self.settings));
-                let _ = self.told.send(Outcome::Succeeded(peer.pid));
-                Ok(())
+                let _ = self.told.send(Outcome::Succeeded(pid));
+                true
             }
             Err(error) => {
+                // One that lives ends when it hears that, and only its end frees what it was lent.
+                self.stay(stream, &error);
                 self.take_back();
                 self.edge.reign.lapse();
                 drop(turn);
                 let _ = self.told.send(Outcome::Lapsed);
-                Err(error)
+                false
             }
         }
+    }
+
+    /// Tells everybody that this daemon remains.
+    fn stay(&self, stream: &UnixStream, error: &anyhow::Error) {
+        let error = format!("{error:#}");
+        tracing::error!(error, "not handed over");
+        self.edge.metrics.handovers_failed.fetch_add(1, Relaxed);
+        let _ = say(stream, &Step::Kept(error));
     }
 
     /// Lends everything, until the other is ready.
@@ -181,7 +191,7 @@ impl Giver {
         fs::hard_link(&self.settings.signing.nonce_file, kept)
     }
 
-    /// Takes back what was lent to one that is gone.
+    /// Takes back what was lent to one that is gone, or is about to be.
     fn take_back(&self) {
         let kept = former(&self.settings);
         if kept.exists()
@@ -189,14 +199,15 @@ impl Giver {
         {
             tracing::error!(%error, "the memory of nonces has lost its file: it ends with this daemon");
         }
-        self.edge.audit.resume(Resumption::Reopen);
-        if let Err(error) = self.tables.take_back() {
-            tracing::error!(%error, "another daemon writes the kernel's tables as well");
-        }
+        // First, because it waits for the other's end.
         if let Err(error) = self.store.reclaim(CLOSING) {
             let error = &error as &dyn std::error::Error;
             tracing::error!(error, "the store cannot be opened again: nothing is saved");
         }
+        if let Err(error) = self.tables.take_back(ENDING) {
+            tracing::error!(%error, "another daemon writes the kernel's tables as well");
+        }
+        self.edge.audit.resume(Resumption::Reopen);
     }
 }
 
@@ -238,5 +249,7 @@ const FIRST_WORDS: Duration = Duration::from_secs(5);
 const MAKING_READY: Duration = Duration::from_secs(60);
 /// For an answer of the successor in office.
 const ERRAND: Duration = Duration::from_secs(1);
-/// For a store to be closed by one that was killed.
+/// For a store to be closed by one that was killed, or was told to end.
 const CLOSING: Duration = Duration::from_secs(5);
+/// From there until it has let go of the rest.
+const ENDING: Duration = Duration::from_millis(200);

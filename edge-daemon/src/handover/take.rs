@@ -3,7 +3,7 @@
 
 use std::{
     io::{self, ErrorKind},
-    os::unix::net::UnixStream,
+    os::{fd::AsFd as _, unix::net::UnixStream},
     path::Path,
     sync::Arc,
     thread::{self, JoinHandle},
@@ -12,13 +12,21 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use edge_identity::signed::Once;
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
 
 use super::wire::{Admission, Errand, Step, hear, hear_line, receive_sockets, say};
-use crate::{listen::Inherited, notify::Unit, request::Edge};
+use crate::{listen::Inherited, notify::Unit, privilege, request::Edge};
 
 /// The daemon that is in office.
 #[derive(Debug)]
-pub struct Predecessor(UnixStream);
+pub struct Predecessor {
+    stream: UnixStream,
+    /// The thread that hears it while this daemon makes ready; it ends when the other end is closed.
+    listening: Option<(UnixStream, JoinHandle<()>)>,
+}
 
 impl Predecessor {
     /// Asks the daemon whose socket for it is at `socket` for its listeners; `None`: none runs.
@@ -42,22 +50,41 @@ impl Predecessor {
         };
         let (sockets, unit) = ask().context("the daemon that runs does not hand over")?;
         unit.into_iter().for_each(Unit::join);
-        Ok(Some((Self(stream), sockets)))
+        Ok(Some((Self { stream, listening: None }, sockets)))
     }
 
-    /// Has it give up what one process alone can hold.
+    /// Has it give up what one process alone can hold. From here on it may say, unasked, that it stays, and then
+    /// it waits for all of that: `kept` is called with the reason, on a thread of its own, and is to end the process.
     ///
     /// # Errors
     /// If it does not; then it goes on.
-    pub fn release(&self) -> anyhow::Result<()> {
-        self.step(&Step::Release, &Step::Released)
+    pub fn release(&mut self, kept: impl FnOnce(&str) + Send + 'static) -> anyhow::Result<()> {
+        self.step(&Step::Release, &Step::Released)?;
+        let (stream, (stop, stops)) = (self.stream.try_clone()?, UnixStream::pair()?);
+        let listen = move || {
+            // Capabilities are each thread's own, and this one needs none.
+            if let Err(error) = privilege::drop_all() {
+                tracing::warn!(%error, "a thread that only listens has capabilities");
+            }
+            if let Some(why) = hear_kept(&stream, &stops) {
+                kept(&why);
+            }
+        };
+        let listening = thread::Builder::new().name("former".to_owned()).spawn(listen)?;
+        self.listening = Some((stop, listening));
+        Ok(())
     }
 
     /// Has it give up the memory of nonces. From here to [`Self::succeed`] requests that need it wait.
     ///
     /// # Errors
     /// As [`Self::release`].
-    pub fn yield_nonces(&self) -> anyhow::Result<()> {
+    pub fn yield_nonces(&mut self) -> anyhow::Result<()> {
+        // What it says from here on is an answer.
+        if let Some((stop, listening)) = self.listening.take() {
+            drop(stop);
+            let _ = listening.join();
+        }
         self.step(&Step::YieldNonces, &Step::NoncesYielded)
     }
 
@@ -74,21 +101,36 @@ impl Predecessor {
             tracing::warn!(%error, "the former daemon is gone");
             return Ok(None);
         }
-        self.0.set_read_timeout(None)?;
+        let stream = self.stream;
+        stream.set_read_timeout(None)?;
         let hear = move || {
-            hear_errands(&self.0, |errand| run(&edge, errand, &self.0));
+            hear_errands(&stream, |errand| run(&edge, errand, &stream));
             tracing::info!("the former daemon has ended");
         };
         Ok(Some(thread::Builder::new().name("former".to_owned()).spawn(hear)?))
     }
 
     fn step(&self, step: &Step, wanted: &Step) -> anyhow::Result<()> {
-        say(&self.0, step)?;
-        match hear::<Step>(&self.0)? {
+        say(&self.stream, step)?;
+        match hear::<Step>(&self.stream)? {
             answer if answer == *wanted => Ok(()),
             Step::Kept(why) => bail!("the daemon that runs stays: {why}"),
             other => bail!("the daemon that runs answers {step:?} with {other:?}"),
         }
+    }
+}
+
+/// Waits until the former says why it stays, or `stop` is closed. One that is gone says nothing, and takes
+/// nothing back.
+fn hear_kept(stream: &UnixStream, stop: &UnixStream) -> Option<String> {
+    let mut waited = [stop, stream].map(|one| PollFd::new(one.as_fd(), PollFlags::POLLIN));
+    while poll(&mut waited, PollTimeout::NONE) == Err(Errno::EINTR) {}
+    if waited[0].any() == Some(true) {
+        return None;
+    }
+    match hear(stream) {
+        Ok(Step::Kept(why)) => Some(why),
+        _ => None,
     }
 }
 
@@ -133,6 +175,32 @@ mod tests {
     use std::io::Write as _;
 
     use super::*;
+
+    #[test]
+    fn a_former_that_stays_is_heard_while_nothing_is_asked_of_it() {
+        let heard = |act: fn(UnixStream, UnixStream) -> Option<UnixStream>| {
+            let ((here, there), (stop, stops)) =
+                (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
+            let listening = thread::spawn(move || (hear_kept(&there, &stops), there));
+            let _still = act(here, stop);
+            let (heard, there) = listening.join().unwrap();
+            (heard, there.set_nonblocking(true).and_then(|()| hear::<Step>(&there)).is_ok())
+        };
+        let kept = |here: UnixStream, stop: UnixStream| {
+            say(&here, &Step::Kept("why".to_owned())).unwrap();
+            Some(stop)
+        };
+        assert_eq!(heard(kept), (Some("why".to_owned()), false));
+        assert_eq!(heard(|_, stop| Some(stop)), (None, false), "it is gone");
+        // What comes as the listening ends is the answer to the next step.
+        let both = |here: UnixStream, stop: UnixStream| {
+            drop(stop);
+            thread::sleep(Duration::from_millis(20));
+            say(&here, &Step::NoncesYielded).unwrap();
+            Some(here)
+        };
+        assert!(heard(both).0.is_none());
+    }
 
     #[test]
     fn errands_of_other_versions_end_nothing() {

@@ -1,6 +1,13 @@
 //! Who may write the tables: one daemon at a time, by a lock on their folder.
 
-use std::{fs::File, io, path::Path, sync::Arc};
+use std::{
+    fs::File,
+    io,
+    path::Path,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use rustix::{
     fs::{FlockOperation, flock},
@@ -32,11 +39,19 @@ impl Lock {
         Ok(flock(&self.0, FlockOperation::Unlock)?)
     }
 
-    /// Holds it again, if nobody else does.
+    /// Holds it again; waits for so long at most until nobody else does.
     ///
     /// # Errors
     /// What the system says.
-    pub fn take_back(&self) -> io::Result<()> {
-        Ok(flock(&self.0, FlockOperation::NonBlockingLockExclusive)?)
+    pub fn take_back(&self, most: Duration) -> io::Result<()> {
+        let deadline = Instant::now() + most;
+        loop {
+            match flock(&self.0, FlockOperation::NonBlockingLockExclusive) {
+                Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                taken => return Ok(taken?),
+            }
+        }
     }
 }
