@@ -1,4 +1,4 @@
-//! Names of other people's servers. The resolver may take half a minute for one, and does not stop when nobody waits
+//! Names of upstreams and of other people's servers. The resolver may take half a minute for one, and does not stop when nobody waits
 //! any more: a name is looked up once at a time, on a thread that nothing else waits for.
 
 use std::{
@@ -19,12 +19,17 @@ pub(crate) async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
     if let Ok(address) = host.parse() {
         return TcpStream::connect(SocketAddr::new(address, port)).await;
     }
-    let found = NAMES.addresses(host).await?;
-    let found = found.into_iter().map(|mut address| {
-        address.set_port(port);
-        address
-    });
-    TcpStream::connect(&*found.collect::<Vec<_>>()).await
+    TcpStream::connect(&*addresses(host, port).await?).await
+}
+
+/// Where a name leads to. As with [`connect`], whoever asks has a deadline.
+///
+/// # Errors
+/// If nobody knows it, or too many others are being looked up.
+pub(crate) async fn addresses(name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    let mut found = NAMES.addresses(name).await?;
+    found.iter_mut().for_each(|address| address.set_port(port));
+    Ok(found)
 }
 
 static NAMES: Lookups = Lookups::new(|name| Ok((name, 0).to_socket_addrs()?.collect()));
@@ -69,8 +74,8 @@ impl Lookups {
     }
 }
 
-/// Names that are looked up at once.
-const LOOKUPS_MAX: usize = 64;
+/// Names that are looked up at once: each has a thread as long as the resolver takes, which may be for ever.
+const LOOKUPS_MAX: usize = 256;
 
 #[cfg(test)]
 mod tests {

@@ -1454,6 +1454,27 @@ fn a_name_without_an_address_is_looked_up_again_soon() -> Result<()> {
 }
 
 #[test]
+fn what_a_refused_reload_looked_up_is_on_the_allow_list() -> Result<()> {
+    let lab = Lab::new()?;
+    let answer = Arc::new(AtomicU64::new(0));
+    resolver(&lab, &answer)?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab.edged()?.set("upstream.0.servers", "[\"app.edged.test:8080\"]").start()?;
+    let failed = || metric(&edged, "edged_upstream_lookups_total", &[("result", "failed")]);
+    // The next look of its own is seconds away.
+    until("lookups fail", Duration::from_secs(20), || Ok(failed()? >= 3.0))?;
+    answer.store(2, Relaxed);
+    // The writer refuses it, behind the lookup.
+    edged.edit("kernel.syn_cookies.mode", "\"always\"")?;
+    let refused = edged.ctl("reload")?;
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("tcp_syncookies"), "{refused:?}");
+    assert_eq!(state(&edged, "app.edged.test:8080/192.0.2.2")?, "up");
+    let allowed = edged.ask("allow list")?.to_string();
+    assert!(allowed.contains("192.0.2.2"), "{allowed}");
+    Ok(())
+}
+
+#[test]
 fn names_are_looked_up_again_and_what_was_found_last_stays() -> Result<()> {
     let lab = Lab::new()?;
     lab.origin.ip("addr add 192.0.2.3/24 dev eth0")?;
@@ -1609,6 +1630,68 @@ fn a_server_proves_who_it_is_or_is_not_asked() -> Result<()> {
     std::fs::rename(at("pepper.away"), at("pepper"))?;
     edged.tell("reload")?;
     assert_eq!(ask()?.status, 502);
+    Ok(())
+}
+
+/// A server that speaks TLS and answers with the number of the connection; the first it takes when `go` is there.
+const SLOW_TO_SHAKE: &str = "\
+import os, socket, ssl, sys, threading, time
+folder, address, port = sys.argv[1:]
+tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+tls.load_cert_chain(folder + '/cert.pem', folder + '/key.pem')
+def serve(raw, number):
+    while number == 1 and not os.path.exists(folder + '/go'): time.sleep(0.01)
+    client = tls.wrap_socket(raw, server_side=True)
+    for line in client.makefile('rb'):
+        if line == b'\\r\\n': client.sendall(b'HTTP/1.1 200 OK\\r\\nContent-Length: 1\\r\\n\\r\\n%d' % number)
+listener, number = socket.create_server((address, int(port))), 0
+print('ready', flush=True)
+while True:
+    raw, number = listener.accept()[0], number + 1
+    print('came', flush=True)
+    threading.Thread(target=serve, args=(raw, number), daemon=True).start()
+";
+
+#[test]
+fn a_connection_that_was_dialled_under_former_certificates_serves_no_second_request() -> Result<()>
+{
+    let lab = Lab::new()?;
+    certify(lab.dir())?;
+    let at = |name: &str| lab.dir().join(name);
+    std::fs::copy(at("ca.pem"), at("own.pem"))?;
+    let mut server = lab
+        .origin
+        .command("python3")
+        .args(["-c", SLOW_TO_SHAKE, &at("").display().to_string(), ORIGIN, "8443"])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut said = BufReader::new(server.stdout.take().context("piped")?).lines();
+    anyhow::ensure!(said.next().context("it says")?? == "ready");
+    let tls = format!("{{ ca = {:?}, server_name = \"edge.test\" }}", at("own.pem"));
+    let edged = lab
+        .edged()?
+        .set("upstream.0.servers", &servers(&[8443]))
+        .set("upstream.0.tls", &tls)
+        .set("upstream.0.connect_timeout", "\"10s\"")
+        .set("server.workers", "1")
+        .start()?;
+    let ask = || edged.get(FRIEND, "/health").send();
+    std::thread::scope(|scope| -> Result<()> {
+        let first = scope.spawn(ask);
+        anyhow::ensure!(said.next().context("it says")?? == "came");
+        // One authority more.
+        let other = rcgen::generate_simple_self_signed(["edge.test".to_owned()])?;
+        let both = std::fs::read_to_string(at("ca.pem"))? + &other.cert.pem();
+        std::fs::write(at("own.pem"), both)?;
+        edged.tell("reload")?;
+        std::fs::write(at("go"), "")?;
+        let first = first.join().expect("nobody panics")?;
+        assert_eq!((first.status, first.text().as_str()), (200, "1"), "{}", edged.log());
+        Ok(())
+    })?;
+    assert_eq!([ask()?.text(), ask()?.text()], ["2", "2"], "and from there it is kept");
+    server.kill()?;
+    server.wait()?;
     Ok(())
 }
 

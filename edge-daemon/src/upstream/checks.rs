@@ -39,8 +39,6 @@ pub fn run(mut upstreams: Upstreams, resolved: watch::Sender<()>) -> io::Result<
             }
         }
     });
-    // A resolver that hangs is not waited for.
-    runtime.shutdown_background();
     Ok(())
 }
 

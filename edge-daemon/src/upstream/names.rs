@@ -8,14 +8,13 @@ use std::{
 };
 
 use tokio::{
-    net::lookup_host,
     sync::watch,
     task::JoinSet,
     time::{sleep, timeout},
 };
 
 use super::{Endpoint, Server, Upstream};
-use crate::config::settings::Address;
+use crate::{config::settings::Address, lookup};
 
 /// Whether any of its servers is known by name.
 #[must_use]
@@ -84,8 +83,8 @@ pub async fn resolve(upstream: &Upstream, changed: impl Fn()) {
 }
 
 async fn look_up(name: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
-    match timeout(LOOKUP_MAX, lookup_host((name, port))).await {
-        Ok(found) => found.map(addresses).map_err(|error| error.to_string()),
+    match timeout(LOOKUP_MAX, lookup::addresses(name, port)).await {
+        Ok(found) => found.map(in_order).map_err(|error| error.to_string()),
         Err(_) => Err("the resolver did not answer in time".to_owned()),
     }
 }
@@ -119,8 +118,7 @@ fn by_place(upstream: &Upstream) -> Vec<Vec<Arc<Server>>> {
 }
 
 /// Each address once, in an order of their own: resolvers turn them round for every question.
-fn addresses(found: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
-    let mut found: Vec<_> = found.collect();
+fn in_order(mut found: Vec<SocketAddr>) -> Vec<SocketAddr> {
     found.sort_unstable();
     found.dedup();
     found
@@ -137,7 +135,7 @@ pub(super) fn shared<T>(mut places: Vec<Vec<T>>, most: usize) -> Vec<T> {
 
 /// When a name that has no address is looked up again; then after twice as long, and so on.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
-/// How long one lookup may take.
+/// How long a lookup is waited for. It goes on behind that, and the next wait is for its end.
 const LOOKUP_MAX: Duration = Duration::from_secs(5);
 /// Servers of one upstream in all.
 pub(super) const ADDRESSES_MAX: usize = 64;

@@ -50,15 +50,19 @@ pub(super) struct Failed {
 }
 
 impl Connection {
-    /// Begins to speak on a stream to the server.
-    pub(super) async fn open(stream: Stream, is_http2: bool) -> std::io::Result<Self> {
+    /// Begins to speak on a stream to the server, which was dialled at `opened_ns`.
+    pub(super) async fn open(
+        stream: Stream,
+        is_http2: bool,
+        opened_ns: u64,
+    ) -> std::io::Result<Self> {
         Ok(match is_http2 {
-            true => Self::Many(http2::Connection::open(stream).await?),
-            false => Self::One(http1::Connection::new(stream)),
+            true => Self::Many(http2::Connection::open(stream, opened_ns).await?),
+            false => Self::One(http1::Connection::new(stream, opened_ns)),
         })
     }
 
-    /// Since when it is open, in boot time.
+    /// When it was dialled, in boot time.
     pub(super) fn opened_ns(&self) -> u64 {
         match self {
             Self::One(one) => one.opened_ns,

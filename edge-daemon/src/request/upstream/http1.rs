@@ -27,7 +27,6 @@ use super::{
     Head,
     connection::{self, Failed, Patience},
 };
-use crate::clock;
 
 /// One connection to a server.
 pub(super) struct Connection {
@@ -80,7 +79,7 @@ enum Sending {
 
 impl Connection {
     /// Begins to speak on a stream to the server.
-    pub(super) fn new(stream: impl Stream + 'static) -> Self {
+    pub(super) fn new(stream: impl Stream + 'static, opened_ns: u64) -> Self {
         let link = Link {
             wire: Wire::new(Box::new(stream)),
             reader: ResponseReader::default(),
@@ -94,7 +93,7 @@ impl Connection {
             state: State::Idle,
             keep: true,
         };
-        Self { link: Rc::new(RefCell::new(link)), opened_ns: clock::boot_ns() }
+        Self { link: Rc::new(RefCell::new(link)), opened_ns }
     }
 
     /// Whether it was done with, or broke off.
@@ -450,7 +449,7 @@ mod tests {
         client.body = Body::new(framing, ANSWER);
         let incoming = Incoming::Http1(Rc::new(RefCell::new(client)));
         let (upload, _) = Upload::new(incoming, u64::MAX, &turn);
-        let connection = Connection::new(Giving);
+        let connection = Connection::new(Giving, 0);
         let mut link = connection.link.borrow_mut();
         link.sending = Sending::Body { upload, framing };
         let sent = link.poll_send(&mut Context::from_waker(Waker::noop()));

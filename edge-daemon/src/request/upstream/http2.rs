@@ -70,7 +70,7 @@ struct Sending {
 
 impl Connection {
     /// Begins to speak on a stream to the server.
-    pub(super) async fn open(stream: Stream) -> io::Result<Self> {
+    pub(super) async fn open(stream: Stream, opened_ns: u64) -> io::Result<Self> {
         let scheme = stream.scheme();
         let mut builder = h2::client::Builder::new();
         builder
@@ -88,7 +88,7 @@ impl Connection {
             }
             closes.set(true);
         });
-        Ok(Self { sender, scheme, usage: Rc::default(), is_closed, opened_ns: clock::boot_ns() })
+        Ok(Self { sender, scheme, usage: Rc::default(), is_closed, opened_ns })
     }
 
     pub(super) fn is_closed(&self) -> bool {

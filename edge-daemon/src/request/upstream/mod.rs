@@ -327,8 +327,10 @@ impl Upstream {
             return Ok(shared);
         }
         pool.tally().connects.fetch_add(1, Relaxed);
+        // From here on it goes by the certificates of now, which may be others once it is open.
+        let opened_ns = clock::boot_ns();
         let stream = self.shared.dial(&pool.server).await?;
-        let connection = Connection::open(stream, is_http2).await?;
+        let connection = Connection::open(stream, is_http2, opened_ns).await?;
         pool.share(&connection);
         Ok(connection)
     }
