@@ -515,7 +515,7 @@ mod tests {
     #[test]
     fn a_path_that_the_library_does_not_read_is_no_fault_of_its_client() {
         let mut conduct = begun();
-        let path = |stream| frame(HEADERS, 5, stream, &[4, 2, b'/', b'<']);
+        let path = |stream| frame(HEADERS, 5, stream, &[0x82, 0x87, 4, 2, b'/', b'<']);
         conduct.received(&[path(1), path(3), path(5)].concat(), 0);
         conduct.received(&frame(RESET, 0, 3, &[0, 0, 0, 8]), 0);
         for stream in [1, 3, 1] {

@@ -95,6 +95,7 @@ fn streams_that_memory_has_no_room_for_cost_their_client_nothing() -> Result<()>
         .edged()?
         .set("route.1.auth", r#""none""#)
         .set("bounds.http2_waste_max", "100")
+        .set("bounds.requests_per_connection", "302")
         .start()?;
     let dial = |protocol| Dial::new(&edged.ca, "edge.test")?.alpn(protocol).connect(&lab, CLIENT);
     let mut talk = dial("h2")?;
@@ -133,6 +134,8 @@ fn streams_that_memory_has_no_room_for_cost_their_client_nothing() -> Result<()>
     edged.tell("reload")?;
     until("there is room", RECOVERED, || Ok(is_served(&edged)))?;
     assert_eq!(talk.ask_h2(603, &get("edge.test", "/"))?, 200, "and goes on as before");
+    let is_spent = || Ok(edged.metrics()?.connections(Reason::ConnectionSpent) == 1.0);
+    until("those were requests as well", RECOVERED, is_spent)?;
     Ok(())
 }
 

@@ -300,13 +300,6 @@ impl Client {
             // It is counted as the reset goes out.
             return respond.send_reset(h2::Reason::PROTOCOL_ERROR);
         }
-        let metrics = &self.worker.edge.metrics;
-        let in_flight = metrics.requests.load(Relaxed) + 1;
-        // At the ceiling of memory a refusal in words is kept for whoever reads it: one at a time.
-        let open = self.open.get();
-        if open > 0 && metrics.memory.refuses_request(in_flight) {
-            return self.turn_away(respond, Reason::MemoryFull);
-        }
         self.served += 1;
         let view = self.worker.view();
         let bounds = &view.plan.bounds;
@@ -319,6 +312,14 @@ impl Client {
                 self.conduct.borrow_mut().overstays(self.turn.alarm().now_ms());
             }
             return self.turn_away(respond, Reason::ConnectionSpent);
+        }
+        let metrics = &self.worker.edge.metrics;
+        let in_flight = metrics.requests.load(Relaxed) + 1;
+        // At the ceiling of memory a refusal in words is kept for whoever reads it: one at a time. It is the edge that
+        // has no room, so nobody is blamed, and only how many requests a connection may have bounds it.
+        let open = self.open.get();
+        if open > 0 && metrics.memory.refuses_request(in_flight) {
+            return self.turn_away(respond, Reason::MemoryFull);
         }
         let turn = Rc::new(Turn::new(self.worker.timers.alarm()));
         turn.begin(bounds);

@@ -5,6 +5,8 @@ mod huffman;
 
 use std::{borrow::Cow, collections::VecDeque};
 
+use http::uri::{Authority, PathAndQuery, Scheme};
+
 use crate::target;
 
 /// What is wrong with a block.
@@ -34,6 +36,8 @@ struct Entry {
     value_bytes: u32,
     has_fragment: bool,
     has_bare_signs: bool,
+    /// Whether no head that has it is a request's.
+    is_unfit: bool,
 }
 
 /// What is known of a name.
@@ -41,7 +45,30 @@ struct Entry {
 struct Name {
     bytes: u32,
     is_pseudo: bool,
-    is_path: bool,
+    part: Part,
+}
+
+/// What a field is to the head that has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Method,
+    Scheme,
+    Authority,
+    Path,
+    /// It may say but one thing (RFC 9113, 8.2.2).
+    Te,
+    /// It is of a connection or of an answer.
+    Foreign,
+    Field,
+}
+
+/// What has come of a head, by which it is a request's or not (RFC 9113, 8.3.1).
+#[derive(Debug, Default)]
+struct Form {
+    /// Pseudo-fields, a bit for each.
+    parts: u8,
+    has_fields: bool,
+    is_unfit: bool,
 }
 
 impl Table {
@@ -50,7 +77,7 @@ impl Table {
     /// # Errors
     /// If it does not decode, or is not what it should be.
     pub(super) fn read(&mut self, block: &[u8], is_trailers: bool) -> Result<(), Fault> {
-        let (mut rest, mut has_begun) = (block, false);
+        let (mut rest, mut has_begun, mut form) = (block, false, Form::default());
         let (mut is_malformed, mut is_unread) = (false, false);
         while let Some(first) = rest.first().copied() {
             let entry = match first {
@@ -74,13 +101,15 @@ impl Table {
             };
             has_begun = true;
             is_malformed |= entry.name.is_pseudo && is_trailers;
-            is_malformed |= entry.name.is_path && entry.has_fragment;
-            is_unread |= entry.name.is_path && entry.has_bare_signs;
+            is_malformed |= entry.name.part == Part::Path && entry.has_fragment;
+            is_unread |= entry.name.part == Part::Path && entry.has_bare_signs;
+            form.add(entry);
         }
-        match (is_malformed, is_unread) {
-            (true, _) => Err(Fault::Malformed),
-            (false, true) => Err(Fault::Unread),
-            (false, false) => Ok(()),
+        match is_malformed {
+            true => Err(Fault::Malformed),
+            // What is no request for another reason has no excuse.
+            false if is_unread && form.is_request() => Err(Fault::Unread),
+            false => Ok(()),
         }
     }
 
@@ -91,8 +120,9 @@ impl Table {
         };
         let value = text(rest)?;
         let has_fragment = value.contains(&b'#');
-        let has_bare_signs = name.is_path && target::has_bare_signs(&value);
-        Ok(Entry { name, value_bytes: length(&value), has_fragment, has_bare_signs })
+        let has_bare_signs = name.part == Part::Path && target::has_bare_signs(&value);
+        let is_unfit = name.part.is_unfit(&value);
+        Ok(Entry { name, value_bytes: length(&value), has_fragment, has_bare_signs, is_unfit })
     }
 
     /// A field of either table, by its number.
@@ -101,7 +131,8 @@ impl Table {
         if let Some(name) = NAMES.get(at) {
             let name = Name::of(name.as_bytes());
             let (value_bytes, has_fragment, has_bare_signs) = Default::default();
-            return Ok(Entry { name, value_bytes, has_fragment, has_bare_signs });
+            let is_unfit = name.part == Part::Foreign;
+            return Ok(Entry { name, value_bytes, has_fragment, has_bare_signs, is_unfit });
         }
         self.entries.get(at - NAMES.len()).copied().ok_or(Fault::Compression)
     }
@@ -140,7 +171,61 @@ impl Entry {
 impl Name {
     fn of(name: &[u8]) -> Self {
         let is_pseudo = name.starts_with(b":");
-        Self { bytes: length(name), is_pseudo, is_path: name == b":path" }
+        Self { bytes: length(name), is_pseudo, part: Part::of(name, is_pseudo) }
+    }
+}
+
+impl Part {
+    fn of(name: &[u8], is_pseudo: bool) -> Self {
+        match name {
+            b":method" => Self::Method,
+            b":scheme" => Self::Scheme,
+            b":authority" => Self::Authority,
+            b":path" => Self::Path,
+            b"te" => Self::Te,
+            b"connection" | b"keep-alive" | b"proxy-connection" | b"transfer-encoding"
+            | b"upgrade" => Self::Foreign,
+            _ if is_pseudo => Self::Foreign,
+            _ => Self::Field,
+        }
+    }
+
+    const fn bit(self) -> u8 {
+        1 << self as u8
+    }
+
+    /// Whether a request's head cannot say that here. Names and values of other fields that are none end the
+    /// connection.
+    fn is_unfit(self, value: &[u8]) -> bool {
+        match self {
+            Self::Scheme => Scheme::try_from(value).is_err(),
+            Self::Authority => Authority::try_from(value).is_err(),
+            // Without the signs that it may have.
+            Self::Path => target::escaped(value)
+                .is_some_and(|escaped| PathAndQuery::try_from(escaped).is_err()),
+            Self::Te => value != b"trailers",
+            Self::Method => value == b"CONNECT",
+            Self::Foreign => true,
+            Self::Field => false,
+        }
+    }
+}
+
+impl Form {
+    fn add(&mut self, entry: Entry) {
+        let Name { part, is_pseudo, .. } = entry.name;
+        self.is_unfit |= entry.is_unfit;
+        if !is_pseudo {
+            self.has_fields = true;
+            return;
+        }
+        self.is_unfit |= self.has_fields || self.parts & part.bit() != 0;
+        self.parts |= part.bit();
+    }
+
+    fn is_request(&self) -> bool {
+        let needed = [Part::Method, Part::Scheme, Part::Path].map(Part::bit);
+        !self.is_unfit && needed.iter().all(|bit| self.parts & bit != 0)
     }
 }
 
@@ -328,8 +413,8 @@ mod tests {
         assert_eq!(table.read(&bytes("82 be"), false), Err(Fault::Malformed));
         // "/<", plain, kept, and with a fragment.
         let mut table = Table::default();
-        assert_eq!(table.read(&bytes("44 02 2f3c"), false), Err(Fault::Unread));
-        assert_eq!(table.read(&bytes("82 be"), false), Err(Fault::Unread));
+        assert_eq!(table.read(&bytes("82 87 44 02 2f3c"), false), Err(Fault::Unread));
+        assert_eq!(table.read(&bytes("82 87 be"), false), Err(Fault::Unread));
         assert_eq!(table.read(&bytes("be 04 03 2f2361"), false), Err(Fault::Malformed));
         // The same sign elsewhere is nobody's.
         assert_eq!(Table::default().read(&bytes("0f25 02 2361"), false), Ok(()));
@@ -338,6 +423,35 @@ mod tests {
             assert_eq!((read(false), read(true)), (Ok(()), Err(Fault::Malformed)), "{block}");
         }
         assert_eq!(Table::default().read(&bytes("00 01 78 00"), true), Ok(()));
+    }
+
+    #[test]
+    fn a_path_that_is_not_read_excuses_nothing_else() {
+        let path = "04 02 2f3c";
+        // With an authority, other fields and the one word that `te` may say.
+        for fine in ["", "01 01 61", "0f25 02 2361", "00 02 7465 08 747261696c657273"] {
+            let block = bytes(&format!("82 87 {path} {fine}"));
+            assert_eq!(Table::default().read(&block, false), Err(Fault::Unread), "{fine}");
+        }
+        for wrong in [
+            path.to_owned(),
+            format!("82 {path}"),
+            format!("87 {path}"),
+            format!("82 82 87 {path}"),
+            format!("82 87 {path} 84"),
+            format!("82 87 88 {path}"),
+            format!("82 0f25 01 61 87 {path}"),
+            format!("82 87 {path} 00 0a 636f6e6e656374696f6e 01 61"),
+            format!("82 87 {path} 0f2a 01 61"),
+            format!("82 87 {path} 00 02 7465 01 61"),
+            // Schemes and authorities that are none, and a path with a space.
+            format!("02 07 434f4e4e454354 87 {path}"),
+            format!("82 06 01 20 {path}"),
+            format!("82 87 01 01 20 {path}"),
+            "82 87 04 03 2f3c20".to_owned(),
+        ] {
+            assert_eq!(Table::default().read(&bytes(&wrong), false), Ok(()), "{wrong}");
+        }
     }
 
     #[test]
