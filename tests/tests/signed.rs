@@ -3,6 +3,8 @@
 
 use std::{
     fs,
+    io::{BufRead as _, BufReader, Write as _},
+    net::TcpListener,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
@@ -14,7 +16,8 @@ use edge_tests::{
     Edged, Lab, Origin,
     client::until,
     daemon::{binary, root},
-    lab::{CLIENT, EDGE, FRIEND},
+    lab::{CLIENT, EDGE, FRIEND, ORIGIN},
+    talk::Dial,
 };
 use serde_json::Value;
 
@@ -481,6 +484,54 @@ fn a_body_alone_is_taken_only_where_that_is_asked_for() -> Result<()> {
     let get = signer.headers(&["--url", "https://edge.test/"])?;
     assert_eq!(send(&edged, "GET", "/", &get, None)?, 401, "v1 is not taken now");
     assert_eq!(origin.completed(), 2);
+    Ok(())
+}
+
+#[test]
+fn a_signed_request_may_change_the_protocol() -> Result<()> {
+    let lab = Lab::new()?;
+    let listener = lab.origin.enter(|| TcpListener::bind((ORIGIN, 8080)))?;
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().flatten() {
+            let mut lines = BufReader::new(client.try_clone()?).lines();
+            while lines.next().transpose()?.is_some_and(|line| !line.is_empty()) {}
+            client.write_all(
+                b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n",
+            )?;
+            let said = lines.next().transpose()?.unwrap_or_default();
+            client.write_all(format!("{said}!").as_bytes())?;
+        }
+        std::io::Result::Ok(())
+    });
+    let changes =
+        [("route.1.upgrades", "[\"x\"]"), ("signing.schemes", "[\"v1\", \"rfc9421\", \"v0\"]")];
+    let edged = signing(&lab, &changes)?;
+    let signer = Signer::derived(&lab, &edged)?;
+    // Of nothing, as the oldest form has it.
+    let mac = format!(
+        "printf '' | openssl dgst -sha256 -mac HMAC -macopt hexkey:{} -r | cut -d' ' -f1; date +%s",
+        signer.secret()?.trim()
+    );
+    let mac = shell(&lab, &mac)?;
+    let (mac, now) = mac.trim().split_once('\n').context("two lines")?;
+    let pairs = [("X-API-Key", &*signer.id), ("X-Timestamp", now), ("X-Signature", mac)];
+    let of_body = pairs.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let url = ["--url", "https://edge.test/x"];
+    for headers in [
+        signer.headers(&url)?,
+        signer.headers(&[&url[..], &["--scheme", "rfc9421"]].concat())?,
+        of_body.to_vec(),
+    ] {
+        let mut talk = Dial::new(&edged.ca, "edge.test")?.alpn("http/1.1").connect(&lab, CLIENT)?;
+        let signed: String = headers.iter().map(|(n, v)| format!("{n}: {v}\r\n")).collect();
+        let head = "GET /x HTTP/1.1\r\nHost: edge.test\r\nConnection: Upgrade\r\nUpgrade: x\r\n";
+        talk.say(format!("{head}{signed}\r\n").as_bytes())?;
+        let heard = talk.hear(Duration::from_secs(5), |bytes| bytes.ends_with(b"\r\n\r\n"))?;
+        assert!(heard.bytes.starts_with(b"HTTP/1.1 101 "), "{heard:?} {headers:?} {}", edged.log());
+        talk.say(b"hello\n")?;
+        let heard = talk.hear(Duration::from_secs(5), |bytes| bytes.ends_with(b"hello!"))?;
+        assert_eq!(heard.bytes, b"hello!");
+    }
     Ok(())
 }
 

@@ -40,7 +40,8 @@ pub(super) async fn prove(
     };
     let claimed = signed::read(&message, &plan.signing.policy, clock::unix_ms() / 1000)?;
     let key = signer(worker, plan, claimed.key_id(), shown)?;
-    let whole = match body.as_mut().filter(|_| claimed.needs_body()) {
+    // What comes once the protocol is changed is no body.
+    let whole = match body.as_mut().filter(|_| has_body && claimed.needs_body()) {
         Some(incoming) => {
             let whole =
                 gather(incoming, plan.signing.v0_body_max, plan.bounds.idle_timeout).await?;
