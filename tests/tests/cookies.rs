@@ -129,10 +129,13 @@ fn what_a_reload_protects_is_protected_while_its_lists_are_compiled() -> Result<
     std::thread::scope(|scope| {
         let reload = scope.spawn(|| edged.tell("reload"));
         until("it is protected", WAIT, || Ok(listeners()? > before))?;
-        let protected = listeners()?;
+        let (protected, mut looks) = (listeners()?, 0);
         while !reload.is_finished() {
             assert!(listeners()? >= protected, "the settings of before are followed");
+            looks += 1;
         }
+        // The last look may have been when all was done.
+        assert!(looks > 1, "the lists were compiled by then");
         reload.join().expect("no panic").map(drop)
     })
 }

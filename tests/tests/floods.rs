@@ -14,7 +14,7 @@ use edge_tests::{
         ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PADDED, PING, PRIORITY, RESET,
         SETTINGS, WINDOW, frame, get, length, preface,
     },
-    lab::{CLIENT, EDGE, FRIEND},
+    lab::{ATTACKER, CLIENT, EDGE, FRIEND},
     talk::{Dial, Talk},
 };
 
@@ -506,12 +506,20 @@ fn slow_clients_of_every_kind_hold_nobody_up() -> Result<()> {
         .set("bounds.idle_timeout", r#""1s""#)
         .set("bounds.body_rate_min", r#""10KiB""#)
         .set("route.0.methods", r#"["GET", "POST"]"#)
+        .set("route.1.auth", r#""none""#)
+        // Banned for the first of them, it would not come to the others.
+        .set("verdicts.never_ban", &format!("[\"{ATTACKER}/32\"]"))
         .start()?;
-    let url = format!("https://{EDGE}/health");
+    let (small, big) = ("/health", "/big?bytes=10000000");
     // Heads that trickle, bodies that do, answers that are taken byte by byte.
-    let slow = [&["-H"][..], &["-B"], &["-X", "-w", "1", "-y", "2", "-n", "1", "-z", "1"]];
-    for kind in slow {
+    let slow = [
+        (&["-H"][..], small),
+        (&["-B"], small),
+        (&["-X", "-w", "1", "-y", "2", "-n", "1", "-z", "1"], big),
+    ];
+    for (kind, path) in slow {
         let mut attack = lab.attacker.command("slowhttptest");
+        let url = format!("https://{EDGE}{path}");
         let usual = ["-c", "100", "-r", "100", "-i", "1", "-l", "4", "-p", "2", "-u", &url];
         let mut attack = attack.args(kind).args(usual).stdout(Stdio::null()).spawn()?;
         while attack.try_wait()?.is_none() {
@@ -519,7 +527,13 @@ fn slow_clients_of_every_kind_hold_nobody_up() -> Result<()> {
         }
     }
     let metrics = edged.metrics()?;
-    assert!(metrics.requests(Reason::RequestTimeout) >= 1.0, "heads that trickled");
+    for (reason, what) in [
+        (Reason::RequestTimeout, "heads that trickled"),
+        (Reason::BodyTooSlow, "bodies that did"),
+        (Reason::AnswerNotTaken, "answers that were not taken"),
+    ] {
+        assert!(metrics.requests(reason) >= 1.0, "{what}");
+    }
     until("none of them is left", SOON, || {
         Ok(edged.metrics()?.value("edged_connections_open") <= 1.0)
     })?;
