@@ -24,6 +24,7 @@ mod maps;
 mod netlink;
 mod pins;
 mod policy;
+mod post;
 mod ready;
 mod room;
 mod rules;
@@ -47,7 +48,7 @@ use aya::{
 use edge_common::map;
 use nix::sys::utsname::uname;
 
-use self::{above::Above, census::Census, pins::Folders, policy::Survey, room::Room, upkeep::Post};
+use self::{above::Above, census::Census, pins::Folders, policy::Survey, post::Post, room::Room};
 pub use self::{
     attach::{AttachMode, Attached, Mode, Wanted},
     bans::Bans,
@@ -62,9 +63,10 @@ pub use self::{
     maps::{Explanation, Occupancy, Tables},
     pins::{Detached, Superseded, detach},
     policy::{Policy, Prefix},
+    post::Interface,
     ready::whenever_ready,
     twin::{Bucket, Twin},
-    upkeep::{Health, Interface, Upkeep},
+    upkeep::{Health, Upkeep},
 };
 
 /// The kernel programs, as `cargo xtask bpf` built them.
