@@ -45,7 +45,7 @@ fn list(count: u32) -> String {
 fn a_feed_is_in_force_and_every_line_is_accounted_for() -> Result<()> {
     let lab = Lab::new()?;
     let text = format!(
-        "# a list\n{ATTACKER}\t7\n203.0.114.0/24\n198.51.100.0/24\n10.0.0.0/8\n2000::/3\nwhat?\n\
+        "# a list\n{ATTACKER}\t7\n203.0.114.0/24 ; SBL7 \u{1b}[2Jnoise\n198.51.100.0/24\n10.0.0.0/8\n2000::/3\nwhat?\n\
          203.0.114.0/24\n203.0.115.9/24\n"
     );
     let web = Web::start(&lab.edge, AT, move |_| Answer::ok(text.clone()))?;
@@ -67,9 +67,22 @@ fn a_feed_is_in_force_and_every_line_is_accounted_for() -> Result<()> {
     let why = edged.ask(&format!("explain {ATTACKER}"))?;
     assert_eq!((&why["verdict"], &why["source"]), (&"deny_list".into(), &"feed one:2".into()));
     assert!(why["since_ms"].as_u64() > Some(0), "{why}");
+    // Its line says why; what a terminal would obey is not passed on.
+    assert_eq!(
+        (&why["reason"], &told["reasons"]["kept"]),
+        (&"7".into(), &2.into()),
+        "{why} {told}"
+    );
+    let listed = edged.tell("deny list")?;
+    let is_told =
+        |line: &str| line.contains("feed one:3") && line.ends_with("SBL7 \u{fffd}[2Jnoise");
+    assert!(listed.lines().any(is_told) && !listed.contains('\u{1b}'), "{listed}");
+    assert!(edged.tell(&format!("explain {ATTACKER}"))?.contains("reason            7\n"));
     assert!(one(&edged)?["hits"].as_u64() > Some(0));
     let metrics = edged.metrics()?;
     assert_eq!(metrics.sum("edged_feed_networks", &[("feed", "one")]), 3.0);
+    let kept = [("feed", "one"), ("state", "kept")];
+    assert_eq!(metrics.sum("edged_feed_reasons", &kept), 2.0);
     assert!(metrics.sum("edged_feed_hits", &[("feed", "one")]) > 0.0);
     assert_eq!(metrics.sum("edged_feed_stale", &[("feed", "one")]), 0.0);
     // An allow entry beats it, and removing it is not the operator's.

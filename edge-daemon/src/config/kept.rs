@@ -10,6 +10,8 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use edge_policy::list::reasons;
+
 use super::{
     files,
     settings::{Line, ListFile, Lists},
@@ -36,16 +38,21 @@ pub(super) fn former(state: &Path, path: &Path) -> Option<ListFile> {
     let text = regular::text(&kept, KEPT_BYTES_MAX).ok()?;
     let mut lines = text.lines();
     let count = counted(lines.next()?, path)?;
+    let mut reasons = reasons::Gathered::default();
     let nets: Option<Vec<Line>> = lines
         .map(|line| {
-            let (net, number) = line.split_once(' ')?;
-            Some(Line { net: net.parse().ok()?, number: number.parse().ok()? })
+            let (net, rest) = line.split_once(' ')?;
+            let (number, why) = rest.split_once(' ').unwrap_or((rest, ""));
+            let line = Line { net: net.parse().ok()?, number: number.parse().ok()? };
+            reasons.note(line.number, why);
+            Some(line)
         })
         .collect();
     // A copy may have been cut short.
     let nets = nets.filter(|nets| nets.len() == count)?;
     let (path, changed_s) = (path.to_owned(), files::changed_s(&kept));
-    Some(ListFile { path, nets: nets.into(), changed_s, ..ListFile::default() })
+    let (nets, reasons) = (nets.into(), reasons.finish().into());
+    Some(ListFile { path, nets, reasons, changed_s, ..ListFile::default() })
 }
 
 /// Keeps what the list files hold that are now in force.
@@ -62,7 +69,10 @@ pub fn keep(state: &Path, lists: &Lists) -> io::Result<()> {
         let mut text = format!("{} {}\n", file.path.display(), file.nets.len());
         for Line { net, number } in file.nets.iter() {
             // Writing to a string never fails.
-            let _ = writeln!(text, "{net} {number}");
+            let _ = match file.reasons.get(*number) {
+                Some(why) => writeln!(text, "{net} {number} {why}"),
+                None => writeln!(text, "{net} {number}"),
+            };
         }
         let new = kept.with_extension("new");
         fs::write(&new, text)?;
@@ -98,7 +108,11 @@ mod tests {
         let mut lists = Lists::default();
         let line = |net: &str, number| Line { net: net.parse().unwrap(), number };
         let nets = [line("192.0.2.0/24", 3), line("2001:db8::/32", 9)];
-        let file = ListFile { path: path.clone(), nets: nets.into(), ..ListFile::default() };
+        let mut reasons = reasons::Gathered::default();
+        reasons.note(9, "; SBL1 of 2026");
+        let reasons = Arc::new(reasons.finish());
+        let file =
+            ListFile { path: path.clone(), nets: nets.into(), reasons, ..ListFile::default() };
         lists.deny.files = vec![file.clone()];
         assert_eq!(former(folder.path(), &path), None);
         keep(folder.path(), &lists).unwrap();

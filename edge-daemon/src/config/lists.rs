@@ -11,7 +11,7 @@ use std::{
     path::Path,
 };
 
-use edge_policy::list::feed;
+use edge_policy::list::{feed, reasons};
 use ipnet::IpNet;
 
 use super::{
@@ -123,6 +123,7 @@ pub(super) fn read(
 fn lines(path: &Path, text: &str, kind: Kind) -> Read {
     let mut told = Told { source: Source::new(path, text), read: Read::default(), counts: [0; 5] };
     let (mut nets, mut start) = (Vec::<Line>::new(), 0);
+    let mut reasons = reasons::Gathered::default();
     // As long as each network is above the one before it, none can be there twice.
     let mut seen: Option<HashMap<IpNet, u32>> = None;
     for (index, line) in text.split_inclusive('\n').enumerate() {
@@ -168,12 +169,13 @@ fn lines(path: &Path, text: &str, kind: Kind) -> Read {
             None => {}
         }
         nets.push(Line { net, number });
+        reasons.note(number, &text[span.end..start]);
         if has_host_bits {
             let what = format!("'{word}' has bits beyond its prefix");
             told.tell(Fault::HostBits, false, span, || (what, format!("read as {net}")));
         }
     }
-    told.finish(path, nets)
+    told.finish(path, nets, reasons.finish())
 }
 
 /// What can be the matter with a line.
@@ -215,7 +217,7 @@ impl Told<'_> {
         }
     }
 
-    fn finish(mut self, path: &Path, nets: Vec<Line>) -> Read {
+    fn finish(mut self, path: &Path, nets: Vec<Line>, reasons: reasons::Reasons) -> Read {
         let [malformed, local, wide, repeated, host_bits] = self.counts;
         let skipped = malformed + local + wide + repeated;
         if skipped + host_bits > self.read.mistakes.len() + self.read.warnings.len() {
@@ -230,9 +232,16 @@ impl Told<'_> {
             let help = format!("{} networks are taken", nets.len());
             self.read.warnings.push(Mistake::of_file(path.to_owned(), what, help));
         }
+        if reasons.left_out > 0 {
+            let what = format!("{} of its reasons find no room", reasons.left_out);
+            let help = format!("{} are kept, and all networks are taken", reasons.len());
+            self.read.warnings.push(Mistake::of_file(path.to_owned(), what, help));
+        }
         let read_s = clock::unix_ms() / 1000;
-        let (path, changed_s, nets) = (path.to_owned(), files::changed_s(path), nets.into());
-        self.read.file = ListFile { path, nets, skipped, read_s, changed_s, is_stale: false };
+        let (path, changed_s) = (path.to_owned(), files::changed_s(path));
+        let (nets, reasons) = (nets.into(), reasons.into());
+        self.read.file =
+            ListFile { path, nets, reasons, skipped, read_s, changed_s, is_stale: false };
         self.read
     }
 }
@@ -263,6 +272,9 @@ mod tests {
             ("203.0.113.10/32", 8),
         ];
         assert_eq!(nets, wanted.map(|(net, line)| (net.to_owned(), line)));
+        let whys = read.file.nets.iter().map(|line| read.file.reasons.get(line.number));
+        let wanted = [Some("12"), Some("SBL1"), Some("x"), Some("one"), None];
+        assert!(whys.eq(wanted), "{:?}", read.file.reasons);
         assert!(read.warnings.is_empty() && read.mistakes.is_empty());
     }
 

@@ -24,7 +24,9 @@ use std::{
 
 pub use edge_identity::{certificate::Mapping, roles::Role};
 pub use edge_policy::route::{Answers, Match, Requirement, Rewrite};
-use edge_policy::{forwarded::Naming, limit, login::Login, shield::Overrides};
+use edge_policy::{
+    forwarded::Naming, limit, list::reasons::Reasons, login::Login, shield::Overrides,
+};
 use ipnet::IpNet;
 
 pub use self::access::{Audit, Granted, HashPolicy, Keys, PolicyFile, PolicySet, UpstreamIdentity};
@@ -191,6 +193,8 @@ pub struct ListFile {
     pub path: PathBuf,
     /// Its networks, each once, in the order of the file; shared by all copies.
     pub nets: Arc<[Line]>,
+    /// Why they are listed, by line, as far as it says.
+    pub reasons: Arc<Reasons>,
     /// Lines that were not taken.
     pub skipped: usize,
     /// When it was read, in unix seconds.

@@ -45,6 +45,9 @@ pub struct FeedEntry {
     pub faults: BTreeMap<String, u64>,
     /// The first of those lines.
     pub fault_lines: Vec<FaultLine>,
+    /// Lines whose reason is kept, those among them where it was shortened, and those where it found no room.
+    #[serde(default)]
+    pub reasons: BTreeMap<String, u64>,
     /// When its source last confirmed it.
     pub success_ms: Option<u64>,
     /// Lists that were taken.

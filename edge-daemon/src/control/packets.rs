@@ -194,7 +194,7 @@ pub struct Explanation {
     pub rule: Option<String>,
     /// Where that network is from, as [`ListEntry::source`](super::protocol::ListEntry::source) tells it.
     pub source: Option<String>,
-    /// Why, in the operator's words.
+    /// Why, in the words of the operator, or of the line of a list.
     pub reason: Option<String>,
     /// Since when, if that is known.
     pub since_ms: Option<u64>,

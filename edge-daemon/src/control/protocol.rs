@@ -321,7 +321,7 @@ pub struct ListEntry {
     pub net: IpNet,
     /// When it ends; `None`: never.
     pub until_ms: Option<u64>,
-    /// Why, in the operator's words.
+    /// Why, in the words of the operator, or of the line of a list.
     pub reason: Option<String>,
     /// Where it is from: "config", "file PATH:LINE", "upstream NAME" or "operator".
     pub source: String,

@@ -62,5 +62,10 @@ pub(super) fn text(feeds: &Entries<FeedEntry>, now_ms: u64) -> String {
         let line = |l: &FaultLine| format!("{}:{}: {}: {}\n", feed.name, l.line, l.fault, l.text);
         feed.fault_lines.iter().map(line)
     });
-    table(&heads, rows) + &rest(feeds) + &troubles.chain(lines).collect::<String>()
+    let unkept = feeds.entries.iter().filter_map(|feed| {
+        let count = feed.reasons.get("left_out").filter(|count| **count > 0)?;
+        Some(format!("{}: {count} of its reasons find no room\n", feed.name))
+    });
+    let beneath = troubles.chain(unkept).chain(lines);
+    table(&heads, rows) + &rest(feeds) + &beneath.collect::<String>()
 }

@@ -26,6 +26,7 @@ pub struct FileView {
     skipped: u64,
     read_s: u64,
     is_stale: bool,
+    reasons: [(&'static str, u64); 3],
 }
 
 impl FileView {
@@ -39,6 +40,7 @@ impl FileView {
             skipped: file.skipped as u64,
             read_s: file.read_s,
             is_stale: file.is_stale,
+            reasons: file.reasons.counts(),
         });
         view.collect()
     }
@@ -53,6 +55,10 @@ pub(super) fn families(view: &ListView) -> Vec<MetricFamily> {
         let each = files.iter().map(|file| gauge(&[("file", &file.path)], value(file)));
         family(name, help, now, each)
     };
+    let reasons = files.iter().flat_map(|file| {
+        let reason = |(state, n)| gauge(&[("file", &file.path), ("state", state)], n);
+        file.reasons.map(reason)
+    });
     let failures = counter(&[], sizes.failures);
     let mut seconds = Gauge::default();
     seconds.set_value(sizes.compile.as_secs_f64());
@@ -84,5 +90,6 @@ pub(super) fn families(view: &ListView) -> Vec<MetricFamily> {
         file("edged_list_file_stale", "1 if a former reading stands in.", |file| {
             file.is_stale.into()
         }),
+        family("edged_list_file_reasons", "Lines of a list file that say why.", now, reasons),
     ]
 }

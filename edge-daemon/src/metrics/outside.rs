@@ -25,7 +25,7 @@ pub fn webhooks(webhooks: &[(String, Account)]) -> [MetricFamily; 3] {
 
 /// How feeds are doing.
 #[must_use]
-pub fn families(feeds: &[FeedEntry]) -> [MetricFamily; 6] {
+pub fn families(feeds: &[FeedEntry]) -> [MetricFamily; 7] {
     let (counts, now) = (MetricType::COUNTER, MetricType::GAUGE);
     let each = |name, help, value: fn(&FeedEntry) -> u64| {
         family(
@@ -49,6 +49,11 @@ pub fn families(feeds: &[FeedEntry]) -> [MetricFamily; 6] {
             |(fault, n): (&String, &u64)| gauge(&[("feed", &feed.name), ("fault", fault)], *n);
         feed.faults.iter().map(fault)
     });
+    let reasons = feeds.iter().flat_map(|feed| {
+        let reason =
+            |(state, n): (&String, &u64)| gauge(&[("feed", &feed.name), ("state", state)], *n);
+        feed.reasons.iter().map(reason)
+    });
     [
         each("edged_feed_networks", "Networks of a feed in force.", |feed| feed.networks),
         each("edged_feed_hits", "Packets its entries decided.", |feed| feed.hits),
@@ -61,6 +66,7 @@ pub fn families(feeds: &[FeedEntry]) -> [MetricFamily; 6] {
             feed.trouble.is_some().into()
         }),
         family("edged_feed_faults", "Lines of the last list, by fault.", now, faults),
+        family("edged_feed_reasons", "Lines of the last list that say why.", now, reasons),
         family("edged_feed_fetches_total", "Fetches of a feed.", counts, fetches),
     ]
 }

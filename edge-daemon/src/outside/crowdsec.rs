@@ -5,6 +5,7 @@ mod alerts;
 mod usage;
 
 use std::{
+    collections::BTreeMap,
     io,
     net::IpAddr,
     path::PathBuf,
@@ -152,6 +153,7 @@ impl Crowdsec {
             networks: state.decisions.len() as u64,
             faults: ignored.filter(|(_, count)| *count > 0).map(told).collect(),
             fault_lines: Vec::new(),
+            reasons: BTreeMap::new(),
             success_ms: (state.success_ms > 0).then_some(state.success_ms),
             updated: account.updated,
             unchanged: account.unchanged,

@@ -108,6 +108,7 @@ impl Feed {
         let entries = reading.nets.iter().map(entry).collect();
         let from = format!("feed {}", self.settings.name).into();
         let sheet = Sheet::new(from, self.class(), entries, Vec::new());
+        let sheet = sheet.because(reading.reasons.clone());
         Arc::new(sheet.after(self.sheet().as_deref()))
     }
 
@@ -131,6 +132,7 @@ impl Feed {
         let hits = state.sheet.as_ref().map_or(0, |sheet| super::hits_of(sheet, hits));
         let faults = Fault::ALL.iter().zip(state.faults);
         let told = |(fault, count): (&Fault, u64)| (fault.name().to_owned(), count);
+        let reasons = state.sheet.iter().flat_map(|sheet| sheet.reasons.counts());
         FeedEntry {
             name: self.settings.name.clone(),
             place: self.place(),
@@ -138,6 +140,7 @@ impl Feed {
             networks: state.sheet.as_ref().map_or(0, |sheet| sheet.entries().len() as u64),
             faults: faults.filter(|(_, count)| *count > 0).map(told).collect(),
             fault_lines: state.fault_lines.clone(),
+            reasons: reasons.map(|(state, count)| (state.to_owned(), count)).collect(),
             success_ms: (state.head.at_ms > 0).then_some(state.head.at_ms),
             updated: state.account.updated,
             unchanged: state.account.unchanged,
@@ -177,6 +180,10 @@ impl Feed {
                 text,
                 "a line is not as it should be"
             );
+        }
+        let left_out_reasons = reading.reasons.left_out;
+        if left_out_reasons > 0 {
+            tracing::warn!(feed, left_out_reasons, "some of the reasons of a feed find no room");
         }
         edge.events.tell(Event::FeedUpdated { feed, networks: nets, left_out });
         let this = Arc::clone(self);

@@ -184,7 +184,7 @@ impl Writer {
         ListEntry {
             net,
             until_ms: operator.map_or(outside_ms, |entry| entry.until_ms()),
-            reason: operator.and_then(|entry| entry.record.reason.clone()),
+            reason: origin.reason().map(str::to_owned),
             source,
             hits: self.tables.lists.entry(class, &net).map_or(0, |entry| entry.hits),
             since_ms: origin.since_ms(),

@@ -6,7 +6,7 @@ use edge_policy::list::{Class, FOREVER};
 use ipnet::IpNet;
 
 use super::{
-    named::{Configured, Place},
+    named::{Configured, Place, Whence},
     sheets::{Listed, Sheet, Sheets},
 };
 use crate::{
@@ -53,8 +53,8 @@ impl Entry {
 
 /// Who put a network on a list.
 pub(crate) enum Origin<'a> {
-    /// The configuration, in these words, and in this line if it is not 0; since this unix second.
-    Configuration(&'a str, u32, u32),
+    /// The configuration, in this place, and in this line if it is not 0; since this unix second.
+    Configuration(&'a Whence, u32, u32),
     /// An operator.
     Operator(&'a Entry),
     /// Somebody else, on a sheet.
@@ -217,12 +217,21 @@ impl Origin<'_> {
         }
     }
 
+    /// Why it is listed, as far as that was said.
+    pub(super) fn reason(&self) -> Option<&str> {
+        match self {
+            Self::Configuration(from, line, _) => from.reason(*line),
+            Self::Operator(entry) => entry.record.reason.as_deref(),
+            Self::Outside(sheet, listed) => sheet.reason(listed),
+        }
+    }
+
     /// In words: "config", "file PATH:LINE", "upstream NAME", "feed NAME:LINE",
     /// "crowdsec: SCENARIO" or "operator".
     pub(crate) fn words(&self) -> String {
         match self {
-            Self::Configuration(from, 0, _) => (*from).to_owned(),
-            Self::Configuration(from, line, _) => format!("{from}:{line}"),
+            Self::Configuration(from, 0, _) => from.words.clone(),
+            Self::Configuration(from, line, _) => format!("{}:{line}", from.words),
             Self::Operator(_) => "operator".to_owned(),
             Self::Outside(sheet, listed) => sheet.words(listed),
         }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use edge_policy::list::Nets;
+use edge_policy::list::{Nets, reasons::Reasons};
 use ipnet::IpNet;
 
 use super::sheets::Sheets;
@@ -16,10 +16,31 @@ use crate::{
 #[derive(Default)]
 pub(crate) struct Configured {
     pub(super) nets: Vec<Place>,
-    /// What they are from, in words: "config", "file NAME", "upstream NAME".
-    pub(super) from: Vec<Arc<str>>,
+    /// What they are from.
+    pub(super) from: Vec<Whence>,
     /// `never_ban`: what others list of it, or around it, is left out.
     pub(super) never: Nets,
+}
+
+/// What has networks of a configuration.
+pub(crate) struct Whence {
+    /// In words: "config", "file NAME", "upstream NAME".
+    pub(super) words: String,
+    /// Why they are listed, by line.
+    reasons: Arc<Reasons>,
+}
+
+impl Whence {
+    /// Why the network of this line is listed, as far as it says.
+    pub(super) fn reason(&self, line: u32) -> Option<&str> {
+        self.reasons.get(line)
+    }
+}
+
+impl From<String> for Whence {
+    fn from(words: String) -> Self {
+        Self { words, reasons: Arc::default() }
+    }
 }
 
 /// A network, the index of what it is from, its line there, 0 for none, and since when it is named there, in
@@ -34,14 +55,15 @@ impl Configured {
         servers: impl Iterator<Item = (&'a str, std::net::IpAddr)>,
     ) -> Self {
         let (mut this, now_s) = (Self::default(), clock::unix_ms() / 1000);
-        this.add("config".into(), now_s, list.nets.iter().map(|net| (*net, 0)));
+        this.add("config".to_owned().into(), now_s, list.nets.iter().map(|net| (*net, 0)));
         for file in &list.files {
-            let from = format!("file {}", file.path.display());
+            let words = format!("file {}", file.path.display());
+            let from = Whence { words, reasons: Arc::clone(&file.reasons) };
             this.add(from, file.changed_s, file.nets.iter().map(|line| (line.net, line.number)));
         }
         for (upstream, address) in servers {
             let from = format!("upstream {upstream}");
-            this.add(from, now_s, std::iter::once((address.into(), 0)));
+            this.add(from.into(), now_s, std::iter::once((address.into(), 0)));
         }
         // Many files are in order, and this sort merges what is.
         this.nets.sort();
@@ -55,7 +77,7 @@ impl Configured {
         let mut allow = Self::new(&lists.allow, settings.upstream_addresses());
         let proxies = settings.server.trusted_proxies.iter().map(|net| (*net, 0));
         // They stand for many clients, each of which is judged by itself behind them.
-        allow.add("trusted_proxies".to_owned(), clock::unix_ms() / 1000, proxies);
+        allow.add("trusted_proxies".to_owned().into(), clock::unix_ms() / 1000, proxies);
         allow.nets.sort_unstable();
         let mut deny = Self::new(&lists.deny, std::iter::empty());
         deny.never = settings.verdicts.never_ban.iter().copied().collect();
@@ -66,9 +88,9 @@ impl Configured {
         [allow, deny]
     }
 
-    fn add(&mut self, from: String, since_s: u64, nets: impl Iterator<Item = (IpNet, u32)>) {
+    fn add(&mut self, from: Whence, since_s: u64, nets: impl Iterator<Item = (IpNet, u32)>) {
         let index = self.from.len() as u32;
-        self.from.push(from.into());
+        self.from.push(from);
         self.nets.extend(nets.map(|(net, line)| (net, index, line, since_s as u32)));
     }
 
@@ -77,9 +99,9 @@ impl Configured {
         for (net, from, _, since_s) in &mut self.nets {
             let passed = rest.iter().take_while(|place| place.0 < *net).count();
             rest = &rest[passed..];
-            let from = &self.from[*from as usize];
+            let from = &self.from[*from as usize].words;
             let mut same = rest.iter().take_while(|place| place.0 == *net);
-            if let Some(known) = same.find(|place| former.from[place.1 as usize] == *from) {
+            if let Some(known) = same.find(|place| former.from[place.1 as usize].words == *from) {
                 *since_s = known.3;
             }
         }

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use edge_policy::list::Class;
+use edge_policy::list::{Class, reasons::Reasons};
 use ipnet::IpNet;
 use tokio::sync::oneshot;
 
@@ -16,6 +16,8 @@ pub struct Sheet {
     pub class: Class,
     entries: Vec<Listed>,
     notes: Vec<Arc<str>>,
+    /// Why they are listed, by line.
+    pub reasons: Reasons,
 }
 
 /// An entry of a sheet.
@@ -57,7 +59,13 @@ impl Sheet {
     ) -> Self {
         entries.sort_unstable_by_key(|entry| (entry.net, std::cmp::Reverse(entry.until_ns)));
         entries.dedup_by_key(|entry| entry.net);
-        Self { from, class, entries, notes }
+        Self { from, class, entries, notes, reasons: Reasons::default() }
+    }
+
+    /// The same sheet, whose lines say why.
+    #[must_use]
+    pub fn because(self, reasons: Reasons) -> Self {
+        Self { reasons, ..self }
     }
 
     /// The sheet that follows a former one: what that listed already is listed since then.
@@ -82,6 +90,11 @@ impl Sheet {
     pub fn get(&self, net: &IpNet) -> Option<&Listed> {
         let at = self.entries.binary_search_by_key(net, |entry| entry.net).ok()?;
         self.entries.get(at)
+    }
+
+    /// Why an entry is listed, as far as its line says.
+    pub(super) fn reason(&self, entry: &Listed) -> Option<&str> {
+        self.reasons.get(entry.place)
     }
 
     /// Where an entry is from, in words: "feed NAME:LINE", "crowdsec: SCENARIO".

@@ -1,12 +1,15 @@
 //! Other people's lists: what each of their formats says, which lines are not taken and why, and
 //! whether what came can be the list at all.
 
-use std::{collections::HashSet, fmt, net::IpAddr};
+use std::{borrow::Cow, collections::HashSet, fmt, net::IpAddr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::Deserialize;
 
-use super::{NetFault, canonical, parse_net};
+use super::{
+    NetFault, canonical, parse_net,
+    reasons::{Gathered, Reasons},
+};
 
 /// How a list is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +71,8 @@ impl Fault {
 pub struct Reading {
     /// Its networks with their lines, each once, in order.
     pub nets: Vec<(IpNet, u32)>,
+    /// Why they are listed, as far as it says.
+    pub reasons: Reasons,
     /// Lines with a fault, by [`Fault`].
     pub faults: [u64; Fault::ALL.len()],
     /// The first lines with a fault, at most [`FAULTS_TOLD`]: their numbers and texts.
@@ -108,17 +113,21 @@ pub enum Refused {
 #[must_use]
 pub fn read(format: Format, text: &str, own: &[IpAddr]) -> Reading {
     let (mut reading, mut seen) = (Reading::default(), HashSet::new());
-    let mut found = 0;
+    let (mut found, mut reasons, mut relay) = (0, Gathered::default(), "");
     // Editors on other systems put a byte order mark in front.
     for (index, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
         let number = u32::try_from(index + 1).unwrap_or(u32::MAX);
-        let word = match word(format, line) {
+        let (word, why) = match word(format, line) {
             Line::Nothing => continue,
             Line::Count(count) => {
                 reading.announced = Some((count, 0));
                 continue;
             }
-            Line::Net(word) => word,
+            Line::Relay(fingerprint) => {
+                relay = fingerprint;
+                continue;
+            }
+            Line::Net(word, why) => (word, why),
         };
         found += 1;
         let (net, fault) = judge(&word, own);
@@ -126,6 +135,10 @@ pub fn read(format: Format, text: &str, own: &[IpAddr]) -> Reading {
             Some(net) if fault.is_none_or(|fault| fault == Fault::HostBits) => {
                 if seen.insert(net) {
                     reading.nets.push((net, number));
+                    match relay {
+                        "" => reasons.note(number, &why),
+                        relay => reasons.note(number, &format!("relay {relay}")),
+                    }
                     fault
                 } else {
                     Some(Fault::Repeated)
@@ -144,6 +157,7 @@ pub fn read(format: Format, text: &str, own: &[IpAddr]) -> Reading {
         *there = found;
     }
     reading.nets.sort_unstable();
+    reading.reasons = reasons.finish();
     reading
 }
 
@@ -193,13 +207,16 @@ pub fn has_shrunk(before: u64, now: u64, shrink_max: u32) -> bool {
 }
 
 /// What stands in a line.
-enum Line {
+enum Line<'l> {
     Nothing,
-    Net(String),
+    /// What should be a network, and why it is listed; empty: nobody says.
+    Net(Cow<'l, str>, Cow<'l, str>),
     Count(u64),
+    /// The relay that the addresses after it are of.
+    Relay(&'l str),
 }
 
-fn word(format: Format, line: &str) -> Line {
+fn word(format: Format, line: &str) -> Line<'_> {
     if format == Format::Drop {
         return drop_record(line.trim());
     }
@@ -209,33 +226,51 @@ fn word(format: Format, line: &str) -> Line {
     match (format, first) {
         (Format::Ipsum { level }, net) => {
             // An address without a count is on one list at least.
-            let lists = words.next().and_then(|count| count.parse().ok()).unwrap_or(1_u32);
-            if lists < level { Line::Nothing } else { Line::Net(net.to_owned()) }
+            let lists = words.next().and_then(|count| count.parse().ok());
+            if lists.unwrap_or(1_u32) < level {
+                return Line::Nothing;
+            }
+            let why = lists.map_or(String::new(), |lists| format!("on {lists} lists"));
+            Line::Net(net.into(), why.into())
         }
-        (Format::Tor, "ExitAddress") => Line::Net(words.next().unwrap_or(first).to_owned()),
-        (Format::Tor, "ExitNode" | "Published" | "LastStatus") => Line::Nothing,
-        (_, net) => Line::Net(net.to_owned()),
+        (Format::Tor, "ExitAddress") => {
+            Line::Net(words.next().unwrap_or(first).into(), Cow::default())
+        }
+        (Format::Tor, "ExitNode") => Line::Relay(words.next().unwrap_or_default()),
+        (Format::Tor, "Published" | "LastStatus") => Line::Nothing,
+        (_, net) => Line::Net(net.into(), behind(line, net).into()),
     }
+}
+
+/// What stands in a line behind its first word.
+#[must_use]
+pub fn behind<'l>(line: &'l str, word: &str) -> &'l str {
+    line.split_once(word).map_or("", |(_, behind)| behind)
 }
 
 /// A line of DROP, <https://www.spamhaus.org/blocklists/do-not-route-or-peer/>.
 #[derive(Deserialize)]
 struct DropRecord {
     cidr: Option<String>,
+    /// Of any kind: whatever it is, the network is one.
+    sblid: Option<serde_json::Value>,
     r#type: Option<String>,
     records: Option<u64>,
 }
 
-fn drop_record(line: &str) -> Line {
+fn drop_record(line: &str) -> Line<'_> {
     if line.is_empty() {
         return Line::Nothing;
     }
     match serde_json::from_str(line) {
-        Ok(DropRecord { cidr: Some(cidr), .. }) => Line::Net(cidr),
+        Ok(DropRecord { cidr: Some(cidr), sblid, .. }) => {
+            let why = sblid.as_ref().and_then(serde_json::Value::as_str).unwrap_or_default();
+            Line::Net(cidr.into(), why.to_owned().into())
+        }
         Ok(DropRecord { r#type: Some(kind), records, .. }) if kind == "metadata" => {
             records.map_or(Line::Nothing, Line::Count)
         }
-        _ => Line::Net(line.to_owned()),
+        _ => Line::Net(line.into(), Cow::default()),
     }
 }
 
@@ -373,6 +408,31 @@ mod tests {
         assert_eq!(counts, wanted);
         assert_eq!((reading.left_out(), reading.told.len()), (8, FAULTS_TOLD));
         assert_eq!(reading.told[0], (1, Fault::Malformed, "what?".to_owned()));
+    }
+
+    fn reasons(reading: &Reading) -> Vec<Option<&str>> {
+        reading.nets.iter().map(|(_, line)| reading.reasons.get(*line)).collect()
+    }
+
+    #[test]
+    fn each_format_says_why() {
+        let plain =
+            "192.0.2.0/24 ; SBL1\n192.0.3.0/24\n192.0.4.7 # brute \u{1b}[31mforce\n192.0.5.1#x\n";
+        let wanted = [Some("SBL1"), None, Some("brute \u{fffd}[31mforce"), Some("x")];
+        assert_eq!(reasons(&read(Format::Plain, plain, &[])), wanted);
+        let ipsum = read(Format::Ipsum { level: 3 }, "192.0.2.1\t9\n192.0.2.2\t1\n", &[]);
+        assert_eq!(reasons(&ipsum), [Some("on 9 lists")]);
+        let bare = read(Format::Ipsum { level: 1 }, "192.0.2.1\n", &[]);
+        assert_eq!(reasons(&bare), [None]);
+        let drop = "{\"cidr\":\"192.0.2.0/24\",\"sblid\":\"SBL\\u001b7\"}\n\
+                    {\"cidr\":\"192.0.3.0/24\",\"sblid\":7}\n{\"cidr\":\"192.0.4.0/24\"}\n";
+        let drop = read(Format::Drop, drop, &[]);
+        assert_eq!(reasons(&drop), [Some("SBL\u{fffd}7"), None, None]);
+        let tor = "ExitNode 0011\nExitAddress 192.0.2.1 2026-01-01\nExitAddress 192.0.2.2 2026-01-01\n\
+                   ExitNode 22FF\nExitAddress 192.0.2.3 2026-01-01\n";
+        let wanted = [Some("relay 0011"), Some("relay 0011"), Some("relay 22FF")];
+        assert_eq!(reasons(&read(Format::Tor, tor, &[])), wanted);
+        assert_eq!(reasons(&read(Format::Tor, "192.0.2.1\n", &[])), [None]);
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod nets;
 mod numbers;
 mod prefixes;
 mod read;
+pub mod reasons;
 mod table;
 mod view;
 
