@@ -171,7 +171,7 @@ impl Edged<'_> {
     }
 
     /// Takes another process for the daemon; the former.
-    pub(crate) fn replace_child(&mut self, child: Child) -> Child {
+    pub fn replace_child(&mut self, child: Child) -> Child {
         std::mem::replace(&mut self.child, child)
     }
 

@@ -225,6 +225,26 @@ fn an_end_that_is_asked_for_ends_a_successor_on_its_way() -> Result<()> {
 }
 
 #[test]
+fn a_former_that_ends_on_the_way_leaves_its_successor_in_office() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let mut edged = lab.edged()?.start()?;
+    let key = edged.key("k")?;
+    let told = |edged: &Edged<'_>| edged.log().matches("keys are loaded").count();
+    let before = told(&edged);
+    let successor = edged.successor()?;
+    until("it has the store", SOON, || Ok(told(&edged) > before))?;
+    edged.kill9()?;
+    drop(edged.replace_child(successor));
+    until("it serves", SOON, || {
+        Ok(edged.get(CLIENT, "/").key(&key).send().is_ok_and(|answer| answer.status == 200))
+    })?;
+    assert!(!reaches(&lab, LISTED, 443));
+    edged.key("afterwards")?;
+    audit_is_whole(&lab, &edged)
+}
+
+#[test]
 fn what_the_first_of_three_has_to_say_is_heard() -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;

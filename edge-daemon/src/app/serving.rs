@@ -165,11 +165,12 @@ async fn serve_all(
 fn take_office(
     edge: &Arc<Edge>,
     operator: &Operator,
-    mut former: Option<Predecessor>,
+    former: Option<Predecessor>,
 ) -> anyhow::Result<Option<JoinHandle<()>>> {
-    if let Some(former) = &mut former {
-        former.yield_nonces()?;
-    }
+    let former = match former {
+        Some(former) => former.yield_nonces()?,
+        None => None,
+    };
     edge.replays.open(&operator.settings)?;
     let Some(former) = former else { return Ok(None) };
     let heard = former.succeed(Arc::clone(edge))?;

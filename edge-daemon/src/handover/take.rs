@@ -75,17 +75,25 @@ impl Predecessor {
         Ok(())
     }
 
-    /// Has it give up the memory of nonces. From here to [`Self::succeed`] requests that need it wait.
+    /// Has it give up the memory of nonces. From here to [`Self::succeed`] requests that need it wait. `None`: it is
+    /// gone, and all that it had is free.
     ///
     /// # Errors
     /// As [`Self::release`].
-    pub fn yield_nonces(&mut self) -> anyhow::Result<()> {
+    pub fn yield_nonces(mut self) -> anyhow::Result<Option<Self>> {
         // What it says from here on is an answer.
         if let Some((stop, listening)) = self.listening.take() {
             drop(stop);
             let _ = listening.join();
         }
-        self.step(&Step::YieldNonces, &Step::NoncesYielded)
+        match self.step(&Step::YieldNonces, &Step::NoncesYielded) {
+            Ok(()) => Ok(Some(self)),
+            Err(error) if has_ended(&error) => {
+                tracing::warn!(%error, "the former daemon is gone");
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Takes over. What the former still has to say is heard on a thread of its own, which ends with it.
@@ -118,6 +126,13 @@ impl Predecessor {
             other => bail!("the daemon that runs answers {step:?} with {other:?}"),
         }
     }
+}
+
+/// Whether this is the end of the other side, and not its silence.
+fn has_ended(error: &anyhow::Error) -> bool {
+    use ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    let kind = error.downcast_ref().map(io::Error::kind);
+    matches!(kind, Some(BrokenPipe | ConnectionReset | UnexpectedEof))
 }
 
 /// Waits until the former says why it stays, or `stop` is closed. One that is gone says nothing, and takes
