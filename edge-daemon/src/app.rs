@@ -120,6 +120,7 @@ impl App {
         let outside = Outside::new(&settings);
         let sheets = outside.sheets();
         let identities = shared::restore(&settings.state.dir)?;
+        identities.expect(settings.verdicts.shared_by, settings.verdicts.shared_within);
         let edge = Arc::new(Edge {
             plan: ArcSwap::from_pointee(plan),
             feeds,

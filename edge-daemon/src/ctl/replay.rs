@@ -60,12 +60,10 @@ pub(super) fn run(args: &Args, asked: &Replay) -> u8 {
     }
     let exempt: Vec<_> =
         settings.verdicts.never_ban.iter().chain(&settings.lists.allow.nets).copied().collect();
-    let (identities, within) = (Identities::new([0; 16]), settings.verdicts.shared_within);
-    let within_ns = u64::try_from(within.as_nanos()).unwrap_or(u64::MAX);
+    let identities = Identities::new([0; 16]);
+    identities.expect(settings.verdicts.shared_by, settings.verdicts.shared_within);
     let facts = |signal: &Signal| Facts {
         is_exempt: exempt.iter().any(|net| net.contains(&signal.address)),
-        is_shared: identities.count(&signal.source, within_ns, signal.at_ns)
-            >= settings.verdicts.shared_by,
         ..Facts::default()
     };
     let asks_place = rules.scenarios.iter().any(Scenario::asks_place);
@@ -94,7 +92,8 @@ pub(super) fn run(args: &Args, asked: &Replay) -> u8 {
         if let Some(who) = succeeded(&signal) {
             identities.succeed(signal.source, identities.mark(who), signal.at_ns);
         }
-        let verdicts = engine.judge(signal, facts).into_iter();
+        let is_shared = identities.is_shared(&signal.source, signal.at_ns);
+        let verdicts = engine.judge(signal, is_shared, facts).into_iter();
         let found_one = |verdict: Verdict| Found { at_ms: verdict.last.1 / 1_000_000, verdict };
         found.extend(verdicts.map(found_one));
     }

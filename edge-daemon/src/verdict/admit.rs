@@ -3,13 +3,7 @@
 use anyhow::bail;
 use edge_policy::verdict::{Culprit, EVIDENCE_MAX, Evidence, Origin, Spared, Step};
 
-use super::{
-    Writer,
-    bans::{PENALTIES_MAX, identities_of},
-    book::Held,
-    exempt::Exempt,
-    tell::Lasting,
-};
+use super::{Writer, bans::PENALTIES_MAX, book::Held, exempt::Exempt, tell::Lasting};
 use crate::{clock, decisions::What, store::BanRecord};
 
 impl Writer {
@@ -70,9 +64,8 @@ impl Writer {
     /// Whether another edge bans a client that several identities succeed from at this one.
     fn is_shared_here(&self, record: &BanRecord) -> bool {
         let Culprit::Source(client) = record.culprit else { return false };
-        let settings = &self.settings.verdicts;
-        record.origin == Origin::Fleet
-            && identities_of(&self.edge, settings, &client, clock::boot_ns()) >= settings.shared_by
+        let identities = &self.edge.identities;
+        record.origin == Origin::Fleet && identities.is_shared(&client, clock::boot_ns())
     }
 
     /// Only tells of it: nothing in the record tells the culprit from its neighbours.

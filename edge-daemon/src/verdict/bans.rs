@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use edge_common::{Reason, Source, map};
+use edge_common::{Reason, map};
 use edge_identity::fleet::SKEW_MS;
 use edge_policy::{
     list::Class,
@@ -21,12 +21,10 @@ use super::{
 };
 use crate::{
     clock,
-    config::settings,
     decisions::{Decision, What},
     events::Event,
     kernel::KernelError,
     penalties::Penalty,
-    request::Edge,
     store::BanRecord,
 };
 
@@ -101,23 +99,22 @@ impl Writer {
 
     /// Takes a signal in, and carries out what it leads to.
     pub(super) fn judge(&mut self, signal: Signal) {
-        let (tables, settings, edge) = (&self.tables, &self.settings.verdicts, &self.edge);
+        let (tables, settings) = (&self.tables, &self.settings.verdicts);
         let width = self.settings.kernel.client;
-        let (cap, vital, shared_by) = (&self.cap, &self.vital, settings.shared_by);
+        let (cap, vital) = (&self.cap, &self.vital);
         let facts = |signal: &Signal| {
             let allowed = tables.lists.decides(Class::Allow, signal.address, signal.at_ns);
             let is_never = settings.never_ban.iter().any(|net| net.contains(&signal.address));
             let prefix = exempt::network(signal.source, width);
-            let identities = identities_of(edge, settings, &signal.source, signal.at_ns);
             Facts {
                 is_exempt: is_never || allowed.is_some(),
                 is_beside_exempt: exempt::of(&settings.never_ban, prefix) != Exempt::Not,
                 is_vital: vital.contains(&signal.source),
-                is_shared: identities >= shared_by,
                 is_exhausted: cap.is_reached(settings.bans_per_minute, signal.at_ns),
             }
         };
-        for verdict in self.engine.judge(signal, facts) {
+        let is_shared = self.edge.identities.is_shared(&signal.source, signal.at_ns);
+        for verdict in self.engine.judge(signal, is_shared, facts) {
             self.carry_out(verdict);
         }
     }
@@ -310,17 +307,6 @@ impl Writer {
         metrics.bans_active.store(self.bans.len() as u64, Relaxed);
         metrics.verdicts.penalties_active.store(self.penalties.len() as u64, Relaxed);
     }
-}
-
-/// How many identities succeeded from a client of late.
-pub(super) fn identities_of(
-    edge: &Edge,
-    settings: &settings::Verdicts,
-    client: &Source,
-    now_ns: u64,
-) -> usize {
-    let within_ns = u64::try_from(settings.shared_within.as_nanos()).unwrap_or(u64::MAX);
-    edge.identities.count(client, within_ns, now_ns)
 }
 
 /// A time of a record as the kernel has it, unless they differ by what two clocks' roundings do: the

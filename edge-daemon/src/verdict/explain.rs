@@ -102,17 +102,21 @@ impl Writer {
             buckets: buckets.iter().map(|bucket| show_bucket(bucket, &facts, client)).collect(),
             open_connections: found.open.into(),
             open_connections_max: settings.open_max,
-            levels: [Culprit::Source(client), Culprit::Led(client, None)]
-                .iter()
-                .flat_map(|of| {
-                    let levels = self.engine.levels(of, now_ns).into_iter();
-                    levels.map(|level| Level::new(of, level))
-                })
-                .collect(),
+            levels: self.levels(client, now_ns),
             strikes: self.engine.strikes(&Culprit::Source(client), now_ns),
             misdeeds: self.engine.misdeeds(&client).iter().map(dated).collect(),
-            shared: self.is_shared(&client, now_ns),
+            shared: self.edge.identities.is_shared(&client, now_ns),
         })
+    }
+
+    /// How full the buckets of a client are, and of whom its signals are held against in its place.
+    fn levels(&self, client: Source, now_ns: u64) -> Vec<Level> {
+        let mut levels = Vec::new();
+        for culprit in self.engine.culprits(&client) {
+            let own = self.engine.levels(&culprit, now_ns).into_iter();
+            levels.extend(own.map(|level| Level::new(&culprit, level)));
+        }
+        levels
     }
 
     /// What is in force against a client, or against a part of what comes from it.
@@ -123,12 +127,6 @@ impl Writer {
         let others = self.penalties.iter().filter(|(culprit, _)| own(culprit));
         let all = banned.chain(others.map(|(_, held)| held)).flat_map(Held::all);
         all.filter(|held| held.until_ns > now_ns).map(|held| self.ban_entry(held)).collect()
-    }
-
-    fn is_shared(&self, client: &Source, now_ns: u64) -> bool {
-        let settings = &self.settings.verdicts;
-        let within_ns = u64::try_from(settings.shared_within.as_nanos()).unwrap_or(u64::MAX);
-        self.edge.identities.count(client, within_ns, now_ns) >= settings.shared_by
     }
 
     /// The frame that is asked about, and in words. For this host, unless that was asked otherwise.

@@ -138,7 +138,9 @@ impl Writer {
         }
         let answer = settings.map(|(settings, answer)| {
             if result.is_ok() {
-                self.engine.configure(plan::verdicts(&settings.verdicts));
+                let verdicts = &settings.verdicts;
+                self.engine.configure(plan::verdicts(verdicts));
+                self.edge.identities.expect(verdicts.shared_by, verdicts.shared_within);
                 self.settings = settings;
                 self.free_exempt();
             }

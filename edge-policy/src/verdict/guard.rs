@@ -15,8 +15,6 @@ pub struct Facts {
     pub is_beside_exempt: bool,
     /// To drop its packets would cut off the host, its operator or its upstreams.
     pub is_vital: bool,
-    /// Several identities succeeded from it of late: a NAT or a proxy.
-    pub is_shared: bool,
     /// As many bans as may be were written within the last minute.
     pub is_exhausted: bool,
 }
@@ -28,7 +26,7 @@ pub enum Spared {
     NeverBan,
     /// [`Facts::is_vital`].
     Vital,
-    /// [`Facts::is_shared`].
+    /// Its source is shared, as [`super::Engine::judge`] is told.
     Shared,
     /// No handshake proves the address.
     Unproven,
@@ -53,33 +51,36 @@ impl Spared {
     }
 }
 
-/// Whom a verdict may be about, how far it may go, and why no further.
-#[must_use]
+/// Whom a signal from a shared source is held against: whoever would bear the verdict, so that
+/// nobody fills a bucket of his neighbours'.
+pub(super) fn narrow(culprit: Culprit, signal: &Signal) -> Culprit {
+    match (culprit, &signal.principal, signal.ja4) {
+        (Culprit::Source(_) | Culprit::Fingerprint(..), Some(who), _) => {
+            Culprit::Principal(Arc::clone(who))
+        }
+        (Culprit::Source(source), None, Some(ja4)) => Culprit::Fingerprint(source, ja4),
+        (Culprit::Led(source, _), _, ja4) => Culprit::Led(source, ja4),
+        (other, ..) => other,
+    }
+}
+
+/// How far a verdict on a culprit may go, and why no further. Who [`narrow`] told from its neighbours is
+/// `narrowed`.
 pub(super) fn temper(
-    culprit: Culprit,
+    culprit: &Culprit,
     signal: &Signal,
     facts: Facts,
-) -> (Culprit, Step, Option<Spared>) {
-    if facts.is_exempt {
-        return (culprit, Step::Observe, Some(Spared::NeverBan));
-    }
-    let source = match culprit {
-        Culprit::Source(source) => source,
-        Culprit::Led(source, _) if facts.is_shared => {
-            let most = if signal.ja4.is_some() { Step::Throttle } else { Step::Observe };
-            return (Culprit::Led(source, signal.ja4), most, Some(Spared::Shared));
-        }
-        Culprit::Led(..) => return (culprit, Step::Throttle, Some(Spared::Led)),
-        _ => return (culprit, Step::Refuse, None),
-    };
-    if facts.is_shared {
-        let principal = signal.principal.as_ref().map(Arc::clone).map(Culprit::Principal);
-        let fingerprint = signal.ja4.map(|ja4| Culprit::Fingerprint(source, ja4));
-        return match principal.or(fingerprint) {
-            Some(narrower) => (narrower, Step::Refuse, Some(Spared::Shared)),
-            // Nothing tells the culprit from its neighbours.
-            None => (culprit, Step::Observe, Some(Spared::Shared)),
-        };
+    (is_shared, is_narrowed): (bool, bool),
+) -> (Step, Option<Spared>) {
+    let shared = Some(Spared::Shared);
+    match culprit {
+        _ if facts.is_exempt => return (Step::Observe, Some(Spared::NeverBan)),
+        // Nothing tells the culprit from its neighbours.
+        Culprit::Source(_) | Culprit::Led(_, None) if is_shared => return (Step::Observe, shared),
+        Culprit::Led(..) if is_shared => return (Step::Throttle, shared),
+        Culprit::Led(..) => return (Step::Throttle, Some(Spared::Led)),
+        Culprit::Source(_) => {}
+        _ => return (Step::Refuse, shared.filter(|_| is_narrowed)),
     }
     let spared = if facts.is_vital {
         Some(Spared::Vital)
@@ -93,9 +94,9 @@ pub(super) fn temper(
         None
     };
     match spared {
-        Some(Spared::Unproven) => (culprit, Step::Observe, spared),
-        Some(_) => (culprit, Step::Refuse, spared),
-        None => (culprit, Step::Ban, None),
+        Some(Spared::Unproven) => (Step::Observe, spared),
+        Some(_) => (Step::Refuse, spared),
+        None => (Step::Ban, None),
     }
 }
 

@@ -14,6 +14,7 @@ mod scenario;
 mod signal;
 mod trail;
 
+use std::collections::BTreeSet;
 use std::hash::Hasher as _;
 use std::sync::Arc;
 
@@ -121,12 +122,18 @@ impl Engine {
         self.rules = rules;
     }
 
-    /// Takes a signal in; the verdicts that it leads to, one for each culprit. `facts` is asked of the
-    /// source, and only if there is a verdict to be had.
-    pub fn judge(&mut self, signal: Signal, facts: impl Fn(&Signal) -> Facts) -> Vec<Verdict> {
+    /// Takes a signal in; the verdicts that it leads to, one for each culprit. From a source that is
+    /// shared, everybody fills buckets of his own. `facts` is asked of the source, and only if there is a
+    /// verdict to be had.
+    pub fn judge(
+        &mut self,
+        signal: Signal,
+        is_shared: bool,
+        facts: impl Fn(&Signal) -> Facts,
+    ) -> Vec<Verdict> {
         let mut over = Vec::new();
         for place in 0..self.rules.scenarios.len() {
-            if let Some(culprit) = self.pour(place, &signal) {
+            if let Some(culprit) = self.pour(place, &signal, is_shared) {
                 over.push((place, culprit));
             }
         }
@@ -140,19 +147,19 @@ impl Engine {
         // The harshest first; the sort is stable, so that the first of equals speaks.
         over.sort_by_key(|(place, _)| std::cmp::Reverse(self.rules.scenarios[*place].step));
         let facts = facts(signal);
-        let sentence = |(place, culprit)| self.sentence(place, culprit, signal, facts);
+        let sentence = |(place, culprit)| self.sentence(place, culprit, (signal, is_shared), facts);
         over.into_iter().filter_map(sentence).collect()
     }
 
     /// Adds a signal to its bucket in a scenario; whom it is about, if that overflows and so is
     /// emptied.
-    fn pour(&mut self, place: usize, signal: &Signal) -> Option<Culprit> {
+    fn pour(&mut self, place: usize, signal: &Signal, is_shared: bool) -> Option<Culprit> {
         let scenario = &self.rules.scenarios[place];
         let weight = scenario.filter.weigh(signal);
         if weight == 0 {
             return None;
         }
-        let culprit = scenario.by.culprit(signal)?;
+        let culprit = scenario.culprit(signal, is_shared)?;
         let differs = match scenario.distinct {
             None => None,
             Some(Distinct::Path) => Some(self.hash(signal.path())),
@@ -190,12 +197,13 @@ impl Engine {
         &mut self,
         place: usize,
         culprit: Culprit,
-        signal: &Signal,
+        (signal, is_shared): (&Signal, bool),
         facts: Facts,
     ) -> Option<Verdict> {
         let scenario = &self.rules.scenarios[place];
         let now_ns = signal.at_ns;
-        let (culprit, most, spared) = guard::temper(culprit, signal, facts);
+        let is_narrowed = scenario.by.culprit(signal).as_ref() != Some(&culprit);
+        let (most, spared) = guard::temper(&culprit, signal, facts, (is_shared, is_narrowed));
         let key = self.hash(&culprit);
         let past = self.past.get(key).copied();
         let is_held =
@@ -207,7 +215,7 @@ impl Engine {
         if is_held && step > Step::Observe {
             return None;
         }
-        let evidence = self.evidence(scenario, signal);
+        let evidence = self.evidence(scenario, &culprit, is_shared);
         let mut verdict = Verdict {
             scenario: Arc::clone(&scenario.name),
             spared: spared.filter(|spared| *spared == Spared::Shared || step < meant),
@@ -232,26 +240,29 @@ impl Engine {
     }
 
     /// The signals of the culprit that this scenario is about, the latest first.
-    fn evidence(&self, scenario: &Scenario, signal: &Signal) -> Vec<Evidence> {
-        let trail = &self.trails[usize::from(signal.kind == Kind::Served)];
-        let culprit = scenario.by.culprit(signal);
-        let fits = |other: &&Signal| {
-            scenario.filter.weigh(other) > 0 && scenario.by.culprit(other) == culprit
+    fn evidence(&self, scenario: &Scenario, culprit: &Culprit, is_shared: bool) -> Vec<Evidence> {
+        let fits = |signal: &&Signal| {
+            scenario.filter.weigh(signal) > 0
+                && scenario.culprit(signal, is_shared).as_ref() == Some(culprit)
         };
-        let who = culprit.as_ref().and_then(|culprit| match culprit {
+        let who = match culprit {
             Culprit::Principal(_) | Culprit::Account(_) => Some(culprit.clone()),
             _ => culprit.source().map(Culprit::Source),
-        });
-        match who {
-            Some(who) => {
-                let own = trail.of(&who).take(LOOKED_AT);
-                own.filter(fits).take(EVIDENCE_MAX).map(Evidence::from).collect()
-            }
-            None => {
-                let all = trail.latest().take(ALL_LOOKED_AT);
-                all.filter(fits).take(EVIDENCE_MAX).map(Evidence::from).collect()
+        };
+        let mut found = Vec::new();
+        for trail in &self.trails {
+            match &who {
+                Some(who) => {
+                    found.extend(trail.of(who).take(LOOKED_AT).filter(fits).take(EVIDENCE_MAX));
+                }
+                None => {
+                    found
+                        .extend(trail.latest().take(ALL_LOOKED_AT).filter(fits).take(EVIDENCE_MAX));
+                }
             }
         }
+        found.sort_by_key(|signal| std::cmp::Reverse(signal.at_ns));
+        found.into_iter().take(EVIDENCE_MAX).map(Evidence::from).collect()
     }
 
     /// Takes over a culprit from before a restart, or from elsewhere: how many verdicts it had, and
@@ -279,9 +290,10 @@ impl Engine {
         let (brim_ns, strikes) = (scenario.brim_ns(), verdict.strikes.saturating_sub(1));
         let full = Bucket { drained_ns: now_ns.saturating_add(brim_ns), seen: Vec::new() };
         *self.buckets[verdict.place].entry(key, Bucket::default, |b| b.drained_ns) = full;
+        let past = Past { strikes, step: Step::Observe, until_ns: now_ns };
         match strikes {
             0 => self.past.remove(key),
-            strikes => self.remember(key, Past { strikes, step: Step::Observe, until_ns: now_ns }),
+            _ => self.remember(key, past),
         }
     }
 
@@ -303,6 +315,17 @@ impl Engine {
     pub fn misdeeds(&self, source: &Source) -> Vec<Evidence> {
         let who = Culprit::Source(*source);
         self.trails[0].of(&who).take(EVIDENCE_MAX).map(Evidence::from).collect()
+    }
+
+    /// Whom signals from a client are held against: itself and what it is led to; and, where it is
+    /// shared, those behind it who are known of late.
+    #[must_use]
+    pub fn culprits(&self, source: &Source) -> BTreeSet<Culprit> {
+        let own = [Culprit::Source(*source), Culprit::Led(*source, None)];
+        let behind =
+            |signal: &Signal| guard::narrow(own[usize::from(signal.is_led)].clone(), signal);
+        let latest = self.trails.iter().flat_map(|trail| trail.of(&own[0]).take(LOOKED_AT));
+        latest.map(behind).chain(own.clone()).collect()
     }
 
     /// How many verdicts a culprit has had that are not forgotten.
@@ -344,13 +367,6 @@ impl Engine {
 
 fn pools(rules: &Rules) -> Vec<Pool<Bucket>> {
     rules.scenarios.iter().map(|scenario| Pool::new(scenario.groups_max)).collect()
-}
-
-impl Scenario {
-    /// How far ahead a bucket may lie.
-    const fn brim_ns(&self) -> u64 {
-        self.capacity.saturating_mul(self.interval_ns)
-    }
 }
 
 /// Signals that a verdict shows.

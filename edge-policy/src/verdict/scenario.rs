@@ -5,7 +5,8 @@ use std::sync::Arc;
 use http::Method;
 use serde::{Deserialize, Serialize};
 
-use super::culprit::By;
+use super::culprit::{By, Culprit};
+use super::guard;
 use super::signal::{Kind, Signal};
 use crate::place::{Place, Places};
 
@@ -150,6 +151,17 @@ impl Scenario {
         matches!(self.by, By::Place(_))
             || matches!(self.distinct, Some(Distinct::Place(_)))
             || !self.filter.places.is_empty()
+    }
+
+    /// Whom a signal is held against, if it tells; from a shared source whoever would bear it.
+    pub(super) fn culprit(&self, signal: &Signal, is_shared: bool) -> Option<Culprit> {
+        let culprit = self.by.culprit(signal)?;
+        Some(if is_shared { guard::narrow(culprit, signal) } else { culprit })
+    }
+
+    /// How far ahead a bucket may lie.
+    pub(super) const fn brim_ns(&self) -> u64 {
+        self.capacity.saturating_mul(self.interval_ns)
     }
 
     /// Whether `other` never speaks because this one always does before it, and no less harshly.

@@ -76,17 +76,21 @@ fn asking(path: &str, number: u32, kind: Kind, at_ns: u64) -> Signal {
 }
 
 fn judge(engine: &mut Engine, signal: &Signal) -> Vec<Verdict> {
-    engine.judge(signal.clone(), |_| Facts::default())
+    engine.judge(signal.clone(), false, |_| Facts::default())
 }
 
 /// Misbehaves at one moment until there is a verdict: after how many, and what.
 fn until_judged(engine: &mut Engine, signal: &Signal) -> (usize, Verdict) {
-    until_judged_as(engine, signal, Facts::default())
+    until_judged_as(engine, signal, (false, Facts::default()))
 }
 
-fn until_judged_as(engine: &mut Engine, signal: &Signal, facts: Facts) -> (usize, Verdict) {
+fn until_judged_as(
+    engine: &mut Engine,
+    signal: &Signal,
+    (is_shared, facts): (bool, Facts),
+) -> (usize, Verdict) {
     for count in 1..100 {
-        if let Some(verdict) = engine.judge(signal.clone(), |_| facts).pop() {
+        if let Some(verdict) = engine.judge(signal.clone(), is_shared, |_| facts).pop() {
             return (count, verdict);
         }
     }
@@ -268,13 +272,12 @@ fn who_is_led_bears_it_for_led_requests_alone() {
     assert_eq!((count, verdict.step, verdict.strikes), (6, Step::Ban, 1));
     assert_eq!(verdict.culprit, Culprit::Source(source(1)));
     // Behind a shared address the neighbours bear it if their library is the same.
-    let shared = Facts { is_shared: true, ..Facts::default() };
     let by = |ja4| Signal { ja4, ..led(60 * MINUTE) };
     for (by, culprit, step) in [
         (by(ja4), Culprit::Led(source(1), ja4), Step::Throttle),
         (by(None), Culprit::Led(source(1), None), Step::Observe),
     ] {
-        let (_, verdict) = until_judged_as(&mut engine, &by, shared);
+        let (_, verdict) = until_judged_as(&mut engine, &by, (true, Facts::default()));
         assert_eq!((verdict.culprit, verdict.step), (culprit, step));
         assert_eq!(verdict.spared, Some(Spared::Shared));
     }
@@ -312,19 +315,20 @@ fn guards_narrow_or_soften() {
     let with_ja4 = Signal { ja4, ..plain.clone() };
     let known = Signal { principal: Some("key:k1".into()), ..with_ja4.clone() };
     let spoofable = Signal { proof: Proof::None, ..plain.clone() };
-    let shared = Facts { is_shared: true, ..Facts::default() };
-    let vital = Facts { is_vital: true, ..Facts::default() };
-    let exempt = Facts { is_exempt: true, ..Facts::default() };
-    let beside = Facts { is_beside_exempt: true, is_exhausted: true, ..Facts::default() };
-    let exhausted = Facts { is_exhausted: true, ..Facts::default() };
+    let alone = |facts| (false, facts);
+    let shared = (true, Facts::default());
+    let vital = alone(Facts { is_vital: true, ..Facts::default() });
+    let exempt = alone(Facts { is_exempt: true, ..Facts::default() });
+    let beside = alone(Facts { is_beside_exempt: true, is_exhausted: true, ..Facts::default() });
+    let exhausted = alone(Facts { is_exhausted: true, ..Facts::default() });
     let own = Culprit::Source(source(1));
     let table = [
-        (&plain, Facts::default(), own.clone(), Step::Ban, None),
+        (&plain, alone(Facts::default()), own.clone(), Step::Ban, None),
         (&plain, exempt, own.clone(), Step::Observe, Some(Spared::NeverBan)),
         (&plain, beside, own.clone(), Step::Refuse, Some(Spared::NeverBan)),
         (&plain, vital, own.clone(), Step::Refuse, Some(Spared::Vital)),
         (&plain, exhausted, own.clone(), Step::Refuse, Some(Spared::Cap)),
-        (&spoofable, Facts::default(), own.clone(), Step::Observe, Some(Spared::Unproven)),
+        (&spoofable, alone(Facts::default()), own.clone(), Step::Observe, Some(Spared::Unproven)),
         (&plain, shared, own, Step::Observe, Some(Spared::Shared)),
         (
             &with_ja4,
@@ -347,15 +351,122 @@ fn a_neighbour_behind_a_shared_source_is_judged_by_itself() {
     let ja4 = |text: &str| crate::ja4::Ja4::parse(text);
     let (one, other) =
         (ja4("t13d1516h2_8daaf6152771_e5627efa2ab1"), ja4("t13d1516h1_8daaf6152771_e5627efa2ab1"));
-    let shared = Facts { is_shared: true, ..Facts::default() };
     let by = |ja4| Signal { ja4, ..signal(1, GUESS, 0) };
+    let shared = (true, Facts::default());
     until_judged_as(&mut engine, &by(one), shared);
     for _ in 0..20 {
-        assert!(engine.judge(by(one), |_| shared).is_empty(), "it is refused already");
+        assert!(behind(&mut engine, by(one)).is_empty(), "it is refused already");
     }
     let (_, verdict) = until_judged_as(&mut engine, &by(other), shared);
     assert_eq!(verdict.culprit, Culprit::Fingerprint(source(1), other.unwrap()));
     assert_eq!(verdict.strikes, 1);
+}
+
+/// An act of somebody behind a shared source.
+fn behind(engine: &mut Engine, signal: Signal) -> Vec<Verdict> {
+    engine.judge(signal, true, |_| Facts::default())
+}
+
+fn library(number: usize) -> Option<crate::ja4::Ja4> {
+    crate::ja4::Ja4::parse(&format!("t13d1516h2_8daaf6152771_{number:012x}"))
+}
+
+fn scanning() -> Scenario {
+    let (step, distinct) = (Step::Refuse, Some(Distinct::Path));
+    Scenario {
+        step,
+        distinct,
+        capacity: 20,
+        interval_ns: 3 * SECOND,
+        ..scenario("scanning", &[(Kind::NotFound, 1)])
+    }
+}
+
+#[test]
+fn one_attacker_among_two_hundred_neighbours_who_err_bears_all_of_it_alone() {
+    let mut engine = engine(vec![scanning()]);
+    let attacker = Culprit::Fingerprint(source(1), library(0).unwrap());
+    let mut told = Vec::new();
+    // Twenty minutes, a missing path a second of the attacker's; of each neighbour one in 100 seconds, and
+    // every other neighbour shows a key.
+    for second in 0..20 * 60 {
+        let ask = |name: String, ja4, principal| {
+            let asked = asking(&name, 1, Kind::NotFound, second * SECOND);
+            Signal { ja4, principal, ..asked }
+        };
+        told.extend(behind(&mut engine, ask(format!("/scan/{second}"), library(0), None)));
+        for n in [second * 2 % 200, (second * 2 + 1) % 200] {
+            let key = (n % 2 == 0).then(|| format!("key:k{n}").into());
+            let erred = ask(format!("/old/{second}/{n}"), library(1 + n as usize), key);
+            told.extend(behind(&mut engine, erred));
+        }
+    }
+    let culprits: Vec<_> = told.iter().map(|verdict| &verdict.culprit).collect();
+    assert_eq!(culprits, [&attacker, &attacker]);
+    assert_eq!(told.iter().map(|verdict| verdict.strikes).collect::<Vec<_>>(), [1, 2]);
+    for verdict in told {
+        assert_eq!((verdict.step, verdict.spared), (Step::Refuse, Some(Spared::Shared)));
+        let paths = verdict.evidence.iter().map(|own| &*own.request.as_ref().unwrap().path);
+        assert!(paths.clone().all(|path| path.starts_with("/scan/")) && paths.count() == 10);
+    }
+}
+
+#[test]
+fn who_rotates_behind_a_shared_source_lays_it_on_nobody_and_frees_nobody() {
+    let scanning = Scenario { groups_max: 64, ..scanning() };
+    let mut engine = engine(vec![scanning]);
+    let ask = |n: usize, ja4, key: &str| {
+        let principal = (!key.is_empty()).then(|| key.into());
+        Signal { ja4, principal, ..asking(&format!("/{n}"), 1, Kind::NotFound, 0) }
+    };
+    (0..20).for_each(|n| assert!(behind(&mut engine, ask(n, library(0), "")).is_empty()));
+    (0..5_000).for_each(|n| assert!(behind(&mut engine, ask(n, library(1 + n), "")).is_empty()));
+    assert!(engine.len() <= 64);
+    assert!(behind(&mut engine, ask(0, library(9), "key:k1")).is_empty(), "a neighbour errs");
+    let told = behind(&mut engine, ask(20, library(0), ""));
+    assert_eq!(told[0].culprit, Culprit::Fingerprint(source(1), library(0).unwrap()));
+    // Nor does who has keys to rotate.
+    for n in 0..100 {
+        assert!(behind(&mut engine, ask(n, library(0), &format!("key:own{n}"))).is_empty());
+    }
+}
+
+#[test]
+fn what_a_source_did_before_it_was_shared_falls_on_nobody_behind_it() {
+    let mut engine = engine(vec![brute_force()]);
+    let by = |ja4| Signal { ja4, ..signal(1, GUESS, 0) };
+    (0..5).for_each(|_| assert!(judge(&mut engine, &by(library(0))).is_empty()));
+    assert!(behind(&mut engine, by(library(1))).is_empty(), "its first");
+    (0..5).for_each(|_| assert!(behind(&mut engine, by(library(0))).is_empty()));
+    let told = behind(&mut engine, by(library(0)));
+    assert_eq!(told[0].culprit, Culprit::Fingerprint(source(1), library(0).unwrap()));
+    // Once it is shared no longer, the source has what it had.
+    let told = judge(&mut engine, &by(library(1)));
+    assert_eq!(told[0].culprit, Culprit::Source(source(1)));
+}
+
+#[test]
+fn whoever_proves_who_it_is_behind_a_shared_source_leaves_its_library_alone() {
+    let mut engine = engine(vec![Scenario { by: By::Fingerprint, ..brute_force() }]);
+    let ja4 = library(0);
+    let known = Signal { principal: Some("key:k1".into()), ja4, ..signal(1, GUESS, 0) };
+    let told: Vec<_> = (0..6).flat_map(|_| behind(&mut engine, known.clone())).collect();
+    assert_eq!((told.len(), &told[0].culprit), (1, &Culprit::Principal("key:k1".into())));
+    assert!(behind(&mut engine, Signal { principal: None, ..known }).is_empty());
+}
+
+#[test]
+fn a_verdict_shows_all_kinds_of_what_led_to_it() {
+    let mixed = scenario("mixed", &[(Kind::Served, 1), (GUESS, 2)]);
+    let mut engine = engine(vec![mixed]);
+    let acts = [(Kind::Served, 1), (GUESS, 2), (Kind::Served, 3), (GUESS, 4)];
+    let told: Vec<_> =
+        acts.iter().flat_map(|(kind, at)| judge(&mut engine, &signal(1, *kind, *at))).collect();
+    let shown = |own: &Evidence| (own.at, own.kind.clone());
+    let evidence: Vec<_> = told[0].evidence.iter().map(shown).collect();
+    let (served, guess) = (Kind::Served.name(), GUESS.name());
+    let wanted = [(4, guess), (3, served), (2, guess), (1, served)];
+    assert_eq!(evidence, wanted.map(|(at, kind)| (at, kind.into())));
 }
 
 #[test]
@@ -628,11 +739,11 @@ proptest! {
         is_exempt: bool, is_beside_exempt: bool, is_vital: bool, is_shared: bool,
         is_exhausted: bool, proven: bool, has_ja4: bool,
     ) {
-        let facts = Facts { is_exempt, is_beside_exempt, is_vital, is_shared, is_exhausted };
+        let facts = Facts { is_exempt, is_beside_exempt, is_vital, is_exhausted };
         let proof = if proven { Proof::Handshake } else { Proof::None };
         let ja4 = crate::ja4::Ja4::parse("t13d1516h2_8daaf6152771_e5627efa2ab1").filter(|_| has_ja4);
         let signal = Signal { proof, ja4, ..signal(1, GUESS, 0) };
-        let (_, verdict) = until_judged_as(&mut engine(vec![brute_force()]), &signal, facts);
+        let (_, verdict) = until_judged_as(&mut engine(vec![brute_force()]), &signal, (is_shared, facts));
         let is_free = !(is_exempt || is_beside_exempt || is_vital || is_shared || is_exhausted) && proven;
         prop_assert_eq!(verdict.step == Step::Ban, is_free);
         if is_exempt {

@@ -110,7 +110,7 @@ fn each_speaks_at_what_it_is_about_and_not_before() {
     for (name, kind, first, own, step, _) in ROWS {
         let mut engine = engine();
         for n in 1..=first {
-            let verdicts = engine.judge(signal(kind, own, n, 1), |_| Facts::default());
+            let verdicts = engine.judge(signal(kind, own, n, 1), false, |_| Facts::default());
             let told: Vec<_> = verdicts.iter().map(|v| (&*v.scenario, v.step)).collect();
             let wanted = if n == first { vec![(name, step)] } else { Vec::new() };
             assert_eq!(told, wanted, "{name}: the {n}th '{kind}'");
@@ -128,13 +128,13 @@ fn none_speaks_at_what_only_resembles_it_or_comes_slowly() {
         let scenario = SHIPPED.iter().find(|own| &*own.name == name).unwrap();
         let weight = u64::from(scenario.filter.weights[Kind::named(kind).unwrap().index()]);
         for n in 1..=2 * first {
-            let resembling = fast.judge(signal(kind, other, n, 1), |_| Facts::default());
+            let resembling = fast.judge(signal(kind, other, n, 1), false, |_| Facts::default());
             assert!(resembling.iter().all(|v| &*v.scenario != name), "{name}: {n}");
             if scenario.capacity < weight {
                 continue;
             }
             let at_ns = n as u64 * weight * scenario.interval_ns;
-            let late = slow.judge(signal(kind, own, n, at_ns), |_| Facts::default());
+            let late = slow.judge(signal(kind, own, n, at_ns), false, |_| Facts::default());
             assert!(late.iter().all(|v| &*v.scenario != name), "{name}, slowly: {n}");
         }
     }
@@ -146,7 +146,8 @@ fn others_who_come_again_keep_nobody_from_logging_in_for_longer() {
     for (name, kind, first, own, step, _) in ROWS.into_iter().filter(is_others) {
         let (mut engine, mut at_ns) = (engine(), 1);
         for _ in 0..6 {
-            let judge = |n| engine.judge(signal(kind, own, n, at_ns), |_| Facts::default()).pop();
+            let judge =
+                |n| engine.judge(signal(kind, own, n, at_ns), false, |_| Facts::default()).pop();
             let verdict = (1..=first).find_map(judge).expect(name);
             assert_eq!((&*verdict.scenario, verdict.step), (name, step));
             assert_eq!(verdict.duration_ns, 300 * SECOND_NS, "{name}");
