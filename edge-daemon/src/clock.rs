@@ -76,12 +76,14 @@ pub fn date(show: impl FnOnce(&str)) {
 /// The boot time at which the calendar shows `unix_ms`; 0 if that was before boot.
 #[must_use]
 pub fn boot_ns_at(unix_ms: u64) -> u64 {
-    let now = self::unix_ms();
-    if unix_ms >= now {
-        boot_ns().saturating_add((unix_ms - now).saturating_mul(NS_PER_MS))
-    } else {
-        boot_ns().saturating_sub((now - unix_ms).saturating_mul(NS_PER_MS))
-    }
+    u64::try_from(signed_boot_ns_at(unix_ms).max(0)).unwrap_or(u64::MAX)
+}
+
+/// The same; less than nothing if that was before boot.
+#[must_use]
+pub fn signed_boot_ns_at(unix_ms: u64) -> i128 {
+    let ahead_ms = i128::from(unix_ms) - i128::from(self::unix_ms());
+    i128::from(boot_ns()) + ahead_ms * i128::from(NS_PER_MS)
 }
 
 /// What the calendar shows at that boot time, in milliseconds since 1970.
@@ -106,5 +108,10 @@ mod tests {
         let later = unix_ms() + 90_000;
         assert!(unix_ms_at(boot_ns_at(later)).abs_diff(later) <= 2);
         assert_eq!(boot_ns_at(0), 0);
+        assert_eq!(boot_ns_at(u64::MAX), u64::MAX);
+        let ago_ms = 1_000_000_000_000;
+        let before = signed_boot_ns_at(unix_ms() - ago_ms);
+        let now = u64::try_from(before + i128::from(ago_ms * NS_PER_MS)).expect("long before boot");
+        assert!(now.abs_diff(boot_ns()) < 1_000 * NS_PER_MS);
     }
 }

@@ -47,7 +47,9 @@ impl Writer {
             record.culprit = self.of_client(&record.culprit);
             let until_ms = record.ends_ms(now_ms);
             let until_ns = clock::boot_ns_at(until_ms);
-            self.engine.restore(&record.culprit, record.strikes, record.step, until_ns);
+            // The time before this boot counts towards what is forgotten.
+            let ended_ns = clock::signed_boot_ns_at(until_ms);
+            self.engine.restore(&record.culprit, record.strikes, record.step, ended_ns);
             match (&record.culprit, record.step) {
                 _ if until_ms <= now_ms => {}
                 (Culprit::Source(client), Step::Ban) => {

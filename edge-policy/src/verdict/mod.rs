@@ -94,8 +94,8 @@ struct Bucket {
 struct Past {
     strikes: u32,
     step: Step,
-    /// When its last verdict ends or ended.
-    until_ns: u64,
+    /// When its last verdict ends or ended; less than nothing if that was before boot.
+    until_ns: i128,
 }
 
 impl Engine {
@@ -206,8 +206,9 @@ impl Engine {
         let (most, spared) = guard::temper(&culprit, signal, facts, (is_shared, is_narrowed));
         let key = self.hash(&culprit);
         let past = self.past.get(key).copied();
-        let is_held =
-            past.is_some_and(|past| now_ns < past.until_ns && past.step >= most.min(scenario.step));
+        let is_held = past.is_some_and(|past| {
+            i128::from(now_ns) < past.until_ns && past.step >= most.min(scenario.step)
+        });
         let strikes =
             past.map_or(0, |past| self.rules.strikes_left(past.strikes, past.until_ns, now_ns));
         let meant = scenario.step.climb(strikes, scenario.up_to);
@@ -233,7 +234,7 @@ impl Engine {
             // Else who wants it to could make it as long as he likes.
             let nth = if verdict.culprit.is_anybodys() { 1 } else { verdict.strikes };
             verdict.duration_ns = self.rules.length_ns(scenario.duration_ns, nth, jitter);
-            let until_ns = now_ns.saturating_add(verdict.duration_ns);
+            let until_ns = now_ns.saturating_add(verdict.duration_ns).into();
             self.remember(key, Past { strikes: verdict.strikes, step, until_ns });
         }
         Some(verdict)
@@ -266,9 +267,16 @@ impl Engine {
     }
 
     /// Takes over a culprit from before a restart, or from elsewhere: how many verdicts it had, and
-    /// the last of them.
-    pub fn restore(&mut self, culprit: &Culprit, strikes: u32, step: Step, until_ns: u64) {
+    /// the last of them. One that ended before boot is as old as it is: its time is less than nothing.
+    pub fn restore(
+        &mut self,
+        culprit: &Culprit,
+        strikes: u32,
+        step: Step,
+        until_ns: impl Into<i128>,
+    ) {
         if strikes > 0 {
+            let until_ns = until_ns.into();
             self.remember(self.hash(culprit), Past { strikes, step, until_ns });
         }
     }
@@ -290,7 +298,7 @@ impl Engine {
         let (brim_ns, strikes) = (scenario.brim_ns(), verdict.strikes.saturating_sub(1));
         let full = Bucket { drained_ns: now_ns.saturating_add(brim_ns), seen: Vec::new() };
         *self.buckets[verdict.place].entry(key, Bucket::default, |b| b.drained_ns) = full;
-        let past = Past { strikes, step: Step::Observe, until_ns: now_ns };
+        let past = Past { strikes, step: Step::Observe, until_ns: now_ns.into() };
         match strikes {
             0 => self.past.remove(key),
             _ => self.remember(key, past),

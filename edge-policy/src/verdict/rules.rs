@@ -79,8 +79,9 @@ impl Rules {
     }
 
     /// What is left of so many strikes, the last of which ends or ended then.
-    pub(super) fn strikes_left(&self, strikes: u32, until_ns: u64, now_ns: u64) -> u32 {
-        let forgotten = now_ns.saturating_sub(until_ns) / self.forget_after_ns.max(1);
+    pub(super) fn strikes_left(&self, strikes: u32, until_ns: i128, now_ns: u64) -> u32 {
+        let since_ns = (i128::from(now_ns) - until_ns).max(0);
+        let forgotten = since_ns / i128::from(self.forget_after_ns.max(1));
         strikes.saturating_sub(u32::try_from(forgotten).unwrap_or(u32::MAX))
     }
 }

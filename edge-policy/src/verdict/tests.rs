@@ -140,6 +140,12 @@ fn strikes_are_forgotten_one_by_one() {
     engine.restore(&culprit, 3, Step::Ban, MINUTE);
     let strikes = [0, MINUTE + day - 1, MINUTE + day, MINUTE + 2 * day, MINUTE + 9 * day];
     assert_eq!(strikes.map(|at| engine.strikes(&culprit, at)), [3, 3, 2, 1, 0]);
+    // What ended before boot has been forgotten in part by then, and goes on to be.
+    engine.restore(&culprit, 3, Step::Ban, -36 * 60 * i128::from(MINUTE));
+    let strikes = [0, day / 2 - 1, day / 2, day, day + day / 2];
+    assert_eq!(strikes.map(|at| engine.strikes(&culprit, at)), [2, 2, 1, 1, 0]);
+    let (_, verdict) = until_judged(&mut engine, &signal(1, GUESS, day / 2));
+    assert_eq!((verdict.strikes, verdict.duration_ns), (2, 40 * MINUTE));
 }
 
 #[test]
