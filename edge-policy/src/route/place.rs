@@ -159,6 +159,17 @@ impl PathPattern {
         all && !(self.exact && asked.next().is_some())
     }
 
+    /// Whether it covers some path that is `top` or lies below it.
+    #[must_use]
+    pub fn meets(&self, top: &str) -> bool {
+        let mut asked = parts(top.strip_prefix('/').unwrap_or(top));
+        let alike = |(own, asked): (&Segment, &str)| match own {
+            Segment::Any(_) => true,
+            Segment::Literal(own) => own == asked,
+        };
+        self.segments.iter().zip(&mut asked).all(alike) && !(self.exact && asked.next().is_some())
+    }
+
     /// The same text for all patterns that cover the same paths, whatever segments are called.
     pub(super) fn anonymous(&self) -> String {
         let begin = if self.exact { "=".to_owned() } else { String::new() };

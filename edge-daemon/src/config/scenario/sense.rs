@@ -40,9 +40,13 @@ pub(in crate::config) fn check(settings: &Settings, document: &DeTable<'_>, note
                 notes.wrong(place(key), fault.what, fault.help);
             }
         }
-        let lacking: Option<Vec<_>> = own.filter.kinds().map(|kind| lack(settings, kind)).collect();
-        if let Some((what, help)) = lacking.and_then(|all| all.first().copied()) {
-            notes.doubt(place("signals"), format!("'{name}' never speaks: {what}"), help);
+        let lacking = own.filter.kinds().map(|kind| lack(settings, own, kind));
+        let lacking: Option<Vec<_>> = lacking.collect();
+        if let Some((key, what, help)) = lacking.and_then(|all| all.first().copied()) {
+            notes.doubt(place(key), format!("'{name}' never speaks: {what}"), help);
+        }
+        for (key, what, help) in idle(own, &settings.routes) {
+            notes.doubt(place(key), what, help);
         }
         if let Some(kind) = careless(own) {
             let what = format!("a single '{}' is a verdict: '{name}'", kind.name());
@@ -163,20 +167,56 @@ pub(super) fn faults(
     faults
 }
 
-/// Why there is no signal of a kind, and what would make one.
-fn lack(settings: &Settings, kind: Kind) -> Option<(&'static str, &'static str)> {
+/// What it does nothing about, under which key, and what would help.
+fn idle(own: &Scenario, routes: &[Route]) -> Vec<(&'static str, String, &'static str)> {
+    let name = &own.name;
+    let mut doubts = Vec::new();
+    let (is_by, is_proven) = (own.by == By::Principal, own.filter.proven == Some(true));
+    // A key tells on any route, but nobody has to show it.
+    if (is_by || is_proven) && routes.iter().all(|route| route.needs.is_none()) {
+        let what = format!(
+            "'{name}' is about nobody but who shows a key unasked: no route asks who it is"
+        );
+        let help = "an 'auth' of the routes, or by \"source\"";
+        doubts.push((if is_by { "by" } else { "proven" }, what, help));
+    }
+    let other = own.filter.kinds().find(|kind| *kind != Kind::LoginFailed);
+    if let Some(kind) = other.filter(|_| own.by == By::Ja4 && own.step > Step::Observe) {
+        let what = format!(
+            "'{name}' refuses no '{}': a verdict on a library holds for logins alone",
+            kind.name()
+        );
+        doubts.push(("by", what, "\"fingerprint\", or \"login_failed\" alone"));
+    }
+    doubts
+}
+
+/// Why there is no signal of a kind, under which key, and what would make one.
+fn lack(
+    settings: &Settings,
+    own: &Scenario,
+    kind: Kind,
+) -> Option<(&'static str, &'static str, &'static str)> {
     let verdicts = &settings.verdicts;
     let limited = |reason| {
         let refuses = |spec: &&Spec| spec.reason == reason && !spec.shadow;
         let mut all = settings.limits.iter().chain([&settings.handshakes]).filter(refuses);
         all.any(|spec| spec.meter.is_some() || spec.tiers.iter().any(|(_, meter)| meter.is_some()))
     };
+    let paths = &own.filter.paths;
+    let meets =
+        |route: &&Route| paths.is_empty() || paths.iter().any(|top| route.at.path.meets(top));
+    let is_login = |route: &&Route| route.login.is_some();
     let (is_told, what, help) = match kind {
-        Kind::LoginFailed => (
-            settings.routes.iter().any(|route| route.login.is_some()),
-            "no route is a login",
-            "'login' of a [[route]] says how a failure is told",
-        ),
+        Kind::LoginFailed if !settings.routes.iter().any(|route| is_login(&route)) => {
+            (false, "no route is a login", "'login' of a [[route]] says how a failure is told")
+        }
+        Kind::Served | Kind::NotFound | Kind::LoginFailed => {
+            let mut there = settings.routes.iter().filter(meets);
+            let is_there = there.any(|route| kind != Kind::LoginFailed || is_login(&route));
+            let what = "no route that makes its signals is at these paths";
+            return (!is_there).then_some(("paths", what, "the paths of your routes"));
+        }
         Kind::Refused(Reason::CanaryKey) => (
             !verdicts.canaries.is_empty(),
             "no canary is laid out",
@@ -197,7 +237,7 @@ fn lack(settings: &Settings, kind: Kind) -> Option<(&'static str, &'static str)>
         ),
         _ => return None,
     };
-    (!is_told).then_some((what, help))
+    (!is_told).then_some(("signals", what, help))
 }
 
 /// Whether its paths are those of all requests, or of all that these routes are for.
