@@ -16,6 +16,7 @@ pub mod handover;
 pub mod issuers;
 pub mod kernel;
 pub mod keys;
+pub mod leftovers;
 pub mod listen;
 mod lookup;
 pub mod memory;

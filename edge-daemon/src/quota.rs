@@ -17,7 +17,7 @@ use edge_policy::limit::{
     meter::{Meter, Now, Window},
 };
 
-use crate::{clock, config::Settings, request::Edge, saved};
+use crate::{clock, config::Settings, leftovers::QUOTAS, request::Edge, saved};
 
 /// A limit, and what it had counted when it was saved.
 struct Kept {
@@ -181,7 +181,7 @@ fn words(bytes: &[u8]) -> Option<Vec<(u32, u128)>> {
 }
 
 fn file(dir: &Path, limit: &str) -> PathBuf {
-    dir.join("quotas").join(format!("{limit}.quota"))
+    dir.join(QUOTAS).join(format!("{limit}.quota"))
 }
 
 /// A crash forgets no more than what was counted in this time.

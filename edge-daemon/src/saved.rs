@@ -1,9 +1,11 @@
-//! Small files that outlive a restart: each is written whole beside the former, put in its place, and
-//! ends in a digest of itself, so that it is read whole or not at all.
+//! Files that outlive a restart: each is written whole beside the former and put in its place, for nobody
+//! else to read, as some hold secrets. Small ones end in a digest of themselves, so that they are read whole
+//! or not at all.
 
 use std::{
-    fs::{self, File},
+    fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read as _, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::Path,
     sync::mpsc::{Receiver, RecvTimeoutError},
     time::Duration,
@@ -11,20 +13,44 @@ use std::{
 
 use crate::request::Edge;
 
-/// Writes a file in the place of the former.
+/// Makes a folder, and those above it, that nobody else can look into. One that is there stays as it is.
+///
+/// # Errors
+/// If it cannot be made.
+pub(crate) fn folder(dir: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+/// Puts what `fill` writes in the place of the former file, in a folder that is made if it is missing.
+///
+/// # Errors
+/// If the disk fails; the former is left as it was.
+pub(crate) fn replace(
+    path: &Path,
+    fill: impl FnOnce(&mut File) -> io::Result<()>,
+) -> io::Result<()> {
+    path.parent().map_or(Ok(()), folder)?;
+    let fresh = path.with_extension("fresh");
+    // One that a crash left may have other rights.
+    match fs::remove_file(&fresh) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
+    let done = fill(&mut written).and_then(|()| written.sync_all());
+    done.and_then(|()| fs::rename(&fresh, path)).inspect_err(|_| {
+        // Half a file only takes the room that may be what is lacking.
+        let _ = fs::remove_file(&fresh);
+    })
+}
+
+/// Writes a small file in the place of the former.
 ///
 /// # Errors
 /// If the disk fails; the former is left as it was.
 pub(crate) fn write(path: &Path, mut content: Vec<u8>) -> io::Result<()> {
     content.extend(blake3::hash(&content).as_bytes());
-    let fresh = path.with_extension("fresh");
-    if let Some(dir) = path.parent() {
-        fs::create_dir_all(dir)?;
-    }
-    let mut written = File::create(&fresh)?;
-    written.write_all(&content)?;
-    written.sync_all()?;
-    fs::rename(&fresh, path)
+    replace(path, |file| file.write_all(&content))
 }
 
 /// What `parse` makes of a file of at most so many bytes; `None` if there is none. One that is damaged, or of
@@ -96,6 +122,8 @@ const OTHER: io::ErrorKind = io::ErrorKind::Unsupported;
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     #[test]
@@ -115,6 +143,28 @@ mod tests {
         }
         write(&path, vec![0; 200]).unwrap();
         assert_eq!((read(), path.exists()), (None, false), "longer than it may be");
+    }
+
+    #[test]
+    fn nobody_else_can_read_it_whatever_was_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("below");
+        let path = folder.join("a.kept");
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        write(&path, b"one".to_vec()).unwrap();
+        assert_eq!((mode(&folder), mode(&path)), (0o700, 0o600));
+        // As a version before left it, and as it was cut short.
+        for left in [path.clone(), path.with_extension("fresh")] {
+            fs::write(&left, "old").unwrap();
+            fs::set_permissions(&left, fs::Permissions::from_mode(0o644)).unwrap();
+        }
+        write(&path, b"two".to_vec()).unwrap();
+        assert_eq!(mode(&path), 0o600);
+        // What cannot be written whole leaves the former, and nothing beside it.
+        let full = replace(&path, |_| Err(io::ErrorKind::StorageFull.into()));
+        assert_eq!(full.unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert_eq!(fs::read(&path).unwrap()[..3], *b"two");
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
     }
 
     #[test]

@@ -11,9 +11,9 @@ mod lending;
 
 use std::{
     fmt,
-    fs::{self, DirBuilder, OpenOptions},
+    fs::{self, OpenOptions},
     io,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Condvar, Mutex},
     time::Duration,
@@ -34,7 +34,7 @@ use self::{
     keys::{HASHES, KEYS, USES},
     lending::Held,
 };
-use crate::control::ListName;
+use crate::{control::ListName, saved};
 
 /// A table of JSON records under a text key.
 type Records = TableDefinition<'static, &'static str, &'static [u8]>;
@@ -176,11 +176,7 @@ impl Store {
     /// # Errors
     /// If the folder cannot be used, another process holds the file or the disk fails.
     pub fn open(dir: &Path, now_s: u64) -> Result<(Self, Option<String>), Fault> {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
-            .map_err(|fault| Fault::File(dir.to_owned(), fault))?;
+        saved::folder(dir).map_err(|fault| Fault::File(dir.to_owned(), fault))?;
         let path = dir.join("edged.redb");
         let mut copy = SecondCopy::read(dir);
         let mut is_new = fs::metadata(&path).map_or(true, |file| file.len() == 0);

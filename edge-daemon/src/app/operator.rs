@@ -16,11 +16,12 @@ use tokio::{
 
 use super::{certificates, overview::overview};
 use crate::{
-    audit,
+    audit, clock,
     config::{self, Settings, settings},
     control::{Command, Peer, Reply, feeds::FeedCommand, keys::KeyCommand, protocol::Entries},
     events::Event,
     keys::{self, masters, pepper},
+    leftovers::{self, Named},
     notify::{self, notify},
     plan::{self, PlanError},
     quota,
@@ -215,6 +216,21 @@ impl Operator {
         keep_lists(&settings);
         self.settings = settings;
         Ok(())
+    }
+
+    /// Removes the files of what has not been configured for long.
+    pub(super) async fn sweep(&self) {
+        let (edge, state) = (Arc::clone(&self.edge), self.settings.state.dir.clone());
+        let named = Named::by(&self.settings);
+        let sweep = move || {
+            // A successor's files are its own.
+            let Some(_turn) = edge.reign.turn() else { return };
+            let now_s = i64::try_from(clock::unix_ms() / 1000).unwrap_or(0);
+            leftovers::sweep(&state, &named, now_s);
+        };
+        if let Err(error) = tokio::task::spawn_blocking(sweep).await {
+            tracing::error!(%error, "the state folder cannot be looked after");
+        }
     }
 
     /// Reads the secrets again if the file of one has changed, under the configuration in force.

@@ -130,6 +130,14 @@ async fn serve_all(
             following.lock().await.follow_secrets();
         }
     });
+    let swept = Rc::clone(&operator);
+    spawn_local(async move {
+        loop {
+            // Locked to its end: a reload may name what is being removed.
+            swept.lock().await.sweep().await;
+            tokio::time::sleep(SWEEP_EVERY).await;
+        }
+    });
     // A task of its own: an end that is asked for does not wait for a reload.
     let reloaded = Rc::clone(&operator);
     spawn_local(async move {
@@ -237,3 +245,5 @@ pub(super) fn say_farewell(end: End) {
 
 /// How soon a secret that changes in its file is read again, at the latest.
 const LOOK_AT_SECRETS: Duration = Duration::from_secs(2);
+/// How often files of what is not configured any more are looked for.
+const SWEEP_EVERY: Duration = Duration::from_secs(86_400);

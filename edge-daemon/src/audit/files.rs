@@ -4,9 +4,9 @@
 //! A file is named after the number of its first line, so that names sort as lines do.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -18,6 +18,7 @@ use crate::{
     clock,
     config::settings,
     keys::pepper,
+    saved,
     secret::{BYTES_MIN, Origin},
 };
 
@@ -44,10 +45,7 @@ pub(super) struct Opened {
 impl Files {
     pub(super) fn open(settings: &settings::Audit, key: &ChainKey) -> anyhow::Result<Opened> {
         let dir = settings.dir.clone();
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&dir)
+        saved::folder(&dir)
             .with_context(|| format!("cannot use the audit log's folder {}", dir.display()))?;
         let newest = paths(&dir)?.pop();
         let mut notes = Vec::new();

@@ -4,8 +4,8 @@
 use std::{
     fmt::Write as _,
     fs,
-    io::{self, BufRead as _, BufReader, Read as _},
-    os::unix::{ffi::OsStrExt as _, fs::DirBuilderExt as _},
+    io::{self, BufRead as _, BufReader, Read as _, Write as _},
+    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
@@ -16,7 +16,7 @@ use super::{
     files,
     settings::{Line, ListFile, Lists},
 };
-use crate::regular;
+use crate::{leftovers::LISTS, regular, saved};
 
 /// How many networks the file had when it was last taken, as far as anything is known of it.
 pub(super) fn count(state: &Path, path: &Path) -> Option<usize> {
@@ -64,8 +64,6 @@ pub fn keep(state: &Path, lists: &Lists) -> io::Result<()> {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let fresh = lists.allow.files.iter().chain(&lists.deny.files).filter(|file| !file.is_stale);
     for file in fresh {
-        let kept = place(state, &file.path);
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(state.join(FOLDER))?;
         let mut text = format!("{} {}\n", file.path.display(), file.nets.len());
         for Line { net, number } in file.nets.iter() {
             // Writing to a string never fails.
@@ -74,22 +72,24 @@ pub fn keep(state: &Path, lists: &Lists) -> io::Result<()> {
                 None => writeln!(text, "{net} {number}"),
             };
         }
-        let new = kept.with_extension("new");
-        fs::write(&new, text)?;
-        fs::rename(&new, &kept)?;
+        saved::replace(&place(state, &file.path), |kept| kept.write_all(text.as_bytes()))?;
     }
     Ok(())
 }
 
-/// A name that every path can have: FNV-1a of it.
 fn place(state: &Path, path: &Path) -> PathBuf {
+    state.join(LISTS).join(kept_as(path))
+}
+
+/// The name under which a list file's content is kept, which every path can have: FNV-1a of it.
+#[must_use]
+pub fn kept_as(path: &Path) -> String {
     let hash = path.as_os_str().as_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
     });
-    state.join(FOLDER).join(format!("{hash:016x}"))
+    format!("{hash:016x}")
 }
 
-const FOLDER: &str = "lists";
 /// As long as a path may be, and a number.
 const HEAD_BYTES_MAX: u64 = 8 << 10;
 /// As much as a list file may have, and a number for each line.

@@ -41,7 +41,7 @@ mod tests;
 use std::path::Path;
 
 pub use fleet::host_name;
-pub use kept::keep;
+pub use kept::{keep, kept_as};
 use mistake::Source;
 pub use mistake::{Mistake, Mistakes, Warnings};
 pub use reach::reach;

@@ -2,9 +2,9 @@
 //! made if it is a file that is not there yet.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::Path,
 };
 
@@ -14,6 +14,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     config::settings::Keys,
+    saved,
     secret::{BYTES_MIN, Origin},
 };
 
@@ -56,7 +57,7 @@ pub(crate) fn make_if_missing(path: &Path) -> io::Result<()> {
     let mut pepper = Zeroizing::new([0; 32]);
     getrandom::fill(&mut *pepper).map_err(|fault| io::Error::other(fault.to_string()))?;
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    saved::folder(dir)?;
     let temporary = path.with_extension(format!("new-{}", std::process::id()));
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
     let written = file

@@ -1,14 +1,15 @@
 //! The last good list of a feed on disk: a line that says what it is, and the list as it came.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, File},
     io::{self, Read as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize};
+
+use crate::saved;
 
 /// What is known of a list beside its content.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,17 +49,12 @@ fn file(dir: &Path, name: &str) -> PathBuf {
 /// If the disk fails; then the former stays.
 pub(super) fn save(dir: &Path, name: &str, mut head: Head, content: &[u8]) -> io::Result<()> {
     head.sum = blake3::hash(content).to_hex().to_string();
-    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    let path = file(dir, name);
-    let fresh = path.with_extension("fresh");
-    let mut options = OpenOptions::new();
-    let mut written = options.write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
-    written.write_all(&serde_json::to_vec(&head).map_err(io::Error::other)?)?;
-    written.write_all(b"\n")?;
-    written.write_all(content)?;
-    written.set_modified(time(head.at_ms))?;
-    written.sync_all()?;
-    fs::rename(&fresh, &path)
+    saved::replace(&file(dir, name), |written| {
+        written.write_all(&serde_json::to_vec(&head).map_err(io::Error::other)?)?;
+        written.write_all(b"\n")?;
+        written.write_all(content)?;
+        written.set_modified(time(head.at_ms))
+    })
 }
 
 /// Notes that a list that is kept is still what its source has.
@@ -73,43 +69,63 @@ fn time(at_ms: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_millis(at_ms)
 }
 
-/// The list that is kept, if there is one from this place. A damaged one is set aside.
+/// The list that is kept, if there is one from this place, of `most` bytes at most. A damaged one is set aside.
+/// One that is larger, or cannot be read, may be sound: it stays where it is until another comes.
 pub(super) fn load(dir: &Path, name: &str, place: &str, most: usize) -> Option<(Head, String)> {
     let path = file(dir, name);
-    let read = || -> io::Result<(Head, String)> {
-        let mut bytes = Vec::new();
-        let most = (most as u64).saturating_add(HEAD_BYTES_MAX);
-        let file = File::open(&path)?;
-        let at = file.metadata()?.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
-        file.take(most).read_to_end(&mut bytes)?;
-        let (head, content) =
-            parse(&bytes).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
-        let at_ms = u64::try_from(at.as_millis()).unwrap_or(u64::MAX);
-        Ok((Head { at_ms, ..head }, content))
+    let why = match read(&path, most) {
+        Ok(found) => return found.filter(|(head, _)| head.place == place),
+        Err(why) => why,
     };
-    match read() {
-        Ok((head, content)) => (head.place == place).then_some((head, content)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => {
-            let aside = path.with_extension("damaged");
-            let moved = fs::rename(&path, &aside);
-            tracing::error!(feed = name, %error, aside = %aside.display(), ?moved,
-                "what was kept of the feed is damaged and was set aside");
-            None
-        }
+    if why.kind() == DAMAGED {
+        let aside = path.with_extension("damaged");
+        let moved = fs::rename(&path, &aside);
+        tracing::error!(feed = name, aside = %aside.display(), ?moved,
+            "what was kept of the feed is damaged and was set aside");
+    } else {
+        tracing::error!(feed = name, %why, file = %path.display(),
+            "what is kept of the feed stays where it is and is not in force");
     }
+    None
 }
 
-fn parse(bytes: &[u8]) -> Option<(Head, String)> {
+fn read(path: &Path, most: usize) -> io::Result<Option<(Head, String)>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let at = file.metadata()?.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let at_ms = u64::try_from(at.as_millis()).unwrap_or(u64::MAX);
+    let large = || {
+        let why = format!("it is larger than the {most} bytes that it may have");
+        io::Error::new(io::ErrorKind::FileTooLarge, why)
+    };
+    let most_of_file = (most as u64).saturating_add(HEAD_BYTES_MAX);
+    let mut bytes = Vec::new();
+    file.take(most_of_file.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most_of_file {
+        return Err(large());
+    }
+    let (head, content) = parse(&bytes).ok_or(DAMAGED)?;
+    if content.len() > most {
+        return Err(large());
+    }
+    let content = String::from_utf8_lossy(content).into_owned();
+    Ok(Some((Head { at_ms, ..head }, content)))
+}
+
+fn parse(bytes: &[u8]) -> Option<(Head, &[u8])> {
     let end = bytes.iter().position(|byte| *byte == b'\n')?;
     let (head, content) = (bytes.get(..end)?, bytes.get(end + 1..)?);
     let head: Head = serde_json::from_slice(head).ok()?;
     if blake3::hash(content).to_hex().as_str() != head.sum {
         return None;
     }
-    Some((head, String::from_utf8_lossy(content).into_owned()))
+    Some((head, content))
 }
 
+const DAMAGED: io::ErrorKind = io::ErrorKind::InvalidData;
 const HEAD_BYTES_MAX: u64 = 16 << 10;
 
 #[cfg(test)]
@@ -136,5 +152,26 @@ mod tests {
             assert!(load(dir.path(), "a", &place, 1_000).is_none(), "{cut}");
             assert!(path.with_extension("damaged").exists() && !path.exists());
         }
+    }
+    #[test]
+    fn what_is_larger_than_it_may_be_or_cannot_be_read_is_not_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        let (head, place) = (Head::new("here".into(), 7, None, None), "here");
+        let path = file(dir.path(), "a");
+        // Within the room for the head, and beyond it.
+        for length in [11, HEAD_BYTES_MAX as usize + 11] {
+            save(dir.path(), "a", head.clone(), &vec![b'1'; length]).unwrap();
+            let kind = read(&path, 10).unwrap_err().kind();
+            assert_eq!(kind, io::ErrorKind::FileTooLarge, "{length}");
+            assert!(load(dir.path(), "a", place, 10).is_none());
+            assert!(path.exists() && !path.with_extension("damaged").exists());
+            // The bound is what kept it out.
+            assert_eq!(load(dir.path(), "a", place, length).unwrap().1.len(), length);
+        }
+        // As a disk that fails: there is something, and no byte of it comes.
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert!(load(dir.path(), "a", place, 10).is_none());
+        assert!(path.is_dir() && !path.with_extension("damaged").exists());
     }
 }

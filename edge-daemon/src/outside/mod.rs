@@ -39,6 +39,7 @@ use crate::{
     config::{self, settings},
     control::{feeds::FeedEntry, guard},
     kernel::Lists,
+    leftovers::FEEDS,
     request::Edge,
     verdict::{Order, Sheet, Sheets, Update},
 };
@@ -75,7 +76,7 @@ impl Outside {
         let upstreams = settings.upstream_addresses().map(|(_, address)| address);
         self.upstreams.store(Arc::new(upstreams.collect()));
         let (former, own) = (self.sources.borrow().clone(), self.own());
-        let dir = self.state.join("feeds");
+        let dir = self.state.join(FEEDS);
         let feed = |settings: &settings::Feed| {
             let same = former.feeds.iter().find(|feed| feed.settings == *settings);
             same.map_or_else(|| Arc::new(Feed::new(settings, &dir, &own)), Arc::clone)

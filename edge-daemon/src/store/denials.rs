@@ -7,7 +7,6 @@ use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -19,6 +18,7 @@ use redb::{
 use serde::{Deserialize, Serialize};
 
 use super::{Fault, Records, Store};
+use crate::saved;
 
 pub(super) const DENIALS: Records = TableDefinition::new("denied_tokens");
 
@@ -71,20 +71,12 @@ impl SecondCopy {
 
     /// Writes the file anew; the former one stays if the disk fails.
     fn write(&self, known: &Known) -> Result<(), Fault> {
-        let fresh = self.path.with_extension("fresh");
         let write = || -> io::Result<()> {
-            let mut options = OpenOptions::new();
-            options.write(true).create(true).truncate(true).mode(0o600);
-            let mut file = options.open(&fresh)?;
-            file.write_all(&text(known, self.lost_ms).map_err(io::Error::other)?)?;
-            file.sync_all()?;
-            fs::rename(&fresh, &self.path)?;
+            let text = text(known, self.lost_ms).map_err(io::Error::other)?;
+            saved::replace(&self.path, |file| file.write_all(&text))?;
             File::open(self.path.parent().unwrap_or(Path::new("/")))?.sync_all()
         };
-        write().map_err(|fault| {
-            let _ = fs::remove_file(&fresh);
-            Fault::File(self.path.clone(), fault)
-        })
+        write().map_err(|fault| Fault::File(self.path.clone(), fault))
     }
 
     /// Adds lines, or nothing if the disk fails.

@@ -1,14 +1,7 @@
 //! Certificates from an authority that speaks ACME (RFC 8555), which looks for the proof of a name
 //! in a handshake on port 443 (TLS-ALPN-01, RFC 8737).
 
-use std::{
-    collections::BTreeMap,
-    fs::{self, File},
-    io::Write as _,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
-    path::Path,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, fs, io::Write as _, sync::Arc};
 
 use anyhow::{Context as _, bail};
 use instant_acme::{
@@ -25,7 +18,7 @@ use rustls::{
 };
 
 use super::{Front, Pair};
-use crate::config::settings::Acme;
+use crate::{config::settings::Acme, saved};
 
 /// The names whose certificates are due at this time: those that have none, and those of whose time
 /// a third is left, or less.
@@ -46,7 +39,7 @@ pub fn due(front: &Front, now_s: i64) -> Vec<String> {
 /// If the authority cannot be reached or is not convinced, or the disk fails.
 pub async fn fetch(front: &Front, name: &str) -> anyhow::Result<()> {
     let acme = front.acme().context("nothing is to be fetched")?;
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(&acme.dir)?;
+    saved::folder(&acme.dir)?;
     let account = account(acme).await?;
     let identifiers = [Identifier::Dns(name.to_owned())];
     let mut order = account.new_order(&NewOrder::new(&identifiers)).await?;
@@ -60,7 +53,8 @@ pub async fn fetch(front: &Front, name: &str) -> anyhow::Result<()> {
     if !pair.own.iter().any(|own| own == name) {
         bail!("the certificate is for {}", pair.own.join(", "));
     }
-    save(&file(acme, name), text.as_bytes()).context("cannot keep the certificate")?;
+    saved::replace(&file(acme, name), |kept| kept.write_all(text.as_bytes()))
+        .context("cannot keep the certificate")?;
     front.adopt(name, pair)?;
     Ok(())
 }
@@ -133,7 +127,7 @@ async fn account(acme: &Acme) -> anyhow::Result<Account> {
     let directory = acme.directory.clone();
     let (account, credentials) = builder()?.create(&new, directory.clone(), None).await?;
     let text = serde_json::to_vec(&KeptAccount { directory, credentials })?;
-    save(&path, &text).context("cannot keep the account")?;
+    saved::replace(&path, |kept| kept.write_all(&text)).context("cannot keep the account")?;
     Ok(account)
 }
 
@@ -171,16 +165,6 @@ fn pair(text: &str) -> Result<Pair, String> {
 
 fn file(acme: &Acme, name: &str) -> std::path::PathBuf {
     acme.dir.join(format!("{name}.pem"))
-}
-
-/// Writes a secret whole, in the place of what was there.
-fn save(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let beside = path.with_extension("new");
-    let mut file =
-        File::options().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&beside, path)
 }
 
 /// The protocol under which the proof is asked for.
