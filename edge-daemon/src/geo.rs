@@ -129,9 +129,12 @@ fn find(reader: &Reader<Vec<u8>>, place: Place, address: IpAddr) -> Option<u64> 
             let [a, b] = *code.as_bytes().as_array()?;
             Some(u64::from(u16::from_be_bytes([a, b])))
         }),
-        Place::Asn => {
-            ASN.iter().find_map(|path| found.decode_path::<u32>(path).ok()?.map(u64::from))
-        }
+        Place::Asn => ASN.iter().find_map(|path| {
+            let number = found.decode_path::<u32>(path).ok().flatten();
+            // "AS64496", as some write it.
+            let text = || found.decode_path::<&str>(path).ok()??.strip_prefix("AS")?.parse().ok();
+            number.or_else(text).map(u64::from)
+        }),
     }
 }
 

@@ -23,6 +23,25 @@ fn countries(entries: &[(&str, &str)]) -> Result<Vec<u8>> {
     Ok(write("Test-Country", &entries?))
 }
 
+/// A database of networks' numbers, each in the shape that it is told in.
+fn numbers(entries: &[(&str, (&str, Value<'_>))]) -> Result<Vec<u8>> {
+    let numbers: Vec<_> = entries.iter().map(|(_, number)| [*number]).collect();
+    let entries: Result<Vec<_>> =
+        entries.iter().zip(&numbers).map(|((at, _), n)| Ok((net(at)?, Value::Map(n)))).collect();
+    Ok(write("Test-ASN", &entries?))
+}
+
+/// [`CLIENT`] and [`FRIEND`] are of one network, [`ATTACKER`] is of another, each in another shape.
+fn networks() -> Result<Vec<u8>> {
+    let [client, friend, attacker] =
+        [CLIENT, FRIEND, ATTACKER].map(|address| format!("{address}/32"));
+    numbers(&[
+        (&client, ("autonomous_system_number", Value::Number(64_496))),
+        (&friend, ("asn", Value::Text("AS64496"))),
+        (&attacker, ("asn", Value::Number(64_497))),
+    ])
+}
+
 const LIMIT: &str = "[[limit]]\nname = \"place\"\nby = [\"country\"]\nrate = \"3/h\"\n";
 
 #[test]
@@ -147,10 +166,11 @@ fn one_key_from_several_countries_is_told() -> Result<()> {
 #[test]
 fn what_is_missing_or_broken_is_told_before_the_start() -> Result<()> {
     let lab = Lab::new()?;
-    let told = |country: &str, limit: &str| -> Result<String> {
+    let told = |file: &str, limit: &str| -> Result<String> {
         let mut setup = lab.edged()?;
-        if !country.is_empty() {
-            setup = setup.set("geo.country", &format!("{:?}", lab.dir().join(country)));
+        if !file.is_empty() {
+            let key = if limit.contains("asn") { "geo.asn" } else { "geo.country" };
+            setup = setup.set(key, &format!("{:?}", lab.dir().join(file)));
         }
         let config = setup.append(limit)?.write()?;
         edge_tests::daemon::certify(lab.dir())?;
@@ -164,16 +184,107 @@ fn what_is_missing_or_broken_is_told_before_the_start() -> Result<()> {
     std::fs::write(lab.dir().join("bad.mmdb"), "no database")?;
     let whole = countries(&[("192.0.2.0/24", "NZ")])?;
     std::fs::write(lab.dir().join("cut.mmdb"), &whole[whole.len() / 2..])?;
-    for (country, limit, what) in [
+    std::fs::write(lab.dir().join("country.mmdb"), &whole)?;
+    let by_asn = LIMIT.replace("country", "asn");
+    for (file, limit, what) in [
         ("gone.mmdb", LIMIT, "No such file"),
         ("bad.mmdb", LIMIT, "bad.mmdb: "),
         ("cut.mmdb", LIMIT, "cut.mmdb: "),
         ("asn.mmdb", LIMIT, "a database of the type 'Test-ASN' does not tell countries"),
         ("", LIMIT, "nothing tells the country of an address"),
         ("", SCENARIO, "nothing tells the country of an address"),
+        (
+            "country.mmdb",
+            &by_asn,
+            "a database of the type 'Test-Country' does not tell autonomous systems",
+        ),
+        ("", &by_asn, "nothing tells the asn of an address"),
     ] {
-        let words = told(country, limit)?;
-        assert!(words.contains(what), "{country}: {words}");
+        let words = told(file, limit)?;
+        assert!(words.contains(what), "{file}: {words}");
     }
+    Ok(())
+}
+
+#[test]
+fn clients_are_counted_by_the_network_that_they_are_of() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let path = lab.dir().join("asn.mmdb");
+    std::fs::write(&path, networks()?)?;
+    let setup = lab.edged()?.set("geo.asn", &format!("{path:?}"));
+    let edged = setup.append(&LIMIT.replace("country", "asn"))?.start()?;
+    let ask = |source: &str| Ok::<_, anyhow::Error>(edged.get(source, "/health").send()?.status);
+    assert_eq!([ask(CLIENT)?, ask(FRIEND)?, ask(CLIENT)?], [200; 3]);
+    assert_eq!([ask(FRIEND)?, ask(CLIENT)?], [429; 2]);
+    assert_eq!([ask(ATTACKER)?, ask(CLIENT6)?], [200; 2]);
+    for (source, number) in [(CLIENT, "64496"), (FRIEND, "64496"), (ATTACKER, "64497")] {
+        let told = edged.tell(&format!("explain {source}"))?;
+        let is_told = |line: &str| line.starts_with("asn") && line.ends_with(number);
+        assert!(told.lines().any(is_told), "{source}: {told}");
+    }
+    Ok(())
+}
+
+const BY_NETWORK: &str = "[[scenario]]\nname = \"far\"\nsignals = [\"credential_invalid\"]\n\
+    by = \"asn\"\nnot_asn = [64497]\ncapacity = 3\nleak = \"1/h\"\nduration = \"1h\"\nstep = \"429\"\n\
+    [[scenario]]\nname = \"near\"\nsignals = [\"credential_invalid\"]\nby = \"asn\"\nasn = [64497]\n\
+    capacity = 3\nleak = \"1/h\"\nduration = \"1h\"\nstep = \"observe\"\n\
+    [[scenario]]\nname = \"brute-force\"\nenabled = false\n";
+
+#[test]
+fn guesses_are_held_against_the_network_that_they_come_from() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let path = lab.dir().join("asn.mmdb");
+    std::fs::write(&path, networks()?)?;
+    let setup = lab.edged()?.set("geo.asn", &format!("{path:?}")).set("lists.allow", "[]");
+    let edged = setup.append(BY_NETWORK)?.start()?;
+    let guess =
+        |source: &str| -> Result<u16> { Ok(edged.get(source, "/").key("edged_x").send()?.status) };
+    let observed = |scenario: &str| -> Result<Vec<serde_json::Value>> {
+        Ok(edged.events()?.into_iter().filter(|event| event["scenario"] == scenario).collect())
+    };
+    // As many as the scenarios let pass from each network, and of where nobody knows more.
+    for source in [CLIENT, FRIEND, CLIENT, ATTACKER, ATTACKER, ATTACKER] {
+        assert_eq!(guess(source)?, 401);
+    }
+    for _ in 0..5 {
+        assert_eq!(guess(CLIENT6)?, 401);
+    }
+    assert!(observed("far")?.is_empty() && observed("near")?.is_empty());
+    until("the one network is refused", Duration::from_secs(5), || Ok(guess(FRIEND)? == 429))?;
+    assert_eq!((guess(CLIENT)?, guess(ATTACKER)?, guess(CLIENT6)?), (429, 401, 401));
+    until("the other is told of", Duration::from_secs(5), || Ok(!observed("near")?.is_empty()))?;
+    let culprits =
+        |told: Vec<serde_json::Value>| -> String { told.iter().map(ToString::to_string).collect() };
+    let (far, near) = (culprits(observed("far")?), culprits(observed("near")?));
+    assert!(far.contains("asn:64496") && !far.contains("asn:64497"), "{far}");
+    assert!(near.contains("asn:64497") && !near.contains("asn:64496"), "{near}");
+    edged.tell("ban remove asn:64496")?;
+    assert_eq!(guess(CLIENT)?, 401);
+    Ok(())
+}
+
+#[test]
+fn one_key_from_several_networks_is_told() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let path = lab.dir().join("asn.mmdb");
+    std::fs::write(&path, networks()?)?;
+    let roaming = "[[scenario]]\nname = \"roaming\"\nsignals = [\"served\"]\nby = \"principal\"\n\
+        distinct = \"asn\"\ncapacity = 1\nleak = \"1/d\"\nstep = \"observe\"\nduration = \"1h\"\n";
+    let edged = lab.edged()?.set("geo.asn", &format!("{path:?}")).append(roaming)?.start()?;
+    let key = edged.key("one")?;
+    let observed = || -> Result<usize> {
+        Ok(edged.events()?.iter().filter(|event| event["scenario"] == "roaming").count())
+    };
+    // Two addresses of one network are one.
+    for source in [CLIENT, FRIEND, CLIENT, FRIEND] {
+        assert_eq!(edged.get(source, "/").key(&key).send()?.status, 200);
+    }
+    assert_eq!(observed()?, 0);
+    assert_eq!(edged.get(ATTACKER, "/").key(&key).send()?.status, 200);
+    until("it is told", Duration::from_secs(5), || Ok(observed()? == 1))?;
     Ok(())
 }
