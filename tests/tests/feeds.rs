@@ -182,6 +182,35 @@ fn the_last_good_list_is_in_force_before_its_server_is_up() -> Result<()> {
     Ok(())
 }
 
+/// A `.netset` in the form in which FireHOL's project publishes them: a head of comments, networks and
+/// lone addresses in order, and of unallocated space what a list of bogons has.
+#[test]
+fn a_netset_is_taken_as_it_is_published() -> Result<()> {
+    let lab = Lab::new()?;
+    let text = format!(
+        "#\n# some_level1\n#\n# ipv4 hash:net ipset\n#\n# Maintainer      : Somebody\n\
+         # Category        : attacks\n# Version         : 29331\n#\n\
+         # This File Date  : Tue Dec  1 00:00:00 UTC 2026\n# Update Frequency: 1 day\n\
+         # Aggregation     : none\n# Entries         : 7 subnets, 838861314 unique IPs\n#\n\
+         # Full list analysis, including geolocation, is at http://lists.example/?ipset=some_level1\n#\n\
+         0.0.0.0/8\n10.0.0.0/8\n127.0.0.0/8\n{ATTACKER}\n203.0.114.0/24\n203.0.115.7\n224.0.0.0/3\n"
+    );
+    let web = Web::start(&lab.edge, AT, move |_| Answer::ok(text.clone()))?;
+    let edged = lab.edged()?.append(&feed("format = \"netset\""))?.start()?;
+    fetched(&edged, 4)?;
+    let told = one(&edged)?;
+    assert_eq!(told["faults"], serde_json::json!({"local": 2, "wide": 1}), "{told}");
+    assert!(!reaches(&lab, ATTACKER, 443) && reaches(&lab, CLIENT, 443));
+    for (address, line) in [(ATTACKER, 20), ("203.0.114.200", 21), ("203.0.115.7", 22)] {
+        let why = edged.ask(&format!("explain {address}"))?;
+        let source = format!("feed one:{line}");
+        assert_eq!((&why["verdict"], &why["source"]), (&"deny_list".into(), &source.into()));
+    }
+    assert_eq!(edged.ask("explain 203.0.115.8")?["verdict"], "pass", "a lone address is one");
+    assert_eq!(web.asked().len(), 1);
+    Ok(())
+}
+
 #[test]
 fn a_dry_run_counts_and_drops_nothing() -> Result<()> {
     let lab = Lab::new()?;

@@ -24,10 +24,13 @@ use edge_tests::{
 };
 
 fn start<'l>(hub: &Hub, n: usize, lab: &'l Lab, lines: &str) -> Result<Edged<'l>> {
-    let section = hub.section(n, lab, lines)?;
+    start_with(lab, &hub.section(n, lab, lines)?)
+}
+
+fn start_with<'l>(lab: &'l Lab, section: &str) -> Result<Edged<'l>> {
     // Who asks beyond a limit all the time is to be refused by it, and not banned for it.
     let setup = lab.edged()?.set("verdicts.never_ban", &format!("[\"{CLIENT}/32\"]"));
-    setup.set("lists.allow", "[]").append(&section)?.start()
+    setup.set("lists.allow", "[]").append(section)?.start()
 }
 
 fn connected(edged: &Edged<'_>, wanted: f64) -> Result<Duration> {
@@ -50,7 +53,8 @@ fn a_ban_on_one_edge_is_a_ban_on_all() -> Result<()> {
     let (one, two) = (Lab::new()?, Lab::new()?);
     let mut hub = Hub::start(&[&one, &two])?;
     let a = start(&hub, 0, &one, "")?;
-    let mut b = start(&hub, 1, &two, "")?;
+    // The same server by its other name.
+    let mut b = start_with(&two, &hub.section(1, &two, "")?.replace("redis://", "valkey://"))?;
     connected(&a, 1.0)?;
     connected(&b, 1.0)?;
     assert!(reaches(&two, ATTACKER, 443));
@@ -709,7 +713,7 @@ fn over_tls_and_within_the_cap() -> Result<()> {
     let (one, two) = (Lab::new()?, Lab::new()?);
     let hub = Hub::start_secure(&[&one, &two])?;
     let a = start(&hub, 0, &one, "")?;
-    let section = hub.section(1, &two, "")?;
+    let section = hub.section(1, &two, "")?.replace("rediss://", "valkeys://");
     let b = two.edged()?.set("verdicts.bans_per_minute", "2").append(&section)?.start()?;
     bans_come(&a, &b, 4)?;
     let is = |step: &str| -> Result<usize> {

@@ -165,6 +165,9 @@ mod tests {
         let secure = good.replace("redis", "rediss") + "\nauthorities = \"ca.pem\"";
         assert!(told(&secure).contains("is_secure: true, authorities: Some(\"ca.pem\")"));
         assert!(told(&format!("{good}\nauthorities = \"ca.pem\"")).contains("are for TLS"));
+        for text in [good, &secure] {
+            assert_eq!(told(&text.replace("redis", "valkey")), told(text));
+        }
         for (lines, what) in [
             ("[fleet]\nserver = \"redis://h\"\nnode = \"a\"", "missing key 'secret'"),
             ("[fleet]\nsecret = \"env:S\"\nnode = \"a\"", "missing key 'server'"),
