@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::scene::{Ticker, address, first_drop_ms, open, p99, under_signals};
+use super::scene::{Ticker, address, first_drop_ms, open_behind_proxy, p99, under_signals};
 use crate::{
     bench::{Effort, Goal, Line, Report},
     client::until,
@@ -17,8 +17,8 @@ use crate::{
 pub(super) fn from_edge_to_edge(effort: Effort, report: &mut Report) -> Result<()> {
     let (one, two) = (Lab::new()?, Lab::new()?);
     let hub = Hub::start(&[&one, &two])?;
-    let a = open(&one)?.append(&hub.section(0, &one, "")?)?.start()?;
-    let b = open(&two)?.append(&hub.section(1, &two, "")?)?.start()?;
+    let a = open_behind_proxy(&one)?.append(&hub.section(0, &one, "")?)?.start()?;
+    let b = open_behind_proxy(&two)?.append(&hub.section(1, &two, "")?)?.start()?;
     for edged in [&a, &b] {
         until("it is connected", Duration::from_secs(15), || {
             Ok(edged.metrics()?.value("edged_fleet_connected") == 1.0)

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-use super::scene::{Ticker, address, first_drop_ms, open, p99, under_signals};
+use super::scene::{Ticker, address, first_drop_ms, open_behind_proxy, p99, under_signals};
 use crate::{
     bench::{Effort, Goal, Line, Report},
     client::{HOST, until},
@@ -23,12 +23,17 @@ use crate::{
 pub(super) fn of_a_ban(effort: Effort, report: &mut Report) -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;
-    let edged = open(&lab)?.start()?;
+    let edged = open_behind_proxy(&lab)?.start()?;
     let count = effort.rounds * 40;
     let ((to_map, to_drop), rate) =
         under_signals(&lab, &edged, (4, SIGNALS), || attackers(&lab, &edged, count))?;
-    let lost = edged.metrics()?.value("edged_signals_lost_total");
-    let reference = format!("{count} bans under {rate:.0} signals/s over TLS, {lost} lost");
+    let metrics = edged.metrics()?;
+    let [lost, evicted] =
+        ["signals_lost", "watched_evicted"].map(|n| metrics.value(&format!("edged_{n}_total")));
+    let reference = format!(
+        "{count} bans under {rate:.0} signals/s over TLS, each of another source: {lost} lost, {evicted} \
+         buckets evicted"
+    );
     let line = |name: &str, rounds, unit, goal| Line {
         measure: 1,
         name: name.to_owned(),

@@ -25,26 +25,42 @@ pub(super) fn open(lab: &Lab) -> Result<Setup<'_>> {
     Ok(lab.edged()?.set("limits.global", "\"off\""))
 }
 
-/// Runs `work` while so many connections make signals, this many a second together; what came of it,
-/// and how many a second there were.
+/// As [`open`], behind a proxy at [`FRIEND`], for [`under_signals`].
+pub(super) fn open_behind_proxy(lab: &Lab) -> Result<Setup<'_>> {
+    let setup = open(lab)?.set("server.trusted_proxies", &format!("[\"{FRIEND}/32\"]"));
+    Ok(setup.set("server.forwarded_header", "\"x-forwarded-for\""))
+}
+
+/// Runs `work` while so many connections of the proxy make signals, this many a second together and each of
+/// a source of its own; what came of it, and how many a second there were.
 pub(super) fn under_signals<T>(
     lab: &Lab,
     edged: &Edged<'_>,
     (connections, per_second): (u32, u32),
     work: impl FnOnce() -> Result<T>,
 ) -> Result<(T, f64)> {
-    let (stop, sent) = (AtomicBool::new(false), AtomicU64::new(0));
+    let load = Load::default();
     std::thread::scope(|scope| {
-        let _stopped = Stopped(&stop);
+        let _stopped = Stopped(&load.stop);
         for _ in 0..connections {
-            scope.spawn(|| disturb(lab, edged, per_second / connections, (&stop, &sent)));
+            scope.spawn(|| disturb(lab, edged, per_second / connections, &load));
         }
-        until("signals come", Duration::from_secs(10), || Ok(sent.load(Relaxed) > 0))?;
-        let (began, before) = (Instant::now(), sent.load(Relaxed));
+        let sent = || load.sent.load(Relaxed);
+        until("signals come", Duration::from_secs(10), || Ok(sent() > 0))?;
+        let (began, before) = (Instant::now(), sent());
         let done = work()?;
-        let rate = (sent.load(Relaxed) - before) as f64 / began.elapsed().as_secs_f64();
-        Ok((done, rate))
+        Ok((done, (sent() - before) as f64 / began.elapsed().as_secs_f64()))
     })
+}
+
+/// What those who make signals have in common.
+#[derive(Default)]
+struct Load {
+    stop: AtomicBool,
+    /// Signals that were made.
+    sent: AtomicU64,
+    /// Sources that were named.
+    named: AtomicU64,
 }
 
 /// Stops the others however `work` ends: a scope waits for its threads.
@@ -56,29 +72,38 @@ impl Drop for Stopped<'_> {
     }
 }
 
-/// Guesses keys over one connection after the other, many at once, from an address that is never
-/// banned.
-fn disturb(
-    lab: &Lab,
-    edged: &Edged<'_>,
-    per_second: u32,
-    (stop, sent): (&AtomicBool, &AtomicU64),
-) -> Result<()> {
+/// Guesses keys over one connection after the other, many at once, for sources of which none comes twice: each
+/// finds no bucket of its own, makes one, in the place of another once there is no room, and is not banned.
+fn disturb(lab: &Lab, edged: &Edged<'_>, per_second: u32, load: &Load) -> Result<()> {
     let dial = Dial::new(&edged.ca, HOST)?;
-    let batch =
-        format!("GET / HTTP/1.1\r\nHost: {HOST}\r\nX-API-Key: edged_x\r\n\r\n").repeat(BATCH);
     let pace = Duration::from_secs(1).mul_f64(BATCH as f64 / f64::from(per_second));
     let mut next = Instant::now();
-    while !stop.load(Relaxed) {
+    while !load.stop.load(Relaxed) {
         let mut talk = dial.connect(lab, FRIEND)?;
-        while !stop.load(Relaxed) && guess(&mut talk, &batch).is_ok() {
-            sent.fetch_add(BATCH as u64, Relaxed);
+        while !load.stop.load(Relaxed) {
+            let batch = batch(load.named.fetch_add(BATCH as u64, Relaxed));
+            if guess(&mut talk, &batch).is_err() {
+                break;
+            }
+            load.sent.fetch_add(BATCH as u64, Relaxed);
             // Who is behind catches up for a tenth of a second at the most.
             next = (next + pace).max(Instant::now() - Duration::from_millis(100));
             std::thread::sleep(next.saturating_duration_since(Instant::now()));
         }
     }
     Ok(())
+}
+
+/// A guess of each of the sources from this one on: each is a /64, which is one client.
+fn batch(from: u64) -> String {
+    let of = |n: u64| {
+        let (high, low) = (n >> 16 & 0xffff, n & 0xffff);
+        format!(
+            "GET / HTTP/1.1\r\nHost: {HOST}\r\nX-Forwarded-For: 3fff:0:{high:x}:{low:x}::1\r\n\
+             X-API-Key: edged_x\r\n\r\n"
+        )
+    };
+    (from..from + BATCH as u64).map(of).collect()
 }
 
 fn guess(talk: &mut Talk, batch: &str) -> Result<()> {
