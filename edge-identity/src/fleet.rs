@@ -40,8 +40,13 @@ pub enum Act {
         /// The name of the reason, or the words of an operator.
         reason: String,
     },
-    /// What was decided of it before is void.
+    /// What was decided of it before, by whomever, is void.
     Lift,
+    /// What the same edge had decided of it before for this reason is void, and nothing else.
+    Revoke {
+        /// As that of the ban.
+        reason: String,
+    },
 }
 
 /// Why a record is not taken.
@@ -148,8 +153,8 @@ impl Seal {
 }
 
 impl Record {
-    /// The record as it is shared: `ban ADDRESS AT UNTIL NODE STRIKES REASON SEAL`, or
-    /// `lift ADDRESS AT UNTIL NODE SEAL`. A reason may be of any words: what is no [`is_word`] in it
+    /// The record as it is shared: `ban ADDRESS AT UNTIL NODE STRIKES REASON SEAL`,
+    /// `lift ADDRESS AT UNTIL NODE SEAL` or `revoke ADDRESS AT UNTIL NODE REASON SEAL`. A reason may be of any words: what is no [`is_word`] in it
     /// is percent-encoded. An address has its prefix length behind it, `/48`, unless that is the usual one.
     #[must_use]
     pub fn seal(&self, seal: &Seal) -> String {
@@ -164,6 +169,10 @@ impl Record {
                 format!("ban {client}{bits} {at_ms} {until_ms} {node} {strikes} {reason}")
             }
             Act::Lift => format!("lift {client}{bits} {at_ms} {until_ms} {node}"),
+            Act::Revoke { reason } => {
+                let reason = utf8_percent_encode(reason, NO_WORD);
+                format!("revoke {client}{bits} {at_ms} {until_ms} {node} {reason}")
+            }
         };
         seal.seal(PURPOSE, &text)
     }
@@ -203,19 +212,46 @@ impl Record {
         let node = word(words.next()?)?;
         let act = match kind {
             "ban" => {
-                let (strikes, reason) = (words.next()?.parse().ok()?, words.next()?);
-                let reason = percent_decode_str(reason).decode_utf8().ok()?.into_owned();
-                // It is shown to operators as it is.
-                if reason.len() > REASON_BYTES_MAX || reason.chars().any(char::is_control) {
-                    return None;
-                }
-                Act::Ban { strikes, reason }
+                Act::Ban { strikes: words.next()?.parse().ok()?, reason: reason(words.next()?)? }
             }
             "lift" => Act::Lift,
+            "revoke" => Act::Revoke { reason: reason(words.next()?)? },
             _ => return None,
         };
         words.next().is_none().then_some((Self { client, act, at_ms, until_ms, node }, width))
     }
+
+    /// What it is about, beside the client; `None`: all that was decided.
+    #[must_use]
+    pub fn reason(&self) -> Option<&str> {
+        match &self.act {
+            Act::Ban { reason, .. } | Act::Revoke { reason } => Some(reason),
+            Act::Lift => None,
+        }
+    }
+
+    /// Whether it ends a ban of its client.
+    #[must_use]
+    pub fn voids(&self, ban: &Self) -> bool {
+        let is_meant = match &self.act {
+            Act::Ban { .. } => false,
+            Act::Lift => true,
+            Act::Revoke { .. } => self.is_like(ban),
+        };
+        is_meant && ban.at_ms <= self.at_ms
+    }
+
+    /// Whether both are of one edge and for one reason.
+    fn is_like(&self, other: &Self) -> bool {
+        self.node == other.node && self.reason() == other.reason()
+    }
+}
+
+/// A reason out of a record. It is shown to operators as it is.
+fn reason(text: &str) -> Option<String> {
+    let reason = percent_decode_str(text).decode_utf8().ok()?.into_owned();
+    let fits = reason.len() <= REASON_BYTES_MAX && !reason.chars().any(char::is_control);
+    fits.then_some(reason)
 }
 
 /// How wide a client of this address's family is.
@@ -243,63 +279,60 @@ pub struct Bans {
 
 #[derive(Clone, Debug, Default)]
 struct Client {
-    /// When the latest lift was decided, and until when it has to be remembered.
-    lifted: Option<(u64, u64)>,
-    /// Bans of which none is both older and shorter than another.
+    /// The latest lift of all that was decided, to be remembered for as long as any.
+    lift: Option<Record>,
+    /// The latest revocation of each edge and reason.
+    revoked: Vec<Record>,
+    /// Bans that nothing has ended, of which none is both older and shorter than another of its edge and reason.
     bans: Vec<Record>,
 }
 
 /// What a record changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// The client is banned, or for longer than before.
+    /// Bans of the client's are over by this record, a lift or a revocation.
+    Ended(Record),
+    /// The client is banned, or by another ban than before.
     Ban(Record),
-    /// The client is free; of what other edges told alone, where the lift has the date of a ban: one that ends
-    /// all that was decided is later.
-    Lift {
-        /// Who.
-        client: IpAddr,
-        /// Whether what an edge decided itself stays.
-        is_alone: bool,
-    },
 }
 
 impl Bans {
-    /// Takes a record in; what it changes. Records may come in any order and any number of times.
+    /// Takes a record in; what it changes, in this order. Records may come in any order and any number of times.
     ///
     /// # Errors
     /// [`Fault::Full`] if there are `most` clients already.
-    pub fn merge(&mut self, record: Record, most: usize) -> Result<Option<Change>, Fault> {
-        let ip = record.client;
-        if self.clients.len() >= most && !self.clients.contains_key(&ip) {
+    pub fn merge(&mut self, record: Record, most: usize) -> Result<Vec<Change>, Fault> {
+        if self.clients.len() >= most && !self.clients.contains_key(&record.client) {
             return Err(Fault::Full);
         }
-        let client = self.clients.entry(ip).or_default();
-        let (before, at_ms) = (client.effective().cloned(), record.at_ms);
-        match record.act {
-            Act::Ban { .. } => client.add(record),
-            Act::Lift => {
-                let (at_ms, until_ms) = client.lifted.unwrap_or_default();
-                client.lifted = Some((at_ms.max(record.at_ms), until_ms.max(record.until_ms)));
-            }
+        let client = self.clients.entry(record.client).or_default();
+        let (before, count) = (client.effective().cloned(), client.bans.len());
+        let mut changes = Vec::new();
+        if let Act::Ban { .. } = record.act {
+            client.add(record);
+        } else {
+            client.bans.retain(|ban| !record.voids(ban));
+            client.note(&record);
+            changes.extend((client.bans.len() < count).then_some(Change::Ended(record)));
         }
-        let after = client.effective();
-        Ok(match (before, after) {
-            (before, Some(now)) if before.as_ref() != Some(now) => Some(Change::Ban(now.clone())),
-            (Some(_), None) => {
-                let is_alone = client.bans.iter().any(|ban| ban.at_ms == at_ms);
-                Some(Change::Lift { client: ip, is_alone })
-            }
-            _ => None,
-        })
+        let now = client.effective().filter(|now| before.as_ref() != Some(*now));
+        changes.extend(now.cloned().map(Change::Ban));
+        Ok(changes)
+    }
+
+    /// What has ended a ban, if it is one of those that are over.
+    #[must_use]
+    pub fn ended_by(&self, ban: &Record) -> Option<&Record> {
+        self.clients.get(&ban.client)?.ends().find(|end| end.voids(ban))
     }
 
     /// Forgets what means nothing any more.
     pub fn expire(&mut self, now_ms: u64) {
         self.clients.retain(|_, client| {
             client.bans.retain(|ban| ban.until_ms > now_ms);
-            client.lifted = client.lifted.filter(|(_, until_ms)| *until_ms > now_ms);
-            !client.bans.is_empty() || client.lifted.is_some()
+            client.revoked.retain(|end| end.until_ms > now_ms);
+            client.lift = client.lift.take().filter(|lift| lift.until_ms > now_ms);
+            !client.bans.is_empty() || client.ends().next().is_some()
         });
     }
 
@@ -330,31 +363,53 @@ impl Bans {
 }
 
 impl Client {
-    /// Of the bans that no lift is later than, the one that ends last.
+    /// The ban that ends last.
     fn effective(&self) -> Option<&Record> {
-        let since_ms = self.lifted.map(|(at_ms, _)| at_ms);
-        let holds = |ban: &&Record| since_ms.is_none_or(|since| ban.at_ms > since);
-        self.bans.iter().filter(holds).max_by_key(|ban| rank(ban))
+        self.bans.iter().max_by_key(|ban| rank(ban))
     }
 
-    fn add(&mut self, record: Record) {
-        let beats = |a: &Record, b: &Record| {
-            a.at_ms >= b.at_ms && a.until_ms >= b.until_ms && rank(a) >= rank(b)
-        };
-        if self.bans.iter().any(|known| beats(known, &record)) {
+    /// What ended bans.
+    fn ends(&self) -> impl Iterator<Item = &Record> {
+        self.lift.iter().chain(&self.revoked)
+    }
+
+    fn add(&mut self, ban: Record) {
+        let beats =
+            |a: &Record, b: &Record| a.is_like(b) && a.at_ms >= b.at_ms && rank(a) >= rank(b);
+        let is_over = self.ends().any(|end| end.voids(&ban));
+        if is_over || self.bans.iter().any(|known| beats(known, &ban)) {
             return;
         }
-        self.bans.retain(|known| !beats(&record, known));
-        self.bans.push(record);
-        if self.bans.len() > BANS_MAX {
-            let least = (0..self.bans.len()).min_by_key(|n| rank(&self.bans[*n]));
-            least.map(|n| self.bans.swap_remove(n));
+        self.bans.retain(|known| !beats(&ban, known));
+        keep(&mut self.bans, ban);
+    }
+
+    fn note(&mut self, end: &Record) {
+        let whole = self.lift.as_mut().filter(|_| end.act == Act::Lift);
+        let known = whole.or_else(|| self.revoked.iter_mut().find(|known| known.is_like(end)));
+        match known {
+            Some(known) => {
+                let until_ms = known.until_ms.max(end.until_ms);
+                let latest = if known.at_ms < end.at_ms { end } else { &*known };
+                *known = Record { until_ms, ..latest.clone() };
+            }
+            None if end.act == Act::Lift => self.lift = Some(end.clone()),
+            None => keep(&mut self.revoked, end.clone()),
         }
     }
 }
 
-fn rank(ban: &Record) -> (u64, u64, &str) {
-    (ban.until_ms, ban.at_ms, &ban.node)
+/// Keeps a record, and of too many those that end last.
+fn keep(records: &mut Vec<Record>, record: Record) {
+    records.push(record);
+    if records.len() > APART_MAX {
+        let least = (0..records.len()).min_by_key(|n| rank(&records[*n]));
+        least.map(|n| records.swap_remove(n));
+    }
+}
+
+fn rank(record: &Record) -> (u64, u64, &str, Option<&str>) {
+    (record.until_ms, record.at_ms, &record.node, record.reason())
 }
 
 const PURPOSE: &str = "ban";
@@ -368,8 +423,8 @@ const REASON_BYTES_MAX: usize = 256;
 pub const SKEW_MS: u64 = 300_000;
 /// The longest ban that an edge takes from another: a year.
 const LENGTH_MS_MAX: u64 = 366 * 86_400_000;
-/// Bans of one client that are told apart.
-const BANS_MAX: usize = 8;
+/// Bans of one client that are told apart, and revocations of such.
+const APART_MAX: usize = 8;
 
 #[cfg(test)]
 mod tests {
@@ -395,7 +450,9 @@ mod tests {
 
     #[test]
     fn a_record_is_read_as_it_was_sealed() {
-        for record in [ban("192.0.2.1", 1, 9, "a"), lift("2001:db8::", 1, 9)] {
+        let act = Act::Revoke { reason: "sshd jail".into() };
+        let revoked = Record { act, ..ban("192.0.2.1", 1, 9, "a") };
+        for record in [ban("192.0.2.1", 1, 9, "a"), lift("2001:db8::", 1, 9), revoked] {
             assert_eq!(Record::open(&record.seal(&seal()), &seal(), NOW), Ok(record));
         }
     }
@@ -480,29 +537,61 @@ mod tests {
         let mut bans = Bans::default();
         let mut merge = |record| bans.merge(record, 10).unwrap();
         let first = ban("192.0.2.1", 10, 100, "a");
-        assert_eq!(merge(first.clone()), Some(Change::Ban(first.clone())));
-        assert_eq!(merge(first.clone()), None);
+        assert_eq!(merge(first.clone()), [Change::Ban(first.clone())]);
+        assert_eq!(merge(first.clone()), []);
         // A shorter one of another edge changes nothing as long as the longer holds.
-        assert_eq!(merge(ban("192.0.2.1", 20, 50, "b")), None);
-        assert_eq!(
-            merge(lift("192.0.2.1", 15, 100)),
-            Some(Change::Ban(ban("192.0.2.1", 20, 50, "b")))
-        );
-        let client = first.client;
-        let free = |is_alone| Some(Change::Lift { client, is_alone });
-        assert_eq!(merge(lift("192.0.2.1", 30, 100)), free(false));
+        let (second, early) = (ban("192.0.2.1", 20, 50, "b"), lift("192.0.2.1", 15, 100));
+        assert_eq!(merge(second.clone()), []);
+        assert_eq!(merge(early.clone()), [Change::Ended(early), Change::Ban(second)]);
+        let late = lift("192.0.2.1", 30, 100);
+        assert_eq!(merge(late.clone()), [Change::Ended(late.clone())]);
         // Repeated by whoever holds the server.
-        assert_eq!(merge(first), None);
+        assert_eq!(merge(first), []);
         let again = ban("192.0.2.1", 31, 90, "a");
-        assert_eq!(merge(again.clone()), Some(Change::Ban(again)));
-        assert_eq!(merge(lift("192.0.2.1", 31, 100)), free(true));
-        let again = ban("192.0.2.1", 32, 90, "a");
-        assert_eq!(merge(again.clone()), Some(Change::Ban(again)));
-        assert_eq!(merge(lift("192.0.2.1", 30, 100)), None);
+        assert_eq!(merge(again.clone()), [Change::Ban(again)]);
+        assert_eq!(merge(lift("192.0.2.1", 30, 100)), []);
+        assert_eq!(bans.ended_by(&ban("192.0.2.1", 30, 90, "a")), Some(&late));
+        assert_eq!(bans.ended_by(&ban("192.0.2.1", 31, 90, "a")), None);
         bans.expire(NOW + 90);
         assert_eq!((bans.len(), bans.get(&"192.0.2.1".parse().unwrap())), (1, None));
         bans.expire(NOW + 100);
         assert!(bans.is_empty());
+    }
+
+    #[test]
+    fn a_revocation_ends_what_its_edge_banned_for_its_reason_alone() {
+        let mut bans = Bans::default();
+        let mut merge = |record| bans.merge(record, 10).unwrap();
+        let of = |reason: &str, record: Record| {
+            let act = match record.act {
+                Act::Ban { strikes, .. } => Act::Ban { strikes, reason: reason.into() },
+                _ => Act::Revoke { reason: reason.into() },
+            };
+            Record { act, ..record }
+        };
+        let revoked = |reason, at, node| of(reason, Record { node, ..lift("192.0.2.1", at, 200) });
+        let (jail, scan) = (ban("192.0.2.1", 10, 100, "a"), ban("192.0.2.1", 9, 50, "a"));
+        let (jail, scan) = (of("jail", jail), of("scan", scan));
+        let other = of("jail", ban("192.0.2.1", 8, 40, "b"));
+        assert_eq!(merge(jail.clone()), [Change::Ban(jail.clone())]);
+        assert_eq!((merge(scan.clone()), merge(other.clone())), (vec![], vec![]));
+        // Another edge's, and one from before, mean nothing.
+        assert_eq!(merge(revoked("jail", 30, "c".into())), []);
+        assert_eq!(merge(revoked("jail", 9, "a".into())), []);
+        let end = revoked("jail", 10, "a".into());
+        assert_eq!(merge(end.clone()), [Change::Ended(end.clone()), Change::Ban(scan.clone())]);
+        assert_eq!((merge(jail.clone()), merge(end.clone())), (vec![], vec![]));
+        let end = revoked("scan", 9, "a".into());
+        assert_eq!(merge(end.clone()), [Change::Ended(end), Change::Ban(other.clone())]);
+        let end = revoked("jail", 8, "b".into());
+        assert_eq!(merge(end.clone()), [Change::Ended(end)]);
+        // What is beneath another is over all the same, and told.
+        let later = of("jail", ban("192.0.2.1", 11, 90, "a"));
+        let longer = of("scan", ban("192.0.2.1", 12, 99, "a"));
+        assert_eq!(merge(later.clone()), [Change::Ban(later)]);
+        assert_eq!(merge(longer.clone()), [Change::Ban(longer)]);
+        let end = revoked("jail", 11, "a".into());
+        assert_eq!(merge(end.clone()), [Change::Ended(end)]);
     }
 
     #[test]
@@ -516,22 +605,32 @@ mod tests {
     proptest! {
         #[test]
         fn order_and_repetition_mean_nothing(
-            records in prop::collection::vec((0_u8..2, 1_u64..40, 1_u64..40, 0_u8..3), 1..8),
+            records in prop::collection::vec((0_u8..4, 1_u64..40, 1_u64..40, 0_u8..3), 1..8),
             shuffle in prop::collection::vec(any::<prop::sample::Index>(), 0..24),
         ) {
             let records: Vec<_> = records.into_iter().map(|(kind, at, length, node)| {
                 let node = ["a", "b", "c"][usize::from(node)];
                 match kind {
-                    0 => ban("192.0.2.1", at, at + length, node),
+                    0 | 1 => ban("192.0.2.1", at, at + length, node),
+                    2 => Record {
+                        act: Act::Revoke { reason: "scan".into() },
+                        ..ban("192.0.2.1", at, at + 80, node)
+                    },
                     _ => lift("192.0.2.1", at, at + 80),
                 }
             }).collect();
+            // What nothing ends, however it comes.
+            let holds = |ban: &&Record| {
+                matches!(ban.act, Act::Ban { .. }) && !records.iter().any(|end| end.voids(ban))
+            };
+            let holding = records.iter().filter(holds).map(|ban| ban.until_ms).max();
             let total = |order: &mut dyn Iterator<Item = &Record>| {
                 let mut bans = Bans::default();
                 order.for_each(|record| drop(bans.merge(record.clone(), 10)));
                 bans.get(&"192.0.2.1".parse().unwrap()).map(|ban| (ban.at_ms, ban.until_ms))
             };
             let wanted = total(&mut records.iter());
+            prop_assert_eq!(wanted.map(|(_, until_ms)| until_ms), holding);
             prop_assert_eq!(total(&mut records.iter().rev()), wanted);
             let shuffled: Vec<_> = shuffle.iter().map(|n| n.get(&records)).collect();
             prop_assert_eq!(total(&mut shuffled.into_iter().chain(records.iter())), wanted);

@@ -424,6 +424,57 @@ fn who_takes_back_its_own_ban_on_one_edge_takes_back_nothing_else_on_another() -
 }
 
 #[test]
+fn of_several_bans_one_is_taken_back_and_the_others_stay_everywhere() -> Result<()> {
+    let (one, two) = (Lab::new()?, Lab::new()?);
+    let mut hub = Hub::start(&[&one, &two])?;
+    let (mut a, b) = (start(&hub, 0, &one, "")?, start(&hub, 1, &two, "")?);
+    connected(&a, 1.0)?;
+    connected(&b, 1.0)?;
+    let reasons = |edged: &Edged<'_>| -> Result<Vec<String>> {
+        let held = edged.bans()?.into_iter();
+        Ok(held.filter_map(|ban| ban["reason"].as_str().map(str::to_owned)).collect())
+    };
+    let hold = |edged: &Edged<'_>, wanted: &[&str]| {
+        until("these are held", Duration::from_secs(15), || Ok(reasons(edged)? == wanted))
+            .with_context(|| format!("{:?} and not {wanted:?}", reasons(edged)))
+    };
+    a.tell(&format!("ban add {ATTACKER} --ttl 3h --reason jail"))?;
+    a.tell(&format!("ban add {ATTACKER} --ttl 2h --reason flood"))?;
+    b.tell(&format!("ban add {ATTACKER} --ttl 1h --reason own"))?;
+    hold(&a, &["jail", "flood"])?;
+    hold(&b, &["jail", "own"])?;
+    a.tell(&format!("ban remove {ATTACKER} --reason jail"))?;
+    hold(&b, &["flood", "own"])?;
+    hold(&a, &["flood"])?;
+    // Whoever learns of all of it anew learns of what holds, from an edge that was away and a server that forgot.
+    std::thread::sleep(Duration::from_secs(2));
+    a.kill9()?;
+    hub.kill();
+    hub.start_again()?;
+    a.start_again()?;
+    connected(&a, 1.0)?;
+    let told = || hub.cli(&["ZRANGE", "edged:bans", "0", "-1"]);
+    until("the server knows again", Duration::from_secs(20), || {
+        let told = told()?;
+        let is_known = |what: &str| told.lines().any(|line| line.contains(what));
+        Ok(is_known(&format!("revoke {ATTACKER}")) && is_known(" flood ") && is_known(" own "))
+    })?;
+    assert!(!told()?.contains(&format!("jail {ATTACKER}")), "{}", told()?);
+    hold(&a, &["flood"])?;
+    hold(&b, &["flood", "own"])?;
+    b.tell(&format!("ban remove {ATTACKER} --reason own"))?;
+    hold(&b, &["flood"])?;
+    a.tell(&format!("ban remove {ATTACKER} --reason flood"))?;
+    hold(&b, &[])?;
+    hold(&a, &[])?;
+    // Banned for the same once more, it is so everywhere.
+    a.tell(&format!("ban add {ATTACKER} --ttl 3h --reason jail"))?;
+    hold(&b, &["jail"])?;
+    dropped(&two, true)?;
+    Ok(())
+}
+
+#[test]
 fn edges_to_which_a_client_is_not_the_same_share_no_bans() -> Result<()> {
     let (one, two) = (Lab::new()?, Lab::new()?);
     let hub = Hub::start(&[&one, &two])?;

@@ -24,7 +24,7 @@ use std::{
     time::Duration,
 };
 
-use edge_identity::fleet::{Act, Bans, Fault, Own, Record, Seal};
+use edge_identity::fleet::{Act, Bans, Change, Fault, Own, Record, Seal};
 use tokio::sync::{Notify, mpsc};
 
 use super::{Source, Told, lock};
@@ -37,7 +37,8 @@ pub struct Fleet {
     bans: Mutex<Bans>,
     /// Records of this edge that hold, to be shared again with a server that lost them.
     own: Mutex<Own>,
-    /// When clients were last lifted anywhere, and until when that means anything. Few: it is asked while
+    /// When clients were last lifted anywhere, or a ban of this edge's was revoked, and until when that means
+    /// anything. Few: it is asked while
     /// others wait for a verdict.
     lifted: Mutex<BTreeMap<IpAddr, (u64, u64)>>,
     /// Where this edge's lifts are kept, whether there are others than those on disk, and whether those
@@ -122,23 +123,26 @@ impl Fleet {
         lock(&self.bans).after(client, clock::unix_ms())
     }
 
-    /// Notes a lift of this edge's, of what was decided at `at_ms` or before and would have lasted until
-    /// `until_ms`. At once, and not when it is shared: what its client does next is later, and to be
-    /// dated so.
-    pub fn lift(&self, client: IpAddr, at_ms: u64, until_ms: u64) -> u64 {
-        let lift = self.lift_at(client, at_ms, until_ms);
-        self.note_lift(&lift);
-        lock(&self.own).put(lift.clone(), CLIENTS_MAX);
+    /// Notes that this edge ended what was decided at `at_ms` or before and would have lasted until `until_ms`: all
+    /// of it, or a ban of its own. At once, and not when it is shared: what its client does next is later, and to
+    /// be dated so. What another edge bans the client for, if that is what holds from now on.
+    pub fn end(&self, client: IpAddr, act: Act, at_ms: u64, until_ms: u64) -> Option<Record> {
+        let end = self.end_at(client, act, at_ms, until_ms);
+        self.note_end(&end);
+        lock(&self.own).put(end.clone(), CLIENTS_MAX);
         // So that it is known when it comes back by the stream, and a ban from before that does, too.
-        let _ = lock(&self.bans).merge(lift, CLIENTS_MAX);
+        let changes = lock(&self.bans).merge(end, CLIENTS_MAX).unwrap_or_default();
         self.is_unsaved.store(true, Relaxed);
-        at_ms
+        changes.into_iter().find_map(|change| match change {
+            Change::Ban(ban) if ban.node != self.settings.node => Some(ban),
+            Change::Ban(_) | Change::Ended(_) => None,
+        })
     }
 
-    fn lift_at(&self, client: IpAddr, at_ms: u64, until_ms: u64) -> Record {
-        // Remembered for a while longer than what it lifts can come again.
-        let until_ms = until_ms.saturating_add(LIFT_KEPT_MS);
-        Record { client, act: Act::Lift, at_ms, until_ms, node: self.settings.node.clone() }
+    fn end_at(&self, client: IpAddr, act: Act, at_ms: u64, until_ms: u64) -> Record {
+        // Remembered for a while longer than what it ends can come again.
+        let until_ms = until_ms.saturating_add(ENDS_KEPT_MS);
+        Record { client, act, at_ms, until_ms, node: self.settings.node.clone() }
     }
 
     /// Saves what is not on disk yet.
@@ -148,15 +152,18 @@ impl Fleet {
         }
     }
 
-    /// Notes a lift, whoever it is from.
-    fn note_lift(&self, lift: &Record) {
-        if lock(&self.own).lifted(lift, CLIENTS_MAX) {
+    /// Notes what ends bans, whoever it is from.
+    fn note_end(&self, end: &Record) {
+        if end.act != Act::Lift && end.node != self.settings.node {
+            return;
+        }
+        if lock(&self.own).lifted(end, CLIENTS_MAX) {
             self.is_unsaved.store(true, Relaxed);
         }
         let mut lifted = lock(&self.lifted);
-        if lifted.len() < CLIENTS_MAX || lifted.contains_key(&lift.client) {
-            let (at_ms, until_ms) = lifted.entry(lift.client).or_default();
-            (*at_ms, *until_ms) = (lift.at_ms.max(*at_ms), lift.until_ms.max(*until_ms));
+        if lifted.len() < CLIENTS_MAX || lifted.contains_key(&end.client) {
+            let (at_ms, until_ms) = lifted.entry(end.client).or_default();
+            (*at_ms, *until_ms) = (end.at_ms.max(*at_ms), end.until_ms.max(*until_ms));
         }
     }
 
@@ -218,7 +225,7 @@ async fn forget(fleet: &Fleet) {
 }
 
 const FORGET: Duration = Duration::from_secs(60);
-const LIFT_KEPT_MS: u64 = 600_000;
+const ENDS_KEPT_MS: u64 = 600_000;
 /// Clients of which records are remembered.
 const CLIENTS_MAX: usize = 1_000_000;
 /// Bans that wait to be shared; more stay on this edge, and are counted.

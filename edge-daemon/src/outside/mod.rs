@@ -224,7 +224,7 @@ pub enum Told {
         /// How many bans this client has had, this one included.
         strikes: u32,
     },
-    /// An operator set a client free.
+    /// An operator ended a ban, or all bans, of a client.
     Lift {
         /// The client.
         source: IpAddr,
@@ -232,6 +232,8 @@ pub enum Told {
         bits: u32,
         /// For what it had been banned.
         reason: String,
+        /// Whether what it was banned for otherwise holds still.
+        is_alone: bool,
         /// When, as the fleet dates it.
         at_ms: u64,
         /// Until when it would have been banned, in unix milliseconds.

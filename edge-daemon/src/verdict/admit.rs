@@ -179,6 +179,6 @@ pub(super) fn is_capped(record: &BanRecord) -> bool {
 }
 
 /// What the evidence of an operator's ban begins with, where another edge's took its place.
-pub(super) const BY_HAND: &str = "operator: ";
+const BY_HAND: &str = "operator: ";
 /// In one look: a few milliseconds of the writer's time.
 const PROMOTED_MAX: usize = 1_000;

@@ -18,7 +18,7 @@ pub(super) struct Held {
     /// When it ends in boot time, which no correction of the calendar moves.
     pub(super) until_ns: u64,
     /// What is in force once those before it are over or taken back, the harshest first: what is milder and
-    /// outlasts them, and what an operator's verdict does not cover.
+    /// outlasts them, and what an operator's or another edge's verdict does not cover.
     pub(super) milder: Vec<Held>,
 }
 
@@ -28,7 +28,8 @@ impl Held {
     }
 
     /// Several verdicts on one culprit, the latest first: the harshest, and what it does not cover. Of each step
-    /// the longest is kept, one that the cap made milder, and some beneath operators', so that they are few.
+    /// the longest is kept, one that the cap made milder, and some beneath what operators and other edges say, so
+    /// that they are few.
     /// `None`: there is none.
     pub(super) fn of(verdicts: impl IntoIterator<Item = Self>) -> Option<Self> {
         let apart = |mut held: Self| {
@@ -54,14 +55,16 @@ impl Held {
         Some(Self { milder: kept.collect(), ..first })
     }
 
-    /// Whether another means nothing beside it. What an operator says may be taken back by itself, and covers
-    /// its like alone.
+    /// Whether another means nothing beside it. What an operator or another edge says may be taken back by itself,
+    /// and covers its like alone.
     pub(super) fn covers(&self, other: &Self) -> bool {
         let (own, others) = (&self.record, &other.record);
-        let is_like = own.origin == others.origin && own.reason == others.reason;
-        self.until_ns >= other.until_ns
-            && own.step >= others.step
-            && (own.origin != Origin::Operator || is_like)
+        let is_like = match own.origin {
+            Origin::Scenario | Origin::Crowdsec => true,
+            Origin::Operator => own.origin == others.origin && own.reason == others.reason,
+            Origin::Fleet => own.scenario == others.scenario && own.reason == others.reason,
+        };
+        self.until_ns >= other.until_ns && own.step >= others.step && is_like
     }
 
     /// Itself and what is beneath it.

@@ -1,59 +1,20 @@
-//! What operators, other edges and feeds say of bans, and what is shown of those in force.
+//! Bans by hand, and what is shown of those in force.
 
 use std::{net::IpAddr, time::Duration};
 
-use super::{Writer, book::Held, exempt, tell::Lifted};
+use super::{Writer, book::Held, exempt};
 use crate::{
     clock,
     control::{
         Peer, Reply,
         bans::{BanEntry, NewBan},
     },
-    outside::Told,
     store::BanRecord,
 };
 use anyhow::bail;
 use edge_policy::verdict::{Culprit, Origin, Step};
 
 impl Writer {
-    /// Puts in force what somebody else has decided.
-    pub(super) fn ban(&mut self, record: BanRecord, is_news: bool) {
-        let (culprit, origin) = (record.culprit.clone(), record.origin.name());
-        if let Err(error) = self.admit(record, is_news) {
-            let error = format!("{error:#}");
-            tracing::warn!(%culprit, origin, error, "a ban from elsewhere is not taken");
-        }
-    }
-
-    /// Every ban in force that a fleet may know of, those that are milder here among them, and the edge that decided it if that is another.
-    pub(super) fn recall(&self) -> Vec<(Told, Option<String>)> {
-        let told = |held: &Held| {
-            let by = held.record.scenario.strip_prefix("edge ");
-            let by = by.filter(|_| held.record.origin == Origin::Fleet).map(str::to_owned);
-            Some((self.shared(&held.record)?, by))
-        };
-        let bans = self.bans.iter().map(|(_, held)| held);
-        let milder = self.penalties.iter().map(|(_, held)| held);
-        let milder = milder.filter(|held| held.record.origin == Origin::Fleet);
-        bans.chain(milder).filter_map(told).collect()
-    }
-
-    /// Carries out what an operator of another edge lifts: whatever is in force, or what other edges
-    /// decided alone.
-    pub(super) fn lift_of(&mut self, culprit: &Culprit, is_alone: bool) {
-        let (culprit, why) = (self.of_client(culprit), Origin::Fleet.name());
-        let lifted = if is_alone {
-            let ended = self.end_of(&culprit, why, |held| held.record.origin == Origin::Fleet);
-            ended.map(|ended| ended.iter().for_each(|it| self.tell_lifted(it, Lifted::Elsewhere)))
-        } else {
-            self.free(&culprit, why)
-        };
-        if let Err(error) = lifted {
-            let error = format!("{error:#}");
-            tracing::error!(%culprit, error, "a ban cannot be lifted");
-        }
-    }
-
     pub(super) fn ban_by_hand(
         &mut self,
         new: NewBan,

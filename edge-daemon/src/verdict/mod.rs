@@ -13,6 +13,7 @@ mod command;
 mod configured;
 mod exempt;
 mod explain;
+mod fleet;
 mod fold;
 mod held;
 mod keeper;
@@ -43,6 +44,7 @@ use std::{
 
 use anyhow::Context as _;
 use edge_common::{Source, map};
+use edge_identity::fleet::Record;
 use edge_policy::{
     list::Class,
     verdict::{Cap, Culprit, Engine, Signal},
@@ -72,10 +74,9 @@ use crate::{
     control::{Command, ListName, Peer, Reply},
     kernel::{Health, InForce, Tables, Twin},
     metrics::KernelView,
-    outside::Told,
     plan,
     request::Edge,
-    store::{BanRecord, Store},
+    store::Store,
 };
 
 /// What the writer can be asked to do.
@@ -83,13 +84,13 @@ pub enum Order {
     /// Judge what a client did, as this worker saw it.
     Signals(Vec<Signal>, usize),
     /// Put in force what another edge has decided, and whether it was told just now.
-    Ban(Box<BanRecord>, bool),
-    /// Tell which bans are in force, and which edge decided each if it is another.
-    Recall(oneshot::Sender<Vec<(Told, Option<String>)>>),
+    Ban(Box<Record>, bool),
+    /// Tell which bans are in force that a fleet may know of, to an edge of this name.
+    Recall(String, oneshot::Sender<Vec<Record>>),
     /// Look once more at what may differ between what was decided and the kernel.
     Heal(Box<Suspects>),
-    /// End what is in force against a culprit, as another edge says; or what other edges decided alone.
-    Lift(Culprit, bool),
+    /// End what is in force against a client as far as this lift or revocation of an edge means it.
+    Ended(Box<Record>),
     /// Do what an operator says. The audit log's line of it, if there is one to wait for, goes with the
     /// answer: the writer waits for no log.
     Command(Command, Peer, oneshot::Sender<(Reply, Option<Kept>)>),
@@ -258,9 +259,9 @@ impl Writer {
                 self.edge.signals.taken(worker, signals.len());
                 signals.into_iter().for_each(|signal| self.judge(signal));
             }
-            Order::Ban(record, is_news) => self.ban(*record, is_news),
-            Order::Recall(answer) => drop(answer.send(self.recall())),
-            Order::Lift(culprit, is_alone) => self.lift_of(&culprit, is_alone),
+            Order::Ban(record, is_news) => self.banned(*record, is_news),
+            Order::Recall(node, answer) => drop(answer.send(self.recall(&node))),
+            Order::Ended(end) => self.ended_by(&end),
             Order::Heal(suspects) => self.heal(&suspects),
             Order::Command(command, peer, answer) => {
                 // An operator who has gone away is not told; the work is done all the same.

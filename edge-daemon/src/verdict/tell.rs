@@ -1,19 +1,16 @@
 //! Who hears of a verdict: the event log, those who watch, and others who are told of our bans.
 
-use std::{
-    collections::BTreeSet,
-    net::IpAddr,
-    sync::{Arc, atomic::Ordering::Relaxed},
-};
+use std::{net::IpAddr, sync::atomic::Ordering::Relaxed};
 
+use edge_identity::fleet::{Act, Record};
 use edge_policy::verdict::{Culprit, Origin, Step};
 
-use super::{Writer, admit::BY_HAND};
+use super::Writer;
 use crate::{
     clock,
     decisions::{Decision, What},
     events::Event,
-    outside::{Fleet, Told},
+    outside::Told,
     store::BanRecord,
 };
 
@@ -101,18 +98,10 @@ impl Writer {
         self.edge.decisions.tell(Decision::alarm(why));
     }
 
-    /// A ban of this edge's own as others are told of it; `None`: it is none.
+    /// A ban of this edge's own as others are told of it; `None`: it is none, or about nobody whom they could ban.
     pub(super) fn as_told(&self, record: &BanRecord) -> Option<Told> {
-        let is_own = matches!(record.origin, Origin::Scenario | Origin::Operator);
-        self.shared(record).filter(|_| is_own)
-    }
-
-    /// A ban as others may know it, however much milder another edge's is here; `None`: it is about nobody
-    /// whom they could ban.
-    pub(super) fn shared(&self, record: &BanRecord) -> Option<Told> {
-        let (source, bits) = self.prefix(&record.culprit)?;
-        let is_known = record.step == Step::Ban || record.origin == Origin::Fleet;
-        is_known.then(|| Told::Ban {
+        let (source, bits) = self.prefix(&record.culprit).filter(|_| is_own(record))?;
+        Some(Told::Ban {
             source,
             bits,
             reason: record.reason.clone(),
@@ -128,34 +117,33 @@ impl Writer {
         Some((source.into(), if source.is_v4() { client.v4 } else { client.v6 }))
     }
 
-    /// Tells others that an operator set a client free, whoever had banned it; or `CrowdSec` alone that
-    /// one of another edge did, as nobody else takes back what this edge told there. What another edge banned
-    /// they know of, however much milder it was here.
-    pub(super) fn tell_lifted(&self, record: &BanRecord, lifted: Lifted) {
-        let is_known = record.step == Step::Ban || record.origin == Origin::Fleet;
-        let Some((source, bits)) = self.prefix(&record.culprit).filter(|_| is_known) else {
-            return;
+    /// Tells others that an operator ended a ban, and with it what was decided before it or nothing else; or
+    /// `CrowdSec` alone that one of another edge did, as nobody else takes back what this edge told there. What
+    /// another edge banned the fleet knows of, however much milder it was here. What another edge bans the client
+    /// for still, where nothing here does.
+    pub(super) fn tell_lifted(&self, record: &BanRecord, lifted: Lifted) -> Option<Record> {
+        let is_known = is_own(record) || record.origin == Origin::Fleet;
+        let (source, bits) = self.prefix(&record.culprit).filter(|_| is_known)?;
+        let (fleet, since_ms) = (self.fleet(), record.since_ms);
+        let (act, at_ms) = match lifted {
+            Lifted::Wholly => {
+                let after_ms = fleet.as_ref().map_or(0, |fleet| fleet.after(&source));
+                (Act::Lift, after_ms.max(since_ms + 1))
+            }
+            Lifted::Alone => (Act::Revoke { reason: record.reason.clone() }, since_ms),
+            Lifted::Elsewhere if is_own(record) => (Act::Lift, since_ms),
+            Lifted::Elsewhere => return None,
         };
-        let (reason, until_ms) = (record.reason.clone(), record.until_ms);
-        let fleet = self.fleet().filter(|_| lifted != Lifted::Elsewhere);
-        let at_ms = fleet.map_or(0, |fleet| {
-            let since_ms = record.since_ms;
-            let is_alone = lifted == Lifted::Alone;
-            let at_ms = if is_alone { since_ms } else { fleet.after(&source).max(since_ms + 1) };
-            fleet.lift(source, at_ms, until_ms)
-        });
-        let told = Told::Lift { source, bits, reason, at_ms, until_ms };
+        let BanRecord { reason, until_ms, .. } = record.clone();
+        let is_alone = act != Act::Lift;
+        let told = Told::Lift { source, bits, reason, is_alone, at_ms, until_ms };
         if lifted == Lifted::Elsewhere {
             self.edge.outside.tell_crowdsec(&told);
-        } else {
-            self.edge.outside.tell(&told);
+            return None;
         }
-        if record.origin != Origin::Fleet {
-            return;
-        }
-        for reason in told_before(record) {
-            self.edge.outside.tell_crowdsec(&Told::Lift { source, bits, reason, at_ms, until_ms });
-        }
+        let next = fleet.and_then(|fleet| fleet.end(source, act, at_ms, until_ms));
+        self.edge.outside.tell(&told);
+        next
     }
 
     /// Tells others that an operator sets a client free that nothing is in force against here; whether
@@ -165,33 +153,25 @@ impl Writer {
             return false;
         };
         let Some(until_ms) = fleet.banned_until(&source) else { return false };
-        let at_ms = fleet.lift(source, fleet.after(&source), until_ms);
-        let reason = "operator".into();
-        self.edge.outside.tell(&Told::Lift { source, bits, reason, at_ms, until_ms });
+        let at_ms = fleet.after(&source);
+        fleet.end(source, Act::Lift, at_ms, until_ms);
+        let (reason, is_alone) = ("operator".into(), false);
+        self.edge.outside.tell(&Told::Lift { source, bits, reason, is_alone, at_ms, until_ms });
         true
-    }
-
-    /// The fleet that shares bans.
-    fn fleet(&self) -> Option<Arc<Fleet>> {
-        self.edge.outside.fleet().filter(|fleet| fleet.settings.bans)
     }
 
     /// Dates a ban of this edge's after all lifts of its client: a lift ends what was before it.
     pub(super) fn date(&self, record: &mut BanRecord) {
-        let is_own = self.as_told(record).is_some();
-        let fleet = self.fleet().filter(|_| is_own);
+        let fleet = self.fleet().filter(|_| is_own(record));
         if let (Culprit::Source(source), Some(fleet)) = (&record.culprit, fleet) {
             record.since_ms = fleet.dated(&IpAddr::from(*source), record.since_ms);
         }
     }
 }
 
-/// For what this edge may have told of a client before another's ban took the place of its own; not what
-/// other edges said of it.
-fn told_before(record: &BanRecord) -> BTreeSet<String> {
-    let kinds = record.evidence.iter().filter(|it| !it.kind.starts_with("edge "));
-    let words = kinds.map(|it| it.kind.strip_prefix(BY_HAND).unwrap_or(&it.kind).to_owned());
-    words.filter(|word| *word != record.reason).collect()
+/// Whether it is a ban that this edge decided.
+pub(super) fn is_own(record: &BanRecord) -> bool {
+    record.step == Step::Ban && matches!(record.origin, Origin::Scenario | Origin::Operator)
 }
 
 /// What is lifted, and by whom.
@@ -199,9 +179,9 @@ fn told_before(record: &BanRecord) -> BTreeSet<String> {
 pub(super) enum Lifted {
     /// By an operator: all that was decided so far.
     Wholly,
-    /// By an operator: this, and nothing that was decided later or by another edge.
+    /// By an operator: this, and nothing else.
     Alone,
-    /// By an operator of another edge.
+    /// By an operator of another edge, or by one of this edge before its restart.
     Elsewhere,
 }
 
@@ -218,35 +198,3 @@ pub(super) enum Lasting {
 /// Kinds of [`Lasting`].
 pub(super) const LASTING: usize = 3;
 const ALARM_EVERY_NS: u64 = 60_000_000_000;
-
-#[cfg(test)]
-mod tests {
-    use edge_policy::verdict::Evidence;
-
-    use super::*;
-
-    #[test]
-    fn what_other_edges_say_is_not_taken_back() {
-        let evidence = |kind: &str| Evidence {
-            at: 1,
-            kind: kind.to_owned().into(),
-            address: [192, 0, 2, 7].into(),
-            request: None,
-        };
-        let kinds = ["edge b: scan", "edge c: edge", "operator: edge case", "not_found", "scan"];
-        let record = BanRecord {
-            culprit: Culprit::Source(IpAddr::from([192, 0, 2, 7]).into()),
-            step: Step::Ban,
-            since_ms: 1,
-            until_ms: 2,
-            strikes: 1,
-            reason: "scan".into(),
-            scenario: "edge b".into(),
-            origin: Origin::Fleet,
-            spared: None,
-            evidence: kinds.map(evidence).into(),
-            milder: Vec::new(),
-        };
-        assert!(told_before(&record).iter().eq(["edge case", "not_found"]));
-    }
-}

@@ -33,15 +33,13 @@ impl Writer {
             return Ok(Reply::Done(format!("nobody holds {culprit} for \"{reason}\" by hand")));
         }
         let now_ms = clock::unix_ms();
-        let left = self.held(&culprit);
-        // The others end by themselves what is nearly over. A lift would end what else they were told before.
-        let is_told = |held: &Held| self.shared(&held.record).is_some();
-        if !left.into_iter().flat_map(Held::all).any(is_told) {
-            for record in ended.iter().filter(|it| it.until_ms > now_ms + NEARLY_MS) {
-                self.tell_lifted(record, Lifted::Alone);
+        // The others end by themselves what is nearly over.
+        for record in ended.iter().filter(|it| it.until_ms > now_ms + NEARLY_MS) {
+            if let Some(next) = self.tell_lifted(record, Lifted::Alone) {
+                self.banned(next, false);
             }
         }
-        let left = left.map(|held| held.record.step.name());
+        let left = self.held(&culprit).map(|held| held.record.step.name());
         let left = left.map_or(String::new(), |step| format!("; it is held to \"{step}\" still"));
         let still = self.still(asked, &culprit);
         Ok(Reply::Done(format!("{culprit} is held for \"{reason}\" no more{left}{still}")))
@@ -84,7 +82,9 @@ impl Writer {
         }
         let is_ours = why == Origin::Operator.name();
         let lifted = if is_ours { Lifted::Wholly } else { Lifted::Elsewhere };
-        apart(record).for_each(|record| self.tell_lifted(&record, lifted));
+        for record in apart(record) {
+            self.tell_lifted(&record, lifted);
+        }
         self.engine.pardon(culprit);
         Ok(())
     }
@@ -100,6 +100,9 @@ impl Writer {
         let Some(mut held) = self.held(culprit).cloned() else { return Ok(Vec::new()) };
         let meant = held.all().filter(|held| is_meant(held)).map(|held| held.record.clone());
         let ended: Vec<_> = meant.collect();
+        if ended.is_empty() {
+            return Ok(ended);
+        }
         held.milder.retain(|milder| !is_meant(milder));
         let is_first = is_meant(&held);
         self.release(culprit);

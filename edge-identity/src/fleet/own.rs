@@ -5,39 +5,43 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use super::{Act, Record};
 
-/// Records of one edge that hold.
+/// Records of one edge that hold, by client and reason.
 #[derive(Clone, Debug, Default)]
 pub struct Own {
-    bans: BTreeMap<IpAddr, Record>,
-    lifts: BTreeMap<IpAddr, Record>,
+    bans: BTreeMap<Key, Record>,
+    ends: BTreeMap<Key, Record>,
 }
 
+type Key = (IpAddr, Option<String>);
+
 impl Own {
-    /// Notes what this edge decided, of `most` clients at the most. A ban that a lift is later than is none.
+    /// Notes what this edge decided, at the most so many bans and so many lifts and revocations. A ban that one of
+    /// those ended is none.
     pub fn put(&mut self, record: Record, most: usize) {
-        let is_over = |lift: &Record| lift.at_ms >= record.at_ms;
-        let records = match record.act {
-            Act::Ban { .. } if self.lifts.get(&record.client).is_some_and(is_over) => return,
-            Act::Ban { .. } => &mut self.bans,
-            Act::Lift => {
-                self.end(&record);
-                &mut self.lifts
+        let key = (record.client, record.reason().map(str::to_owned));
+        let records = if let Act::Ban { .. } = record.act {
+            if of(&self.ends, record.client).any(|(_, end)| end.voids(&record)) {
+                return;
             }
+            &mut self.bans
+        } else {
+            self.end(&record);
+            &mut self.ends
         };
-        if let Some(known) = records.get_mut(&record.client) {
+        if let Some(known) = records.get_mut(&key) {
             if known.at_ms <= record.at_ms {
                 let until_ms = match record.act {
                     Act::Ban { .. } => record.until_ms,
-                    Act::Lift => known.until_ms.max(record.until_ms),
+                    Act::Lift | Act::Revoke { .. } => known.until_ms.max(record.until_ms),
                 };
                 *known = Record { until_ms, ..record };
             }
         } else if records.len() < most {
-            records.insert(record.client, record);
+            records.insert(key, record);
         }
     }
 
-    /// Notes what another edge lifted: it takes the place of a ban of this edge's that it ended. Whether
+    /// Notes what another edge lifted: it takes the place of bans of this edge's that it ended. Whether
     /// there was one.
     pub fn lifted(&mut self, lift: &Record, most: usize) -> bool {
         let was_there = self.end(lift);
@@ -47,26 +51,33 @@ impl Own {
         was_there
     }
 
-    fn end(&mut self, lift: &Record) -> bool {
-        let is_ended = self.bans.get(&lift.client).is_some_and(|ban| ban.at_ms <= lift.at_ms);
-        is_ended && self.bans.remove(&lift.client).is_some()
+    fn end(&mut self, end: &Record) -> bool {
+        let ended = of(&self.bans, end.client).filter(|(_, ban)| end.voids(ban));
+        let ended: Vec<_> = ended.map(|(key, _)| key.clone()).collect();
+        ended.iter().for_each(|key| drop(self.bans.remove(key)));
+        !ended.is_empty()
     }
 
     /// Forgets what means nothing any more.
     pub fn expire(&mut self, now_ms: u64) {
         self.bans.retain(|_, ban| ban.until_ms > now_ms);
-        self.lifts.retain(|_, lift| lift.until_ms > now_ms);
+        self.ends.retain(|_, end| end.until_ms > now_ms);
     }
 
-    /// Every record: the lifts first.
+    /// Every record: what ends bans first.
     pub fn iter(&self) -> impl Iterator<Item = &Record> {
-        self.lifts().chain(self.bans.values())
+        self.ends().chain(self.bans.values())
     }
 
-    /// The lifts alone, which nothing else remembers.
-    pub fn lifts(&self) -> impl Iterator<Item = &Record> {
-        self.lifts.values()
+    /// The lifts and revocations alone, which nothing else remembers.
+    pub fn ends(&self) -> impl Iterator<Item = &Record> {
+        self.ends.values()
     }
+}
+
+/// What is known of a client.
+fn of(records: &BTreeMap<Key, Record>, client: IpAddr) -> impl Iterator<Item = (&Key, &Record)> {
+    records.range((client, None)..).take_while(move |((ip, _), _)| *ip == client)
 }
 
 #[cfg(test)]
@@ -108,6 +119,23 @@ mod tests {
         assert_eq!(all(&own), [lift(20, 90)]);
         own.expire(90);
         assert!(all(&own).is_empty());
+    }
+
+    #[test]
+    fn a_revocation_leaves_what_was_for_another_reason() {
+        let named = |reason: &str| Act::Ban { strikes: 1, reason: reason.into() };
+        let (jail, scan) = (record(named("jail"), 10, 80), record(named("scan"), 12, 40));
+        let end = record(Act::Revoke { reason: "jail".into() }, 10, 90);
+        let mut own = Own::default();
+        for known in [&jail, &scan, &end, &jail] {
+            own.put(known.clone(), 9);
+        }
+        assert_eq!(all(&own), [end.clone(), scan.clone()]);
+        own.put(record(named("jail"), 11, 80), 9);
+        assert_eq!(all(&own), [end.clone(), record(named("jail"), 11, 80), scan]);
+        // A lift ends all of it.
+        own.put(lift(20, 90), 9);
+        assert_eq!(all(&own), [lift(20, 90), end]);
     }
 
     #[test]

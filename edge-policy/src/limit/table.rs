@@ -204,17 +204,19 @@ impl Table {
             let is_same = kept & MARK == word & MARK;
             Some((kept, is_same)).filter(|_| is_same || meter.fullness(kept & STATE, now) == 0)
         };
-        let free = set.keys.iter().filter_map(|cell| Some((cell, found(cell)?)));
-        let place = if word & MARK == REST {
-            Some((&set.rest, set.rest.load(Ordering::Acquire)))
-        } else {
+        let place = || {
+            if word & MARK == REST {
+                return Some((&set.rest, set.rest.load(Ordering::Acquire)));
+            }
+            let free = set.keys.iter().filter_map(|cell| Some((cell, found(cell)?)));
             free.max_by_key(|(_, (_, is_same))| *is_same).map(|(cell, (kept, _))| (cell, kept))
         };
-        if let Some((cell, kept)) = place {
-            let state = meter.both(word & STATE, kept & STATE, now);
-            // Whoever is charged at this moment keeps the place.
-            let put = word & !STATE | state;
-            let _ = cell.compare_exchange(kept, put, Ordering::AcqRel, Ordering::Acquire);
+        // Whoever is charged at this moment keeps the place, and what it was charged.
+        while let Some((cell, kept)) = place() {
+            let put = word & !STATE | meter.both(word & STATE, kept & STATE, now);
+            if cell.compare_exchange(kept, put, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+                break;
+            }
         }
     }
 

@@ -192,7 +192,8 @@ mod tests {
         assert_eq!(target, format!("/v1/decisions?ip=192%2E0%2E2%2E7&scenario={scenario}"));
         let source = "192.0.2.7".parse().unwrap();
         let (reason, until_ms) = (String::new(), 9);
-        let lift = Told::Lift { source, bits: 32, reason: reason.clone(), at_ms: 1, until_ms };
+        let (reason_of_it, is_alone, at_ms) = (reason.clone(), true, 1);
+        let lift = Told::Lift { source, bits: 32, reason: reason_of_it, is_alone, at_ms, until_ms };
         let ban = Told::Ban { source, bits: 32, reason, since_ms: 1, until_ms, strikes: 1 };
         let step = |told: &[&Told]| first_step(&told.iter().copied().cloned().collect());
         assert_eq!(step(&[&ban, &ban, &lift, &ban]), 2);

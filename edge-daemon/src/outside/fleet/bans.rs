@@ -6,48 +6,37 @@ use std::{
 };
 
 use edge_identity::fleet::{Act, Change, Record, Seal};
-use edge_policy::verdict::{Culprit, Evidence, Origin, Step};
 use redis::{Value, cmd, pipe};
 use tokio::{sync::oneshot, time};
 
 use super::{
-    super::{Told, lock},
+    super::lock,
     CLIENTS_MAX, Fleet, lifts,
-    publish::record,
     server::{Server, connect, said},
 };
-use crate::{
-    clock, decisions::Decision, events::Event, request::Edge, store::BanRecord, verdict::Order,
-};
+use crate::{clock, decisions::Decision, events::Event, request::Edge, verdict::Order};
 
 /// Recalls what is in force from before: what this edge decided or lifted, to be shared again, and what
 /// others did, as one of them may have lifted it meanwhile.
 pub(super) async fn recall(fleet: &Fleet, edge: &Edge) {
     lifts::load(fleet);
     let (answer, held) = oneshot::channel();
-    if super::super::send(edge, Order::Recall(answer)).await.is_err() {
+    let node = fleet.settings.node.clone();
+    if super::super::send(edge, Order::Recall(node, answer)).await.is_err() {
         return;
     }
-    for (told, node) in held.await.unwrap_or_default() {
-        let client = told.source();
-        let since_ms = match &told {
-            Told::Ban { since_ms, .. } => *since_ms,
-            Told::Lift { at_ms, .. } => *at_ms,
-        };
-        if let (Told::Ban { reason, since_ms: at_ms, until_ms, strikes, .. }, Some(node)) =
-            (&told, node)
-        {
-            let act = Act::Ban { strikes: *strikes, reason: reason.clone() };
-            let other = Record { client, act, at_ms: *at_ms, until_ms: *until_ms, node };
-            let _ = lock(&fleet.bans).merge(other, CLIENTS_MAX);
-        } else {
-            record(fleet, told);
+    for ban in held.await.unwrap_or_default() {
+        if ban.node == fleet.settings.node {
+            lock(&fleet.own).put(ban.clone(), CLIENTS_MAX);
         }
-        // Lifted just before the end, and not off the disk yet.
-        let lifted = lock(&fleet.lifted).get(&client).map(|(lifted_ms, _)| *lifted_ms);
-        if let Some(lifted_ms) = lifted.filter(|_| fleet.banned_until(&client).is_none()) {
-            let lift = Change::Lift { client, is_alone: since_ms == lifted_ms };
-            let _ = super::super::send(edge, order(lift, false)).await;
+        let ended = {
+            let mut bans = lock(&fleet.bans);
+            let _ = bans.merge(ban.clone(), CLIENTS_MAX);
+            bans.ended_by(&ban).cloned()
+        };
+        // Just before the end, and it is not off the disk yet.
+        if let Some(end) = ended {
+            let _ = super::super::send(edge, Order::Ended(Box::new(end))).await;
         }
     }
 }
@@ -228,22 +217,32 @@ async fn take(
     let counts = &fleet.counts;
     let merged = Record::open(sealed, seal, clock::unix_ms()).and_then(|record| {
         let at_ms = record.at_ms;
-        if record.act == Act::Lift {
-            fleet.note_lift(&record);
+        if !matches!(record.act, Act::Ban { .. }) {
+            fleet.note_end(&record);
         }
         // What this edge decided itself is known here before it comes back.
-        let change = lock(&fleet.bans).merge(record, CLIENTS_MAX)?;
-        Ok(change.map(|change| (change, at_ms)))
+        let changes = lock(&fleet.bans).merge(record, CLIENTS_MAX)?;
+        Ok((changes, at_ms))
     });
     match merged {
-        Ok(Some((change, at_ms))) => {
-            counts.applied.fetch_add(1, Relaxed);
-            super::super::send(edge, order(change, is_news)).await?;
-            Ok(Some(at_ms))
-        }
-        Ok(None) => {
+        Ok((changes, _)) if changes.is_empty() => {
             counts.known.fetch_add(1, Relaxed);
             Ok(None)
+        }
+        Ok((changes, at_ms)) => {
+            counts.applied.fetch_add(1, Relaxed);
+            for change in changes {
+                match change {
+                    Change::Ended(end) => super::super::send(edge, Order::Ended(Box::new(end))),
+                    // In force here as it was decided.
+                    Change::Ban(ban) if ban.node == fleet.settings.node => continue,
+                    Change::Ban(ban) => {
+                        super::super::send(edge, Order::Ban(Box::new(ban), is_news))
+                    }
+                }
+                .await?;
+            }
+            Ok(Some(at_ms))
         }
         Err(fault) => {
             // The first of a kind is told of: somebody else may be writing there.
@@ -251,40 +250,6 @@ async fn take(
                 tracing::warn!(fault = fault.name(), "a record of the fleet is not taken");
             }
             Ok(None)
-        }
-    }
-}
-
-/// What the verdict writer is to do about a change.
-fn order(change: Change, is_news: bool) -> Order {
-    match change {
-        Change::Lift { client, is_alone } => Order::Lift(Culprit::Source(client.into()), is_alone),
-        Change::Ban(Record { client, act, at_ms: since_ms, until_ms, node }) => {
-            let (strikes, reason) = match act {
-                Act::Ban { strikes, reason } => (strikes, reason),
-                Act::Lift => (0, String::new()),
-            };
-            Order::Ban(
-                Box::new(BanRecord {
-                    culprit: Culprit::Source(client.into()),
-                    step: Step::Ban,
-                    since_ms,
-                    until_ms,
-                    strikes,
-                    evidence: vec![Evidence {
-                        at: since_ms,
-                        kind: format!("edge {node}: {reason}").into(),
-                        address: client,
-                        request: None,
-                    }],
-                    reason,
-                    scenario: format!("edge {node}"),
-                    origin: Origin::Fleet,
-                    spared: None,
-                    milder: Vec::new(),
-                }),
-                is_news,
-            )
         }
     }
 }

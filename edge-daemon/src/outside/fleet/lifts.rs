@@ -1,4 +1,4 @@
-//! Lifts on disk. A ban that was lifted is nowhere any more but in the memory of others, so the lift has to
+//! Lifts and revocations on disk. A ban that is over is nowhere any more but in the memory of others, so what ended it has to
 //! outlive a restart of this edge for as long as the ban would have.
 
 use std::{
@@ -33,10 +33,10 @@ fn take_in(fleet: &Fleet, is_loaded: &mut bool) -> Result<(), String> {
     let content = kept.map(|(_, content)| content).unwrap_or_default();
     let now_ms = clock::unix_ms();
     let records = content.lines().filter_map(|line| Record::open(line, &seal, now_ms).ok());
-    for lift in records.take(CLIENTS_MAX) {
-        fleet.note_lift(&lift);
-        lock(&fleet.own).put(lift.clone(), CLIENTS_MAX);
-        let _ = lock(&fleet.bans).merge(lift, CLIENTS_MAX);
+    for end in records.take(CLIENTS_MAX) {
+        fleet.note_end(&end);
+        lock(&fleet.own).put(end.clone(), CLIENTS_MAX);
+        let _ = lock(&fleet.bans).merge(end, CLIENTS_MAX);
     }
     *is_loaded = true;
     Ok(())
@@ -77,8 +77,8 @@ fn write(fleet: &Fleet, is_loaded: &mut bool) -> Result<(), String> {
     if !*is_loaded {
         take_in(fleet, is_loaded)?;
     }
-    let lifts: Vec<_> = lock(&fleet.own).lifts().cloned().collect();
-    let content: String = lifts.iter().map(|lift| lift.seal(&seal) + "\n").collect();
+    let ends: Vec<_> = lock(&fleet.own).ends().cloned().collect();
+    let content: String = ends.iter().map(|end| end.seal(&seal) + "\n").collect();
     let head = Head::new(fleet.settings.name.clone(), clock::unix_ms(), None, None);
     let saved = kept::save(&fleet.dir, KEPT, head, content.as_bytes());
     saved.map_err(|error| error.to_string())
@@ -93,6 +93,8 @@ const PAUSE: Duration = Duration::from_secs(30);
 #[cfg(test)]
 mod tests {
     use std::{fs, os::unix::fs::PermissionsExt as _};
+
+    use edge_identity::fleet::Act;
 
     use super::*;
     use crate::{config::settings, secret::Origin};
@@ -124,8 +126,8 @@ mod tests {
     fn a_ban_after_a_lift_is_later_before_anybody_is_told() {
         let dir = tempfile::tempdir().unwrap();
         let (fleet, now_ms) = (fleet(dir.path()), clock::unix_ms());
-        let lifted_ms = fleet.lift(CLIENT.into(), now_ms + 5, now_ms + 60_000);
-        assert!(fleet.dated(&CLIENT.into(), now_ms) > lifted_ms);
+        fleet.end(CLIENT.into(), Act::Lift, now_ms + 5, now_ms + 60_000);
+        assert!(fleet.dated(&CLIENT.into(), now_ms) > now_ms + 5);
         assert!(fleet.after(&CLIENT.into()) >= now_ms);
     }
 
@@ -133,8 +135,8 @@ mod tests {
     fn who_was_banned_is_free() {
         let dir = tempfile::tempdir().unwrap();
         let (fleet, now_ms) = (fleet(dir.path()), clock::unix_ms());
-        let mut ban = fleet.lift_at(CLIENT.into(), now_ms - 9, now_ms);
-        ban.act = edge_identity::fleet::Act::Ban { strikes: 1, reason: "scan".into() };
+        let mut ban = fleet.end_at(CLIENT.into(), Act::Lift, now_ms - 9, now_ms);
+        ban.act = Act::Ban { strikes: 1, reason: "scan".into() };
         for (until_ms, wanted) in [(now_ms, None), (now_ms + 60_000, Some(now_ms + 60_000))] {
             let ban = Record { until_ms, ..ban.clone() };
             lock(&fleet.bans).merge(ban, CLIENTS_MAX).unwrap();
@@ -148,20 +150,20 @@ mod tests {
         give_secret(dir.path());
         let (first, now_ms) = (fleet(dir.path()), clock::unix_ms());
         load(&first);
-        first.lift(CLIENT.into(), 0, now_ms + 60_000);
+        first.end(CLIENT.into(), Act::Lift, 0, now_ms + 60_000);
         first.finish();
         // The next has no secret at first, and lifts somebody else meanwhile.
         fs::remove_file(dir.path().join("secret")).unwrap();
         let second = fleet(dir.path());
         load(&second);
         let other = [192, 0, 2, 8].into();
-        second.lift(other, 0, now_ms + 60_000);
+        second.end(other, Act::Lift, 0, now_ms + 60_000);
         assert!(save(&second).is_err());
         give_secret(dir.path());
         save(&second).unwrap();
         let third = fleet(dir.path());
         load(&third);
-        let clients: Vec<_> = lock(&third.own).lifts().map(|lift| lift.client).collect();
+        let clients: Vec<_> = lock(&third.own).ends().map(|end| end.client).collect();
         assert_eq!(clients, [CLIENT.into(), other]);
     }
 }

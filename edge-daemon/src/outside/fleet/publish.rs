@@ -81,8 +81,9 @@ pub(super) fn record(fleet: &Fleet, told: Told) -> Option<Record> {
             Record { client, act: Act::Ban { strikes, reason }, at_ms, until_ms, node }
         }
         // Noted when it was decided.
-        Told::Lift { source, at_ms, until_ms, .. } => {
-            return Some(fleet.lift_at(source, at_ms, until_ms));
+        Told::Lift { source, reason, is_alone, at_ms, until_ms, .. } => {
+            let act = if is_alone { Act::Revoke { reason } } else { Act::Lift };
+            return Some(fleet.end_at(source, act, at_ms, until_ms));
         }
     };
     lock(&fleet.own).put(record.clone(), CLIENTS_MAX);
