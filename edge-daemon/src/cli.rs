@@ -21,7 +21,7 @@ use crate::{
     handover::{self, Predecessor},
     kernel,
     listen::Inherited,
-    stderr,
+    plan, stderr,
 };
 
 /// An edge that protects itself: XDP packet filter and TLS front of an API in one daemon.
@@ -117,7 +117,7 @@ fn take_over(config: &Path, settings: &Settings) -> anyhow::Result<()> {
 /// set aside.
 fn try_plan(settings: &Settings) -> anyhow::Result<()> {
     let rule = |spec| Ok(Rule::new(spec, None, [0; 16]));
-    crate::plan::plan(settings, None, &crate::issuers::Feeds::default(), rule)?;
+    plan::plan(settings, None, &crate::issuers::Feeds::default(), rule)?;
     Ok(())
 }
 
@@ -126,6 +126,14 @@ fn check(config: &Path, settings: &Settings) -> anyhow::Result<()> {
     let unreachable = config::reach(config, settings);
     if !unreachable.0.is_empty() {
         eprintln!("{unreachable}");
+    }
+    let (features, policy) = (kernel::Features::found(), plan::kernel_policy(settings));
+    if let Some(lacking) = features.shortfall(&policy) {
+        let outcome = if policy.run_with_less { "runs without" } else { "does not start" };
+        eprintln!(
+            "on this kernel, {}, the filter {outcome}: it lacks {lacking}",
+            kernel::release()
+        );
     }
     println!("{}: fine", config.display());
     Ok(())

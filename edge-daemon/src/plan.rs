@@ -27,7 +27,7 @@ use http::header::STRICT_TRANSPORT_SECURITY;
 use crate::{
     config::{
         policy,
-        settings::{self, Fragments, Settings},
+        settings::{self, Fragments, MissingFeatures, Settings},
     },
     geo::{self, Geo},
     issuers::{self, Feeds, Issuers},
@@ -182,6 +182,7 @@ pub fn kernel_policy(settings: &Settings) -> kernel::Policy {
         signatures: packets.signatures.iter().map(|signature| signature.rule).collect(),
         monitored: packets.monitor.clone(),
         event_rate: packets.event_rate,
+        run_with_less: packets.missing_features == MissingFeatures::RunWithLess,
         ..kernel::Policy::UNLIMITED
     }
     .limit(Kind::Packets, packets.packet_rate)

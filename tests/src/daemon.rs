@@ -139,6 +139,25 @@ impl<'a> Setup<'a> {
         Ok(Edged { lab: self.lab, config, ca, child })
     }
 
+    /// As [`Self::start`], where a folder is empty to the daemon: as on a kernel that tells nothing there.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_without(self, folder: &str) -> Result<Edged<'a>> {
+        let config = self.write()?;
+        let ca = certify(self.lab.dir())?;
+        let mut command = without(self.lab, "run", &config, folder)?;
+        let log =
+            File::options().create(true).append(true).open(self.lab.dir().join("edged.log"))?;
+        command
+            .env("NOTIFY_SOCKET", self.lab.dir().join("notify.sock"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        let child = ready(self.lab, command)?;
+        Ok(Edged { lab: self.lab, config, ca, child })
+    }
+
     /// Writes the configuration without starting anything.
     ///
     /// # Errors
@@ -198,6 +217,17 @@ impl Edged<'_> {
     pub fn check(&self) -> Result<String> {
         let mut check = self.lab.edge.command(binary("edged")?);
         let done = check.args(["check", "--config"]).arg(&self.config).output()?;
+        let words = String::from_utf8_lossy(&done.stderr).into_owned();
+        ensure!(done.status.success(), "edged check: {} {words}", done.status);
+        Ok(words)
+    }
+
+    /// As [`Self::check`], where a folder is empty to it.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    pub fn check_without(&self, folder: &str) -> Result<String> {
+        let done = without(self.lab, "check", &self.config, folder)?.output()?;
         let words = String::from_utf8_lossy(&done.stderr).into_owned();
         ensure!(done.status.success(), "edged check: {} {words}", done.status);
         Ok(words)
@@ -426,11 +456,25 @@ pub fn find_key(text: &str) -> Option<String> {
 
 /// Starts the daemon and waits for its word.
 fn launch(lab: &Lab, config: &Path) -> Result<Child> {
+    ready(lab, command(lab, config)?)
+}
+
+/// `edged VERB` in the lab, in a mount namespace of its own in which a folder is empty.
+fn without(lab: &Lab, verb: &str, config: &Path, folder: &str) -> Result<Command> {
+    let mut command = lab.edge.command("unshare");
+    let hide = "mount -t tmpfs none \"$0\" && exec \"$@\"";
+    command.args(["--mount", "sh", "-c", hide, folder]);
+    command.arg(binary("edged")?).args([verb, "--config"]).arg(config);
+    Ok(command)
+}
+
+/// Starts a daemon and waits for its word.
+fn ready(lab: &Lab, mut command: Command) -> Result<Child> {
     let notify = lab.dir().join("notify.sock");
     let _ = fs::remove_file(&notify);
     let socket = UnixDatagram::bind(&notify)?;
     socket.set_read_timeout(Some(Duration::from_millis(20)))?;
-    let mut child = command(lab, config)?.spawn().context("start edged")?;
+    let mut child = command.spawn().context("start edged")?;
     let said = await_ready(&socket, &mut child);
     if said.is_err() {
         let _ = child.kill();

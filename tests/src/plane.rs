@@ -10,7 +10,9 @@ use edge_common::{
     Reason,
     map::{Count, FOREVER},
 };
-use edge_daemon::kernel::{InForce, Kernel, ListCapacity, LoadSettings, Policy, detach};
+use edge_daemon::kernel::{
+    Features, InForce, Kernel, KernelError, ListCapacity, LoadSettings, Policy, detach,
+};
 use edge_policy::list::Class;
 
 use crate::lab::sweep;
@@ -63,13 +65,30 @@ impl Plane {
     /// If the kernel refuses them.
     #[must_use]
     pub fn new(policy: Policy) -> Self {
+        Self::on(Features::found(), policy)
+    }
+
+    /// As [`Self::new`], as on a kernel that has these features of those that the filter can do without.
+    ///
+    /// # Panics
+    /// As [`Self::new`].
+    #[must_use]
+    pub fn on(features: Features, policy: Policy) -> Self {
+        Self::load(features, policy).unwrap()
+    }
+
+    /// As [`Self::on`], where the kernel may lack what the policy needs.
+    ///
+    /// # Errors
+    /// If the programs are refused.
+    pub fn load(features: Features, policy: Policy) -> Result<Self, KernelError> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         sweep();
         let (process, next) = (std::process::id(), NEXT.fetch_add(1, Relaxed));
         let pins = Pins(format!("/sys/fs/bpf/edged-plane-{process}-{next}").into());
         let lists = ListCapacity::of(1_000, []);
         let settings = LoadSettings { pin_dir: pins.0.clone(), debug: false, policy, lists };
-        Self { kernel: Kernel::load(&settings).unwrap(), _pins: pins }
+        Ok(Self { kernel: Kernel::load_with(&settings, features)?, _pins: pins })
     }
 
     /// Puts a network on the deny list for good.

@@ -8,12 +8,15 @@ use super::{
     reader::{Item, Table, suggest},
     sections::{SECOND, rate, small, some_of},
     settings::{
-        Attach, Fragments, Interface, Kernel, NamedSignature, Offer, PrefixLimit, SynCookies, When,
+        Attach, Fragments, Interface, Kernel, MissingFeatures, NamedSignature, Offer, PrefixLimit,
+        SynCookies, When,
     },
     signature, text,
 };
 
 pub(super) fn kernel(table: &Table<'_>) -> Kernel {
+    let missing =
+        [("refuse", MissingFeatures::Refuse), ("run_with_less", MissingFeatures::RunWithLess)];
     let fragments = [("pass", Fragments::Pass), ("drop", Fragments::Drop)];
     let client = ClientWidth {
         v4: table.or("ipv4_prefix", 32, |item| small(item, 8, 32)),
@@ -23,6 +26,8 @@ pub(super) fn kernel(table: &Table<'_>) -> Kernel {
         interfaces: table.need("interfaces", "[\"eth0\"]", Vec::new(), interfaces),
         attach: table.or("attach", Attach::Auto, attach),
         pin_dir: table.or("pin_dir", "/sys/fs/bpf/edged".into(), Item::path),
+        missing_features: table
+            .or("missing_features", MissingFeatures::Refuse, |item| item.choice(&missing)),
         client,
         packet_rate: rate(table, "packet_rate", 20_000, SECOND, 40_000),
         byte_rate: table.or("byte_rate", Rate::OFF, Item::byte_rate),

@@ -36,7 +36,8 @@ pub use self::fleet::{Fleet, Server as FleetServer};
 pub use self::geo::Geo;
 pub use self::issuer::{Issuer, KeySource, Tokens};
 pub use self::packets::{
-    Attach, Fragments, Interface, Kernel, NamedSignature, PrefixLimit, SynCookies, When,
+    Attach, Fragments, Interface, Kernel, MissingFeatures, NamedSignature, PrefixLimit, SynCookies,
+    When,
 };
 pub use self::signing::Signing;
 pub use self::tls::{Acme, Certificate, ClientAuth, Clients, Listener, Tls, UnknownName};

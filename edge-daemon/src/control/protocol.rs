@@ -258,6 +258,9 @@ pub struct Status {
     pub uptime_s: u64,
     /// Where its packet program is attached.
     pub interfaces: Vec<InterfaceStatus>,
+    /// Features that the kernel lacks, by name, with what is not done for it.
+    #[serde(default)]
+    pub kernel_lacks: BTreeMap<String, String>,
     /// Packets, connections and requests so far, by the name of their reason.
     pub counts: BTreeMap<String, u64>,
     /// Reasons that drop nothing, by name.

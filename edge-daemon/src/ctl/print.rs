@@ -143,12 +143,16 @@ fn status_text(status: &Status) -> String {
             format!("NONE LET IN: revocations were lost {at}; see 'edgectl token accept-loss'")
         },
     );
+    let lacks =
+        status.kernel_lacks.iter().map(|(feature, without)| format!("{feature}: {without}"));
+    let lacks = lacks.collect::<Vec<_>>().join("; ");
     let monitored = &status.monitored;
     let mut text = pairs(&[
         ("version", status.version.clone()),
         ("process", status.pid.to_string()),
         ("uptime", length(status.uptime_s.saturating_mul(1_000))),
         ("interfaces", interfaces.collect::<Vec<_>>().join("; ")),
+        ("kernel lacks", if lacks.is_empty() { "nothing".into() } else { lacks }),
         ("sampled", sampled),
         ("events lost", format!("{security} security, {drops} drops, {samples} samples")),
         ("configuration", status.config.display().to_string()),

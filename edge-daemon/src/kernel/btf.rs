@@ -28,6 +28,11 @@ pub(super) fn socket_layout() -> Result<SocketLayout, KernelError> {
     let field = |of: &'static str, name: &'static str| {
         offset(&btf, of, name)?.ok_or(KernelError::Field { field: name })
     };
+    // Who cannot have programs at tracepoints has no type for this one's.
+    let tracepoint = btf.resolve_types_by_name(TRACEPOINT).map_err(KernelError::Btf)?;
+    if tracepoint.is_empty() {
+        return Err(KernelError::Field { field: TRACEPOINT });
+    }
     let layout = SocketLayout {
         family: field("sock", "skc_family")?,
         protocol: field("sock", "sk_protocol")?,
@@ -81,6 +86,8 @@ fn is_nested(btf: &Btf, member: &Member) -> bool {
     btf.resolve_name(member).map_or(true, |name| name.is_empty() || name == "__sk_common")
 }
 
+/// What the kernel calls the type of the tracepoint's arguments.
+const TRACEPOINT: &str = "btf_trace_inet_sock_set_state";
 /// Structures within structures that the search follows.
 const DEPTH_MAX: u32 = 4;
 

@@ -175,8 +175,18 @@ fn open_sockets(settings: &Settings) -> io::Result<HashMap<u64, Open>> {
     Ok(open.collect())
 }
 
-fn is_unknown(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EAFNOSUPPORT))
+/// Asks for no socket at all: whether the kernel knows such questions.
+pub(super) fn ask_for_none() -> io::Result<()> {
+    let mut question = question(libc::AF_INET as u8);
+    question[4..8].fill(0);
+    let netlink = Netlink::open(SockProtocol::NetlinkSockDiag, 0)?;
+    netlink.dump(SOCK_DIAG_BY_FAMILY, &question, |_| ())
+}
+
+/// Whether the kernel does not know the question.
+pub(super) fn is_unknown(error: &io::Error) -> bool {
+    let unknown = [libc::ENOENT, libc::EAFNOSUPPORT, libc::EPROTONOSUPPORT];
+    error.raw_os_error().is_some_and(|number| unknown.contains(&number))
 }
 
 /// A TCP socket, as the kernel lists it.

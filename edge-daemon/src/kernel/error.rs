@@ -63,9 +63,7 @@ pub enum KernelError {
         needed: String,
     },
     /// The kernel gives no types of its own.
-    #[error(
-        "cannot read /sys/kernel/btf/vmlinux (kernel 6.0 with CONFIG_DEBUG_INFO_BTF is needed)"
-    )]
+    #[error("cannot read /sys/kernel/btf/vmlinux (CONFIG_DEBUG_INFO_BTF is needed)")]
     Btf(#[source] btf_rs::Error),
     /// The kernel's types cannot be told to it.
     #[error("cannot read /sys/kernel/btf/vmlinux for the tracepoint inet_sock_set_state")]
@@ -219,6 +217,17 @@ pub enum KernelError {
         lacking: String,
         /// What it refused.
         source: Box<KernelError>,
+    },
+    /// The kernel lacks what the policy needs, and the filter is not to run without it.
+    #[error(
+        "this kernel, {release}, lacks what the configuration needs: {lacking}; with \
+         kernel.missing_features = \"run_with_less\" the filter runs without"
+    )]
+    Needs {
+        /// The running kernel.
+        release: String,
+        /// What it lacks, each with the version that has it and with the keys that need it.
+        lacking: String,
     },
     /// What is pinned guards the interfaces of another network namespace.
     #[error(

@@ -22,8 +22,8 @@ use ipnet::IpNet;
 use crate::clock::boot_ns;
 
 use super::{
-    KernelError, Policy, bans::Bans, defence::Listeners, lists::Lists, lock::Lock, pins::TABLES,
-    policy::Survey, rules::Rules,
+    Features, KernelError, Policy, bans::Bans, defence::Listeners, lists::Lists, lock::Lock,
+    pins::TABLES, policy::Survey, rules::Rules,
 };
 
 /// The kernel's tables. Each thread may hold a [`Tables::duplicate`] of its own.
@@ -43,6 +43,8 @@ pub struct Tables {
     settings: Array<MapData, Settings>,
     /// The settings as they were last written. Whoever holds them changes them and writes them back.
     known: Arc<Mutex<Option<Settings>>>,
+    /// What the kernel has of what the programs can do without.
+    features: Features,
     /// Held for as long as anyone may write: two daemons would undo each other's lists.
     lock: Arc<Lock>,
 }
@@ -74,7 +76,11 @@ pub struct Explanation {
 }
 
 impl Tables {
-    pub(super) fn take(programs: &mut Ebpf, lock: Arc<Lock>) -> Result<Self, KernelError> {
+    pub(super) fn take(
+        programs: &mut Ebpf,
+        features: Features,
+        lock: Arc<Lock>,
+    ) -> Result<Self, KernelError> {
         Ok(Self {
             lists: Lists::take(programs)?,
             bans: Bans::take(programs)?,
@@ -87,6 +93,7 @@ impl Tables {
             rules: Rules::take(programs)?,
             settings: take(programs, map::SETTINGS)?,
             known: Arc::default(),
+            features,
             lock,
         })
     }
@@ -95,6 +102,12 @@ impl Tables {
     #[must_use]
     pub fn lock(&self) -> Arc<Lock> {
         Arc::clone(&self.lock)
+    }
+
+    /// What the kernel has of what the filter can do without.
+    #[must_use]
+    pub const fn features(&self) -> Features {
+        self.features
     }
 
     /// Another handle to the same tables, for another thread.
@@ -114,6 +127,7 @@ impl Tables {
             rules: self.rules.duplicate()?,
             settings: again(map::SETTINGS, self.settings.map())?,
             known: Arc::clone(&self.known),
+            features: self.features,
             lock: Arc::clone(&self.lock),
         })
     }
@@ -123,7 +137,7 @@ impl Tables {
     /// these settings before.
     pub(super) fn start(
         &mut self,
-        layout: SocketLayout,
+        layout: Option<SocketLayout>,
         seed: u64,
         netns_cookie: u64,
     ) -> Result<bool, KernelError> {
@@ -135,7 +149,7 @@ impl Tables {
         self.change_settings(|settings| {
             settings.seed = seed;
             settings.netns_cookie = netns_cookie;
-            settings.socket = layout;
+            settings.socket = layout.unwrap_or(settings.socket);
         })?;
         self.bans.screen(seed)?;
         self.sample(None)?;
@@ -145,10 +159,13 @@ impl Tables {
     /// Changes the policy; counts and buckets go on.
     ///
     /// # Errors
-    /// If the host cannot do what is asked of it, and nothing is changed; [`KernelError::Table`] if
-    /// the kernel refuses, and a part may be.
+    /// If the host cannot do what is asked of it, or lacks what that needs, and nothing is changed;
+    /// [`KernelError::Table`] if the kernel refuses, and a part may be.
     pub fn update_policy(&mut self, policy: &Policy) -> Result<(), KernelError> {
-        self.write_policy(policy, &policy.survey()?)
+        let less = self.features.fit(policy)?;
+        self.write_policy(&less, &less.survey()?)?;
+        self.features.tell(policy);
+        Ok(())
     }
 
     /// Puts back what was in force, whether or not the host would take it on now.
@@ -156,7 +173,8 @@ impl Tables {
     /// # Errors
     /// [`KernelError::Table`] if the kernel refuses.
     pub fn restore_policy(&mut self, policy: &Policy) -> Result<(), KernelError> {
-        self.write_policy(policy, &policy.look()?)
+        let policy = self.features.lessen(policy.clone());
+        self.write_policy(&policy, &policy.look()?)
     }
 
     pub(super) fn write_policy(

@@ -25,11 +25,13 @@ mod netlink;
 mod pins;
 mod policy;
 mod post;
+mod probe;
 mod ready;
 mod room;
 mod rules;
 mod taken;
 mod twin;
+mod uncalled;
 mod upkeep;
 mod vlan;
 
@@ -46,9 +48,11 @@ use aya::{
     programs::{BtfTracePoint, ProgramError, RawTracePoint, TestRun as _, TestRunOptions, Xdp},
 };
 use edge_common::map;
-use nix::sys::utsname::uname;
 
-use self::{above::Above, census::Census, pins::Folders, policy::Survey, post::Post, room::Room};
+use self::{
+    above::Above, census::Census, pins::Folders, policy::Survey, post::Post, room::Room,
+    uncalled::Uncalled,
+};
 pub use self::{
     attach::{AttachMode, Attached, Mode, Wanted},
     bans::Bans,
@@ -58,6 +62,7 @@ pub use self::{
     defence::{Defence, LeftOut, Listeners, When, addresses},
     drops::{DebugLog, Drops, Samples},
     error::KernelError,
+    features::{Feature, Features, release},
     lists::{Content, InForce, Job, Lists, wait_for_packets},
     lock::Lock,
     maps::{Explanation, Occupancy, Tables},
@@ -113,9 +118,16 @@ impl Kernel {
     /// [`KernelError::InUse`] if another daemon uses the pins. Tables and links that were there
     /// before stay as they were.
     pub fn load(settings: &LoadSettings) -> Result<Self, KernelError> {
-        Self::try_load(settings).map_err(|error| {
-            let release = uname().map(|names| names.release().to_string_lossy().into_owned());
-            let release = release.unwrap_or_default();
+        Self::load_with(settings, Features::found())
+    }
+
+    /// As [`Self::load`], on a kernel that has these features of those that the filter can do without.
+    ///
+    /// # Errors
+    /// As [`Self::load`]; [`KernelError::Needs`] if the policy needs what is missing, and is not to be cut down.
+    pub fn load_with(settings: &LoadSettings, features: Features) -> Result<Self, KernelError> {
+        Self::try_load(settings, features).map_err(|error| {
+            let release = release();
             match features::lacking(&release) {
                 Some(lacking) if error.is_of_features() => {
                     KernelError::Lacking { release, lacking, source: Box::new(error) }
@@ -125,27 +137,29 @@ impl Kernel {
         })
     }
 
-    fn try_load(settings: &LoadSettings) -> Result<Self, KernelError> {
+    fn try_load(settings: &LoadSettings, features: Features) -> Result<Self, KernelError> {
+        let policy = features.fit(&settings.policy)?;
+        features.tell(&settings.policy);
         let folders = Folders::prepare(&settings.pin_dir)?;
         let lock = Lock::take(&folders.own)?;
         let locks = folders.others.iter().map(|folder| Lock::take(folder));
         let locks = locks.collect::<Result<Vec<_>, _>>()?;
-        let survey = settings.policy.survey()?;
+        let survey = policy.survey()?;
         let netns_cookie = netns_cookie()?;
         folders.expect_namespace(netns_cookie)?;
         folders.migrate()?;
         pins::verify(&folders.own)?;
-        let mut programs = load_object(&folders.own, settings)?;
-        let mut tables = Tables::take(&mut programs, lock)?;
+        let mut programs = load_object(&folders.own, settings, features)?;
+        let mut tables = Tables::take(&mut programs, features, lock)?;
         // The tables of a running filter stay as they are until this one takes over.
-        if tables.start(btf::socket_layout()?, folders.seed()?, netns_cookie)? {
-            tables.write_policy(&settings.policy, &survey)?;
+        let follows = features.has(Feature::SocketEvents);
+        let layout = follows.then(btf::socket_layout).transpose()?;
+        if tables.start(layout, folders.seed()?, netns_cookie)? {
+            tables.write_policy(&policy, &survey)?;
         }
         let (drops, samples) = (Drops::take(&mut programs)?, Samples::take(&mut programs)?);
         let debug_log = settings.debug.then(|| DebugLog::take(&mut programs)).transpose()?;
-        load_programs(&mut programs)?;
-        let attached = Vec::new();
-        let policy = settings.policy.clone();
+        load_programs(&mut programs, features)?;
         Ok(Self {
             tables,
             drops,
@@ -153,7 +167,7 @@ impl Kernel {
             debug_log,
             policy,
             survey,
-            attached,
+            attached: Vec::new(),
             programs,
             superseded: Superseded { unwanted: Vec::new(), folders: folders.others.clone(), locks },
             folders,
@@ -184,14 +198,18 @@ impl Kernel {
     }
 
     fn try_attach(&mut self, interfaces: &[Wanted]) -> Result<Upkeep, KernelError> {
-        for (program, pin) in FOLLOWERS {
-            attach::sockets(program_named(&mut self.programs, program)?, pin, &self.folders.own)?;
+        let features = self.tables.features();
+        let mut census = None;
+        if features.has(Feature::SocketEvents) {
+            for (program, pin) in FOLLOWERS {
+                let program = program_named(&mut self.programs, program)?;
+                attach::sockets(program, pin, &self.folders.own)?;
+            }
+            let program: &mut RawTracePoint = program_named(&mut self.programs, CENSUS)?;
+            let program = duplicate(CENSUS, program.fd())?;
+            let sockets = maps::again(map::SOCKETS, self.tables.sockets.map())?;
+            census = features.has(Feature::SocketList).then(|| Census::new(program, sockets));
         }
-        let census: &mut RawTracePoint = program_named(&mut self.programs, CENSUS)?;
-        let census = Census::new(
-            duplicate(CENSUS, census.fd())?,
-            maps::again(map::SOCKETS, self.tables.sockets.map())?,
-        );
         let xdp: &mut Xdp = program_named(&mut self.programs, PACKETS)?;
         let mut upkeep = Upkeep {
             program: duplicate(PACKETS, xdp.fd())?,
@@ -282,23 +300,35 @@ impl Kernel {
     }
 }
 
-fn load_object(folder: &Path, settings: &LoadSettings) -> Result<Ebpf, KernelError> {
+fn load_object(
+    folder: &Path,
+    settings: &LoadSettings,
+    features: Features,
+) -> Result<Ebpf, KernelError> {
     // `debug!` and all below it. At 0 the verifier removes the code.
     let level: u8 = if settings.debug { 4 } else { 0 };
     let mut loader = EbpfLoader::new();
-    loader.btf(Some(btf::kernel_types()?));
+    let follows = features.has(Feature::SocketEvents);
+    loader.btf(follows.then(btf::kernel_types).transpose()?);
     settings.lists.size(&mut loader);
     for table in pins::TABLES {
         loader.map_pin_path(table.name, folder.join(table.name));
     }
-    let loaded = loader.override_global(aya_log::LEVEL, &level, true).load(OBJECT);
+    loader.override_global(aya_log::LEVEL, &level, true);
+    let loaded = match features.has(Feature::SynCookies) {
+        true => loader.load(OBJECT),
+        false => loader.load(Uncalled::new(OBJECT, &probe::OF_SYN_COOKIES).bytes()),
+    };
     loaded.map_err(KernelError::Object)
 }
 
-fn load_programs(programs: &mut Ebpf) -> Result<(), KernelError> {
+fn load_programs(programs: &mut Ebpf, features: Features) -> Result<(), KernelError> {
     let error = |name| move |source| KernelError::Program { name, source };
     program_named::<Xdp>(programs, PACKETS)?.load().map_err(error(PACKETS))?;
     program_named::<Xdp>(programs, TWIN)?.load().map_err(error(TWIN))?;
+    if !features.has(Feature::SocketEvents) {
+        return Ok(());
+    }
     program_named::<RawTracePoint>(programs, CENSUS)?.load().map_err(error(CENSUS))?;
     let types = btf::kernel_types()?;
     for (name, _) in FOLLOWERS {

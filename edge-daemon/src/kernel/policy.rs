@@ -31,6 +31,8 @@ pub struct Policy {
     pub monitored: Vec<Reason>,
     /// Drop events in all; off is none.
     pub event_rate: Rate,
+    /// Whether what the kernel lacks a feature for is left out, and not refused.
+    pub run_with_less: bool,
 }
 
 /// An IPv6 prefix that is limited as a whole.
@@ -62,6 +64,7 @@ impl Policy {
         defence: Defence::OFF,
         monitored: Vec::new(),
         event_rate: Rate::new(1_000_000, 1_000_000_000, 1_000_000).expect("a rate"),
+        run_with_less: false,
     };
 
     /// The same with another rate for one kind.

@@ -38,7 +38,8 @@ pub struct Upkeep {
     pub(super) program: OwnedFd,
     pub(super) folders: Folders,
     pub(super) tables: Tables,
-    pub(super) census: Census,
+    /// `None`: the kernel lacks what it needs.
+    pub(super) census: Option<Census>,
     pub(super) posts: Vec<Post>,
     /// Interfaces that go on under other names, while others have theirs.
     pub(super) renamed: Vec<u32>,
@@ -252,7 +253,8 @@ impl Upkeep {
     /// # Errors
     /// [`KernelError::Census`] if the sockets cannot be listed or the count not corrected.
     pub fn take_census(&self) -> Result<Corrected, KernelError> {
-        let taken = self.tables.settings().and_then(|settings| self.census.take(&settings));
+        let Some(census) = &self.census else { return Ok(Corrected::default()) };
+        let taken = self.tables.settings().and_then(|settings| census.take(&settings));
         match &taken {
             Ok(corrected) => {
                 self.health.added.fetch_add(corrected.added, Relaxed);

@@ -8,7 +8,7 @@ use super::{
     counter, family, gauge,
     lists::{self, ListView},
 };
-use crate::kernel::{Interface, LeftOut};
+use crate::kernel::{Feature, Features, Interface, LeftOut};
 
 /// What the kernel counted, read for one scrape.
 pub struct KernelView {
@@ -40,6 +40,8 @@ pub struct KernelView {
     pub corrected: [(&'static str, u64); 2],
     /// Comparisons of the count with the kernel's sockets that failed.
     pub censuses_failed: u64,
+    /// What the kernel has of what the filter can do without.
+    pub features: Features,
 }
 
 impl KernelView {
@@ -155,6 +157,14 @@ impl KernelView {
                 "Open connections that could not be compared with the kernel's sockets.",
                 total,
                 [counter(&[], self.censuses_failed)],
+            ),
+            family(
+                "edged_kernel_feature",
+                "Whether the kernel has a feature that the filter can do without.",
+                now,
+                Feature::ALL.map(|feature| {
+                    gauge(&[("feature", feature.name())], self.features.has(feature).into())
+                }),
             ),
         ];
         families.extend(lists::families(&self.lists));

@@ -242,6 +242,12 @@ impl Writer {
             pid: std::process::id(),
             uptime_s: self.started.elapsed().as_secs(),
             interfaces: interfaces.collect(),
+            kernel_lacks: self
+                .tables
+                .features()
+                .lacking()
+                .map(|feature| (feature.name().into(), feature.without().into()))
+                .collect(),
             counts,
             monitored: kernel.monitor.iter().map(|reason| reason.name().into()).collect(),
             would_drop: would_drop.filter(|(_, count)| *count > 0).collect(),

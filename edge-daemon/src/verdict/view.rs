@@ -32,6 +32,7 @@ impl Writer {
                 ("removed", self.health.removed.load(Relaxed)),
             ],
             censuses_failed: self.health.failed.load(Relaxed),
+            features: tables.features(),
             lists: ListView {
                 sizes: tables.lists.sizes(),
                 allow: self.allow.len() as u64,

@@ -15,6 +15,8 @@ pub struct Kernel {
     pub attach: Attach,
     /// Where links and maps are pinned.
     pub pin_dir: PathBuf,
+    /// What is done where the kernel lacks a feature that is asked for.
+    pub missing_features: MissingFeatures,
     /// How much of an address stands for one client.
     pub client: ClientWidth,
     /// Packets per client.
@@ -89,6 +91,15 @@ pub struct PrefixLimit {
     pub prefix: u32,
     /// How many clients' worth it may send.
     pub factor: u32,
+}
+
+/// What is done where the kernel lacks a feature that is asked for, and the filter can do without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MissingFeatures {
+    /// The start, or the reload, is refused.
+    Refuse,
+    /// What needs it is not done, and told of.
+    RunWithLess,
 }
 
 /// What happens to fragments.
