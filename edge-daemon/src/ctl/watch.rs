@@ -15,10 +15,7 @@ pub(super) fn run(args: &Args) -> u8 {
             Ok(_) => return super::REFUSED,
             Err(code) => return code,
         };
-        let mut text = String::new();
-        if decided.missed > 0 && !args.json {
-            text += &format!("... {} missed\n", decided.missed);
-        }
+        let mut text = gap(decided.missed, args.json);
         for decision in &decided.decisions {
             text += &if args.json { json(decision) } else { line(decision) };
         }
@@ -27,6 +24,15 @@ pub(super) fn run(args: &Args) -> u8 {
         if code != DONE {
             return code;
         }
+    }
+}
+
+/// How many decisions came faster than they were read.
+fn gap(missed: u64, is_json: bool) -> String {
+    match (missed, is_json) {
+        (0, _) => String::new(),
+        (_, true) => format!("{{\"what\":\"missed\",\"missed\":{missed}}}\n"),
+        (_, false) => format!("... {missed} missed\n"),
     }
 }
 
@@ -91,5 +97,13 @@ mod tests {
         assert_eq!(line(&alarm), "1970-01-01 00:00:00Z alarm: look\n");
         let read: Decision = serde_json::from_str(&json(&ban)).unwrap();
         assert_eq!(read, ban);
+    }
+
+    #[test]
+    fn a_gap_is_told_in_either_form() {
+        assert_eq!((gap(0, true), gap(0, false)), (String::new(), String::new()));
+        assert_eq!(gap(3, false), "... 3 missed\n");
+        let told: serde_json::Value = serde_json::from_str(&gap(3, true)).unwrap();
+        assert_eq!(told, serde_json::json!({ "what": "missed", "missed": 3 }));
     }
 }
