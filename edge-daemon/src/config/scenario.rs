@@ -37,6 +37,11 @@ fn section(table: &Table<'_>, scenarios: Vec<Scenario>) -> Verdicts {
         never_ban: table.or("never_ban", Vec::new(), |item| {
             item.list("an array of networks: [\"192.0.2.0/24\"]", Item::net)
         }),
+        ssh_ports: table.or("ssh_ports", vec![22], |item| {
+            item.list("an array of ports: [22]", |item| {
+                item.number(1, 65_535).and_then(|port| u16::try_from(port).ok())
+            })
+        }),
         factor: table.or("factor", 4, |item| small(item, 1, 1_000)),
         longest: duration("longest", DAY),
         jitter: table.or("jitter", 10, |item| small(item, 0, 50)),

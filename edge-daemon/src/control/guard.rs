@@ -10,6 +10,40 @@ use ipnet::IpNet;
 
 use crate::kernel;
 
+/// What this host has around it, as of one look: whom it cannot do without.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Host {
+    /// Its default gateways.
+    pub gateways: Vec<IpAddr>,
+    /// Where its SSH sessions come from.
+    pub sessions: Vec<IpAddr>,
+}
+
+impl Host {
+    /// Looks; SSH is what listens on these ports.
+    #[must_use]
+    pub fn look(ssh_ports: &[u16]) -> Self {
+        Self { gateways: gateways(), sessions: sessions(ssh_ports) }
+    }
+
+    /// All of them.
+    pub fn all(self) -> impl Iterator<Item = IpAddr> {
+        self.gateways.into_iter().chain(self.sessions)
+    }
+
+    /// The same for who is told whom a change would lock out, he himself among them.
+    #[must_use]
+    pub fn protected(self, own: Option<IpAddr>) -> Vec<Protected> {
+        let protect =
+            |what: &'static str| move |address| Protected { what: what.to_owned(), address };
+        let own = own.map(|peer| peer.to_canonical());
+        let sessions = self.sessions.into_iter().filter(|peer| Some(*peer) != own);
+        let all = own.into_iter().map(protect("your own SSH session"));
+        let all = all.chain(sessions.map(protect("an SSH session")));
+        all.chain(self.gateways.into_iter().map(protect("the gateway"))).collect()
+    }
+}
+
 /// An address that had better not be denied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Protected {
@@ -47,8 +81,7 @@ pub fn addresses() -> Vec<IpAddr> {
 }
 
 /// Where the SSH sessions of this host come from, as far as the first of its connections tell.
-#[must_use]
-pub fn sessions() -> Vec<IpAddr> {
+fn sessions(ports: &[u16]) -> Vec<IpAddr> {
     let read = |path| {
         let mut text = String::new();
         let file = fs::File::open(path).map(|file| file.take(SOCKETS_BYTES_MAX));
@@ -57,18 +90,20 @@ pub fn sessions() -> Vec<IpAddr> {
         text
     };
     let (v4, v6) = (read("/proc/net/tcp"), read("/proc/net/tcp6"));
-    let mut peers: Vec<_> = v4.lines().chain(v6.lines()).filter_map(parse_session).collect();
+    let lines = v4.lines().chain(v6.lines());
+    let mut peers: Vec<_> = lines.filter_map(|line| parse_session(line, ports)).collect();
     peers.sort_unstable();
     peers.dedup();
     peers
 }
 
-/// The peer of an established connection to port 22. The kernel prints addresses as words, each as it
-/// lies in memory.
-fn parse_session(line: &str) -> Option<IpAddr> {
+/// The peer of an established connection to one of these ports. The kernel prints addresses as words, each
+/// as it lies in memory.
+fn parse_session(line: &str, ports: &[u16]) -> Option<IpAddr> {
     let fields: Vec<_> = line.split_whitespace().take(4).collect();
     let [_, local, peer, "01"] = fields[..] else { return None };
-    local.strip_suffix(":0016")?;
+    let (_, port) = local.split_once(':')?;
+    ports.contains(&u16::from_str_radix(port, 16).ok()?).then_some(())?;
     let (peer, _) = peer.split_once(':')?;
     let word = |at: usize| u32::from_str_radix(peer.get(at * 8..at * 8 + 8)?, 16).ok();
     Some(match peer.len() {
@@ -138,10 +173,28 @@ mod tests {
     }
 
     #[test]
+    fn whoever_is_at_work_by_ssh_is_named() {
+        let [own, other, gateway] =
+            ["198.51.100.7", "198.51.100.8", "192.0.2.1"].map(|text| text.parse().unwrap());
+        let host = Host { gateways: vec![gateway], sessions: vec![own, other] };
+        let told = |net: &str, own| lockout(net.parse().unwrap(), &host.clone().protected(own));
+        let by_another = told("198.51.100.8/32", Some(own)).unwrap();
+        assert!(by_another.contains("contains an SSH session (198.51.100.8)"), "{by_another}");
+        let both = told("198.51.100.0/24", Some(own)).unwrap();
+        let words = "your own SSH session (198.51.100.7) and an SSH session (198.51.100.8)";
+        assert!(both.contains(words), "{both}");
+        // Whoever is at the console has no session of his own.
+        assert!(told("198.51.100.7/32", None).unwrap().contains("an SSH session (198.51.100.7)"));
+        assert_eq!(told("203.0.113.0/24", Some(own)), None);
+        assert_eq!(host.all().collect::<Vec<_>>(), [gateway, own, other]);
+    }
+
+    #[test]
     #[cfg(target_endian = "little")]
     fn sessions_are_read_from_the_table_of_connections() {
         let line = |local: &str, peer: &str, state: &str| {
-            parse_session(&format!("  12: {local} {peer} {state} 00000000:00000000 02:0009 0 0"))
+            let line = format!("  12: {local} {peer} {state} 00000000:00000000 02:0009 0 0");
+            parse_session(&line, &[22, 2222])
         };
         let peer = line("010200C0:0016", "0764A8C0:C350", "01");
         assert_eq!(peer, Some("192.168.100.7".parse().unwrap()));
@@ -149,8 +202,9 @@ mod tests {
         let local = "00000000000000000000000000000000:0016";
         assert_eq!(line(local, mapped, "01"), peer);
         assert_eq!(line("010200C0:01BB", "0764A8C0:C350", "01"), None);
+        assert_eq!(line("010200C0:08AE", "0764A8C0:C350", "01"), peer);
         assert_eq!(line("010200C0:0016", "0764A8C0:C350", "06"), None);
-        assert_eq!(parse_session("  sl  local_address rem_address   st"), None);
+        assert_eq!(parse_session("  sl  local_address rem_address   st", &[22]), None);
     }
 
     #[test]
