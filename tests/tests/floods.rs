@@ -1,11 +1,12 @@
 //! Floods of connections, frames and slowness: each is noticed, ended and told of, and costs nobody else.
 
 use std::{
+    collections::BTreeSet,
     process::Stdio,
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use edge_common::Reason;
 use edge_tests::{
     Edged, Lab, Origin,
@@ -17,6 +18,7 @@ use edge_tests::{
     lab::{ATTACKER, CLIENT, EDGE, FRIEND},
     talk::{Dial, Talk},
 };
+use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -253,6 +255,14 @@ fn an_answer_that_nobody_takes_is_given_up() -> Result<()> {
     given_up(2.0)?;
     let signals = edged.metrics()?.value(r#"edged_signals_total{reason="answer_not_taken"}"#);
     assert_eq!(signals, 2.0);
+    // Each tells which request it was.
+    until("both are known", SOON, || {
+        let told = edged.ask(&format!("explain {FRIEND}"))?;
+        let known = told["misdeeds"].as_array().context("no misdeeds")?;
+        let of = |it: &&Value| it["kind"] == "answer_not_taken" && it["path"] == "/big";
+        let ids: BTreeSet<_> = known.iter().filter(of).map(|it| it["id"].to_string()).collect();
+        Ok(ids.len() == 2)
+    })?;
     Ok(())
 }
 

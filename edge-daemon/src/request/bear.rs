@@ -101,14 +101,14 @@ pub(super) async fn sender(
             let client = Source::from(visitor.address).client(plan.client);
             let own = ja4.and_then(|ja4| penalties.of(&Culprit::Fingerprint(client, ja4), now_ns));
             let all = own.into_iter().chain(of_places(penalties, visitor, plan, now_ns));
-            all.max_by_key(|penalty| penalty.step).filter(|_| !is_spared(worker, visitor, plan))
+            all.max_by_key(|penalty| penalty.step)
         }
     };
-    bear(penalty, plan).await
+    bear(penalty.filter(|_| !is_spared(worker, visitor, plan)), plan).await
 }
 
-/// Whether nothing is done against a client's own address, whatever others of its prefix or of where it is
-/// from did.
+/// Whether nothing is done against a client's own address, whatever it did itself, by any name, or others of
+/// its prefix or of where it is from.
 fn is_spared(worker: &Worker, visitor: &Visitor, plan: &Plan) -> bool {
     plan.terms.never_ban.iter().any(|net| net.contains(&visitor.address))
         || worker.edge.listed.load().allows(visitor.address, clock::boot_ns())
@@ -142,7 +142,9 @@ pub(super) async fn login(
     let (penalties, identities) = (&worker.edge.penalties, &worker.edge.identities);
     let client = Source::from(visitor.address).client(plan.client);
     let is_known = visitor.ja4().is_some_and(|ja4| identities.knows((client, ja4), name));
-    let is_borne = |own: &Penalty| !is_known || own.step >= Step::Refuse;
+    let is_borne = |own: &Penalty| {
+        (!is_known || own.step >= Step::Refuse) && !is_spared(worker, visitor, plan)
+    };
     let account = Some(Culprit::Account(Arc::clone(account)));
     for culprit in account.into_iter().chain(visitor.ja4().map(Culprit::Ja4)) {
         let own = penalties.of(&culprit, clock::boot_ns());

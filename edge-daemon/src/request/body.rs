@@ -17,6 +17,7 @@ use super::{
     Visitor, Worker,
     entry::Entry,
     incoming::{Broken, Frame, Incoming},
+    report::Known,
     upstream::Lease,
     watch::{Turn, Who},
 };
@@ -262,8 +263,8 @@ pub(crate) struct Ending {
     reason: Option<Reason>,
     /// The client as proven, once it is.
     pub(crate) visitor: Option<Visitor>,
-    /// Whether another site's page had a browser ask.
-    pub(super) is_led: bool,
+    /// What is known of the request, once its answer begins.
+    pub(super) known: Option<Known>,
     /// What the access log will tell of it.
     pub(crate) entry: Option<Box<Entry>>,
     /// Its places among the requests in flight that limits count.
@@ -274,9 +275,9 @@ impl Ending {
     /// Begins a request, and tells how many are in flight with it.
     pub(crate) fn begin(worker: Rc<Worker>, turn: Rc<Turn>, started_ns: u64) -> (Self, usize) {
         let in_flight = worker.edge.metrics.requests.fetch_add(1, Relaxed) + 1;
-        let (status, bytes, reason, visitor, is_led, entry, held) = Default::default();
+        let (status, bytes, reason, visitor, known, entry, held) = Default::default();
         let this =
-            Self { worker, turn, started_ns, status, bytes, reason, visitor, is_led, entry, held };
+            Self { worker, turn, started_ns, status, bytes, reason, visitor, known, entry, held };
         (this, in_flight)
     }
 
@@ -299,7 +300,7 @@ impl Drop for Ending {
             if reason.blame() == Blame::Client
                 && let Some(visitor) = &self.visitor
             {
-                self.worker.report_given_up(visitor, reason, self.is_led);
+                self.worker.report_given_up(visitor, reason, self.known.as_ref(), self.status);
             }
             reason
         };

@@ -21,12 +21,14 @@ pub struct Lures {
 }
 
 impl Lures {
-    /// Those of the configuration, but for paths that a route serves.
+    /// Those of the configuration, but for paths that a route serves. One that is for whatever is asked for
+    /// serves none in particular.
     #[must_use]
     pub fn new(settings: &Settings) -> Self {
         let verdicts = &settings.verdicts;
-        let is_served =
-            |path: &&String| settings.routes.iter().any(|r| r.at.path.as_str() == **path);
+        let named =
+            || settings.routes.iter().map(|route| &route.at.path).filter(|at| at.is_named());
+        let is_served = |path: &str| named().any(|at| at.covers(path));
         Self {
             decoys: verdicts.decoys.iter().filter(|path| !is_served(path)).cloned().collect(),
             canaries: verdicts.canaries.iter().cloned().collect(),
@@ -45,7 +47,18 @@ impl Lures {
         if self.decoys.contains(&target.path) {
             return Err(if is_led { Reason::NoRoute } else { Reason::DecoyPath }.into());
         }
-        let query = target.query.as_deref().filter(|_| !is_led).unwrap_or_default();
+        self.check_canary(headers, Some(target), is_led)
+    }
+
+    /// The same for credentials alone: over plain HTTP a decoy is a path that is sent to HTTPS as any other.
+    pub(super) fn check_canary(
+        &self,
+        headers: &HeaderMap,
+        target: Option<&Target>,
+        is_led: bool,
+    ) -> Result<(), Denied> {
+        let query = target.and_then(|target| target.query.as_deref()).filter(|_| !is_led);
+        let query = query.unwrap_or_default();
         let values = query.split('&').filter_map(|pair| Some(pair.split_once('=')?.1));
         let is_bait = |text: &str| self.canaries.contains(text);
         if !self.canaries.is_empty()
@@ -80,6 +93,28 @@ mod tests {
     }
 
     #[test]
+    fn what_a_route_serves_is_no_decoy_wherever_it_lies_below() {
+        let minimal = include_str!("../../../config/minimal.toml");
+        let is_decoy = |place: &str| {
+            let route = format!(
+                "{minimal}\n[[route]]\npath = {place}\nmethods = [\"GET\"]\nauth = \"none\"\nupstream = \"api\"\n"
+            );
+            let read = crate::config::parse(std::path::Path::new("edged.toml"), &route);
+            let (settings, _) = read.unwrap_or_else(|mistakes| panic!("{mistakes}"));
+            let lures = Lures::new(&settings);
+            assert!(lures.decoys.contains("/.env"), "{place}");
+            lures.decoys.contains("/.git/config")
+        };
+        assert!(!is_decoy("\"/.git\""));
+        assert!(!is_decoy("\"/.git/config\""));
+        assert!(!is_decoy("\"/{place}/config\""));
+        assert!(is_decoy("\"/.git\"\nmatch = \"exact\""));
+        assert!(is_decoy("\"/.git/configs\""));
+        // A place for whatever is asked for serves none of them in particular.
+        assert!(is_decoy("\"/{place}\""));
+    }
+
+    #[test]
     fn who_takes_bait_is_known() {
         assert_eq!(check("/.env", &[]), Some(Reason::DecoyPath));
         assert_eq!(check("/.env", &[("sec-fetch-site", "none")]), Some(Reason::DecoyPath));
@@ -97,5 +132,22 @@ mod tests {
         assert_eq!(check("/?a=1&key=bait", &[led]), None);
         assert_eq!(check("/", &[led, ("x-api-key", "bait")]), Some(Reason::CanaryKey));
         assert_eq!(check("/?bait", &[("x-api-key", "other"), ("cookie", "bait")]), None);
+    }
+
+    #[test]
+    fn a_canary_is_known_whatever_the_path_is() {
+        let headers = HeaderMap::from_iter([(
+            http::HeaderName::from_static("x-api-key"),
+            http::HeaderValue::from_static("bait"),
+        )]);
+        let decoy = Target::parse("/.env?k=bait", 1000).unwrap();
+        let found = |headers: &HeaderMap, target, is_led| {
+            let checked = lures().check_canary(headers, target, is_led);
+            checked.err().map(|denied| denied.reason)
+        };
+        assert_eq!(found(&headers, None, true), Some(Reason::CanaryKey));
+        let none = HeaderMap::new();
+        assert_eq!(found(&none, Some(&decoy), false), Some(Reason::CanaryKey));
+        assert_eq!(found(&none, Some(&decoy), true), None);
     }
 }

@@ -146,13 +146,12 @@ pub(crate) async fn answer(
         }
         outcome => outcome,
     };
-    ending.is_led = trace.is_led;
     ending.held = mem::take(&mut trace.admission.held);
     ending.visitor = Some(visitor.clone());
     if let Some(entry) = &mut ending.entry {
         entry.settle(&trace);
     }
-    match outcome {
+    let mut response = match outcome {
         Ok(Outcome::Passed(response, lease, upload)) => {
             worker.report_answered(&visitor, &trace, response.status().as_u16());
             answer::pass(*response, lease, upload, &trace, ending)
@@ -170,7 +169,9 @@ pub(crate) async fn answer(
             report(&worker, &visitor, &denied, &trace);
             answer::refuse(&denied, &trace, body, ending)
         }
-    }
+    };
+    response.body_mut().ending.known = Some(trace.into());
+    response
 }
 
 /// Refuses what never became a request: it has a request id, is charged to its source, counted and

@@ -25,6 +25,7 @@ pub(super) async fn redirect(
     let plan = &view.plan;
     admit_source(worker, visitor, plan, come, trace, &head.headers).await?;
     let target = target(head, plan.bounds.uri_bytes_max);
+    plan.lures.check_canary(&head.headers, target.as_ref().ok(), trace.is_led)?;
     let shown =
         target.as_ref().ok().map(|target| identify::shown_key(worker, visitor, plan, head, target));
     keys::refuse_in_clear(worker, visitor, plan, &head.headers)?;

@@ -9,10 +9,12 @@ use std::{
 use edge_common::{Reason, Source};
 use edge_identity::principal::Principal;
 use edge_policy::{
+    denied,
     ja4::Ja4,
     place::Places,
     verdict::{Asked, Kind, Proof, Signal},
 };
+use http::StatusCode;
 
 use super::{Worker, front::Visitor, login::Attempt, path::Trace};
 use crate::{clock, events::Event};
@@ -25,12 +27,34 @@ pub(super) fn word(principal: &Principal) -> Arc<str> {
 impl Trace {
     /// What was asked for, for who judges it.
     fn asked(&self, status: u16) -> Asked {
-        Asked {
-            id: self.id.as_str().into(),
-            method: self.method().into(),
-            path: self.path.as_str().into(),
-            status,
-        }
+        asked(&self.id, self.method(), &self.path, status)
+    }
+}
+
+fn asked(id: &str, method: &str, path: &str, status: u16) -> Asked {
+    Asked { id: id.into(), method: method.into(), path: path.into(), status }
+}
+
+/// What is known of a request whose answer has begun.
+pub(super) struct Known {
+    id: String,
+    method: Option<http::Method>,
+    path: String,
+    principal: Option<Principal>,
+    is_led: bool,
+}
+
+impl From<Trace> for Known {
+    fn from(trace: Trace) -> Self {
+        let Trace { id, method, path, principal, is_led, .. } = trace;
+        Self { id, method, path, principal, is_led }
+    }
+}
+
+impl Known {
+    fn asked(&self, status: u16) -> Asked {
+        let method = self.method.as_ref().map_or("", http::Method::as_str);
+        asked(&self.id, method, &self.path, status)
     }
 }
 
@@ -43,16 +67,27 @@ impl Worker {
     }
 
     /// Reports a request that a client's fault ended before its answer was through.
-    pub(super) fn report_given_up(&self, visitor: &Visitor, reason: Reason, is_led: bool) {
-        if let Some(kind) = self.wanted(reason, false) {
-            self.send(Signal { is_led, ..self.signal(kind, visitor) });
+    pub(super) fn report_given_up(
+        &self,
+        visitor: &Visitor,
+        reason: Reason,
+        known: Option<&Known>,
+        status: Option<StatusCode>,
+    ) {
+        let principal = known.and_then(|known| known.principal.as_ref());
+        if let Some(kind) = self.wanted(reason, principal.is_some()) {
+            let status = status.unwrap_or_else(|| denied::status(reason)).as_u16();
+            let request = known.map(|known| Box::new(known.asked(status)));
+            let is_led = known.is_some_and(|known| known.is_led);
+            let principal = principal.map(word);
+            self.send(Signal { principal, is_led, request, ..self.signal(kind, visitor) });
         }
     }
 
     /// Reports a refused request.
     pub(super) fn report_refused(&self, visitor: &Visitor, reason: Reason, trace: &Trace) {
         if let Some(kind) = self.wanted(reason, trace.principal.is_some()) {
-            let status = edge_policy::denied::status(reason).as_u16();
+            let status = denied::status(reason).as_u16();
             let principal = trace.principal.as_ref().map(word);
             let request = Some(Box::new(trace.asked(status)));
             let is_led = trace.is_led;
@@ -76,7 +111,7 @@ impl Worker {
         if let Some(attempt) = &trace.login {
             return self.report_login(visitor, trace, attempt, status);
         }
-        let kind = if status == 404 { Kind::NotFound } else { Kind::Served };
+        let Some(kind) = kind_of_answer(status) else { return };
         let wanted = &view.plan.wanted;
         if !wanted.has(kind, principal.is_some()) {
             return;
@@ -171,6 +206,15 @@ impl Worker {
     }
 }
 
+/// What an upstream's answer says of the client: nothing, where the upstream failed.
+const fn kind_of_answer(status: u16) -> Option<Kind> {
+    match status {
+        404 => Some(Kind::NotFound),
+        500.. => None,
+        _ => Some(Kind::Served),
+    }
+}
+
 /// What one worker reports of requests that were served.
 pub(super) struct Reports {
     gathered: RefCell<Vec<Signal>>,
@@ -210,6 +254,17 @@ const NEWS_AGAIN_MS: u64 = 250;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_an_upstream_got_wrong_is_no_act_of_the_client() {
+        for status in [200, 206, 302, 304, 401, 403, 410, 499] {
+            assert_eq!(kind_of_answer(status), Some(Kind::Served), "{status}");
+        }
+        assert_eq!(kind_of_answer(404), Some(Kind::NotFound));
+        for status in [500, 502, 503, 504, 599] {
+            assert_eq!(kind_of_answer(status), None, "{status}");
+        }
+    }
 
     #[test]
     fn what_is_told_again_at_once_is_no_news() {

@@ -170,6 +170,12 @@ impl PathPattern {
         self.segments.iter().zip(&mut asked).all(alike) && !(self.exact && asked.next().is_some())
     }
 
+    /// Whether it names a part of the site, and is no place for whatever is asked for: `/` and `/{a}` are.
+    #[must_use]
+    pub fn is_named(&self) -> bool {
+        self.segments.iter().any(|segment| matches!(segment, Segment::Literal(_)))
+    }
+
     /// The same text for all patterns that cover the same paths, whatever segments are called.
     pub(super) fn anonymous(&self) -> String {
         let begin = if self.exact { "=".to_owned() } else { String::new() };
