@@ -216,7 +216,7 @@ impl Metrics {
     pub fn expose(
         &self,
         kernel: Option<&KernelView>,
-        rules: &Rules,
+        rules: &[&Rules],
         feeds: &[Arc<Feed>],
         lost: &Lost,
         more: Vec<MetricFamily>,
@@ -393,7 +393,7 @@ mod tests {
         metrics.worker(0).request.observe(Duration::from_millis(3));
         metrics.worker(1).request.observe(Duration::from_secs(60));
         let lost = Lost { events: 7, ..Lost::default() };
-        let text = metrics.expose(None, &Rules::default(), &[], &lost, Vec::new());
+        let text = metrics.expose(None, &[&Rules::default()], &[], &lost, Vec::new());
         for line in [
             "edged_requests_total{reason=\"serve\",status=\"200\"} 2",
             "edged_requests_total{reason=\"serve\",status=\"999\"} 1",

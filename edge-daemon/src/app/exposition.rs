@@ -39,5 +39,6 @@ pub(super) async fn page(edge: Arc<Edge>, path: String) -> Option<String> {
         signals: edge.signals.lost(),
         identities: edge.identities.evicted(),
     };
-    Some(edge.metrics.expose(view.as_ref(), &plan.limits, &feeds, &lost, families))
+    let rules = [&plan.limits, &plan.shared.requests];
+    Some(edge.metrics.expose(view.as_ref(), &rules, &feeds, &lost, families))
 }

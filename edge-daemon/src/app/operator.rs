@@ -8,7 +8,6 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use edge_common::Reason;
 use tokio::{
     sync::{oneshot, watch},
     task::JoinSet,
@@ -181,12 +180,10 @@ impl Operator {
     fn plan(&self, settings: &Settings) -> Result<Plan, PlanError> {
         let former = self.edge.plan.load();
         plan::plan(settings, Some(&former), &self.edge.feeds, |spec| {
-            let counted = if spec.reason == Reason::HandshakeRate {
-                &former.handshakes
-            } else {
-                &former.limits
-            };
-            quota::carry(counted, settings, spec)
+            let shared = &former.shared;
+            let apart = [&former.handshakes, &shared.requests, &shared.handshakes];
+            let counted = apart.into_iter().find(|rules| rules.get(&spec.name).is_some());
+            quota::carry(counted.unwrap_or(&former.limits), settings, spec)
         })
     }
 

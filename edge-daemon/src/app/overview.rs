@@ -27,7 +27,7 @@ use crate::{
 pub(super) fn overview(settings: &Settings, edge: &Edge) -> Overview {
     let policies = settings.policies.iter();
     let policies = policies.map(|set| PolicyEntry { name: set.name.clone(), shadow: set.shadow });
-    let limits = settings.limits.iter().chain([&settings.handshakes]);
+    let limits = settings.limits.iter().chain([&settings.handshakes]).chain(&settings.shared);
     Overview {
         listeners: listeners(settings),
         certificates: some(certificates(edge)),

@@ -25,12 +25,31 @@ use super::{
 /// Every limit, in the order in which requests are charged: those of all clients together come last,
 /// so that they are charged only by those who may.
 ///
-/// Apart from these, that of TLS handshakes.
-pub(super) fn limits(document: &Table<'_>) -> (Vec<Spec>, Spec) {
+/// Apart from these, that of TLS handshakes, and those of a source that several share.
+pub(super) fn limits(document: &Table<'_>) -> (Vec<Spec>, Spec, [Spec; 2]) {
     let own = document.tables("limit", limit);
-    let [source, key, global, handshakes] = document.table("limits", usual);
+    let ([source, key, global, handshakes], times) =
+        document.table("limits", |table| (usual(table), shared(table)));
+    let shared =
+        [("shared_requests", &source, times[0]), ("shared_handshakes", &handshakes, times[1])];
+    let shared = shared.map(|(name, of, times)| Spec {
+        name: name.into(),
+        meter: of.meter.map(|meter| meter.times(times)),
+        // Whoever it is that it refuses, it may be others who used it up.
+        reason: Reason::GlobalRate,
+        keys_max: of.keys_max.min(SHARED_MAX),
+        ..of.clone()
+    });
     let (all, some): (Vec<_>, Vec<_>) = own.into_iter().partition(|spec| spec.by.is_empty());
-    ([source, key].into_iter().chain(some).chain(all).chain([global]).collect(), handshakes)
+    let limits = [source, key].into_iter().chain(some).chain(all).chain([global]).collect();
+    (limits, handshakes, shared)
+}
+
+/// How many times as much as one client may do those do together who share a source: requests, and TLS
+/// handshakes.
+fn shared(table: &Table<'_>) -> [u64; 2] {
+    let times = |key, usual| table.or(key, usual, |item| item.number(1, 100_000));
+    [times("shared_requests", 50), times("shared_handshakes", 10)]
 }
 
 /// The limits that every edge has, each a token bucket.
@@ -190,8 +209,12 @@ pub(super) fn check(settings: &Settings, document: &DeTable<'_>, notes: &Notes<'
     }
 }
 
+/// Sources that several share and that are told apart: there are fewer of them than clients.
+const SHARED_MAX: usize = 32_768;
+
 /// The names of the limits under `[limits]`.
-const USUAL: [&str; 4] = ["per_source", "per_key", "global", "handshakes"];
+const USUAL: [&str; 6] =
+    ["per_source", "per_key", "global", "handshakes", "shared_requests", "shared_handshakes"];
 
 /// How a limit counts, in the configuration's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -399,6 +422,23 @@ mod tests {
         assert!(limit("rate = \"off\"").unwrap().1.contains("admits everything"));
         let never = limit("rate = \"5/s\"\nmethods = [\"OPTIONS\"]").unwrap().1;
         assert!(never.contains("speaks of no request"), "{never}");
+    }
+
+    #[test]
+    fn those_who_share_a_source_have_so_many_times_what_one_has() {
+        let shared = |keys: &str| {
+            let read = parse(Path::new("edged.toml"), &format!("{MINIMAL}\n{keys}\n"));
+            read.unwrap_or_else(|mistakes| panic!("{mistakes}")).0.shared
+        };
+        let bucket = |count, s, burst| {
+            Some(Meter::TokenBucket(Bucket::new(count, s * SECOND_NS, burst).unwrap()))
+        };
+        let usual = shared("");
+        assert_eq!(usual[0].meter, bucket(30_000, 60, 5_000));
+        assert_eq!(usual[1].meter, bucket(1_000, 1, 2_000));
+        assert!(usual.iter().all(|spec| spec.reason == Reason::GlobalRate));
+        let own = shared("[limits]\nper_source = \"off\"\nshared_handshakes = 3");
+        assert_eq!((own[0].meter, own[1].meter), (None, bucket(300, 1, 600)));
     }
 
     #[test]

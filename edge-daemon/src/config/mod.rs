@@ -128,7 +128,7 @@ fn read(
 
 fn settings(document: &Table<'_>) -> Settings {
     let upstreams = document.tables("upstream", upstream::upstream);
-    let (limits, handshakes) = limit::limits(document);
+    let (limits, handshakes, shared) = limit::limits(document);
     let policies = document.tables("policy", policy::policy);
     let server = document.table("server", sections::server);
     let usual = &server.security_headers;
@@ -150,6 +150,7 @@ fn settings(document: &Table<'_>) -> Settings {
         bounds: document.table("bounds", sections::bounds),
         limits,
         handshakes,
+        shared,
         keys: document.table("keys", sections::keys),
         issuers: document.tables("issuer", issuer::issuer),
         tokens: document.table("tokens", issuer::tokens),

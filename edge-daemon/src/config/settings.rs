@@ -76,6 +76,8 @@ pub struct Settings {
     pub limits: Vec<limit::Spec>,
     /// `handshakes` of `[limits]`: TLS handshakes per client.
     pub handshakes: limit::Spec,
+    /// What those who share a source may do together: requests, and TLS handshakes.
+    pub shared: [limit::Spec; 2],
     /// `[keys]`: API keys.
     pub keys: Keys,
     /// `[[issuer]]`, in the order of the file; names are unique, and so is each `issuer`.

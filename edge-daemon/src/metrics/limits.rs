@@ -10,7 +10,7 @@ use super::{counter, family};
 /// A metric's name, its help, and how a rule counts it.
 type Count = (&'static str, &'static str, fn(&Rule) -> u64);
 
-pub(super) fn families(rules: &Rules) -> Vec<MetricFamily> {
+pub(super) fn families(rules: &[&Rules]) -> Vec<MetricFamily> {
     let counts: [Count; 4] = [
         ("edged_limit_refused_total", "Requests that a limit refused.", |rule| {
             rule.state().refused.load(Relaxed)
@@ -32,7 +32,8 @@ pub(super) fn families(rules: &Rules) -> Vec<MetricFamily> {
         ),
     ];
     let of = |(name, help, count): Count| {
-        let metrics = rules.iter().map(|rule| counter(&[("limit", &rule.spec.name)], count(rule)));
+        let all = rules.iter().flat_map(|rules| rules.iter());
+        let metrics = all.map(|rule| counter(&[("limit", &rule.spec.name)], count(rule)));
         family(name, help, MetricType::COUNTER, metrics)
     };
     counts.map(of).into()

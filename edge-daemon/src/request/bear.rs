@@ -30,6 +30,12 @@ pub struct Terms {
     pub shared_within: Duration,
 }
 
+/// Whether what comes by this client's TLS library is refused unless it proves who it is.
+pub(super) fn is_refused_unproven(worker: &Worker, visitor: &Visitor, client: Source) -> bool {
+    let of = |ja4| worker.edge.penalties.of(&Culprit::Fingerprint(client, ja4), clock::recent_ns());
+    visitor.ja4().and_then(of).is_some_and(|own| own.step >= Step::Throttle)
+}
+
 /// Whether a client whose packets the kernel cannot tell from those of its proxy is banned, or denied by
 /// a list.
 pub(super) fn is_banned(worker: &Worker, visitor: &Visitor, plan: &Plan) -> bool {

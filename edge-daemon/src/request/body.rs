@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use edge_common::{Blame, Reason};
 use edge_policy::{limit::Held, lines::Lines, shield};
-use http::StatusCode;
+use http::{HeaderMap, StatusCode, header};
 
 use super::{
     Visitor, Worker,
@@ -98,6 +98,11 @@ impl Upload {
         self.state.turn.moved(Who::Sender, length);
         Poll::Ready(Some(Ok(frame)))
     }
+}
+
+/// The length of a body as its head says it.
+pub(super) fn declared_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// A client that breaks off is gone, which is no misdeed; one whose chunks do not parse is wrong.

@@ -216,7 +216,11 @@ async fn handshake(
     // A proxy shakes hands for many.
     if !plan.trusted.has(visitor.address) {
         let client = Source::from(visitor.address).client(plan.client);
-        if let Err(denied) = plan.handshakes.admit_source(client, clock::now()) {
+        let limit = match worker.edge.identities.is_shared(&client, clock::recent_ns()) {
+            true => &plan.shared.handshakes,
+            false => &plan.handshakes,
+        };
+        if let Err(denied) = limit.admit_source(client, clock::now()) {
             if denied.reason == Reason::HandshakeRate {
                 worker.refuse_connection(&visitor, denied.reason);
             } else {

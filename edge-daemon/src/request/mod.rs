@@ -69,6 +69,7 @@ use tokio::{
 
 pub use self::{
     access::Tally,
+    charge::SharedSource,
     lures::Lures,
     serve::{Entrance, Phase},
     token::nonces as proof_nonces,
@@ -198,6 +199,8 @@ pub struct Plan {
     pub naming: Naming,
     /// TLS handshakes per client.
     pub handshakes: Rules,
+    /// What those who share a source may do together.
+    pub shared: SharedSource,
     /// By what keys are judged.
     pub key_rules: key::Rules,
     /// How keys are kept.

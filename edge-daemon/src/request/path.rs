@@ -17,12 +17,12 @@ use edge_policy::{
     target::Target,
     upgrade,
 };
-use http::{HeaderMap, HeaderValue, Request, Response, header, request::Parts, uri::PathAndQuery};
+use http::{HeaderMap, HeaderValue, Request, Response, request::Parts, uri::PathAndQuery};
 
 use super::{
     Worker, access, answer, bear,
-    body::{Answer, Ending, Upload, UploadState},
-    charge::{admit_source, charge},
+    body::{Answer, Ending, Upload, UploadState, declared_length},
+    charge::{self, Payment, admit_source, charge},
     entry::Entry,
     front::Visitor,
     going::Going,
@@ -56,6 +56,8 @@ pub(crate) struct Trace {
     /// Whether it is being asked who it is from and whether it may: however that ends, the audit log
     /// has it.
     is_asked: bool,
+    /// When it is charged to its source.
+    pub(super) payment: Payment,
     /// What the limits it was charged to say of it.
     pub(crate) admission: Admission,
     /// What its route does about browsers, and the origin that may read the answer.
@@ -80,6 +82,7 @@ impl Trace {
             principal: None,
             rule: None,
             is_asked: false,
+            payment: Payment::Early,
             admission: Admission::default(),
             answers: None,
             origin: None,
@@ -142,7 +145,7 @@ pub(crate) async fn answer(
     }
     let outcome = match outcome {
         Err(denied) if trace.principal.is_none() => {
-            Err(bear::refused(&worker, &visitor, denied).await)
+            Err(charge::refused(&worker, &visitor, denied, &mut trace, now).await)
         }
         outcome => outcome,
     };
@@ -216,7 +219,8 @@ enum Decided {
 /// Who is it, may it, how much, is it well-formed, where to.
 ///
 /// The source's own limit comes first, so that nonsense and guessing are slowed however they are
-/// done; the key's and the edge's come late, so that they are charged only to those who may.
+/// done, but where several share the source: then it waits for who it is. The key's and the edge's come late,
+/// so that they are charged only to those who may.
 /// The body is taken only when it goes upstream.
 async fn decide(
     worker: &Worker,
@@ -245,6 +249,8 @@ async fn decide(
             plan.routes.preflight(&host.name, &target.path, &method, &head.headers)
     {
         let (route, headers) = answer?;
+        // What a browser asks ahead shows nobody, and goes nowhere.
+        trace.payment = Payment::Late;
         trace.answers = Some(Arc::clone(&route.answers));
         return Ok(Decided::Preflight(headers));
     }
@@ -257,6 +263,7 @@ async fn decide(
     let identity = identify::identify(worker, (plan, route), asked, key, body).await?;
     trace.principal = identity.principal;
     let was_delayed = bear::sender(worker, visitor, plan, trace.principal.as_ref()).await?;
+    charge::pay(plan, trace, now)?;
     let facts = Facts {
         method: &head.method,
         host: &host.name,
@@ -281,7 +288,8 @@ async fn decide(
     trace.is_asked = false;
     tell_granted(worker, visitor, &head, trace);
     let (who, asked) = (trace.principal.as_ref(), (&head, &*host.name));
-    charge(plan, (visitor, client), who, route, asked, (&mut trace.admission, now)).await?;
+    let from = (&*visitor, client, trace.payment.is_shared());
+    charge(plan, from, who, route, asked, (&mut trace.admission, now)).await?;
     let body_max = plan.bounds.body_bytes_max;
     if declared_length(&head.headers).is_some_and(|length| length > body_max) {
         return Err(Reason::BodyTooLarge.into());
@@ -378,10 +386,6 @@ pub(super) fn target(head: &Parts, bytes_max: usize) -> Result<Target, Reason> {
         }
         target => Target::parse(target, bytes_max),
     }
-}
-
-fn declared_length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 const LOGGED_PATH_MAX: usize = 256;

@@ -6,7 +6,7 @@ use http::{HeaderValue, request::Parts};
 
 use super::{
     Worker,
-    charge::admit_source,
+    charge::{admit_source, pay},
     front::Visitor,
     identify, keys,
     path::{Trace, target},
@@ -24,6 +24,7 @@ pub(super) async fn redirect(
     let view = worker.view();
     let plan = &view.plan;
     admit_source(worker, visitor, plan, come, trace, &head.headers).await?;
+    pay(plan, trace, come.1)?;
     let target = target(head, plan.bounds.uri_bytes_max);
     plan.lures.check_canary(&head.headers, target.as_ref().ok(), trace.is_led)?;
     let shown =

@@ -11,7 +11,8 @@ use crate::place::Place;
 /// A part of what a rule counts by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// The client's address, or its prefix.
+    /// The client's address, or its prefix; where several share it, that and who the caller is, if he is
+    /// known.
     Source,
     /// Who the caller is, however that was proven. Such a rule speaks of known callers alone.
     User,
@@ -46,6 +47,9 @@ pub(super) fn hash(by: &[Part], secret: &[u8; 16], facts: &Facts<'_>) -> Option<
             Part::Source => {
                 hash.write_u64(facts.source.high());
                 hash.write_u64(facts.source.low());
+                if let Some(caller) = facts.caller.filter(|_| facts.is_shared) {
+                    caller.user.iter().for_each(|part| feed(&mut hash, Some(part.as_bytes())));
+                }
             }
             Part::User => facts.caller?.user.iter().for_each(|p| write(Some(p.as_bytes()))),
             Part::Key => write(Some(facts.caller?.key?.as_bytes())),

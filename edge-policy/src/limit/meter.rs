@@ -148,6 +148,16 @@ impl Meter {
         }
     }
 
+    /// What is so many times as wide. Of what is no rate there is nothing wider.
+    #[must_use]
+    pub fn times(self, times: u64) -> Self {
+        match self {
+            Self::TokenBucket(bucket) => Self::TokenBucket(bucket.times(times)),
+            Self::LeakyBucket(bucket) => Self::LeakyBucket(bucket.times(times)),
+            same => same,
+        }
+    }
+
     /// How full a key is, from 0, as if it had never been seen, to [`FULL`], where the next request
     /// is refused. A request in flight is never forgotten: it will be given back.
     #[must_use]

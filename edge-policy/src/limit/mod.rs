@@ -76,6 +76,8 @@ pub struct Only {
 pub struct Facts<'a> {
     /// The client, as wide as clients are told apart.
     pub source: Source,
+    /// Whether it is known that several are at its source: who he is tells each from the others there.
+    pub is_shared: bool,
     /// Who it is, if that is known.
     pub caller: Option<Caller<'a>>,
     /// The path of its route; a slash at its end means nothing.
@@ -101,6 +103,7 @@ impl Facts<'_> {
         static GET: Method = Method::GET;
         Self {
             source,
+            is_shared: false,
             caller: None,
             route: "",
             method: &GET,
@@ -293,6 +296,21 @@ impl Rules {
     /// If a rule refuses.
     pub fn admit_source(&self, source: Source, now: Now) -> Result<Admission, Denied> {
         admit(&self.early, &Facts::of(source, ASKED), 0, now)
+    }
+
+    /// The same of a request from a source that several share, of whose sender no more is known than who he
+    /// is, if that.
+    ///
+    /// # Errors
+    /// If a rule refuses.
+    pub fn admit_shared(
+        &self,
+        source: Source,
+        caller: Option<Caller<'_>>,
+        now: Now,
+    ) -> Result<Admission, Denied> {
+        let facts = Facts { is_shared: true, caller, ..Facts::of(source, ASKED) };
+        admit(&self.early, &facts, 0, now)
     }
 
     /// Charges a request to all other rules, and to those by its source what it costs beyond the one

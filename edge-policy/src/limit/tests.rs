@@ -101,6 +101,43 @@ fn who_is_nobody_has_no_limit_as_a_user_but_shares_that_of_an_absent_header() {
 }
 
 #[test]
+fn who_proves_who_he_is_has_a_shared_source_to_himself() {
+    let finer = spec(&[Part::Source, Part::Route], bucket(2));
+    let rules: Rules = [spec(&[Part::Source], bucket(3)), finer].map(rule).into_iter().collect();
+    let source = Source::v4([192, 0, 2, 1]);
+    let early = |user: Option<&str>| {
+        let claim = |_: &str| None;
+        let own = |user| Caller { user: ["key", user], key: None, tier: None, claim: &claim };
+        let ask = || rules.admit_shared(source, user.map(own), now(0));
+        (0..100).filter(|_| ask().is_ok()).count()
+    };
+    assert_eq!((early(Some("a")), early(Some("b")), early(Some("a"))), (3, 3, 0));
+    // Those who prove nothing have it together, and it is that of the source when it is no shared one.
+    assert_eq!(early(None), 3);
+    assert!(rules.admit_source(source, now(0)).is_err());
+    // So it is with what counts by the source and more.
+    let late = |user: &'static str, is_shared| {
+        let claim = |_: &str| None;
+        let caller = Some(Caller { user: ["key", user], key: None, tier: None, claim: &claim });
+        let facts = Facts { caller, is_shared, ..Facts::of(source, 1) };
+        let ask = || rules.admit(&facts, &Admission::default(), now(0));
+        (0..100).filter(|_| ask().is_ok()).count()
+    };
+    assert_eq!((late("a", true), late("b", true)), (2, 2));
+    assert_eq!((late("a", false), late("b", false)), (2, 0));
+}
+
+#[test]
+fn what_is_wider_admits_so_many_times_as_much() {
+    let of = |meter| ASK.admitted(&[rule(spec(&[], meter))]);
+    assert_eq!((of(bucket(3)), of(bucket(3).times(10)), of(bucket(3).times(0))), (3, 30, 3));
+    let wide = Bucket::new(600, 60 * SECOND, 100).unwrap().times(50);
+    assert_eq!((wide.size(), wide.interval_ns()), (5_000, 2_000_000.0));
+    // No rate is beyond one a nanosecond.
+    assert_eq!(Bucket::new(SECOND, SECOND, 10).unwrap().times(2).interval_ns(), 1.0);
+}
+
+#[test]
 fn a_tier_has_numbers_of_its_own() {
     let tiers = vec![("pro".to_owned(), Some(bucket(10))), ("enterprise".to_owned(), None)];
     let rules = [rule(Spec { tiers, ..spec(&[Part::User], bucket(3)) })];

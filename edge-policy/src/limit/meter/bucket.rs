@@ -44,6 +44,14 @@ impl Bucket {
         Self { interval: narrow(interval), size: size.max(least) }
     }
 
+    /// A bucket of so many times the rate, up to one a nanosecond: it holds as many more, and takes as long to
+    /// fill.
+    #[must_use]
+    pub fn times(self, times: u64) -> Self {
+        let interval = (self.interval / times.max(1)).max(narrow(TICKS_PER_NS));
+        Self { interval, size: narrow(self.capacity() / u128::from(interval)) }
+    }
+
     /// Nanoseconds between two requests.
     #[must_use]
     pub fn interval_ns(self) -> f64 {

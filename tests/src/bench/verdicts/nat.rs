@@ -2,7 +2,6 @@
 
 use anyhow::{Result, ensure};
 
-use super::scene::open;
 use crate::{
     bench::{Effort, Goal, Line, Report},
     lab::Lab,
@@ -14,7 +13,8 @@ pub(super) fn neighbours(effort: Effort, report: &mut Report) -> Result<()> {
     let good = if effort.is_quick() { 20 } else { 200 };
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;
-    let edged = open(&lab)?.start()?;
+    // As shipped: what so many ask together is more than one client may.
+    let edged = lab.edged()?.with_shipped_limits().start()?;
     let nat = Nat::new(&lab, &edged, good)?;
     let (mut rounds, mut refused) = (Vec::new(), 0);
     for _ in 0..effort.rounds {
