@@ -1,6 +1,8 @@
 //! What becomes of clients by scenarios: guards, the ladder, and that it is really enforced.
 
 use std::{
+    io::Write as _,
+    net::TcpListener,
     path::Path,
     process::Command,
     time::{Duration, Instant},
@@ -10,8 +12,8 @@ use anyhow::{Context as _, Result, ensure};
 use edge_common::{Reason, Source};
 use edge_tests::{
     Edged, Lab, Origin,
-    client::{reaches, until},
-    lab::{ATTACKER, ATTACKER6, CLIENT, CLIENT6, EDGE6},
+    client::{connect, reaches, until},
+    lab::{ATTACKER, ATTACKER6, CLIENT, CLIENT6, EDGE, EDGE6, FRIEND},
     nat::Nat,
     netns::run,
     tamper::{bpftool, pinned},
@@ -69,8 +71,10 @@ fn a_restart_makes_no_nat_one_client() -> Result<()> {
 fn an_attacker_behind_a_nat_costs_its_neighbours_nothing() -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;
-    let edged = lab.edged()?.start()?;
-    let nat = Nat::new(&lab, &edged, 6)?;
+    // As shipped: what all of them ask together is more than one client may.
+    let edged = lab.edged()?.with_shipped_limits().start()?;
+    let good = 40;
+    let nat = Nat::new(&lab, &edged, good)?;
     for n in 0..6 {
         assert_eq!(nat.good(n)?, 200);
     }
@@ -88,6 +92,9 @@ fn an_attacker_behind_a_nat_costs_its_neighbours_nothing() -> Result<()> {
         }
     }
     assert!(refused > 30, "{refused}");
+    for n in 0..10 * good {
+        assert_eq!((nat.guess(n)?, nat.good(n)?), (403, 200), "the {n}th");
+    }
     assert!(reaches(&lab, CLIENT, 443));
     let bans = edged.bans()?;
     assert_eq!(bans.len(), 1, "{bans:?}");
@@ -160,6 +167,80 @@ fn who_takes_bait_is_banned_at_once() -> Result<()> {
     assert_eq!((canary.status, challenge(&canary)), (wrong.status, challenge(&wrong)));
     until("the thief is banned", SOON, || Ok(!reaches(&lab, CLIENT, 443)))?;
     assert_eq!(edged.event("ban", CLIENT)?["scenario"], "canary-key");
+    // So is one who shows it over plain HTTP, where it is refused as any credential.
+    edged.tell(&format!("ban remove {CLIENT}"))?;
+    let mut plain = connect(&lab, CLIENT, 80, SOON)?;
+    plain.write_all(
+        b"GET / HTTP/1.1\r\nHost: edge.test\r\nX-API-Key: AKIAIOSFODNN7EXAMPLE\r\n\r\n",
+    )?;
+    until("he is banned once more", SOON, || Ok(!reaches(&lab, CLIENT, 443)))?;
+    let bans = edged.bans()?;
+    let again = bans.iter().find(|ban| ban["culprit"] == CLIENT).context("his ban")?;
+    assert_eq!(again["scenario"], "canary-key", "{again}");
+    Ok(())
+}
+
+#[test]
+fn who_scans_is_known_by_what_the_upstream_has_not() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let site =
+        "[[route]]\npath = \"/status\"\nmethods = [\"GET\"]\nauth = \"none\"\nupstream = \"api\"";
+    let edged = lab.edged()?.append(site)?.start()?;
+    let ask = |status: u16, n: u32| -> Result<u16> {
+        Ok(edged.get(CLIENT, &format!("/status/{status}/{n}")).send()?.status)
+    };
+    // What the upstream got wrong is nobody's misdeed, nor was anything served.
+    for n in 0..30 {
+        assert_eq!(ask(500, n)?, 500);
+    }
+    assert_eq!(ask(200, 0)?, 200);
+    let told =
+        |reason: &str| metric(&edged, &format!("edged_signals_total{{reason=\"{reason}\"}}"));
+    assert_eq!((told("served")?, told("not_found")?), (1.0, 0.0));
+    for n in 0..20 {
+        assert_eq!(ask(404, n)?, 404);
+    }
+    // The same once more is no other path.
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(ask(404, 0)?, 404);
+    assert_eq!(edged.bans()?.len(), 0);
+    for n in 20..25 {
+        ask(404, n)?;
+    }
+    until("the scanner is refused", SOON, || Ok(ask(404, 30)? == 403))?;
+    let bans = edged.bans()?;
+    assert_eq!(
+        (&bans[0]["scenario"], &bans[0]["reason"]),
+        (&"scanning".into(), &"not_found".into())
+    );
+    Ok(())
+}
+
+#[test]
+fn whoever_comes_from_never_ban_bears_no_verdict_by_any_name() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let login = "[[route]]\npath = \"/login\"\nmethods = [\"POST\"]\nauth = \"none\"\nupstream = \"api\"\n\
+         login = { account = \"header:x-user\" }";
+    let never = format!("[\"{CLIENT}/32\"]");
+    let edged = lab.edged()?.set("verdicts.never_ban", &never).append(login)?.start()?;
+    let key = edged.key("k")?;
+    let id = edged.ask("key list")?["entries"][0]["id"].as_str().context("no id")?.to_owned();
+    for who in [format!("key:{id}"), "account:ann".to_owned()] {
+        edged.tell(&format!("ban add {who} --ttl 1h --step 403"))?;
+    }
+    let by_key =
+        |source: &str| Ok::<_, anyhow::Error>(edged.get(source, "/").key(&key).send()?.status);
+    let by_name = |source: &str| {
+        let ask = edged.get(source, "/login").method("POST").header("X-User", "ann");
+        Ok::<_, anyhow::Error>(ask.send()?.status)
+    };
+    assert_eq!((by_key(ATTACKER)?, by_name(ATTACKER)?), (403, 403));
+    // One that is never banned, and one that is allowed.
+    for spared in [CLIENT, FRIEND] {
+        assert_eq!((by_key(spared)?, by_name(spared)?), (200, 200), "{spared}");
+    }
     Ok(())
 }
 
@@ -921,6 +1002,20 @@ fn what_the_host_cannot_do_without_is_refused_and_never_banned() -> Result<()> {
     assert!(!done.status.success() && words.contains("the gateway"), "{words}");
     edged.tell(&format!("ban add {neighbour} --force"))?;
     assert!(!reaches(&lab, CLIENT6, 443));
+    // So it does while he has an SSH session here.
+    let sshd = lab.edge.enter(|| TcpListener::bind((EDGE, 2222)))?;
+    let session = connect(&lab, FRIEND, 2222, SOON)?;
+    edged.edit("lists.allow", "[]")?;
+    edged.edit("verdicts.ssh_ports", "[22, 2222]")?;
+    edged.tell("reload")?;
+    for verb in ["ban", "deny"] {
+        let done = edged.ctl(&format!("{verb} add {FRIEND}"))?;
+        let words = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(!done.status.success() && words.contains("an SSH session"), "{verb}: {words}");
+    }
+    drop((session, sshd));
+    edged.tell(&format!("ban add {FRIEND}"))?;
+    assert!(!reaches(&lab, FRIEND, 443));
     Ok(())
 }
 
