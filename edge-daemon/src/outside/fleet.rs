@@ -125,7 +125,7 @@ impl Fleet {
 
     /// Notes that this edge ended what was decided at `at_ms` or before and would have lasted until `until_ms`: all
     /// of it, or a ban of its own. At once, and not when it is shared: what its client does next is later, and to
-    /// be dated so. What another edge bans the client for, if that is what holds from now on.
+    /// be dated so. What bans the client from now on, if anything does.
     pub fn end(&self, client: IpAddr, act: Act, at_ms: u64, until_ms: u64) -> Option<Record> {
         let end = self.end_at(client, act, at_ms, until_ms);
         self.note_end(&end);
@@ -134,8 +134,8 @@ impl Fleet {
         let changes = lock(&self.bans).merge(end, CLIENTS_MAX).unwrap_or_default();
         self.is_unsaved.store(true, Relaxed);
         changes.into_iter().find_map(|change| match change {
-            Change::Ban(ban) if ban.node != self.settings.node => Some(ban),
-            Change::Ban(_) | Change::Ended(_) => None,
+            Change::Ban(ban) => Some(ban),
+            Change::Ended(_) => None,
         })
     }
 

@@ -88,7 +88,7 @@ impl Writer {
             });
             // A clock that is behind knows no better date than the disk.
             if !record.is_future(now_ms) {
-                record.since_ms = dated_since(record.since_ms, clock::unix_ms_at(ban.since_ns));
+                record.since_ms = dated_since(&record, ban.since_ns);
                 record.until_ms = corrected(record.until_ms, clock::unix_ms_at(ban.until_ns));
             }
             record.strikes = ban.strikes;
@@ -318,8 +318,13 @@ fn corrected(record_ms: u64, kernel_ms: u64) -> u64 {
 }
 
 /// Since when a ban is: it may be dated later than it began, after a lift by a faster clock; but not from
-/// before the clock was set back, as others would take it for one from the future.
-fn dated_since(record_ms: u64, kernel_ms: u64) -> u64 {
+/// before the clock was set back, as others would take it for one from the future. What another edge decided has
+/// the date that it told, and the kernel has none of what is from before the boot.
+fn dated_since(record: &BanRecord, kernel_ns: u64) -> u64 {
+    let (record_ms, kernel_ms) = (record.since_ms, clock::unix_ms_at(kernel_ns));
+    if record_ms > 0 && (record.origin == Origin::Fleet || kernel_ns == 0) {
+        return record_ms;
+    }
     let since_ms = corrected(record_ms, kernel_ms);
     if record_ms <= since_ms.saturating_add(SKEW_MS) { since_ms.max(record_ms) } else { since_ms }
 }
@@ -364,9 +369,31 @@ mod tests {
 
     #[test]
     fn a_date_from_before_the_clock_was_set_back_is_none() {
-        assert_eq!(dated_since(1_000_500, 1_000_000), 1_000_500);
-        assert_eq!(dated_since(1_000_000 + SKEW_MS, 1_000_000), 1_000_000 + SKEW_MS);
-        assert_eq!(dated_since(1_000_001 + SKEW_MS, 1_000_000), 1_000_000);
-        assert_eq!(dated_since(0, 1_000_000), 1_000_000);
+        let kernel_ns = clock::boot_ns();
+        let kernel_ms = clock::unix_ms_at(kernel_ns);
+        let record = |since_ms, origin| BanRecord {
+            culprit: Culprit::Source(edge_common::Source::v4([192, 0, 2, 1])),
+            step: Step::Ban,
+            since_ms,
+            until_ms: 0,
+            strikes: 1,
+            reason: "scan".into(),
+            scenario: "edge b".into(),
+            origin,
+            spared: None,
+            evidence: Vec::new(),
+            milder: Vec::new(),
+        };
+        let own = |since_ms| dated_since(&record(since_ms, Origin::Scenario), kernel_ns);
+        assert_eq!(own(kernel_ms + 500), kernel_ms + 500);
+        assert_eq!(own(kernel_ms + SKEW_MS), kernel_ms + SKEW_MS);
+        // The calendar is read anew each time.
+        assert!(own(kernel_ms + SKEW_MS + 1_000).abs_diff(kernel_ms) < 500);
+        assert!(own(0).abs_diff(kernel_ms) < 500);
+        // From before the boot, or of another edge.
+        let long_ago = kernel_ms - kernel_ns / 1_000_000 - 3_600_000;
+        assert_eq!(dated_since(&record(long_ago, Origin::Scenario), 0), long_ago);
+        assert_eq!(dated_since(&record(long_ago, Origin::Fleet), kernel_ns), long_ago);
+        assert!(dated_since(&record(0, Origin::Scenario), 0) > 0);
     }
 }

@@ -113,7 +113,7 @@ impl Writer {
     fn levels(&self, client: Source, now_ns: u64) -> Vec<Level> {
         let mut levels = Vec::new();
         for culprit in self.engine.culprits(&client) {
-            let own = self.engine.levels(&culprit, now_ns).into_iter();
+            let own = self.engine.levels(&culprit, client, now_ns).into_iter();
             levels.extend(own.map(|level| Level::new(&culprit, level)));
         }
         levels

@@ -18,8 +18,17 @@ impl Writer {
         self.edge.outside.fleet().filter(|fleet| fleet.settings.bans)
     }
 
-    /// Puts in force what another edge has decided.
+    /// Puts in force what another edge has decided; or this one, and does not know of any more.
     pub(super) fn banned(&mut self, ban: Record, is_news: bool) {
+        let own = self.fleet().map(|fleet| fleet.settings.node.clone()).unwrap_or_default();
+        let is_known = |held: &Held| {
+            let known = in_fleet(held, &own);
+            known.is_some_and(|known| known.is_like(&ban) && known.until_ms >= ban.until_ms)
+        };
+        let culprit = self.of_client(&Culprit::Source(ban.client.into()));
+        if self.held(&culprit).is_some_and(|held| held.all().any(is_known)) {
+            return;
+        }
         let record = of_fleet(ban);
         let culprit = record.culprit.clone();
         if let Err(error) = self.admit(record, is_news) {

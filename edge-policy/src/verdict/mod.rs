@@ -11,6 +11,7 @@ mod identities;
 mod pool;
 mod rules;
 mod scenario;
+mod sentence;
 mod signal;
 mod trail;
 
@@ -26,42 +27,9 @@ pub use self::guard::{Cap, Facts, Spared};
 pub use self::identities::{Identities, NOTES_MAX, Note};
 pub use self::rules::{Rules, Wanted};
 pub use self::scenario::{Among, Distinct, Filter, Origin, Scenario, Step};
+pub use self::sentence::{Level, Verdict};
 pub use self::signal::{Asked, Evidence, Kind, Proof, Signal};
 use self::{pool::Pool, trail::Trail};
-
-/// What is to be done about a culprit.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Verdict {
-    /// The scenario.
-    pub scenario: Arc<str>,
-    /// Whom it is about.
-    pub culprit: Culprit,
-    /// What is to be done.
-    pub step: Step,
-    /// For how long.
-    pub duration_ns: u64,
-    /// How many verdicts it has had, this one included.
-    pub strikes: u32,
-    /// Why it is milder than the scenario says, or about somebody narrower.
-    pub spared: Option<Spared>,
-    /// The signals that led to it, the latest first; at most [`EVIDENCE_MAX`].
-    pub evidence: Vec<Evidence>,
-    /// What the last of them was, and when.
-    pub last: (Kind, u64),
-    /// Which scenario, by its place; what [`Engine::retract`] needs.
-    place: usize,
-}
-
-/// How full a bucket of a culprit is.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Level {
-    /// The scenario.
-    pub scenario: Arc<str>,
-    /// What is in it.
-    pub level: f64,
-    /// What it holds.
-    pub capacity: u64,
-}
 
 /// The buckets of all scenarios, what became of culprits, and the latest signals. Bounded
 /// throughout; see [`Engine::evicted`].
@@ -167,7 +135,7 @@ impl Engine {
             Some(Distinct::Source) => Some(self.hash(signal.source)),
             Some(Distinct::Place(place)) => Some(self.hash(signal.places.get(place)?)),
         };
-        let key = self.hash(&culprit);
+        let key = self.bucket(scenario, &culprit, signal.source);
         let (now_ns, brim_ns) = (signal.at_ns, scenario.brim_ns());
         let pour_ns = weight.saturating_mul(scenario.interval_ns);
         let capacity = usize::try_from(scenario.capacity).unwrap_or(usize::MAX / 2);
@@ -216,7 +184,8 @@ impl Engine {
         if is_held && step > Step::Observe {
             return None;
         }
-        let evidence = self.evidence(scenario, &culprit, is_shared);
+        let bucket = self.bucket(scenario, &culprit, signal.source);
+        let evidence = self.evidence(scenario, &culprit, (signal.source, is_shared));
         let mut verdict = Verdict {
             scenario: Arc::clone(&scenario.name),
             spared: spared.filter(|spared| *spared == Spared::Shared || step < meant),
@@ -227,6 +196,7 @@ impl Engine {
             evidence,
             last: (signal.kind, now_ns),
             place,
+            bucket,
         };
         if step > Step::Observe {
             verdict.strikes = strikes.saturating_add(1);
@@ -241,9 +211,16 @@ impl Engine {
     }
 
     /// The signals of the culprit that this scenario is about, the latest first.
-    fn evidence(&self, scenario: &Scenario, culprit: &Culprit, is_shared: bool) -> Vec<Evidence> {
+    fn evidence(
+        &self,
+        scenario: &Scenario,
+        culprit: &Culprit,
+        (source, is_shared): (Source, bool),
+    ) -> Vec<Evidence> {
+        let is_of_one = scenario.is_narrowed_to(culprit);
         let fits = |signal: &&Signal| {
             scenario.filter.weigh(signal) > 0
+                && (!is_of_one || signal.source == source)
                 && scenario.culprit(signal, is_shared).as_ref() == Some(culprit)
         };
         let who = match culprit {
@@ -294,10 +271,11 @@ impl Engine {
     /// kind leads to it again.
     pub fn retract(&mut self, verdict: &Verdict, now_ns: u64) {
         let key = self.hash(&verdict.culprit);
+        let bucket = verdict.bucket;
         let Some(scenario) = self.rules.scenarios.get(verdict.place) else { return };
         let (brim_ns, strikes) = (scenario.brim_ns(), verdict.strikes.saturating_sub(1));
         let full = Bucket { drained_ns: now_ns.saturating_add(brim_ns), seen: Vec::new() };
-        *self.buckets[verdict.place].entry(key, Bucket::default, |b| b.drained_ns) = full;
+        *self.buckets[verdict.place].entry(bucket, Bucket::default, |b| b.drained_ns) = full;
         let past = Past { strikes, step: Step::Observe, until_ns: now_ns.into() };
         match strikes {
             0 => self.past.remove(key),
@@ -305,12 +283,12 @@ impl Engine {
         }
     }
 
-    /// How full the buckets of a culprit are, those that are empty left out.
+    /// How full the buckets of a culprit at a source are, those that are empty left out.
     #[must_use]
-    pub fn levels(&self, culprit: &Culprit, now_ns: u64) -> Vec<Level> {
-        let key = self.hash(culprit);
+    pub fn levels(&self, culprit: &Culprit, source: Source, now_ns: u64) -> Vec<Level> {
         let level = |(scenario, pool): (&Scenario, &Pool<Bucket>)| {
-            let full_ns = pool.get(key)?.drained_ns.checked_sub(now_ns)?;
+            let full_ns =
+                pool.get(self.bucket(scenario, culprit, source))?.drained_ns.checked_sub(now_ns)?;
             let level = full_ns as f64 / scenario.interval_ns as f64;
             let (scenario, capacity) = (Arc::clone(&scenario.name), scenario.capacity);
             (level > 0.0).then_some(Level { scenario, level, capacity })
@@ -360,6 +338,16 @@ impl Engine {
     pub fn evicted(&self) -> u64 {
         let buckets: u64 = self.buckets.iter().map(|pool| pool.evicted).sum();
         self.evicted_before + buckets + self.past.evicted
+    }
+
+    /// The bucket of a culprit in a scenario. Whoever bears a verdict in place of a source fills one for each: what
+    /// is little everywhere is not much.
+    fn bucket(&self, scenario: &Scenario, culprit: &Culprit, source: Source) -> u64 {
+        if scenario.is_narrowed_to(culprit) {
+            self.hash((source, culprit))
+        } else {
+            self.hash(culprit)
+        }
     }
 
     fn remember(&mut self, key: u64, past: Past) {

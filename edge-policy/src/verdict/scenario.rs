@@ -159,6 +159,11 @@ impl Scenario {
         Some(if is_shared { guard::narrow(culprit, signal) } else { culprit })
     }
 
+    /// Whether a culprit bears this scenario's verdict in place of a source.
+    pub(super) const fn is_narrowed_to(&self, culprit: &Culprit) -> bool {
+        matches!((self.by, culprit), (By::Source | By::Fingerprint, Culprit::Principal(_)))
+    }
+
     /// How far ahead a bucket may lie.
     pub(super) const fn brim_ns(&self) -> u64 {
         self.capacity.saturating_mul(self.interval_ns)

@@ -106,7 +106,11 @@ fn what_comes_beyond_the_capacity_is_a_verdict_with_its_evidence() {
     assert_eq!(verdict.culprit, Culprit::Source(source(1)));
     assert_eq!(verdict.evidence.len(), 6);
     assert_eq!(&*verdict.evidence[0].request.as_ref().unwrap().path, "/a");
-    assert!([1, 2].iter().all(|n| engine.levels(&Culprit::Source(source(*n)), 0).is_empty()));
+    assert!(
+        [1, 2]
+            .iter()
+            .all(|n| engine.levels(&Culprit::Source(source(*n)), source(*n), 0).is_empty())
+    );
 }
 
 #[test]
@@ -271,7 +275,8 @@ fn who_is_led_bears_it_for_led_requests_alone() {
     }
     // What it does itself is counted apart, and is its first offence.
     (0..5).for_each(|_| assert!(judge(&mut engine, &led(30 * MINUTE)).is_empty()));
-    let full = |culprit| engine.levels(&culprit, 30 * MINUTE).first().map(|level| level.level);
+    let full =
+        |culprit| engine.levels(&culprit, source(1), 30 * MINUTE).first().map(|level| level.level);
     assert_eq!(full(Culprit::Led(source(1), None)), Some(5.0));
     assert_eq!(full(Culprit::Source(source(1))), None);
     let (count, verdict) = until_judged(&mut engine, &signal(1, GUESS, 30 * MINUTE));
@@ -287,6 +292,25 @@ fn who_is_led_bears_it_for_led_requests_alone() {
         assert_eq!((verdict.culprit, verdict.step), (culprit, step));
         assert_eq!(verdict.spared, Some(Spared::Shared));
     }
+}
+
+#[test]
+fn what_is_little_at_each_of_many_shared_sources_is_not_much() {
+    let mut engine = engine(vec![brute_force()]);
+    let tenant = |n: u32| Signal { principal: Some("key:tenant".into()), ..signal(n, GUESS, 0) };
+    let mut judge = |n| engine.judge(tenant(n), true, |_| Facts::default());
+    for office in 1..=10 {
+        assert!((0..5).all(|_| judge(office).is_empty()));
+    }
+    let verdict = judge(7).remove(0);
+    assert_eq!(verdict.culprit, Culprit::Principal("key:tenant".into()));
+    assert!(verdict.evidence.len() == 6, "{verdict:?}");
+    // What could not be put in force is tried again at the next, there alone.
+    engine.retract(&verdict, 0);
+    assert!(engine.judge(tenant(8), true, |_| Facts::default()).len() == 1);
+    assert!(engine.levels(&verdict.culprit, source(7), 0)[0].level >= 5.0);
+    assert!(engine.levels(&verdict.culprit, source(8), 0).is_empty());
+    assert!(engine.judge(tenant(7), true, |_| Facts::default()).is_empty());
 }
 
 #[test]

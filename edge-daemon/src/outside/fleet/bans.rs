@@ -234,8 +234,6 @@ async fn take(
             for change in changes {
                 match change {
                     Change::Ended(end) => super::super::send(edge, Order::Ended(Box::new(end))),
-                    // In force here as it was decided.
-                    Change::Ban(ban) if ban.node == fleet.settings.node => continue,
                     Change::Ban(ban) => {
                         super::super::send(edge, Order::Ban(Box::new(ban), is_news))
                     }
