@@ -73,6 +73,45 @@ fn a_revoked_token_is_refused_though_it_cannot_be_saved() -> Result<()> {
 }
 
 #[test]
+fn a_takeover_that_a_full_disk_forbids_leaves_the_store_to_who_stays() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let disk = SmallDisk::at(lab.dir().join("state"), ROOM)?;
+    let mut edged = lab.edged()?.start()?;
+    let unsaved = |edged: &Edged<'_>| -> Result<f64> {
+        Ok(edged.metrics()?.value("edged_key_revocations_unsaved"))
+    };
+    let create = |name: &str| -> Result<(String, String)> {
+        let made = edged.ask(&format!("key create --name {name}"))?;
+        let word = |field: &str| made[field].as_str().map(str::to_owned).context("told");
+        Ok((word("id")?, word("key")?))
+    };
+    let mut revocable = (0..60).map(|n| create(&format!("n{n}"))).collect::<Result<Vec<_>>>()?;
+    disk.fill()?;
+    let mut changes = 0_usize;
+    while create("more").is_ok() {
+        changes += 1;
+        ensure!(changes < CHANGES_MAX, "the disk is never full");
+    }
+    let mut revoked = Vec::new();
+    while unsaved(&edged)? == 0.0 {
+        let (id, key) = revocable.pop().context("the disk is never full")?;
+        edged.ctl(&format!("key revoke {id}"))?;
+        revoked.push(key);
+    }
+    assert_eq!(edged.successor()?.wait()?.code(), Some(1));
+    let log = edged.log();
+    assert!(log.contains("the disk fails: a successor would not know"), "{log}");
+    disk.make_room()?;
+    until("all is saved", SOON, || Ok(unsaved(&edged)? == 0.0))?;
+    assert!(edged.take_over()?.success());
+    for key in &revoked {
+        assert_eq!(edged.get(FRIEND, "/").key(key).send()?.status, 401);
+    }
+    Ok(())
+}
+
+#[test]
 fn keys_are_changed_for_good_or_not_at_all_but_refused_at_once() -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;

@@ -202,7 +202,10 @@ impl Giver {
         // First, because it waits for the other's end.
         if let Err(error) = self.store.reclaim(CLOSING) {
             let error = &error as &dyn std::error::Error;
-            tracing::error!(error, "the store cannot be opened again: nothing is saved");
+            tracing::error!(
+                error,
+                "the store cannot be opened again: nothing is saved until it can"
+            );
         }
         if let Err(error) = self.tables.take_back(ENDING) {
             tracing::error!(%error, "another daemon writes the kernel's tables as well");

@@ -39,11 +39,14 @@ impl Store {
         }
     }
 
-    /// Opens it again; waits for so long at most until the other process has closed it.
+    /// Opens it again if it is lent; waits for so long at most until the other process has closed it.
     ///
     /// # Errors
-    /// If it cannot be opened: then whoever needs it is refused.
+    /// If it cannot be opened: then whoever needs it tries again.
     pub fn reclaim(&self, most: Duration) -> Result<(), Fault> {
+        if !matches!(&*self.held(), Held::Lent) {
+            return Ok(());
+        }
         let deadline = Instant::now() + most;
         let opened = loop {
             match create(&self.path) {
@@ -55,7 +58,7 @@ impl Store {
         };
         let (held, result) = match opened {
             Ok(database) => (Held::Open(Arc::new(database)), Ok(())),
-            Err(fault) => (Held::Gone, Err(fault)),
+            Err(fault) => (Held::Failed(None), Err(fault)),
         };
         *self.held() = held;
         self.changed.notify_all();
