@@ -105,12 +105,15 @@ fn take_over(config: &Path, settings: &Settings) -> anyhow::Result<()> {
         return run(config, settings);
     };
     log_to_stderr(settings.log.level);
-    // It waits for the end of this process, whatever that is doing.
-    former.release(|why| {
-        eprintln!("edged: the daemon that runs stays: {why}");
-        std::process::exit(1);
-    })?;
-    App::build(config.to_owned(), settings.clone(), given, true)?.run(Some(former))
+    former.release(|why| end(&format!("the daemon that runs stays: {why}")))?;
+    let app = App::build(config.to_owned(), settings.clone(), given, true);
+    app.and_then(|app| app.run(Some(former))).or_else(|error| end(&format!("{error:#}")))
+}
+
+/// Ends the process, whatever it is doing and however slow the reader of its log: the daemon that runs waits for that.
+fn end(why: &str) -> ! {
+    tracing::error!("{why}");
+    std::process::exit(1)
 }
 
 /// Makes of the settings what requests are judged by. Reads no quota: a damaged one is the daemon's to

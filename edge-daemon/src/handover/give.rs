@@ -2,13 +2,12 @@
 //! to who asks, and takes it back if that does not become its successor.
 
 use std::{
-    fs, io,
     net::TcpListener,
     os::{
         fd::AsFd as _,
         unix::net::{UnixListener, UnixStream},
     },
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -23,6 +22,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::{
     Successor,
+    nonces::SecondName,
     wire::{Step, hear, say, send_sockets},
 };
 use crate::{
@@ -119,20 +119,22 @@ impl Giver {
         // made durable.
         let turn = self.edge.reign.pause();
         self.edge.outside.finish();
-        match self.lend(stream, |step| expect(stream, stop, step)) {
+        let mut nonces = None;
+        match self.lend(stream, &mut nonces, |step| expect(stream, stop, step)) {
             Ok(successor) => {
+                // Before the successor lends that name in its turn.
+                drop(nonces);
                 self.edge.audit.resume(Resumption::Relay(successor));
                 self.store.give_up();
                 self.edge.reign.end();
                 drop(turn);
-                let _ = fs::remove_file(former(&self.settings));
                 let _ = self.told.send(Outcome::Succeeded(pid));
                 true
             }
             Err(error) => {
                 // One that lives ends when it hears that, and only its end frees what it was lent.
                 self.stay(stream, &error);
-                self.take_back();
+                self.take_back(nonces);
                 self.edge.reign.lapse();
                 drop(turn);
                 let _ = self.told.send(Outcome::Lapsed);
@@ -149,10 +151,11 @@ impl Giver {
         let _ = say(stream, &Step::Kept(error));
     }
 
-    /// Lends everything, until the other is ready.
+    /// Lends everything, until the other is ready. The memory of nonces has a second name from where that is lent.
     fn lend(
         &self,
         stream: &UnixStream,
+        second: &mut Option<SecondName>,
         expect: impl Fn(&Step) -> anyhow::Result<()>,
     ) -> anyhow::Result<Arc<Successor>> {
         let metrics = &self.edge.metrics;
@@ -171,7 +174,7 @@ impl Giver {
         stream.set_read_timeout(Some(FIRST_WORDS))?;
         // Requests that need the memory of nonces wait, no longer than the other reads a file.
         let nonces = self.edge.replays.hold();
-        self.keep_nonces()?;
+        *second = Some(SecondName::give(&self.settings.signing.nonce_file)?);
         say(stream, &Step::NoncesYielded)?;
         expect(&Step::Ready)?;
         stream.set_read_timeout(Some(ERRAND))?;
@@ -184,21 +187,8 @@ impl Giver {
         Ok(successor)
     }
 
-    /// Keeps a second name of the memory of nonces: the other puts its own in the place of the first.
-    fn keep_nonces(&self) -> io::Result<()> {
-        let kept = former(&self.settings);
-        let _ = fs::remove_file(&kept);
-        fs::hard_link(&self.settings.signing.nonce_file, kept)
-    }
-
     /// Takes back what was lent to one that is gone, or is about to be.
-    fn take_back(&self) {
-        let kept = former(&self.settings);
-        if kept.exists()
-            && let Err(error) = fs::rename(&kept, &self.settings.signing.nonce_file)
-        {
-            tracing::error!(%error, "the memory of nonces has lost its file: it ends with this daemon");
-        }
+    fn take_back(&self, nonces: Option<SecondName>) {
         // First, because it waits for the other's end.
         if let Err(error) = self.store.reclaim(CLOSING) {
             let error = &error as &dyn std::error::Error;
@@ -210,13 +200,12 @@ impl Giver {
         if let Err(error) = self.tables.take_back(ENDING) {
             tracing::error!(%error, "another daemon writes the kernel's tables as well");
         }
+        // One that lived could still put its own in that place.
+        if let Some(Err(error)) = nonces.map(SecondName::make_first) {
+            tracing::error!(%error, "the memory of nonces has lost its file: it ends with this daemon");
+        }
         self.edge.audit.resume(Resumption::Reopen);
     }
-}
-
-fn former(settings: &Settings) -> PathBuf {
-    let file: &Path = &settings.signing.nonce_file;
-    file.with_extension("former")
 }
 
 fn expect(stream: &UnixStream, stop: &UnixStream, wanted: &Step) -> anyhow::Result<()> {

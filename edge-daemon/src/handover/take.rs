@@ -55,11 +55,15 @@ impl Predecessor {
 
     /// Has it give up what one process alone can hold. From here on it may say, unasked, that it stays, and then
     /// it waits for all of that: `kept` is called with the reason, on a thread of its own, and is to end the process.
+    /// If it is gone, all of that is free.
     ///
     /// # Errors
     /// If it does not; then it goes on.
     pub fn release(&mut self, kept: impl FnOnce(&str) + Send + 'static) -> anyhow::Result<()> {
-        self.step(&Step::Release, &Step::Released)?;
+        if !self.has_done(&Step::Release, &Step::Released)? {
+            thread::sleep(DYING);
+            return Ok(());
+        }
         let (stream, (stop, stops)) = (self.stream.try_clone()?, UnixStream::pair()?);
         let listen = move || {
             // Capabilities are each thread's own, and this one needs none.
@@ -86,27 +90,15 @@ impl Predecessor {
             drop(stop);
             let _ = listening.join();
         }
-        match self.step(&Step::YieldNonces, &Step::NoncesYielded) {
-            Ok(()) => Ok(Some(self)),
-            Err(error) if has_ended(&error) => {
-                tracing::warn!(%error, "the former daemon is gone");
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
+        Ok(self.has_done(&Step::YieldNonces, &Step::NoncesYielded)?.then_some(self))
     }
 
     /// Takes over. What the former still has to say is heard on a thread of its own, which ends with it.
     ///
     /// # Errors
-    /// If it has decided to stay; no request may be taken then.
+    /// If it has decided to stay, or may have; no request may be taken then.
     pub fn succeed(self, edge: Arc<Edge>) -> anyhow::Result<Option<JoinHandle<()>>> {
-        if let Err(error) = self.step(&Step::Ready, &Step::Yours) {
-            // It died: there is nobody left to serve but this process.
-            if error.downcast_ref::<io::Error>().is_none() {
-                return Err(error);
-            }
-            tracing::warn!(%error, "the former daemon is gone");
+        if !self.has_done(&Step::Ready, &Step::Yours)? {
             return Ok(None);
         }
         let stream = self.stream;
@@ -118,11 +110,24 @@ impl Predecessor {
         Ok(Some(thread::Builder::new().name("former".to_owned()).spawn(hear)?))
     }
 
+    /// Has it do a step. `false`: it died, and there is nobody left to serve but this process.
+    fn has_done(&self, step: &Step, wanted: &Step) -> anyhow::Result<bool> {
+        match self.step(step, wanted) {
+            Ok(()) => Ok(true),
+            Err(error) if has_ended(&error) => {
+                tracing::warn!(%error, "the former daemon is gone");
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     fn step(&self, step: &Step, wanted: &Step) -> anyhow::Result<()> {
-        say(&self.stream, step)?;
+        // One that stays says so and closes: that is still to be heard when it hears nothing any more.
+        let asked = say(&self.stream, step);
         match hear::<Step>(&self.stream)? {
-            answer if answer == *wanted => Ok(()),
             Step::Kept(why) => bail!("the daemon that runs stays: {why}"),
+            answer if answer == *wanted => Ok(asked?),
             other => bail!("the daemon that runs answers {step:?} with {other:?}"),
         }
     }
@@ -184,12 +189,58 @@ const ONCE: &[u8] = b"{\"once\":";
 
 /// For an answer of the daemon in office: it may be in the middle of a large list.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// For one that dies to let go of the rest, once its end of the stream is closed.
+const DYING: Duration = Duration::from_millis(200);
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
+    use std::{io::Write as _, os::unix::net::UnixListener};
 
-    use super::*;
+    use super::{super::wire::send_sockets, *};
+
+    fn former() -> (UnixStream, Predecessor) {
+        let (here, stream) = UnixStream::pair().unwrap();
+        (here, Predecessor { stream, listening: None })
+    }
+
+    #[test]
+    fn a_former_that_stays_and_hears_no_more_is_not_taken_for_dead() {
+        let (here, former) = former();
+        say(&here, &Step::Kept("it took too long".to_owned())).unwrap();
+        drop(here);
+        let error = former.yield_nonces().unwrap_err();
+        assert!(error.to_string().contains("it took too long"), "{error}");
+    }
+
+    #[test]
+    fn a_former_that_is_silent_is_not_taken_for_dead() {
+        let (_here, former) = former();
+        former.stream.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        assert!(former.has_done(&Step::Ready, &Step::Yours).is_err());
+    }
+
+    #[test]
+    fn a_former_that_dies_at_any_step_has_a_successor() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("handover");
+        let listener = UnixListener::bind(&socket).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let (stream, _) = listener.accept().unwrap();
+                assert!(matches!(hear(&stream).unwrap(), Step::Ask { .. }));
+                send_sockets(&stream, &[], &[], None).unwrap();
+                assert_eq!(hear::<Step>(&stream).unwrap(), Step::Release);
+            });
+            let (mut former, _) = Predecessor::ask(&socket).unwrap().unwrap();
+            former.release(|why| panic!("{why}")).unwrap();
+            assert!(former.yield_nonces().unwrap().is_none());
+        });
+        // With the question unread, the stream is reset.
+        let (here, former) = former();
+        (&former.stream).write_all(b"x").unwrap();
+        drop(here);
+        assert!(!former.has_done(&Step::Ready, &Step::Yours).unwrap());
+    }
 
     #[test]
     fn a_former_that_stays_is_heard_while_nothing_is_asked_of_it() {
