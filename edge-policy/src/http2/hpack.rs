@@ -57,6 +57,8 @@ enum Part {
     Path,
     /// It may say but one thing (RFC 9113, 8.2.2).
     Te,
+    /// How long the body is.
+    Length,
     /// It is of a connection or of an answer.
     Foreign,
     Field,
@@ -131,7 +133,8 @@ impl Table {
         if let Some(name) = NAMES.get(at) {
             let name = Name::of(name.as_bytes());
             let (value_bytes, has_fragment, has_bare_signs) = Default::default();
-            let is_unfit = name.part == Part::Foreign;
+            // What the table has of lengths is an empty one.
+            let is_unfit = matches!(name.part, Part::Foreign | Part::Length);
             return Ok(Entry { name, value_bytes, has_fragment, has_bare_signs, is_unfit });
         }
         self.entries.get(at - NAMES.len()).copied().ok_or(Fault::Compression)
@@ -183,6 +186,7 @@ impl Part {
             b":authority" => Self::Authority,
             b":path" => Self::Path,
             b"te" => Self::Te,
+            b"content-length" => Self::Length,
             b"connection" | b"keep-alive" | b"proxy-connection" | b"transfer-encoding"
             | b"upgrade" => Self::Foreign,
             _ if is_pseudo => Self::Foreign,
@@ -204,6 +208,7 @@ impl Part {
             Self::Path => target::escaped(value)
                 .is_some_and(|escaped| PathAndQuery::try_from(escaped).is_err()),
             Self::Te => value != b"trailers",
+            Self::Length => value.is_empty() || !value.iter().all(u8::is_ascii_digit),
             Self::Method => value == b"CONNECT",
             Self::Foreign => true,
             Self::Field => false,
@@ -429,7 +434,9 @@ mod tests {
     fn a_path_that_is_not_read_excuses_nothing_else() {
         let path = "04 02 2f3c";
         // With an authority, other fields and the one word that `te` may say.
-        for fine in ["", "01 01 61", "0f25 02 2361", "00 02 7465 08 747261696c657273"] {
+        for fine in
+            ["", "01 01 61", "0f25 02 2361", "00 02 7465 08 747261696c657273", "0f0d 02 3130"]
+        {
             let block = bytes(&format!("82 87 {path} {fine}"));
             assert_eq!(Table::default().read(&block, false), Err(Fault::Unread), "{fine}");
         }
@@ -444,6 +451,10 @@ mod tests {
             format!("82 87 {path} 00 0a 636f6e6e656374696f6e 01 61"),
             format!("82 87 {path} 0f2a 01 61"),
             format!("82 87 {path} 00 02 7465 01 61"),
+            // Lengths that are no number.
+            format!("82 87 {path} 0f0d 02 2b31"),
+            format!("82 87 {path} 0f0d 00"),
+            format!("82 87 {path} 9c"),
             // Schemes and authorities that are none, and a path with a space.
             format!("02 07 434f4e4e454354 87 {path}"),
             format!("82 06 01 20 {path}"),
