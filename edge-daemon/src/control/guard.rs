@@ -10,40 +10,6 @@ use ipnet::IpNet;
 
 use crate::kernel;
 
-/// What this host has around it, as of one look: whom it cannot do without.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Host {
-    /// Its default gateways.
-    pub gateways: Vec<IpAddr>,
-    /// Where its SSH sessions come from.
-    pub sessions: Vec<IpAddr>,
-}
-
-impl Host {
-    /// Looks; SSH is what listens on these ports.
-    #[must_use]
-    pub fn look(ssh_ports: &[u16]) -> Self {
-        Self { gateways: gateways(), sessions: sessions(ssh_ports) }
-    }
-
-    /// All of them.
-    pub fn all(self) -> impl Iterator<Item = IpAddr> {
-        self.gateways.into_iter().chain(self.sessions)
-    }
-
-    /// The same for who is told whom a change would lock out, he himself among them.
-    #[must_use]
-    pub fn protected(self, own: Option<IpAddr>) -> Vec<Protected> {
-        let protect =
-            |what: &'static str| move |address| Protected { what: what.to_owned(), address };
-        let own = own.map(|peer| peer.to_canonical());
-        let sessions = self.sessions.into_iter().filter(|peer| Some(*peer) != own);
-        let all = own.into_iter().map(protect("your own SSH session"));
-        let all = all.chain(sessions.map(protect("an SSH session")));
-        all.chain(self.gateways.into_iter().map(protect("the gateway"))).collect()
-    }
-}
-
 /// An address that had better not be denied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Protected {
@@ -80,8 +46,10 @@ pub fn addresses() -> Vec<IpAddr> {
     kernel::addresses().into_iter().flatten().map(|(_, address)| address).collect()
 }
 
-/// Where the SSH sessions of this host come from, as far as the first of its connections tell.
-fn sessions(ports: &[u16]) -> Vec<IpAddr> {
+/// Where the SSH sessions of this host come from, as far as the first of its connections tell: of whoever
+/// has a connection to one of these ports, logged in or not.
+#[must_use]
+pub fn sessions(ports: &[u16]) -> Vec<IpAddr> {
     let read = |path| {
         let mut text = String::new();
         let file = fs::File::open(path).map(|file| file.take(SOCKETS_BYTES_MAX));
@@ -170,23 +138,6 @@ mod tests {
         let both = told("192.0.2.0/24").unwrap();
         assert!(both.contains("the gateway (192.0.2.1) and the upstream 'api' (192.0.2.9)"));
         assert!(told("0.0.0.0/0").unwrap().contains("your own SSH session (198.51.100.7)"));
-    }
-
-    #[test]
-    fn whoever_is_at_work_by_ssh_is_named() {
-        let [own, other, gateway] =
-            ["198.51.100.7", "198.51.100.8", "192.0.2.1"].map(|text| text.parse().unwrap());
-        let host = Host { gateways: vec![gateway], sessions: vec![own, other] };
-        let told = |net: &str, own| lockout(net.parse().unwrap(), &host.clone().protected(own));
-        let by_another = told("198.51.100.8/32", Some(own)).unwrap();
-        assert!(by_another.contains("contains an SSH session (198.51.100.8)"), "{by_another}");
-        let both = told("198.51.100.0/24", Some(own)).unwrap();
-        let words = "your own SSH session (198.51.100.7) and an SSH session (198.51.100.8)";
-        assert!(both.contains(words), "{both}");
-        // Whoever is at the console has no session of his own.
-        assert!(told("198.51.100.7/32", None).unwrap().contains("an SSH session (198.51.100.7)"));
-        assert_eq!(told("203.0.113.0/24", Some(own)), None);
-        assert_eq!(host.all().collect::<Vec<_>>(), [gateway, own, other]);
     }
 
     #[test]

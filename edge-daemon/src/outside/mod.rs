@@ -51,8 +51,8 @@ pub struct Outside {
     state: PathBuf,
     /// The kernel's lists, for their hits.
     lists: OnceLock<Lists>,
-    /// The upstreams of the configuration, and the ports that SSH listens on.
-    own: ArcSwap<(Vec<IpAddr>, Vec<u16>)>,
+    /// The upstreams of the configuration.
+    upstreams: ArcSwap<Vec<IpAddr>>,
     untold: AtomicU64,
 }
 
@@ -64,7 +64,7 @@ impl Outside {
             sources: watch::Sender::new(Sources::default()),
             state: settings.state.dir.clone(),
             lists: OnceLock::new(),
-            own: ArcSwap::default(),
+            upstreams: ArcSwap::default(),
             untold: AtomicU64::new(0),
         };
         this.publish(settings);
@@ -74,7 +74,7 @@ impl Outside {
     /// From now on these sources are in use. Those that have not changed go on as they are.
     pub fn publish(&self, settings: &settings::Settings) {
         let upstreams = settings.upstream_addresses().map(|(_, address)| address);
-        self.own.store(Arc::new((upstreams.collect(), settings.verdicts.ssh_ports.clone())));
+        self.upstreams.store(Arc::new(upstreams.collect()));
         let (former, own) = (self.sources.borrow().clone(), self.own());
         let dir = self.state.join(FEEDS);
         let feed = |settings: &settings::Feed| {
@@ -163,12 +163,12 @@ impl Outside {
         sources.webhooks.iter().map(|it| (it.settings.name.clone(), it.account())).collect()
     }
 
-    /// Addresses that no list of others may deny, as of now: this host's, its gateways', its upstreams', and
-    /// those that SSH sessions come from.
+    /// Addresses that no list of others may deny, as of now: this host's, its gateways', its upstreams'.
     fn own(&self) -> Vec<IpAddr> {
-        let (upstreams, ssh_ports) = &**self.own.load();
-        let around = guard::Host::look(ssh_ports).all();
-        guard::addresses().into_iter().chain(around).chain(upstreams.iter().copied()).collect()
+        let mut own = guard::addresses();
+        own.extend(guard::gateways());
+        own.extend_from_slice(&self.upstreams.load());
+        own
     }
 
     /// The hits of the kernel's lists.

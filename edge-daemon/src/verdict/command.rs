@@ -20,7 +20,7 @@ use crate::{
     },
     control::{
         Command, ListName, Peer, Reply,
-        guard::{self, Host, Protected},
+        guard::{self, Protected},
         packets::{EventsLost, Traffic},
         protocol::{Entries, InterfaceStatus, ListEntry, ReloadStatus, SignatureEntry, Status},
     },
@@ -151,12 +151,13 @@ impl Writer {
         net: IpNet,
         ssh_peer: Option<std::net::IpAddr>,
     ) -> anyhow::Result<()> {
-        let mut protected = Host::look(&self.settings.verdicts.ssh_ports).protected(ssh_peer);
-        let upstreams = self.settings.upstream_addresses();
-        protected.extend(upstreams.map(|(upstream, address)| Protected {
-            what: format!("the upstream '{upstream}'"),
-            address,
-        }));
+        let protect = |what: String| move |address| Protected { what: what.clone(), address };
+        let mut protected: Vec<_> =
+            ssh_peer.into_iter().map(protect("your own SSH session".into())).collect();
+        protected.extend(guard::gateways().into_iter().map(protect("the gateway".into())));
+        for (upstream, address) in self.settings.upstream_addresses() {
+            protected.push(protect(format!("the upstream '{upstream}'"))(address));
+        }
         guard::lockout(net, &protected).map_or(Ok(()), |why| bail!(why))
     }
 

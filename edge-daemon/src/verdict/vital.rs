@@ -24,7 +24,8 @@ impl Vital {
         }
         self.next_look = Some(now + EVERY);
         let servers = settings.upstream_addresses().map(|(_, address)| address);
-        let all = guard::Host::look(&settings.verdicts.ssh_ports).all().chain(servers);
+        let sessions = guard::sessions(&settings.verdicts.ssh_ports);
+        let all = guard::gateways().into_iter().chain(sessions).chain(servers);
         let client =
             |address: IpAddr| Source::from(address.to_canonical()).client(settings.kernel.client);
         self.clients = all.map(client).collect();

@@ -12,7 +12,7 @@ pub struct Verdicts {
     pub scenarios: Vec<Scenario>,
     /// Networks against which nothing is done, whatever they do.
     pub never_ban: Vec<IpNet>,
-    /// The ports that SSH listens on, whose peers are not locked out.
+    /// The ports that SSH listens on, whose peers no scenario bans.
     pub ssh_ports: Vec<u16>,
     /// How many times longer each further verdict is; at least 1.
     pub factor: u32,
