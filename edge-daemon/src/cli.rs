@@ -101,6 +101,7 @@ fn run(config: &Path, settings: &Settings) -> anyhow::Result<()> {
 fn take_over(config: &Path, settings: &Settings) -> anyhow::Result<()> {
     // What cannot work does not trouble the daemon that runs.
     try_plan(settings)?;
+    kernel::Features::found().fit(&plan::kernel_policy(settings))?;
     let Some((mut former, given)) = Predecessor::ask(&handover::socket(settings))? else {
         return run(config, settings);
     };

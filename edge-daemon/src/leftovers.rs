@@ -3,15 +3,17 @@
 //!
 //! So much time lets a limit, a quota of a month as well, be left out of the configuration for a while and come
 //! back as it was. When a file was named last is noted in its change time (`ctime`), as some of
-//! these files say other things by the time that they were written. Only files are removed that this
+//! these files say other things by the time that they were written. While no daemon ran, or one that does not
+//! know of this, nobody noted anything: then the time begins anew for all of them. Only files are removed that this
 //! daemon makes, by their names, in the folders that it makes them in.
 
 use std::{
     collections::BTreeSet,
-    fs::{self, DirEntry, Permissions},
+    fs::{self, DirEntry, File, Permissions},
     io,
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::Path,
+    time::{Duration, UNIX_EPOCH},
 };
 
 use crate::config::{self, Settings};
@@ -36,14 +38,17 @@ impl Named {
 /// Removes from the state folder what has not been named for too long at this time, in unix seconds, and
 /// notes what is named. What cannot be looked at or removed is told of and stays.
 pub fn sweep(state: &Path, named: &Named, now_s: i64) {
+    let is_anew = match renew(&state.join(SWEPT), now_s) {
+        Ok(is_anew) => is_anew,
+        Err(error) => {
+            tracing::warn!(%error, "what is not used any more is not looked for");
+            return;
+        }
+    };
     for folder in [QUOTAS, FEEDS, LISTS] {
         let path = state.join(folder);
-        match sweep_folder(
-            &path,
-            |stem| named.0.contains(&(folder, stem.to_owned())),
-            folder,
-            now_s,
-        ) {
+        let is_named = |stem: &str| is_anew || named.0.contains(&(folder, stem.to_owned()));
+        match sweep_folder(&path, is_named, folder, now_s) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 tracing::warn!(folder = %path.display(), %error,
                     "what is not used any more cannot be removed");
@@ -51,6 +56,19 @@ pub fn sweep(state: &Path, named: &Named, now_s: i64) {
             _ => {}
         }
     }
+}
+
+/// Notes that there is a sweep at this time; whether the one before was too long ago, or none.
+fn renew(path: &Path, now_s: i64) -> io::Result<bool> {
+    let before = match fs::metadata(path) {
+        Ok(metadata) => Some(metadata.mtime()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    let file = File::options().create(true).append(true).mode(0o600).open(path)?;
+    let now = UNIX_EPOCH + Duration::from_secs(now_s.try_into().unwrap_or_default());
+    file.set_modified(now)?;
+    Ok(before.is_none_or(|before| before.abs_diff(now_s) > APART_S))
 }
 
 fn sweep_folder(
@@ -74,13 +92,17 @@ fn sweep_folder(
 /// Notes that a file is named, or removes it if it was not for too long.
 fn settle(entry: &DirEntry, is_named: bool, now_s: i64) -> io::Result<()> {
     // Of a link it is the link's.
-    let metadata = entry.metadata()?;
+    let metadata = match entry.metadata() {
+        // Renamed by whoever has just written it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        metadata => metadata?,
+    };
     let path = entry.path();
     if !metadata.is_file() {
         return Ok(());
     }
     if is_named {
-        // Changes the change time alone, and the rights that a version before may have left.
+        // This changes the change time alone, and the rights that a version before may have left.
         return fs::set_permissions(path, Permissions::from_mode(0o600));
     }
     if now_s.saturating_sub(metadata.ctime()) > KEPT_S {
@@ -94,7 +116,8 @@ fn settle(entry: &DirEntry, is_named: bool, now_s: i64) -> io::Result<()> {
 /// What a file of this name in this folder is of, if it is one of ours.
 fn stem<'a>(folder: &str, name: &'a str) -> Option<&'a str> {
     if folder == LISTS {
-        let stem = name.strip_suffix(".fresh").unwrap_or(name);
+        let stem =
+            name.strip_suffix(".fresh").or_else(|| name.strip_suffix(".new")).unwrap_or(name);
         let is_hash = stem.len() == 16 && stem.bytes().all(|byte| byte.is_ascii_hexdigit());
         return is_hash.then_some(stem);
     }
@@ -110,13 +133,17 @@ pub const QUOTAS: &str = "quotas";
 pub const FEEDS: &str = "feeds";
 /// The folder of what list files held.
 pub const LISTS: &str = "lists";
+/// Whose change is the last sweep, in the state folder.
+const SWEPT: &str = "swept";
 const KEPT_S: i64 = 30 * 86_400;
+/// Between two sweeps, if the daemon runs: there is one each day.
+const APART_S: u64 = 2 * 86_400;
 /// More than there ever are; the rest has its turn another day.
 const ENTRIES_MAX: usize = 100_000;
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, thread, time::Duration};
+    use std::{collections::BTreeMap, thread};
 
     use super::*;
     use crate::clock;
@@ -129,7 +156,7 @@ mod tests {
         Named::by(&settings)
     }
 
-    const TEXT: &str = "[[limit]]\nname = \"a.month\"\nby = [\"user\"]\nalgorithm = \"fixed_window\"\n\
+    const TEXT: &str = "[lists]\ndeny_files = [\"/etc/edged/deny.txt\"]\n[[limit]]\nname = \"a.month\"\nby = [\"user\"]\nalgorithm = \"fixed_window\"\n\
         rate = \"3/month\"\n[[limit]]\nname = \"passing\"\nby = [\"user\"]\nrate = \"3/s\"\n\
         [[feed]]\nname = \"drop\"\nurl = \"http://a.example/x\"\n";
 
@@ -168,7 +195,10 @@ mod tests {
             .unwrap();
         let (named, now_s) = (named(TEXT), (clock::unix_ms() / 1000) as i64);
         sweep(&state.join("none"), &named, now_s);
-        for days in [-10_000, 0, 29] {
+        let list = format!("lists/{}", config::kept_as(Path::new("/etc/edged/deny.txt")));
+        fs::write(state.join(&list), "x").unwrap();
+        // After a month without a daemon the time begins anew.
+        for days in [-10_000, 0, 29, 60, 29] {
             sweep(state, &named, now_s + days * DAY_S);
             assert_eq!(there(state), FILES);
         }
@@ -187,6 +217,7 @@ mod tests {
                 "gone.quota",
             ]
         );
+        assert!(state.join(&list).exists());
         assert!(state.join("quotas/folder.quota").is_dir());
         assert!(state.join("feeds/link.feed").is_symlink());
     }
@@ -208,9 +239,14 @@ mod tests {
             };
             files.into_iter().map(|file| (file, look(file))).collect()
         };
+        let now_s = (clock::unix_ms() / 1000) as i64;
+        sweep(state, &named(TEXT), now_s - DAY_S);
+        files.iter().for_each(|file| {
+            fs::set_permissions(state.join(file), Permissions::from_mode(0o644)).unwrap();
+        });
         let before = look();
         thread::sleep(Duration::from_millis(30));
-        sweep(state, &named(TEXT), (clock::unix_ms() / 1000) as i64);
+        sweep(state, &named(TEXT), now_s);
         let after = look();
         let (was, is) = (before[files[0]], after[files[0]]);
         assert!(is.0 > was.0, "{was:?} {is:?}");

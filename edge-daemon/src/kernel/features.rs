@@ -68,7 +68,7 @@ impl Feature {
                 "open connections from before the filter are not counted, and the count is compared with nothing"
             }
             Self::SynCookies => {
-                "SYNs are left to the kernel's own cookies, and packets of no connection to the kernel"
+                "SYNs are left to the kernel's own cookies, and packets of no connection to the kernel; open_connections_max does not hold against connections that those cookies make"
             }
         }
     }
@@ -77,7 +77,9 @@ impl Feature {
     fn is_needed(self, policy: &Policy) -> bool {
         let defence = &policy.defence;
         match self {
-            Self::SocketEvents | Self::SocketList => policy.open_max > 0,
+            Self::SocketEvents => policy.open_max > 0,
+            // The limit holds without: for connections that begin from now on.
+            Self::SocketList => false,
             Self::SynCookies => {
                 defence.syn_cookies != When::Off || defence.unsolicited != When::Off
             }
@@ -119,7 +121,7 @@ impl Features {
     ///
     /// # Errors
     /// [`KernelError::Needs`] if it lacks what the policy needs, and the policy is not to be cut down.
-    pub(super) fn fit(self, policy: &Policy) -> Result<Policy, KernelError> {
+    pub fn fit(self, policy: &Policy) -> Result<Policy, KernelError> {
         match self.shortfall(policy) {
             Some(lacking) if !policy.run_with_less => {
                 Err(KernelError::Needs { release: release(), lacking })
@@ -130,7 +132,11 @@ impl Features {
 
     /// Logs what of a policy is not done.
     pub(super) fn tell(self, policy: &Policy) {
-        for feature in self.lacking().filter(|feature| feature.is_needed(policy)) {
+        let is_missed = |feature: &Feature| match feature {
+            Feature::SocketList => policy.open_max > 0,
+            _ => feature.is_needed(policy),
+        };
+        for feature in self.lacking().filter(is_missed) {
             let (name, lacking) = (feature.name(), feature.words());
             tracing::warn!(feature = name, lacking, "on this kernel, {}", feature.without());
         }
@@ -221,7 +227,6 @@ mod tests {
     fn what_a_policy_needs_and_the_kernel_lacks_is_refused_by_name() {
         for (feature, version, key) in [
             (Feature::SocketEvents, "kernel 5.5", "kernel.open_connections_max"),
-            (Feature::SocketList, "kernel 3.3", "kernel.open_connections_max"),
             (Feature::SynCookies, "kernel 6.0", "kernel.syn_cookies"),
         ] {
             let lacking = Features::ALL.without(feature);
@@ -231,6 +236,9 @@ mod tests {
             }
             assert_eq!(refused.matches(" (kernel ").count(), 1, "{refused}");
         }
+        // Who ran without it before may do so.
+        let policy = policy(false);
+        assert_eq!(Features::ALL.without(Feature::SocketList).fit(&policy).unwrap(), policy);
     }
 
     #[test]

@@ -163,9 +163,15 @@ impl Tables {
     /// [`KernelError::Table`] if the kernel refuses, and a part may be.
     pub fn update_policy(&mut self, policy: &Policy) -> Result<(), KernelError> {
         let less = self.features.fit(policy)?;
-        self.write_policy(&less, &less.survey()?)?;
-        self.features.tell(policy);
-        Ok(())
+        self.write_policy(&less, &less.survey()?)
+    }
+
+    /// Protects the listeners on the addresses that the host has now.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn follow_addresses(&mut self, policy: Policy) -> Result<(), KernelError> {
+        self.listeners.follow(&self.features.lessen(policy).defence)
     }
 
     /// Puts back what was in force, whether or not the host would take it on now.

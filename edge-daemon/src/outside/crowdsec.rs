@@ -84,7 +84,7 @@ impl Crowdsec {
     /// Takes what was kept, but for what has ended since.
     fn restore(&self) {
         let place = self.settings.url.to_string();
-        let Some((head, content)) = kept::load(&self.dir, KEPT, &place, KEPT_BYTES_MAX) else {
+        let Some((head, content)) = kept::found(&self.dir, KEPT, &place, KEPT_BYTES_MAX) else {
             return;
         };
         let (mut decisions, now_ms) = (Decisions::default(), clock::unix_ms());

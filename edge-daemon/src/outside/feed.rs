@@ -75,7 +75,8 @@ impl Feed {
             polling: Polling::default(),
         };
         let place = this.place();
-        if let Some((head, content)) = kept::load(dir, &settings.name, &place, settings.bytes_max) {
+        if let Some((head, content)) = kept::found(dir, &settings.name, &place, settings.bytes_max)
+        {
             let reading = this.read(&content, own);
             if reading.check(None, 100).is_ok() {
                 let sheet = this.sheet_of(&reading, head.at_ms);

@@ -69,24 +69,36 @@ fn time(at_ms: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_millis(at_ms)
 }
 
-/// The list that is kept, if there is one from this place, of `most` bytes at most. A damaged one is set aside.
-/// One that is larger, or cannot be read, may be sound: it stays where it is until another comes.
-pub(super) fn load(dir: &Path, name: &str, place: &str, most: usize) -> Option<(Head, String)> {
-    let path = file(dir, name);
-    let why = match read(&path, most) {
-        Ok(found) => return found.filter(|(head, _)| head.place == place),
-        Err(why) => why,
-    };
-    if why.kind() == DAMAGED {
-        let aside = path.with_extension("damaged");
-        let moved = fs::rename(&path, &aside);
-        tracing::error!(feed = name, aside = %aside.display(), ?moved,
-            "what was kept of the feed is damaged and was set aside");
-    } else {
-        tracing::error!(feed = name, %why, file = %path.display(),
+/// The list that is kept, as [`load`] has it. One that cannot be read stays where it is until another comes.
+pub(super) fn found(dir: &Path, name: &str, place: &str, most: usize) -> Option<(Head, String)> {
+    load(dir, name, place, most).unwrap_or_else(|why| {
+        tracing::error!(feed = name, %why, file = %file(dir, name).display(),
             "what is kept of the feed stays where it is and is not in force");
+        None
+    })
+}
+
+/// The list that is kept, if there is one from this place, of `most` bytes at most. A damaged one is set aside.
+///
+/// # Errors
+/// If it is larger, or cannot be read: it may be sound.
+pub(super) fn load(
+    dir: &Path,
+    name: &str,
+    place: &str,
+    most: usize,
+) -> io::Result<Option<(Head, String)>> {
+    let path = file(dir, name);
+    match read(&path, most) {
+        Err(why) if why.kind() == DAMAGED => {
+            let aside = path.with_extension("damaged");
+            let moved = fs::rename(&path, &aside);
+            tracing::error!(feed = name, aside = %aside.display(), ?moved,
+                "what was kept of the feed is damaged and was set aside");
+            Ok(None)
+        }
+        found => Ok(found?.filter(|(head, _)| head.place == place)),
     }
-    None
 }
 
 fn read(path: &Path, most: usize) -> io::Result<Option<(Head, String)>> {
@@ -137,19 +149,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let head = Head::new("https://a.example/x".into(), 7, Some("\"1\"".into()), None);
         let place = head.place.clone();
-        assert!(load(dir.path(), "a", &place, 1_000).is_none());
+        assert!(found(dir.path(), "a", &place, 1_000).is_none());
         save(dir.path(), "a", head.clone(), b"192.0.2.1\n").unwrap();
-        let (found, content) = load(dir.path(), "a", &place, 1_000).unwrap();
-        assert_eq!((found.at_ms, found.etag, content.as_str()), (7, head.etag, "192.0.2.1\n"));
+        let (kept, content) = found(dir.path(), "a", &place, 1_000).unwrap();
+        assert_eq!((kept.at_ms, kept.etag, content.as_str()), (7, head.etag, "192.0.2.1\n"));
         confirm(dir.path(), "a", 1_700_000_000_009).unwrap();
-        let confirmed = load(dir.path(), "a", &place, 1_000).unwrap();
+        let confirmed = found(dir.path(), "a", &place, 1_000).unwrap();
         assert_eq!((confirmed.0.at_ms, confirmed.1), (1_700_000_000_009, content));
-        assert!(load(dir.path(), "a", "https://b.example/x", 1_000).is_none());
+        assert!(found(dir.path(), "a", "https://b.example/x", 1_000).is_none());
         let path = file(dir.path(), "a");
         let whole = fs::read(&path).unwrap();
         for cut in 0..whole.len() {
             fs::write(&path, &whole[..cut]).unwrap();
-            assert!(load(dir.path(), "a", &place, 1_000).is_none(), "{cut}");
+            assert!(found(dir.path(), "a", &place, 1_000).is_none(), "{cut}");
             assert!(path.with_extension("damaged").exists() && !path.exists());
         }
     }
@@ -163,15 +175,15 @@ mod tests {
             save(dir.path(), "a", head.clone(), &vec![b'1'; length]).unwrap();
             let kind = read(&path, 10).unwrap_err().kind();
             assert_eq!(kind, io::ErrorKind::FileTooLarge, "{length}");
-            assert!(load(dir.path(), "a", place, 10).is_none());
+            assert!(found(dir.path(), "a", place, 10).is_none());
             assert!(path.exists() && !path.with_extension("damaged").exists());
             // The bound is what kept it out.
-            assert_eq!(load(dir.path(), "a", place, length).unwrap().1.len(), length);
+            assert_eq!(found(dir.path(), "a", place, length).unwrap().1.len(), length);
         }
         // As a disk that fails: there is something, and no byte of it comes.
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
-        assert!(load(dir.path(), "a", place, 10).is_none());
+        assert!(found(dir.path(), "a", place, 10).is_none());
         assert!(path.is_dir() && !path.with_extension("damaged").exists());
     }
 }

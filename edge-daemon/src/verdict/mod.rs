@@ -358,8 +358,8 @@ impl Writer {
 
     /// Protects the listeners on the addresses that the host has now.
     fn follow_addresses(&mut self) {
-        let defence = plan::kernel_policy(&self.settings).defence;
-        if let Err(error) = self.tables.listeners.follow(&defence) {
+        let policy = plan::kernel_policy(&self.settings);
+        if let Err(error) = self.tables.follow_addresses(policy) {
             let error = format!("{:#}", anyhow::Error::from(error));
             tracing::error!(error, "cannot follow the addresses of this host");
         }

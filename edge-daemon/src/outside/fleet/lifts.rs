@@ -30,7 +30,8 @@ pub(super) fn load(fleet: &Fleet) {
 fn take_in(fleet: &Fleet, is_loaded: &mut bool) -> Result<(), String> {
     let seal = fleet.seal()?;
     let kept = kept::load(&fleet.dir, KEPT, &fleet.settings.name, BYTES_MAX);
-    let content = kept.map(|(_, content)| content).unwrap_or_default();
+    let content = kept.map_err(|why| why.to_string())?.map(|(_, content)| content);
+    let content = content.unwrap_or_default();
     let now_ms = clock::unix_ms();
     let records = content.lines().filter_map(|line| Record::open(line, &seal, now_ms).ok());
     for end in records.take(CLIENTS_MAX) {
@@ -152,7 +153,16 @@ mod tests {
         load(&first);
         first.end(CLIENT.into(), Act::Lift, 0, now_ms + 60_000);
         first.finish();
-        // The next has no secret at first, and lifts somebody else meanwhile.
+        // The next cannot read it at first, or has no secret, and lifts somebody else meanwhile.
+        let (kept, away) = (dir.path().join("fleet/lifts.feed"), dir.path().join("away"));
+        fs::rename(&kept, &away).unwrap();
+        fs::create_dir(&kept).unwrap();
+        let unread = self::fleet(dir.path());
+        load(&unread);
+        unread.end([192, 0, 2, 9].into(), Act::Lift, 0, now_ms + 60_000);
+        assert!(save(&unread).is_err());
+        fs::remove_dir(&kept).unwrap();
+        fs::rename(&away, &kept).unwrap();
         fs::remove_file(dir.path().join("secret")).unwrap();
         let second = fleet(dir.path());
         load(&second);
