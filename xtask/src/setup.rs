@@ -133,6 +133,8 @@ fn mount_bpf() -> Result<()> {
 /// Program and the Debian package that holds it.
 const NEEDED: &[(&str, &str)] = &[
     ("ip", "iproute2"),
+    ("ethtool", "ethtool"),
+    ("nft", "nftables"),
     ("curl", "curl"),
     ("openssl", "openssl"),
     ("pebble", "pebble"),
@@ -163,8 +165,6 @@ const NODE: &[(&str, &str)] = &[("node", "nodejs"), ("npm", "npm")];
 
 /// As [`NEEDED`], for the benches.
 const PEERS: &[(&str, &str)] = &[
-    ("nft", "nftables"),
-    ("ethtool", "ethtool"),
     ("ipset", "ipset"),
     ("iptables-legacy", "iptables"),
     ("xdp-filter", "xdp-tools"),
