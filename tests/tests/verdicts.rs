@@ -1,7 +1,6 @@
 //! What becomes of clients by scenarios: guards, the ladder, and that it is really enforced.
 
 use std::{
-    io::Write as _,
     net::TcpListener,
     path::Path,
     process::Command,
@@ -119,6 +118,34 @@ fn an_attacker_behind_a_nat_costs_its_neighbours_nothing() -> Result<()> {
 }
 
 #[test]
+fn a_guesser_at_a_shared_source_is_known_though_its_bucket_is_empty() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let few = "{ rate = \"1/h\", burst = 10 }";
+    let edged = lab.edged()?.set("limits.per_source", few).start()?;
+    let nat = Nat::new(&lab, &edged, 6)?;
+    for n in 0..6 {
+        assert_eq!(nat.good(n)?, 200);
+    }
+    // A neighbour who proves nothing uses it up; he is refused then, and to blame for nothing.
+    let stranger = || Ok::<_, anyhow::Error>(edged.get(CLIENT, "/health").send()?.status);
+    let asked: Vec<_> = (0..20).map(|_| stranger()).collect::<Result<_>>()?;
+    assert!(asked[0] == 200 && asked[10..].iter().all(|status| *status == 429), "{asked:?}");
+    assert_eq!(edged.event("request_refused", CLIENT)?["reason"], "global_rate");
+    assert_eq!(nat.guess(0)?, 429);
+    for n in 1..6 {
+        nat.guess(n)?;
+    }
+    until("the guesser is refused", SOON, || Ok(nat.guess(9)? == 403))?;
+    let bans = edged.bans()?;
+    assert_eq!((bans.len(), &bans[0]["reason"]), (1, &"credential_invalid".into()), "{bans:?}");
+    assert!(edged.events()?.iter().all(|event| event["reason"] != "source_rate"));
+    assert_eq!(nat.good(0)?, 200);
+    assert_eq!(metric(&edged, r#"edged_limit_refused_total{limit="shared_handshakes"}"#)?, 0.0);
+    Ok(())
+}
+
+#[test]
 fn the_ladder_is_climbed_step_by_step() -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;
@@ -169,10 +196,10 @@ fn who_takes_bait_is_banned_at_once() -> Result<()> {
     assert_eq!(edged.event("ban", CLIENT)?["scenario"], "canary-key");
     // So is one who shows it over plain HTTP, where it is refused as any credential.
     edged.tell(&format!("ban remove {CLIENT}"))?;
-    let mut plain = connect(&lab, CLIENT, 80, SOON)?;
-    plain.write_all(
-        b"GET / HTTP/1.1\r\nHost: edge.test\r\nX-API-Key: AKIAIOSFODNN7EXAMPLE\r\n\r\n",
-    )?;
+    let plain = |key: &str| edged.get(CLIENT, "http://edge.test/").key(key).send();
+    let (wrong, canary) = (plain("edged_x")?, plain("AKIAIOSFODNN7EXAMPLE")?);
+    assert_eq!((canary.status, challenge(&canary)), (400, None));
+    assert_eq!((wrong.status, challenge(&wrong), wrong.header("location")), (400, None, None));
     until("he is banned once more", SOON, || Ok(!reaches(&lab, CLIENT, 443)))?;
     let bans = edged.bans()?;
     let again = bans.iter().find(|ban| ban["culprit"] == CLIENT).context("his ban")?;

@@ -39,6 +39,7 @@ pub(super) async fn page(edge: Arc<Edge>, path: String) -> Option<String> {
         signals: edge.signals.lost(),
         identities: edge.identities.evicted(),
     };
-    let rules = [&plan.limits, &plan.shared.requests];
+    let shared = &plan.shared;
+    let rules = [&plan.limits, &plan.handshakes, &shared.requests, &shared.handshakes];
     Some(edge.metrics.expose(view.as_ref(), &rules, &feeds, &lost, families))
 }

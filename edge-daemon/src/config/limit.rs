@@ -30,11 +30,14 @@ pub(super) fn limits(document: &Table<'_>) -> (Vec<Spec>, Spec, [Spec; 2]) {
     let own = document.tables("limit", limit);
     let ([source, key, global, handshakes], times) =
         document.table("limits", |table| (usual(table), shared(table)));
-    let shared =
-        [("shared_requests", &source, times[0]), ("shared_handshakes", &handshakes, times[1])];
-    let shared = shared.map(|(name, of, times)| Spec {
+    // Without a limit for each source proofs would cost without end where many may hide.
+    let shared = [
+        ("shared_requests", &source, times[0], bucket(PER_SOURCE)),
+        ("shared_handshakes", &handshakes, times[1], None),
+    ];
+    let shared = shared.map(|(name, of, times, usual)| Spec {
         name: name.into(),
-        meter: of.meter.map(|meter| meter.times(times)),
+        meter: times.and_then(|times| Some(of.meter.or(usual)?.times(times))),
         // Whoever it is that it refuses, it may be others who used it up.
         reason: Reason::GlobalRate,
         keys_max: of.keys_max.min(SHARED_MAX),
@@ -46,37 +49,43 @@ pub(super) fn limits(document: &Table<'_>) -> (Vec<Spec>, Spec, [Spec; 2]) {
 }
 
 /// How many times as much as one client may do those do together who share a source: requests, and TLS
-/// handshakes.
-fn shared(table: &Table<'_>) -> [u64; 2] {
-    let times = |key, usual| table.or(key, usual, |item| item.number(1, 100_000));
+/// handshakes. `None` is without end.
+fn shared(table: &Table<'_>) -> [Option<u64>; 2] {
+    let times = |key, usual| {
+        table.or(key, Some(usual), |item| match item.is_text() {
+            true => item.choice(&[("off", None)]),
+            false => item.number(1, 100_000).map(Some),
+        })
+    };
     [times("shared_requests", 50), times("shared_handshakes", 10)]
 }
 
 /// The limits that every edge has, each a token bucket.
 fn usual(table: &Table<'_>) -> [Spec; 4] {
     let room = table.or("keys_max", KEYS_MAX, keys_max);
-    let rule = |key: &'static str, by: &[Part], usual: (u64, u64, u64), reason| {
-        let (count, period_s, burst) = usual;
-        let usual = Bucket::new(count, period_s * SECOND_NS, burst).map(Meter::TokenBucket);
-        Spec {
-            name: key.into(),
-            by: by.to_vec(),
-            only: Only::default(),
-            meter: table.or(key, usual, simple),
-            tiers: Vec::new(),
-            keys_max: if by.is_empty() { 1 } else { room },
-            shadow: false,
-            fleet: false,
-            persist: false,
-            reason,
-        }
+    let rule = |key: &'static str, by: &[Part], usual: (u64, u64, u64), reason| Spec {
+        name: key.into(),
+        by: by.to_vec(),
+        only: Only::default(),
+        meter: table.or(key, bucket(usual), simple),
+        tiers: Vec::new(),
+        keys_max: if by.is_empty() { 1 } else { room },
+        shadow: false,
+        fleet: false,
+        persist: false,
+        reason,
     };
     [
-        rule("per_source", &[Part::Source], (600, 60, 100), Reason::SourceRate),
+        rule("per_source", &[Part::Source], PER_SOURCE, Reason::SourceRate),
         rule("per_key", &[Part::Key], (6_000, 60, 500), Reason::KeyRate),
         rule("global", &[], (10_000, 1, 20_000), Reason::GlobalRate),
         rule("handshakes", &[Part::Source], (100, 1, 200), Reason::HandshakeRate),
     ]
+}
+
+/// So many in so many seconds, and at once.
+fn bucket((count, period_s, burst): (u64, u64, u64)) -> Option<Meter> {
+    Bucket::new(count, period_s * SECOND_NS, burst).map(Meter::TokenBucket)
 }
 
 /// "600/m", "off", or `{ rate = "600/m", burst = 100 }`.
@@ -331,6 +340,8 @@ const PARTS: &str =
 /// Keys of a limit that are told apart: 16 bytes each, and an eighth more.
 const KEYS_MAX: usize = 262_144;
 const SECOND_NS: u64 = 1_000_000_000;
+/// `per_source` as shipped.
+const PER_SOURCE: (u64, u64, u64) = (600, 60, 100);
 
 /// A request that waits holds memory and a place among those at work.
 const QUEUE_NS_MAX: u64 = 60 * SECOND_NS;
@@ -438,7 +449,10 @@ mod tests {
         assert_eq!(usual[1].meter, bucket(1_000, 1, 2_000));
         assert!(usual.iter().all(|spec| spec.reason == Reason::GlobalRate));
         let own = shared("[limits]\nper_source = \"off\"\nshared_handshakes = 3");
-        assert_eq!((own[0].meter, own[1].meter), (None, bucket(300, 1, 600)));
+        // There are proofs to bound even so.
+        assert_eq!((own[0].meter, own[1].meter), (bucket(30_000, 60, 5_000), bucket(300, 1, 600)));
+        let off = shared("[limits]\nshared_requests = \"off\"\nhandshakes = \"off\"");
+        assert_eq!((off[0].meter, off[1].meter), (None, None));
     }
 
     #[test]

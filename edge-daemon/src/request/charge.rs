@@ -17,6 +17,7 @@ use edge_policy::{
 use http::{HeaderMap, request::Parts};
 
 use super::{Plan, Worker, bear, front::Visitor, path::Trace};
+use crate::clock;
 
 /// What is asked of every request before it is read: whether there is room for it, whose it is, and what
 /// its source has to bear and may ask.
@@ -38,8 +39,7 @@ pub(super) async fn admit_source(
     let is_led = mem::take(&mut trace.is_led) || led::is_led(headers);
     bear::source(worker, visitor, plan).await?;
     let client = Source::from(visitor.address).client(plan.client);
-    let is_shared = worker.edge.identities.is_shared(&client, now.boot_ns);
-    if is_shared || bear::is_refused_unproven(worker, visitor, client) {
+    if is_put_off(worker, visitor, client, now) {
         plan.shared.requests.admit_source(client, now)?;
         trace.payment = Payment::Owed(client);
     } else {
@@ -50,19 +50,62 @@ pub(super) async fn admit_source(
     Ok(client)
 }
 
+/// Whether it has to be known who sends a request before it is charged to its source.
+fn is_put_off(worker: &Worker, visitor: &Visitor, client: Source, now: Now) -> bool {
+    worker.edge.identities.is_shared(&client, now.boot_ns)
+        || bear::is_refused_unproven(worker, visitor, client)
+}
+
+/// Charges what never became a request, as little as others at its source are to suffer for it; the answer to it.
+pub(super) fn unread(
+    worker: &Worker,
+    visitor: &Visitor,
+    denied: Denied,
+    trace: &mut Trace,
+    now: Now,
+) -> Denied {
+    let plan = &worker.view().plan;
+    let client = Source::from(visitor.address).client(plan.client);
+    let is_put_off = is_put_off(worker, visitor, client, now);
+    let rules = if is_put_off { &plan.shared.requests } else { &plan.limits };
+    let Err(limited) = rules.admit_source(client, now) else { return denied };
+    trace.told = is_put_off.then_some(denied);
+    limited
+}
+
+/// Charges a proof that costs the edge much, if nothing but the shared bound was charged for it: to whoever claims
+/// at that source to be this key. That is not the key itself, which pays for nobody's guesses. What is given has to be
+/// held while the proof takes.
+pub(super) fn claim(plan: &Plan, owed: Option<Source>, key: &str) -> Result<Admission, Denied> {
+    let Some(client) = owed else { return Ok(Admission::default()) };
+    let caller = Caller { user: [CLAIMED, key], key: None, tier: None, claim: &|_| None };
+    plan.limits.admit_shared(client, Some(caller), clock::now()).map_err(nobodys)
+}
+
+/// A refusal for what others may have used up.
+fn nobodys(denied: Denied) -> Denied {
+    Denied { reason: Reason::GlobalRate, ..denied }
+}
+
 /// Charges a request to its source, if that was put off until it is known who sends it: he has the source's
-/// limits to himself, and those who prove nothing have them together.
+/// limits to himself, and those who prove nothing have them together, so that none of these is to blame.
 pub(super) fn pay(plan: &Plan, trace: &mut Trace, now: Now) -> Result<(), Denied> {
     let Payment::Owed(client) = trace.payment else { return Ok(()) };
     trace.payment = Payment::Late;
     let caller = trace.principal.as_ref().map(|who| caller(who, &|_| None));
-    let admitted = plan.limits.admit_shared(client, caller, now);
-    trace.admission = admitted.inspect_err(|_| trace.is_led = false)?;
+    match plan.limits.admit_shared(client, caller, now) {
+        Ok(admission) => trace.admission = admission,
+        Err(denied) if trace.principal.is_none() => return Err(nobodys(denied)),
+        Err(denied) => {
+            trace.is_led = false;
+            return Err(denied);
+        }
+    }
     Ok(())
 }
 
 /// The refusal of a request that proved nothing: that of the verdict on its TLS library there, or else of
-/// its source's limit, if it was not charged to that before.
+/// its source's limit, if it was not charged to that before. What it did itself is told even then.
 pub(super) async fn refused(
     worker: &Worker,
     visitor: &Visitor,
@@ -75,7 +118,13 @@ pub(super) async fn refused(
         return denied;
     }
     let plan = &worker.view().plan;
-    pay(plan, trace, now).err().unwrap_or(denied)
+    match pay(plan, trace, now) {
+        Ok(()) => denied,
+        Err(limited) => {
+            trace.told.get_or_insert(denied);
+            limited
+        }
+    }
 }
 
 /// When a request is charged to its source.
@@ -93,6 +142,14 @@ impl Payment {
     /// Whether several are known to be at its source.
     pub(super) fn is_shared(self) -> bool {
         self != Self::Early
+    }
+
+    /// The source that it is still to be charged to.
+    pub(super) fn owed(self) -> Option<Source> {
+        match self {
+            Self::Owed(client) => Some(client),
+            Self::Early | Self::Late => None,
+        }
     }
 }
 
@@ -145,3 +202,6 @@ fn caller<'a>(who: &'a Principal, claim: &'a dyn Fn(&str) -> Option<String>) -> 
         claim,
     }
 }
+
+/// With whom those have a name who have not proved it; no issuer is called so.
+const CLAIMED: &str = "claimed key";

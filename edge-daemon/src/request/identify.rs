@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use edge_common::Reason;
+use edge_common::{Reason, Source};
 use edge_identity::{
     access::unproved,
     credential::{self, Shown},
@@ -30,6 +30,8 @@ pub(crate) struct Asked<'r> {
     pub(crate) host: &'r Host,
     pub(crate) target: &'r Target,
     pub(crate) visitor: &'r Visitor,
+    /// The source that it is still to be charged to.
+    pub(crate) owed: Option<Source>,
 }
 
 /// What is known of the sender of a request.
@@ -77,23 +79,25 @@ pub(crate) async fn identify(
     let method = presented.method(methods).map_err(|reason| unproved(reason, methods))?;
     let proved = match (method, shown) {
         (None, _) => return Ok(Identity::default()),
-        (Some(Method::Key), Some(shown)) => keys::prove(worker, plan, shown)
+        (Some(Method::Key), Some(shown)) => keys::prove(worker, plan, shown, asked.owed)
             .await
             .map(|key| Principal::Key { key, method: Method::Key }),
         (Some(Method::Jwt), None) => {
             let (named, token) = Box::pin(token::prove(worker, plan, route, asked)).await?;
             return Ok(Identity { principal: Some(Principal::Named(named)), token: Some(token) });
         }
-        (Some(Method::Mtls), _) => by_certificate(plan, asked.visitor).map(Principal::Named),
+        (Some(Method::Mtls), _) => {
+            by_certificate(plan, asked.visitor).map(Principal::Named).map_err(Denied::new)
+        }
         (Some(method @ Method::Signature), shown) => {
             Box::pin(signed::prove(worker, plan, asked, shown, body))
                 .await
                 .map(|key| Principal::Key { key, method })
         }
         // The configuration lets a route take only what can be proved.
-        (Some(_), _) => Err(Reason::InternalError),
+        (Some(_), _) => Err(Reason::InternalError.into()),
     };
-    let principal = proved.map_err(|reason| refused(reason, methods, method))?;
+    let principal = proved.map_err(|denied| refused(denied, methods, method))?;
     Ok(Identity { principal: Some(principal), token: None })
 }
 
@@ -113,12 +117,12 @@ pub(crate) fn still_good(
 }
 
 /// The refusal of a credential that proves nothing, with what the route takes instead.
-fn refused(reason: Reason, methods: Methods, presented: Option<Method>) -> Denied {
+fn refused(denied: Denied, methods: Methods, presented: Option<Method>) -> Denied {
     let error = (presented == Some(Method::Jwt)).then_some(TokenError::InvalidToken);
     // A route that takes anyone still refuses a bad key, and a 401 must ask for something.
     let methods = if methods == Methods::NONE { Method::Key.into() } else { methods };
     let challenge = Challenge { error, ..Challenge::of(methods) };
-    Denied { challenge, ..Denied::new(reason) }
+    Denied { challenge, ..denied }
 }
 
 /// Whom the connection's certificate stands for, by the mappings in force.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use edge_common::Reason;
+use edge_common::{Reason, Source};
 use edge_identity::{
     credential::{self, Shown},
     key::{self, Key, Leak, Mark, Proof, SecretCheck},
@@ -10,35 +10,38 @@ use edge_identity::{
 use edge_policy::{denied::Denied, target::Target};
 use http::HeaderMap;
 
-use super::{Plan, Worker, front::Visitor};
+use super::{Plan, Worker, charge, front::Visitor};
 use crate::{clock, config::settings::HashPolicy, keys::Order};
 
 /// The key that a request shows, if it is good and its secret with it.
 ///
-/// Waits only for a secret that somebody chose, until its slow hash was found to be right once.
+/// Waits only for a secret that somebody chose, until its slow hash was found to be right once. Where the request is
+/// still `owed` to a source, that is charged for it.
 pub(super) async fn prove(
     worker: &Worker,
     plan: &Plan,
     shown: Shown<'_>,
-) -> Result<Arc<Key>, Reason> {
+    owed: Option<Source>,
+) -> Result<Arc<Key>, Denied> {
     let (edge, rules) = (&worker.edge, &plan.key_rules);
     let now_ms = clock::unix_ms();
     let proof = key::prove(&edge.keys, &edge.peppers.load(), rules, shown.key, now_ms);
     let Proof { key, renewed } = proof?;
     if key.signing().is_some() {
-        return Err(Reason::BadSignature);
+        return Err(Reason::BadSignature.into());
     }
     match (key.check_secret(shown.secret), shown.secret) {
         (SecretCheck::Right, _) => {}
         (SecretCheck::Ask(_), Some(secret)) => {
+            let _held = charge::claim(plan, owed, key.id().as_str())?;
             let is_right = Box::pin(edge.slow.ask(&key, secret)).await;
             if !is_right.ok_or(Reason::Overload)? {
-                return Err(Reason::CredentialInvalid);
+                return Err(Reason::CredentialInvalid.into());
             }
             // It may have been revoked meanwhile.
             key.check(clock::unix_ms(), rules.refuse_exposed)?;
         }
-        _ => return Err(Reason::CredentialInvalid),
+        _ => return Err(Reason::CredentialInvalid.into()),
     }
     key.touch(now_ms);
     if plan.keys.hash == HashPolicy::KeyedAndArgon2id {

@@ -2,7 +2,7 @@
 
 use std::{mem, rc::Rc, sync::Arc};
 
-use edge_common::{Blame, Reason, Source};
+use edge_common::{Blame, Reason};
 use edge_identity::{
     access::{Facts, Rule},
     credential,
@@ -69,6 +69,8 @@ pub(crate) struct Trace {
     pub(super) over_tls: bool,
     /// Whether another site's page had a browser ask. Over plain HTTP browsers do not say.
     pub(super) is_led: bool,
+    /// What is told of it and counted, where its answer is another refusal or none.
+    pub(super) told: Option<Denied>,
 }
 
 impl Trace {
@@ -89,6 +91,7 @@ impl Trace {
             login: None,
             over_tls: visitor.tls.is_some(),
             is_led: method.is_some() && visitor.tls.is_none(),
+            told: None,
         }
     }
 
@@ -164,12 +167,17 @@ pub(crate) async fn answer(
             answer::preflight(headers, &trace, body, ending)
         }
         Ok(Outcome::Redirect(location)) => {
+            if let Some(told) = &trace.told {
+                ending.settle(told.reason);
+                report(&worker, &visitor, told, &trace);
+            }
             ending.settle(Reason::Redirect);
             answer::redirect(location, &trace, body, ending)
         }
         Err(denied) => {
-            ending.settle(denied.reason);
-            report(&worker, &visitor, &denied, &trace);
+            let told = trace.told.as_ref().unwrap_or(&denied);
+            ending.settle(told.reason);
+            report(&worker, &visitor, told, &trace);
             answer::refuse(&denied, &trace, body, ending)
         }
     };
@@ -187,16 +195,12 @@ pub(crate) fn refuse(
 ) -> Response<Answer> {
     let now = clock::now();
     let (mut ending, _) = Ending::begin(Rc::clone(worker), turn, now.boot_ns);
-    let (plan, trace) = (&worker.view().plan, Trace::new(worker, visitor, None));
-    let mut denied = Denied::new(reason);
-    if !plan.trusted.has(visitor.address) {
-        let client = Source::from(visitor.address).client(plan.client);
-        if let Err(limited) = plan.limits.admit_source(client, now) {
-            denied = limited;
-        }
-        report(worker, visitor, &denied, &trace);
+    let (mut denied, mut trace) = (Denied::new(reason), Trace::new(worker, visitor, None));
+    if !worker.view().plan.trusted.has(visitor.address) {
+        denied = charge::unread(worker, visitor, denied, &mut trace, now);
+        report(worker, visitor, trace.told.as_ref().unwrap_or(&denied), &trace);
     }
-    ending.settle(denied.reason);
+    ending.settle(trace.told.as_ref().unwrap_or(&denied).reason);
     ending.visitor = Some(visitor.clone());
     ending.entry = worker.access.is_on().then(|| Box::new(Entry::of(&trace)));
     answer::refuse(&denied, &trace, None, ending)
@@ -258,7 +262,8 @@ async fn decide(
     trace.answers = Some(Arc::clone(&route.answers));
     trace.origin = route.answers.cors.as_ref().and_then(|cors| cors.origin(&head.headers));
     visitor.check_certificate(route.certificate)?;
-    let asked = identify::Asked { head: &head, host: &host, target: &target, visitor };
+    let owed = trace.payment.owed();
+    let asked = identify::Asked { head: &head, host: &host, target: &target, visitor, owed };
     trace.is_asked = true;
     let identity = identify::identify(worker, (plan, route), asked, key, body).await?;
     trace.principal = identity.principal;

@@ -24,9 +24,11 @@ pub(super) async fn redirect(
     let view = worker.view();
     let plan = &view.plan;
     admit_source(worker, visitor, plan, come, trace, &head.headers).await?;
-    pay(plan, trace, come.1)?;
     let target = target(head, plan.bounds.uri_bytes_max);
-    plan.lures.check_canary(&head.headers, target.as_ref().ok(), trace.is_led)?;
+    // It is told of, and answered as what it seems to be.
+    let checked = plan.lures.check_canary(&head.headers, target.as_ref().ok(), trace.is_led);
+    trace.told = checked.err();
+    pay(plan, trace, come.1)?;
     let shown =
         target.as_ref().ok().map(|target| identify::shown_key(worker, visitor, plan, head, target));
     keys::refuse_in_clear(worker, visitor, plan, &head.headers)?;

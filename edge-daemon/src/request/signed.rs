@@ -10,10 +10,11 @@ use edge_identity::{
     key::{self, Key, SecretCheck},
     signed::{self, Message},
 };
+use edge_policy::denied::Denied;
 use tokio::time::timeout;
 
 use super::{
-    Plan, Worker,
+    Plan, Worker, charge,
     identify::Asked,
     incoming::{Broken, Frame, Incoming},
 };
@@ -29,7 +30,7 @@ pub(super) async fn prove(
     asked: Asked<'_>,
     shown: Option<Shown<'_>>,
     body: &mut Option<Incoming>,
-) -> Result<Arc<Key>, Reason> {
+) -> Result<Arc<Key>, Denied> {
     let has_body = body.as_ref().is_some_and(|body| !body.is_end_stream());
     let message = Message {
         method: &asked.head.method,
@@ -40,9 +41,11 @@ pub(super) async fn prove(
     };
     let claimed = signed::read(&message, &plan.signing.policy, clock::unix_ms() / 1000)?;
     let key = signer(worker, plan, claimed.key_id(), shown)?;
+    let id = key.as_ref().map_or(NOBODY, |key| key.id().as_str());
     // What comes once the protocol is changed is no body.
     let whole = match body.as_mut().filter(|_| has_body && claimed.needs_body()) {
         Some(incoming) => {
+            let _held = charge::claim(plan, asked.owed, id)?;
             let whole =
                 gather(incoming, plan.signing.v0_body_max, plan.bounds.idle_timeout).await?;
             *incoming = Incoming::Whole(whole.clone());
@@ -52,13 +55,12 @@ pub(super) async fn prove(
     };
 
     let (masters, now_ms) = (worker.edge.masters.load(), clock::unix_ms());
-    let id = key.as_ref().map_or(NOBODY, |key| key.id().as_str());
     let verifier = key.as_ref().and_then(|key| key.signing()?.verifier(&masters, id));
     // It takes as long to be the signature of nobody, or of a key that signs nothing, as to be a wrong one.
     let is_signer = verifier.is_some();
     let verifier = verifier.or_else(|| claimed.decoy(&masters, id));
     let proven = claimed.prove(&message, id, &verifier.ok_or(Reason::BadSignature)?, &whole)?;
-    let Some(key) = key.filter(|_| is_signer) else { return Err(Reason::CredentialInvalid) };
+    let Some(key) = key.filter(|_| is_signer) else { return Err(Reason::CredentialInvalid.into()) };
     key.check(now_ms, plan.key_rules.refuse_exposed)?;
     worker.edge.replays.admit(&proven.once, now_ms / 1000)?;
     key.touch(now_ms);
