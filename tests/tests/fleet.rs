@@ -476,6 +476,28 @@ fn of_several_bans_one_is_taken_back_and_the_others_stay_everywhere() -> Result<
 }
 
 #[test]
+fn a_ban_of_its_own_that_an_edge_has_forgotten_comes_back_and_ends_by_its_reason() -> Result<()> {
+    let lab = Lab::new()?;
+    let hub = Hub::start(&[&lab])?;
+    let edged = start(&hub, 0, &lab, "")?;
+    connected(&edged, 1.0)?;
+    let (at_ms, client) = (edge_daemon::clock::unix_ms(), ATTACKER.parse()?);
+    let act = Act::Ban { strikes: 1, reason: "jail".into() };
+    let told = Record { client, act, at_ms, until_ms: at_ms + 3_600_000, node: "edge-0".into() };
+    says(&hub, &lab, &told)?;
+    until("it is held", Duration::from_secs(10), || Ok(edged.bans()?.len() == 1))?;
+    dropped(&lab, true)?;
+    edged.tell(&format!("ban remove {ATTACKER} --reason scan"))?;
+    assert_eq!(edged.bans()?.len(), 1);
+    edged.tell(&format!("ban remove {ATTACKER} --reason jail"))?;
+    assert!(edged.bans()?.is_empty() && reaches(&lab, ATTACKER, 443));
+    until("the others hear of it", Duration::from_secs(10), || {
+        Ok(hub.cli(&["ZRANGE", "edged:bans", "0", "-1"])?.contains(&format!("revoke {ATTACKER}")))
+    })?;
+    Ok(())
+}
+
+#[test]
 fn edges_to_which_a_client_is_not_the_same_share_no_bans() -> Result<()> {
     let (one, two) = (Lab::new()?, Lab::new()?);
     let hub = Hub::start(&[&one, &two])?;

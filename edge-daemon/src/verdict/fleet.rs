@@ -20,10 +20,10 @@ impl Writer {
 
     /// Puts in force what another edge has decided; or this one, and does not know of any more.
     pub(super) fn banned(&mut self, ban: Record, is_news: bool) {
-        let own = self.fleet().map(|fleet| fleet.settings.node.clone()).unwrap_or_default();
+        let Some(fleet) = self.fleet() else { return };
         let is_known = |held: &Held| {
-            let known = in_fleet(held, &own);
-            known.is_some_and(|known| known.is_like(&ban) && known.until_ms >= ban.until_ms)
+            let known = in_fleet(held, &fleet.settings.node);
+            known.is_some_and(|known| is_same_or_longer(&known, &ban))
         };
         let culprit = self.of_client(&Culprit::Source(ban.client.into()));
         if self.held(&culprit).is_some_and(|held| held.all().any(is_known)) {
@@ -35,6 +35,15 @@ impl Writer {
             let error = format!("{error:#}");
             tracing::warn!(%culprit, error, "a ban from elsewhere is not taken");
         }
+    }
+
+    /// Whether it is a ban of this edge's that it had to learn from the fleet again, for this reason.
+    pub(super) fn is_own_of_fleet(&self, held: &Held, reason: &str) -> bool {
+        let own = self.fleet().map(|fleet| fleet.settings.node.clone());
+        let ban = own.as_ref().and_then(|own| in_fleet(held, own));
+        held.record.origin == Origin::Fleet
+            && ban
+                .is_some_and(|ban| Some(&ban.node) == own.as_ref() && ban.reason() == Some(reason))
     }
 
     /// Every ban in force that a fleet may know of, to an edge of this name; those that are milder here among them.
@@ -68,6 +77,12 @@ impl Writer {
             tracing::error!(%culprit, error, "a ban cannot be lifted");
         }
     }
+}
+
+/// Whether a ban that is known is the same one, whose end a clock that was set may have moved on the way;
+/// or lasts as long, of the same edge for the same reason.
+fn is_same_or_longer(known: &Record, ban: &Record) -> bool {
+    known.is_like(ban) && (known.at_ms == ban.at_ms || known.until_ms >= ban.until_ms)
 }
 
 /// A ban as the fleet's records have it to an edge of this name, that of another edge however much milder it is
@@ -128,5 +143,21 @@ mod tests {
         assert_eq!(in_fleet(&held, "a"), None);
         held.record.step = Step::Ban;
         assert_eq!(in_fleet(&held, "a"), Some(Record { node: "a".into(), ..told }));
+    }
+
+    #[test]
+    fn a_clock_that_was_set_makes_no_two_bans_of_one() {
+        let act = Act::Ban { strikes: 1, reason: "jail".into() };
+        let client = [192, 0, 2, 7].into();
+        let ban = Record { client, act, at_ms: 5, until_ms: 9_000, node: "a".into() };
+        assert!(is_same_or_longer(&Record { until_ms: 7_000, ..ban.clone() }, &ban));
+        assert!(is_same_or_longer(&Record { at_ms: 4, ..ban.clone() }, &ban));
+        for known in [
+            Record { at_ms: 4, until_ms: 8_999, ..ban.clone() },
+            Record { node: "b".into(), ..ban.clone() },
+            Record { act: Act::Ban { strikes: 1, reason: "scan".into() }, ..ban.clone() },
+        ] {
+            assert!(!is_same_or_longer(&known, &ban), "{known:?}");
+        }
     }
 }

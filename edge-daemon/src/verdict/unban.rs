@@ -26,9 +26,12 @@ impl Writer {
     /// Ends what operators decided for a reason, and nothing else; where there is nothing of it, nothing is to be done.
     pub(super) fn unban_for(&mut self, asked: &Culprit, reason: &str) -> anyhow::Result<Reply> {
         let culprit = self.of_client(asked);
-        let is_meant =
+        let by_hand =
             |held: &Held| held.record.origin == Origin::Operator && held.record.reason == reason;
-        let ended = self.end_of(&culprit, "operator", is_meant)?;
+        let held = self.held(&culprit).into_iter().flat_map(Held::all);
+        let meant = held.filter(|held| by_hand(held) || self.is_own_of_fleet(held, reason));
+        let meant: Vec<_> = meant.map(|held| held.record.clone()).collect();
+        let ended = self.end_of(&culprit, "operator", |held| meant.contains(&held.record))?;
         if ended.is_empty() {
             return Ok(Reply::Done(format!("nobody holds {culprit} for \"{reason}\" by hand")));
         }

@@ -208,7 +208,10 @@ impl Part {
             Self::Path => target::escaped(value)
                 .is_some_and(|escaped| PathAndQuery::try_from(escaped).is_err()),
             Self::Te => value != b"trailers",
-            Self::Length => value.is_empty() || !value.iter().all(u8::is_ascii_digit),
+            // `h2` reads no number of more digits.
+            Self::Length => {
+                !(1..=19).contains(&value.len()) || !value.iter().all(u8::is_ascii_digit)
+            }
             Self::Method => value == b"CONNECT",
             Self::Foreign => true,
             Self::Field => false,
