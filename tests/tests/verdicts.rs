@@ -123,7 +123,8 @@ fn a_guesser_at_a_shared_source_is_known_though_its_bucket_is_empty() -> Result<
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;
     let few = "{ rate = \"1/h\", burst = 10 }";
-    let edged = lab.edged()?.set("limits.per_source", few).start()?;
+    let dear = "[[route]]\npath = \"/dear\"\nmethods = [\"GET\"]\nauth = \"none\"\ncost = 10\nupstream = \"api\"\n";
+    let edged = lab.edged()?.set("limits.per_source", few).append(dear)?.start()?;
     let nat = Nat::new(&lab, &edged, 6)?;
     for n in 0..6 {
         assert_eq!(nat.good(n)?, 200);
@@ -138,6 +139,7 @@ fn a_guesser_at_a_shared_source_is_known_though_its_bucket_is_empty() -> Result<
     }
     // A neighbour who proves nothing uses it up; he is refused then, and to blame for nothing.
     let stranger = || Ok::<_, anyhow::Error>(edged.get(CLIENT, "/health").send()?.status);
+    assert_eq!((stranger()?, edged.get(CLIENT, "/dear").send()?.status), (200, 429));
     let asked: Vec<_> = (0..20).map(|_| stranger()).collect::<Result<_>>()?;
     assert!(asked[0] == 200 && asked[10..].iter().all(|status| *status == 429), "{asked:?}");
     let is_of = |event: &serde_json::Value, reason| event["reason"] == reason;

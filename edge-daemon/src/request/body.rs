@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use edge_common::{Blame, Reason};
-use edge_policy::{limit::Held, lines::Lines, shield};
+use edge_policy::{denied, limit::Held, lines::Lines, shield};
 use http::{HeaderMap, StatusCode, header};
 
 use super::{
@@ -261,7 +261,7 @@ pub(crate) struct Ending {
     pub(crate) turn: Rc<Turn>,
     /// In boot time.
     started_ns: u64,
-    /// The status of the upstream's answer, once its head is there.
+    /// The status of the answer, once the head of the upstream's is there, or where its reason does not tell.
     pub(crate) status: Option<StatusCode>,
     /// Bytes of the answer's body.
     bytes: u64,
@@ -293,6 +293,14 @@ impl Ending {
     /// States how the request ended; the first statement counts.
     pub(crate) fn settle(&mut self, reason: Reason) {
         self.reason.get_or_insert(reason);
+    }
+
+    /// The same, where it is answered as what ended in another way.
+    pub(crate) fn settle_as(&mut self, reason: Reason, answered: Reason) {
+        if reason != answered && self.reason.is_none() {
+            self.status = Some(denied::status(answered));
+        }
+        self.settle(reason);
     }
 }
 

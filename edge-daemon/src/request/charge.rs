@@ -3,7 +3,12 @@
 //! Where several share a source, or one of their TLS libraries is under a verdict there, it is charged once it is known
 //! who sends it: one who goes on under a verdict uses up nothing of what his neighbours may ask.
 
-use std::{mem, time::Duration};
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    mem,
+    sync::LazyLock,
+    time::Duration,
+};
 
 use edge_common::{Reason, Source};
 use edge_identity::principal::{Claim, Principal};
@@ -69,16 +74,18 @@ pub(super) fn unread(
     let is_put_off = is_put_off(worker, visitor, client, now);
     let rules = if is_put_off { &plan.shared.requests } else { &plan.limits };
     let Err(limited) = rules.admit_source(client, now) else { return denied };
-    trace.told = is_put_off.then_some(denied);
+    trace.told = is_put_off.then(|| Denied { hit: limited.hit.clone(), ..denied });
     limited
 }
 
 /// Charges a proof that costs the edge much, if nothing but the shared bound was charged for it: to whoever claims
-/// at that source to be this key. That is not the key itself, which pays for nobody's guesses. What is given has to be
-/// held while the proof takes.
-pub(super) fn claim(plan: &Plan, owed: Option<Source>, key: &str) -> Result<Admission, Denied> {
+/// at that source to be this key, or one of some others, so that it tells nobody whether there is such a key. That is
+/// not the key itself, which pays for nobody's guesses. What is given has to be held while the proof takes.
+pub(super) fn claim(plan: &Plan, owed: Option<Source>, claimed: &str) -> Result<Admission, Denied> {
     let Some(client) = owed else { return Ok(Admission::default()) };
-    let caller = Caller { user: [CLAIMED, key], key: None, tier: None, claim: &|_| None };
+    static CROWDS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    let crowd = (CROWDS.hash_one(claimed) % CLAIMS_APART).to_string();
+    let caller = Caller { user: [CLAIMED, &crowd], key: None, tier: None, claim: &|_| None };
     plan.limits.admit_shared(client, Some(caller), clock::now()).map_err(nobodys)
 }
 
@@ -114,14 +121,17 @@ pub(super) async fn refused(
     now: Now,
 ) -> Denied {
     let denied = bear::refused(worker, visitor, denied).await;
-    if matches!(denied.reason, Reason::BannedRequest | Reason::Throttled) {
+    let is_verdict = matches!(denied.reason, Reason::BannedRequest | Reason::Throttled);
+    // A claim that was too much has been charged.
+    if is_verdict || denied.hit.is_some() {
         return denied;
     }
     let plan = &worker.view().plan;
     match pay(plan, trace, now) {
         Ok(()) => denied,
         Err(limited) => {
-            trace.told.get_or_insert(denied);
+            let hit = limited.hit.clone();
+            trace.told.get_or_insert(Denied { hit, ..denied });
             limited
         }
     }
@@ -186,7 +196,10 @@ pub(super) async fn charge(
         place: &|place| plan.geo.find(place, client.into()),
         cost: route.cost,
     };
-    let late = plan.limits.admit(&facts, admission, now)?;
+    let late = plan.limits.admit(&facts, admission, now).map_err(|denied| {
+        let has_used_it_up = !is_shared || principal.is_some();
+        if has_used_it_up { denied } else { nobodys(denied) }
+    })?;
     *admission = mem::take(admission).and(late);
     if admission.delay_ns > 0 {
         tokio::time::sleep(Duration::from_nanos(admission.delay_ns)).await;
@@ -205,3 +218,5 @@ fn caller<'a>(who: &'a Principal, claim: &'a dyn Fn(&str) -> Option<String>) -> 
 
 /// With whom those have a name who have not proved it; no issuer is called so.
 const CLAIMED: &str = "claimed key";
+/// Into how many crowds claims at one source fall: as many limits does it have for them.
+const CLAIMS_APART: u64 = 64;

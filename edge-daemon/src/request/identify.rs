@@ -118,6 +118,10 @@ pub(crate) fn still_good(
 
 /// The refusal of a credential that proves nothing, with what the route takes instead.
 fn refused(denied: Denied, methods: Methods, presented: Option<Method>) -> Denied {
+    // Whatever it proves, it was too much.
+    if denied.hit.is_some() {
+        return denied;
+    }
     let error = (presented == Some(Method::Jwt)).then_some(TokenError::InvalidToken);
     // A route that takes anyone still refuses a bad key, and a 401 must ask for something.
     let methods = if methods == Methods::NONE { Method::Key.into() } else { methods };

@@ -168,7 +168,7 @@ pub(crate) async fn answer(
         }
         Ok(Outcome::Redirect(location)) => {
             if let Some(told) = &trace.told {
-                ending.settle(told.reason);
+                ending.settle_as(told.reason, Reason::Redirect);
                 report(&worker, &visitor, told, &trace);
             }
             ending.settle(Reason::Redirect);
@@ -176,7 +176,7 @@ pub(crate) async fn answer(
         }
         Err(denied) => {
             let told = trace.told.as_ref().unwrap_or(&denied);
-            ending.settle(told.reason);
+            ending.settle_as(told.reason, denied.reason);
             report(&worker, &visitor, told, &trace);
             answer::refuse(&denied, &trace, body, ending)
         }
@@ -200,7 +200,7 @@ pub(crate) fn refuse(
         denied = charge::unread(worker, visitor, denied, &mut trace, now);
         report(worker, visitor, trace.told.as_ref().unwrap_or(&denied), &trace);
     }
-    ending.settle(trace.told.as_ref().unwrap_or(&denied).reason);
+    ending.settle_as(trace.told.as_ref().unwrap_or(&denied).reason, denied.reason);
     ending.visitor = Some(visitor.clone());
     ending.entry = worker.access.is_on().then(|| Box::new(Entry::of(&trace)));
     answer::refuse(&denied, &trace, None, ending)

@@ -45,7 +45,7 @@ pub(super) async fn prove(
     // What comes once the protocol is changed is no body.
     let whole = match body.as_mut().filter(|_| has_body && claimed.needs_body()) {
         Some(incoming) => {
-            let _held = charge::claim(plan, asked.owed, id)?;
+            let _held = charge::claim(plan, asked.owed, claimed.key_id().unwrap_or(NOBODY))?;
             let whole =
                 gather(incoming, plan.signing.v0_body_max, plan.bounds.idle_timeout).await?;
             *incoming = Incoming::Whole(whole.clone());
