@@ -79,14 +79,19 @@ pub(super) fn unread(
 }
 
 /// Charges a proof that costs the edge much, if nothing but the shared bound was charged for it: to whoever claims
-/// at that source to be this key, or one of some others, so that it tells nobody whether there is such a key. That is
-/// not the key itself, which pays for nobody's guesses. What is given has to be held while the proof takes.
+/// at that source to be this key, or of this [`crowd`]. That is not the key itself, which pays for nobody's guesses.
+/// What is given has to be held while the proof takes.
 pub(super) fn claim(plan: &Plan, owed: Option<Source>, claimed: &str) -> Result<Admission, Denied> {
     let Some(client) = owed else { return Ok(Admission::default()) };
-    static CROWDS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-    let crowd = (CROWDS.hash_one(claimed) % CLAIMS_APART).to_string();
-    let caller = Caller { user: [CLAIMED, &crowd], key: None, tier: None, claim: &|_| None };
+    let caller = Caller { user: [CLAIMED, claimed], key: None, tier: None, claim: &|_| None };
     plan.limits.admit_shared(client, Some(caller), clock::now()).map_err(nobodys)
+}
+
+/// With whom it falls who claims to be a key that there may not be: with so many others that a refusal tells nobody
+/// whether there is.
+pub(super) fn crowd(claimed: &str) -> String {
+    static CROWDS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    format!("#{}", CROWDS.hash_one(claimed) % CROWDS_APART)
 }
 
 /// A refusal for what others may have used up.
@@ -218,5 +223,5 @@ fn caller<'a>(who: &'a Principal, claim: &'a dyn Fn(&str) -> Option<String>) -> 
 
 /// With whom those have a name who have not proved it; no issuer is called so.
 const CLAIMED: &str = "claimed key";
-/// Into how many crowds claims at one source fall: as many limits does it have for them.
-const CLAIMS_APART: u64 = 64;
+/// More than a source has of its limit by `shared_requests` as shipped, so that nobody uses up all of them.
+const CROWDS_APART: u64 = 64;

@@ -40,12 +40,13 @@ pub(super) async fn prove(
         has_body,
     };
     let claimed = signed::read(&message, &plan.signing.policy, clock::unix_ms() / 1000)?;
+    let named = claimed.key_id().or(shown.as_ref().map(|shown| shown.key)).unwrap_or(NOBODY);
     let key = signer(worker, plan, claimed.key_id(), shown)?;
     let id = key.as_ref().map_or(NOBODY, |key| key.id().as_str());
     // What comes once the protocol is changed is no body.
     let whole = match body.as_mut().filter(|_| has_body && claimed.needs_body()) {
         Some(incoming) => {
-            let _held = charge::claim(plan, asked.owed, claimed.key_id().unwrap_or(NOBODY))?;
+            let _held = charge::claim(plan, asked.owed, &charge::crowd(named))?;
             let whole =
                 gather(incoming, plan.signing.v0_body_max, plan.bounds.idle_timeout).await?;
             *incoming = Incoming::Whole(whole.clone());

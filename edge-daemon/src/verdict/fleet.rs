@@ -23,7 +23,8 @@ impl Writer {
         let Some(fleet) = self.fleet() else { return };
         let is_known = |held: &Held| {
             let known = in_fleet(held, &fleet.settings.node);
-            known.is_some_and(|known| is_same_or_longer(&known, &ban))
+            let is_own = ban.node == fleet.settings.node;
+            known.is_some_and(|known| is_same_or_longer(&known, &ban, is_own))
         };
         let culprit = self.of_client(&Culprit::Source(ban.client.into()));
         if self.held(&culprit).is_some_and(|held| held.all().any(is_known)) {
@@ -79,10 +80,11 @@ impl Writer {
     }
 }
 
-/// Whether a ban that is known is the same one, whose end a clock that was set may have moved on the way;
-/// or lasts as long, of the same edge for the same reason.
-fn is_same_or_longer(known: &Record, ban: &Record) -> bool {
-    known.is_like(ban) && (known.at_ms == ban.at_ms || known.until_ms >= ban.until_ms)
+/// Whether a ban that is known lasts as long, of the same edge for the same reason; or is this edge's own as it was
+/// told, whose end a clock that was set has moved here since.
+fn is_same_or_longer(known: &Record, ban: &Record, is_own: bool) -> bool {
+    let is_same = is_own && known.at_ms == ban.at_ms;
+    known.is_like(ban) && (is_same || known.until_ms >= ban.until_ms)
 }
 
 /// A ban as the fleet's records have it to an edge of this name, that of another edge however much milder it is
@@ -150,14 +152,16 @@ mod tests {
         let act = Act::Ban { strikes: 1, reason: "jail".into() };
         let client = [192, 0, 2, 7].into();
         let ban = Record { client, act, at_ms: 5, until_ms: 9_000, node: "a".into() };
-        assert!(is_same_or_longer(&Record { until_ms: 7_000, ..ban.clone() }, &ban));
-        assert!(is_same_or_longer(&Record { at_ms: 4, ..ban.clone() }, &ban));
+        let shorter = Record { until_ms: 7_000, ..ban.clone() };
+        assert!(is_same_or_longer(&shorter, &ban, true));
+        assert!(!is_same_or_longer(&shorter, &ban, false), "of another edge, it is longer");
+        assert!(is_same_or_longer(&Record { at_ms: 4, ..ban.clone() }, &ban, false));
         for known in [
             Record { at_ms: 4, until_ms: 8_999, ..ban.clone() },
             Record { node: "b".into(), ..ban.clone() },
             Record { act: Act::Ban { strikes: 1, reason: "scan".into() }, ..ban.clone() },
         ] {
-            assert!(!is_same_or_longer(&known, &ban), "{known:?}");
+            assert!(!is_same_or_longer(&known, &ban, true), "{known:?}");
         }
     }
 }
