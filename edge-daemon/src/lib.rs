@@ -35,7 +35,6 @@ pub mod scrape;
 pub mod secret;
 pub mod shared;
 pub mod signals;
-mod slices;
 mod stderr;
 pub mod store;
 pub mod tls;

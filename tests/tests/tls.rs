@@ -57,38 +57,6 @@ fn metric(edged: &Edged<'_>, begin: &str) -> Result<f64> {
     Ok(line.rsplit(' ').next().unwrap_or_default().parse()?)
 }
 
-/// Microseconds that threads of a name have run.
-fn ran_us(edged: &Edged<'_>, name: &str) -> Result<u64> {
-    let mut all = 0;
-    for task in fs::read_dir(format!("/proc/{}/task", edged.pid()))? {
-        let task = task?.path();
-        if fs::read_to_string(task.join("comm"))?.starts_with(name) {
-            let stat = fs::read_to_string(task.join("schedstat"))?;
-            all += stat.split(' ').next().context("schedstat")?.parse::<u64>()? / 1000;
-        }
-    }
-    Ok(all)
-}
-
-#[test]
-fn what_takes_long_of_a_handshake_is_done_beside_the_worker() -> Result<()> {
-    const COUNT: u64 = 20;
-    let lab = Lab::new()?;
-    let edged = lab.edged()?.start()?;
-    // The edge has no X448: it asks for another key share.
-    for groups in ["X25519", "X448:X25519"] {
-        let before = ran_us(&edged, "handshakes-")?;
-        for _ in 0..COUNT {
-            let said = ask(&lab, &["-servername", HOST, "-groups", groups])?;
-            ensure!(said.contains("X25519, 253 bits"), "{said}");
-        }
-        let each = (ran_us(&edged, "handshakes-")? - before) / COUNT;
-        // Two multiplications on a curve and a signature, on the fastest of processors.
-        assert!(each >= 40, "{groups}: {each} us for each");
-    }
-    Ok(())
-}
-
 #[test]
 fn the_name_chooses_the_certificate() -> Result<()> {
     let lab = Lab::new()?;

@@ -12,7 +12,7 @@ use edge_policy::{denied::Denied, forwarded::Naming, ja4::Ja4, proxy};
 use http::HeaderMap;
 use tokio::{io::AsyncReadExt as _, net::TcpStream, time::timeout};
 
-use super::{Plan, Worker, bear, certificate::Client, shaking};
+use super::{Plan, Worker, bear, certificate::Client};
 use crate::{
     clock,
     config::settings::ClientAuth,
@@ -237,7 +237,7 @@ async fn handshake(
     let shaken = match greeted {
         Ok(Ok(greeted)) => {
             let left = within.saturating_sub(started.elapsed());
-            let Some(shaken) = shaking::shake(&plan, greeted, left).await else {
+            let Some(shaken) = worker.turnstile.shake(&plan, greeted, left).await else {
                 // That took us too long, and not the client.
                 worker.counters.count(Reason::HandshakesFull);
                 return None;

@@ -75,8 +75,8 @@ pub use self::{
     token::nonces as proof_nonces,
 };
 use self::{
-    assertion::Assertions, front::Visitor, report::Reports, throttle::Throttle, timers::Timers,
-    token::Tokens, upstream::Upstream,
+    assertion::Assertions, front::Visitor, report::Reports, shaking::Turnstile, throttle::Throttle,
+    timers::Timers, token::Tokens, upstream::Upstream,
 };
 use crate::{
     audit::{Audit, Grants},
@@ -258,6 +258,8 @@ pub(crate) struct Worker {
     access: log::Buffer,
     /// Deadlines.
     pub(crate) timers: Rc<Timers>,
+    /// By which the long steps of TLS handshakes pass.
+    turnstile: Turnstile,
     /// Whether connections are to end with their next answer.
     pub(crate) stopping: Cell<bool>,
     /// Whether HTTP/1 connections without a request are to end as well: not at once, because their
@@ -306,6 +308,7 @@ impl Worker {
             reports: Reports::default(),
             tokens,
             timers: Timers::new(),
+            turnstile: Turnstile::new(),
             stopping: Cell::new(false),
             ends_idle: Cell::new(false),
         })
@@ -364,18 +367,17 @@ pub fn run(
     drain_timeout: Duration,
 ) -> io::Result<()> {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
-    shaking::beside(&mut runtime, index);
     let runtime = runtime.enable_all().build_local(LocalOptions::default())?;
     let worker = Rc::new(Worker::new(edge, index)?);
     let _guard = runtime.enter();
-    // What could be refused is refused now: the thread stays.
-    runtime.spawn_blocking(|| ());
     for (listener, entrance) in listeners {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         runtime.spawn_local(serve::accept(Rc::clone(&worker), listener, entrance, phase.clone()));
     }
     let tended = Rc::clone(&worker);
     runtime.spawn_local(async move { tended.tend().await });
+    let turning = Rc::clone(&worker);
+    runtime.spawn_local(async move { turning.turnstile.turn().await });
     let drained = runtime.block_on(async {
         let _ = phase.wait_for(|phase| *phase == Phase::Draining).await;
         worker.stopping.set(true);

@@ -19,6 +19,7 @@ mod held;
 mod keeper;
 mod lists;
 mod named;
+mod prompt;
 mod rekey;
 mod renew;
 mod room;
@@ -221,7 +222,7 @@ impl Writer {
 
     /// Takes orders until it is told to stop.
     pub fn run(mut self, orders: &Receiver<Order>) {
-        if let Err(error) = crate::slices::be_prompt() {
+        if let Err(error) = prompt::be_prompt() {
             tracing::info!(%error, "verdicts wait for their turn as all threads do");
         }
         let mut next_look = Instant::now();
