@@ -1,14 +1,15 @@
 //! HTTP/2 as it goes over the wire, frame by frame: how much of it is of no use to anybody.
 //!
 //! Each frame that a client sends beside requests and bodies costs a little, and a bit more what it makes
-//! the edge reset; what is transferred and what is answered earns. A client has a credit that
-//! refills; who uses it up abuses the protocol, whichever flood it is: resets of one's own
-//! (CVE-2023-44487) or provoked ones (CVE-2025-8671), pings, settings, empty frames, continuations,
-//! windows that open byte by byte.
+//! the edge reset; what is transferred and what is answered earns, and data pays for what clients
+//! say to it. A client has a credit that refills; who uses it up abuses the protocol, whichever flood
+//! it is: resets of one's own (CVE-2023-44487) or provoked ones (CVE-2025-8671), pings, settings, empty
+//! frames, continuations, windows that open byte by byte.
 
 mod faults;
 mod frames;
 mod hpack;
+mod windows;
 
 use std::collections::VecDeque;
 
@@ -16,6 +17,7 @@ pub use self::faults::Fault;
 use self::{
     faults::Faults,
     frames::{CONTINUATION, DATA, END, Frame, Frames, HEADERS, PING, RESET, SETTINGS, WINDOW},
+    windows::Windows,
 };
 
 /// Which flood it was that used up the credit.
@@ -84,6 +86,7 @@ pub struct Conduct {
     turned_away: Vec<u32>,
     /// Pings of the edge that the client has not answered.
     pings: u32,
+    windows: Windows,
     noted: Noted,
 }
 
@@ -106,7 +109,7 @@ impl Conduct {
     pub fn new(waste_max: u32, now_ms: u64) -> Self {
         let most = u64::from(waste_max) * FRAME;
         Self {
-            received: Frames::new(PREFACE_BYTES, &[HEADERS, RESET, SETTINGS, CONTINUATION]),
+            received: Frames::new(PREFACE_BYTES, &[HEADERS, RESET, SETTINGS, WINDOW, CONTINUATION]),
             sent: Frames::new(0, &[RESET]),
             credit: most,
             most,
@@ -122,6 +125,7 @@ impl Conduct {
             begun: 0,
             turned_away: Vec::new(),
             pings: 0,
+            windows: Windows::new(),
             noted: Noted::default(),
         }
     }
@@ -162,10 +166,16 @@ impl Conduct {
                     self.spend(2, Abuse::Resets, now_ms);
                 }
                 // The library takes no acknowledgement that it has not asked for.
-                SETTINGS if !frame.has(END) => self.spend(5, Abuse::Settings, now_ms),
+                SETTINGS if !frame.has(END) => {
+                    self.windows.settings(self.received.payload());
+                    self.spend(5, Abuse::Settings, now_ms);
+                }
                 PING if frame.has(END) && self.pings > 0 => self.pings -= 1,
+                PING if !frame.has(END) && self.windows.ping() => {}
                 PING => self.spend(2, Abuse::Pings, now_ms),
-                HEADERS | SETTINGS => {}
+                HEADERS => self.windows.begin(frame.stream),
+                SETTINGS => {}
+                WINDOW if self.windows.open(frame.stream, self.received.payload()) => {}
                 WINDOW => self.spend(1, Abuse::Windows, now_ms),
                 CONTINUATION => self.spend(5, Abuse::Continuations, now_ms),
                 _ => self.spend(1, Abuse::Others, now_ms),
@@ -198,8 +208,12 @@ impl Conduct {
             if frame.kind == HEADERS && !is_known(frame.stream) {
                 // The library answers by itself what has too many fields.
                 self.noted.oversized += 1;
+                self.windows.end(frame.stream);
                 self.spend(5, Abuse::Mistakes, now_ms);
                 continue;
+            }
+            if frame.kind == DATA {
+                self.windows.sent(frame.stream, frame.length);
             }
             let ends = matches!(frame.kind, DATA | HEADERS) && frame.has(END);
             let was_open = (ends || frame.kind == RESET) && self.close(frame.stream);
@@ -296,6 +310,7 @@ impl Conduct {
     fn close(&mut self, stream: u32) -> bool {
         // Nobody comes to what is behind it any more.
         self.faults.is_cut(stream);
+        self.windows.end(stream);
         self.at(stream).map(|at| self.open.swap_remove(at)).is_some()
     }
 
@@ -449,6 +464,62 @@ mod tests {
         assert_eq!(conduct.abuse(), None);
         conduct.received(&frame(PING, END, 0, &[7; 8]), 0);
         assert_eq!(conduct.abuse(), Some(Abuse::Pings));
+    }
+
+    #[test]
+    fn data_pays_for_a_ping_and_two_windows_however_small_it_is() {
+        let mut conduct = begun();
+        let ping = frame(PING, 0, 0, &[7; 8]);
+        let window = |stream| frame(WINDOW, 0, stream, &[0, 0, 0, 7]);
+        let answers = |stream| [&ping[..], &window(0), &window(stream)].concat();
+        // One stream of messages, and many short answers.
+        conduct.received(&frame(HEADERS, 5, 1, &[0x82]), 0);
+        conduct.begun(1);
+        for _ in 0..5_000 {
+            conduct.sent(&frame(DATA, 0, 1, &[7; 7]), 0);
+            conduct.received(&answers(1), 0);
+        }
+        for stream in (3..10_000).step_by(2) {
+            conduct.received(&frame(HEADERS, 5, stream, &[0x82]), 0);
+            conduct.begun(stream);
+            conduct.sent(&frame(DATA, END, stream, &[7; 7]), 0);
+            conduct.received(&answers(stream), 0);
+        }
+        assert_eq!((conduct.abuse(), conduct.credit), (None, conduct.most));
+        // Each is paid for once, nothing else is, and nobody saves up any number of them.
+        conduct.received(&[&ping[..], &window(0)].concat(), 0);
+        assert_eq!(conduct.credit, conduct.most - 3 * FRAME);
+        for _ in 0..100_000 {
+            conduct.received(&window(0), 0);
+            conduct.credit = conduct.most;
+            conduct.sent(&frame(DATA, 0, 1, &[7]), 0);
+            conduct.received(&window(1), 0);
+        }
+        conduct.received(&frame(RESET, 0, 9, &[0, 0, 0, 8]), 0);
+        assert_eq!(conduct.credit, conduct.most - 2 * FRAME);
+        conduct.received(&ping.repeat(4_200), 0);
+        assert_eq!(conduct.abuse(), Some(Abuse::Pings));
+    }
+
+    #[test]
+    fn data_that_the_client_makes_small_pays_for_nothing() {
+        // By the window of the stream, by what it begins with, and by that of the connection.
+        for (initial, opened, stream) in [(7_u32, 1_u8, 1_u32), (0, 1, 1), (1 << 20, 7, 0)] {
+            let mut conduct = fresh();
+            let initial = [&[0, 4][..], &initial.to_be_bytes()].concat();
+            conduct.received(&frame(SETTINGS, 0, 0, &initial), 0);
+            conduct.received(&frame(HEADERS, 5, 1, &[0x82]), 0);
+            conduct.begun(1);
+            if stream == 0 {
+                (0..5).for_each(|_| conduct.sent(&frame(DATA, 0, 1, &[7; 13_107]), 0));
+                (conduct.windows.pings, conduct.windows.updates) = (0, 0);
+            }
+            for _ in 0..200 {
+                conduct.received(&frame(WINDOW, 0, stream, &[0, 0, 0, opened]), 0);
+                conduct.sent(&frame(DATA, 0, 1, &vec![7; opened.into()]), 0);
+            }
+            assert_eq!(conduct.abuse(), Some(Abuse::Windows), "{stream}");
+        }
     }
 
     #[test]

@@ -13,6 +13,16 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
+/// Takes the first frame of what came, if it is whole: its type, its flags and its payload.
+pub fn take<'a>(bytes: &mut &'a [u8]) -> Option<(u8, u8, &'a [u8])> {
+    let (&[a, b, c, kind, flags, ..], rest) = bytes.split_at_checked(HEAD_BYTES)? else {
+        return None;
+    };
+    let (payload, rest) = rest.split_at_checked(u32::from_be_bytes([0, a, b, c]) as usize)?;
+    *bytes = rest;
+    Some((kind, flags, payload))
+}
+
 /// The fields of a `GET`, by literals that no table keeps (RFC 7541, 6.2.2).
 #[must_use]
 pub fn get(host: &str, path: &str) -> Vec<u8> {
@@ -48,6 +58,8 @@ pub fn length(out: &mut Vec<u8>, length: usize) {
     out.push(rest as u8);
 }
 
+/// What comes before each payload.
+const HEAD_BYTES: usize = 9;
 /// Types of frames, and flags (RFC 9113, 6).
 pub const DATA: u8 = 0;
 /// A request or an answer begins.

@@ -142,6 +142,39 @@ fn more_streams_than_there_may_be_are_refused_and_counted() -> Result<()> {
 }
 
 #[test]
+fn no_number_of_mistakes_and_resets_within_the_credit_ends_a_connection() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let setup = lab.edged()?.set("bounds.streams_max", "5");
+    let edged = setup.set("route.1.auth", r#""none""#).start()?;
+    let block = |path| get("edge.test", path);
+    let numbers = |first: u32, count: u32| (0..count).map(move |n| first + 2 * n);
+    let cancel = |n| frame(RESET, 0, n, &[0, 0, 0, 8]);
+    let whole = |path: &'static str| move |n| frame(HEADERS, 5, n, &block(path));
+    // A burst before the settings are seen.
+    let mut talk = h2(&lab, &edged)?;
+    let open = |n| frame(HEADERS, END_HEADERS, n, &block("/health"));
+    talk.say(&numbers(1, 45).flat_map(open).collect::<Vec<_>>())?;
+    let refused = || Ok(edged.metrics()?.connections(Reason::StreamsFull) == 40.0);
+    until("the rest is refused", SOON, refused)?;
+    talk.say(&numbers(1, 5).flat_map(cancel).collect::<Vec<_>>())?;
+    assert_eq!(talk.ask_h2(91, &block("/health"))?, 200);
+    // Paths that the library does not read.
+    let mut talk = h2(&lab, &edged)?;
+    talk.say(&numbers(1, 40).flat_map(whole("/echo/<y>")).collect::<Vec<_>>())?;
+    let unread = || Ok(edged.metrics()?.requests(Reason::MalformedRequest) == 40.0);
+    until("none is read", SOON, unread)?;
+    assert_eq!(talk.ask_h2(81, &block("/health"))?, 200);
+    // Requests that are taken back at once.
+    let mut talk = h2(&lab, &edged)?;
+    let pair = |n| [whole("/health")(n), cancel(n)].concat();
+    talk.say(&numbers(1, 30).flat_map(pair).collect::<Vec<_>>())?;
+    assert_eq!(talk.ask_h2(61, &block("/health"))?, 200);
+    assert_eq!(edged.metrics()?.connections(Reason::ProtocolAbuse), 0.0);
+    Ok(())
+}
+
+#[test]
 fn a_head_that_unpacks_into_megabytes_is_refused() -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;

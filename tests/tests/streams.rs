@@ -18,7 +18,10 @@ use edge_tests::{
     Edged, Lab, Origin,
     client::until,
     daemon::root,
-    frames::{DATA, END_HEADERS, END_STREAM, HEADERS, RESET, frame, get, literal, preface},
+    frames::{
+        ACK, DATA, END_HEADERS, END_STREAM, HEADERS, PING, RESET, WINDOW, frame, get, literal,
+        preface, take,
+    },
     lab::{EDGE, FRIEND, ORIGIN},
     netns::run,
     talk::{Dial, Talk},
@@ -525,6 +528,101 @@ fn an_answer_in_chunks_ends_once_however_late_its_end_is_taken() -> Result<()> {
         let start = String::from_utf8_lossy(&heard.bytes[..heard.bytes.len().min(99)]).into_owned();
         assert!(start.starts_with("HTTP/1.1 200 "), "before {length}: {start}");
     }
+    Ok(())
+}
+
+#[test]
+fn who_measures_his_bandwidth_by_each_message_is_not_cut_off() -> Result<()> {
+    const MESSAGES: usize = 3_000;
+    let lab = Lab::new()?;
+    serve(&lab, |client| {
+        let (mut writer, mut reader) = (client.try_clone().ok()?, BufReader::new(client));
+        head(&mut reader)?;
+        writer.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").ok()?;
+        for _ in 0..MESSAGES {
+            writer.write_all(b"7\r\nmessage\r\n").ok()?;
+            thread::sleep(Duration::from_millis(1));
+        }
+        writer.write_all(b"0\r\n\r\n").ok()
+    })?;
+    let edged = lab.edged()?.set("bounds.http2_waste_max", "100").start()?;
+    let mut talk = Dial::new(&edged.ca, "edge.test")?.alpn("h2").connect(&lab, FRIEND)?;
+    let block = get("edge.test", "/health");
+    let opened = frame(HEADERS, END_HEADERS | END_STREAM, 1, &block);
+    talk.say(&[preface(), opened].concat())?;
+    let (mut came, mut received, mut frames) = (Vec::new(), 0, 0);
+    let mut is_over = false;
+    while !is_over {
+        let heard = talk.hear(SOON, |bytes| !bytes.is_empty())?;
+        assert!(!heard.closed, "after {frames} frames with {received} bytes");
+        came.extend(heard.bytes);
+        let (mut rest, mut said) = (&came[..], Vec::new());
+        while let Some((kind, flags, payload)) = take(&mut rest) {
+            if kind != DATA {
+                continue;
+            }
+            (frames, received) = (frames + 1, received + payload.len());
+            is_over |= flags & END_STREAM != 0;
+            // As gRPC for Go has it, but for one that it waits for.
+            said.extend(frame(WINDOW, 0, 0, &[0, 0, 0, 7]));
+            said.extend(frame(WINDOW, 0, 1, &[0, 0, 0, 7]));
+            said.extend(frame(PING, 0, 0, &[7; 8]));
+        }
+        came = rest.to_vec();
+        talk.say(&said)?;
+    }
+    assert_eq!(received, 7 * MESSAGES);
+    assert!(frames > 500, "{frames} frames");
+    assert_eq!(edged.metrics()?.connections(Reason::ProtocolAbuse), 0.0);
+    Ok(())
+}
+
+#[test]
+fn small_parts_of_bodies_that_an_upstream_lets_wait_are_no_abuse() -> Result<()> {
+    const PARTS: usize = 3_200;
+    let lab = Lab::new()?;
+    lab.edge.sysctl("ipv4/tcp_wmem", "4608 4608 4608")?;
+    lab.origin.sysctl("ipv4/tcp_rmem", "4096 4096 4096")?;
+    let (go_on, told) = mpsc::channel();
+    let told = Mutex::new(told);
+    serve(&lab, move |client| {
+        let (mut writer, mut reader) = (client.try_clone().ok()?, BufReader::new(client));
+        head(&mut reader)?;
+        told.lock().ok()?.recv().ok()?;
+        let (mut body, mut part) = (Vec::new(), [0; 4096]);
+        while !body.ends_with(b"\r\n0\r\n\r\n") {
+            let length = reader.read(&mut part).ok().filter(|length| *length > 0)?;
+            body.extend_from_slice(&part[..length]);
+        }
+        let count = body.iter().filter(|byte| **byte == b'.').count().to_string();
+        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{count}", count.len());
+        writer.write_all(answer.as_bytes()).ok()
+    })?;
+    let edged = lab.edged()?.set("route.0.methods", r#"["POST"]"#).start()?;
+    let mut talk = Dial::new(&edged.ca, "edge.test")?.alpn("h2").connect(&lab, FRIEND)?;
+    talk.say(&preface())?;
+    let mut block = get("edge.test", "/health");
+    block[0] = 0x83;
+    for stream in [1, 3, 5] {
+        talk.say(&frame(HEADERS, END_HEADERS, stream, &block))?;
+        talk.say(&frame(DATA, 0, stream, &[b'.'; 20]).repeat(PARTS))?;
+    }
+    let ping = frame(PING, 0, 0, b"all came");
+    talk.say(&ping)?;
+    let pong = frame(PING, ACK, 0, b"all came");
+    let has = |bytes: &[u8], part: &[u8]| bytes.windows(part.len()).any(|own| own == part);
+    let heard = talk.hear(SOON, |bytes| has(bytes, &pong))?;
+    assert!(has(&heard.bytes, &pong), "{}", String::from_utf8_lossy(&heard.bytes));
+    let whole = (20 * PARTS).to_string();
+    for stream in [1, 3, 5] {
+        go_on.send(())?;
+        talk.say(&frame(DATA, END_STREAM, stream, &[]))?;
+    }
+    let answers =
+        |bytes: &[u8]| bytes.windows(whole.len()).filter(|w| *w == whole.as_bytes()).count();
+    let heard = talk.hear(SOON, |bytes| answers(bytes) == 3)?;
+    assert_eq!((answers(&heard.bytes), heard.closed), (3, false));
+    assert_eq!(edged.metrics()?.connections(Reason::ProtocolAbuse), 0.0);
     Ok(())
 }
 

@@ -8,6 +8,7 @@ use super::{
         RESET, SETTINGS, WINDOW,
     },
     hpack::{self, Table},
+    windows::INITIAL_WINDOW,
 };
 
 /// Why a connection cannot go on.
@@ -151,8 +152,7 @@ fn settings(payload: &[u8]) -> Result<(), Fault> {
 }
 
 const SETTING_BYTES: usize = 6;
-/// `SETTINGS_INITIAL_WINDOW_SIZE` (RFC 9113, 6.5.2), and how large it may be.
-const INITIAL_WINDOW: u16 = 4;
+/// How large a window may be (RFC 9113, 6.5.2).
 const WINDOW_MAX: u32 = (1 << 31) - 1;
 /// Streams with such heads that wait to be handed on, or with such trailers.
 const MALFORMED_MAX: usize = 128;

@@ -77,6 +77,8 @@ impl Connection {
             .enable_push(false)
             .initial_window_size(WINDOW)
             .initial_connection_window_size(STREAMS as u32 * WINDOW)
+            // Small parts of answers whose clients are slow are no fault of the server.
+            .data_frame_budget(STREAMS * WINDOW as usize * SMALLNESS)
             .max_header_list_size(HEAD_BYTES_MAX)
             .max_send_buffer_size(SEND_BUFFER);
         let (sender, connection) = builder.handshake(stream).await.map_err(io::Error::other)?;
@@ -348,6 +350,9 @@ fn declared(headers: &HeaderMap) -> Result<Option<u64>, Broken> {
 /// for that of every request on it, so that those whose clients are slow hold up no other; which is
 /// why it is no more than lets an answer have 64 MB a second where a round trip takes a millisecond.
 const WINDOW: u32 = 64 * 1024;
+/// What h2 may keep for each byte of that, in bytes, since it keeps as much for a small part as for one of 256 bytes: parts
+/// of 16 bytes may fill all of it.
+const SMALLNESS: usize = 16;
 const SEND_BUFFER: usize = 64 * 1024;
 const HEAD_BYTES_MAX: u32 = 64 * 1024;
 /// Requests on one connection before another is opened.
