@@ -532,6 +532,47 @@ fn an_answer_in_chunks_ends_once_however_late_its_end_is_taken() -> Result<()> {
 }
 
 #[test]
+fn what_is_open_beyond_the_drain_deadline_is_cut_off() -> Result<()> {
+    let lab = Lab::new()?;
+    let (begun, begins) = mpsc::channel();
+    let begun = Mutex::new(begun);
+    serve(&lab, move |client| {
+        let (mut writer, mut reader) = (client.try_clone().ok()?, BufReader::new(client));
+        if head(&mut reader)?.to_ascii_lowercase().contains("\r\nupgrade: websocket\r\n") {
+            writer.write_all(SWITCHED).ok()?;
+        }
+        begun.lock().ok()?.send(()).ok()?;
+        // Until the edge is gone.
+        reader.read(&mut [0]).ok().map(drop)
+    })?;
+    let mut edged = lab
+        .edged()?
+        .set("route.0.upgrades", UPGRADES)
+        .set("server.drain_timeout", r#""1s""#)
+        .set("upstream.0.response_timeout", r#""10m""#)
+        .set("bounds.tunnel_timeout", r#""10m""#)
+        .start()?;
+    let mut request = h1(&lab, &edged)?;
+    request.say(b"GET /health HTTP/1.1\r\nHost: edge.test\r\n\r\n")?;
+    let mut stream = Dial::new(&edged.ca, "edge.test")?.alpn("h2").connect(&lab, FRIEND)?;
+    let block = get("edge.test", "/health");
+    let opened = frame(HEADERS, END_HEADERS | END_STREAM, 1, &block);
+    stream.say(&[preface(), opened].concat())?;
+    let mut socket = h1(&lab, &edged)?;
+    socket.say(ask("/health", "").as_bytes())?;
+    socket.hear(SOON, |bytes| bytes.ends_with(b"hello,"))?;
+    for _ in 0..3 {
+        begins.recv_timeout(SOON).context("all are open")?;
+    }
+    assert!(edged.terminate()?.success());
+    assert!(edged.log().contains("cut off at the drain deadline"), "{}", edged.log());
+    for talk in [&mut request, &mut stream, &mut socket] {
+        assert!(talk.hear(SOON, |_| false)?.closed);
+    }
+    Ok(())
+}
+
+#[test]
 fn who_measures_his_bandwidth_by_each_message_is_not_cut_off() -> Result<()> {
     const MESSAGES: usize = 3_000;
     let lab = Lab::new()?;
