@@ -97,6 +97,10 @@ fn path(item: &Item<'_>, exact: bool) -> Option<PathPattern> {
     if path.contains(['?', '#']) || !path.chars().all(|c| c.is_ascii_graphic()) {
         return item.wrong(what, "a path alone, of visible ASCII, without query or fragment");
     }
+    if path.contains('*') {
+        let help = "no stars: \"/v1\" is for all below it as well, and \"/users/{id}\" for any one segment";
+        return item.wrong(what, help);
+    }
     let short = path.trim_end_matches('/');
     if path != "/" && short.len() != path.len() {
         let short = if short.is_empty() { "/" } else { short };
@@ -285,6 +289,7 @@ mod tests {
         for (routes, line, what) in [
             (&["path = \"/a{b}\""][..], 12, "a whole segment"),
             (&["path = \"/{a}/{a}\""], 12, "each name once"),
+            (&["path = \"/v1/*\""], 12, "is for all below it"),
             (&["path = \"/%61\""], 12, "as requests are compared"),
             (&["path = \"/\"\nhost = \"a.*\""], 13, "for all below"),
             (&["path = \"/\"\nhost = \"*.[::1]\""], 13, "a host name"),
