@@ -340,6 +340,24 @@ fn whatever_is_changed_is_refused_alike() -> Result<()> {
 }
 
 #[test]
+fn a_login_with_a_forged_body_is_told_as_one() -> Result<()> {
+    let lab = Lab::new()?;
+    let origin = Origin::start(&lab)?;
+    let login = "[[route]]\npath = \"/login\"\nmethods = [\"POST\"]\nauth = \"signature\"\nupstream = \"api\"\n\
+                 login = { account = \"form:user\", failure_statuses = [403] }\n";
+    let edged = lab.edged()?.append(login)?.start()?;
+    let signer = Signer::derived(&lab, &edged)?;
+    let post = ["--url", "https://edge.test/login", "--method", "POST", "--body", "user=one"];
+    for (body, status) in [("user=two", 401), ("user=one", 200)] {
+        let headers = signer.headers(&post)?;
+        assert_eq!(send(&edged, "POST", "/login", &headers, Some(body))?, status, "{body}");
+    }
+    assert_eq!(edged.metrics()?.requests(Reason::BodyDigest), 1.0);
+    assert_eq!(origin.seen(), 1);
+    Ok(())
+}
+
+#[test]
 fn a_large_body_streams_and_a_wrong_one_never_ends() -> Result<()> {
     let lab = Lab::new()?;
     let origin = Origin::start(&lab)?;

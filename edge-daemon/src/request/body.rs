@@ -106,7 +106,7 @@ pub(super) fn declared_length(headers: &HeaderMap) -> Option<u64> {
 }
 
 /// A client that breaks off is gone, which is no misdeed; one whose chunks do not parse is wrong.
-fn fault(broken: Broken) -> Reason {
+pub(super) fn fault(broken: Broken) -> Reason {
     match broken {
         Broken::Gone => Reason::ClientGone,
         Broken::Malformed => Reason::MalformedRequest,

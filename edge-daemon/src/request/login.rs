@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use tokio::time::timeout;
 
 use super::{
-    Plan, Worker, bear,
+    Plan, Worker, bear, body,
     front::Visitor,
     incoming::{Broken, Frame, Incoming},
 };
@@ -43,8 +43,7 @@ pub(super) async fn admit(
         bytes = match all.await {
             Ok(Ok(Some(bytes))) => bytes,
             Ok(Ok(None)) => return Err(Reason::BodyTooLarge.into()),
-            Ok(Err(Broken::Gone)) => return Err(Reason::ClientGone.into()),
-            Ok(Err(_)) => return Err(Reason::MalformedRequest.into()),
+            Ok(Err(broken)) => return Err(body::fault(broken).into()),
             Err(_) => return Err(Reason::RequestTimeout.into()),
         };
         *body = Incoming::Whole(bytes.clone());
