@@ -1,6 +1,9 @@
 //! TLS as clients meet it: which certificate, which session, who is asked for what.
 
-use std::{fs, io::Write as _, path::Path, process::Stdio, sync::Arc, time::Duration};
+use std::{
+    fs, io::Write as _, os::unix::fs::PermissionsExt as _, path::Path, process::Stdio, sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use edge_common::Reason;
@@ -382,6 +385,41 @@ fn a_new_certificate_is_served_and_no_connection_is_lost() -> Result<()> {
         Ok(metric(&edged, "edged_certificate_stale")? == 0.0 && current()? != second)
     })?;
     ask_all()
+}
+
+#[test]
+fn what_was_not_good_is_taken_once_it_is() -> Result<()> {
+    let lab = Lab::new()?;
+    let authority = Authority::new(lab.dir(), "tls")?;
+    let leaf = authority.sign("served", &[HOST], -60, DAY)?;
+    let edged = lab
+        .edged()?
+        .set("tls.certificate", &format!("{:?}", leaf.chain))
+        .set("tls.key", &format!("{:?}", leaf.key))
+        .start()?;
+    let stale = || metric(&edged, "edged_certificate_stale");
+    let ends =
+        format!("edged_certificate_expiry_seconds{{use=\"served\",name=\"{HOST}\",key=\"ECDSA\"}}");
+    let first = metric(&edged, &ends)?;
+    // The daemon is root without the power to read what it may not.
+    let mode = |bits| fs::set_permissions(&leaf.key, fs::Permissions::from_mode(bits));
+    authority.sign("served", &[HOST], -60, 2 * DAY)?;
+    mode(0o000)?;
+    until("it cannot be read", SOON, || Ok(stale()? == 1.0))?;
+    assert!(edged.log().contains("Permission denied"), "{}", edged.log());
+    mode(0o600)?;
+    until("it is taken", SOON, || Ok(stale()? == 0.0))?;
+    let second = metric(&edged, &ends)?;
+    assert!(second > first);
+
+    authority.sign("served", &[HOST], 6, 3 * DAY)?;
+    until("it is too early", SOON, || Ok(stale()? == 1.0))?;
+    until("a reload takes it in its time", SOON, || {
+        edged.tell("reload")?;
+        Ok(stale()? == 0.0)
+    })?;
+    assert!(metric(&edged, &ends)? > second);
+    Ok(())
 }
 
 #[test]

@@ -211,7 +211,7 @@ impl Front {
     }
 
     /// Changes ticket keys whose time has come, and takes what has changed on disk and is good.
-    /// Whatever is not good stays as it was; what became of each file is told.
+    /// Whatever is not good stays as it was, and is tried again later; what became of each file is told, if it is news.
     ///
     /// What has changed is left for a second, so that all that belongs together is there; or not.
     pub fn tend(&self, at_once: bool) -> Vec<Change> {
@@ -223,12 +223,12 @@ impl Front {
             }
         }
         let mut watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
-        let changed = watch.look(at_once);
         let mut changes = Vec::new();
-        for part in changed {
+        for part in watch.look(at_once) {
             let result = self.replace(part);
-            watch.note(part, result.is_ok());
-            changes.push(Change { what: self.title(part), result });
+            if watch.note(part, &result) {
+                changes.push(Change { what: self.title(part), result });
+            }
         }
         drop(watch);
         self.tell_lapses();
