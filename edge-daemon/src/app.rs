@@ -134,6 +134,7 @@ impl App {
             masters: ArcSwap::from_pointee(masters),
             replays: Remembered::default(),
             crowd: Arc::default(),
+            shaking: Arc::default(),
             penalties: Penalties::default(),
             listed: arc_swap::ArcSwap::default(),
             identities,

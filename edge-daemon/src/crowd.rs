@@ -1,4 +1,4 @@
-//! Who holds how many connections, of all workers together.
+//! Who holds how many connections, or is in how many handshakes, of all workers together.
 
 use std::{
     collections::HashMap,

@@ -533,7 +533,21 @@ fn a_list_whose_next_one_is_overdue_lets_nobody_in_or_holds_on() -> Result<()> {
     until("a good one is taken", Duration::from_secs(10), || {
         Ok(metric(edged, &ends)? < former && is_served())
     })?;
+    let kept = Dial::with(&edged.ca, HOST, Some(&good), &[])?;
+    let resumes = || -> Result<bool> {
+        let mut talk = kept.connect(&lab, FRIEND)?;
+        ensure!(talk.get(HOST, "/health", &[])?.status == 200);
+        Ok(talk.is_resumed())
+    };
+    assert_eq!((resumes()?, resumes()?), (false, true));
     until("nobody is let in", Duration::from_secs(15), || Ok(!is_served()))?;
+    // That is the list's fault, and no client's, of a session from before neither.
+    let unknown = failures(edged, "revocation_unknown")?;
+    assert!(unknown >= 1.0 && resumes().is_err());
+    until("both are counted", SOON, || Ok(failures(edged, "revocation_unknown")? > unknown))?;
+    assert_eq!(failures(edged, "certificate_refused")?, 0.0);
+    let refused = edged.events()?.into_iter().filter(|e| e["event"] == "connection_refused");
+    assert_eq!(refused.count(), 0);
     until("that is told", Duration::from_secs(5), || {
         let told = edged.log().contains("clients.crl has expired on");
         Ok(told && metric(edged, "edged_client_trust_stale")? == 1.0)
@@ -706,6 +720,7 @@ fn whose_turn_to_shake_hands_does_not_come_in_time_is_refused() -> Result<()> {
         .edged()?
         .set("server.workers", "1")
         .set("bounds.handshake_timeout", "\"20ms\"")
+        .set("bounds.source_handshakes_max", "500")
         .append(&without_scenarios())?
         .start()?;
     let (words, within) = (first_words(&edged)?, Duration::from_secs(5));
@@ -723,6 +738,62 @@ fn whose_turn_to_shake_hands_does_not_come_in_time_is_refused() -> Result<()> {
         })?;
         Ok(edged.metrics()?.connections(Reason::HandshakesFull) > 0.0)
     })?;
+    Ok(())
+}
+
+#[test]
+fn one_client_leaves_room_for_the_handshakes_of_others() -> Result<()> {
+    let lab = Lab::new()?;
+    let edged = lab
+        .edged()?
+        .set("bounds.handshakes_max", "6")
+        .set("bounds.source_handshakes_max", "2")
+        .set("bounds.handshake_timeout", "\"60s\"")
+        .start()?;
+    let within = Duration::from_secs(5);
+    let full = || Ok::<_, anyhow::Error>(edged.metrics()?.connections(Reason::HandshakesFull));
+    let silent = |count| {
+        let all = (0..count).map(|_| connect(&lab, ATTACKER, 443, within));
+        all.collect::<std::io::Result<Vec<_>>>()
+    };
+    let crowd = silent(8)?;
+    until("it has its part, and no more", within, || {
+        Ok(full()? == 6.0 && metric(&edged, "edged_handshakes_in_flight")? == 2.0)
+    })?;
+    assert!(handshake(&lab, &[])?.contains("New, TLSv1.3"), "others have theirs");
+    drop(crowd);
+    until("they are gone", within, || Ok(metric(&edged, "edged_handshakes_in_flight")? == 0.0))?;
+    let again = silent(2)?;
+    until("it has its part again", within, || {
+        Ok(metric(&edged, "edged_handshakes_in_flight")? == 2.0)
+    })?;
+    assert_eq!(full()?, 6.0);
+    drop(again);
+    Ok(())
+}
+
+#[test]
+fn a_name_whose_certificate_is_still_to_come_is_nobodys_misdeed() -> Result<()> {
+    let lab = Lab::new()?;
+    let authority = Authority::new(lab.dir(), "tls")?;
+    let leaf = authority.sign("there", &["there.test"], -60, DAY)?;
+    let edged = lab
+        .edged()?
+        .set("tls.certificate", &format!("{:?}", leaf.chain))
+        .set("tls.key", &format!("{:?}", leaf.key))
+        .set("tls.unknown_name", "\"refuse\"")
+        // Nobody is there.
+        .set("tls.acme", "{ directory = \"https://127.0.0.1:9/dir\", names = [\"acme.test\"] }")
+        .start()?;
+    for (name, expected) in [("acme.test", [1.0, 0.0]), ("other.test", [1.0, 1.0])] {
+        let said = ask(&lab, &["-servername", name])?;
+        assert!(said.contains("unrecognized name"), "{said}");
+        let counted = ["certificate_awaited", "unknown_name"].map(|kind| failures(&edged, kind));
+        let [awaited, unknown] = counted;
+        assert_eq!([awaited?, unknown?], expected, "{name}");
+    }
+    let refused = edged.events()?.into_iter().filter(|e| e["event"] == "connection_refused");
+    assert_eq!(refused.count(), 1);
     Ok(())
 }
 

@@ -90,6 +90,7 @@ pub(super) fn bounds(table: &Table<'_>) -> Bounds {
         memory_max: size("memory_max", 0, 0, 1 << 50),
         http2_waste_max: table.or("http2_waste_max", 500, |item| small(item, 10, 1_000_000)),
         handshakes_max: number("handshakes_max", 1_024, 1_000_000),
+        source_handshakes_max: number("source_handshakes_max", 128, 1_000_000),
         handshake_timeout: timeout("handshake_timeout", 5 * SECOND),
         header_timeout: timeout("header_timeout", 10 * SECOND),
         idle_timeout: timeout("idle_timeout", MINUTE),

@@ -271,6 +271,8 @@ pub struct Bounds {
     pub http2_waste_max: u32,
     /// TLS handshakes at once.
     pub handshakes_max: usize,
+    /// Of those, how many one client may be in.
+    pub source_handshakes_max: usize,
     /// From the first byte of a connection to the end of its TLS handshake.
     pub handshake_timeout: Duration,
     /// From the first byte of a request to its last header.

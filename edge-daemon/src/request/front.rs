@@ -208,11 +208,10 @@ async fn handshake(
 ) -> Option<(Visitor, Box<tls::TlsStream<TcpStream>>)> {
     let plan = Arc::clone(&worker.view().plan);
     let Guest { mut visitor, early } = guest;
-    let handshake = Handshake::begin(&worker.edge.metrics);
-    if worker.edge.metrics.handshakes.load(Relaxed) > plan.bounds.handshakes_max {
+    let Some(handshake) = Handshake::begin(worker, &visitor, &plan) else {
         worker.counters.count(Reason::HandshakesFull);
         return None;
-    }
+    };
     // A proxy shakes hands for many.
     if !plan.trusted.has(visitor.address) {
         let client = Source::from(visitor.address).client(plan.client);
@@ -273,13 +272,15 @@ async fn handshake(
         _ => Reason::HandshakeFailed,
     };
     worker.counters.count(reason);
+    let (source, kind) = (visitor.address, Some(failure.name()));
+    let event = Event::ConnectionRefused { source, reason: reason.name(), kind, ja4 };
+    if matches!(
+        failure,
+        Failure::CertificateMissing | Failure::CertificateRefused | Failure::RevocationUnknown
+    ) {
+        worker.edge.audit.tell(event.clone());
+    }
     if failure.is_misdeed() {
-        let kind = Some(failure.name());
-        let (source, reason_name) = (visitor.address, reason.name());
-        let event = Event::ConnectionRefused { source, reason: reason_name, kind, ja4 };
-        if matches!(failure, Failure::CertificateMissing | Failure::CertificateRefused) {
-            worker.edge.audit.tell(event.clone());
-        }
         worker.edge.events.tell(event);
         worker.report_connection(&visitor, reason, ja4);
     }
@@ -287,17 +288,31 @@ async fn handshake(
 }
 
 /// One of the handshakes that go on at once.
-struct Handshake<'a>(&'a Metrics);
+struct Handshake<'a> {
+    metrics: &'a Metrics,
+    /// Its place among those of its client.
+    _place: Option<Place>,
+}
 
 impl<'a> Handshake<'a> {
-    fn begin(metrics: &'a Metrics) -> Self {
-        metrics.handshakes.fetch_add(1, Relaxed);
-        Self(metrics)
+    /// One more, if there is room for it and its client has not its part of that: who connects and says nothing would
+    /// leave none to others. A proxy shakes hands for many.
+    fn begin(worker: &'a Worker, visitor: &Visitor, plan: &Plan) -> Option<Self> {
+        let (edge, bounds) = (&worker.edge, &plan.bounds);
+        let place = if plan.trusted.has(visitor.address) {
+            None
+        } else {
+            let client = Source::from(visitor.address).client(plan.client);
+            Some(edge.shaking.enter(client, bounds.source_handshakes_max)?)
+        };
+        let before = edge.metrics.handshakes.fetch_add(1, Relaxed);
+        let handshake = Self { metrics: &edge.metrics, _place: place };
+        (before < bounds.handshakes_max).then_some(handshake)
     }
 }
 
 impl Drop for Handshake<'_> {
     fn drop(&mut self) {
-        self.0.handshakes.fetch_sub(1, Relaxed);
+        self.metrics.handshakes.fetch_sub(1, Relaxed);
     }
 }

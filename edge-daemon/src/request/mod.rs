@@ -122,6 +122,8 @@ pub struct Edge {
     pub replays: Remembered,
     /// Who holds how many connections.
     pub crowd: Arc<Crowd>,
+    /// Who is in how many TLS handshakes.
+    pub shaking: Arc<Crowd>,
     /// Verdicts that the kernel does not enforce.
     pub penalties: Penalties,
     /// What the lists say: whom they allow bears no verdict, and of clients behind trusted proxies the

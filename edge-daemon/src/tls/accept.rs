@@ -39,12 +39,16 @@ pub enum Failure {
     NoSharedProtocol,
     /// It asks for a name that no certificate has, or for none.
     UnknownName,
+    /// It asks for a name whose certificate is still to be fetched.
+    CertificateAwaited,
     /// Its fingerprint is among those that are refused.
     FingerprintDenied,
     /// It gave no certificate where one is required.
     CertificateMissing,
     /// The certificate that it gave is not trusted.
     CertificateRefused,
+    /// Whether the certificate that it gave was revoked cannot be told: a list is overdue, missing or not its authority's.
+    RevocationUnknown,
     /// It broke off with an alert: most likely it does not trust our certificate.
     ClientAlert,
     /// It broke the protocol.
@@ -55,16 +59,18 @@ pub enum Failure {
 
 impl Failure {
     /// Every kind, in the order of its number.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::HungUp,
         Self::NotTls,
         Self::NoSharedVersion,
         Self::NoSharedSuite,
         Self::NoSharedProtocol,
         Self::UnknownName,
+        Self::CertificateAwaited,
         Self::FingerprintDenied,
         Self::CertificateMissing,
         Self::CertificateRefused,
+        Self::RevocationUnknown,
         Self::ClientAlert,
         Self::Misbehaved,
         Self::Timeout,
@@ -80,9 +86,11 @@ impl Failure {
             Self::NoSharedSuite => "no_shared_suite",
             Self::NoSharedProtocol => "no_shared_protocol",
             Self::UnknownName => "unknown_name",
+            Self::CertificateAwaited => "certificate_awaited",
             Self::FingerprintDenied => "fingerprint_denied",
             Self::CertificateMissing => "certificate_missing",
             Self::CertificateRefused => "certificate_refused",
+            Self::RevocationUnknown => "revocation_unknown",
             Self::ClientAlert => "client_alert",
             Self::Misbehaved => "misbehaved",
             Self::Timeout => "timeout",
@@ -90,7 +98,7 @@ impl Failure {
     }
 
     /// Whether it is held against the client. An old library, a client that went away and one that
-    /// does not trust our certificate do nobody harm.
+    /// does not trust our certificate do nobody harm; what the edge lacks is not the client's fault.
     #[must_use]
     pub const fn is_misdeed(self) -> bool {
         matches!(
@@ -108,7 +116,7 @@ impl Failure {
 
 impl From<&Error> for Failure {
     fn from(error: &Error) -> Self {
-        use rustls::PeerIncompatible as P;
+        use rustls::{CertificateError as C, PeerIncompatible as P};
         match error {
             Error::PeerIncompatible(
                 P::Tls12NotOffered | P::Tls12NotOfferedOrEnabled | P::Tls13RequiredForQuic,
@@ -116,6 +124,12 @@ impl From<&Error> for Failure {
             Error::PeerIncompatible(_) => Self::NoSharedSuite,
             Error::NoApplicationProtocol => Self::NoSharedProtocol,
             Error::NoCertificatesPresented => Self::CertificateMissing,
+            Error::InvalidCertificate(
+                C::UnknownRevocationStatus
+                | C::ExpiredRevocationList
+                | C::ExpiredRevocationListContext { .. },
+            )
+            | Error::InvalidCertRevocationList(_) => Self::RevocationUnknown,
             Error::InvalidCertificate(_) => Self::CertificateRefused,
             Error::AlertReceived(AlertDescription::CloseNotify) => Self::HungUp,
             Error::AlertReceived(_) => Self::ClientAlert,
@@ -200,8 +214,10 @@ pub async fn greet(
     let config = match chosen {
         Ok(config) => config,
         Err(failure) => {
-            let alert =
-                if failure == Failure::UnknownName { UNRECOGNIZED_NAME } else { ACCESS_DENIED };
+            let alert = match failure {
+                Failure::UnknownName | Failure::CertificateAwaited => UNRECOGNIZED_NAME,
+                _ => ACCESS_DENIED,
+            };
             // Whether it is heard does not matter.
             let _ = stream.write_all(&[21, 3, 3, 0, 2, FATAL, alert]).await;
             return Err(Refusal { failure, ja4 });
@@ -275,9 +291,8 @@ impl Shaking {
         let connection = stream.get_ref().1;
         let facts = Facts::of(connection, auth, ja4);
         // A resumed session was judged when it began.
-        let still_good = || connection.peer_certificates().is_none_or(|chain| front.trusts(chain));
-        if facts.is_resumed && !still_good() {
-            return Err(refused(Failure::CertificateRefused));
+        if let Some(chain) = connection.peer_certificates().filter(|_| facts.is_resumed) {
+            front.judge(chain).map_err(refused)?;
         }
         if auth == ClientAuth::Required && facts.peer.is_none() {
             return Err(refused(Failure::CertificateMissing));

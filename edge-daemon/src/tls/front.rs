@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     clock,
-    config::settings::{self, ClientAuth},
+    config::settings::{self, ClientAuth, UnknownName},
 };
 
 /// The server's side of TLS, as the configuration wants it.
@@ -109,7 +109,7 @@ impl Front {
             return Err(Failure::FingerprintDenied);
         }
         if served.choice.candidates(hello.server_name()).is_none() {
-            return Err(Failure::UnknownName);
+            return Err(self.unserved(hello.server_name()));
         }
         let offers_pq = seen.is_some_and(|seen| {
             seen.version == 0x0304 && seen.groups.contains(&u16::from(NamedGroup::X25519MLKEM768))
@@ -117,6 +117,15 @@ impl Front {
         let config = &served.configs[auth as usize][usize::from(offers_pq)];
         // The configuration lets no listener ask for certificates without an authority.
         config.clone().ok_or(Failure::CertificateRefused)
+    }
+
+    /// Why nothing is shown for a name: it is unknown, or what it is to be shown is not there yet.
+    fn unserved(&self, name: Option<&str>) -> Failure {
+        let names = self.settings.acme.iter().flat_map(|acme| &acme.names);
+        let is_any = self.settings.unknown_name == UnknownName::Default;
+        let name = name.map(str::to_ascii_lowercase);
+        let mut awaited = names.filter(|awaited| is_any || Some(*awaited) == name.as_ref());
+        awaited.next().map_or(Failure::UnknownName, |_| Failure::CertificateAwaited)
     }
 
     /// The settings of what is fetched.
@@ -166,13 +175,14 @@ impl Front {
     #[must_use]
     pub fn still_trusts_chain(&self, chain: &[Box<[u8]>]) -> bool {
         let chain: Vec<_> = chain.iter().map(|one| CertificateDer::from(&**one)).collect();
-        self.trusts(&chain)
+        self.judge(&chain).is_ok()
     }
 
-    /// Whether the chain of a resumed session is still good.
-    pub(super) fn trusts(&self, chain: &[CertificateDer<'_>]) -> bool {
-        let (served, now) = (self.served.load(), UnixTime::now());
-        served.trust.as_ref().is_some_and(|trusted| trusted.trust.verify(chain, now).is_ok())
+    /// Judges the chain of a resumed session by what is known now.
+    pub(super) fn judge(&self, chain: &[CertificateDer<'_>]) -> Result<(), Failure> {
+        let served = self.served.load();
+        let trusted = served.trust.as_ref().ok_or(Failure::CertificateRefused)?;
+        trusted.trust.verify(chain, UnixTime::now()).map_err(|error| Failure::from(&error))
     }
 
     /// What is served now and how it is.
