@@ -64,6 +64,22 @@ fn the_filter_outlives_a_crash_and_a_restart_adopts_it() -> Result<()> {
 }
 
 #[test]
+fn why_an_interface_cannot_be_guarded_again_is_told_once() -> Result<()> {
+    let lab = Lab::new()?;
+    let edged = lab.edged()?.start()?;
+    let told = || edged.log().matches("unfiltered still").count();
+    let ip = |line: &str| run(lab.edge.command("ip").args(line.split(' ')));
+    ip("link del edge0")?;
+    // What has the name now has no Ethernet headers.
+    ip("tuntap add mode tun name edge0")?;
+    until("it is refused", Duration::from_secs(10), || Ok(told() > 0))?;
+    // It is tried every second.
+    std::thread::sleep(Duration::from_millis(2500));
+    assert_eq!(told(), 1, "{}", edged.log());
+    Ok(())
+}
+
+#[test]
 fn a_start_that_is_refused_leaves_a_running_filter_as_it_was() -> Result<()> {
     let lab = Lab::new()?;
     let mut edged = lab.edged()?.start()?;

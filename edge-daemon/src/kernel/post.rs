@@ -36,6 +36,8 @@ pub(super) struct Post {
     /// Whether the kernel told that the interface is gone, or may have.
     pub(super) is_deleted: bool,
     pub(super) seen: Sight,
+    /// Why it could not be guarded again at the last look.
+    pub(super) refused: Option<String>,
 }
 
 /// How a post was found.
@@ -56,7 +58,7 @@ pub(super) enum Sight {
 impl Post {
     pub(super) fn new(wanted: Wanted, (attached, link): Held) -> Self {
         let seen = Sight::Guarded { name: wanted.interface.clone(), is_up: true };
-        Self { wanted, attached, link, is_deleted: false, seen }
+        Self { wanted, attached, link, is_deleted: false, seen, refused: None }
     }
 
     /// Looks at the interface, where these indices are guarded by whichever post; says what has changed.

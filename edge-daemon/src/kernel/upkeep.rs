@@ -96,6 +96,7 @@ impl Upkeep {
         }
         let (reign, mut lapses) = (Arc::clone(&self.reign), 0);
         let mut next_census = Instant::now() + CENSUS_EVERY;
+        let mut looked = None::<Instant>;
         loop {
             let mut waited = vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
             if let Ok(news) = &news {
@@ -105,6 +106,9 @@ impl Upkeep {
             if ready.is_ok() && waited[0].any() == Some(true) {
                 return;
             }
+            // Changes that come in a burst are looked at together.
+            let rested = looked.map_or(LOOKS_APART, |looked| looked.elapsed());
+            std::thread::sleep(LOOKS_APART.saturating_sub(rested));
             let Some(_turn) = reign.turn() else { return };
             if let Ok(news) = &news {
                 self.hear(news);
@@ -113,6 +117,7 @@ impl Upkeep {
                 self.insist();
             }
             self.look();
+            looked = Some(Instant::now());
             self.tell_room();
             if Instant::now() >= next_census {
                 // A failure is logged and counted, and the next may succeed.
@@ -173,6 +178,7 @@ impl Upkeep {
         for post in &mut self.posts {
             post.look(&self.folders.own, &guarded);
             if !post.is_back() {
+                post.refused = None;
                 continue;
             }
             let interface = post.wanted.interface.clone();
@@ -190,8 +196,14 @@ impl Upkeep {
                     is_any_back = true;
                     tracing::warn!(interface, "guarded again");
                 }
-                // Tried again at the next look.
-                Err(error) => tracing::error!(interface, %error, "unfiltered still"),
+                // Tried again at the next look; told of again when there is something new to tell.
+                Err(error) => {
+                    let error = error_chain(&error);
+                    if post.refused.as_ref() != Some(&error) {
+                        tracing::error!(interface, error, "unfiltered still");
+                    }
+                    post.refused = Some(error);
+                }
             }
         }
         if is_any_back {
@@ -275,5 +287,7 @@ const RTM_DELLINK: u16 = 17;
 /// `RTMGRP_LINK`
 const LINK_NEWS: u32 = 1;
 const LOOK_EVERY_MS: u16 = 1000;
+/// A look walks all interfaces of the host, which a container that starts changes several times.
+const LOOKS_APART: Duration = Duration::from_millis(100);
 /// A census walks all sockets of the host, at about a microsecond each.
 const CENSUS_EVERY: Duration = Duration::from_secs(60);
