@@ -189,7 +189,8 @@ fn options_are_kept_where_the_kernel_shows_its_clock() -> Result<()> {
     let lab = Lab::new()?;
     let _answers = Answers::take(&lab)?;
     lab.edge.sysctl("ipv4/tcp_timestamps", "2")?;
-    let _edged = setup(&lab)?.start()?;
+    let edged = setup(&lab)?.start()?;
+    ensure!(!edged.log().contains("tcp_timestamps"), "{}", edged.log());
     for (source, is_v6) in [(CLIENT, false), (CLIENT6, true)] {
         let usual = options(&lab, source)?;
         ensure!(usual.contains(" sack ") && usual.contains(" wscale:"), "{usual}");
@@ -261,6 +262,7 @@ fn cookies_for_ever_need_a_host_that_takes_them() -> Result<()> {
     let _answers = Answers::take(&lab)?;
     lab.edge.sysctl("ipv4/tcp_syncookies", "2")?;
     let edged = always()?.start()?;
+    ensure!(edged.log().contains("net.ipv4.tcp_timestamps is not 2"), "{}", edged.log());
     assert_eq!(connects(&lab, CLIENT, 3), 3);
     assert_eq!(edged.metrics()?.packets(Reason::SynCookie), 3.0);
     Ok(())

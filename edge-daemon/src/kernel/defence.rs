@@ -80,6 +80,9 @@ impl Defence {
                     return Err(KernelError::SynCookies { found });
                 }
                 0 => tracing::warn!("net.ipv4.tcp_syncookies is 0: there will be no SYN cookies"),
+                _ if number("tcp_timestamps")? != SHOWN => tracing::warn!(
+                    "net.ipv4.tcp_timestamps is not 2: connections that SYN cookies make have no window scaling, SACK and ECN"
+                ),
                 _ => {}
             }
         }
@@ -304,7 +307,7 @@ fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
 fn keep() -> Result<u32, KernelError> {
     let scale = window_scale(number("tcp_rmem")?, number("../core/rmem_max").unwrap_or(0));
     let flags = [
-        (number("tcp_timestamps")? == 2, Keep::TIMESTAMPS),
+        (number("tcp_timestamps")? == SHOWN, Keep::TIMESTAMPS),
         (number("tcp_sack")? != 0, Keep::SACK),
         (number("tcp_window_scaling")? != 0, Keep::WINDOW_SCALE),
         (number("tcp_ecn")? != 0, Keep::ECN),
@@ -312,6 +315,9 @@ fn keep() -> Result<u32, KernelError> {
     let keep = flags.iter().filter(|(on, _)| *on).fold(0, |keep, (_, flag)| keep | flag);
     Ok(keep | scale << Keep::SCALE_SHIFT)
 }
+
+/// Of `tcp_timestamps`: they begin at the kernel's own clock.
+const SHOWN: u64 = 2;
 
 /// The window scale that the kernel picks (`tcp_select_initial_window`), by the largest buffers.
 fn window_scale(tcp_rmem_max: u64, rmem_max: u64) -> u32 {
