@@ -5,7 +5,8 @@
 
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use edge_common::{Blame, Plane, Reason};
 use edge_tests::{
     client::installed,
     daemon::{binary, root},
@@ -117,6 +118,20 @@ fn every_point_of_the_checklist_has_its_row() -> Result<()> {
         let says = ["::", "not ours: ", "later: "].iter().any(|word| proof.contains(word));
         assert!(says, "{number}: {proof}");
     }
+    Ok(())
+}
+
+/// The alert sees every refusal of packets, and nothing else.
+#[test]
+fn the_alert_of_a_flood_is_about_every_packet_that_is_refused() -> Result<()> {
+    let rules = std::fs::read_to_string(root().join("config/prometheus-rules.yml"))?;
+    let (_, rule) = rules.split_once("alert: EdgedFlood").context("the alert")?;
+    let (_, left_out) = rule.split_once("edged_packets_total{reason!~\"").context("its reasons")?;
+    let (left_out, _) = left_out.split_once('"').context("an end")?;
+    let packets = Reason::ALL.iter().filter(|reason| reason.plane() == Plane::Packet);
+    let harmless = packets.filter(|reason| reason.blame() != Blame::Client);
+    let harmless: Vec<_> = harmless.map(|reason| reason.name()).collect();
+    assert_eq!(left_out.split('|').collect::<Vec<_>>(), harmless);
     Ok(())
 }
 

@@ -83,6 +83,13 @@ fn values(key: &str) -> Result<Vec<String>> {
     Ok(text.lines().filter_map(|line| line.strip_prefix(&begin)).map(str::to_owned).collect())
 }
 
+#[test]
+fn the_manager_never_gives_the_service_up() -> Result<()> {
+    assert_eq!(values("StartLimitIntervalSec")?, ["0"]);
+    assert_eq!(values("Restart")?, ["on-failure"]);
+    Ok(())
+}
+
 /// The system calls that the service may make.
 fn allowed() -> Result<BTreeSet<String>> {
     let (_, all) = analyze(&["syscall-filter"], &[])?;
