@@ -126,8 +126,7 @@ pub struct Edge {
     pub shaking: Arc<Crowd>,
     /// Verdicts that the kernel does not enforce.
     pub penalties: Penalties,
-    /// What the lists say: whom they allow bears no verdict, and of clients behind trusted proxies the
-    /// kernel sees the proxies alone.
+    /// What the lists say: whom they allow bears no verdict, and the kernel sees no clients behind trusted proxies.
     pub listed: ArcSwap<Listed>,
     /// Who succeeded from where of late.
     pub identities: Identities,
