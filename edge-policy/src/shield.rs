@@ -11,7 +11,7 @@ use http::header::{self, AUTHORIZATION, CONNECTION, COOKIE, HeaderName, HeaderVa
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 pub use self::names::may_keep;
-use self::names::{is_claim, is_for_heads, is_hop, is_telltale, spelled};
+use self::names::{has_signs, is_claim, is_for_heads, is_hop, is_telltale, spelled};
 pub use self::secured::{Overrides, Secured, secured};
 use crate::auth::Method;
 use crate::head::Host;
@@ -71,7 +71,9 @@ pub fn strip_request(headers: &mut HeaderMap, kept: &[HeaderName]) {
     if headers.get_all(AUTHORIZATION).iter().any(is_api_key) {
         headers.remove(AUTHORIZATION);
     }
-    strip(headers, |name| is_hop(name) || is_claim(name) && !kept.iter().any(|kept| kept == name));
+    let is_kept = |name: &str| kept.iter().any(|kept| kept == name);
+    let unwanted = |name: &str| is_hop(name) || is_claim(name) && !is_kept(name);
+    remove(headers, |name| has_signs(name) || unwanted(&spelled(name)));
     join_cookies(headers);
 }
 
@@ -189,7 +191,11 @@ fn strip_named(headers: &mut HeaderMap) {
 }
 
 fn strip(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
-    let gone: Vec<_> = headers.keys().filter(|n| unwanted(&spelled(n.as_str()))).cloned().collect();
+    remove(headers, |name| unwanted(&spelled(name)));
+}
+
+fn remove(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
+    let gone: Vec<_> = headers.keys().filter(|name| unwanted(name.as_str())).cloned().collect();
     for name in gone {
         headers.remove(name);
     }

@@ -153,6 +153,7 @@ const CLAIMS: &str = "
     X-Userinfo X-Id-Token X-Email X-Auth-Email X-Auth-Name X-Token-Subject X-Sub X-Verified-User Impersonate-User
     X-Impersonate-Group X-User-Sub X-User.Claims X-Group-Ids X-Roles-All X-Scopes-Granted X-Principal-Name X-Is-Admin
     X-Claims X-Identity-Id X-Permissions-All X-Admin-User X-SSO-User X-Saml-Nameid Saml-Subject Shib-Identity-Provider
+    $WSRU $WSCC X-User$ X-RealIP X-ClientIP X-Custom-IP-Authorization OAM-Remote-User Teleport-Jwt-Assertion
     X-Shib-User Iv-User Sm-Userdn Oidc-Access-Token X-Oidc-Sub X-On-Behalf-Of X-Jwt-Payload X-Ms-Token-Aad-Id-Token";
 
 #[test]

@@ -56,6 +56,11 @@ pub(super) fn spelled(name: &str) -> Cow<'_, str> {
     Cow::Owned(name.replace(other, "-"))
 }
 
+/// Whether a name has signs that no field has whose name anybody wrote down for all: gateways hide theirs behind one.
+pub(super) fn has_signs(name: &str) -> bool {
+    name.bytes().any(|byte| !byte.is_ascii_alphanumeric() && !b"-_.".contains(&byte))
+}
+
 /// Names or what they begin with, in their order; for each letter where those that begin with it
 /// stand, and the lengths that they have: of most names that are none of them, one look tells.
 struct Names<const N: usize> {
@@ -123,7 +128,7 @@ static HOP: Names<12> = Names::new([
 ]);
 
 /// What names of claims begin with; docs/clients.md has them by kinds.
-static CLAIM_FAMILIES: Names<84> = Names::new([
+static CLAIM_FAMILIES: Names<86> = Names::new([
     "cf-",
     "client-cert",
     "cloudfront-",
@@ -131,6 +136,7 @@ static CLAIM_FAMILIES: Names<84> = Names::new([
     "forwarded",
     "impersonate-",
     "iv-",
+    "oam-",
     "oidc-",
     "proxy",
     "remote-",
@@ -139,6 +145,7 @@ static CLAIM_FAMILIES: Names<84> = Names::new([
     "sm-",
     "ssl-",
     "tailscale-",
+    "teleport-",
     "tls-client-",
     "wl-proxy-",
     "x-admin",
@@ -215,17 +222,20 @@ const CLAIM_ENDS: [&str; 8] =
     ["-addr", "-cert", "-dn", "-forward-for", "-forwarded-for", "-ip", "-ipv4", "-ipv6"];
 
 /// Claims of no family, and what is ours.
-static CLAIMS: Names<16> = Names::new([
+static CLAIMS: Names<19> = Names::new([
     "front-end-https",
     "via",
     "x-act-as",
     "x-api-key",
     "x-api-secret",
+    "x-clientip",
+    "x-custom-ip-authorization",
     "x-dn",
     "x-email",
     "x-id-token",
     "x-is-admin",
     "x-on-behalf-of",
+    "x-realip",
     "x-request-id",
     "x-run-as",
     "x-scheme",
