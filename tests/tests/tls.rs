@@ -250,14 +250,24 @@ fn a_route_may_ask_for_a_certificate_and_a_host_for_its_own_handshake() -> Resul
     let metrics = asking.edged.metrics()?;
     assert_eq!(metrics.requests(Reason::CertificateRequired), 1.0);
     assert_eq!(metrics.requests(Reason::MisdirectedRequest), 1.0);
+    // Who had to show one is nobody whose answers others may be given.
+    let mut talk = Dial::with(&asking.edged.ca, HOST, Some(&good), &[])?.connect(&lab, FRIEND)?;
+    talk.say(format!("GET /health HTTP/1.1\r\nHost: {HOST}\r\n\r\n").as_bytes())?;
+    let heard = talk.hear(SOON, |bytes| bytes.ends_with(b"hello"))?;
+    let head = String::from_utf8_lossy(&heard.bytes).to_ascii_lowercase();
+    assert!(head.contains("\r\ncache-control: no-store\r\n"), "{head}");
 
-    // A proxy's own is not that of the clients for which it speaks.
+    // A proxy's own is not that of the clients for which it speaks, named or not.
     asking.edged.edit("server.trusted_proxies", &format!("[\"{FRIEND}/32\"]"))?;
     asking.edged.edit("server.forwarded_header", "\"x-forwarded-for\"")?;
     asking.edged.tell("reload")?;
     let mut proxy = Dial::with(&asking.edged.ca, HOST, Some(&good), &[])?.connect(&lab, FRIEND)?;
     assert_eq!(proxy.get(HOST, "/health", &["X-Forwarded-For: 192.0.2.1"])?.status, 403);
-    assert_eq!(proxy.get(HOST, "/health", &[])?.status, 200);
+    assert_eq!(proxy.get(HOST, "/health", &[])?.status, 403);
+    // Where it names nobody, it is a client like any other.
+    asking.edged.edit("server.forwarded_header", "\"off\"")?;
+    asking.edged.tell("reload")?;
+    assert_eq!(asking.visit(&lab, Some(&good))?.status, 200);
     Ok(())
 }
 

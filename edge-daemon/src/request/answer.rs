@@ -203,7 +203,7 @@ fn finish(headers: &mut HeaderMap, answer: &mut Answer, standing: Option<Standin
         Standing::strip(headers);
         standing.write(lines, clock::unix_ms());
     }
-    let is_authenticated = trace.principal.is_some();
+    let is_authenticated = trace.principal.is_some() || trace.is_certified;
     match &trace.answers {
         Some(answers) => answers.headers.stamp(headers, lines, is_authenticated),
         None => {

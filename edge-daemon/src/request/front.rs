@@ -39,7 +39,7 @@ pub(crate) struct Visitor {
     pub(crate) port: u16,
     /// What the TLS handshake told; `None` on plain HTTP.
     pub(crate) tls: Option<Rc<Facts>>,
-    /// What the client's own certificate says; `None` as well where a proxy tells of the client,
+    /// What the client's own certificate says; `None` as well where a proxy may tell of the client,
     /// since the certificate is the proxy's then.
     pub(crate) certificate: Option<Rc<Client>>,
 }
@@ -84,7 +84,9 @@ impl Visitor {
         let client = plan.trusted.client(self.address, headers, naming);
         let address = client.map_err(|_| Denied::from(Reason::ForwardingInvalid))?;
         let proxy = if address == self.address { self.proxy } else { Some(self.address) };
-        let certificate = self.certificate.clone().filter(|_| address == self.address);
+        // Whom it speaks for where it names nobody, nobody can know.
+        let is_spoken_for = naming != Naming::Off && plan.trusted.has(self.address);
+        let certificate = self.certificate.clone().filter(|_| !is_spoken_for);
         Ok(Self { address, proxy, certificate, ..self.clone() })
     }
 

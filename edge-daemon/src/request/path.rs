@@ -51,6 +51,8 @@ pub(crate) struct Trace {
     /// When its way upstream began, and when the head of the answer was there, in boot time.
     pub(super) stages: [Option<u64>; 2],
     pub(crate) principal: Option<Principal>,
+    /// Whether its client showed a certificate because it had to.
+    pub(super) is_certified: bool,
     /// What it did not meet, if it may not pass.
     rule: Option<Rule>,
     /// Whether it is being asked who it is from and whether it may: however that ends, the audit log
@@ -82,6 +84,7 @@ impl Trace {
             path: String::new(),
             stages: [None; 2],
             principal: None,
+            is_certified: false,
             rule: None,
             is_asked: false,
             payment: Payment::Early,
@@ -262,6 +265,7 @@ async fn decide(
     trace.answers = Some(Arc::clone(&route.answers));
     trace.origin = route.answers.cors.as_ref().and_then(|cors| cors.origin(&head.headers));
     visitor.check_certificate(route.certificate)?;
+    trace.is_certified = route.certificate;
     let owed = trace.payment.owed();
     let asked = identify::Asked { head: &head, host: &host, target: &target, visitor, owed };
     trace.is_asked = true;
