@@ -5,9 +5,9 @@
 
 use edge_common::Reason;
 use http::Method;
-use http::header::{COOKIE, HeaderMap, HeaderName, ORIGIN, REFERER, UPGRADE};
+use http::header::{AUTHORIZATION, COOKIE, HeaderMap, HeaderName, ORIGIN, REFERER, UPGRADE};
 
-use crate::head::Host;
+use crate::{head::Host, led::is_kept};
 
 /// What a request that bears cookies and may change something must prove.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,9 +39,9 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 impl Csrf {
     /// Checks a request for `host`. Whoever shows who he is by a header of his own need not be
-    /// asked: no browser adds that for another site. A certificate, which browsers show unasked, is
-    /// as good as a cookie to who forges a request; but programs show one as well, who say nothing of
-    /// where they stand.
+    /// asked: no browser adds that for another site. A certificate or a password that browsers show
+    /// unasked is as good as a cookie to who forges a request; but programs show them as well, who say
+    /// nothing of where they stand.
     ///
     /// # Errors
     /// [`Reason::CrossSite`], [`Reason::OriginMismatch`] or [`Reason::CsrfToken`].
@@ -56,7 +56,8 @@ impl Csrf {
             && !headers.contains_key(UPGRADE);
         let has_cookies = headers.contains_key(COOKIE);
         let is_browser = headers.contains_key(SEC_FETCH_SITE) || headers.contains_key(ORIGIN);
-        let is_borne = has_cookies || has_certificate && is_browser;
+        let has_password = headers.get_all(AUTHORIZATION).iter().any(is_kept);
+        let is_borne = has_cookies || (has_certificate || has_password) && is_browser;
         if !self.enabled || harmless || !is_borne {
             return Ok(());
         }
@@ -224,6 +225,25 @@ mod tests {
             (Method::GET, &[("sec-fetch-site", "cross-site")], Ok(())),
         ] {
             assert_eq!(csrf.check(&method, &fields(given), &host, true), expected, "{given:?}");
+        }
+    }
+
+    #[test]
+    fn so_is_a_password_that_a_browser_keeps() {
+        let csrf = Csrf::default();
+        let host = "a.example".parse().unwrap();
+        let cross = ("sec-fetch-site", "cross-site");
+        for (scheme, site, expected) in [
+            ("Basic dTpw", cross, Err(Reason::CrossSite)),
+            ("negotiate YII", cross, Err(Reason::CrossSite)),
+            ("NTLM TlR", ("origin", "https://evil.test"), Err(Reason::OriginMismatch)),
+            ("Basic dTpw", ("sec-fetch-site", "same-origin"), Ok(())),
+            ("Basic dTpw", ("accept", "*/*"), Ok(())),
+            ("Bearer abc", cross, Ok(())),
+        ] {
+            let given = fields(&[("authorization", scheme), site]);
+            let checked = csrf.check(&Method::POST, &given, &host, false);
+            assert_eq!(checked, expected, "{scheme} {site:?}");
         }
     }
 

@@ -14,12 +14,14 @@ pub fn is_led(headers: &HeaderMap) -> bool {
 /// Whether a request shows a credential that browsers keep for nobody.
 #[must_use]
 pub fn shows_credential(headers: &HeaderMap) -> bool {
-    let is_kept = |value: &HeaderValue| {
-        let scheme = value.to_str().ok().and_then(|text| text.split_whitespace().next());
-        scheme.is_none_or(|scheme| KEPT.iter().any(|kept| kept.eq_ignore_ascii_case(scheme)))
-    };
     let is_own = |name: &HeaderName| OWN.contains(&name.as_str());
     headers.keys().any(is_own) || headers.get(AUTHORIZATION).is_some_and(|own| !is_kept(own))
+}
+
+/// Whether browsers keep what this value of `Authorization` shows, and show it unasked.
+pub(crate) fn is_kept(value: &HeaderValue) -> bool {
+    let scheme = value.to_str().ok().and_then(|text| text.split_whitespace().next());
+    scheme.is_none_or(|scheme| KEPT.iter().any(|kept| kept.eq_ignore_ascii_case(scheme)))
 }
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
