@@ -78,20 +78,47 @@ pub(super) fn unread(
     limited
 }
 
-/// Charges a proof that costs the edge much, if nothing but the shared bound was charged for it: to whoever claims
-/// at that source to be this key, or of this [`crowd`]. That is not the key itself, which pays for nobody's guesses.
-/// What is given has to be held while the proof takes.
-pub(super) fn claim(plan: &Plan, owed: Option<Source>, claimed: &str) -> Result<Admission, Denied> {
-    let Some(client) = owed else { return Ok(Admission::default()) };
-    let caller = Caller { user: [CLAIMED, claimed], key: None, tier: None, claim: &|_| None };
-    plan.limits.admit_shared(client, Some(caller), clock::now()).map_err(nobodys)
+/// Whom somebody claims to be who has not proved it.
+#[derive(Clone, Copy)]
+pub(super) enum Claimed<'a> {
+    /// A key that there is, by its id: he has shown it.
+    Shown(&'a str),
+    /// Whatever he named, which need not be.
+    Named(&'a str),
 }
 
-/// With whom it falls who claims to be a key that there may not be: with so many others that a refusal tells nobody
-/// whether there is.
-pub(super) fn crowd(claimed: &str) -> String {
-    static CROWDS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-    format!("#{}", CROWDS.hash_one(claimed) % CROWDS_APART)
+impl Claimed<'_> {
+    /// With whom he falls: who has shown a key, with those who have as well; the others with so many that a refusal
+    /// tells nobody whether there is a key of that name.
+    fn crowd(self, crowds: u64) -> String {
+        static CROWDS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        match self {
+            Self::Shown(id) => id.to_owned(),
+            Self::Named(name) => format!("#{}", CROWDS.hash_one(name) % crowds),
+        }
+    }
+}
+
+/// Charges a proof that costs the edge much, if nothing but the shared bound was charged for it: to whoever claims
+/// the same at that source. That is not the key itself, which pays for nobody's guesses.
+/// What is given has to be held while the proof takes.
+pub(super) fn claim(
+    plan: &Plan,
+    owed: Option<Source>,
+    claimed: Claimed<'_>,
+) -> Result<Admission, Denied> {
+    let Some(client) = owed else { return Ok(Admission::default()) };
+    charge_claim(&plan.limits, client, &claimed.crowd(CROWDS_APART), clock::now())
+}
+
+fn charge_claim(
+    limits: &Rules,
+    client: Source,
+    crowd: &str,
+    now: Now,
+) -> Result<Admission, Denied> {
+    let caller = Caller { user: [CLAIMED, crowd], key: None, tier: None, claim: &|_| None };
+    limits.admit_shared(client, Some(caller), now).map_err(nobodys)
 }
 
 /// A refusal for what others may have used up.
@@ -225,3 +252,40 @@ fn caller<'a>(who: &'a Principal, claim: &'a dyn Fn(&str) -> Option<String>) -> 
 const CLAIMED: &str = "claimed key";
 /// More than a source has of its limit by `shared_requests` as shipped, so that nobody uses up all of them.
 const CROWDS_APART: u64 = 64;
+
+#[cfg(test)]
+mod tests {
+    use edge_policy::limit::{
+        Only, Part, Rule, Spec,
+        meter::{Bucket, Meter},
+    };
+
+    use super::*;
+
+    #[test]
+    fn who_has_shown_a_key_is_charged_apart_from_others_and_from_whoever_names_one() {
+        let spec = Spec {
+            name: "per_source".into(),
+            by: vec![Part::Source],
+            only: Only::default(),
+            meter: Some(Meter::TokenBucket(Bucket::new(1, 3_600_000_000_000, 3).unwrap())),
+            tiers: Vec::new(),
+            keys_max: 1_000,
+            shadow: false,
+            fleet: false,
+            persist: false,
+            reason: Reason::SourceRate,
+        };
+        let limits: Rules = [Rule::new(spec, None, [7; 16])].into_iter().collect();
+        let client = Source::v4([192, 0, 2, 1]);
+        let now = Now { boot_ns: 1, unix_ns: 1 };
+        // All names are of one crowd.
+        let ask = |claimed: Claimed<'_>| charge_claim(&limits, client, &claimed.crowd(1), now);
+        let passed = |claimed| (0..9).filter(|_| ask(claimed).is_ok()).count();
+        assert_eq!(passed(Claimed::Named("a")), 3);
+        assert_eq!(passed(Claimed::Named("b")), 0);
+        assert!(ask(Claimed::Named("c")).is_err_and(|denied| denied.reason == Reason::GlobalRate));
+        assert_eq!([Claimed::Shown("a"), Claimed::Shown("b")].map(passed), [3, 3]);
+        assert_eq!(passed(Claimed::Shown("a")), 0);
+    }
+}

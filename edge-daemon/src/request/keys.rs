@@ -10,7 +10,11 @@ use edge_identity::{
 use edge_policy::{denied::Denied, target::Target};
 use http::HeaderMap;
 
-use super::{Plan, Worker, charge, front::Visitor};
+use super::{
+    Plan, Worker,
+    charge::{self, Claimed},
+    front::Visitor,
+};
 use crate::{clock, config::settings::HashPolicy, keys::Order};
 
 /// The key that a request shows, if it is good and its secret with it.
@@ -33,7 +37,7 @@ pub(super) async fn prove(
     match (key.check_secret(shown.secret), shown.secret) {
         (SecretCheck::Right, _) => {}
         (SecretCheck::Ask(_), Some(secret)) => {
-            let _held = charge::claim(plan, owed, key.id().as_str())?;
+            let _held = charge::claim(plan, owed, Claimed::Shown(key.id().as_str()))?;
             let is_right = Box::pin(edge.slow.ask(&key, secret)).await;
             if !is_right.ok_or(Reason::Overload)? {
                 return Err(Reason::CredentialInvalid.into());

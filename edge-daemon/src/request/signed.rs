@@ -14,7 +14,8 @@ use edge_policy::denied::Denied;
 use tokio::time::timeout;
 
 use super::{
-    Plan, Worker, charge,
+    Plan, Worker,
+    charge::{self, Claimed},
     identify::Asked,
     incoming::{Broken, Frame, Incoming},
 };
@@ -46,7 +47,7 @@ pub(super) async fn prove(
     // What comes once the protocol is changed is no body.
     let whole = match body.as_mut().filter(|_| has_body && claimed.needs_body()) {
         Some(incoming) => {
-            let _held = charge::claim(plan, asked.owed, &charge::crowd(named))?;
+            let _held = charge::claim(plan, asked.owed, Claimed::Named(named))?;
             let whole =
                 gather(incoming, plan.signing.v0_body_max, plan.bounds.idle_timeout).await?;
             *incoming = Incoming::Whole(whole.clone());
