@@ -396,6 +396,5 @@ const RESETS_MIN: usize = 50;
 /// What h2 may keep for each byte of the windows, in bytes, since it keeps as much for a small part of a body as for one
 /// of 256 bytes: parts of 16 bytes may fill all of them, and one body may come byte by byte.
 const SMALLNESS: usize = 16;
-/// Streams that h2 may reset for a client's mistakes in a connection's whole life. Each costs credit as it goes out;
-/// this is for who takes none of them, so that they stay here.
+/// Streams that h2 may reset for a client's mistakes in all: each costs credit as it goes out, but if nobody takes it.
 const MISTAKES_MAX: usize = 10_000;
