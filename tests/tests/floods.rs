@@ -159,6 +159,8 @@ fn no_number_of_mistakes_and_resets_within_the_credit_ends_a_connection() -> Res
     until("the rest is refused", SOON, refused)?;
     talk.say(&numbers(1, 5).flat_map(cancel).collect::<Vec<_>>())?;
     assert_eq!(talk.ask_h2(91, &block("/health"))?, 200);
+    edged.edit("bounds.streams_max", "100")?;
+    edged.tell("reload")?;
     // Paths that the library does not read.
     let mut talk = h2(&lab, &edged)?;
     talk.say(&numbers(1, 40).flat_map(whole("/echo/<y>")).collect::<Vec<_>>())?;
