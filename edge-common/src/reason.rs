@@ -278,6 +278,19 @@ impl Reason {
         matches!(self, Self::Pass | Self::NotIp | Self::AllowList)
     }
 
+    /// Whether the packet is answered here, in the place of the network stack: it is neither passed on
+    /// nor lost.
+    #[must_use]
+    pub const fn answers(self) -> bool {
+        matches!(self, Self::SynCookie)
+    }
+
+    /// Whether the packet is lost.
+    #[must_use]
+    pub const fn drops(self) -> bool {
+        !self.passes() && !self.answers()
+    }
+
     /// [`Self::passes`], of the packet's reason with this number.
     #[inline(always)]
     #[must_use]
@@ -294,6 +307,13 @@ impl Reason {
             passing
         };
         PASSING >> (number & 63) & 1 != 0
+    }
+
+    /// [`Self::answers`], of the reason with this number.
+    #[inline(always)]
+    #[must_use]
+    pub const fn answers_by_number(number: u32) -> bool {
+        number == Self::SynCookie as u32
     }
 
     /// The reason with this number, as the kernel wrote it into an event.
@@ -423,11 +443,12 @@ mod tests {
     fn numbers_tell_what_passes() {
         for reason in Reason::ALL.iter().filter(|r| r.plane() == Plane::Packet) {
             assert_eq!(Reason::passes_by_number(*reason as u32), reason.passes());
+            assert_eq!(Reason::answers_by_number(*reason as u32), reason.answers());
         }
     }
 
     #[test]
-    fn what_passes_blames_nobody() {
-        assert!(Reason::ALL.iter().filter(|r| r.passes()).all(|r| r.blame() == Blame::Nobody));
+    fn what_is_not_dropped_blames_nobody() {
+        assert!(Reason::ALL.iter().filter(|r| !r.drops()).all(|r| r.blame() == Blame::Nobody));
     }
 }

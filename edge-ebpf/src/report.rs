@@ -52,7 +52,8 @@ extern "C" fn account(reason: u64) -> u64 {
     if is_sampled(knobs) {
         tell(&tables::SAMPLES, SAMPLES_LOST, NO_WAKEUP, &slot, reason);
     }
-    if !Reason::passes_by_number(reason) {
+    let is_whole = Reason::passes_by_number(reason) || Reason::answers_by_number(reason);
+    if !is_whole {
         tell_drop(knobs, &slot, reason);
     } else if would != 0 {
         tell_drop(knobs, &slot, would - 1);
@@ -62,7 +63,7 @@ extern "C" fn account(reason: u64) -> u64 {
 
 #[inline(always)]
 fn answer(reason: u32) -> u32 {
-    if reason == Reason::SynCookie as u32 {
+    if Reason::answers_by_number(reason) {
         xdp_action::XDP_TX
     } else if Reason::passes_by_number(reason) {
         xdp_action::XDP_PASS

@@ -144,7 +144,7 @@ impl Sent {
     fn add(&mut self, reason: Reason, packets: f64, sample: &Packet) {
         self.packets += packets;
         self.bytes += packets * f64::from(sample.length);
-        if !reason.passes() {
+        if reason.drops() {
             self.dropped += packets;
         }
         self.reasons.add(reason, packets);
@@ -257,6 +257,18 @@ mod tests {
         assert_eq!((most.protocol, most.port), (17, 53));
         // 30 000, 10 000 and ten times 1 000.
         assert!(near(most.cost, 0.6) && near(good.cost, 0.2));
+    }
+
+    #[test]
+    fn an_answered_syn_is_no_drop() {
+        let mut traffic = Traffic::default();
+        let samples = [packet(1, Reason::SynCookie, 60), packet(2, Reason::Unsolicited, 60)];
+        let counts = counted(&[(Reason::SynCookie, 100), (Reason::Unsolicited, 100)]);
+        traffic.observe(1.0, &counts, &samples, ClientWidth::USUAL);
+        let dropped: Vec<_> =
+            traffic.talkers().map(|talker| (talker.reason, talker.drops_per_s > 0.0)).collect();
+        assert_eq!(dropped.len(), 2);
+        assert!(dropped.iter().all(|(reason, is)| *is == (*reason == Reason::Unsolicited)));
     }
 
     #[test]

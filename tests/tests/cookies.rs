@@ -420,6 +420,7 @@ fn an_answer_goes_back_the_way_the_syn_came() -> Result<()> {
             assert_eq!((tcp[12] >> 4, tcp[13]), (6, SYN | ACK), "{what}");
             assert_eq!(tcp[8..12], [0, 0, 0, 2], "{what}");
         }
+        ensure!(kernel.drops.next_drop().is_none(), "an answer was told as a drop");
         Ok(())
     })
 }

@@ -241,7 +241,7 @@ fn sum(interfaces: &[(String, Counts)]) -> Counts {
 }
 
 fn tell_flows(name: &str, flows: &Flows, window_s: f64) -> InterfaceTraffic {
-    let drops = Reason::ALL.iter().zip(flows).filter(|(reason, _)| !reason.passes());
+    let drops = Reason::ALL.iter().zip(flows).filter(|(reason, _)| reason.drops());
     let drops = drops.map(|(reason, (packets, _))| (reason.name().into(), packets / window_s));
     InterfaceTraffic {
         name: name.to_owned(),

@@ -79,7 +79,7 @@ impl Traffic {
         for (reason, count) in counts.flat_map(|(_, counts)| Reason::ALL.iter().zip(counts)) {
             sum.packets += count.packets;
             sum.bytes += count.bytes;
-            sum.drops += if reason.passes() { 0 } else { count.packets };
+            sum.drops += if reason.drops() { count.packets } else { 0 };
         }
         sum
     }
@@ -184,6 +184,9 @@ pub struct Explanation {
     pub meaning: String,
     /// Whether it would reach the network stack.
     pub passes: bool,
+    /// Whether it would be answered in the stack's place, as a SYN is by a cookie.
+    #[serde(default)]
+    pub answered: bool,
     /// Whether the interface is not filtered now, so that it passes whatever the verdict.
     #[serde(default)]
     pub unfiltered: bool,

@@ -71,7 +71,7 @@ impl KernelView {
                 "edged_packets_would_drop_total",
                 "Packets that monitor mode kept from being dropped.",
                 total,
-                packet_reasons().filter(|r| !r.passes()).map(|reason| {
+                packet_reasons().filter(|r| r.drops()).map(|reason| {
                     let count = self.would_drop[*reason as usize].packets;
                     counter(&[("reason", reason.name())], count)
                 }),

@@ -90,6 +90,7 @@ impl Writer {
             verdict: reason.name().into(),
             meaning: reason.meaning().trim().into(),
             passes: reason.passes() || unfiltered,
+            answered: reason.answers() && !unfiltered,
             unfiltered,
             would: would.map(|reason| reason.name().into()),
             rule: rule.name,
