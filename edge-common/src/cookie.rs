@@ -33,9 +33,44 @@ pub struct Pressure {
 pub const LISTENERS_MAX: u32 = 4_096;
 /// Of TCP packets of no connection, one in so many is looked for in peace; a power of two.
 pub const UNSOLICITED_SAMPLE: u64 = 64;
+/// Connections that are remembered as made by a cookie, a power of two: 32 KiB.
+pub const MADE_MAX: u32 = 4_096;
+const _: () = assert!(MADE_MAX.is_power_of_two());
 const _: () = assert!(size_of::<Listener>() == 24);
 const _: () = assert!(size_of::<Pressure>() == 16);
 const _: () = assert!(UNSOLICITED_SAMPLE.is_power_of_two());
+
+/// A connection that a cookie made just now, in one word: the upper bits of its hash, and when. The lower
+/// bits of the hash say where it lies.
+///
+/// A card hands over many packets in one go, and the network stack sees the first of them only once the
+/// last has been judged: what a client sends right behind its cookie finds no connection yet, and brings no
+/// cookie. A word that another connection has taken costs a retransmission.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Made(pub u64);
+
+impl Made {
+    /// The connection of this hash, at this time.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(hash: u64, now_ns: u64) -> Self {
+        Self(hash & !Self::TIME | now_ns >> Self::UNIT & Self::TIME)
+    }
+
+    /// Whether it is the connection of this hash, and was made no longer ago than a tenth of a second.
+    #[inline(always)]
+    #[must_use]
+    pub const fn holds(self, hash: u64, now_ns: u64) -> bool {
+        let now = Self::new(hash, now_ns).0;
+        (now ^ self.0) & !Self::TIME == 0 && now.wrapping_sub(self.0) & Self::TIME <= Self::UNITS
+    }
+
+    /// Bits of the time, in units of 2^20 ns: it comes round after more than four hours.
+    const TIME: u64 = (1 << 24) - 1;
+    const UNIT: u32 = 20;
+    /// A tenth of a second.
+    const UNITS: u64 = 95;
+}
 
 /// A TCP segment without data, and the answer to it; each field begins at a multiple of four.
 #[derive(Clone, Copy, Debug)]
@@ -322,6 +357,18 @@ const fn fold(sum: u64) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_cookie_made_is_remembered_for_a_tenth_of_a_second() {
+        let (ms, hash) = (1_000_000, 0x0123_4567_89ab_cdef);
+        for at in [0, 5 * ms, (1 << 44) - 50 * ms, 12_345_678 * ms] {
+            let made = Made::new(hash, at);
+            assert!([0, 1, 50, 98].iter().all(|later| made.holds(hash, at + later * ms)), "{at}");
+            assert!([102, 1_000, 3_600_000].iter().all(|later| !made.holds(hash, at + later * ms)));
+            // What tells connections of one place apart.
+            assert!(!made.holds(hash ^ 1 << 24, at) && !made.holds(hash ^ 1 << 63, at));
+        }
+    }
 
     /// A SYN of the given options, as Linux sends it.
     fn syn(is_v4: bool, flags: u8, options: &[u8]) -> Segment {

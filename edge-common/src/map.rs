@@ -63,6 +63,8 @@ pub const LISTENERS: &str = "LISTENERS";
 /// Two `u64`: until when TCP packets of no connection are refused, and the bucket of those that were
 /// charged, by [`crate::limit::charged`].
 pub const ALARM: &str = "ALARM";
+/// Connections that a cookie made just now. Array of [`crate::cookie::Made`].
+pub const MADE: &str = "MADE";
 /// Two [`crate::cookie::Segment`] per CPU, one for the twin: room for the SYN in hand.
 pub const SEGMENTS: &str = "SEGMENTS";
 /// One [`Facts`] per CPU: what is known of the packet in hand.

@@ -23,8 +23,8 @@ use aya_ebpf::{
 use edge_common::{
     Reason,
     cookie::{
-        ANSWER_BYTES, ANY_PORT, Listener, Offer, PAYLOAD_MIN, Pressure, Segment, TCP_BYTES_MAX,
-        UNSOLICITED_SAMPLE, V4_BYTES, V6_BYTES,
+        ANSWER_BYTES, ANY_PORT, Listener, MADE_MAX, Made, Offer, PAYLOAD_MIN, Pressure, Segment,
+        TCP_BYTES_MAX, UNSOLICITED_SAMPLE, V4_BYTES, V6_BYTES,
     },
     limit,
     map::{FactFlag, PolicyFlag},
@@ -129,8 +129,16 @@ fn other(ctx: &XdpContext, knobs: Knobs, slot: &Slot, asked: u32) -> ControlFlow
     if state != NOBODY && state != LISTEN || !is_for_host(slot, asked) {
         return Continue(());
     }
-    if state == LISTEN && has_cookie(ctx, slot) {
-        return limits::below_open_max(knobs, slot);
+    if state == LISTEN {
+        let is_twin = slot.is_twin();
+        if has_cookie(ctx, slot) {
+            limits::below_open_max(knobs, slot)?;
+            is_made(is_twin.into(), (!is_twin).into());
+            return Continue(());
+        }
+        if is_made(is_twin.into(), 0) != 0 {
+            return Continue(());
+        }
     }
     if is_sampled && are_too_many(knobs, now_ns) {
         alarm(now_ns + ALARM_NS);
@@ -249,6 +257,26 @@ extern "C" fn write_answer(is_v4: u64, mtu: u64, keep: u64) -> u64 {
     let offer = Offer { cookie: made as u32, mss: mss as u16, keep: keep as u32, now_ms };
     segment.turn_macs();
     segment.write_answer(is_v4, &offer) as u64
+}
+
+/// Whether a cookie made the connection of the packet in hand just now; notes that it did, if so told.
+/// Only who brings a cookie back is noted.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn is_made(is_twin: u64, notes: u64) -> u64 {
+    let (Some(knobs), Some(slot)) = (tables::knobs(), tables::slot(is_twin != 0)) else { return 0 };
+    let ports = u64::from(fact!(slot, source_port)) << 16 | u64::from(fact!(slot, port));
+    let source = fact!(slot, source).hash(setting!(knobs, seed));
+    let hash = fact!(slot, destination).hash(source ^ ports);
+    let Some(made) = tables::MADE.get_ptr_mut(hash as u32 & (MADE_MAX - 1)) else { return 0 };
+    let now_ns = fact!(slot, now_ns);
+    if notes != 0 {
+        // SAFETY: an array's value is aligned and there for as long as the program; a word is written
+        // at once.
+        unsafe { made.write_volatile(Made::new(hash, now_ns).0) };
+    }
+    // SAFETY: as above.
+    Made(unsafe { tables::peek(made) }).holds(hash, now_ns).into()
 }
 
 /// Whether the packet brings back a cookie of this host's.

@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use edge_common::{
     Signature, Source, atomic,
-    cookie::{LISTENERS_MAX, Listener, Pressure, Segment},
+    cookie::{LISTENERS_MAX, Listener, MADE_MAX, Pressure, Segment},
     limit,
     map::{
         BAN_BITS, BANS_MAX, Ban, CELLS_MAX, Count, FactFlag, Facts, INTERFACES_MAX, OPEN_SETS,
@@ -52,6 +52,8 @@ pub static SERVICES: Array<u64> = Array::with_max_entries(service::WORDS, 0);
 pub static LISTENERS: HashMap<Listener, Pressure> = HashMap::with_max_entries(LISTENERS_MAX, 0);
 #[map]
 pub static ALARM: Array<u64> = Array::with_max_entries(2, 0);
+#[map]
+pub static MADE: Array<u64> = Array::with_max_entries(MADE_MAX, 0);
 #[map]
 pub static SEGMENTS: PerCpuArray<Segment> = PerCpuArray::with_max_entries(2, 0);
 #[map]

@@ -2,7 +2,8 @@
 
 use std::{
     io::Write as _,
-    net::{SocketAddr, TcpListener},
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::fd::AsRawFd as _,
     path::PathBuf,
     time::Duration,
 };
@@ -20,6 +21,7 @@ use edge_tests::{
     netns::{Netns, run},
     packet::{ACK, DESTINATION, FIN, Packet, RST, SYN, ether, v4, v6},
 };
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage};
 
 /// SYNs that fill a queue at once.
 const SYNS: Shape = Shape { flags: SYN, is_v6: false, rate: 20_000 };
@@ -73,6 +75,61 @@ fn everyone_connects_through_a_flood() -> Result<()> {
     assert!(answered > 1_000.0, "{answered}");
     assert!((asked as f64) < answered / 10.0, "{asked} of {answered}");
     Ok(())
+}
+
+/// As that of a browser with a post-quantum key share, which is more than a segment holds.
+#[test]
+fn a_long_first_message_comes_whole_through_a_flood() -> Result<()> {
+    let lab = Lab::new()?;
+    if !installed("ethtool") {
+        println!("no ethtool: not run");
+        return Ok(());
+    }
+    let _answers = Answers::take(&lab)?;
+    // What the client sends at once is cut on the last cable, and handed over in one go.
+    run(lab.net.command("ethtool").args(["-K", "edge", "tso", "off"]))?;
+    let edged = setup(&lab)?.start()?;
+    let _flood = Flood::start(&lab, SYNS)?;
+    wait_engaged(&edged)?;
+    let before = tcp_counter(&lab.edge, "SyncookiesRecv")?;
+    // The beginning of a record that is longer still: the edge waits for the rest.
+    let mut message = [0; 3_000];
+    message[..6].copy_from_slice(&[22, 3, 1, 0x30, 0, 1]);
+    let mut held = Vec::new();
+    for _ in 0..20 {
+        let mut stream = lab.client.enter(hesitant)?;
+        stream.write_all(&message)?;
+        held.push(stream);
+    }
+    until("all of it is there", WAIT, || {
+        let text = run(lab.client.command("ss").args(["-Htino", "state", "established"]))?;
+        Ok(!text.contains("unacked:"))
+    })?;
+    let taken = tcp_counter(&lab.edge, "SyncookiesRecv")? - before;
+    assert!(taken > 15, "{taken} came by cookies");
+    assert_eq!(edged.metrics()?.packets(Reason::Unsolicited), 0.0);
+    Ok(())
+}
+
+/// Connects to the edge, and has the handshake's last packet wait for data to carry.
+fn hesitant() -> Result<TcpStream> {
+    let (stream, none) = (SockType::Stream, SockFlag::SOCK_CLOEXEC);
+    let fd = socket::socket(AddressFamily::Inet, stream, none, None)?;
+    let quick: libc::c_int = 0;
+    // SAFETY: the descriptor is open, and the option is an integer that lives until the call returns.
+    let result = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_QUICKACK,
+            (&raw const quick).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    ensure!(result == 0, "{}", std::io::Error::last_os_error());
+    let to = SocketAddr::new(EDGE.parse()?, 443);
+    socket::connect(fd.as_raw_fd(), &SockaddrStorage::from(to))?;
+    Ok(TcpStream::from(fd))
 }
 
 #[test]
@@ -486,12 +543,38 @@ fn a_cookie_comes_back_and_a_forged_one_does_not() -> Result<()> {
     pressed.run(&[], |kernel| -> Result<()> {
         for (packet, tcp_at) in [(v4(GOOD), 34), (v6(GOOD6), 54)] {
             let cookie = cookie(kernel, &packet, tcp_at)?;
-            for flags in [ACK, ACK | FIN] {
-                for (number, passes) in [(0, true), (0x1000, false), (0x0100_0000, false)] {
+            // The true one last: what follows it closely is taken without.
+            for (number, passes) in [(0x1000, false), (0x0100_0000, false), (0, true)] {
+                for flags in [ACK, ACK | FIN] {
                     let ack = brought(&packet, tcp_at, flags, cookie.wrapping_add(number));
                     assert_eq!(kernel.judge(&ack)?, passes, "{number}");
                 }
             }
+        }
+        Ok(())
+    })
+}
+
+/// The network stack sees a cookie only when all that came in one go with it has been judged.
+#[test]
+fn what_comes_right_behind_a_cookie_passes() -> Result<()> {
+    let pressed = Pressed::new("behind")?;
+    pressed.run(&[], |kernel| -> Result<()> {
+        for (packet, tcp_at) in [(v4(GOOD), 34), (v6(GOOD6), 54)] {
+            let first = brought(&packet, tcp_at, ACK, cookie(kernel, &packet, tcp_at)?);
+            let mut second = first.clone();
+            second[tcp_at + 4..][..4].copy_from_slice(&1450_u32.to_be_bytes());
+            let mut others = second.clone();
+            others[tcp_at + 1] ^= 1;
+            ensure!(!kernel.judge(&second)?, "no cookie came yet");
+            // A busy host may take longer than it is remembered.
+            until("it passes", WAIT, || {
+                ensure!(kernel.judge(&first)?, "it brings a cookie");
+                Ok(kernel.judge(&second)?)
+            })?;
+            ensure!(!kernel.judge(&others)?, "that is of another connection");
+            std::thread::sleep(Duration::from_millis(150));
+            ensure!(!kernel.judge(&second)?, "it is remembered for ever");
         }
         Ok(())
     })
