@@ -66,4 +66,6 @@ pub mod FactFlag {
     pub const TRANSPORT: u32 = 16;
     /// The twin runs: nothing is charged, counted or told.
     pub const TWIN: u32 = 32;
+    /// The source is spared the deny list, bans and limits.
+    pub const SPARED: u32 = 64;
 }

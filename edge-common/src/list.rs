@@ -49,15 +49,19 @@ impl Lines for [Line] {
 pub enum Class {
     /// They pass, whatever else is said of them.
     Allow = 1,
+    /// No list, ban or limit drops them; all else is asked.
+    Spare = 2,
     /// They are dropped.
-    Deny = 2,
+    Deny = 3,
     /// They are counted as if they were dropped.
-    Watch = 3,
+    Watch = 4,
 }
 
 impl Class {
     /// In their order.
-    pub const ALL: [Self; 3] = [Self::Allow, Self::Deny, Self::Watch];
+    pub const ALL: [Self; Self::COUNT] = [Self::Allow, Self::Spare, Self::Deny, Self::Watch];
+    /// How many there are.
+    pub const COUNT: usize = 4;
 }
 
 /// What is in force, in one word, so that it changes at once: the first line of the image, and what
@@ -89,7 +93,7 @@ impl State {
 }
 
 /// The deciding entry of each class, by number; 0: none. Indexed by `class as usize - 1`.
-pub type Ids = [u32; 3];
+pub type Ids = [u32; Class::COUNT];
 
 /// Networks that the overlay holds at most.
 pub const OVERLAY_MAX: u32 = 8_192;
@@ -102,10 +106,10 @@ pub const TAG: u32 = 29;
 pub const LASTING: u32 = 1 << 28;
 /// The bits of a value that are an index.
 pub const INDEX: u32 = LASTING - 1;
-/// Tag of a value whose index, in units of 16 bytes, is that of a set: [`Ids`] and a zero.
-pub const SEVERAL: u32 = 4;
+/// Tag of a value whose index, in units of 16 bytes, is that of a set: [`Ids`].
+pub const SEVERAL: u32 = 5;
 /// Tag of a /64 whose index is that of a line: a [`CLUSTER`] of boundaries, or the head of a tree.
-pub const INNER: u32 = 5;
+pub const INNER: u32 = 6;
 
 /// Lines of IPv4 records: 4 MiB.
 pub const RECORDS: u64 = 1 << 16;
@@ -282,15 +286,16 @@ const fn below(a: u64, b: u64) -> u64 {
 pub fn ids<L: Lines + ?Sized>(image: &L, value: u32) -> Ids {
     let index = value & INDEX;
     match value >> TAG {
-        1 => [index, 0, 0],
-        2 => [0, index, 0],
-        3 => [0, 0, index],
+        1 => [index, 0, 0, 0],
+        2 => [0, index, 0, 0],
+        3 => [0, 0, index, 0],
+        4 => [0, 0, 0, index],
         SEVERAL => {
             let at = u64::from(index) * 2;
-            let (two, third) = (word(image, at), word(image, at + 1));
-            [two as u32, (two >> 32) as u32, third as u32]
+            let [first, second] = [word(image, at), word(image, at + 1)];
+            [first as u32, (first >> 32) as u32, second as u32, (second >> 32) as u32]
         }
-        _ => [0; 3],
+        _ => [0; Class::COUNT],
     }
 }
 
@@ -334,6 +339,6 @@ mod tests {
         let image = std::vec![[0; 8]; FIXED as usize];
         assert_eq!(v4(&image[..], 0x0102_0304), NONE);
         assert_eq!(v6(&image[..], u64::MAX, u64::MAX), NONE);
-        assert_eq!(ids(&image[..], NONE), [0; 3]);
+        assert_eq!(ids(&image[..], NONE), [0; Class::COUNT]);
     }
 }

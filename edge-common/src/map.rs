@@ -21,7 +21,7 @@ pub const LISTS: &str = "LISTS";
 /// One [`crate::list::State`]: which image is in force.
 pub const LIST_STATE: &str = "LIST_STATE";
 /// What has changed since the image was compiled. LPM trie: [`crate::Source`] ->
-/// [`crate::list::Ids`] and a zero.
+/// [`crate::list::Ids`].
 pub const OVERLAY: &str = "OVERLAY";
 /// The entries of the lists, by number. Array of [`Entry`].
 pub const ENTRIES: &str = "ENTRIES";

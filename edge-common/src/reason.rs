@@ -69,7 +69,7 @@ reasons! {
         Pass = "pass", Nobody;
         /// Not IPv4 or IPv6 (ARP, LLDP, ...); handed to the network stack.
         NotIp = "not_ip", Nobody;
-        /// The source is on the allow list; no other rule was asked.
+        /// The source is on the allow list; no ban or limit was asked, nor anything else if an operator put it there.
         AllowList = "allow_list", Nobody;
         /// The source is on the deny list.
         DenyList = "deny_list", Client;

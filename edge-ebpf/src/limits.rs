@@ -10,7 +10,7 @@ use edge_common::{
 };
 
 use crate::{
-    forget, note, refuse,
+    forget, is_spared, note, refuse,
     tables::{self, Knobs, Slot, fact, setting},
 };
 
@@ -51,7 +51,7 @@ pub fn below_open_max(knobs: Knobs, slot: &Slot) -> ControlFlow<Reason> {
 #[inline(always)]
 pub fn is_at_open_max(knobs: Knobs, slot: &Slot) -> bool {
     let open_max = setting!(knobs, open_max);
-    open_max != 0 && count_open(fact!(slot, client_hash)) >= u64::from(open_max)
+    (open_max != 0) & !is_spared(slot.flags()) && count_open(fact!(slot, client_hash)) >= u64::from(open_max)
 }
 
 #[inline(always)]
@@ -74,7 +74,8 @@ fn charge_prefixes(knobs: Knobs, slot: &Slot, kind: Kind, soft: u64) -> u64 {
 #[inline(always)]
 fn charge_level(knobs: Knobs, slot: &Slot, kind: Kind, level: usize, hash: u64, soft: u64) -> u64 {
     let rate = setting!(knobs, rates[level][kind as usize]);
-    if rate.is_off() {
+    // One jump for both: the verifier walks what follows each.
+    if rate.is_off() | is_spared(slot.flags()) {
         return ADMITTED;
     }
     let now_ns = fact!(slot, now_ns);

@@ -29,9 +29,9 @@ static ENTRIES: Array<Entry> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 static HITS: PerCpuArray<Hits> = PerCpuArray::with_max_entries(1, 0);
 #[map]
-static OVERLAY: LpmTrie<[u8; 16], [u32; 4]> = LpmTrie::with_max_entries(OVERLAY_MAX, 0);
+static OVERLAY: LpmTrie<[u8; 16], Ids> = LpmTrie::with_max_entries(OVERLAY_MAX, 0);
 
-/// Judges the source by the lists: allow above deny.
+/// Judges the source by the lists: allow above spare above deny.
 #[inline(always)]
 pub fn judge(knobs: Knobs, facts: &mut Facts) -> ControlFlow<Reason> {
     let value = listed(facts.source.high(), facts.source.low()) as u32;
@@ -41,6 +41,10 @@ pub fn judge(knobs: Knobs, facts: &mut Facts) -> ControlFlow<Reason> {
     }
     match value >> TAG {
         ALLOW => Break(Reason::AllowList),
+        SPARE => {
+            facts.flags |= FactFlag::SPARED;
+            Continue(())
+        }
         DENY => refuse(knobs, Reason::DenyList, &mut facts.would),
         WATCH => {
             note(Reason::DenyList as u32, &mut facts.would);
@@ -51,6 +55,7 @@ pub fn judge(knobs: Knobs, facts: &mut Facts) -> ControlFlow<Reason> {
 }
 
 const ALLOW: u32 = Class::Allow as u32;
+const SPARE: u32 = Class::Spare as u32;
 const DENY: u32 = Class::Deny as u32;
 const WATCH: u32 = Class::Watch as u32;
 
@@ -84,9 +89,8 @@ extern "C" fn listed(high: u64, low: u64) -> u64 {
 #[unsafe(no_mangle)]
 extern "C" fn overlaid(high: u64, low: u64, value: u64, first_line: u64) -> u64 {
     let address = Source::of(high, low).octets();
-    let [allow, deny, watch, _] = OVERLAY.get(Key::new(128, address)).copied().unwrap_or_default();
-    let named = list::ids(&Image(first_line), value as u32);
-    decide(named, [allow, deny, watch])
+    let overlaid = OVERLAY.get(Key::new(128, address)).copied().unwrap_or_default();
+    decide(list::ids(&Image(first_line), value as u32), overlaid)
 }
 
 /// Searches a tree of the image at this line of the table.
@@ -100,7 +104,7 @@ extern "C" fn searched(first_line: u64, tree: u64, nodes: u64, key: u64) -> u64 
 #[inline(always)]
 fn decide(named: Ids, overlaid: Ids) -> u64 {
     let mut class = 0;
-    while class < 3 {
+    while class < Class::COUNT {
         for id in [named[class], overlaid[class]] {
             if runs(id.into()) == RUNS {
                 return u64::from((class as u32 + 1) << TAG | id);

@@ -57,6 +57,7 @@ fn run(ctx: &XdpContext, is_twin: bool) -> u32 {
         Break(reason) if !goes_on(knobs, &slot, reason) => reason,
         _ => match judge(ctx, knobs, &slot) {
             Break(reason) => reason,
+            Continue(()) if is_spared(slot.flags()) => Reason::AllowList,
             Continue(()) => Reason::Pass,
         },
     };
@@ -106,9 +107,15 @@ fn judge(ctx: &XdpContext, knobs: Knobs, slot: &Slot) -> ControlFlow<Reason> {
     cookies::judge(ctx, knobs, slot)
 }
 
+/// Whether no list, ban or limit drops the source's packets.
+#[inline(always)]
+const fn is_spared(flags: u32) -> bool {
+    flags & FactFlag::SPARED != 0
+}
+
 #[inline(always)]
 fn banned(knobs: Knobs, client: &Source, facts: &mut Facts) -> ControlFlow<Reason> {
-    if !tables::may_be_banned(facts.client_hash) {
+    if is_spared(facts.flags) || !tables::may_be_banned(facts.client_hash) {
         return Continue(());
     }
     let Some(ban) = tables::BANS.get_ptr_mut(client) else { return Continue(()) };

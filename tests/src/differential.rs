@@ -65,6 +65,9 @@ impl Guard {
         for network in &self.world.allow {
             tables.lists.set(Class::Allow, network, FOREVER)?;
         }
+        for network in &self.world.spare {
+            tables.lists.set(Class::Spare, network, FOREVER)?;
+        }
         // The compiled image holds one half and the overlay the other: both are to agree.
         let (compiled, overlaid) = self.world.deny.split_at(self.world.deny.len() / 2);
         for network in compiled {
@@ -143,7 +146,7 @@ impl Guard {
         Some(Judgement { reason: Reason::from_index(drop.reason)?, source, told: None })
     }
 
-    /// What the program makes of a packet that passes because nothing speaks against it.
+    /// What the program makes of a packet that passes because nothing speaks against it, or nothing that is asked of it.
     fn told(&mut self, frame: &[u8]) -> Result<Option<Told>> {
         let facts = self.twin.judge(frame, 0)?;
         let has = |flag| facts.flags & flag != 0;
@@ -154,7 +157,8 @@ impl Guard {
             is_later: has(FactFlag::LATER_FRAGMENT),
             has_more: has(FactFlag::MORE_FRAGMENTS),
         };
-        Ok((facts.reason == Reason::Pass as u32).then_some(told))
+        let is_read = facts.reason == Reason::Pass as u32 || has(FactFlag::SPARED);
+        Ok(is_read.then_some(told))
     }
 
     /// Names the frame of a batch that is judged differently.

@@ -12,6 +12,8 @@ use ipnet::IpNet;
 pub struct World {
     /// Who always passes.
     pub allow: Vec<IpNet>,
+    /// Whom no list, ban or limit drops.
+    pub spare: Vec<IpNet>,
     /// Who never passes.
     pub deny: Vec<IpNet>,
     /// The clients that are banned: an IPv4 address or an IPv6 /64 each.
@@ -80,9 +82,10 @@ impl World {
             0x0800 | 0x86dd => return nobody(Reason::MalformedPacket),
             _ => return nobody(Reason::NotIp),
         };
+        let is_near = ether_type == 0x86dd && is_neighbour_discovery(packet);
         let read = self.listed(source).map_or_else(
             || {
-                if ether_type == 0x86dd && is_neighbour_discovery(packet) {
+                if is_near {
                     // What keeps the link alive is not read any further.
                     Ok(Told {
                         protocol: 58,
@@ -91,7 +94,7 @@ impl World {
                         is_later: false,
                         has_more: false,
                     })
-                } else if holds(&self.banned, source) {
+                } else if self.is_banned(source) {
                     Err(Reason::Ban)
                 } else {
                     let start = frame.len() - packet.len();
@@ -101,16 +104,24 @@ impl World {
             },
             Err,
         );
-        let reason = read.err().unwrap_or(Reason::Pass);
+        let is_spared = holds(&self.spare, source) && !is_near;
+        let passed = if is_spared { Reason::AllowList } else { Reason::Pass };
+        let reason = read.err().unwrap_or(passed);
         Judgement { reason, source: Some(source), told: read.ok() }
     }
 
     fn listed(&self, source: IpAddr) -> Option<Reason> {
         if holds(&self.allow, source) {
             Some(Reason::AllowList)
+        } else if holds(&self.spare, source) {
+            None
         } else {
             holds(&self.deny, source).then_some(Reason::DenyList)
         }
+    }
+
+    fn is_banned(&self, source: IpAddr) -> bool {
+        holds(&self.banned, source) && !holds(&self.spare, source)
     }
 }
 
@@ -260,6 +271,7 @@ pub fn world() -> World {
     let nets = |texts: &[&str]| texts.iter().map(|t| t.parse().expect("a network")).collect();
     World {
         allow: nets(&["203.0.113.7/32", "2001:db8:bad:1::/64"]),
+        spare: nets(&["203.0.113.0/26", "2001:db8:bad:2::/64"]),
         deny: nets(&[
             "203.0.113.0/24",
             "100.64.0.0/10",
@@ -269,14 +281,19 @@ pub fn world() -> World {
             "2001:db8:77::7/128",
             "fe80::bad:0/112",
         ]),
-        banned: nets(&["192.0.2.66/32", "203.0.113.7/32", "2001:db8:5:6::/64"]),
+        banned: nets(&[
+            "192.0.2.66/32",
+            "203.0.113.7/32",
+            "2001:db8:5:6::/64",
+            "2001:db8:bad:2::/64",
+        ]),
     }
 }
 
 /// What an address is to the world.
 #[must_use]
 pub fn standing(world: &World, source: IpAddr) -> Option<Reason> {
-    world.listed(source).or_else(|| holds(&world.banned, source).then_some(Reason::Ban))
+    world.listed(source).or_else(|| world.is_banned(source).then_some(Reason::Ban))
 }
 
 #[cfg(test)]
@@ -288,9 +305,11 @@ mod tests {
     fn it_knows_the_plain_cases() {
         let judge = |frame: Vec<u8>| world().judge(&frame).reason;
         assert_eq!(judge(v4("192.0.2.9").tcp(SYN).build()), Reason::Pass);
-        assert_eq!(judge(v4("203.0.113.9").tcp(SYN).build()), Reason::DenyList);
+        assert_eq!(judge(v4("203.0.113.99").tcp(SYN).build()), Reason::DenyList);
+        assert_eq!(judge(v4("203.0.113.9").tcp(SYN).build()), Reason::AllowList);
+        assert_eq!(judge(v4("203.0.113.9").tcp(SYN).cut(53)), Reason::MalformedPacket);
         assert_eq!(judge(v4("203.0.113.7").tcp(SYN).build()), Reason::AllowList);
-        assert_eq!(judge(v6("::ffff:203.0.113.9").udp().build()), Reason::DenyList);
+        assert_eq!(judge(v6("::ffff:203.0.113.99").udp().build()), Reason::DenyList);
         assert_eq!(judge(v6("2001:db8:5:6::1").udp().build()), Reason::Ban);
         assert_eq!(judge(v4("192.0.2.9").tcp(SYN).cut(53)), Reason::MalformedPacket);
     }

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use edge_common::Reason;
 use edge_tests::{
     Edged, Lab, Origin,
-    client::{HOST, until},
+    client::{HOST, reaches, until},
     lab::{ATTACKER, CLIENT, EDGE},
     talk::{Answer, Dial},
 };
@@ -44,6 +44,41 @@ fn misdeed(edged: &Edged<'_>, lab: &Lab, before: &[u8], more: &[&str]) -> Result
     let mut talk = Dial::new(&edged.ca, HOST)?.before(before).connect(lab, CLIENT)?;
     let lines = [more, &["X-API-Key: nonsense"]].concat();
     talk.get(HOST, "/", &lines)
+}
+
+/// Whoever else sends from a proxy's network, as the tenants of a CDN do, or claims to.
+#[test]
+fn what_comes_from_a_proxys_network_reaches_what_is_offered_and_no_more() -> Result<()> {
+    let lab = Lab::new()?;
+    let once = r#"{ rate = "1/m", burst = 1 }"#;
+    let edged = behind(
+        &lab,
+        &[
+            ("kernel.services", r#"{ inbound = ["udp/53"] }"#),
+            ("kernel.signature", r#"[{ name = "udp", action = "drop", protocol = "udp" }]"#),
+            ("lists.deny", &format!("[\"{CLIENT}/32\"]")),
+            ("kernel.connection_rate", once),
+            ("kernel.packet_rate", once),
+        ],
+    )?;
+    for _ in 0..3 {
+        assert!(reaches(&lab, CLIENT, 443), "no list and no limit is for a proxy");
+    }
+    assert!(!reaches(&lab, CLIENT, 9), "nobody offers that port");
+    let explained = |more: &str| -> Result<[Value; 2]> {
+        let mut told = edged.ask(&format!("explain {CLIENT} {more}"))?;
+        Ok(["verdict", "source"].map(|key| told[key].take()))
+    };
+    assert_eq!(explained("--port 443")?, ["allow_list", "trusted_proxies"]);
+    assert_eq!(explained("--port 9")?[0], "no_service");
+    assert_eq!(explained("--protocol udp --port 53")?[0], "signature");
+    edged.tell(&format!("allow add {CLIENT}"))?;
+    assert!(reaches(&lab, CLIENT, 9), "an operator's word goes above all");
+    assert_eq!(explained("--port 9")?, ["allow_list", "operator"]);
+    edged.tell(&format!("allow remove {CLIENT}"))?;
+    assert!(!reaches(&lab, CLIENT, 9), "the operator's word is gone");
+    assert_eq!(explained("--port 443")?, ["allow_list", "trusted_proxies"]);
+    Ok(())
 }
 
 #[test]

@@ -9,8 +9,10 @@ use std::{
 };
 
 use edge_common::{
-    Rate, Reason, Source,
+    Rate, Reason, Signature, Source,
     map::{Ban, FOREVER, Kind},
+    service::Service,
+    signature::Action,
 };
 use edge_daemon::{
     clock::boot_ns,
@@ -578,11 +580,11 @@ fn hits_are_counted_where_they_fall() {
     bench.judge(&v4(ALLOWED).udp().build());
     let tables = &bench.kernel.tables;
     let denied = tables.explain(DENIED.parse().unwrap()).unwrap();
-    let (network, entry) = denied.network.unwrap();
+    let (_, network, entry) = denied.network.unwrap();
     assert_eq!((denied.reason, entry.hits), (Reason::DenyList, 3));
     assert_eq!(network, "198.51.100.0/24".parse().unwrap());
     let allowed = tables.explain(ALLOWED.parse().unwrap()).unwrap();
-    assert_eq!((allowed.reason, allowed.network.unwrap().1.hits), (Reason::AllowList, 1));
+    assert_eq!((allowed.reason, allowed.network.unwrap().2.hits), (Reason::AllowList, 1));
     assert!(allowed.ban.is_some());
     let banned = tables.explain("192.0.2.66".parse().unwrap()).unwrap();
     let ban = banned.ban.unwrap();
@@ -744,6 +746,53 @@ fn debugging_logs_a_line_per_packet_and_judges_alike() {
 fn is_readable(descriptor: &impl AsFd) -> bool {
     let ready = PollFd::new(descriptor.as_fd(), PollFlags::POLLIN);
     nix::poll::poll(&mut [ready], PollTimeout::ZERO).unwrap() == 1
+}
+
+#[test]
+fn who_is_spared_meets_all_but_lists_bans_and_limits() {
+    let once = Rate::new(1, HOUR, 1).unwrap();
+    let far = Signature { action: Action::DROP, ttl: [200, 255], ..Signature::ANY };
+    let policy = Policy {
+        services: Some(vec![Service::Tcp(443)]),
+        drop_fragments: true,
+        signatures: vec![far],
+        ..UNLIMITED
+    };
+    let mut bench = Bench::new(Kind::ALL.into_iter().fold(policy, |policy, kind| {
+        let rate =
+            if kind == Kind::Bytes { Rate::of_bytes(65_536, HOUR, 65_536).unwrap() } else { once };
+        policy.limit(kind, rate)
+    }));
+    let host = format!("{GOOD}/32");
+    bench.deny("192.0.0.0/16", FOREVER);
+    bench.ban(GOOD, boot_ns() + HOUR);
+    bench.list(Class::Spare, &host, FOREVER);
+    let syn = v4(GOOD).tcp(SYN).build();
+    let mut elsewhere = syn.clone();
+    elsewhere[36..38].copy_from_slice(&[0, 22]);
+    let mut distant = syn.clone();
+    distant[22] = 255;
+    let frames = [
+        ("offered", syn, Reason::AllowList),
+        ("nobody offers it", elsewhere, Reason::NoService),
+        ("a signature's", distant, Reason::Signature),
+        ("a fragment", v4(GOOD).v4_fragment(0, true).tcp(SYN).build(), Reason::Fragment),
+        ("cut", v4(GOOD).tcp(SYN).cut(53), Reason::MalformedPacket),
+    ];
+    for _ in 0..3 {
+        for (name, frame, reason) in &frames {
+            assert_eq!(bench.judge(frame), *reason, "{name}");
+        }
+    }
+    // An operator's word for a network around it goes above all of that.
+    bench.allow("192.0.2.0/24", FOREVER);
+    for (name, frame, _) in &frames {
+        assert_eq!(bench.judge(frame), Reason::AllowList, "{name}");
+    }
+    bench.allow("192.0.2.0/24", 0);
+    assert_eq!(bench.judge(&frames[1].1), Reason::NoService);
+    bench.list(Class::Spare, &host, 0);
+    assert_eq!(bench.judge(&frames[0].1), Reason::DenyList);
 }
 
 #[test]

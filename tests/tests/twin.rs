@@ -125,11 +125,12 @@ impl Bench {
     }
 }
 
-const LISTED: [(Class, &str); 4] = [
+const LISTED: [(Class, &str); 5] = [
     (Class::Deny, "198.51.100.0/24"),
     (Class::Deny, "2001:db8:bad::/48"),
     (Class::Allow, "198.51.100.7/32"),
     (Class::Watch, "192.0.2.64/31"),
+    (Class::Spare, "192.0.2.62/31"),
 ];
 
 /// Tables that only the program writes: name, entries, and bytes of a value on all CPUs at most.

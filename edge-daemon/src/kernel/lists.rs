@@ -22,7 +22,7 @@ use aya::{
 };
 use edge_common::{
     Source,
-    list::{OVERLAY_MAX, State},
+    list::{Ids, OVERLAY_MAX, State},
     map::{ENTRIES, Entry, LIST_STATE, LISTS, OVERLAY},
 };
 use edge_policy::list::{Book, Change, Class, Numbers, Refused, Used, View, Write};
@@ -77,9 +77,8 @@ struct Inner {
     changes: u64,
 }
 
-/// The deciding entries of networks that have changed since the image: a number for each class, and a
-/// zero.
-type Overlay = LpmTrie<MapData, [u8; 16], [u32; 4]>;
+/// The deciding entries of networks that have changed since the image.
+type Overlay = LpmTrie<MapData, [u8; 16], Ids>;
 
 /// When a change is in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,7 +94,7 @@ impl Lists {
         let mut overlay: Overlay = take(programs, OVERLAY)?;
         // All of IPv4 lies inside of `::/0` in the kernel's form of addresses; this entry keeps
         // IPv6 networks from reaching into it.
-        overlay.insert(&key(&ALL_IPV4), [0; 4], 0).map_err(table_error(OVERLAY))?;
+        overlay.insert(&key(&ALL_IPV4), Ids::default(), 0).map_err(table_error(OVERLAY))?;
         let reader = again(OVERLAY, overlay.map())?;
         let tables = Memory {
             lists: Mapped::take(programs, LISTS)?,
@@ -225,6 +224,16 @@ impl Lists {
         (now_ns < until_ns).then(|| (net, Entry { until_ns, hits: self.0.hits(id) }))
     }
 
+    /// The network because of which no list, ban or limit is for an address at a time, with its class
+    /// and entry.
+    #[must_use]
+    pub fn allows(&self, address: IpAddr, now_ns: u64) -> Option<(Class, IpNet, Entry)> {
+        [Class::Allow, Class::Spare].into_iter().find_map(|class| {
+            let (net, entry) = self.decides(class, address, now_ns)?;
+            Some((class, net, entry))
+        })
+    }
+
     /// What is listed now, and a number that is another one once that has changed.
     #[must_use]
     pub fn view(&self) -> (u64, View) {
@@ -300,11 +309,9 @@ impl Shared {
                     self.write_end(*id, *until_ns);
                     Ok(())
                 }
-                Write::Put(net, [allow, deny, watch]) => {
-                    inner.overlay.insert(&key(net), [*allow, *deny, *watch, 0], 0)
-                }
+                Write::Put(net, ids) => inner.overlay.insert(&key(net), *ids, 0),
                 Write::Remove(net) if *net == ALL_IPV4 => {
-                    inner.overlay.insert(&key(net), [0; 4], 0)
+                    inner.overlay.insert(&key(net), Ids::default(), 0)
                 }
                 Write::Remove(net) => absent(inner.overlay.remove(&key(net))).map(|_| ()),
             };

@@ -65,8 +65,9 @@ pub struct Occupancy {
 pub struct Explanation {
     /// [`Reason::AllowList`], [`Reason::DenyList`], [`Reason::Ban`] or [`Reason::Pass`].
     pub reason: Reason,
-    /// The listed network that decides, with its entry.
-    pub network: Option<(IpNet, Entry)>,
+    /// The listed network that decides, with its class and entry. One of [`Class::Spare`] leaves the
+    /// decision to what is no list, ban or limit.
+    pub network: Option<(Class, IpNet, Entry)>,
     /// The client's running ban, also where a list decides.
     pub ban: Option<Ban>,
     /// The address or prefix that bans and limits go by.
@@ -238,8 +239,9 @@ impl Tables {
         let now_ns = boot_ns();
         let client = Source::from(address).client(self.settings()?.client);
         let ban = self.bans.lookup(client)?.filter(|ban| now_ns < ban.until_ns);
-        let allowed = self.lists.decides(Class::Allow, address, now_ns);
+        let allowed = self.lists.allows(address, now_ns);
         let denied = self.lists.decides(Class::Deny, address, now_ns);
+        let denied = denied.map(|(net, entry)| (Class::Deny, net, entry));
         let (reason, network) = match (allowed, denied, ban) {
             (Some(network), _, _) => (Reason::AllowList, Some(network)),
             (None, Some(network), _) => (Reason::DenyList, Some(network)),

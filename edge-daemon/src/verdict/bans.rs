@@ -8,10 +8,7 @@ use std::{
 
 use edge_common::{Reason, map};
 use edge_identity::fleet::SKEW_MS;
-use edge_policy::{
-    list::Class,
-    verdict::{Culprit, Evidence, Facts, Kind, Origin, Signal, Spared, Step, Verdict},
-};
+use edge_policy::verdict::{Culprit, Evidence, Facts, Kind, Origin, Signal, Spared, Step, Verdict};
 
 use super::{
     Writer,
@@ -105,7 +102,7 @@ impl Writer {
         let width = self.settings.kernel.client;
         let (cap, vital) = (&self.cap, &self.vital);
         let facts = |signal: &Signal| {
-            let allowed = tables.lists.decides(Class::Allow, signal.address, signal.at_ns);
+            let allowed = tables.lists.allows(signal.address, signal.at_ns);
             let is_never = settings.never_ban.iter().any(|net| net.contains(&signal.address));
             let prefix = exempt::network(signal.source, width);
             Facts {

@@ -196,7 +196,7 @@ impl Writer {
     /// What is known of a network that decides; an operator's word before the configuration's.
     pub(super) fn told(&self, class: Class, net: &IpNet) -> Option<ListEntry> {
         let list = match class {
-            Class::Allow => ListName::Allow,
+            Class::Allow | Class::Spare => ListName::Allow,
             Class::Deny | Class::Watch => ListName::Deny,
         };
         let mut origins = self.list(list).origins(net).into_iter();

@@ -74,7 +74,8 @@ impl Writer {
         let reason = Reason::from_index(facts.reason).unwrap_or(Reason::InternalError);
         let would = facts.would.checked_sub(1).and_then(Reason::from_index);
         if would == Some(Reason::DenyList) && found.network.is_none() {
-            found.network = self.tables.lists.decides(Class::Watch, address, clock::boot_ns());
+            let watched = self.tables.lists.decides(Class::Watch, address, clock::boot_ns());
+            found.network = watched.map(|(net, entry)| (Class::Watch, net, entry));
         }
         // What was only monitored is told of where nothing else decided.
         let decided = would.filter(|_| reason.passes()).unwrap_or(reason);
@@ -179,14 +180,8 @@ impl Writer {
         buckets: &[kernel::Bucket],
     ) -> Rule {
         match (reason, &found.network, &found.ban) {
-            (Reason::AllowList | Reason::DenyList, Some((net, entry)), _) => {
-                let class = match found.reason {
-                    Reason::AllowList => Class::Allow,
-                    Reason::DenyList => Class::Deny,
-                    // What else was found is only monitored.
-                    _ => Class::Watch,
-                };
-                let told = self.told(class, net);
+            (Reason::AllowList | Reason::DenyList, Some((class, net, entry)), _) => {
+                let told = self.told(*class, net);
                 Rule {
                     name: Some(net.to_string()),
                     source: told.as_ref().map(|entry| entry.source.clone()),

@@ -136,7 +136,7 @@ impl List {
 
     /// Until when a network is listed in a class, whoever listed it; 0: it is not.
     pub(crate) fn until_ns(&self, name: ListName, class: Class, net: &IpNet) -> u64 {
-        if class == class_of(name, false) && self.is_configured(net) {
+        if self.configured.of(net).iter().any(|place| self.configured.class(place, name) == class) {
             return FOREVER;
         }
         let entry = self.operators.get(net).filter(|entry| entry.class(name) == class);
@@ -202,7 +202,7 @@ impl Origin<'_> {
     /// What it does to the packets of a network on this list.
     pub(super) fn class(&self, name: ListName) -> Class {
         match self {
-            Self::Configuration(..) => class_of(name, false),
+            Self::Configuration(from, ..) => from.class(name),
             Self::Operator(entry) => entry.class(name),
             Self::Outside(sheet, _) => sheet.class,
         }
@@ -250,7 +250,7 @@ pub(crate) const fn class_of(name: ListName, monitor: bool) -> Class {
 /// The classes of a list's entries.
 pub(crate) const fn classes(name: ListName) -> &'static [Class] {
     match name {
-        ListName::Allow => &[Class::Allow],
+        ListName::Allow => &[Class::Allow, Class::Spare],
         ListName::Deny => &[Class::Deny, Class::Watch],
     }
 }
@@ -270,8 +270,8 @@ pub(super) fn entries(
     sheets: &Sheets,
     mut operators: Vec<(Class, IpNet, u64)>,
 ) -> Vec<(Class, IpNet, u64)> {
-    operators.extend(allow.nets().map(|net| (Class::Allow, net, FOREVER)));
-    operators.extend(deny.nets().map(|net| (Class::Deny, net, FOREVER)));
+    operators.extend(allow.classed(ListName::Allow));
+    operators.extend(deny.classed(ListName::Deny));
     for sheet in sheets.values() {
         let entries = sheet.entries().iter().filter(|listed| !deny.spares(&listed.net));
         operators.extend(entries.map(|listed| (sheet.class, listed.net, listed.until_ns)));
@@ -388,6 +388,36 @@ mod tests {
         for from in 0..=all.len() {
             assert!(list.entries(from).map(|(net, _)| net).eq(all[from..].iter().copied()));
         }
+    }
+
+    #[test]
+    fn what_nobody_asked_for_is_spared_and_allowed_only_by_an_operator() {
+        let mut list = List::default();
+        let [asked, both, own] = ["192.0.2.1/32", "192.0.2.2/32", "192.0.2.3/32"].map(net);
+        let servers = [both, own].map(|net| ("api", net.addr()));
+        let listed = settings::List { nets: vec![asked, both], files: Vec::new() };
+        list.configured = Arc::new(Configured::new(&listed, servers.into_iter()));
+        let classes = |list: &List, net| {
+            let listed = |class: &&Class| list.until_ns(ListName::Allow, **class, &net) == FOREVER;
+            classes(ListName::Allow).iter().filter(listed).copied().collect::<Vec<_>>()
+        };
+        assert_eq!(classes(&list, asked), [Class::Allow]);
+        assert_eq!(classes(&list, both), [Class::Allow, Class::Spare]);
+        assert_eq!(classes(&list, own), [Class::Spare]);
+        let all = [Arc::clone(&list.configured), Arc::default()];
+        let mut all = entries(&all, &Sheets::default(), Vec::new());
+        all.sort_unstable();
+        let wanted = [
+            (Class::Allow, asked, FOREVER),
+            (Class::Allow, both, FOREVER),
+            (Class::Spare, both, FOREVER),
+            (Class::Spare, own, FOREVER),
+        ];
+        assert_eq!(all, wanted);
+        list.put(entry("192.0.2.3/32", FOREVER, false));
+        assert_eq!(classes(&list, own), [Class::Allow, Class::Spare]);
+        list.remove(&own);
+        assert_eq!(classes(&list, own), [Class::Spare]);
     }
 
     #[test]

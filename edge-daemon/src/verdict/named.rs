@@ -3,13 +3,14 @@
 
 use std::sync::Arc;
 
-use edge_policy::list::{Nets, reasons::Reasons};
+use edge_policy::list::{Class, FOREVER, Nets, reasons::Reasons};
 use ipnet::IpNet;
 
-use super::sheets::Sheets;
+use super::{lists::class_of, sheets::Sheets};
 use crate::{
     clock,
     config::settings::{self, Settings},
+    control::ListName,
 };
 
 /// The configuration's networks, in order.
@@ -28,9 +29,22 @@ pub(crate) struct Whence {
     pub(super) words: String,
     /// Why they are listed, by line.
     reasons: Arc<Reasons>,
+    /// Whether nobody asked for them to be listed: the daemon does so by itself.
+    is_own: bool,
 }
 
 impl Whence {
+    /// What the daemon allows by itself. It is for who answers it, or brings it clients: nothing of that
+    /// needs ports that are not offered, and what comes under such an address may be from others.
+    fn own(words: String) -> Self {
+        Self { is_own: true, ..words.into() }
+    }
+
+    /// What it does to the packets of its networks on this list.
+    pub(super) const fn class(&self, name: ListName) -> Class {
+        if self.is_own { Class::Spare } else { class_of(name, false) }
+    }
+
     /// Why the network of this line is listed, as far as it says.
     pub(super) fn reason(&self, line: u32) -> Option<&str> {
         self.reasons.get(line)
@@ -39,7 +53,7 @@ impl Whence {
 
 impl From<String> for Whence {
     fn from(words: String) -> Self {
-        Self { words, reasons: Arc::default() }
+        Self { words, reasons: Arc::default(), is_own: false }
     }
 }
 
@@ -58,12 +72,12 @@ impl Configured {
         this.add("config".to_owned().into(), now_s, list.nets.iter().map(|net| (*net, 0)));
         for file in &list.files {
             let words = format!("file {}", file.path.display());
-            let from = Whence { words, reasons: Arc::clone(&file.reasons) };
+            let from = Whence { reasons: Arc::clone(&file.reasons), ..words.into() };
             this.add(from, file.changed_s, file.nets.iter().map(|line| (line.net, line.number)));
         }
         for (upstream, address) in servers {
-            let from = format!("upstream {upstream}");
-            this.add(from.into(), now_s, std::iter::once((address.into(), 0)));
+            let from = Whence::own(format!("upstream {upstream}"));
+            this.add(from, now_s, std::iter::once((address.into(), 0)));
         }
         // Many files are in order, and this sort merges what is.
         this.nets.sort();
@@ -77,7 +91,8 @@ impl Configured {
         let mut allow = Self::new(&lists.allow, settings.upstream_addresses());
         let proxies = settings.server.trusted_proxies.iter().map(|net| (*net, 0));
         // They stand for many clients, each of which is judged by itself behind them.
-        allow.add("trusted_proxies".to_owned().into(), clock::unix_ms() / 1000, proxies);
+        let from = Whence::own("trusted_proxies".to_owned());
+        allow.add(from, clock::unix_ms() / 1000, proxies);
         allow.nets.sort_unstable();
         let mut deny = Self::new(&lists.deny, std::iter::empty());
         deny.never = settings.verdicts.never_ban.iter().copied().collect();
@@ -123,6 +138,15 @@ impl Configured {
         self.nets.iter().map(|(net, ..)| *net)
     }
 
+    /// Every network with its class on this list, some of them several times.
+    pub(super) fn classed(&self, name: ListName) -> impl Iterator<Item = (Class, IpNet, u64)> + '_ {
+        self.nets.iter().map(move |place| (self.class(place, name), place.0, FOREVER))
+    }
+
+    pub(super) fn class(&self, place: &Place, name: ListName) -> Class {
+        self.from[place.1 as usize].class(name)
+    }
+
     pub(super) fn of(&self, net: &IpNet) -> &[Place] {
         let from = self.nets.partition_point(|place| place.0 < *net);
         let len = self.nets[from..].iter().take_while(|place| place.0 == *net).count();
@@ -132,8 +156,6 @@ impl Configured {
 
 #[cfg(test)]
 mod tests {
-    use edge_policy::list::{Class, FOREVER};
-
     use super::*;
     use crate::verdict::sheets::{Listed, Sheet};
 

@@ -52,8 +52,9 @@ impl Writer {
     fn still(&self, asked: &Culprit, culprit: &Culprit) -> String {
         let Culprit::Source(address) = *asked else { return String::new() };
         let (lists, now_ns) = (&self.tables.lists, clock::boot_ns());
-        let decides = |class| lists.decides(class, address.into(), now_ns);
-        let denied = decides(Class::Deny).filter(|_| decides(Class::Allow).is_none());
+        let address = address.into();
+        let denied = lists.decides(Class::Deny, address, now_ns);
+        let denied = denied.filter(|_| lists.allows(address, now_ns).is_none());
         let denied = denied.map(|(net, _)| {
             let by = self.told(Class::Deny, &net).map_or(String::new(), |entry| entry.source);
             format!("; {net} of the deny list ({by}) drops it still")

@@ -348,7 +348,7 @@ impl Book {
             self.fresh.insert(span);
             let best = Class::ALL.map(|class| self.listed.best(span, class));
             let ids = table::ids(best.map(|best| best.map_or(State::OFF, |(_, state)| state)));
-            if ids == [0; 3] {
+            if ids == Ids::default() {
                 writes.extend(self.overlay.remove(&span).map(|_| Write::Remove(span.net())));
             } else if self.overlay.insert(span, ids) != Some(ids) {
                 writes.push(Write::Put(span.net(), ids));

@@ -101,7 +101,7 @@ impl<'a> Room<'a> {
     }
 
     /// The value that names these entries.
-    fn value(&mut self, best: [State; 3]) -> Result<u32, Full> {
+    fn value(&mut self, best: [State; Class::COUNT]) -> Result<u32, Full> {
         let mut named = Class::ALL.into_iter().zip(best).filter(|(_, state)| state.id != 0);
         let Some((class, state)) = named.next() else { return Ok(NONE) };
         if named.next().is_none() {
@@ -110,9 +110,9 @@ impl<'a> Room<'a> {
         }
         self.word += self.word % 2;
         let at = self.words(2)?;
-        let [allow, deny, watch] = best.map(|state| u64::from(state.id));
-        self.set_word(at, allow | deny << 32);
-        self.set_word(at + 1, watch);
+        let [allow, spare, deny, watch] = best.map(|state| u64::from(state.id));
+        self.set_word(at, allow | spare << 32);
+        self.set_word(at + 1, deny | watch << 32);
         Ok(SEVERAL << TAG | (at / 2) as u32)
     }
 }
@@ -120,7 +120,7 @@ impl<'a> Room<'a> {
 /// An entry that covers the place of the sweep.
 struct Cover<A> {
     last: A,
-    best: [State; 3],
+    best: [State; Class::COUNT],
     value: u32,
 }
 
@@ -160,7 +160,7 @@ fn sweep<A: Address>(
             range(room, from, item.first.previous(), cover.value)?;
         }
         place = Some(item.first);
-        let mut best = covers.last().map_or([State::OFF; 3], |cover| cover.best);
+        let mut best = covers.last().map_or([State::OFF; Class::COUNT], |cover| cover.best);
         let mut value = covers.last().map_or(NONE, |cover| cover.value);
         let own = &mut best[item.class as usize - 1];
         if own.until <= item.until {

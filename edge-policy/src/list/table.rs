@@ -306,6 +306,6 @@ fn merge<A: Address>(
 }
 
 /// The best of each class, as an image or an overlay tells them.
-pub(super) fn ids(best: [State; 3]) -> Ids {
+pub(super) fn ids(best: [State; Class::COUNT]) -> Ids {
     best.map(|state| state.id)
 }

@@ -21,16 +21,16 @@ pub struct View {
 
 impl View {
     /// Whether an address is denied at a time: an entry that denies it has not ended, and none that
-    /// allows it has.
+    /// allows or spares it has.
     #[must_use]
     pub fn denies(&self, address: IpAddr, now: u64) -> bool {
         self.holds(Class::Deny, address, now) && !self.allows(address, now)
     }
 
-    /// Whether an address is allowed at a time, whatever else is said of it.
+    /// Whether an address is allowed or spared at a time: no list, ban or limit is for it.
     #[must_use]
     pub fn allows(&self, address: IpAddr, now: u64) -> bool {
-        self.holds(Class::Allow, address, now)
+        self.holds(Class::Allow, address, now) || self.holds(Class::Spare, address, now)
     }
 
     fn holds(&self, class: Class, address: IpAddr, now: u64) -> bool {

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, sync::atomic::Ordering::Relaxed};
 
 use aya::maps::lpm_trie::Key;
-use edge_common::map::OVERLAY;
+use edge_common::{list::Ids, map::OVERLAY};
 use edge_policy::list::{Class, canonical, differs};
 use ipnet::{IpNet, Ipv6Net};
 
@@ -97,12 +97,10 @@ impl Shared {
 }
 
 /// What was written of a network; `None`: nothing.
-fn wanted(inner: &Inner, net: &IpNet) -> Option<[u32; 4]> {
-    match inner.book.overlaid_ids(net) {
-        Some([allow, deny, watch]) => Some([allow, deny, watch, 0]),
-        // The fence between IPv4 and IPv6 is always there.
-        None => (*net == ALL_IPV4).then_some([0; 4]),
-    }
+fn wanted(inner: &Inner, net: &IpNet) -> Option<Ids> {
+    // The fence between IPv4 and IPv6 is always there.
+    let fence = || (*net == ALL_IPV4).then(Ids::default);
+    inner.book.overlaid_ids(net).or_else(fence)
 }
 
 /// The network that the kernel keys so.
