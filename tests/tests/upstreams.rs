@@ -1314,6 +1314,42 @@ fn a_unix_socket_serves() -> Result<()> {
     Ok(())
 }
 
+/// Where a TCP connection would wait, a unix socket says at once that its queue is full.
+#[test]
+fn a_burst_to_a_unix_socket_waits_for_room_in_its_queue() -> Result<()> {
+    let lab = Lab::new()?;
+    let path = lab.dir().join("app.sock");
+    let listener = UnixListener::bind(&path)?;
+    nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(1)?)?;
+    let server = format!("[\"unix:{}\"]", path.display());
+    let edged = lab
+        .edged()?
+        .set("upstream.0.servers", &server)
+        .set("upstream.0.connect_timeout", "\"20s\"")
+        .start()?;
+    std::thread::scope(|scope| -> Result<()> {
+        let burst: Vec<_> =
+            (0..6).map(|_| scope.spawn(|| edged.get(FRIEND, "/health").send())).collect();
+        let flying = || metric(&edged, "edged_upstream_requests_in_flight", &[]);
+        let all_wait = until("all wait", SOON, || Ok(flying()? == 6.0));
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let _ = stream.read(&mut [0; 4096]);
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nunix");
+            }
+        });
+        for one in burst {
+            assert_eq!(one.join().expect("no panic")?.status, 200);
+        }
+        all_wait.map(drop)
+    })?;
+    assert_eq!(
+        metric(&edged, "edged_upstream_requests_total", &[("outcome", "unreachable")])?,
+        0.0
+    );
+    Ok(())
+}
+
 /// Has the edge's questions for addresses answered as [`name_server`] does.
 fn resolver(lab: &Lab, answer: &Arc<AtomicU64>) -> Result<Unanswered> {
     let resolv = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();

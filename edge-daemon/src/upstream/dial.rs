@@ -2,13 +2,16 @@
 
 use std::{
     io,
+    path::Path,
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
+    time::sleep,
 };
 
 use super::Endpoint;
@@ -39,7 +42,7 @@ impl Stream {
 /// If it cannot be reached, or does not prove who it is.
 pub async fn dial(endpoint: &Endpoint, tls: Option<&Connector>, name: &str) -> io::Result<Stream> {
     let address = match endpoint {
-        Endpoint::Unix(path) => return UnixStream::connect(path).await.map(Stream::Unix),
+        Endpoint::Unix(path) => return connect_unix(path).await.map(Stream::Unix),
         Endpoint::Tcp(address) => address,
     };
     let stream = TcpStream::connect(address).await?;
@@ -47,6 +50,16 @@ pub async fn dial(endpoint: &Endpoint, tls: Option<&Connector>, name: &str) -> i
     match tls {
         None => Ok(Stream::Tcp(stream)),
         Some(tls) => tls.connect(name, stream).await.map(|stream| Stream::Tls(Box::new(stream))),
+    }
+}
+
+/// A unix socket whose queue is full says so at once, where TCP would wait. Whoever asks has a deadline.
+async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+    loop {
+        match UnixStream::connect(path).await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(FULL).await,
+            settled => return settled,
+        }
     }
 }
 
@@ -103,3 +116,6 @@ impl AsyncWrite for Stream {
         inner!(self, stream => Pin::new(stream).poll_shutdown(cx))
     }
 }
+
+/// How soon it is looked whether there is room again.
+const FULL: Duration = Duration::from_millis(5);
