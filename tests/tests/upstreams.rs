@@ -849,7 +849,9 @@ fn checks_take_servers_out_and_bring_them_back() -> Result<()> {
     let told = Arc::clone(&well);
     let _script = Script::start(&lab.origin, &format!("{ORIGIN}:8080"), move |path, stream| {
         let status = if path == "/ready" && !told.load(Relaxed) { 500 } else { 200 };
-        respond(stream, status, "")
+        // An interim answer is not the answer.
+        let interim = b"HTTP/1.1 103 Early Hints\r\nLink: </a>; rel=preload\r\n\r\n";
+        stream.write_all(interim).is_ok() && respond(stream, status, "")
     })?;
     let check = "{ path = \"/ready\", interval = \"50ms\", timeout = \"2s\", fall = 2, rise = 2 }";
     let edged = lab.edged()?.set("upstream.0.check", check).start()?;

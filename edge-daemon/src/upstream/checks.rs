@@ -4,7 +4,7 @@
 use std::{io, sync::Arc, sync::atomic::Ordering::Relaxed};
 
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     sync::watch,
     task::{JoinSet, LocalSet},
     time::{MissedTickBehavior, interval, timeout},
@@ -94,12 +94,35 @@ async fn ask(upstream: &Upstream, server: &Server, check: &Check) -> io::Result<
         "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: edged-check\r\nConnection: close\r\n\r\n"
     );
     stream.write_all(head.as_bytes()).await?;
-    // The status line's beginning is all that counts: `HTTP/1.1 200`.
-    let mut line = [0; 12];
-    stream.read_exact(&mut line).await?;
-    let status = line.strip_prefix(b"HTTP/1.").and_then(|rest| rest.get(2..5));
-    let status = status.and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
-    status.ok_or_else(|| io::Error::other("answered what is not HTTP"))
+    status(stream).await
+}
+
+/// The status of the answer, behind what the server says before it.
+async fn status(answer: impl AsyncRead + Unpin) -> io::Result<u16> {
+    let mut answer = BufReader::new(answer.take(HEADS_BYTES_MAX));
+    loop {
+        // The status line's beginning is all that counts: `HTTP/1.1 200`.
+        let mut line = [0; 12];
+        answer.read_exact(&mut line).await?;
+        let status = line.strip_prefix(b"HTTP/1.").and_then(|rest| rest.get(2..5));
+        let status = status.and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
+        let status = status.ok_or_else(|| io::Error::other("answered what is not HTTP"))?;
+        if status == 101 || !(100..200).contains(&status) {
+            return Ok(status);
+        }
+        // The rest of that line, and on to the one that is empty.
+        let mut rest = Vec::new();
+        answer.read_until(b'\n', &mut rest).await?;
+        loop {
+            rest.clear();
+            if answer.read_until(b'\n', &mut rest).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            if matches!(&*rest, b"\n" | b"\r\n") {
+                break;
+            }
+        }
+    }
 }
 
 /// The same over HTTP/2.
@@ -113,5 +136,30 @@ async fn ask_http2(stream: Stream, path: &str, host: &str) -> io::Result<u16> {
     tokio::select! {
         response = response => Ok(response.map_err(io::Error::other)?.status().as_u16()),
         _ = connection => Err(io::Error::other("closed the connection")),
+    }
+}
+
+/// What a server may say before the end of the status line that counts, in bytes.
+const HEADS_BYTES_MAX: u64 = 64 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_interim_answer_is_not_the_answer() {
+        for (answer, expected) in [
+            ("HTTP/1.1 204", Some(204)),
+            ("HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\nHTTP/1.1 500 No\r\n", Some(500)),
+            ("HTTP/1.1 100\r\n\r\nHTTP/1.1 102 \n\nHTTP/1.0 200 OK", Some(200)),
+            ("HTTP/1.1 101 Switching Protocols\r\n", Some(101)),
+            ("HTTP/1.1 100 Continue\r\nA: b\r\n", None),
+            ("HTTP/1.1 100 Continue\r\n\r\n", None),
+            ("SSH-2.0-Open", None),
+        ] {
+            assert_eq!(status(answer.as_bytes()).await.ok(), expected, "{answer}");
+        }
+        let endless = "HTTP/1.1 100 Continue\r\n\r\n".repeat(HEADS_BYTES_MAX as usize / 25 + 1);
+        assert!(status((endless + "HTTP/1.1 200 OK").as_bytes()).await.is_err());
     }
 }
