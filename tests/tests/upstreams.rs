@@ -21,11 +21,11 @@ use edge_tests::{
     client::until,
     daemon::{binary, certify},
     frames::{
-        DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RESET, SETTINGS, frame, literal,
+        DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RESET, SETTINGS, frame, get, literal,
     },
     lab::{FRIEND, ORIGIN},
     netns::{Netns, run},
-    talk::Dial,
+    talk::{Dial, Talk},
     upstream::Upstream,
 };
 use nix::sys::signal::Signal;
@@ -1153,6 +1153,100 @@ fn time_that_a_request_waits_for_its_turn_is_not_the_servers() -> Result<()> {
         Ok(())
     })?;
     assert_eq!(slow(8000)?.status, 504);
+    Ok(())
+}
+
+/// Sends one part of a body after the other until the body of a 504 is there.
+fn upload(talk: &mut Talk, part: &[u8]) -> Result<()> {
+    let told = |bytes: &[u8]| bytes.windows(12).any(|word| word == b"\"status\":504");
+    let mut all = Vec::new();
+    for _ in 0..100 {
+        talk.say(part)?;
+        let heard = talk.hear(Duration::from_millis(50), told)?;
+        all.extend(heard.bytes);
+        if told(&all) {
+            return Ok(());
+        }
+        anyhow::ensure!(!heard.closed, "{}", String::from_utf8_lossy(&all));
+    }
+    anyhow::bail!("no answer: {}", String::from_utf8_lossy(&all))
+}
+
+/// It is answered as what took too long upstream, which neither the client nor the server is to blame for.
+#[test]
+fn an_upload_that_outlasts_all_of_the_time_is_nobodys_fault() -> Result<()> {
+    for is_http2 in [false, true] {
+        let lab = Lab::new()?;
+        let at = format!("{ORIGIN}:8080");
+        let _server = match is_http2 {
+            true => Upstream::start_http2(&lab.origin, at.parse()?, None)?,
+            false => Upstream::start(&lab.origin, at.parse()?)?,
+        };
+        let edged = lab
+            .edged()?
+            .set("upstream.0.http2", &is_http2.to_string())
+            .set("upstream.0.total_timeout", "\"2s\"")
+            .set("upstream.0.circuit", "{ failures = 1, requests_min = 1, open = \"600s\" }")
+            .start()?;
+        let key = edged.key("k")?;
+        let dial = |alpn| Dial::new(&edged.ca, "edge.test")?.alpn(alpn).connect(&lab, FRIEND);
+        let mut one = dial("http/1.1")?;
+        one.say(
+            format!(
+                "POST /upload HTTP/1.1\r\nHost: edge.test\r\nX-API-Key: {key}\r\n\
+                 Content-Length: 3000000\r\n\r\n"
+            )
+            .as_bytes(),
+        )?;
+        upload(&mut one, &[7; 9_000])?;
+        let mut two = dial("h2")?;
+        let mut block = get("edge.test", "/upload");
+        block[0] = 0x83; // `:method: POST`
+        block.extend(literal("x-api-key", &key));
+        block.extend(literal("content-length", "3000000"));
+        two.say(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")?;
+        two.say(&[frame(SETTINGS, 0, 0, &[]), frame(HEADERS, END_HEADERS, 1, &block)].concat())?;
+        upload(&mut two, &frame(DATA, 0, 1, &[7; 1_000]))?;
+        until("both are counted", SOON, || {
+            Ok(edged.metrics()?.requests(Reason::UpstreamTimeout) == 2.0)
+        })?;
+        assert_eq!(metric(&edged, "edged_signals_total", &[])?, 0.0);
+        assert_eq!(
+            metric(&edged, "edged_upstream_requests_total", &[("outcome", "timeout")])?,
+            0.0
+        );
+        assert_eq!(metric(&edged, "edged_upstream_circuit_open", &[])?, 0.0);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_server_is_not_blamed_for_the_time_that_another_used() -> Result<()> {
+    let lab = Lab::new()?;
+    let asked = Arc::new(AtomicU64::new(0));
+    let start = |port| {
+        let asked = Arc::clone(&asked);
+        Script::start(&lab.origin, &format!("{ORIGIN}:{port}"), move |path, stream| {
+            if path == "/health/late" && asked.fetch_add(1, Relaxed) == 0 {
+                std::thread::sleep(Duration::from_secs(2));
+                return false;
+            }
+            stream.read(&mut [0]).is_ok_and(|count| count > 0)
+        })
+    };
+    let _scripts = [start(8081)?, start(8082)?];
+    let edged = lab
+        .edged()?
+        .set("upstream.0.servers", &servers(&[8081, 8082]))
+        .set("upstream.0.total_timeout", "\"3s\"")
+        .start()?;
+    let outcome = |word| metric(&edged, "edged_upstream_requests_total", &[("outcome", word)]);
+    assert_eq!(edged.get(FRIEND, "/health/late").send()?.status, 504);
+    assert_eq!(asked.load(Relaxed), 2);
+    assert_eq!((outcome("invalid")?, outcome("timeout")?), (1.0, 0.0));
+    // One that has had it all is.
+    assert_eq!(edged.get(FRIEND, "/health/never").send()?.status, 504);
+    assert_eq!((outcome("invalid")?, outcome("timeout")?), (1.0, 1.0));
     Ok(())
 }
 

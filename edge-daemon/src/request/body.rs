@@ -250,7 +250,7 @@ fn give_back(lease: &mut Option<Lease>) {
 
 /// Blames the server if it may be to blame.
 fn break_off(lease: &mut Option<Lease>, reason: Reason, turn: &Turn) {
-    if let Some(lease) = lease.take().filter(|_| !turn.is_held_up()) {
+    if let Some(lease) = lease.take().filter(|_| !turn.is_held_up() && !turn.is_excused()) {
         lease.broke_off(reason);
     }
 }

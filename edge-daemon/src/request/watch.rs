@@ -39,6 +39,10 @@ pub(crate) struct Turn {
     taken: Cell<Pace>,
     /// For how long the client kept the answer waiting.
     held_up_ms: Cell<u64>,
+    /// For how long the server that was asked last was waited for.
+    served_ms: Cell<u64>,
+    /// Whether all of the time was over, of which that server had the lesser part.
+    is_excused: Cell<bool>,
     overdue: Cell<Option<Reason>>,
     interims: RefCell<Vec<Response<()>>>,
 }
@@ -59,6 +63,8 @@ struct Asked {
     pause_ms: u64,
     /// When all of it is to be over.
     until_ms: u64,
+    /// How long that is.
+    total_ms: u64,
 }
 
 impl Turn {
@@ -71,6 +77,8 @@ impl Turn {
             sent: Cell::default(),
             taken: Cell::default(),
             held_up_ms: Cell::default(),
+            served_ms: Cell::default(),
+            is_excused: Cell::default(),
             overdue: Cell::new(None),
             interims: RefCell::default(),
         }
@@ -94,15 +102,16 @@ impl Turn {
         self.sent.set(Pace::default());
         self.taken.set(Pace::default());
         self.held_up_ms.set(0);
+        self.is_excused.set(false);
         self.overdue.set(None);
         self.interims.take();
     }
 
     /// Asks an upstream, which may pause its answer for so long and is to be done in so much time.
     pub(crate) fn ask(&self, pause: Duration, total: Option<Duration>) {
-        let until_ms =
-            total.map_or(u64::MAX, |total| self.alarm.now_ms().saturating_add(ms(total)));
-        self.upstream.set(Asked { pause_ms: ms(pause), until_ms });
+        let total_ms = total.map_or(u64::MAX, ms);
+        let until_ms = self.alarm.now_ms().saturating_add(total_ms);
+        self.upstream.set(Asked { pause_ms: ms(pause), until_ms, total_ms });
     }
 
     /// How much of an upstream's time is left.
@@ -114,6 +123,18 @@ impl Turn {
     /// Turns to a server, which has all of its time, however long another was waited for.
     pub(crate) fn turn_to_upstream(&self) {
         self.waits.set(None);
+        self.served_ms.set(0);
+    }
+
+    /// Notes that all of the time is over, of which the server that was asked last had so much. It is to blame if that
+    /// is at least as much as the client and other servers had.
+    pub(crate) fn run_out(&self, had_ms: u64) {
+        self.is_excused.set(had_ms < self.upstream.get().total_ms / 2);
+    }
+
+    /// Whether it was others who used up an upstream's time, so that its end tells nothing of the server.
+    pub(crate) fn is_excused(&self) -> bool {
+        self.is_excused.get()
     }
 
     /// Notes that so many bytes moved, from or to `who`.
@@ -151,9 +172,12 @@ impl Turn {
     fn waited(&self, who: Who, since: u64) -> u64 {
         self.waits.set(None);
         let waited_ms = self.alarm.now_ms().saturating_sub(since);
-        if matches!(who, Who::Taker | Who::Listener) {
-            self.held_up_ms.set(self.held_up_ms.get().saturating_add(waited_ms));
-        }
+        let sum = match who {
+            Who::Taker | Who::Listener => &self.held_up_ms,
+            Who::Upstream => &self.served_ms,
+            Who::Sender | Who::Either => return waited_ms,
+        };
+        sum.set(sum.get().saturating_add(waited_ms));
         waited_ms
     }
 
@@ -208,14 +232,16 @@ impl Turn {
             Who::Taker | Who::Either => u64::MAX,
             Who::Sender | Who::Listener | Who::Upstream => self.upstream.get().until_ms,
         };
-        let due_ms = since.saturating_add(left.min(pause_ms)).min(until_ms);
-        self.alarm.set_with_short(due_ms, since.saturating_add(short));
+        let own_ms = since.saturating_add(left.min(pause_ms));
+        self.alarm.set_with_short(own_ms.min(until_ms), since.saturating_add(short));
         self.alarm.poll(cx).map(|()| {
+            let has_run_out = until_ms < own_ms;
             let reason = match who {
                 // What it holds is needed for those who are not slow.
                 _ if self.alarm.is_early() => Reason::Overload,
                 Who::Upstream => Reason::UpstreamTimeout,
-                Who::Listener if self.alarm.now_ms() >= until_ms => Reason::UpstreamTimeout,
+                // It was the upstream's time, whoever took it.
+                _ if has_run_out => Reason::UpstreamTimeout,
                 // Nobody had more to say.
                 Who::Listener | Who::Either => Reason::Serve,
                 Who::Taker => Reason::AnswerNotTaken,
@@ -223,6 +249,9 @@ impl Turn {
                 Who::Sender => Reason::RequestTimeout,
             };
             self.waited(who, since);
+            if has_run_out && reason == Reason::UpstreamTimeout {
+                self.run_out(self.served_ms.get());
+            }
             self.overdue.set(Some(reason));
             reason
         })
@@ -255,7 +284,7 @@ pub(crate) const SHORT_MS: u64 = 2_000;
 const SHORT_PAUSE_MS: u64 = 10_000;
 /// How long an answer may be kept waiting in all before a server may have given it up for that.
 const HELD_UP_MS: u64 = 1_000;
-const UNASKED: Asked = Asked { pause_ms: u64::MAX, until_ms: u64::MAX };
+const UNASKED: Asked = Asked { pause_ms: u64::MAX, until_ms: u64::MAX, total_ms: u64::MAX };
 
 #[cfg(test)]
 mod tests {
@@ -306,10 +335,41 @@ mod tests {
         let turn = Turn::new(timers.alarm());
         turn.patience.set(Patience { pause_ms: 9_000, ..Patience::default() });
         turn.waits.set(Some((Who::Listener, turn.alarm.now_ms().saturating_sub(1_500))));
-        turn.upstream.set(Asked { pause_ms: 9_000, until_ms: turn.alarm.now_ms() });
+        turn.upstream.set(Asked { pause_ms: 9_000, until_ms: turn.alarm.now_ms(), ..UNASKED });
         let mut cx = Context::from_waker(Waker::noop());
         assert_eq!(turn.poll(Who::Listener, &mut cx), Poll::Ready(Reason::UpstreamTimeout));
         assert!(turn.is_held_up());
+    }
+
+    #[test]
+    fn a_server_is_to_blame_for_the_end_of_the_time_of_which_it_had_most() {
+        let timers = Timers::new();
+        let turn = Turn::new(timers.alarm());
+        turn.patience.set(Patience { pause_ms: 9_000, ..Patience::default() });
+        let mut cx = Context::from_waker(Waker::noop());
+        let now_ms = turn.alarm.now_ms();
+        let asked = Asked { pause_ms: 9_000, until_ms: now_ms, total_ms: 4_000 };
+        for (had_ms, who, excused) in [
+            (3_000, Who::Upstream, false),
+            (1_000, Who::Upstream, true),
+            (1_000, Who::Sender, true),
+            (3_000, Who::Sender, false),
+        ] {
+            turn.is_excused.set(false);
+            turn.upstream.set(asked);
+            turn.turn_to_upstream();
+            // Over and done with, as by a server that takes a part of the body.
+            turn.waits.set(Some((Who::Upstream, turn.alarm.now_ms().saturating_sub(had_ms))));
+            turn.moved(Who::Upstream, 1);
+            assert_eq!(turn.poll(who, &mut cx), Poll::Ready(Reason::UpstreamTimeout));
+            assert_eq!(turn.is_excused(), excused, "{had_ms} {who:?}");
+        }
+        // What is its own deadline it has had to itself.
+        turn.is_excused.set(false);
+        turn.upstream.set(Asked { pause_ms: 50, until_ms: now_ms + 60_000, total_ms: 90_000 });
+        turn.waits.set(Some((Who::Upstream, now_ms.saturating_sub(50))));
+        assert_eq!(turn.poll(Who::Upstream, &mut cx), Poll::Ready(Reason::UpstreamTimeout));
+        assert!(!turn.is_excused());
     }
 
     #[test]
@@ -342,7 +402,7 @@ mod tests {
         turn.upstream.set(Asked { pause_ms: 99_000, ..UNASKED });
         assert!(waits(90_000).is_pending());
         // Nor longer than the upstream may take in all.
-        turn.upstream.set(Asked { pause_ms: 99_000, until_ms: 0 });
+        turn.upstream.set(Asked { pause_ms: 99_000, until_ms: 0, ..UNASKED });
         assert_eq!(waits(0), Poll::Ready(Reason::UpstreamTimeout));
     }
 }

@@ -119,7 +119,8 @@ impl Connection {
         patience: &Patience<'_>,
     ) -> Result<Response<Incoming>, Failed> {
         let asked = self.ask(head, upload, patience).await;
-        if asked.as_ref().is_err_and(|failed| failed.reason == Reason::UpstreamTimeout) {
+        let is_late = asked.as_ref().is_err_and(|failed| failed.reason == Reason::UpstreamTimeout);
+        if is_late && !patience.upload.turn.is_excused() {
             self.is_closed.set(true);
         }
         asked

@@ -38,6 +38,7 @@ use super::{
     Throttle,
     body::{Upload, UploadState},
     incoming::Incoming,
+    timers::ms,
 };
 use crate::{
     clock,
@@ -139,12 +140,15 @@ impl Upstream {
             Passage::Trial(trial_ns) => Some(Trial(&self.shared.circuit, trial_ns)),
             _ => None,
         };
+        let turn = &outgoing.upload.turn;
         let sent = self.send_to_any(outgoing, trial.is_some()).await;
         let failed = match &sent {
             // Others do not wait for the end of a trial's answer; how any other fares, its end tells.
             Ok(_) => trial.is_some().then_some(false),
             // Nobody was asked: that tells nothing.
             Err(Reason::UpstreamBusy | Reason::UpstreamUnhealthy) => None,
+            // Nor does what others took all of the time for.
+            Err(Reason::UpstreamTimeout) if turn.is_excused() => None,
             Err(reason) => (reason.blame() == Blame::Upstream).then_some(true),
         };
         if let Some(failed) = failed {
@@ -174,7 +178,10 @@ impl Upstream {
             let (index, slot) = slot.map_err(|reason| missed.unwrap_or(reason))?;
             if upload.turn.left().is_zero() {
                 // This one was not asked, and is not to blame.
-                return Err(missed.unwrap_or(Reason::UpstreamTimeout));
+                return Err(missed.unwrap_or_else(|| {
+                    upload.turn.run_out(0);
+                    Reason::UpstreamTimeout
+                }));
             }
             let pool = &pools.pools[index];
             if let Some(asked) = &mut asked {
@@ -239,7 +246,7 @@ impl Upstream {
                 Ok((response, connection, copy.filter(|_| again)))
             }
             Err(Failed { reason, unsent, is_refused }) => {
-                pool.failed_for(reason);
+                pool.failed_for(reason, &patience.upload.turn);
                 // Whoever let it wait too long may still be at work on it.
                 let copy = copy.filter(|_| reason == Reason::UpstreamInvalid);
                 Err(Missed { reason, again: unsent.or(copy), is_refused })
@@ -266,7 +273,7 @@ impl Upstream {
         let mut connection = match self.connect(pool, patience.upload, fresh).await {
             Ok(connection) => connection,
             Err(reason) => {
-                pool.failed_for(reason);
+                pool.failed_for(reason, &patience.upload.turn);
                 return Err(Missed { reason, again: Some(body), is_refused: false });
             }
         };
@@ -295,7 +302,8 @@ impl Upstream {
         upload: &UploadState,
         fresh: bool,
     ) -> Result<Connection, Reason> {
-        let wait = self.shared.settings.connect_timeout.min(upload.turn.left());
+        let (own, left) = (self.shared.settings.connect_timeout, upload.turn.left());
+        let wait = own.min(left);
         let dialled = timeout(wait, self.open(pool, fresh));
         let (upstream, server) = (&self.shared.settings.name, &pool.server.label);
         match dialled.await {
@@ -311,6 +319,9 @@ impl Upstream {
                     tracing::warn!(upstream, server, "connect timed out");
                 }
                 Err(Reason::UpstreamTimeout)
+                if left < own {
+                    upload.turn.run_out(ms(left));
+                }
             }
         }
     }

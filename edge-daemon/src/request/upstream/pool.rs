@@ -11,7 +11,7 @@ use edge_common::Reason;
 use edge_policy::upstream::circuit::Passage;
 use http::StatusCode;
 
-use super::{connection::Connection, failure};
+use super::{super::watch::Turn, connection::Connection, failure};
 use crate::{
     clock,
     upstream::{Server, Tally, Upstream},
@@ -146,9 +146,9 @@ impl Pool {
         self.upstream.failed(&self.server);
     }
 
-    /// The server failed, if this reason means that it did.
-    pub(super) fn failed_for(&self, reason: Reason) {
-        if let Some(failure) = failure(reason) {
+    /// The server failed, if this reason means that it did, and others did not use its time up.
+    pub(super) fn failed_for(&self, reason: Reason, turn: &Turn) {
+        if let Some(failure) = failure(reason).filter(|_| !turn.is_excused()) {
             self.tally().failed(failure);
             self.failed();
         }
