@@ -1355,6 +1355,83 @@ fn a_reload_keeps_connections_and_what_operators_said() -> Result<()> {
 }
 
 #[test]
+fn a_reload_that_adds_a_server_asks_none_that_is_down() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origins = origins(&lab, &[8081, 8083])?;
+    let asked = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&asked);
+    let _ill = Script::start(&lab.origin, &format!("{ORIGIN}:8082"), move |path, stream| {
+        count.fetch_add(u64::from(path != "/ready"), Relaxed);
+        respond(stream, if path == "/ready" { 500 } else { 200 }, "")
+    })?;
+    let check = "{ path = \"/ready\", interval = \"2s\", fall = 2, rise = 2 }";
+    let edged = lab
+        .edged()?
+        .set("upstream.0.servers", &servers(&[8081, 8082]))
+        .set("upstream.0.check", check)
+        .start()?;
+    until("it is down", SOON, || Ok(state(&edged, ":8082")? == "down"))?;
+    let before = asked.load(Relaxed);
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| -> Result<()> {
+        let load = scope.spawn(|| -> Result<u32> {
+            let mut rounds = 0;
+            while !is_over.load(Relaxed) {
+                assert_eq!(edged.get(FRIEND, "/health").send_many(20)?, [200; 20]);
+                rounds += 1;
+            }
+            Ok(rounds)
+        });
+        let reloaded = || -> Result<()> {
+            edged.edit("upstream.0.servers", &servers(&[8081, 8082, 8083]))?;
+            edged.tell("reload")?;
+            anyhow::ensure!(state(&edged, ":8082")? == "down");
+            let new = [("server", &*format!("{ORIGIN}:8083"))];
+            until("the new one is asked", SOON, || {
+                Ok(metric(&edged, "edged_upstream_requests_total", &new)? >= 20.0)
+            })?;
+            Ok(())
+        };
+        let reloaded = reloaded();
+        is_over.store(true, Relaxed);
+        assert!(load.join().expect("no panic")? > 0);
+        reloaded
+    })?;
+    assert_eq!(asked.load(Relaxed), before);
+    // What the former check found tells nothing of another.
+    edged.edit("upstream.0.check", "{ path = \"/other\", interval = \"600s\" }")?;
+    edged.tell("reload")?;
+    assert_eq!(state(&edged, ":8082")?, "up");
+    Ok(())
+}
+
+#[test]
+fn what_is_in_flight_counts_after_a_reload() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab
+        .edged()?
+        .set("upstream.0.server_requests_max", "1")
+        .set("upstream.0.queue_timeout", "\"100ms\"")
+        .start()?;
+    let key = edged.key("k")?;
+    let flying = || metric(&edged, "edged_upstream_requests_in_flight", &[]);
+    std::thread::scope(|scope| -> Result<()> {
+        let slow = scope.spawn(|| edged.get(FRIEND, "/slow?ms=6000").key(&key).send());
+        until("one is in flight", SOON, || Ok(flying()? == 1.0))?;
+        edged.edit("upstream.0.connect_timeout", "\"3s\"")?;
+        edged.tell("reload")?;
+        let second = edged.get(FRIEND, "/").key(&key).send()?;
+        assert_eq!((second.status, flying()?), (503, 1.0));
+        assert_eq!(slow.join().expect("no panic")?.status, 200);
+        Ok(())
+    })?;
+    until("none is in flight", SOON, || Ok(flying()? == 0.0))?;
+    assert_eq!(edged.get(FRIEND, "/").key(&key).send()?.status, 200);
+    Ok(())
+}
+
+#[test]
 fn idle_connections_are_closed_in_time() -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;

@@ -4,6 +4,7 @@
 
 pub mod checks;
 pub mod dial;
+mod line;
 pub mod names;
 mod tally;
 
@@ -24,9 +25,12 @@ use edge_policy::upstream::{
     circuit::Circuit,
     health::{Health, Standing},
 };
-use tokio::sync::Notify;
 
-pub use self::tally::{Counts, Failure, Tally};
+use self::line::Line;
+pub use self::{
+    line::Place,
+    tally::{Counts, Failure, Tally},
+};
 use crate::{
     clock,
     config::settings::{self, Address},
@@ -42,11 +46,10 @@ pub struct Upstream {
     /// What operators drained, in their words: servers as they are labelled, or the names that lead to them.
     drained: Mutex<BTreeSet<String>>,
     /// Whether it is asked at all.
-    pub circuit: Circuit,
-    in_flight: AtomicUsize,
+    pub circuit: Arc<Circuit>,
+    in_flight: Arc<AtomicUsize>,
     /// Requests that wait for one in flight to end.
-    waiting: AtomicUsize,
-    freed: Notify,
+    line: Line,
     tls: Option<ArcSwap<Connector>>,
     renewed_ns: AtomicU64,
     workers: usize,
@@ -72,8 +75,8 @@ pub struct Server {
     /// What its certificate must name.
     tls_name: String,
     /// How it is.
-    pub health: Health,
-    in_flight: AtomicUsize,
+    pub health: Arc<Health>,
+    in_flight: Arc<AtomicUsize>,
     /// One for each worker.
     tallies: Box<[Tally]>,
     checks_good: AtomicU64,
@@ -103,30 +106,13 @@ impl Drop for Slot {
     fn drop(&mut self) {
         self.server.in_flight.fetch_sub(1, Relaxed);
         self.upstream.in_flight.fetch_sub(1, Relaxed);
-        if self.upstream.waiting.load(Relaxed) > 0 {
-            self.upstream.freed.notify_one();
-        }
-    }
-}
-
-/// A request that waits for a slot, counted as such until this is dropped.
-pub struct Waiting<'a>(&'a Upstream);
-
-impl Waiting<'_> {
-    /// Resolves when a slot may have become free.
-    pub fn freed(&self) -> tokio::sync::futures::Notified<'_> {
-        self.0.freed.notified()
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Relaxed);
+        self.upstream.line.wake();
     }
 }
 
 impl Upstream {
-    /// An upstream that knows of its names what `former` has found, and what operators drained.
+    /// An upstream that knows what `former` does of its names, of servers that stay and how many requests they have, and
+    /// what operators drained.
     ///
     /// # Errors
     /// If its certificates cannot be used.
@@ -138,13 +124,17 @@ impl Upstream {
         let tls =
             settings.tls.as_ref().map(|tls| Connector::load(tls, settings.http2)).transpose()?;
         let drained = former.map(|former| former.drained().clone()).unwrap_or_default();
+        let circuit = former.filter(|former| {
+            let (former, wanted) = (&former.settings, &settings);
+            former.asks_the_same(wanted)
+                && (&former.servers, former.circuit) == (&wanted.servers, wanted.circuit)
+        });
         let this = Self {
             servers: ArcSwap::default(),
             drained: Mutex::new(drained),
-            circuit: Circuit::default(),
-            in_flight: AtomicUsize::new(0),
-            waiting: AtomicUsize::new(0),
-            freed: Notify::new(),
+            circuit: circuit.map(|former| Arc::clone(&former.circuit)).unwrap_or_default(),
+            in_flight: former.map(|former| Arc::clone(&former.in_flight)).unwrap_or_default(),
+            line: Line::default(),
             tls: tls.map(ArcSwap::from_pointee),
             renewed_ns: AtomicU64::new(0),
             workers,
@@ -160,10 +150,23 @@ impl Upstream {
                 Address::Unix(path) => vec![Endpoint::Unix(path.clone())],
                 name @ Address::Name(..) => former.map_or_else(Vec::new, |all| all.found(name)),
             };
-            endpoints.into_iter().map(|endpoint| this.server(place, endpoint)).collect()
+            endpoints.into_iter().map(|endpoint| this.server(place, endpoint, former)).collect()
         });
         this.put(names::shared(servers.collect(), names::ADDRESSES_MAX));
+        this.readmit();
         Ok(Arc::new(this))
+    }
+
+    /// Ends ejections where there are too few servers beside them, or none is to be ejected any more.
+    fn readmit(&self) {
+        let (now_ns, rule) = (clock::boot_ns(), &self.settings.ejection);
+        let (up, all) = self.up(now_ns);
+        if rule.failures > 0 && rule.suffice(up, all) {
+            return;
+        }
+        let servers = self.servers();
+        let ejected = servers.iter().filter(|s| s.health.standing(now_ns) == Standing::Ejected);
+        ejected.for_each(|server| server.health.readmit(now_ns));
     }
 
     /// Where a name of its servers leads to now.
@@ -274,10 +277,14 @@ impl Upstream {
         Ok(Slot { upstream: Arc::clone(self), server: Arc::clone(server) })
     }
 
-    /// A place among those that wait for a slot, if there is room.
-    pub fn wait(&self) -> Option<Waiting<'_>> {
-        let place = Waiting(self);
-        (self.waiting.fetch_add(1, Relaxed) < self.settings.queue_max).then_some(place)
+    /// Whether anybody waits for a slot.
+    pub fn has_line(&self) -> bool {
+        self.line.len() > 0
+    }
+
+    /// A place among those that wait for a slot, if there is room; before all others for one that `goes_first`.
+    pub fn wait(&self, goes_first: bool) -> Option<Place<'_>> {
+        self.line.join(self.settings.queue_max, goes_first)
     }
 
     /// Servers that are asked, and all of them.
@@ -307,7 +314,8 @@ impl Upstream {
         servers.iter().filter_map(ip).collect()
     }
 
-    fn server(&self, place: usize, endpoint: Endpoint) -> Arc<Server> {
+    /// A server, as far as it is known from a `former` time.
+    fn server(&self, place: usize, endpoint: Endpoint, former: Option<&Self>) -> Arc<Server> {
         let server = &self.settings.servers[place];
         let (label, own_name) = match (&server.address, &endpoint) {
             (Address::Name(name, port), Endpoint::Tcp(address)) => {
@@ -317,6 +325,10 @@ impl Upstream {
             (_, Endpoint::Unix(path)) => (format!("unix:{}", path.display()), String::new()),
         };
         let told = self.settings.tls.as_ref().and_then(|tls| tls.server_name.clone());
+        let servers = former.map(Self::servers).unwrap_or_default();
+        let known = servers.iter().find(|known| known.label == label);
+        let judged = known
+            .filter(|_| former.is_some_and(|former| former.settings.asks_the_same(&self.settings)));
         Arc::new(Server {
             hash: balance::hash(label.as_bytes()),
             label,
@@ -324,8 +336,8 @@ impl Upstream {
             weight: server.weight,
             tls_name: told.unwrap_or(own_name),
             endpoint,
-            health: Health::default(),
-            in_flight: AtomicUsize::new(0),
+            health: judged.map(|known| Arc::clone(&known.health)).unwrap_or_default(),
+            in_flight: known.map(|known| Arc::clone(&known.in_flight)).unwrap_or_default(),
             tallies: (0..self.workers).map(|_| Tally::default()).collect(),
             checks_good: AtomicU64::new(0),
             checks_bad: AtomicU64::new(0),
@@ -369,7 +381,7 @@ impl Upstream {
     /// Requests that wait for a slot.
     #[must_use]
     pub fn waiting(&self) -> u64 {
-        self.waiting.load(Relaxed) as u64
+        self.line.len() as u64
     }
 }
 

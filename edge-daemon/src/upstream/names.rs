@@ -96,7 +96,7 @@ fn lead(upstream: &Upstream, place: usize, found: Vec<SocketAddr>) -> bool {
     let servers = found.into_iter().map(|address| {
         let endpoint = Endpoint::Tcp(address);
         let same = known.iter().find(|server| server.endpoint == endpoint);
-        same.map_or_else(|| upstream.server(place, endpoint), Arc::clone)
+        same.map_or_else(|| upstream.server(place, endpoint, None), Arc::clone)
     });
     places[place] = servers.collect();
     let after = shared(places, ADDRESSES_MAX);

@@ -64,6 +64,19 @@ pub struct Upstream {
     pub tls: Option<Tls>,
 }
 
+impl Upstream {
+    /// Whether what was found out about servers by these settings holds by others: they are spoken to in the same way,
+    /// and asked the same by checks.
+    #[must_use]
+    pub fn asks_the_same(&self, other: &Self) -> bool {
+        let asked = |check: &Option<Check>| {
+            check.as_ref().map(|check| (check.path.clone(), check.host.clone(), check.status))
+        };
+        (self.http2, &self.tls, asked(&self.check))
+            == (other.http2, &other.tls, asked(&other.check))
+    }
+}
+
 /// One of an upstream's servers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {

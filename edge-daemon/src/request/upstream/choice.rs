@@ -10,12 +10,14 @@ use super::{Pools, Upstream};
 use crate::{clock, upstream::Slot};
 
 impl Upstream {
-    /// A slot at one of the servers that were not tried. Waits, bounded, if all of them are busy.
+    /// A slot at one of the servers that were not tried. Waits, bounded, if all of them are busy, or others wait already
+    /// and it does not go first.
     pub(super) async fn acquire(
         &self,
         pools: &Pools,
         tried: u64,
         key: u64,
+        goes_first: bool,
     ) -> Result<(usize, Slot), Reason> {
         let grab = || {
             let mut slot = None;
@@ -25,26 +27,32 @@ impl Upstream {
             })?;
             slot.map(|slot| (index, slot)).ok_or(Reason::UpstreamBusy)
         };
-        match grab() {
-            Err(Reason::UpstreamBusy) => {}
-            settled => return settled,
-        }
-        let waiting = self.shared.wait().ok_or(Reason::UpstreamBusy)?;
-        let deadline = tokio::time::Instant::now() + self.shared.settings.queue_timeout;
-        loop {
-            // Heard of from here on, so that nothing that becomes free meanwhile is missed.
-            let mut freed = std::pin::pin!(waiting.freed());
-            freed.as_mut().enable();
+        if goes_first || !self.shared.has_line() {
             match grab() {
                 Err(Reason::UpstreamBusy) => {}
                 settled => return settled,
+            }
+        }
+        let place = self.shared.wait(goes_first).ok_or(Reason::UpstreamBusy)?;
+        let deadline = tokio::time::Instant::now() + self.shared.settings.queue_timeout;
+        let mut may_look = place.is_first();
+        loop {
+            if may_look {
+                match grab() {
+                    Err(Reason::UpstreamBusy) => {}
+                    settled => return settled,
+                }
+                // Those behind it may take the servers that it was at.
+                if goes_first {
+                    place.pass_on();
+                }
             }
             if deadline <= tokio::time::Instant::now() {
                 return Err(Reason::UpstreamBusy);
             }
             // A server that comes back is not announced, hence no longer than a moment.
             let look = deadline.min(tokio::time::Instant::now() + LOOK_AGAIN);
-            let _ = timeout_at(look, freed).await;
+            may_look = timeout_at(look, place.woken()).await.is_ok() || place.is_first();
         }
     }
 

@@ -173,7 +173,8 @@ impl Upstream {
         let (mut tried, mut missed, mut fresh) = (0_u64, None, false);
         self.change_budget(Budget::earn);
         loop {
-            let slot = self.acquire(&pools, tried, key).await;
+            // Whoever was sent before does not line up again.
+            let slot = self.acquire(&pools, tried, key, tried != 0 || fresh).await;
             // Where nobody else is fit, what the last one made of it is the answer.
             let (index, slot) = slot.map_err(|reason| missed.unwrap_or(reason))?;
             if upload.turn.left().is_zero() {
@@ -318,10 +319,10 @@ impl Upstream {
                 if self.complaints.may_log() {
                     tracing::warn!(upstream, server, "connect timed out");
                 }
-                Err(Reason::UpstreamTimeout)
                 if left < own {
                     upload.turn.run_out(ms(left));
                 }
+                Err(Reason::UpstreamTimeout)
             }
         }
     }
