@@ -198,7 +198,11 @@ impl Routes {
             if route.at.methods.contains(method) {
                 return Ok(route);
             }
-            allow.extend_from_slice(&route.at.methods);
+            for method in &route.at.methods {
+                if !allow.contains(method) {
+                    allow.push(method.clone());
+                }
+            }
         }
         if allow.is_empty() {
             return Err(Denied::new(Reason::NoRoute));
