@@ -10,6 +10,8 @@ pub struct Header {
     pub length: usize,
     /// The client, as the proxy saw it; `None`: the proxy speaks for itself, as health checks do.
     pub client: Option<SocketAddr>,
+    /// The port of the proxy that the client came to, if there is one.
+    pub port: Option<u16>,
 }
 
 /// Why the beginning of a connection is no PROXY header.
@@ -65,16 +67,17 @@ fn line(bytes: &[u8]) -> Result<Option<Header>, Fault> {
     let family = words.next().ok_or(Fault::Line)?;
     let (client, own): (IpAddr, IpAddr) = match family {
         // What else it says is to be ignored.
-        "UNKNOWN" => return Ok(Some(Header { length, client: None })),
+        "UNKNOWN" => return Ok(Some(Header { length, client: None, port: None })),
         "TCP4" => (word::<Ipv4Addr>(words.next())?.into(), word::<Ipv4Addr>(words.next())?.into()),
         "TCP6" => (word::<Ipv6Addr>(words.next())?.into(), word::<Ipv6Addr>(words.next())?.into()),
         _ => return Err(Fault::Family),
     };
-    let (port, _) = (port(words.next())?, port(words.next())?);
+    let (from, to) = (port(words.next())?, port(words.next())?);
     if words.next().is_some() || own.is_unspecified() && client.is_unspecified() {
         return Err(Fault::Line);
     }
-    Ok(Some(Header { length, client: Some(SocketAddr::new(client.to_canonical(), port)) }))
+    let client = Some(SocketAddr::new(client.to_canonical(), from));
+    Ok(Some(Header { length, client, port: Some(to) }))
 }
 
 fn word<T: std::str::FromStr>(word: Option<&str>) -> Result<T, Fault> {
@@ -100,24 +103,24 @@ fn binary(bytes: &[u8]) -> Result<Option<Header>, Fault> {
     }
     let Some(header) = bytes.get(..length) else { return Ok(None) };
     if version_command & 15 == LOCAL {
-        return Ok(Some(Header { length, client: None }));
+        return Ok(Some(Header { length, client: None, port: None }));
     }
     let body = &header[FIXED..];
-    let (client, addresses) = match family {
-        UNSPECIFIED => (None, 0),
+    let port = |at| taken(body, at).map(u16::from_be_bytes);
+    let (client, port, addresses) = match family {
+        UNSPECIFIED => (None, None, 0),
         TCP4 => {
-            let ([a, b, c, d], port) = (taken(body, 0)?, u16::from_be_bytes(taken(body, 8)?));
-            (Some(SocketAddr::new(Ipv4Addr::new(a, b, c, d).into(), port)), 12)
+            let address = Ipv4Addr::from(taken::<4>(body, 0)?);
+            (Some(SocketAddr::new(address.into(), port(8)?)), Some(port(10)?), 12)
         }
         TCP6 => {
-            let (address, port) = (taken::<16>(body, 0)?, u16::from_be_bytes(taken(body, 32)?));
-            let address = IpAddr::from(Ipv6Addr::from(address)).to_canonical();
-            (Some(SocketAddr::new(address, port)), 36)
+            let address = IpAddr::from(Ipv6Addr::from(taken::<16>(body, 0)?)).to_canonical();
+            (Some(SocketAddr::new(address, port(32)?)), Some(port(34)?), 36)
         }
         _ => return Err(Fault::Family),
     };
     additions(header, FIXED + addresses)?;
-    Ok(Some(Header { length, client }))
+    Ok(Some(Header { length, client, port }))
 }
 
 fn taken<const N: usize>(body: &[u8], at: usize) -> Result<[u8; N], Fault> {

@@ -94,13 +94,20 @@ fn a_proxy_says_who_the_client_is() -> Result<()> {
         ensure!(answer.status == 200, "{answer:?}");
         Ok(answer.body)
     };
-    let first = echo(line(ONE).as_bytes())?;
-    assert!(first.contains(ONE) && !first.contains(CLIENT), "{first}");
-    let second = echo(&binary([203, 0, 114, 10]))?;
+    let is_told = |answer: &str, port: u16| {
+        answer.to_ascii_lowercase().contains(&format!("\"x-forwarded-port\",\"{port}\""))
+    };
+    // The port that the client came to is the proxy's.
+    let first = echo(line(ONE).replace(" 443", " 8443").as_bytes())?;
+    assert!(first.contains(ONE) && !first.contains(CLIENT) && is_told(&first, 8443), "{first}");
+    let mut header = binary([203, 0, 114, 10]);
+    header[26..28].copy_from_slice(&9443_u16.to_be_bytes());
+    let second = echo(&header)?;
     assert!(second.contains(OTHER) && !second.contains(CLIENT), "{second}");
+    assert!(is_told(&second, 9443), "{second}");
     // The proxy itself, as its health checks are.
     let own = echo(b"PROXY UNKNOWN\r\n")?;
-    assert!(own.contains(CLIENT), "{own}");
+    assert!(own.contains(CLIENT) && is_told(&own, 443), "{own}");
     let curl = edged.get(CLIENT, "/echo").flag("--haproxy-protocol").send()?;
     assert_eq!(curl.status, 200);
 

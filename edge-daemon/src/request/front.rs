@@ -179,6 +179,7 @@ async fn greet(
         visitor.proxy = Some(visitor.address);
         visitor.address = client.ip();
     }
+    visitor.port = header.port.unwrap_or(visitor.port);
     if bear::is_banned(worker, visitor, &plan) {
         worker.counters.count(Reason::BannedConnection);
         return None;
