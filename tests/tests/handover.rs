@@ -16,7 +16,7 @@ use edge_daemon::kernel::{AttachMode, Kernel, ListCapacity, LoadSettings, Policy
 use edge_tests::{
     Edged, Lab, Origin,
     client::{HOST, connect, reaches, until},
-    lab::{ATTACKER, CLIENT, EDGE, LISTED},
+    lab::{ATTACKER, CLIENT, EDGE, LISTED, ORIGIN},
     succession::{Load, listening, start_with},
     talk::Dial,
 };
@@ -293,6 +293,20 @@ fn listeners_may_change_at_a_takeover() -> Result<()> {
     assert!(!edged.ctl("reload")?.status.success(), "a reload cannot");
     assert!(edged.take_over()?.success());
     assert_eq!(open(), [false, true, true]);
+    Ok(())
+}
+
+#[test]
+fn what_operators_drained_stays_so_after_a_takeover() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let mut edged = lab.edged()?.start()?;
+    edged.tell(&format!("upstream drain api {ORIGIN}:8080"))?;
+    assert!(edged.take_over()?.success());
+    assert_eq!(edged.get(CLIENT, "/health").send()?.status, 503);
+    edged.tell(&format!("upstream enable api {ORIGIN}:8080"))?;
+    assert!(edged.take_over()?.success());
+    assert_eq!(edged.get(CLIENT, "/health").send()?.status, 200);
     Ok(())
 }
 

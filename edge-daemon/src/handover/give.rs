@@ -107,7 +107,10 @@ impl Giver {
         let Step::Ask { version } = await_step(stream, stop)? else { bail!("no question") };
         tracing::info!(version, pid = peer.pid, "a successor asks");
         let unit = peer.pid.and_then(Unit::shared_with);
-        send_sockets(stream, &self.heritage.tcp, &self.heritage.unix, unit)?;
+        let plan = self.edge.plan.load();
+        let drained = plan.upstreams.iter().map(|one| (one.settings.name.clone(), one.drained()));
+        let said = (unit, drained.collect());
+        send_sockets(stream, &self.heritage.tcp, &self.heritage.unix, said)?;
         expect(stream, stop, &Step::Release)?;
         Ok(peer)
     }

@@ -17,7 +17,7 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 
-use super::wire::{Admission, Errand, Step, hear, hear_line, receive_sockets, say};
+use super::wire::{Admission, Drained, Errand, Step, hear, hear_line, receive_sockets, say};
 use crate::{listen::Inherited, notify::Unit, privilege, request::Edge};
 
 /// The daemon that is in office.
@@ -26,6 +26,8 @@ pub struct Predecessor {
     stream: UnixStream,
     /// The thread that hears it while this daemon makes ready; it ends when the other end is closed.
     listening: Option<(UnixStream, JoinHandle<()>)>,
+    /// What operators drained, as it said when it was asked.
+    drained: Drained,
 }
 
 impl Predecessor {
@@ -48,9 +50,9 @@ impl Predecessor {
             say(&stream, &Step::Ask { version: env!("CARGO_PKG_VERSION").to_owned() })?;
             receive_sockets(&stream)
         };
-        let (sockets, unit) = ask().context("the daemon that runs does not hand over")?;
+        let (sockets, unit, drained) = ask().context("the daemon that runs does not hand over")?;
         unit.into_iter().for_each(Unit::join);
-        Ok(Some((Self { stream, listening: None }, sockets)))
+        Ok(Some((Self { stream, listening: None, drained }, sockets)))
     }
 
     /// Has it give up what one process alone can hold. From here on it may say, unasked, that it stays, and then
@@ -93,11 +95,15 @@ impl Predecessor {
         Ok(self.has_done(&Step::YieldNonces, &Step::NoncesYielded)?.then_some(self))
     }
 
-    /// Takes over. What the former still has to say is heard on a thread of its own, which ends with it.
+    /// Takes over, with what operators drained. What the former still has to say is heard on a thread of its own, which ends with it.
     ///
     /// # Errors
     /// If it has decided to stay, or may have; no request may be taken then.
     pub fn succeed(self, edge: Arc<Edge>) -> anyhow::Result<Option<JoinHandle<()>>> {
+        for upstream in &edge.plan.load().upstreams {
+            let words = self.drained.get(&upstream.settings.name);
+            words.into_iter().for_each(|words| upstream.inherit(words));
+        }
         if !self.has_done(&Step::Ready, &Step::Yours)? {
             return Ok(None);
         }
@@ -200,7 +206,7 @@ mod tests {
 
     fn former() -> (UnixStream, Predecessor) {
         let (here, stream) = UnixStream::pair().unwrap();
-        (here, Predecessor { stream, listening: None })
+        (here, Predecessor { stream, listening: None, drained: Drained::new() })
     }
 
     #[test]
@@ -228,7 +234,7 @@ mod tests {
             scope.spawn(|| {
                 let (stream, _) = listener.accept().unwrap();
                 assert!(matches!(hear(&stream).unwrap(), Step::Ask { .. }));
-                send_sockets(&stream, &[], &[], None).unwrap();
+                send_sockets(&stream, &[], &[], Default::default()).unwrap();
                 assert_eq!(hear::<Step>(&stream).unwrap(), Step::Release);
             });
             let (mut former, _) = Predecessor::ask(&socket).unwrap().unwrap();

@@ -2,6 +2,7 @@
 //! descriptors beside single bytes.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     io::{self, IoSlice, IoSliceMut, Read as _, Write as _},
     mem::MaybeUninit,
     net::TcpListener,
@@ -26,12 +27,15 @@ use crate::{listen::Inherited, notify::Unit};
 pub(super) enum Step {
     /// The successor asks: which version it is.
     Ask { version: String },
-    /// So many sockets follow, for TCP and for unix. And what is known of the unit, if both are in the same.
+    /// So many sockets follow, for TCP and for unix. And what is known of the unit, if both are in the same, and what
+    /// operators drained.
     Sockets {
         tcp: usize,
         unix: usize,
         #[serde(default)]
         unit: Option<Unit>,
+        #[serde(default)]
+        drained: Drained,
     },
     /// It wants what one process alone can hold, but for nonces.
     Release,
@@ -48,6 +52,9 @@ pub(super) enum Step {
     /// It is not: why.
     Kept(String),
 }
+
+/// What operators drained, by upstream and in their words.
+pub(super) type Drained = BTreeMap<String, BTreeSet<String>>;
 
 /// What the former daemon, which drains, still has to tell.
 #[derive(Debug, Serialize, Deserialize)]
@@ -132,17 +139,19 @@ pub(super) fn send_sockets(
     stream: &UnixStream,
     tcp: &[TcpListener],
     unix: &[UnixListener],
-    unit: Option<Unit>,
+    (unit, drained): (Option<Unit>, Drained),
 ) -> io::Result<()> {
-    say(stream, &Step::Sockets { tcp: tcp.len(), unix: unix.len(), unit })?;
+    say(stream, &Step::Sockets { tcp: tcp.len(), unix: unix.len(), unit, drained })?;
     let tcp = tcp.iter().map(TcpListener::as_fd);
     let all: Vec<_> = tcp.chain(unix.iter().map(UnixListener::as_fd)).collect();
     all.chunks(AT_ONCE).try_for_each(|some| send(stream, some))
 }
 
-/// Receives them, and what is known of the unit.
-pub(super) fn receive_sockets(stream: &UnixStream) -> io::Result<(Inherited, Option<Unit>)> {
-    let Step::Sockets { tcp, unix, unit } = hear(stream)? else {
+/// Receives them, and what is said beside them.
+pub(super) fn receive_sockets(
+    stream: &UnixStream,
+) -> io::Result<(Inherited, Option<Unit>, Drained)> {
+    let Step::Sockets { tcp, unix, unit, drained } = hear(stream)? else {
         return Err(io::ErrorKind::InvalidData.into());
     };
     let mut all = Vec::new();
@@ -151,7 +160,7 @@ pub(super) fn receive_sockets(stream: &UnixStream) -> io::Result<(Inherited, Opt
     }
     let unix = all.split_off(tcp.min(all.len()));
     let tcp = all.into_iter().map(Into::into).collect();
-    Ok((Inherited::new(tcp, unix.into_iter().map(Into::into).collect()), unit))
+    Ok((Inherited::new(tcp, unix.into_iter().map(Into::into).collect()), unit, drained))
 }
 
 fn send(stream: &UnixStream, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
@@ -183,7 +192,7 @@ fn receive(stream: &UnixStream) -> io::Result<Vec<OwnedFd>> {
 const MARK: &[u8] = b"F";
 /// Descriptors that one message holds; the kernel takes 253.
 const AT_ONCE: usize = 64;
-const STEP_BYTES_MAX: usize = 64 * 1024;
+const STEP_BYTES_MAX: usize = 256 * 1024;
 
 #[cfg(test)]
 mod tests {
@@ -195,13 +204,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let tcp: Vec<_> = (0..70).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let unix = vec![UnixListener::bind(dir.path().join("a")).unwrap()];
+        let said = Drained::from([("api".to_owned(), ["app:80".to_owned()].into())]);
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                send_sockets(&here, &tcp, &unix, None).unwrap();
+                send_sockets(&here, &tcp, &unix, (None, said.clone())).unwrap();
                 say(&here, &Step::Released).unwrap();
             });
-            let (mut got, unit) = receive_sockets(&there).unwrap();
-            assert_eq!(unit, None);
+            let (mut got, unit, drained) = receive_sockets(&there).unwrap();
+            assert_eq!((unit, &drained), (None, &said));
             for listener in &tcp {
                 assert_eq!(got.take(listener.local_addr().unwrap()).unwrap().len(), 1);
             }
@@ -211,9 +221,10 @@ mod tests {
     }
 
     #[test]
-    fn versions_without_a_word_of_the_unit_are_understood() {
+    fn versions_that_say_less_are_understood() {
         let former: Step = serde_json::from_str(r#"{"sockets":{"tcp":2,"unix":1}}"#).unwrap();
-        assert_eq!(former, Step::Sockets { tcp: 2, unix: 1, unit: None });
+        let drained = Drained::new();
+        assert_eq!(former, Step::Sockets { tcp: 2, unix: 1, unit: None, drained });
         assert_eq!(serde_json::from_str::<Admission>("\"stale\"").unwrap(), Admission::Full);
     }
 

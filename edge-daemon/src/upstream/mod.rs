@@ -4,6 +4,7 @@
 
 pub mod checks;
 pub mod dial;
+mod drained;
 mod line;
 pub mod names;
 mod tally;
@@ -14,7 +15,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
 };
@@ -123,7 +124,7 @@ impl Upstream {
     ) -> Result<Arc<Self>, UpstreamTlsError> {
         let tls =
             settings.tls.as_ref().map(|tls| Connector::load(tls, settings.http2)).transpose()?;
-        let drained = former.map(|former| former.drained().clone()).unwrap_or_default();
+        let drained = former.map(Self::drained).unwrap_or_default();
         let circuit = former.filter(|former| {
             let (former, wanted) = (&former.settings, &settings);
             former.asks_the_same(wanted)
@@ -214,43 +215,9 @@ impl Upstream {
 
     /// Puts these in the place of its servers. What operators drained stays so, though it was gone meanwhile.
     fn put(&self, servers: Vec<Arc<Server>>) {
-        let drained = self.drained();
-        let is_meant =
-            |server: &&Arc<Server>| drained.iter().any(|word| is_called(&server.label, word));
-        servers.iter().filter(is_meant).for_each(|one| _ = one.health.drain(true, 0));
+        let drained = self.words();
+        drained::drain_all(&servers, &drained);
         self.servers.store(Arc::new(servers));
-    }
-
-    /// Takes servers out of the round, or puts them back: one, or all that a name leads to, now and later. How many
-    /// that changes; `None` if none is called so, nor was when it was drained.
-    pub fn drain(&self, word: &str, is_drained: bool) -> Option<usize> {
-        let mut drained = self.drained();
-        let servers = self.servers();
-        let meant: Vec<_> =
-            servers.iter().filter(|server| is_called(&server.label, word)).collect();
-        let is_remembered = || drained.iter().any(|other| is_called(other, word));
-        if meant.is_empty() && (is_drained || !is_remembered()) {
-            return None;
-        }
-        let now_ns = clock::boot_ns();
-        let change = |one: &&&Arc<Server>| one.health.drain(is_drained, now_ns);
-        let changed = meant.iter().filter(change).count();
-        if is_drained {
-            drained.insert(word.to_owned());
-        } else {
-            // Of a wider word, what it still means stays.
-            drained.retain(|other| {
-                let is_wider = meant.iter().any(|server| is_called(&server.label, other));
-                !is_wider && !is_called(other, word)
-            });
-            let left = servers.iter().filter(|server| server.health.is_drained());
-            drained.extend(left.map(|server| server.label.clone()));
-        }
-        Some(changed)
-    }
-
-    fn drained(&self) -> MutexGuard<'_, BTreeSet<String>> {
-        self.drained.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Opens a connection to one of its servers.
@@ -383,9 +350,4 @@ impl Upstream {
     pub fn waiting(&self) -> u64 {
         self.line.len() as u64
     }
-}
-
-/// Whether a server with this label is meant by a word: the label, or the name that led to it.
-fn is_called(label: &str, word: &str) -> bool {
-    label.strip_prefix(word).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
