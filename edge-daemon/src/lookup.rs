@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     io,
-    net::{SocketAddr, ToSocketAddrs as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _, UdpSocket},
     sync::{Mutex, PoisonError},
     thread,
 };
@@ -32,7 +32,29 @@ pub(crate) async fn addresses(name: &str, port: u16) -> io::Result<Vec<SocketAdd
     Ok(found)
 }
 
-static NAMES: Lookups = Lookups::new(|name| Ok((name, 0).to_socket_addrs()?.collect()));
+static NAMES: Lookups = Lookups::new(|name| Ok(ways((name, 0).to_socket_addrs()?, has_way)));
+
+/// Of a name's addresses those to which this host has a way, or all of them if it has none to any: names have addresses
+/// of both families, and many a host only one.
+fn ways(found: impl Iterator<Item = SocketAddr>, has_way: fn(IpAddr) -> bool) -> Vec<SocketAddr> {
+    let (mut reached, others): (Vec<_>, Vec<_>) = found.partition(|address| has_way(address.ip()));
+    if reached.is_empty() {
+        reached = others;
+    }
+    reached
+}
+
+/// Whether the kernel knows a way to an address. To connect over UDP sends nothing.
+fn has_way(address: IpAddr) -> bool {
+    let own: IpAddr = match address {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    UdpSocket::bind((own, 0)).and_then(|socket| socket.connect((address, DISCARD))).is_ok()
+}
+
+/// A port like any other: to 0 there is none.
+const DISCARD: u16 = 9;
 
 /// What is being looked up.
 struct Lookups {
@@ -117,6 +139,20 @@ mod tests {
         let found = waits.wait_for(Option::is_some).await.unwrap().clone();
         assert_eq!(found.unwrap().unwrap().len(), 1);
         assert_eq!(LOOKS.load(Relaxed), 1);
+    }
+
+    #[test]
+    fn addresses_to_which_there_is_no_way_are_left_out_unless_there_is_none_to_any() {
+        let found: Vec<SocketAddr> = ["192.0.2.1:0", "[2001:db8::1]:0", "[2001:db8::2]:0"]
+            .map(|a| a.parse().unwrap())
+            .into();
+        let ways = |has_way| ways(found.iter().copied(), has_way);
+        assert_eq!(ways(|address| address.is_ipv4()), found[..1]);
+        assert_eq!(ways(|_| true), found);
+        assert_eq!(ways(|_| false), found);
+        assert!(has_way(Ipv4Addr::LOCALHOST.into()));
+        // The kernel's own: no interface has it, and none is named.
+        assert!(!has_way("fe80::1".parse().unwrap()));
     }
 
     #[tokio::test]

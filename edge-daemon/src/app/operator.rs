@@ -74,20 +74,22 @@ impl Operator {
         self.follow_names().await;
     }
 
-    /// Puts the addresses that names mean now on the allow list: no limit may cut off their answers.
-    pub(super) async fn follow_names(&mut self) {
+    /// Puts the addresses that names mean now on the allow list: no limit may cut off their answers. Whether they are there.
+    pub(super) async fn follow_names(&mut self) -> bool {
         let resolved = resolved(&self.edge.plan.load().upstreams);
         if resolved == self.settings.resolved {
-            return;
+            return true;
         }
         let settings = Settings { resolved, ..self.settings.clone() };
-        match self.apply(&settings).await {
+        let applied = self.apply(&settings).await;
+        match &applied {
             Ok(()) => self.settings = settings,
             Err(error) => {
                 let error = format!("{error:#}");
                 tracing::error!(error, "servers' new addresses are not on the allow list");
             }
         }
+        applied.is_ok()
     }
 
     /// Puts what is in force in force once more, where another daemon may have changed it.

@@ -119,8 +119,14 @@ async fn serve_all(
 
     let renamed = Rc::clone(&operator);
     spawn_local(async move {
-        while resolutions.changed().await.is_ok() {
-            renamed.lock().await.follow_names().await;
+        loop {
+            let again = match renamed.lock().await.follow_names().await {
+                true => Duration::MAX,
+                false => FOLLOW_AGAIN,
+            };
+            if let Ok(Err(_)) = tokio::time::timeout(again, resolutions.changed()).await {
+                return;
+            }
         }
     });
     let following = Rc::clone(&operator);
@@ -245,5 +251,7 @@ pub(super) fn say_farewell(end: End) {
 
 /// How soon a secret that changes in its file is read again, at the latest.
 const LOOK_AT_SECRETS: Duration = Duration::from_secs(2);
+/// How soon it is tried again to put servers' addresses on the allow list.
+const FOLLOW_AGAIN: Duration = Duration::from_secs(10);
 /// How often files of what is not configured any more are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(86_400);
