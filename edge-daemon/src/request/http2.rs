@@ -56,7 +56,7 @@ pub(crate) async fn serve(
         // What is on its way to streams that the edge refused all at once is no mistake.
         .max_concurrent_reset_streams(RESETS_MIN.max(bounds.streams_max as usize))
         // What is waste is for the conduct to say, which forgets in time: the library's own counts hold what it keeps.
-        .data_frame_budget(windows as usize * WINDOW as usize * SMALLNESS)
+        .data_frame_budget(windows.min(SMALL) as usize * WINDOW as usize * SMALLNESS)
         .max_pending_accept_reset_streams(bounds.http2_waste_max.max(bounds.streams_max) as usize)
         .max_local_error_reset_streams(Some(MISTAKES_MAX));
     let conduct = Conduct::new(bounds.http2_waste_max, alarm.now_ms());
@@ -393,8 +393,8 @@ const BODIES: u32 = 16;
 const SEND_BUFFER: usize = 64 * 1024;
 /// Streams that were reset of which h2 knows for a second, at the least.
 const RESETS_MIN: usize = 50;
-/// What h2 may keep for each byte of the windows, in bytes, since it keeps as much for a small part of a body as for one
-/// of 256 bytes: parts of 16 bytes may fill all of them, and one body may come byte by byte.
+/// What h2 may keep for each byte of a window, in bytes, as it keeps as much for a small part as for one of 256; and of how many.
 const SMALLNESS: usize = 16;
+const SMALL: u32 = 4;
 /// Streams that h2 may reset for a client's mistakes in all: each costs credit as it goes out, but if nobody takes it.
 const MISTAKES_MAX: usize = 10_000;
