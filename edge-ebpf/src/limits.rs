@@ -51,7 +51,8 @@ pub fn below_open_max(knobs: Knobs, slot: &Slot) -> ControlFlow<Reason> {
 #[inline(always)]
 pub fn is_at_open_max(knobs: Knobs, slot: &Slot) -> bool {
     let open_max = setting!(knobs, open_max);
-    (open_max != 0) & !is_spared(slot.flags()) && count_open(fact!(slot, client_hash)) >= u64::from(open_max)
+    (open_max != 0) & !is_spared(slot.flags())
+        && count_open(fact!(slot, client_hash)) >= u64::from(open_max)
 }
 
 #[inline(always)]

@@ -1432,6 +1432,37 @@ fn what_is_in_flight_counts_after_a_reload() -> Result<()> {
 }
 
 #[test]
+fn who_waits_for_servers_of_before_a_reload_holds_up_nobody() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origins = origins(&lab, &[8081, 8082])?;
+    let edged = lab
+        .edged()?
+        .set("upstream.0.servers", &servers(&[8081]))
+        .set("upstream.0.server_requests_max", "1")
+        .set("upstream.0.queue_timeout", "\"30s\"")
+        .start()?;
+    let key = edged.key("k")?;
+    std::thread::scope(|scope| -> Result<()> {
+        let slow = scope.spawn(|| edged.get(FRIEND, "/slow?ms=12000").key(&key).send());
+        let flying = || Ok(metric(&edged, "edged_upstream_requests_in_flight", &[])? == 1.0);
+        until("one is in flight", SOON, flying)?;
+        let waiting = scope.spawn(|| edged.get(FRIEND, "/").key(&key).send());
+        until("one waits", SOON, || Ok(metric(&edged, "edged_upstream_waiting", &[])? == 1.0))?;
+        edged.edit("upstream.0.servers", &servers(&[8081, 8082]))?;
+        edged.tell("reload")?;
+        // More than there is room for at once, so that they wait as well.
+        let later = [(); 3].map(|()| scope.spawn(|| edged.get(FRIEND, "/").key(&key).send()));
+        for one in later {
+            assert_eq!(one.join().expect("no panic")?.status, 200);
+        }
+        assert!(!slow.is_finished() && !waiting.is_finished());
+        assert_eq!(slow.join().expect("no panic")?.status, 200);
+        assert_eq!(waiting.join().expect("no panic")?.status, 200);
+        Ok(())
+    })
+}
+
+#[test]
 fn idle_connections_are_closed_in_time() -> Result<()> {
     let lab = Lab::new()?;
     let _origin = Origin::start(&lab)?;

@@ -182,7 +182,10 @@ fn take_office(
     former: Option<Predecessor>,
 ) -> anyhow::Result<Option<JoinHandle<()>>> {
     let former = match former {
-        Some(former) => former.yield_nonces()?,
+        Some(former) => {
+            former.bequeath(&edge.plan.load().upstreams);
+            former.yield_nonces()?
+        }
         None => None,
     };
     edge.replays.open(&operator.settings)?;

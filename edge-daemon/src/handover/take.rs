@@ -18,7 +18,7 @@ use nix::{
 };
 
 use super::wire::{Admission, Drained, Errand, Step, hear, hear_line, receive_sockets, say};
-use crate::{listen::Inherited, notify::Unit, privilege, request::Edge};
+use crate::{listen::Inherited, notify::Unit, privilege, request::Edge, upstream::Upstream};
 
 /// The daemon that is in office.
 #[derive(Debug)]
@@ -95,15 +95,19 @@ impl Predecessor {
         Ok(self.has_done(&Step::YieldNonces, &Step::NoncesYielded)?.then_some(self))
     }
 
-    /// Takes over, with what operators drained. What the former still has to say is heard on a thread of its own, which ends with it.
+    /// Takes up what operators drained there.
+    pub fn bequeath(&self, upstreams: &[Arc<Upstream>]) {
+        for upstream in upstreams {
+            let words = self.drained.get(&upstream.settings.name);
+            words.into_iter().for_each(|words| upstream.inherit(words));
+        }
+    }
+
+    /// Takes over. What the former still has to say is heard on a thread of its own, which ends with it.
     ///
     /// # Errors
     /// If it has decided to stay, or may have; no request may be taken then.
     pub fn succeed(self, edge: Arc<Edge>) -> anyhow::Result<Option<JoinHandle<()>>> {
-        for upstream in &edge.plan.load().upstreams {
-            let words = self.drained.get(&upstream.settings.name);
-            words.into_iter().for_each(|words| upstream.inherit(words));
-        }
         if !self.has_done(&Step::Ready, &Step::Yours)? {
             return Ok(None);
         }

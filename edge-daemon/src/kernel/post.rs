@@ -109,6 +109,12 @@ impl Post {
         self.seen = seen;
     }
 
+    /// Whether nothing is awaited that could be guarded once it is there.
+    pub(super) fn is_settled(&self) -> bool {
+        let is_awaited = matches!(self.seen, Sight::Gone | Sight::Renamed { .. } | Sight::Cut);
+        !is_awaited || self.refused.is_some()
+    }
+
     /// Whether there is an interface to be guarded again; one of this name, and maybe of this index.
     pub(super) fn is_back(&self) -> bool {
         matches!(self.seen, Sight::Gone | Sight::Renamed { .. } | Sight::Cut)

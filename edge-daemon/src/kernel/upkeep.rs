@@ -106,9 +106,10 @@ impl Upkeep {
             if ready.is_ok() && waited[0].any() == Some(true) {
                 return;
             }
-            // Changes that come in a burst are looked at together.
-            let rested = looked.map_or(LOOKS_APART, |looked| looked.elapsed());
-            std::thread::sleep(LOOKS_APART.saturating_sub(rested));
+            // Changes that come in a burst are looked at together; not for long if one may be an interface that comes back.
+            let apart = if self.posts.iter().all(Post::is_settled) { LOOKS_APART } else { AWAITED };
+            let rested = looked.map_or(apart, |looked| looked.elapsed());
+            std::thread::sleep(apart.saturating_sub(rested));
             let Some(_turn) = reign.turn() else { return };
             if let Ok(news) = &news {
                 self.hear(news);
@@ -289,5 +290,7 @@ const LINK_NEWS: u32 = 1;
 const LOOK_EVERY_MS: u16 = 1000;
 /// A look walks all interfaces of the host, which a container that starts changes several times.
 const LOOKS_APART: Duration = Duration::from_millis(100);
+/// The same, while an interface is awaited.
+const AWAITED: Duration = Duration::from_millis(2);
 /// A census walks all sockets of the host, at about a microsecond each.
 const CENSUS_EVERY: Duration = Duration::from_secs(60);

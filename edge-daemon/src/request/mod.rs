@@ -150,7 +150,7 @@ impl Edge {
     /// Puts a plan in force, and has the keys fetched that it needs.
     pub fn adopt(&self, mut plan: Plan) {
         let read = std::mem::take(&mut plan.connectors);
-        plan.upstreams.iter().zip(read).for_each(|(upstream, read)| upstream.renew(read));
+        plan.upstreams.iter().zip(read).for_each(|(upstream, read)| upstream.begin(read));
         plan.limits.begin(plan.alone);
         self.feeds.publish(&plan.issuers);
         self.plan.store(Arc::new(plan));

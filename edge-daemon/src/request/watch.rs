@@ -120,16 +120,25 @@ impl Turn {
         Duration::from_millis(until_ms.saturating_sub(self.alarm.now_ms()))
     }
 
-    /// Turns to a server, which has all of its time, however long another was waited for.
-    pub(crate) fn turn_to_upstream(&self) {
-        self.waits.set(None);
+    /// Chooses a server, which has had none of the time so far.
+    pub(crate) fn turn_to_server(&self) {
         self.served_ms.set(0);
     }
 
-    /// Notes that all of the time is over, of which the server that was asked last had so much. It is to blame if that
-    /// is at least as much as the client and other servers had.
-    pub(crate) fn run_out(&self, had_ms: u64) {
-        self.is_excused.set(had_ms < self.upstream.get().total_ms / 2);
+    /// Turns to a connection, which has all of its time, however long another was waited for.
+    pub(crate) fn turn_to_upstream(&self) {
+        self.waits.set(None);
+    }
+
+    /// Notes that the server was waited for, as long as it took to connect.
+    pub(crate) fn serve(&self, waited: Duration) {
+        self.served_ms.set(self.served_ms.get().saturating_add(ms(waited)));
+    }
+
+    /// Notes that all of the time is over. The server that was asked last is to blame if it has had at least as much as
+    /// the client and other servers.
+    pub(crate) fn run_out(&self) {
+        self.is_excused.set(self.served_ms.get() < self.upstream.get().total_ms / 2);
     }
 
     /// Whether it was others who used up an upstream's time, so that its end tells nothing of the server.
@@ -250,7 +259,7 @@ impl Turn {
             };
             self.waited(who, since);
             if has_run_out && reason == Reason::UpstreamTimeout {
-                self.run_out(self.served_ms.get());
+                self.run_out();
             }
             self.overdue.set(Some(reason));
             reason
@@ -357,12 +366,17 @@ mod tests {
         ] {
             turn.is_excused.set(false);
             turn.upstream.set(asked);
-            turn.turn_to_upstream();
+            turn.turn_to_server();
             // Over and done with, as by a server that takes a part of the body.
             turn.waits.set(Some((Who::Upstream, turn.alarm.now_ms().saturating_sub(had_ms))));
             turn.moved(Who::Upstream, 1);
+            turn.turn_to_upstream();
             assert_eq!(turn.poll(who, &mut cx), Poll::Ready(Reason::UpstreamTimeout));
             assert_eq!(turn.is_excused(), excused, "{had_ms} {who:?}");
+            // What connecting took is the server's as well.
+            turn.serve(Duration::from_millis(3_000));
+            turn.run_out();
+            assert!(!turn.is_excused());
         }
         // What is its own deadline it has had to itself.
         turn.is_excused.set(false);

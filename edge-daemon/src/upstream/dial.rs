@@ -55,11 +55,13 @@ pub async fn dial(endpoint: &Endpoint, tls: Option<&Connector>, name: &str) -> i
 
 /// A unix socket whose queue is full says so at once, where TCP would wait. Whoever asks has a deadline.
 async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+    let mut pause = FULL;
     loop {
         match UnixStream::connect(path).await {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(FULL).await,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(pause).await,
             settled => return settled,
         }
+        pause = FULL_MAX.min(2 * pause);
     }
 }
 
@@ -119,3 +121,4 @@ impl AsyncWrite for Stream {
 
 /// How soon it is looked whether there is room again.
 const FULL: Duration = Duration::from_millis(5);
+const FULL_MAX: Duration = Duration::from_millis(100);

@@ -4,16 +4,19 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
 };
 
 use tokio::sync::Notify;
 
-/// A line of requests, of all workers. The first of it is woken, and each that leaves as the first wakes the next: so
-/// nothing that becomes free is lost with one who was woken for it and gave up.
+/// A line of requests, of all workers, which goes on when a reload changes what they wait for. The first of it is woken,
+/// and each that leaves as the first wakes the next: so nothing that becomes free is lost with one who was woken for it
+/// and gave up.
 #[derive(Debug, Default)]
 pub(super) struct Line {
+    /// Which configuration is in force, as they are counted.
+    pub(super) era: AtomicU64,
     /// How many wait, for those who look whether anybody does.
     length: AtomicUsize,
     places: Mutex<VecDeque<Arc<Notify>>>,
@@ -74,7 +77,7 @@ impl Place<'_> {
 
     /// Whether nobody else comes before.
     pub fn is_first(&self) -> bool {
-        self.index() == Some(0)
+        self.line.places().front().is_some_and(|place| Arc::ptr_eq(place, &self.own))
     }
 
     /// Has the next one look in its place.

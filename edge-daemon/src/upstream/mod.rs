@@ -50,7 +50,9 @@ pub struct Upstream {
     pub circuit: Arc<Circuit>,
     in_flight: Arc<AtomicUsize>,
     /// Requests that wait for one in flight to end.
-    line: Line,
+    line: Arc<Line>,
+    /// How many configurations were before this one.
+    era: u64,
     tls: Option<ArcSwap<Connector>>,
     renewed_ns: AtomicU64,
     workers: usize,
@@ -130,12 +132,14 @@ impl Upstream {
             former.asks_the_same(wanted)
                 && (&former.servers, former.circuit) == (&wanted.servers, wanted.circuit)
         });
+        let line = former.map(|former| Arc::clone(&former.line)).unwrap_or_default();
         let this = Self {
             servers: ArcSwap::default(),
             drained: Mutex::new(drained),
             circuit: circuit.map(|former| Arc::clone(&former.circuit)).unwrap_or_default(),
             in_flight: former.map(|former| Arc::clone(&former.in_flight)).unwrap_or_default(),
-            line: Line::default(),
+            era: former.map_or(0, |former| former.era + 1),
+            line,
             tls: tls.map(ArcSwap::from_pointee),
             renewed_ns: AtomicU64::new(0),
             workers,
@@ -154,8 +158,14 @@ impl Upstream {
             endpoints.into_iter().map(|endpoint| this.server(place, endpoint, former)).collect()
         });
         this.put(names::shared(servers.collect(), names::ADDRESSES_MAX));
-        this.readmit();
         Ok(Arc::new(this))
+    }
+
+    /// Takes effect, with certificates that were read for it: whoever waits for what was before it has no say any more.
+    pub fn begin(&self, read: Option<Connector>) {
+        self.renew(read);
+        self.readmit();
+        self.line.era.store(self.era, Relaxed);
     }
 
     /// Ends ejections where there are too few servers beside them, or none is to be ejected any more.
@@ -247,6 +257,11 @@ impl Upstream {
     /// Whether anybody waits for a slot.
     pub fn has_line(&self) -> bool {
         self.line.len() > 0
+    }
+
+    /// Whether these servers are those of now, so that whoever waits behind has no others to look for.
+    pub fn is_current(&self, servers: &Arc<Vec<Arc<Server>>>) -> bool {
+        Arc::ptr_eq(servers, &self.servers.load()) && self.line.era.load(Relaxed) <= self.era
     }
 
     /// A place among those that wait for a slot, if there is room; before all others for one that `goes_first`.

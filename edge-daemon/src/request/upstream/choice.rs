@@ -38,13 +38,14 @@ impl Upstream {
         let mut may_look = place.is_first();
         loop {
             if may_look {
-                match grab() {
-                    Err(Reason::UpstreamBusy) => {}
-                    settled => return settled,
-                }
-                // Those behind it may take the servers that it was at.
-                if goes_first {
+                let settled = grab();
+                let is_busy = matches!(settled, Err(Reason::UpstreamBusy));
+                // There may be more; and those behind it may take servers that it was at, or that came since it did.
+                if !is_busy || goes_first || !self.shared.is_current(&pools.servers) {
                     place.pass_on();
+                }
+                if !is_busy {
+                    return settled;
                 }
             }
             if deadline <= tokio::time::Instant::now() {

@@ -13,6 +13,7 @@ use std::{
     net::IpAddr,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
+    time::Instant,
 };
 
 use edge_common::{Blame, Reason};
@@ -38,7 +39,6 @@ use super::{
     Throttle,
     body::{Upload, UploadState},
     incoming::Incoming,
-    timers::ms,
 };
 use crate::{
     clock,
@@ -170,17 +170,20 @@ impl Upstream {
         let patience = Patience { upload, answer_max: settings.response_timeout };
         let pools = self.pools();
         let mut retries = if on_trial { 0 } else { settings.retries_max };
-        let (mut tried, mut missed, mut fresh) = (0_u64, None, false);
+        let (mut tried, mut last, mut missed, mut fresh) = (0_u64, None, None, false);
         self.change_budget(Budget::earn);
         loop {
             // Whoever was sent before does not line up again.
             let slot = self.acquire(&pools, tried, key, tried != 0 || fresh).await;
             // Where nobody else is fit, what the last one made of it is the answer.
             let (index, slot) = slot.map_err(|reason| missed.unwrap_or(reason))?;
+            if last.replace(index) != Some(index) {
+                upload.turn.turn_to_server();
+            }
             if upload.turn.left().is_zero() {
                 // This one was not asked, and is not to blame.
                 return Err(missed.unwrap_or_else(|| {
-                    upload.turn.run_out(0);
+                    upload.turn.run_out();
                     Reason::UpstreamTimeout
                 }));
             }
@@ -304,10 +307,11 @@ impl Upstream {
         fresh: bool,
     ) -> Result<Connection, Reason> {
         let (own, left) = (self.shared.settings.connect_timeout, upload.turn.left());
-        let wait = own.min(left);
-        let dialled = timeout(wait, self.open(pool, fresh));
+        let (wait, began) = (own.min(left), Instant::now());
+        let dialled = timeout(wait, self.open(pool, fresh)).await;
+        upload.turn.serve(began.elapsed());
         let (upstream, server) = (&self.shared.settings.name, &pool.server.label);
-        match dialled.await {
+        match dialled {
             Ok(Ok(connection)) => Ok(connection),
             Ok(Err(error)) => {
                 if self.complaints.may_log() {
@@ -320,7 +324,7 @@ impl Upstream {
                     tracing::warn!(upstream, server, "connect timed out");
                 }
                 if left < own {
-                    upload.turn.run_out(ms(left));
+                    upload.turn.run_out();
                 }
                 Err(Reason::UpstreamTimeout)
             }
