@@ -24,14 +24,6 @@ pub struct EjectionRule {
     pub keep_percent: u32,
 }
 
-impl EjectionRule {
-    /// Whether so many servers in the round, of all of them, are enough to do without the others.
-    #[must_use]
-    pub fn suffice(&self, up: usize, all: usize) -> bool {
-        up > 0 && up * 100 >= all * self.keep_percent as usize
-    }
-}
-
 /// What is known of one server. All workers and the checks write it.
 #[derive(Debug, Default)]
 pub struct Health {
@@ -122,15 +114,10 @@ impl Health {
     pub fn drain(&self, drained: bool, now_ns: u64) -> bool {
         let changes = self.is_drained.swap(drained, Relaxed) != drained;
         if changes && !drained {
-            self.readmit(now_ns);
+            self.ejected_until_ns.store(0, Relaxed);
+            self.come_back(now_ns);
         }
         changes
-    }
-
-    /// Ends an ejection before its time.
-    pub fn readmit(&self, now_ns: u64) {
-        self.ejected_until_ns.store(0, Relaxed);
-        self.come_back(now_ns);
     }
 
     /// Whether an operator took it out of the round.
@@ -158,9 +145,11 @@ impl Health {
     /// Whether it is ejected now.
     pub fn failed(&self, rule: &EjectionRule, up: usize, all: usize, now_ns: u64) -> bool {
         let failures = self.failures.fetch_add(1, Relaxed) + 1;
+        let left = up.saturating_sub(1) * 100;
         if rule.failures == 0
             || failures < rule.failures
-            || !rule.suffice(up.saturating_sub(1), all)
+            || left < all * rule.keep_percent as usize
+            || left == 0
             || self.standing(now_ns) != Standing::Up
         {
             return false;
@@ -265,7 +254,6 @@ mod tests {
         }
         let never_last = EjectionRule { keep_percent: 0, ..EJECT };
         assert!(!(0..9).any(|_| Health::default().failed(&never_last, 1, 3, 0)));
-        assert!(EJECT.suffice(2, 4) && !EJECT.suffice(1, 4) && !never_last.suffice(0, 4));
         let off = EjectionRule { failures: 0, ..EJECT };
         let health = Health::default();
         assert!(!(0..9).any(|_| health.failed(&off, 4, 4, 0)));
