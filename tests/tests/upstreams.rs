@@ -21,7 +21,8 @@ use edge_tests::{
     client::until,
     daemon::{binary, certify},
     frames::{
-        DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RESET, SETTINGS, frame, get, literal,
+        DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RESET, SETTINGS, WINDOW, frame, get,
+        literal, preface, take,
     },
     lab::{FRIEND, ORIGIN},
     netns::{Netns, run},
@@ -32,6 +33,8 @@ use nix::sys::signal::Signal;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 
 const SOON: Duration = Duration::from_secs(8);
+/// More than a client's first window in HTTP/2, by less than one read.
+const SIZE: usize = 66_000;
 
 /// A server that does with its connections, counted from 0, what a test says.
 struct Script {
@@ -1091,6 +1094,86 @@ fn a_break_after_long_or_after_the_client_paused_opens_no_circuit() -> Result<()
         let _ = edged.get(FRIEND, "/health/cut").send();
         is_open()
     })?;
+    Ok(())
+}
+
+/// A client that is slow over the end of its answer gets nothing of the answer that the same connection to the server
+/// carries meanwhile, and takes nothing from whom that is for.
+#[test]
+fn answers_over_one_connection_stay_with_their_clients() -> Result<()> {
+    let lab = Lab::new()?;
+    // So that the end of an answer waits in the edge and not on the way.
+    lab.edge.sysctl("ipv4/tcp_wmem", "4608 4608 4608")?;
+    lab.home(FRIEND).sysctl("ipv4/tcp_rmem", "4096 4096 4096")?;
+    let go_on = Arc::new(AtomicBool::new(false));
+    let goes_on = Arc::clone(&go_on);
+    let script = Script::start(&lab.origin, &format!("{ORIGIN}:8080"), move |path, stream| {
+        if path != "/health/secret" {
+            return respond(stream, 200, &"a".repeat(SIZE));
+        }
+        let _ = write!(stream, "HTTP/1.1 200 S\r\nContent-Length: 6\r\n\r\n");
+        while !goes_on.load(Relaxed) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        stream.write_all(b"secret").is_ok()
+    })?;
+    let edged = lab
+        .edged()?
+        .set("server.workers", "1")
+        .set("upstream.0.idle_timeout", "\"60s\"")
+        .start()?;
+    let asked_for = |slow: &mut dyn FnMut(bool) -> Result<()>| -> Result<()> {
+        until("its server is done", SOON, || {
+            slow(false)?;
+            Ok(metric(&edged, "edged_upstream_idle_open", &[])? == 1.0)
+        })?;
+        assert_eq!(metric(&edged, "edged_requests_in_flight", &[])?, 1.0, "its end is held back");
+        let seen = script.seen();
+        go_on.store(false, Relaxed);
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| edged.get(FRIEND, "/health/secret").send());
+            until("another is asked for", SOON, || Ok(script.seen() > seen))?;
+            // The head of its answer, too, is there.
+            std::thread::sleep(Duration::from_millis(50));
+            slow(true)?;
+            go_on.store(true, Relaxed);
+            let other = other.join().expect("no panic")?;
+            assert_eq!((other.status, &*other.body), (200, &b"secret"[..]));
+            Ok(())
+        })
+    };
+
+    let dial = |protocol| Dial::new(&edged.ca, "edge.test")?.alpn(protocol).connect(&lab, FRIEND);
+    let (mut slow, mut heard) = (dial("http/1.1")?, Vec::new());
+    slow.say(b"GET /health HTTP/1.1\r\nHost: edge.test\r\n\r\n")?;
+    asked_for(&mut |to_its_end| {
+        let pause = Duration::from_millis(if to_its_end { 500 } else { 20 });
+        heard.extend(slow.hear(pause, |_| !to_its_end)?.bytes);
+        Ok(())
+    })?;
+    heard.extend(slow.hear(Duration::from_millis(100), |_| false)?.bytes);
+    let end = heard.windows(4).position(|four| four == b"\r\n\r\n").context("a head")? + 4;
+    assert!(heard[end..] == [b'a'; SIZE], "{} bytes", heard.len() - end);
+
+    let (mut slow, mut heard) = (dial("h2")?, Vec::new());
+    let opened = frame(HEADERS, END_HEADERS | END_STREAM, 1, &get("edge.test", "/health"));
+    slow.say(&[preface(), opened].concat())?;
+    asked_for(&mut |to_its_end| {
+        if to_its_end {
+            let wider = |stream| frame(WINDOW, 0, stream, &[0, 1, 0, 0]);
+            slow.say(&[wider(0), wider(1)].concat())?;
+        }
+        let pause = Duration::from_millis(if to_its_end { 500 } else { 20 });
+        heard.extend(slow.hear(pause, |_| false)?.bytes);
+        Ok(())
+    })?;
+    heard.extend(slow.hear(Duration::from_millis(100), |_| false)?.bytes);
+    let (mut rest, mut body) = (&heard[..], Vec::new());
+    while let Some((kind, _, payload)) = take(&mut rest) {
+        body.extend_from_slice(if kind == DATA { payload } else { &[] });
+    }
+    assert!(body == [b'a'; SIZE], "{} bytes", body.len());
+    assert_eq!(metric(&edged, "edged_upstream_connects_total", &[])?, 1.0);
     Ok(())
 }
 

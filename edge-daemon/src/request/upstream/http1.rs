@@ -34,8 +34,9 @@ pub(super) struct Connection {
     pub(super) opened_ns: u64,
 }
 
-/// The body of an answer, and the rest of the request's on its way.
-pub(crate) struct Reply(Rc<RefCell<Link>>);
+/// The body of an answer, and the rest of the request's on its way. `None` once both are over: the connection may
+/// be in use for somebody else's request then, however long the client takes over the end of this one.
+pub(crate) struct Reply(Option<Rc<RefCell<Link>>>);
 
 struct Link {
     wire: Wire,
@@ -132,7 +133,9 @@ impl Connection {
         match answer {
             Ok(response) => Ok(response.map(|()| match self.link.borrow_mut().is_over() {
                 true => Incoming::Empty,
-                false => Incoming::Reply(connection::Reply::One(Reply(Rc::clone(&self.link)))),
+                false => {
+                    Incoming::Reply(connection::Reply::One(Reply(Some(Rc::clone(&self.link)))))
+                }
             })),
             Err(reason) => {
                 let link = &mut *self.link.borrow_mut();
@@ -332,7 +335,8 @@ impl Reply {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame, Broken>>> {
-        let link = &mut *self.0.borrow_mut();
+        let Some(shared) = self.0.clone() else { return Poll::Ready(None) };
+        let link = &mut *shared.borrow_mut();
         if link.state != State::Busy {
             return Poll::Ready(None);
         }
@@ -341,13 +345,15 @@ impl Reply {
             return Poll::Ready(Some(Err(broken)));
         }
         let frame = ready!(link.body.poll_frame(&mut link.wire, cx));
-        link.is_over();
+        if link.is_over() && link.state == State::Idle {
+            self.0 = None;
+        }
         Poll::Ready(frame)
     }
 
     /// With a part of its request missing, the connection is of no more use.
     pub(super) fn abandon_upload(&mut self) -> Option<Upload> {
-        let link = &mut *self.0.borrow_mut();
+        let link = &mut *self.0.as_ref()?.borrow_mut();
         if !matches!(link.sending, Sending::Body { .. }) {
             return None;
         }
@@ -359,16 +365,16 @@ impl Reply {
     }
 
     pub(super) fn is_done(&self) -> bool {
-        self.0.borrow().body.is_done()
+        self.0.as_ref().is_none_or(|link| link.borrow().body.is_done())
     }
 
     pub(super) fn length(&self) -> Option<u64> {
-        self.0.borrow().body.length()
+        self.0.as_ref().map_or(Some(0), |link| link.borrow().body.length())
     }
 
     /// Whose move it is while nothing comes.
     pub(super) fn waits_for(&self) -> Who {
-        let link = self.0.borrow();
+        let Some(link) = self.0.as_ref().map(|link| link.borrow()) else { return Who::Taker };
         match link.is_starved() {
             _ if link.is_tunnel => Who::Either,
             true => Who::Listener,
@@ -380,7 +386,8 @@ impl Reply {
 impl Drop for Reply {
     /// What is left of the answer is nobody's, and so is the connection.
     fn drop(&mut self) {
-        let mut link = self.0.borrow_mut();
+        let Some(link) = &self.0 else { return };
+        let mut link = link.borrow_mut();
         if !link.is_over() {
             link.state = State::Closed;
         }
@@ -399,8 +406,10 @@ pub(super) const INTERIM_MAX: u32 = 8;
 
 #[cfg(test)]
 mod tests {
-    use std::{io, pin::Pin, task::Waker};
+    use std::{collections::VecDeque, io, pin::Pin, task::Waker, time::Duration};
 
+    use edge_policy::lines::Lines;
+    use http::Request;
     use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
     use super::*;
@@ -439,6 +448,89 @@ mod tests {
         fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
             Poll::Ready(Ok(()))
         }
+    }
+
+    /// Takes everything, and gives what a test has it say.
+    #[derive(Clone, Default)]
+    struct Told(Rc<RefCell<VecDeque<&'static [u8]>>>);
+
+    impl Told {
+        fn says(&self, part: &'static [u8]) {
+            self.0.borrow_mut().push_back(part);
+        }
+    }
+
+    impl Stream for Told {}
+
+    impl AsyncRead for Told {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            to: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            let Some(part) = self.0.borrow_mut().pop_front() else { return Poll::Pending };
+            to.put_slice(part);
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncWrite for Told {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// One request to the head of its answer, which is there.
+    fn ask(connection: &mut Connection) -> Incoming {
+        let turn = Rc::new(Turn::new(Timers::new().alarm()));
+        let (upload, state) = Upload::new(Incoming::Empty, 0, &turn);
+        let (parts, ()) = Request::new(()).into_parts();
+        let head = Head { parts, target: "/".to_owned(), lines: Lines::default() };
+        let patience = Patience { upload: &state, answer_max: Duration::from_secs(1) };
+        let mut cx = Context::from_waker(Waker::noop());
+        let asked = std::pin::pin!(connection.exchange(&head, upload, &patience));
+        let Poll::Ready(Ok(answer)) = asked.poll(&mut cx) else { panic!("the head is there") };
+        answer.into_body()
+    }
+
+    fn next(body: &mut Incoming) -> Option<Vec<u8>> {
+        match body.poll_frame(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Some(Ok(Frame::Data(data)))) => Some(data.to_vec()),
+            Poll::Ready(None) => None,
+            _ => panic!("data or the end"),
+        }
+    }
+
+    #[test]
+    fn an_answer_that_is_over_has_no_part_in_the_next() {
+        let server = Told::default();
+        let mut connection = Connection::new(server.clone(), 0);
+        server.says(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\none");
+        let mut first = ask(&mut connection);
+        assert_eq!(next(&mut first), Some(b"one".to_vec()));
+        assert!(connection.is_ready() && !connection.is_stale());
+        // The first client has not taken all of its answer when another's begins.
+        server.says(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nanother");
+        let mut second = ask(&mut connection);
+        assert!(first.is_end_stream());
+        assert_eq!((first.length(), next(&mut first)), (Some(0), None));
+        drop(first);
+        assert!(!connection.is_ready(), "an answer is on its way");
+        assert_eq!(second.length(), Some(6));
+        assert_eq!(next(&mut second), Some(b"anothe".to_vec()));
+        assert!(connection.is_closed(), "what comes behind an answer is nobody's");
     }
 
     #[test]
