@@ -155,7 +155,11 @@ impl Incoming {
 
     /// Sends the upstream no more of the request: what is left of its body.
     pub(crate) fn abandon_upload(&mut self) -> Option<Self> {
-        if let Self::Reply(reply) = self { reply.abandon_upload().map(Upload::rest) } else { None }
+        match self {
+            Self::Reply(reply) => reply.abandon_upload().map(Upload::rest),
+            Self::Begun(begun) => begun.rest.abandon_upload(),
+            _ => None,
+        }
     }
 
     /// Whose move it is while nothing comes.

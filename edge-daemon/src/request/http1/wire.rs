@@ -2,10 +2,10 @@
 
 use std::{
     cell::{Cell, RefCell},
-    future::Future as _,
+    future::{Future as _, poll_fn},
     io::{self, IoSlice, Write as _},
     pin::{Pin, pin},
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use bytes::{Buf as _, Bytes, BytesMut};
@@ -13,6 +13,7 @@ use edge_policy::http1;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
     net::TcpStream,
+    task::coop,
 };
 
 use crate::{
@@ -250,10 +251,22 @@ impl Wire {
         Pin::new(&mut *self.io).poll_shutdown(cx)
     }
 
+    /// Whether all that was to go has gone.
+    pub(crate) fn is_flushed(&self) -> bool {
+        !self.is_dirty
+            && !self.owes_line_end
+            && self.tail.is_empty()
+            && self.written == self.output.len()
+    }
+
     /// Whether the other side has ended the connection, or has said something that nobody asked it.
     pub(crate) fn is_stale(&mut self) -> bool {
-        let mut cx = Context::from_waker(std::task::Waker::noop());
-        !self.input.is_empty() || self.poll_fill(&mut cx).is_ready()
+        if !self.input.is_empty() {
+            return true;
+        }
+        // A task that has had its share of work is told by the runtime that there is nothing, whatever there is.
+        let look = coop::unconstrained(poll_fn(|cx| self.poll_fill(cx)));
+        pin!(look).poll(&mut Context::from_waker(Waker::noop())).is_ready()
     }
 }
 
@@ -344,6 +357,20 @@ mod tests {
         fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
             Poll::Pending
         }
+    }
+
+    #[tokio::test]
+    async fn a_look_at_a_connection_is_not_put_off() -> io::Result<()> {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        let stream = TcpStream::connect(listener.local_addr()?).await?;
+        drop(listener.accept().await?);
+        stream.readable().await?;
+        let mut wire = Wire::new(Box::new(stream));
+        while coop::has_budget_remaining() {
+            coop::consume_budget().await;
+        }
+        assert!(wire.is_stale());
+        Ok(())
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //!
 //! Nothing drives it but whoever uses it: the request's own task sends its body and reads the answer.
 
+mod reply;
+
 use std::{
     cell::RefCell,
     rc::Rc,
@@ -16,6 +18,7 @@ use edge_policy::{
 };
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 
+pub(crate) use self::reply::Reply;
 use super::{
     super::{
         body::Upload,
@@ -33,10 +36,6 @@ pub(super) struct Connection {
     link: Rc<RefCell<Link>>,
     pub(super) opened_ns: u64,
 }
-
-/// The body of an answer, and the rest of the request's on its way. `None` once both are over: the connection may
-/// be in use for somebody else's request then, however long the client takes over the end of this one.
-pub(crate) struct Reply(Option<Rc<RefCell<Link>>>);
 
 struct Link {
     wire: Wire,
@@ -133,9 +132,7 @@ impl Connection {
         match answer {
             Ok(response) => Ok(response.map(|()| match self.link.borrow_mut().is_over() {
                 true => Incoming::Empty,
-                false => {
-                    Incoming::Reply(connection::Reply::One(Reply(Some(Rc::clone(&self.link)))))
-                }
+                false => Incoming::Reply(connection::Reply::One(Reply::new(&self.link))),
             })),
             Err(reason) => {
                 let link = &mut *self.link.borrow_mut();
@@ -193,6 +190,8 @@ impl Link {
             let fault = |_| upload.fault.get().unwrap_or(Reason::UpstreamInvalid);
             let sent = self.poll_send(cx).map_err(fault)?;
             match self.reader.read(&self.wire.input, &ANSWER) {
+                // Nobody can have answered what has not begun to leave.
+                Ok(Some(_)) if self.sent == 0 => return Poll::Ready(Err(invalid())),
                 Ok(Some(head)) => {
                     let answer = self.head(head, to_head).map_err(|_| invalid())?;
                     if self.is_tunnel || !answer.status().is_informational() {
@@ -276,10 +275,16 @@ impl Link {
                 return Poll::Ready(Ok(()));
             };
             match upload.poll_frame(cx) {
-                Poll::Ready(Some(Ok(Frame::Data(data)))) => match framing {
-                    Framing::Chunked => self.wire.push_chunk(data),
-                    _ => self.wire.push(data),
-                },
+                Poll::Ready(Some(Ok(Frame::Data(data)))) => {
+                    if let Framing::Length(left) = framing {
+                        // What came behind a body would be another request to the server.
+                        *left = left.checked_sub(data.len() as u64).ok_or(Broken::Malformed)?;
+                    }
+                    match framing {
+                        Framing::Chunked => self.wire.push_chunk(data),
+                        _ => self.wire.push(data),
+                    }
+                }
                 // What a client says after its body is for the edge alone.
                 Poll::Ready(Some(Ok(Frame::Trailers(_)))) => {}
                 Poll::Ready(None) => {
@@ -322,75 +327,12 @@ impl Link {
     /// Whether the answer is complete; if so, the connection is ready for the next or done with.
     fn is_over(&mut self) -> bool {
         if self.state == State::Busy && self.body.is_done() {
-            let clean = matches!(self.sending, Sending::Done) && self.wire.input.is_empty();
+            let has_sent = matches!(self.sending, Sending::Done) && self.wire.is_flushed();
+            let clean = has_sent && self.wire.input.is_empty();
             self.state = if self.keep && clean { State::Idle } else { State::Closed };
             self.turn = None;
         }
         self.state != State::Busy
-    }
-}
-
-impl Reply {
-    pub(super) fn poll_frame(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame, Broken>>> {
-        let Some(shared) = self.0.clone() else { return Poll::Ready(None) };
-        let link = &mut *shared.borrow_mut();
-        if link.state != State::Busy {
-            return Poll::Ready(None);
-        }
-        if let Poll::Ready(Err(broken)) = link.poll_send(cx) {
-            link.state = State::Closed;
-            return Poll::Ready(Some(Err(broken)));
-        }
-        let frame = ready!(link.body.poll_frame(&mut link.wire, cx));
-        if link.is_over() && link.state == State::Idle {
-            self.0 = None;
-        }
-        Poll::Ready(frame)
-    }
-
-    /// With a part of its request missing, the connection is of no more use.
-    pub(super) fn abandon_upload(&mut self) -> Option<Upload> {
-        let link = &mut *self.0.as_ref()?.borrow_mut();
-        if !matches!(link.sending, Sending::Body { .. }) {
-            return None;
-        }
-        link.keep = false;
-        match std::mem::replace(&mut link.sending, Sending::Refused) {
-            Sending::Body { upload, .. } => Some(upload),
-            _ => None,
-        }
-    }
-
-    pub(super) fn is_done(&self) -> bool {
-        self.0.as_ref().is_none_or(|link| link.borrow().body.is_done())
-    }
-
-    pub(super) fn length(&self) -> Option<u64> {
-        self.0.as_ref().map_or(Some(0), |link| link.borrow().body.length())
-    }
-
-    /// Whose move it is while nothing comes.
-    pub(super) fn waits_for(&self) -> Who {
-        let Some(link) = self.0.as_ref().map(|link| link.borrow()) else { return Who::Taker };
-        match link.is_starved() {
-            _ if link.is_tunnel => Who::Either,
-            true => Who::Listener,
-            false => Who::Upstream,
-        }
-    }
-}
-
-impl Drop for Reply {
-    /// What is left of the answer is nobody's, and so is the connection.
-    fn drop(&mut self) {
-        let Some(link) = &self.0 else { return };
-        let mut link = link.borrow_mut();
-        if !link.is_over() {
-            link.state = State::Closed;
-        }
     }
 }
 
@@ -450,13 +392,20 @@ mod tests {
         }
     }
 
-    /// Takes everything, and gives what a test has it say.
-    #[derive(Clone, Default)]
-    struct Told(Rc<RefCell<VecDeque<&'static [u8]>>>);
+    /// Takes so many bytes, and gives what a test has it say.
+    #[derive(Clone)]
+    struct Told {
+        takes: usize,
+        parts: Rc<RefCell<VecDeque<&'static [u8]>>>,
+    }
 
     impl Told {
+        fn new(takes: usize) -> Self {
+            Self { takes, parts: Rc::default() }
+        }
+
         fn says(&self, part: &'static [u8]) {
-            self.0.borrow_mut().push_back(part);
+            self.parts.borrow_mut().push_back(part);
         }
     }
 
@@ -468,7 +417,7 @@ mod tests {
             _: &mut Context<'_>,
             to: &mut ReadBuf<'_>,
         ) -> Poll<io::Result<()>> {
-            let Some(part) = self.0.borrow_mut().pop_front() else { return Poll::Pending };
+            let Some(part) = self.parts.borrow_mut().pop_front() else { return Poll::Pending };
             to.put_slice(part);
             Poll::Ready(Ok(()))
         }
@@ -476,11 +425,13 @@ mod tests {
 
     impl AsyncWrite for Told {
         fn poll_write(
-            self: Pin<&mut Self>,
+            mut self: Pin<&mut Self>,
             _: &mut Context<'_>,
             bytes: &[u8],
         ) -> Poll<io::Result<usize>> {
-            Poll::Ready(Ok(bytes.len()))
+            let taken = bytes.len().min(self.takes);
+            self.takes -= taken;
+            if taken > 0 { Poll::Ready(Ok(taken)) } else { Poll::Pending }
         }
 
         fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -492,8 +443,8 @@ mod tests {
         }
     }
 
-    /// One request to the head of its answer, which is there.
-    fn ask(connection: &mut Connection) -> Incoming {
+    /// One request to the head of its answer, or to what it failed of.
+    fn ask(connection: &mut Connection) -> Result<Incoming, Failed> {
         let turn = Rc::new(Turn::new(Timers::new().alarm()));
         let (upload, state) = Upload::new(Incoming::Empty, 0, &turn);
         let (parts, ()) = Request::new(()).into_parts();
@@ -501,8 +452,8 @@ mod tests {
         let patience = Patience { upload: &state, answer_max: Duration::from_secs(1) };
         let mut cx = Context::from_waker(Waker::noop());
         let asked = std::pin::pin!(connection.exchange(&head, upload, &patience));
-        let Poll::Ready(Ok(answer)) = asked.poll(&mut cx) else { panic!("the head is there") };
-        answer.into_body()
+        let Poll::Ready(answer) = asked.poll(&mut cx) else { panic!("what comes of it is there") };
+        answer.map(Response::into_body)
     }
 
     fn next(body: &mut Incoming) -> Option<Vec<u8>> {
@@ -515,15 +466,15 @@ mod tests {
 
     #[test]
     fn an_answer_that_is_over_has_no_part_in_the_next() {
-        let server = Told::default();
+        let server = Told::new(usize::MAX);
         let mut connection = Connection::new(server.clone(), 0);
         server.says(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\none");
-        let mut first = ask(&mut connection);
+        let mut first = ask(&mut connection).ok().expect("a head");
         assert_eq!(next(&mut first), Some(b"one".to_vec()));
         assert!(connection.is_ready() && !connection.is_stale());
         // The first client has not taken all of its answer when another's begins.
         server.says(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nanother");
-        let mut second = ask(&mut connection);
+        let mut second = ask(&mut connection).ok().expect("a head");
         assert!(first.is_end_stream());
         assert_eq!((first.length(), next(&mut first)), (Some(0), None));
         drop(first);
@@ -531,6 +482,53 @@ mod tests {
         assert_eq!(second.length(), Some(6));
         assert_eq!(next(&mut second), Some(b"anothe".to_vec()));
         assert!(connection.is_closed(), "what comes behind an answer is nobody's");
+    }
+
+    #[test]
+    fn a_connection_that_has_not_sent_all_of_a_request_takes_no_other() {
+        let early = b"HTTP/1.1 413 S\r\nContent-Length: 3\r\n\r\nyou";
+        let server = Told::new(10);
+        let mut connection = Connection::new(server.clone(), 0);
+        server.says(early);
+        let mut refused = ask(&mut connection).ok().expect("a head");
+        assert_eq!(next(&mut refused), Some(b"you".to_vec()));
+        assert!(connection.is_closed());
+
+        let server = Told::new(0);
+        let mut connection = Connection::new(server.clone(), 0);
+        server.says(early);
+        let failed = ask(&mut connection).err();
+        assert!(failed.is_some_and(|failed| failed.unsent.is_some()), "nobody can have read it");
+    }
+
+    #[test]
+    fn nothing_follows_a_body_to_the_server() {
+        let turn = Rc::new(Turn::new(Timers::new().alarm()));
+        let mut client = Inbound::new(Wire::new(Box::new(Told::new(0))), ANSWER);
+        client.body = Body::new(Framing::Length(30), ANSWER);
+        client.wire.input.extend_from_slice(b"oneGET /another HTTP/1.1\r\n\r\n");
+        let incoming = Incoming::Http1(Rc::new(RefCell::new(client)));
+        let (upload, _) = Upload::new(incoming, u64::MAX, &turn);
+        let connection = Connection::new(Told::new(usize::MAX), 0);
+        let mut link = connection.link.borrow_mut();
+        link.sending = Sending::Body { upload, framing: Framing::Length(3) };
+        let sent = link.poll_send(&mut Context::from_waker(Waker::noop()));
+        assert_eq!((sent, link.sent), (Poll::Ready(Err(Broken::Malformed)), 0));
+    }
+
+    #[test]
+    fn what_is_left_of_an_upload_is_given_back_by_an_answer_that_was_begun() {
+        let turn = Rc::new(Turn::new(Timers::new().alarm()));
+        let (upload, _) = Upload::new(Incoming::Whole("rest".into()), u64::MAX, &turn);
+        let connection = Connection::new(Told::new(0), 0);
+        let mut link = connection.link.borrow_mut();
+        link.sending = Sending::Body { upload, framing: Framing::Length(4) };
+        link.turn = Some(turn);
+        drop(link);
+        let reply = connection::Reply::One(Reply::new(&connection.link));
+        let mut begun = Incoming::Reply(reply).after("some".into(), None);
+        assert_eq!(begun.abandon_upload().and_then(|rest| rest.length()), Some(4));
+        assert!(connection.link.borrow().turn.is_none(), "the client may have another turn");
     }
 
     #[test]
