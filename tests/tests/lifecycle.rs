@@ -22,8 +22,10 @@ use edge_policy::verdict::{self, Culprit, Step};
 use edge_tests::{
     Edged, Lab, Origin,
     client::{reaches, until},
-    lab::{ATTACKER, CLIENT, EDGE, LISTED},
+    frames::{DATA, END_HEADERS, END_STREAM, HEADERS, RESET, frame, get, preface},
+    lab::{ATTACKER, CLIENT, EDGE, FRIEND, LISTED},
     netns::run,
+    talk::Dial,
     tamper::pinned,
 };
 
@@ -318,6 +320,34 @@ fn a_termination_lets_open_requests_finish() -> Result<()> {
         assert_eq!(response.header("connection"), Some("close"), "nothing more is read");
         Ok(())
     })?;
+    assert!(edged.terminate()?.success());
+    Ok(())
+}
+
+#[test]
+fn who_never_hears_of_the_end_begins_nothing_after_it() -> Result<()> {
+    let lab = Lab::new()?;
+    let origin = Origin::start(&lab)?;
+    let setup = lab.edged()?.set("server.drain_timeout", r#""10m""#);
+    let mut edged = setup.set("route.1.auth", r#""none""#).start()?;
+    let mut talk = Dial::new(&edged.ca, "edge.test")?.alpn("h2").connect(&lab, FRIEND)?;
+    let ask = |stream, path: &str| {
+        frame(HEADERS, END_HEADERS | END_STREAM, stream, &get("edge.test", path))
+    };
+    talk.say(&[preface(), ask(1, "/slow?ms=6000")].concat())?;
+    until("the request is at the origin", Duration::from_secs(3), || Ok(origin.seen() == 1))?;
+    edged.signal(nix::sys::signal::Signal::SIGTERM)?;
+    // It does not answer the ping by which the edge asks whether it has heard.
+    talk.hear(Duration::from_secs(3), |_| false)?;
+    talk.say(&ask(3, "/health"))?;
+    let refused = frame(RESET, 0, 3, &[0, 0, 0, 7]);
+    let has = |bytes: &[u8], part: &[u8]| bytes.windows(part.len()).any(|own| own == part);
+    let late = frame(DATA, END_STREAM, 1, b"");
+    let heard = talk.hear(Duration::from_secs(6), |bytes| {
+        has(bytes, b"late") && (has(bytes, &late) || has(bytes, &refused))
+    })?;
+    assert!(has(&heard.bytes, &refused) && has(&heard.bytes, b"late"), "{heard:?}");
+    drop(talk);
     assert!(edged.terminate()?.success());
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! One client's HTTP/2 connection: `h2` speaks the protocol, and each stream is a task of its own.
 
+mod library;
+
 use std::{
     cell::{Cell, RefCell},
     pin::pin,
@@ -44,21 +46,7 @@ pub(crate) async fn serve(
     alarm.set_with_short(alarm.now_ms() + ms(bounds.header_timeout), alarm.now_ms() + SHORT_MS);
     let (memory, in_flight) = (&worker.edge.metrics.memory, &worker.edge.metrics.requests);
     let is_scarce = memory.is_scarce(in_flight.load(Relaxed));
-    let windows = if is_scarce { 1 } else { BODIES };
-    let mut builder = h2::server::Builder::new();
-    builder
-        .max_concurrent_streams(bounds.streams_max)
-        .initial_window_size(WINDOW)
-        .initial_connection_window_size(windows * WINDOW)
-        // A little beyond the bound, so that the path refuses it, with an answer and a count.
-        .max_header_list_size(u32::try_from(2 * bounds.header_bytes_max).unwrap_or(u32::MAX))
-        .max_send_buffer_size(SEND_BUFFER)
-        // What is on its way to streams that the edge refused all at once is no mistake.
-        .max_concurrent_reset_streams(RESETS_MIN.max(bounds.streams_max as usize))
-        // What is waste is for the conduct to say, which forgets in time: the library's own counts hold what it keeps.
-        .data_frame_budget(windows.min(SMALL) as usize * WINDOW as usize * SMALLNESS)
-        .max_pending_accept_reset_streams(bounds.http2_waste_max.max(bounds.streams_max) as usize)
-        .max_local_error_reset_streams(Some(MISTAKES_MAX));
+    let builder = library::settings(&bounds, is_scarce);
     let conduct = Conduct::new(bounds.http2_waste_max, alarm.now_ms());
     let conduct = Rc::new(RefCell::new(conduct));
     let outbox = Rc::new(RefCell::new(Outbox::new(io, Rc::clone(&turn))));
@@ -143,7 +131,7 @@ enum Idle {
 
 impl Client {
     async fn accept(&mut self) {
-        let mut asked = None;
+        let (mut asked, mut late_ms) = (None, u64::MAX);
         loop {
             let next = std::future::poll_fn(|cx| {
                 // The connection first: whatever else is due, it was most likely what woke us.
@@ -161,6 +149,10 @@ impl Client {
                 }
             });
             match next.await {
+                // As long as a client does not say that it has heard of the end, the library takes what it asks for.
+                Ok(Some(Ok((_, respond)))) if self.turn.alarm().now_ms() >= late_ms => {
+                    self.turn_away(respond, Reason::ConnectionSpent);
+                }
                 Ok(Some(Ok((request, respond)))) => self.begin(request, respond),
                 // It was told of when it was noticed.
                 Ok(Some(Err(_))) if is_given_up(asked) || self.is_misbehaving() => return,
@@ -177,6 +169,7 @@ impl Client {
                 }
                 Err(idle) => {
                     asked = Some(idle);
+                    late_ms = late_ms.min(self.turn.alarm().now_ms() + STOP_GRACE_MS);
                     match idle {
                         Idle::Abused => self.give_up(),
                         Idle::Late => self.time_out(),
@@ -384,17 +377,3 @@ fn broken_off(worker: &Worker, visitor: &Visitor, error: &h2::Error) {
 
 /// How long a connection that was asked to stop may take over it.
 const STOP_GRACE_MS: u64 = 2_000;
-/// What a client may send of a body before the upstream has taken it, in bytes.
-const WINDOW: u32 = 64 * 1024;
-/// Bodies for which a connection has such room, so that those that have to wait hold up no other: what comes at once
-/// must fit below the ceiling of memory.
-const BODIES: u32 = 16;
-/// What h2 keeps of one stream's answer until the client takes it, in bytes.
-const SEND_BUFFER: usize = 64 * 1024;
-/// Streams that were reset of which h2 knows for a second, at the least.
-const RESETS_MIN: usize = 50;
-/// What h2 may keep for each byte of a window, in bytes, as it keeps as much for a small part as for one of 256; and of how many.
-const SMALLNESS: usize = 16;
-const SMALL: u32 = 4;
-/// Streams that h2 may reset for a client's mistakes in all: each costs credit as it goes out, but if nobody takes it.
-const MISTAKES_MAX: usize = 10_000;
