@@ -320,6 +320,9 @@ fn each_listener_asks_for_itself_and_from_a_reload_on() -> Result<()> {
     let refused = b"\"status\":421";
     let is_answered = heard.bytes.windows(refused.len()).any(|part| part == refused);
     assert!(is_answered && heard.closed, "{heard:?}");
+    // A session from where it was for him to say would go on without the question, and who has got a certificate
+    // meanwhile could never show it.
+    assert!(!stranger.connect(&lab, FRIEND)?.is_resumed());
     assert!(visit(&stranger).is_err());
     assert_eq!(visit(&member)?.0, 200);
     assert_eq!(visit(&Dial::new(&edged.ca, HOST)?)?.0, 200, "the other listener asks nobody");

@@ -5,7 +5,6 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use arc_swap::ArcSwap;
@@ -59,7 +58,8 @@ struct Served {
 #[derive(Debug)]
 struct Trusted {
     trust: Arc<Trust>,
-    tickets: Option<Arc<Tickets>>,
+    /// Of those who may have a certificate, and of those who must: these are asked, whatever session they have.
+    tickets: Option<[Arc<Tickets>; 2]>,
 }
 
 impl Front {
@@ -76,7 +76,7 @@ impl Front {
         let kept = former.and_then(|former| former.tickets.clone());
         let tickets = match (settings.ticket_rotation, kept) {
             (Some(rotation), Some(kept)) if kept.rotation() == rotation => Some(kept),
-            (Some(rotation), _) => Some(tickets(rotation)?),
+            (Some(rotation), _) => Some(Tickets::new(rotation)?),
             (None, _) => None,
         };
         let former = former.map(|former| former.served.load_full());
@@ -226,8 +226,8 @@ impl Front {
     /// What has changed is left for a second, so that all that belongs together is there; or not.
     pub fn tend(&self, at_once: bool) -> Vec<Change> {
         let served = self.served.load_full();
-        let own = self.tickets.iter().chain(served.trust.iter().filter_map(|t| t.tickets.as_ref()));
-        for tickets in own {
+        let asked = served.trust.iter().filter_map(|trusted| trusted.tickets.as_ref()).flatten();
+        for tickets in self.tickets.iter().chain(asked) {
             if let Err(error) = tickets.rotate() {
                 tracing::error!(%error, "cannot draw session ticket keys");
             }
@@ -317,22 +317,17 @@ fn worse_trust(
     former?.trust.lapsed(now_s).is_none().then(|| (path.to_owned(), doubt))
 }
 
-fn tickets(rotation: Duration) -> Result<Arc<Tickets>, TlsError> {
-    Tickets::new(rotation).map(Arc::new).map_err(TlsError::Tickets)
-}
-
 /// Reads whom to trust; sessions are kept if it is the same as before.
 fn read_trust(
     settings: &settings::Tls,
     former: Option<&Arc<Trusted>>,
 ) -> Result<Option<Arc<Trusted>>, TlsError> {
     let Some(trust) = trust::read(&settings.clients)? else { return Ok(None) };
-    let rotation = settings.ticket_rotation;
     let kept = former.filter(|former| former.trust.digest == trust.digest);
     let kept = kept.and_then(|former| former.tickets.clone());
-    let tickets = match (rotation, kept) {
-        (Some(rotation), Some(kept)) if kept.rotation() == rotation => Some(kept),
-        (Some(rotation), _) => Some(tickets(rotation)?),
+    let tickets = match (settings.ticket_rotation, kept) {
+        (Some(rotation), Some(kept)) if kept[0].rotation() == rotation => Some(kept),
+        (Some(rotation), _) => Some([Tickets::new(rotation)?, Tickets::new(rotation)?]),
         (None, _) => None,
     };
     Ok(Some(Arc::new(Trusted { trust: Arc::new(trust), tickets })))
@@ -357,7 +352,9 @@ impl Served {
                 let is_mandatory = auth == ClientAuth::Required;
                 let verifier =
                     question.map(|t| Question { trust: Arc::clone(&t.trust), is_mandatory });
-                let tickets = question.map_or(tickets, |trusted| trusted.tickets.as_ref());
+                let tickets = question.map_or(tickets, |trusted| {
+                    trusted.tickets.as_ref().map(|asked| &asked[usize::from(is_mandatory)])
+                });
                 *config = Some(Arc::new(config_of(&choice, verifier, tickets, i == 1)?));
             }
         }

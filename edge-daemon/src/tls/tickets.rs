@@ -10,6 +10,8 @@ use std::{
 use arc_swap::ArcSwap;
 use rustls::{crypto::aws_lc_rs, server::ProducesTickets};
 
+use super::TlsError;
+
 /// Makes tickets, and takes them for one to two rotations.
 pub(super) struct Tickets {
     rotation: Duration,
@@ -23,10 +25,10 @@ struct Keys {
 }
 
 impl Tickets {
-    pub(super) fn new(rotation: Duration) -> Result<Self, rustls::Error> {
-        let keys =
-            Keys { current: aws_lc_rs::Ticketer::new()?, former: None, since: Instant::now() };
-        Ok(Self { rotation, keys: ArcSwap::from_pointee(keys) })
+    pub(super) fn new(rotation: Duration) -> Result<Arc<Self>, TlsError> {
+        let current = aws_lc_rs::Ticketer::new().map_err(TlsError::Tickets)?;
+        let keys = Keys { current, former: None, since: Instant::now() };
+        Ok(Arc::new(Self { rotation, keys: ArcSwap::from_pointee(keys) }))
     }
 
     pub(super) fn rotation(&self) -> Duration {
