@@ -3,12 +3,12 @@
 
 use std::{process::Stdio, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use edge_common::Reason;
 use edge_tests::{
     Edged, Lab, Origin,
     client::{HOST, reaches, until},
-    lab::{ATTACKER, CLIENT, EDGE},
+    lab::{ATTACKER, CLIENT, EDGE, FRIEND},
     talk::{Answer, Dial},
 };
 use serde_json::Value;
@@ -230,6 +230,36 @@ fn a_ban_meets_the_client_and_not_its_proxy() -> Result<()> {
     }
     assert_eq!(visit(&edged, OTHER)?, 200);
     assert!(edged.bans()?.is_empty());
+    Ok(())
+}
+
+/// How a proxy speaks TLS tells nothing of those behind it.
+#[test]
+fn the_fingerprint_of_a_proxy_is_nobodys() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    let edged = lab
+        .edged()?
+        .set("server.trusted_proxies", &format!("[\"{CLIENT}/32\"]"))
+        .set("server.forwarded_header", "\"x-forwarded-for\"")
+        // Verdicts on fingerprints hold for logins. Who is allowed bears none.
+        .set("route.0.login", "{ account = \"header:x-user\" }")
+        .set("lists.allow", "[]")
+        .start()?;
+    let visit = |source: &str, named: &str| -> Result<u16> {
+        let mut talk = Dial::new(&edged.ca, HOST)?.connect(&lab, source)?;
+        Ok(talk
+            .get(HOST, "/health", &[&format!("X-Forwarded-For: {named}"), "X-User: ann"])?
+            .status)
+    };
+    assert_eq!((visit(CLIENT, ONE)?, visit(FRIEND, OTHER)?), (200, 200));
+    let metrics = edged.metrics()?;
+    let mut seen = metrics.series().map(|(series, _)| series);
+    let own = seen
+        .find_map(|series| series.strip_prefix("edged_ja4_handshakes{ja4=\"")?.strip_suffix("\"}"));
+    edged.tell(&format!("ban add ja4:{} --step 403", own.context("a fingerprint")?))?;
+    assert_eq!(visit(FRIEND, OTHER)?, 403, "it spoke for itself");
+    assert_eq!((visit(CLIENT, ONE)?, visit(CLIENT, OTHER)?), (200, 200));
     Ok(())
 }
 

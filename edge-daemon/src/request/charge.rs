@@ -216,6 +216,7 @@ pub(super) async fn charge(
     // What is no word, number or list of them is no key: it may be another in each token.
     let is_key = |claim: &&Claim| !matches!(claim, Claim::Other(_));
     let claim = |name: &str| principal?.claim(name).filter(is_key).map(Claim::to_string);
+    let ja4 = visitor.ja4();
     let facts = Facts {
         source: client,
         is_shared,
@@ -224,7 +225,7 @@ pub(super) async fn charge(
         method: &head.method,
         host,
         header: &|name| head.headers.get(name).map(http::HeaderValue::as_bytes),
-        ja4: visitor.tls.as_ref().and_then(|tls| tls.ja4.as_ref()).map(Ja4::as_str),
+        ja4: ja4.as_ref().map(Ja4::as_str),
         place: &|place| plan.geo.find(place, client.into()),
         cost: route.cost,
     };

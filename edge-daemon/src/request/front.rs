@@ -42,14 +42,16 @@ pub(crate) struct Visitor {
     /// What the client's own certificate says; `None` as well where a proxy may tell of the client,
     /// since the certificate is the proxy's then.
     pub(crate) certificate: Option<Rc<Client>>,
+    /// Whether a proxy may tell of the client, so that it is the proxy with whom hands were shaken.
+    is_spoken_for: bool,
 }
 
 impl Visitor {
     pub(super) fn new(peer: SocketAddr) -> Self {
         let address = peer.ip().to_canonical();
         let (proxy, tls, certificate, place) = Default::default();
-        let (listener, port) = (0, 443);
-        Self { address, proxy, may_name: true, listener, port, tls, certificate, place }
+        let (listener, port, may_name, is_spoken_for) = (0, 443, true, false);
+        Self { address, proxy, may_name, listener, port, tls, certificate, place, is_spoken_for }
     }
 
     /// Takes a place among the connections of this client, if it may have one more. A proxy connects
@@ -68,9 +70,9 @@ impl Visitor {
         self.place.is_some()
     }
 
-    /// The fingerprint of its TLS library, if it spoke TLS.
+    /// The fingerprint of its TLS library, if it spoke TLS itself: a proxy's is that of everybody behind it.
     pub(crate) fn ja4(&self) -> Option<Ja4> {
-        self.tls.as_ref().and_then(|facts| facts.ja4)
+        self.tls.as_ref().filter(|_| !self.is_spoken_for).and_then(|facts| facts.ja4)
     }
 
     /// Whether HTTP/2 was agreed on.
@@ -87,7 +89,7 @@ impl Visitor {
         // Whom it speaks for where it names nobody, nobody can know.
         let is_spoken_for = naming != Naming::Off && plan.trusted.has(self.address);
         let certificate = self.certificate.clone().filter(|_| !is_spoken_for);
-        Ok(Self { address, proxy, certificate, ..self.clone() })
+        Ok(Self { address, proxy, certificate, is_spoken_for, ..self.clone() })
     }
 
     /// Where client certificates are asked for, a request must be for the host that the handshake

@@ -350,7 +350,7 @@ fn report(worker: &Worker, visitor: &Visitor, denied: &Denied, trace: &Trace) {
         rule: trace.rule.as_ref().map(ToString::to_string),
         principal: trace.principal.as_ref().map(|who| who.identity().into_owned()),
         limit: denied.hit.as_ref().map(|hit| hit.limit.to_string()),
-        ja4: visitor.tls.as_ref().and_then(|facts| facts.ja4),
+        ja4: visitor.ja4(),
         detail: denied.challenge.token.as_ref().and_then(|token| token.fault),
     };
     if is_audited {
