@@ -591,3 +591,22 @@ fn masters_are_changed_without_a_restart_and_keys_outlive_them() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn a_verdict_by_hand_holds_for_a_key_that_signs() -> Result<()> {
+    let lab = Lab::new()?;
+    let _origin = Origin::start(&lab)?;
+    // Who is allowed bears no verdict.
+    let edged = signing(&lab, &[("lists.allow", "[]")])?;
+    let signer = Signer::derived(&lab, &edged)?;
+    let ask = || {
+        let more = ["--url", "https://edge.test/v1/orders"];
+        send(&edged, "GET", "/v1/orders", &signer.headers(&more)?, None)
+    };
+    assert_eq!(ask()?, 200);
+    edged.tell(&format!("ban add key:{} --step 403", signer.id))?;
+    assert_eq!(ask()?, 403);
+    edged.tell(&format!("ban remove key:{}", signer.id))?;
+    assert_eq!(ask()?, 200);
+    Ok(())
+}

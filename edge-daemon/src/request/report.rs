@@ -7,7 +7,7 @@ use std::{
 };
 
 use edge_common::{Reason, Source};
-use edge_identity::principal::Principal;
+use edge_identity::principal::{Method, Principal};
 use edge_policy::{
     denied,
     ja4::Ja4,
@@ -19,9 +19,10 @@ use http::StatusCode;
 use super::{Worker, front::Visitor, login::Attempt, path::Trace};
 use crate::{clock, events::Event};
 
-/// Who it is, in a word: `key:ID`, `ISSUER:SUBJECT`.
+/// Who it is, in a word: `key:ID`, however the key is proved, or `ISSUER:SUBJECT`.
 pub(super) fn word(principal: &Principal) -> Arc<str> {
-    format!("{}:{}", principal.origin(), principal.id()).into()
+    let origin = principal.key().map_or_else(|| principal.origin(), |_| Method::Key.name());
+    format!("{origin}:{}", principal.id()).into()
 }
 
 impl Trace {
