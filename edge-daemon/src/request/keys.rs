@@ -42,8 +42,9 @@ pub(super) async fn prove(
             if !is_right.ok_or(Reason::Overload)? {
                 return Err(Reason::CredentialInvalid.into());
             }
-            // It may have been revoked meanwhile.
-            key.check(clock::unix_ms(), rules.refuse_exposed)?;
+            // It may have been revoked meanwhile, or have got another object that was.
+            let newest = edge.keys.by_id(key.id());
+            newest.as_ref().unwrap_or(&key).check(clock::unix_ms(), rules.refuse_exposed)?;
         }
         _ => return Err(Reason::CredentialInvalid.into()),
     }
