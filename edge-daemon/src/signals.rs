@@ -84,6 +84,7 @@ mod tests {
             address,
             source: address.into(),
             proof: Proof::Handshake,
+            is_spoken_for: false,
             places: edge_policy::place::Places::default(),
             ja4: None,
             principal: None,

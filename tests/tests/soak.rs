@@ -96,7 +96,8 @@ fn chaos_costs_no_request_no_descriptor_and_no_memory() -> Result<()> {
     assert!(*upstream * 100 <= *served, "{upstream} of {served}");
     blameless(&told)?;
     assert!(after <= before, "{after} descriptors, {before} before");
-    // Half a minute is not enough for what is kept for later to be all there.
+    // What the allocator keeps of each peak rises for a minute or so, by 21 MiB in one run of 100 s in which what was allocated
+    // rose by 0.9: the engine's trails, which have a bound.
     let most = if seconds < 120 { 8.0 } else { 4.0 };
     assert!(growth < most, "{growth} MiB more, of {mean}");
     Ok(())

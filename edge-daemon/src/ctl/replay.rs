@@ -180,6 +180,7 @@ fn signal(event: &Value, width: edge_common::ClientWidth) -> Option<Signal> {
         address,
         source: Source::from(address).client(width),
         proof: Proof::Handshake,
+        is_spoken_for: false,
         places: Places::default(),
         ja4: text("ja4").and_then(Ja4::parse),
         principal: text("principal").map(Arc::from),
@@ -209,11 +210,12 @@ fn of_access(line: &Value, width: edge_common::ClientWidth) -> Option<Signal> {
         address,
         source: Source::from(address).client(width),
         proof: Proof::Handshake,
+        is_spoken_for: false,
         places: Places::default(),
         ja4: ja4.and_then(Ja4::parse),
         principal: text("principal").map(|who| match text("by") {
             // A log calls a key by its id alone.
-            Some(by @ ("key" | "signature")) => format!("{by}:{who}").into(),
+            Some("key" | "signature") => format!("key:{who}").into(),
             _ => who.into(),
         }),
         account: None,

@@ -68,7 +68,7 @@ pub(super) fn tls(visitor: &Visitor) -> Option<access::Tls<'_>> {
     Some(access::Tls {
         version: facts.version,
         server_name: facts.server_name.as_deref(),
-        ja4: visitor.ja4().and(facts.ja4.as_ref()).map(edge_policy::ja4::Ja4::as_str),
+        ja4: visitor.own_ja4().and(facts.ja4.as_ref()).map(edge_policy::ja4::Ja4::as_str),
     })
 }
 

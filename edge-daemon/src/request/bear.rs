@@ -152,7 +152,7 @@ pub(super) async fn login(
         (!is_known || own.step >= Step::Refuse) && !is_spared(worker, visitor, plan)
     };
     let account = Some(Culprit::Account(Arc::clone(account)));
-    for culprit in account.into_iter().chain(visitor.ja4().map(Culprit::Ja4)) {
+    for culprit in account.into_iter().chain(visitor.own_ja4().map(Culprit::Ja4)) {
         let own = penalties.of(&culprit, clock::boot_ns());
         bear(own.filter(is_borne), plan).await?;
     }

@@ -216,7 +216,7 @@ pub(super) async fn charge(
     // What is no word, number or list of them is no key: it may be another in each token.
     let is_key = |claim: &&Claim| !matches!(claim, Claim::Other(_));
     let claim = |name: &str| principal?.claim(name).filter(is_key).map(Claim::to_string);
-    let ja4 = visitor.ja4();
+    let ja4 = visitor.own_ja4();
     let facts = Facts {
         source: client,
         is_shared,

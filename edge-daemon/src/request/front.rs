@@ -43,7 +43,7 @@ pub(crate) struct Visitor {
     /// since the certificate is the proxy's then.
     pub(crate) certificate: Option<Rc<Client>>,
     /// Whether a proxy may tell of the client, so that it is the proxy with whom hands were shaken.
-    is_spoken_for: bool,
+    pub(crate) is_spoken_for: bool,
 }
 
 impl Visitor {
@@ -70,9 +70,14 @@ impl Visitor {
         self.place.is_some()
     }
 
-    /// The fingerprint of its TLS library, if it spoke TLS itself: a proxy's is that of everybody behind it.
+    /// The fingerprint of the TLS library that shook hands, if any did.
     pub(crate) fn ja4(&self) -> Option<Ja4> {
-        self.tls.as_ref().filter(|_| !self.is_spoken_for).and_then(|facts| facts.ja4)
+        self.tls.as_ref().and_then(|facts| facts.ja4)
+    }
+
+    /// The same, if it is the client's own: a proxy's is that of everybody behind it.
+    pub(crate) fn own_ja4(&self) -> Option<Ja4> {
+        self.ja4().filter(|_| !self.is_spoken_for)
     }
 
     /// Whether HTTP/2 was agreed on.

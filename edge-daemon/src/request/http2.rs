@@ -80,6 +80,8 @@ pub(crate) async fn serve(
                 open: Rc::default(),
                 was_busy: Cell::new(false),
                 served: 0,
+                late_ms: u64::MAX,
+                late: 0,
             };
             client.accept().await;
             client.note();
@@ -110,6 +112,9 @@ struct Client {
     was_busy: Cell<bool>,
     /// Requests so far.
     served: u64,
+    /// From when on whoever was asked to stop has heard of it, and how many requests came later still.
+    late_ms: u64,
+    late: u64,
 }
 
 /// What a connection comes to.
@@ -131,7 +136,7 @@ enum Idle {
 
 impl Client {
     async fn accept(&mut self) {
-        let (mut asked, mut late_ms) = (None, u64::MAX);
+        let mut asked = None;
         loop {
             let next = std::future::poll_fn(|cx| {
                 // The connection first: whatever else is due, it was most likely what woke us.
@@ -149,10 +154,6 @@ impl Client {
                 }
             });
             match next.await {
-                // As long as a client does not say that it has heard of the end, the library takes what it asks for.
-                Ok(Some(Ok((_, respond)))) if self.turn.alarm().now_ms() >= late_ms => {
-                    self.turn_away(respond, Reason::ConnectionSpent);
-                }
                 Ok(Some(Ok((request, respond)))) => self.begin(request, respond),
                 // It was told of when it was noticed.
                 Ok(Some(Err(_))) if is_given_up(asked) || self.is_misbehaving() => return,
@@ -169,7 +170,7 @@ impl Client {
                 }
                 Err(idle) => {
                     asked = Some(idle);
-                    late_ms = late_ms.min(self.turn.alarm().now_ms() + STOP_GRACE_MS);
+                    self.late_ms = self.late_ms.min(self.turn.alarm().now_ms() + STOP_GRACE_MS);
                     match idle {
                         Idle::Abused => self.give_up(),
                         Idle::Late => self.time_out(),
@@ -305,6 +306,15 @@ impl Client {
             // What was under way when it heard that the connection ends was still answered. As much again may have been
             // asked for upon answers from before.
             if beyond > 2 * late {
+                self.conduct.borrow_mut().overstays(self.turn.alarm().now_ms());
+            }
+            return self.turn_away(respond, Reason::ConnectionSpent);
+        }
+        // The library takes what it is asked for until the client says that it has heard of the end, and a daemon that
+        // ends knows no more of what is revoked.
+        if self.worker.stopping.get() && self.turn.alarm().now_ms() >= self.late_ms {
+            self.late += 1;
+            if self.late > late {
                 self.conduct.borrow_mut().overstays(self.turn.alarm().now_ms());
             }
             return self.turn_away(respond, Reason::ConnectionSpent);

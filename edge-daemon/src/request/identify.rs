@@ -112,8 +112,8 @@ pub(crate) fn still_good(
     let now_ms = clock::unix_ms();
     let key = principal.and_then(Principal::key).map_or(Ok(()), |key| {
         // Under a new pepper it is another object, and that is the one which is revoked.
-        let newest = worker.edge.keys.by_id(key.id());
-        newest.as_ref().unwrap_or(key).check(now_ms, plan.key_rules.refuse_exposed)
+        let newest = worker.edge.keys.by_id(key.id()).ok_or(Reason::CredentialInvalid)?;
+        newest.check(now_ms, plan.key_rules.refuse_exposed)
     });
     let token = token.map_or(Ok(()), |token| token.check(worker, plan, now_ms));
     key.and(token)

@@ -43,8 +43,8 @@ pub(super) async fn prove(
                 return Err(Reason::CredentialInvalid.into());
             }
             // It may have been revoked meanwhile, or have got another object that was.
-            let newest = edge.keys.by_id(key.id());
-            newest.as_ref().unwrap_or(&key).check(clock::unix_ms(), rules.refuse_exposed)?;
+            let newest = edge.keys.by_id(key.id()).ok_or(Reason::CredentialInvalid)?;
+            newest.check(clock::unix_ms(), rules.refuse_exposed)?;
         }
         _ => return Err(Reason::CredentialInvalid.into()),
     }

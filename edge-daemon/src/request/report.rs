@@ -178,6 +178,7 @@ impl Worker {
                 false => Places::default(),
             },
             ja4: visitor.ja4(),
+            is_spoken_for: visitor.is_spoken_for,
             principal: None,
             account: None,
             is_led: false,

@@ -64,7 +64,7 @@ impl By {
             Self::Fingerprint => signal.ja4.map(|ja4| Culprit::Fingerprint(signal.source, ja4)),
             Self::Principal => signal.principal.clone().map(Culprit::Principal),
             Self::Account => signal.account.clone().map(Culprit::Account),
-            Self::Ja4 => signal.ja4.map(Culprit::Ja4),
+            Self::Ja4 => signal.ja4.filter(|_| !signal.is_spoken_for).map(Culprit::Ja4),
             Self::Place(place) => signal.places.get(place).map(|id| Culprit::Place(place, id)),
         }
     }
@@ -141,6 +141,10 @@ impl FromStr for Culprit {
             && let Ok(source) = source(address)
         {
             return ja4(own).map(|ja4| Self::Fingerprint(source, ja4));
+        }
+        // What a key that signs was called before keys had one name.
+        if let Some(id) = text.strip_prefix("signature:").filter(|id| !id.is_empty()) {
+            return Ok(Self::Principal(format!("key:{id}").into()));
         }
         let is_principal =
             text.split_once(':').is_some_and(|(origin, id)| !origin.is_empty() && !id.is_empty());

@@ -104,6 +104,8 @@ pub struct Signal {
     pub places: Places,
     /// The fingerprint of its TLS library, if it spoke TLS.
     pub ja4: Option<Ja4>,
+    /// Whether that is a proxy's, which shakes hands for everybody behind it.
+    pub is_spoken_for: bool,
     /// Who it proved to be: `key:ID`, or an issuer and a subject.
     pub principal: Option<Arc<str>>,
     /// Whom it claimed to be at a login.

@@ -61,6 +61,7 @@ fn signal(number: u32, kind: Kind, at_ns: u64) -> Signal {
         address: source(number).into(),
         source: source(number),
         proof: Proof::Handshake,
+        is_spoken_for: false,
         places: Places::default(),
         ja4: None,
         principal: None,
@@ -231,6 +232,25 @@ fn an_account_is_guarded_wherever_it_is_tried_from() {
     assert_eq!(verdict.culprit, Culprit::Account("root".into()));
     assert_eq!(verdict.evidence.len(), 6);
     assert!(judge(&mut engine, &tried(1, "guest")).is_empty());
+}
+
+#[test]
+fn the_library_of_a_proxy_stands_for_nobody_but_beside_an_address() {
+    let ja4 = crate::ja4::Ja4::parse("t13d1516h2_8daaf6152771_e5627efa2ab1");
+    for is_spoken_for in [false, true] {
+        let tried = Signal { ja4, is_spoken_for, ..signal(1, GUESS, 0) };
+        assert_eq!(By::Ja4.culprit(&tried).is_some(), !is_spoken_for);
+        let beside = ja4.map(|ja4| Culprit::Fingerprint(source(1), ja4));
+        assert_eq!(By::Fingerprint.culprit(&tried), beside);
+    }
+}
+
+#[test]
+fn a_key_has_one_name_however_it_is_proved() {
+    let named = |text: &str| text.parse::<Culprit>();
+    assert_eq!(named("signature:k1"), named("key:k1"));
+    assert_eq!(named("key:k1").map(|who| who.to_string()).as_deref(), Ok("key:k1"));
+    assert!(named("signature:").is_err());
 }
 
 #[test]

@@ -82,6 +82,7 @@ fn signal(kind: &str, own: Own, n: usize, at_ns: u64) -> Signal {
         address: [192, 0, 2, 7].into(),
         source: Source::v4([192, 0, 2, 7]),
         proof: Proof::Handshake,
+        is_spoken_for: false,
         places: Places::default(),
         ja4: Ja4::parse("t13d1516h2_8daaf6152771_e5627efa2ab1"),
         principal: None,
