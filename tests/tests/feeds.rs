@@ -259,6 +259,36 @@ fn who_is_never_banned_is_not_denied_by_others() -> Result<()> {
 }
 
 /// As many lines as the daily file of a well-known aggregator has, in its form.
+/// Lists that are compiled one behind the other keep what the one before brought.
+#[test]
+fn feeds_that_come_together_are_all_in_force() -> Result<()> {
+    const FEEDS: u32 = 5;
+    const NETWORKS: u32 = 40_000;
+    let lab = Lab::new()?;
+    let mut text = String::new();
+    for feed in 0..FEEDS {
+        let network = |n: u32| std::net::Ipv4Addr::from((20 + feed) << 24 | n << 8);
+        let lines: String = (0..NETWORKS).map(|n| format!("{}/24\n", network(n))).collect();
+        std::fs::write(lab.dir().join(format!("list{feed}.txt")), lines)?;
+        text += &format!("[[feed]]\nname = \"f{feed}\"\nurl = \"file:list{feed}.txt\"\n");
+    }
+    let edged = lab.edged()?.append(&text)?.start()?;
+    until("all are fetched", Duration::from_secs(60), || {
+        let told = edged.ask("feed list")?;
+        let mut all = (0..FEEDS as usize).map(|feed| told["entries"][feed]["networks"].as_u64());
+        Ok(all.all(|networks| networks == Some(NETWORKS.into())))
+    })?;
+    for feed in 0..FEEDS {
+        let why = edged.ask(&format!("explain {}.0.1.1", 20 + feed))?;
+        assert_eq!(
+            (&why["verdict"], &why["source"]),
+            (&"deny_list".into(), &format!("feed f{feed}:2").into()),
+            "{why}"
+        );
+    }
+    Ok(())
+}
+
 #[test]
 fn a_feed_of_the_usual_size_loads_whole() -> Result<()> {
     let lab = Lab::new()?;

@@ -42,10 +42,11 @@ pub struct Compiled {
 
 impl Writer {
     /// Begins to put in force what waits, once no other image is in the making: a configuration's
-    /// policy now; lists when they are compiled.
+    /// policy now; lists when they are compiled. One that is made counts until it is taken up here: what came next
+    /// would begin from lists without it.
     pub(super) fn apply(&mut self) {
         self.change_sheets();
-        if self.waiting.is_empty() {
+        if self.waiting.is_empty() || self.meanwhile.is_some() {
             return;
         }
         // What operators have listed is taken in the same step: no change falls in between.
