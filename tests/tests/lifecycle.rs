@@ -353,6 +353,35 @@ fn who_never_hears_of_the_end_begins_nothing_after_it() -> Result<()> {
 }
 
 #[test]
+fn who_goes_on_asking_after_the_end_is_cut_off() -> Result<()> {
+    let lab = Lab::new()?;
+    let origin = Origin::start(&lab)?;
+    let setup = lab.edged()?.set("server.drain_timeout", r#""10m""#);
+    let setup = setup.set("bounds.streams_max", "10").set("bounds.http2_waste_max", "50");
+    let mut edged = setup.set("route.1.auth", r#""none""#).start()?;
+    let mut talk = Dial::new(&edged.ca, "edge.test")?.alpn("h2").connect(&lab, FRIEND)?;
+    let ask = |stream, path: &str| {
+        frame(HEADERS, END_HEADERS | END_STREAM, stream, &get("edge.test", path))
+    };
+    talk.say(&[preface(), ask(1, "/slow?ms=60000")].concat())?;
+    until("the request is at the origin", Duration::from_secs(3), || Ok(origin.seen() == 1))?;
+    edged.signal(nix::sys::signal::Signal::SIGTERM)?;
+    talk.hear(Duration::from_secs(3), |_| false)?;
+    // One after the other, so that never more are open than may be.
+    let mut is_cut = false;
+    for stream in (3..).step_by(2).take(200) {
+        is_cut = talk.say(&ask(stream, "/health")).is_err()
+            || talk.hear(Duration::from_secs(2), |_| true)?.closed;
+        if is_cut {
+            break;
+        }
+    }
+    assert!(is_cut, "it is told 200 times");
+    assert!(edged.terminate()?.success());
+    Ok(())
+}
+
+#[test]
 fn the_process_that_reads_clients_holds_no_capability() -> Result<()> {
     let lab = Lab::new()?;
     let edged = lab.edged()?.start()?;

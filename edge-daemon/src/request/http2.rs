@@ -80,8 +80,8 @@ pub(crate) async fn serve(
                 open: Rc::default(),
                 was_busy: Cell::new(false),
                 served: 0,
-                late_ms: u64::MAX,
-                late: 0,
+                heard_ms: u64::MAX,
+                belated: 0,
             };
             client.accept().await;
             client.note();
@@ -113,8 +113,8 @@ struct Client {
     /// Requests so far.
     served: u64,
     /// From when on whoever was asked to stop has heard of it, and how many requests came later still.
-    late_ms: u64,
-    late: u64,
+    heard_ms: u64,
+    belated: u64,
 }
 
 /// What a connection comes to.
@@ -170,7 +170,7 @@ impl Client {
                 }
                 Err(idle) => {
                     asked = Some(idle);
-                    self.late_ms = self.late_ms.min(self.turn.alarm().now_ms() + STOP_GRACE_MS);
+                    self.heard_ms = self.heard_ms.min(self.turn.alarm().now_ms() + STOP_GRACE_MS);
                     match idle {
                         Idle::Abused => self.give_up(),
                         Idle::Late => self.time_out(),
@@ -312,9 +312,9 @@ impl Client {
         }
         // The library takes what it is asked for until the client says that it has heard of the end, and a daemon that
         // ends knows no more of what is revoked.
-        if self.worker.stopping.get() && self.turn.alarm().now_ms() >= self.late_ms {
-            self.late += 1;
-            if self.late > late {
+        if self.worker.stopping.get() && self.turn.alarm().now_ms() >= self.heard_ms {
+            self.belated += 1;
+            if self.belated > late {
                 self.conduct.borrow_mut().overstays(self.turn.alarm().now_ms());
             }
             return self.turn_away(respond, Reason::ConnectionSpent);
